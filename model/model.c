@@ -1,0 +1,178 @@
+#include "model.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "checkpoint.h"
+
+// ---- engines: the only #ifdef ---------------------------------------------------------------------------------------
+
+extern const Engine engine_cpu;
+#ifdef LLAMA_CUDA
+extern const Engine engine_cublas;
+#endif
+
+static const Engine *const engines[] = { // the fastest first
+#ifdef LLAMA_CUDA
+    &engine_cublas,
+#endif
+    &engine_cpu,
+};
+enum { N_ENGINES = sizeof engines / sizeof *engines };
+
+const char *model_engines(void) {
+    static char list[64];
+    list[0] = 0;
+    for (int i = 0; i < N_ENGINES; i++) {
+        if (i) strcat(list, ", ");
+        strcat(list, engines[i]->name);
+    }
+    return list;
+}
+
+// ---- weights --------------------------------------------------------------------------------------------------------
+
+bool weights_visit(Model *m, WeightVisitor *visit, void *context, Error *err) {
+    const Config *c = &m->config;
+    Weights *w = &m->weights;
+    uint64_t dim = (uint64_t)c->dim, hidden = (uint64_t)c->hidden_dim, vocab = (uint64_t)c->vocab_size;
+    uint64_t q_dim = (uint64_t)c->n_heads * (uint64_t)c->head_dim, kv_dim = (uint64_t)c->n_kv_heads * (uint64_t)c->head_dim;
+    if (!w->layers) w->layers = calloc((size_t)c->n_layers, sizeof *w->layers);
+    if (!w->layers) return fail(err, "out of memory: %d layers", c->n_layers);
+
+    if (!visit(context, "tok_embeddings", &w->tok_embeddings, vocab, dim, err)) return false;
+    for (int i = 0; i < c->n_layers; i++) {
+        LayerWeights *l = &w->layers[i];
+        const struct {
+            const char *name;
+            const void **slot;
+            uint64_t rows, cols;
+        } parts[] = {
+            {"attention_norm", (const void **)&l->attention_norm, dim, 0},
+            {"wq", &l->wq, q_dim, dim},
+            {"wk", &l->wk, kv_dim, dim},
+            {"wv", &l->wv, kv_dim, dim},
+            {"wo", &l->wo, dim, q_dim},
+            {"ffn_norm", (const void **)&l->ffn_norm, dim, 0},
+            {"w1", &l->w1, hidden, dim},
+            {"w2", &l->w2, dim, hidden},
+            {"w3", &l->w3, hidden, dim},
+        };
+        for (size_t p = 0; p < sizeof parts / sizeof *parts; p++) {
+            char name[64];
+            snprintf(name, sizeof name, "layers.%d.%s", i, parts[p].name);
+            if (!visit(context, name, parts[p].slot, parts[p].rows, parts[p].cols, err)) return false;
+        }
+    }
+    if (!visit(context, "norm", (const void **)&w->norm, dim, 0, err)) return false;
+    if (!c->tie_embeddings) return visit(context, "output", &w->output, vocab, dim, err);
+    w->output = w->tok_embeddings;
+    return true;
+}
+
+// ---- RoPE -----------------------------------------------------------------------------------------------------------
+
+// The frequency of each pair of elements, in radians per position: 1 / theta^(2i/head_dim), and for llama3 the scaling of
+// long wavelengths by a factor, with a smooth step between. Every operation is the float32 one, in the order, of
+// transformers' modeling_rope_utils.py (there a number divided by a tensor is the number times the reciprocal).
+static void rope_frequencies(const Config *c, float *freq) {
+    for (int i = 0; i < c->head_dim / 2; i++) {
+        float exponent = (float)(2 * i) / (float)c->head_dim;
+        float f = 1.0f / (float)pow((double)c->rope_theta, (double)exponent);
+        if (c->rope_type == ROPE_LLAMA3) {
+            float low_wavelength = c->rope_original_max_seq_len / c->rope_low_freq_factor;
+            float high_wavelength = c->rope_original_max_seq_len / c->rope_high_freq_factor;
+            float wavelength = (1.0f / f) * 6.283185307179586f;
+            float slowed = wavelength > low_wavelength ? f / c->rope_factor : f;
+            if (wavelength >= high_wavelength && wavelength <= low_wavelength) {
+                float smooth = ((1.0f / wavelength) * c->rope_original_max_seq_len - c->rope_low_freq_factor) /
+                               (c->rope_high_freq_factor - c->rope_low_freq_factor);
+                slowed = (1.0f - smooth) * slowed / c->rope_factor + smooth * slowed;
+            }
+            f = slowed;
+        }
+        freq[i] = f;
+    }
+}
+
+// ---- opening --------------------------------------------------------------------------------------------------------
+
+static void derive_dims(Config *c) {
+    c->q_dim = c->n_heads * c->head_dim;
+    c->kv_dim = c->n_kv_heads * c->head_dim;
+    c->group = c->n_heads / c->n_kv_heads;
+}
+
+bool model_open(Model *m, const char *path, bool vocab_only, Error *err) {
+    *m = (Model){.file.fd = -1};
+    if (!checkpoint_open(m, path, vocab_only, err)) {
+        model_close(m);
+        return false;
+    }
+    if (m->config.n_layers) derive_dims(&m->config);
+    return true;
+}
+
+bool model_open_synthetic(Model *m, const char *shape, uint64_t seed, Error *err) {
+    // Shapes of Meta's models, from their config.json.
+    static const struct {
+        const char *name;
+        int dim, hidden_dim, n_layers, n_heads, head_dim;
+        float rope_factor;
+        bool tied;
+    } shapes[] = {{"llama-3.2-1b", 2048, 8192, 16, 32, 64, 32, true},
+                  {"llama-3.2-3b", 3072, 8192, 28, 24, 128, 32, true},
+                  {"llama-3.1-8b", 4096, 14336, 32, 32, 128, 8, false},
+                  {"llama-3.1-70b", 8192, 28672, 80, 64, 128, 8, false}};
+    *m = (Model){.file.fd = -1, .seed = seed};
+    char known[128] = "";
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "", shapes[i].name);
+        if (strcmp(shape, shapes[i].name) != 0) continue;
+        m->config = (Config){.dim = shapes[i].dim,
+                             .hidden_dim = shapes[i].hidden_dim,
+                             .n_layers = shapes[i].n_layers,
+                             .n_heads = shapes[i].n_heads,
+                             .n_kv_heads = 8,
+                             .head_dim = shapes[i].head_dim,
+                             .vocab_size = 128256,
+                             .max_seq_len = 131072,
+                             .norm_eps = 1e-5f,
+                             .rope_theta = 500000,
+                             .rope_type = ROPE_LLAMA3,
+                             .rope_factor = shapes[i].rope_factor,
+                             .rope_low_freq_factor = 1,
+                             .rope_high_freq_factor = 4,
+                             .rope_original_max_seq_len = 8192,
+                             .tie_embeddings = shapes[i].tied,
+                             .bos_id = -1};
+        m->weights.dtype = DTYPE_BF16;
+        derive_dims(&m->config);
+        return true;
+    }
+    return fail(err, "--synthetic %s: unknown shape, expected one of: %s", shape, known);
+}
+
+bool model_start(Model *m, const char *engine, Precision precision, int max_len, Error *err) {
+    const Config *c = &m->config;
+    for (int i = 0; i < N_ENGINES && !m->engine; i++)
+        if (!engine || strcmp(engine, engines[i]->name) == 0) m->engine = engines[i];
+    if (!m->engine) return fail(err, "--engine %s: this build has: %s", engine, model_engines());
+    m->precision = precision;
+    m->kv.max_len = max_len;
+    m->rope_freq = malloc((size_t)c->head_dim / 2 * sizeof *m->rope_freq);
+    if (!m->rope_freq) return fail(err, "out of memory: RoPE frequencies");
+    rope_frequencies(c, m->rope_freq);
+    return m->engine->open(m, err);
+}
+
+void model_close(Model *m) {
+    if (m->engine) m->engine->close(m);
+    safetensors_close(&m->file);
+    tokenizer_free(&m->tokenizer);
+    free(m->weights.layers);
+    free(m->rope_freq);
+    *m = (Model){.file.fd = -1};
+}

@@ -1,0 +1,92 @@
+// The map: everything a model is made of. T tokens of one call, row-major everywhere, float = float32.
+#ifndef MODEL_H
+#define MODEL_H
+
+#include <stdint.h>
+
+#include "../tokenizer/tokenizer.h"
+#include "error.h"
+#include "kv_cache.h"
+#include "safetensors.h"
+
+enum { MAX_EOS = 16, MAX_HEAD_DIM = 256, LOGIT_ROWS = 64 };
+
+typedef enum { ROPE_DEFAULT, ROPE_LLAMA3 } RopeType;
+typedef enum { CHAT_NONE, CHAT_LLAMA3, CHAT_LLAMA3_1 } ChatFormat;
+typedef enum { PRECISION_BF16, PRECISION_F32 } Precision;
+
+typedef struct {
+    int dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size, max_seq_len;
+    int q_dim, kv_dim, group; // n_heads × head_dim, n_kv_heads × head_dim, query heads per K/V head
+    float norm_eps, rope_theta;
+    RopeType rope_type;
+    float rope_factor, rope_low_freq_factor, rope_high_freq_factor, rope_original_max_seq_len; // ROPE_LLAMA3 only
+    bool tie_embeddings;
+    int bos_id; // -1: none
+    int n_eos, eos_ids[MAX_EOS];
+    ChatFormat chat_format;
+} Config;
+
+typedef struct {
+    const float *attention_norm; // [dim]
+    const void *wq;              // [q_dim][dim]
+    const void *wk, *wv;         // [kv_dim][dim]
+    const void *wo;              // [dim][q_dim]
+    const float *ffn_norm;       // [dim]
+    const void *w1, *w3;         // [hidden_dim][dim]: gate, up
+    const void *w2;              // [dim][hidden_dim]: down
+} LayerWeights;
+
+typedef struct {
+    DType dtype;                // of every matrix: BF16, F16 or F32
+    const void *tok_embeddings; // [vocab_size][dim]
+    LayerWeights *layers;       // [n_layers]
+    const float *norm;          // [dim]
+    const void *output;         // [vocab_size][dim]; the embeddings again when tied
+    uint64_t bytes;             // of all tensors: norms and weights
+} Weights;
+
+typedef struct Model Model;
+
+// What computes the function. One table each; model.c chooses.
+typedef struct {
+    const char *name;
+    // Brings the weights to where the engine computes and allocates state and cache for model->kv.max_len positions.
+    bool (*open)(Model *model, Error *err);
+    void (*close)(Model *model);
+    // Appends T tokens to the cache. Leaves the logits of the last n_logits (0 to LOGIT_ROWS) in model->logits.
+    bool (*prefill)(Model *model, const int *tokens, int T, int n_logits, Error *err);
+    // Appends one token; leaves its logits in model->logits.
+    bool (*decode)(Model *model, int token, Error *err);
+} Engine;
+
+struct Model {
+    Config config;
+    Weights weights;
+    Tokenizer tokenizer; // without a vocabulary for a synthetic model
+    KVCache kv;
+    float *rope_freq; // [head_dim/2], radians per position
+    float *logits;    // [LOGIT_ROWS][vocab_size], the engine's, in host memory
+    Precision precision;
+    const Engine *engine;
+    void *state;      // the engine's own buffers
+    SafeTensors file; // open until the engine has its weights; n_tensors is 0 for a synthetic model
+    uint64_t seed;    // of a synthetic model's weights
+};
+
+// Opens a model.bin: configuration, tokenizer and the place of every tensor. vocab_only: a file without weights is welcome.
+bool model_open(Model *model, const char *path, bool vocab_only, Error *err);
+// A model of a known shape whose weights the engine makes from a seed: llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b.
+bool model_open_synthetic(Model *model, const char *shape, uint64_t seed, Error *err);
+// Chooses an engine (NULL: the fastest here), and gives it a cache of max_len positions.
+bool model_start(Model *model, const char *engine, Precision precision, int max_len, Error *err);
+void model_close(Model *model);
+// A list of the engines in this build, for messages.
+const char *model_engines(void);
+
+// The engines' way through the tensors, in file order: calls visit for each with the pointer to set and its extent.
+// (checkpoint.c checks shapes with it, engines bind addresses with it, so that no list of tensors is written twice.)
+typedef bool WeightVisitor(void *context, const char *name, const void **slot, uint64_t rows, uint64_t cols, Error *err);
+bool weights_visit(Model *model, WeightVisitor *visit, void *context, Error *err);
+
+#endif

@@ -1,0 +1,59 @@
+// Strict UTF-8: overlong forms, surrogates and values past U+10FFFF are invalid.
+#ifndef UTF8_H
+#define UTF8_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// Decodes the character at s (n > 0 bytes there) into *cp and returns its length, 1 to 4; 0 if it is not valid.
+static inline int utf8_decode(const uint8_t *s, size_t n, uint32_t *cp) {
+    uint32_t b = s[0];
+    if (b < 0x80) {
+        *cp = b;
+        return 1;
+    }
+    int len = b >= 0xF0 ? 4 : b >= 0xE0 ? 3 : 2;
+    if (b < 0xC2 || b > 0xF4 || n < (size_t)len) return 0;
+    uint32_t c = b & (0x7Fu >> len);
+    for (int i = 1; i < len; i++) {
+        if ((s[i] & 0xC0) != 0x80) return 0;
+        c = c << 6 | (s[i] & 0x3F);
+    }
+    static const uint32_t smallest[5] = {0, 0, 0x80, 0x800, 0x10000};
+    if (c < smallest[len] || c > 0x10FFFF || (c >= 0xD800 && c <= 0xDFFF)) return 0;
+    *cp = c;
+    return len;
+}
+
+// Encodes cp into s (room for 4) and returns the length.
+static inline int utf8_encode(uint32_t cp, uint8_t *s) {
+    if (cp < 0x80) {
+        s[0] = (uint8_t)cp;
+        return 1;
+    }
+    int len = cp < 0x800 ? 2 : cp < 0x10000 ? 3 : 4;
+    for (int i = len - 1; i > 0; i--, cp >>= 6) s[i] = (uint8_t)(0x80 | (cp & 0x3F));
+    s[0] = (uint8_t)((0xF00u >> len) | cp); // 110…, 1110…, 11110…: the low byte of 0xF00 >> len
+    return len;
+}
+
+// How many bytes at the end of s[0..n) begin a character that more bytes could complete: 0 to 3.
+static inline size_t utf8_incomplete_tail(const uint8_t *s, size_t n) {
+    for (size_t back = 1; back <= 3 && back <= n; back++) {
+        uint8_t b = s[n - back];
+        if ((b & 0xC0) == 0x80) continue; // a continuation byte: the lead is further left
+        size_t need = b >= 0xF0 ? 4 : b >= 0xE0 ? 3 : b >= 0xC2 ? 2 : 1;
+        if (b > 0xF4 || need <= back) return 0;
+        // Fill the missing bytes with the smallest and the largest continuation: if neither is valid, none is.
+        uint8_t low[4], high[4];
+        for (size_t i = 0; i < need; i++) {
+            low[i] = i < back ? s[n - back + i] : 0x80;
+            high[i] = i < back ? s[n - back + i] : 0xBF;
+        }
+        uint32_t cp;
+        return utf8_decode(low, need, &cp) || utf8_decode(high, need, &cp) ? back : 0;
+    }
+    return 0;
+}
+
+#endif
