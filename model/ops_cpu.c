@@ -17,7 +17,6 @@ enum {
 typedef float Float8 __attribute__((vector_size(32)));
 typedef int32_t Int8 __attribute__((vector_size(32)));
 typedef uint32_t UInt8 __attribute__((vector_size(32)));
-typedef uint16_t Half8 __attribute__((vector_size(16)));
 typedef uint64_t Word4 __attribute__((vector_size(32)));
 
 #define INLINE static inline __attribute__((always_inline))
@@ -46,33 +45,46 @@ INLINE float sum8(Float8 v) { // a fixed tree
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
 
-INLINE float bf16_to_float(uint16_t h) {
-    uint32_t bits = (uint32_t)h << 16;
-    float f;
-    memcpy(&f, &bits, sizeof f);
-    return f;
-}
-
-// Eight weights from element i on, widened; exact for every value.
-INLINE Float8 widen8(const void *w, DType dtype, size_t i) {
-    if (dtype == DTYPE_F32) return load8((const float *)w + i);
-    Half8 h;
-    memcpy(&h, (const uint16_t *)w + i, sizeof h);
-    UInt8 bits = __builtin_convertvector(h, UInt8);
-    if (dtype == DTYPE_BF16) return (Float8)(bits << 16);
-    // f16: put exponent and fraction in place and let a multiplication move the exponent's bias from 15 to 127; it
-    // normalises the subnormals too. Infinities and NaN get the exponent of ones back.
-    UInt8 magnitude = (bits & 0x7FFF) << 13;
-    Float8 f = (Float8)magnitude * 0x1p112f;
+// f16 in the low half of each lane: put exponent and fraction in place and let a multiplication move the exponent's bias
+// from 15 to 127; it normalises the subnormals too. Infinities and NaN get the exponent of ones back.
+INLINE Float8 f16_to_float(UInt8 bits) {
+    Float8 f = (Float8)((bits & 0x7FFF) << 13) * 0x1p112f;
     UInt8 special = (UInt8)((bits & 0x7C00) == 0x7C00) & 0x7F800000;
     return (Float8)((UInt8)f | special | (bits & 0x8000) << 16);
 }
 
+// Sixteen weights from element i on, widened; exact for every value. Two-byte weights come as the even and the odd
+// elements: that is how a 32-bit lane holds a pair, and taking it apart costs a shift and a mask. F32 comes in order.
+INLINE void widen16(const void *w, DType dtype, size_t i, Float8 *first, Float8 *second) {
+    if (dtype == DTYPE_F32) {
+        *first = load8((const float *)w + i);
+        *second = load8((const float *)w + i + LANES);
+        return;
+    }
+    UInt8 pairs;
+    memcpy(&pairs, (const uint16_t *)w + i, sizeof pairs);
+    if (dtype == DTYPE_BF16) {
+        *first = (Float8)(pairs << 16);
+        *second = (Float8)(pairs & 0xFFFF0000);
+    } else {
+        *first = f16_to_float(pairs & 0xFFFF);
+        *second = f16_to_float(pairs >> 16);
+    }
+}
+
+// Sixteen floats of x in the order in which widen16 gives the weights.
+INLINE void load16(const float *x, DType dtype, Float8 *first, Float8 *second) {
+    Float8 a = load8(x), b = load8(x + LANES);
+    *first = dtype == DTYPE_F32 ? a : __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+    *second = dtype == DTYPE_F32 ? b : __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+
 INLINE float widen1(const void *w, DType dtype, size_t i) {
     if (dtype == DTYPE_F32) return ((const float *)w)[i];
-    if (dtype == DTYPE_BF16) return bf16_to_float(((const uint16_t *)w)[i]);
-    uint16_t eight[LANES] = {((const uint16_t *)w)[i]};
-    return widen8(eight, DTYPE_F16, 0)[0];
+    uint16_t padded[2 * LANES] = {((const uint16_t *)w)[i]};
+    Float8 first, second;
+    widen16(padded, dtype, 0, &first, &second);
+    return first[0];
 }
 
 // exp(x) to about 1 ulp; 0 below -87. 2^n · e^r with r in ±ln2/2, a polynomial of degree 6 (Cephes' expf).
@@ -132,41 +144,63 @@ static void dot_block(float *c, size_t c_row, size_t c_col, const float *a, size
 
 // One row of x against R rows of W, straight from their dtype: decode reads each weight once.
 INLINE void matvec_rows(float *y, const float *x, const void *w, DType dtype, int row, int k, int R) {
-    Float8 even[4], odd[4];
-    for (int i = 0; i < R; i++) even[i] = odd[i] = splat8(0);
+    Float8 sum1[4], sum2[4];
+    for (int i = 0; i < R; i++) sum1[i] = sum2[i] = splat8(0);
     int l = 0;
-    for (; l + 2 * LANES <= k; l += 2 * LANES)
+    for (; l + 2 * LANES <= k; l += 2 * LANES) {
+        Float8 x1, x2;
+        load16(x + l, dtype, &x1, &x2);
         for (int i = 0; i < R; i++) {
-            size_t at = (size_t)(row + i) * (size_t)k + (size_t)l;
-            even[i] += widen8(w, dtype, at) * load8(x + l);
-            odd[i] += widen8(w, dtype, at + LANES) * load8(x + l + LANES);
+            Float8 w1, w2;
+            widen16(w, dtype, (size_t)(row + i) * (size_t)k + (size_t)l, &w1, &w2);
+            sum1[i] += w1 * x1;
+            sum2[i] += w2 * x2;
         }
+    }
     for (int i = 0; i < R; i++) {
-        float sum = sum8(even[i] + odd[i]);
+        float sum = sum8(sum1[i] + sum2[i]);
         for (int r = l; r < k; r++) sum += widen1(w, dtype, (size_t)(row + i) * (size_t)k + (size_t)r) * x[r];
         y[row + i] = sum;
     }
 }
 
-INLINE void matvec(float *y, const float *x, const void *w, DType dtype, int n, int k) {
+INLINE void matvec_block(float *y, const float *x, const void *w, DType dtype, int row, int n, int k) {
+    if (row + 4 <= n)
+        matvec_rows(y, x, w, dtype, row, k, 4);
+    else
+        for (; row < n; row++) matvec_rows(y, x, w, dtype, row, k, 1);
+}
+
+// The dtype becomes a constant in each branch, so that no inner loop asks for it.
+static void matvec(float *y, const float *x, const void *w, DType dtype, int n, int k) {
 #pragma omp parallel for schedule(static)
     for (int block = 0; block < (n + 3) / 4; block++) {
-        int row = block * 4;
-        if (row + 4 <= n)
-            matvec_rows(y, x, w, dtype, row, k, 4);
-        else
-            for (; row < n; row++) matvec_rows(y, x, w, dtype, row, k, 1);
+        if (dtype == DTYPE_BF16) matvec_block(y, x, w, DTYPE_BF16, block * 4, n, k);
+        if (dtype == DTYPE_F16) matvec_block(y, x, w, DTYPE_F16, block * 4, n, k);
+        if (dtype == DTYPE_F32) matvec_block(y, x, w, DTYPE_F32, block * 4, n, k);
     }
 }
 
-INLINE void widen_row(float *x, const void *w, DType dtype, size_t first, int n) {
+INLINE void widen_elements(float *x, const void *w, DType dtype, size_t first, int n) {
     int i = 0;
-    for (; i + LANES <= n; i += LANES) store8(x + i, widen8(w, dtype, first + (size_t)i));
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        Float8 a, b;
+        widen16(w, dtype, first + (size_t)i, &a, &b);
+        store8(x + i, dtype == DTYPE_F32 ? a : __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11));
+        store8(x + i + LANES, dtype == DTYPE_F32 ? b : __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15));
+    }
     for (; i < n; i++) x[i] = widen1(w, dtype, first + (size_t)i);
 }
 
+// n elements of W from `first` on, in order.
+static void widen_row(float *x, const void *w, DType dtype, size_t first, int n) {
+    if (dtype == DTYPE_BF16) widen_elements(x, w, DTYPE_BF16, first, n);
+    if (dtype == DTYPE_F16) widen_elements(x, w, DTYPE_F16, first, n);
+    if (dtype == DTYPE_F32) widen_elements(x, w, DTYPE_F32, first, n);
+}
+
 // T rows of x: a panel of W is widened once and serves them all.
-INLINE void matmul_rows(float *y, const float *x, const void *w, DType dtype, int T, int n, int k) {
+static void matmul_rows(float *y, const float *x, const void *w, DType dtype, int T, int n, int k) {
 #pragma omp parallel for schedule(dynamic)
     for (int panel_row = 0; panel_row < n; panel_row += W_ROWS) {
         float panel[W_ROWS * K_BLOCK];
@@ -187,16 +221,10 @@ INLINE void matmul_rows(float *y, const float *x, const void *w, DType dtype, in
 }
 
 static void matmul(float *y, const float *x, const void *w, DType dtype, int T, int n, int k) {
-    // The dtype becomes a constant in each branch, so that no inner loop asks for it.
-    if (T == 1) {
-        if (dtype == DTYPE_BF16) matvec(y, x, w, DTYPE_BF16, n, k);
-        if (dtype == DTYPE_F16) matvec(y, x, w, DTYPE_F16, n, k);
-        if (dtype == DTYPE_F32) matvec(y, x, w, DTYPE_F32, n, k);
-    } else {
-        if (dtype == DTYPE_BF16) matmul_rows(y, x, w, DTYPE_BF16, T, n, k);
-        if (dtype == DTYPE_F16) matmul_rows(y, x, w, DTYPE_F16, T, n, k);
-        if (dtype == DTYPE_F32) matmul_rows(y, x, w, DTYPE_F32, T, n, k);
-    }
+    if (T == 1)
+        matvec(y, x, w, dtype, n, k);
+    else
+        matmul_rows(y, x, w, dtype, T, n, k);
 }
 
 static void widen(float *x, const void *row, DType dtype, int n) {
