@@ -39,7 +39,7 @@ TESTS           := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*
 .PHONY: all demo test bench-cpu asan clean FORCE
 
 all: $(PROGRAM)
-	@echo "built ./$(PROGRAM), $(if $(NVCC),for the CPU: there is no GPU engine yet (nvcc: $(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA)),CUDA=0,no nvcc in CUDA_HOME or PATH))"
+	@echo "built $(PROGRAM), $(if $(NVCC),for the CPU: there is no GPU engine yet (nvcc: $(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA)),CUDA=0,no nvcc in CUDA_HOME or PATH))"
 
 $(PROGRAM): $(BUILD)/llama.o $(LIBRARY_OBJECTS)
 	$(CC) $^ -o $@ $(ALL_LDFLAGS)
