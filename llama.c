@@ -506,6 +506,9 @@ static bool run_generate(const Options *o, Model *m, const Bytes *text, double s
         run.top_ids = calloc((size_t)n_max * (size_t)o->logprobs, sizeof *run.top_ids);
         if (!run.logprobs || !run.top_ids) ok = fail(err, "out of memory: log-probabilities of %d tokens", n_max);
     }
+    const SamplerConfig *cut = &o->sampler;
+    if (ok && cut->temperature == 0 && (cut->top_k || cut->top_p < 1 || cut->min_p > 0) && !o->quiet)
+        fprintf(stderr, "llama: at --temp 0 the most likely token is taken; --top-k, --top-p and --min-p change nothing\n");
     run.ready = seconds() - start;
     for (size_t i = 0, n; ok && o->echo && i < run.prompt.n; i++) {
         const uint8_t *bytes = printed_bytes(o, m, run.prompt.ids[i], &n);

@@ -61,6 +61,28 @@ static int more_likely_first(const void *a, const void *b) {
     return (x->id > y->id) - (x->id < y->id);
 }
 
+// Brings the k most likely of n candidates to the front, in any order: quickselect (Hoare 1961).
+static void select_most_likely(Candidate *c, int n, int k) {
+    for (int low = 0, high = n - 1; low < high;) {
+        Candidate pivot = c[low + (high - low) / 2];
+        int i = low, j = high;
+        while (i <= j) {
+            while (more_likely_first(&c[i], &pivot) < 0) i++;
+            while (more_likely_first(&pivot, &c[j]) < 0) j--;
+            if (i > j) break;
+            Candidate swap = c[i];
+            c[i++] = c[j];
+            c[j--] = swap;
+        }
+        if (k - 1 <= j)
+            high = j;
+        else if (k - 1 >= i)
+            low = i;
+        else
+            return;
+    }
+}
+
 // p of candidates [0, n), which sum to one.
 static void renormalise(Candidate *c, int n, float temperature) {
     float max = c[0].logit, sum = 0;
@@ -95,8 +117,9 @@ int sampler_next(Sampler *s, const float *logits) {
         qsort(c, (size_t)kept, sizeof *c, more_likely_first);
         n = nucleus(c, kept, config->top_p); // of probabilities among all n
     } else if (cut_k) {
-        qsort(c, (size_t)n, sizeof *c, more_likely_first);
+        select_most_likely(c, n, config->top_k);
         n = config->top_k;
+        qsort(c, (size_t)n, sizeof *c, more_likely_first);
         renormalise(c, n, config->temperature);
         if (cut_p) n = nucleus(c, n, config->top_p);
     }
