@@ -388,21 +388,21 @@ static const uint8_t *printed_bytes(const Options *o, const Model *m, int id, si
 // Prompt in, tokens out, until something ends it.
 static bool generate(const Options *o, Model *m, Sampler *sampler, int n_max, Run *run, Answer *answer, Error *err) {
     double start = seconds();
-    if (!m->engine->prefill(m, run->prompt.ids, (int)run->prompt.n, 1, err)) return false;
+    if (!model_prefill(m, 0, run->prompt.ids, (int)run->prompt.n, 1, err)) return false;
     double after_prompt = seconds();
     run->prefill = after_prompt - start;
     run->finish_reason = "length";
     for (int step = 0; step < n_max; step++) {
-        if (step > 0 && !m->engine->decode(m, run->ids.ids[step - 1], err)) return false;
+        if (step > 0 && !model_decode(m, 0, run->ids.ids[step - 1], err)) return false;
         if (interrupted) {
             run->finish_reason = "interrupted";
             break;
         }
-        int bad = find_not_finite(m->logits, m->config.vocab_size);
-        if (bad >= 0)
-            return fail(err, "position %d: logit %d is %f; the weights or the arithmetic are broken", m->kv.len - 1, bad,
-                        (double)m->logits[bad]);
-        int id = sampler_next(sampler, m->logits);
+        int id = m->choice[0];
+        if (id < 0)
+            return fail(err, "position %d: a logit is not finite; the weights or the arithmetic are broken", m->kv.len[0] - 1);
+        if ((o->logprobs || o->sampler.temperature > 0) && !m->engine->read_logits(m, err)) return false;
+        if (o->sampler.temperature > 0) id = sampler_next(sampler, m->logits);
         if (o->logprobs) record_logprobs(o, m, run, step, id);
         if (!tokens_append(&run->ids, id, err)) return false;
         if (is_eos(&m->config, id) && !o->ignore_eos) {
@@ -466,7 +466,7 @@ static void print_model(const Model *m) {
             "llama: %.3f GB of weights (%s), %.3f MB of K/V cache for a context of %d; engine %s, computing in %s\n",
             c->dim, c->n_layers, c->n_heads, c->head_dim, c->n_kv_heads, c->hidden_dim, c->vocab_size, c->max_seq_len,
             (double)m->weights.bytes * 1e-9, dtype_names[m->weights.dtype],
-            (double)kv_index(c->n_layers, 0, c->n_kv_heads, m->kv.max_len, c->head_dim) * 8e-6, m->kv.max_len,
+            (double)kv_elements(c->n_layers, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim) * 8e-6, m->kv.max_len,
             m->engine->name, m->precision == PRECISION_F32 ? "float32" : "bf16");
 }
 
@@ -481,7 +481,7 @@ static bool start_model(const Options *o, Model *m, int context, Error *err) {
     if (context > m->config.max_seq_len)
         return fail(err, "a context of %d tokens, the model's maximum is %d", context, m->config.max_seq_len);
     Precision precision = o->precision && strcmp(o->precision, "f32") == 0 ? PRECISION_F32 : PRECISION_BF16;
-    if (!model_start(m, o->engine, precision, context, err)) return false;
+    if (!model_start(m, o->engine, precision, 1, context, err)) return false;
     if (o->verbose) print_model(m);
     return true;
 }
@@ -606,11 +606,11 @@ static bool run_perplexity(const Options *o, Model *m, Error *err) {
     size_t scored = 0;
     for (size_t begin = 0, done = 1; ok && done < ids.n; begin += (size_t)stride) {
         size_t end = begin + (size_t)window < ids.n ? begin + (size_t)window : ids.n;
-        m->kv.len = 0;
-        ok = done - 1 == begin || m->engine->prefill(m, ids.ids + begin, (int)(done - 1 - begin), 0, err);
+        m->kv.len[0] = 0;
+        ok = done - 1 == begin || model_prefill(m, 0, ids.ids + begin, (int)(done - 1 - begin), 0, err);
         while (ok && done < end) { // the logits of token done-1 predict token done
             int rows = end - done < LOGIT_ROWS ? (int)(end - done) : LOGIT_ROWS;
-            ok = m->engine->prefill(m, ids.ids + done - 1, rows, rows, err);
+            ok = model_prefill(m, 0, ids.ids + done - 1, rows, rows, err) && m->engine->read_logits(m, err);
             for (int r = 0; ok && r < rows; r++, done++) {
                 const float *logits = m->logits + (size_t)r * (size_t)m->config.vocab_size;
                 double nll = log_sum_exp(logits, m->config.vocab_size) - (double)logits[ids.ids[done]];

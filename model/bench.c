@@ -93,13 +93,13 @@ bool bench_run(Model *m, bool json, FILE *out, const volatile sig_atomic_t *inte
         int at = round < 0 ? 0 : round;
         rate.samples[at] = multiply_add_rate(ops, 1 << 24, &threads);
         double start = seconds();
-        m->kv.len = 0;
-        ok = m->engine->prefill(m, tokens, BENCH_PROMPT, 1, err);
+        m->kv.len[0] = 0;
+        ok = model_prefill(m, 0, tokens, BENCH_PROMPT, 1, err);
         prefill.samples[at] = seconds() - start;
         bandwidth.samples[at] = read_rate(ops, data, bytes);
         start = seconds();
         for (int i = 0; ok && i < BENCH_DECODE; i++) {
-            ok = m->engine->decode(m, tokens[i], err);
+            ok = model_decode(m, 0, tokens[i], err);
             if (*interrupted) ok = fail(err, "interrupted");
         }
         decode.samples[at] = (seconds() - start) / BENCH_DECODE;

@@ -198,12 +198,15 @@ static bool compare_ids(Comparison *c, int i, Error *err) {
     return ok;
 }
 
-// The model's logits for one step against the dump's. Returns the model's choice, or -1 for logits that are not finite.
-static int compare_step(Comparison *c, int i, int step, const float *logits, Error *err) {
+static bool not_finite(int i, int position, Error *err) {
+    return fail(err, "prompt %d, position %d: a logit is not finite", i, position);
+}
+
+// The model's logits for one step against the dump's.
+static bool compare_step(Comparison *c, int i, int step, const float *logits, Error *err) {
     const DumpPrompt *p = &c->dump->prompts[i];
-    int vocab = c->dump->vocab_size, bad = find_not_finite(logits, vocab);
-    if (bad >= 0)
-        return fail(err, "prompt %d, position %d: logit %d is %f", i, p->n_prompt + step - 1, bad, (double)logits[bad]), -1;
+    int vocab = c->dump->vocab_size;
+    if (find_not_finite(logits, vocab) >= 0) return not_finite(i, p->n_prompt + step - 1, err);
     for (int t = 0; t < DUMP_TOP; t++) {
         double delta = fabs((double)logits[p->top_ids[step * DUMP_TOP + t]] - (double)p->top_logits[step * DUMP_TOP + t]);
         if (delta > c->sum.delta_top) c->sum.delta_top = delta;
@@ -217,23 +220,23 @@ static int compare_step(Comparison *c, int i, int step, const float *logits, Err
         c->sum.kl += kl_divergence(row, logits, vocab);
         c->sum.rows++;
     }
-    return argmax(logits, vocab);
+    return true;
 }
 
 // Feeds the dump's own tokens, many at a time. *first: the choice after the prompt.
 static bool teacher_forced(Comparison *c, int i, int *equal, int *near_ties, int *first, Error *err) {
     const DumpPrompt *p = &c->dump->prompts[i];
     Model *m = c->model;
-    m->kv.len = 0;
-    if (!m->engine->prefill(m, p->prompt_ids, p->n_prompt, 1, err)) return false;
+    m->kv.len[0] = 0;
+    if (!model_prefill(m, 0, p->prompt_ids, p->n_prompt, 1, err) || !m->engine->read_logits(m, err)) return false;
     for (int step = 0, rows = 1; step < p->n_tokens; step += rows) {
         if (step > 0) {
             rows = p->n_tokens - step < LOGIT_ROWS ? p->n_tokens - step : LOGIT_ROWS;
-            if (!m->engine->prefill(m, p->tokens + step - 1, rows, rows, err)) return false;
+            if (!model_prefill(m, 0, p->tokens + step - 1, rows, rows, err) || !m->engine->read_logits(m, err)) return false;
         }
         for (int r = 0; r < rows; r++) {
-            int id = compare_step(c, i, step + r, m->logits + (size_t)r * (size_t)c->dump->vocab_size, err);
-            if (id < 0) return false;
+            if (!compare_step(c, i, step + r, m->logits + (size_t)r * (size_t)c->dump->vocab_size, err)) return false;
+            int id = m->choice[r];
             if (step + r == 0) *first = id;
             if (id == p->tokens[step + r])
                 ++*equal;
@@ -249,15 +252,12 @@ static bool teacher_forced(Comparison *c, int i, int *equal, int *near_ties, int
 static bool free_running(Comparison *c, int i, int first, int *equal, int *near_ties, Error *err) {
     const DumpPrompt *p = &c->dump->prompts[i];
     Model *m = c->model;
-    m->kv.len = p->n_prompt;
+    m->kv.len[0] = p->n_prompt;
     for (int step = 0, id = first; step < p->n_tokens; step++) {
         if (*c->interrupted) return fail(err, "interrupted");
         if (step > 0) {
-            if (!m->engine->decode(m, p->tokens[step - 1], err)) return false; // equal to our own, or we would not be here
-            int bad = find_not_finite(m->logits, c->dump->vocab_size);
-            if (bad >= 0) return fail(err, "prompt %d, position %d: logit %d is %f", i, p->n_prompt + step - 1, bad,
-                                      (double)m->logits[bad]);
-            id = argmax(m->logits, c->dump->vocab_size);
+            if (!model_decode(m, 0, p->tokens[step - 1], err)) return false; // equal to our own, or we would not be here
+            if ((id = m->choice[0]) < 0) return not_finite(i, p->n_prompt + step - 1, err);
         }
         if (id == p->tokens[step]) {
             ++*equal;

@@ -9,6 +9,7 @@
 #include "checkpoint.h"
 #include "model.h"
 #include "ops_cpu.h"
+#include "sampler.h"
 
 enum { MAX_TOKENS = 512 }; // the weights are read once for so many tokens of a prompt
 
@@ -22,54 +23,73 @@ typedef struct {
     float *att;       // [T][q_dim]: what attention gives
     float *hb, *hb2;  // [T][hidden_dim]: gate and up
     float *cos, *sin; // [T][head_dim/2]: the angles of these positions
+    int *pos;         // [T]
     char *weights;
 } CpuState;
 
-// ---- one block of tokens --------------------------------------------------------------------------------------------
+// ---- one part of a batch --------------------------------------------------------------------------------------------
+
+// The position of every row: behind what its sequence has.
+static void row_positions(const Model *m, const Batch *b, int *pos) {
+    for (int i = 0; i < b->n_seq; i++)
+        for (int r = b->start[i]; r < b->start[i + 1]; r++) pos[r] = m->kv.len[b->slot[i]] + r - b->start[i];
+}
 
 // The angle is the float32 product position × frequency, as HuggingFace computes it, then accurately its cosine and sine.
-static void rope_angles(const Model *m, CpuState *s, int pos, int T) {
+static void rope_angles(const Model *m, CpuState *s, int T) {
     int half = m->config.head_dim / 2;
     for (int t = 0; t < T; t++)
         for (int i = 0; i < half; i++) {
-            float angle = (float)(pos + t) * m->rope_freq[i];
+            float angle = (float)s->pos[t] * m->rope_freq[i];
             s->cos[t * half + i] = (float)cos((double)angle);
             s->sin[t * half + i] = (float)sin((double)angle);
         }
 }
 
-// src[T][n_kv_heads][head_dim] to positions pos .. pos+T-1 of a layer's cache.
-static void cache_append(const Model *m, void *cache, const float *src, int layer, int pos, int T) {
-    const Config *c = &m->config;
+// src[T][n_kv_heads][head_dim] to positions pos .. pos+T-1 of cache[n_kv_heads][max_len][head_dim], one slot of one layer.
+static void cache_append(const Model *m, float *cache, const float *src, int pos, int T) {
+    size_t head_dim = (size_t)m->config.head_dim, stream = (size_t)m->kv.max_len * head_dim;
     for (int t = 0; t < T; t++)
-        for (int h = 0; h < c->n_kv_heads; h++, src += c->head_dim) {
-            size_t at = kv_index(layer, h, c->n_kv_heads, m->kv.max_len, c->head_dim);
-            memcpy((float *)cache + at + (size_t)(pos + t) * (size_t)c->head_dim, src, (size_t)c->head_dim * sizeof *src);
-        }
+        for (int h = 0; h < m->config.n_kv_heads; h++, src += head_dim)
+            memcpy(cache + (size_t)h * stream + (size_t)(pos + t) * head_dim, src, head_dim * sizeof *src);
+}
+
+// Every sequence's new tokens into its slot, then every token attends to itself and to all before it.
+static void attend(Model *m, CpuState *s, const Batch *b, int layer) {
+    const Config *c = &m->config;
+    for (int i = 0; i < b->n_seq; i++) {
+        size_t slot = kv_elements(layer, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim) +
+                      kv_elements(1, b->slot[i], c->n_kv_heads, m->kv.max_len, c->head_dim);
+        float *k = (float *)m->kv.k + slot, *v = (float *)m->kv.v + slot;
+        int pos = m->kv.len[b->slot[i]], T = b->start[i + 1] - b->start[i];
+        size_t q_row = (size_t)b->start[i] * (size_t)c->q_dim, kv_row = (size_t)b->start[i] * (size_t)c->kv_dim;
+        cache_append(m, k, s->k + kv_row, pos, T);
+        cache_append(m, v, s->v + kv_row, pos, T);
+        s->ops->attention(s->att + q_row, s->q + q_row, k, v, T, pos, c->n_heads, c->n_kv_heads, c->head_dim, m->kv.max_len);
+    }
 }
 
 static void add(float *x, const float *y, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] += y[i];
 }
 
-// Tokens [T] at positions kv.len on; T = 1 is decode. Leaves the logits of the last n_logits in m->logits.
-static void forward(Model *m, const int *tokens, int T, int n_logits) {
+// The rows of a batch, behind what their sequences have. Their logits go to logits [n_logits][vocab_size].
+static void forward(Model *m, const Batch *b, float *logits) {
     const Config *c = &m->config;
     const Weights *w = &m->weights;
     CpuState *s = m->state;
     const Ops *ops = s->ops;
-    int pos = m->kv.len;
-    size_t element = (size_t)dtype_bytes[w->dtype];
+    int T = b->n_rows;
+    size_t element = (size_t)dtype_bytes[w->dtype], dim = (size_t)c->dim;
 
     // token ids to vectors
     for (int t = 0; t < T; t++)
-        ops->widen(s->x + (size_t)t * (size_t)c->dim,
-                   (const char *)w->tok_embeddings + (size_t)tokens[t] * (size_t)c->dim * element, w->dtype, c->dim);
-    rope_angles(m, s, pos, T);
+        ops->widen(s->x + (size_t)t * dim, (const char *)w->tok_embeddings + (size_t)b->tokens[t] * dim * element, w->dtype, c->dim);
+    row_positions(m, b, s->pos);
+    rope_angles(m, s, T);
 
     for (int i = 0; i < c->n_layers; i++) {
         const LayerWeights *l = &w->layers[i];
-        size_t layer = kv_index(i, 0, c->n_kv_heads, m->kv.max_len, c->head_dim);
 
         // attention: queries, keys and values of the normalised stream
         ops->rmsnorm(s->xb, s->x, l->attention_norm, c->norm_eps, T, c->dim);
@@ -79,14 +99,10 @@ static void forward(Model *m, const int *tokens, int T, int n_logits) {
         // positions, as rotations of pairs
         ops->rope(s->q, s->cos, s->sin, T, c->n_heads, c->head_dim);
         ops->rope(s->k, s->cos, s->sin, T, c->n_kv_heads, c->head_dim);
-        // every token attends to itself and to all before it
-        cache_append(m, m->kv.k, s->k, i, pos, T);
-        cache_append(m, m->kv.v, s->v, i, pos, T);
-        ops->attention(s->att, s->q, (float *)m->kv.k + layer, (float *)m->kv.v + layer, T, pos, c->n_heads, c->n_kv_heads,
-                       c->head_dim, m->kv.max_len);
+        attend(m, s, b, i);
         // back to the stream
         ops->matmul(s->xb, s->att, l->wo, w->dtype, T, c->dim, c->q_dim);
-        add(s->x, s->xb, (size_t)T * (size_t)c->dim);
+        add(s->x, s->xb, (size_t)T * dim);
 
         // feed-forward: down(silu(gate) * up)
         ops->rmsnorm(s->xb, s->x, l->ffn_norm, c->norm_eps, T, c->dim);
@@ -94,34 +110,38 @@ static void forward(Model *m, const int *tokens, int T, int n_logits) {
         ops->matmul(s->hb2, s->xb, l->w3, w->dtype, T, c->hidden_dim, c->dim);
         ops->swiglu(s->hb, s->hb2, (int64_t)T * c->hidden_dim);
         ops->matmul(s->xb, s->hb, l->w2, w->dtype, T, c->dim, c->hidden_dim);
-        add(s->x, s->xb, (size_t)T * (size_t)c->dim);
+        add(s->x, s->xb, (size_t)T * dim);
     }
-    m->kv.len += T;
+    for (int i = 0; i < b->n_seq; i++) m->kv.len[b->slot[i]] += b->start[i + 1] - b->start[i];
 
-    // logits of the tokens that were asked for
-    if (n_logits == 0) return;
-    ops->rmsnorm(s->xb, s->x + (size_t)(T - n_logits) * (size_t)c->dim, w->norm, c->norm_eps, n_logits, c->dim);
-    ops->matmul(m->logits, s->xb, w->output, w->dtype, n_logits, c->vocab_size, c->dim);
+    // logits of the rows that were asked for
+    if (b->n_logits == 0) return;
+    for (int i = 0; i < b->n_logits; i++)
+        ops->rmsnorm(s->xb + (size_t)i * dim, s->x + (size_t)b->logit_rows[i] * dim, w->norm, c->norm_eps, 1, c->dim);
+    ops->matmul(logits, s->xb, w->output, w->dtype, b->n_logits, c->vocab_size, c->dim);
 }
 
 // ---- the engine -----------------------------------------------------------------------------------------------------
 
-static bool prefill_cpu(Model *m, const int *tokens, int T, int n_logits, Error *err) {
+// Prefill and decode alike: the weights are read once for at most max_tokens rows.
+static bool run_cpu(Model *m, const Batch *b, Error *err) {
     CpuState *s = m->state;
-    if (T > m->kv.max_len - m->kv.len)
-        return fail(err, "%d more tokens after %d, the context holds %d", T, m->kv.len, m->kv.max_len);
-    // The last block is the one that gives logits: it must hold all the rows that were asked for.
-    while (T > 0) {
-        int n = T <= s->max_tokens ? T : T - s->max_tokens < n_logits ? T - n_logits : s->max_tokens;
-        forward(m, tokens, n, n == T ? n_logits : 0);
-        tokens += n;
-        T -= n;
+    if (!model_has_room(m, b, err)) return false;
+    for (int first = 0; first < b->n_rows; first += s->max_tokens) {
+        BatchPart part;
+        batch_part(b, first, b->n_rows - first < s->max_tokens ? b->n_rows - first : s->max_tokens, &part);
+        forward(m, &part.batch, m->logits + (size_t)part.first_logit * (size_t)m->config.vocab_size);
+    }
+    for (int i = 0; i < b->n_logits; i++) {
+        const float *logits = m->logits + (size_t)i * (size_t)m->config.vocab_size;
+        m->choice[i] = find_not_finite(logits, m->config.vocab_size) < 0 ? argmax(logits, m->config.vocab_size) : -1;
     }
     return true;
 }
 
-static bool decode_cpu(Model *m, int token, Error *err) {
-    return prefill_cpu(m, &token, 1, 1, err);
+static bool read_logits_cpu(Model *m, Error *err) { // they are there already
+    (void)m, (void)err;
+    return true;
 }
 
 // Memory for weights: on large pages, for a token walks through all of it.
@@ -193,10 +213,11 @@ static bool load_weights(Model *m, CpuState *s, Error *err) {
 
 static bool allocate_state(Model *m, CpuState *s, Error *err) {
     const Config *c = &m->config;
-    s->max_tokens = m->kv.max_len < MAX_TOKENS ? m->kv.max_len : MAX_TOKENS;
     int widest = c->dim > c->q_dim ? c->dim : c->q_dim;
-    size_t logit_rows = s->max_tokens < LOGIT_ROWS ? (size_t)s->max_tokens : LOGIT_ROWS;
-    size_t kv = kv_index(c->n_layers, 0, c->n_kv_heads, m->kv.max_len, c->head_dim);
+    size_t positions = (size_t)m->kv.n_slots * (size_t)m->kv.max_len;
+    s->max_tokens = positions < MAX_TOKENS ? (int)positions : MAX_TOKENS;
+    size_t logit_rows = positions < LOGIT_ROWS ? positions : LOGIT_ROWS;
+    size_t kv = kv_elements(c->n_layers, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
     const struct {
         float **buffer;
         size_t rows, columns;
@@ -210,6 +231,7 @@ static bool allocate_state(Model *m, CpuState *s, Error *err) {
                    {&s->hb2, (size_t)s->max_tokens, (size_t)c->hidden_dim},
                    {&s->cos, (size_t)s->max_tokens, (size_t)c->head_dim / 2},
                    {&s->sin, (size_t)s->max_tokens, (size_t)c->head_dim / 2},
+                   {(float **)&s->pos, (size_t)s->max_tokens, sizeof *s->pos / sizeof(float)},
                    {&m->logits, logit_rows, (size_t)c->vocab_size},
                    {(float **)&m->kv.k, 1, kv},
                    {(float **)&m->kv.v, 1, kv}};
@@ -218,8 +240,8 @@ static bool allocate_state(Model *m, CpuState *s, Error *err) {
         if (!__builtin_mul_overflow(buffers[i].rows * sizeof(float), buffers[i].columns, &bytes))
             *buffers[i].buffer = malloc(bytes);
         if (!*buffers[i].buffer)
-            return fail(err, "out of memory: %.3f GB for a context of %d (the cache takes %.3f GB in all); try a smaller -c",
-                        (double)buffers[i].rows * (double)buffers[i].columns * 4e-9, m->kv.max_len, (double)kv * 8e-9);
+            return fail(err, "out of memory: %.3f GB for %d contexts of %d (their cache takes %.3f GB in all); try a smaller -c",
+                        (double)buffers[i].rows * (double)buffers[i].columns * 4e-9, m->kv.n_slots, m->kv.max_len, (double)kv * 8e-9);
     }
     return true;
 }
@@ -235,11 +257,12 @@ static bool open_cpu(Model *m, Error *err) {
 static void close_cpu(Model *m) {
     CpuState *s = m->state;
     if (!s) return;
-    float *buffers[] = {s->x, s->xb, s->q, s->k, s->v, s->att, s->hb, s->hb2, s->cos, s->sin, m->logits, m->kv.k, m->kv.v};
+    float *buffers[] = {s->x, s->xb, s->q, s->k, s->v, s->att, s->hb, s->hb2, s->cos, s->sin,
+                      (float *)s->pos, m->logits, m->kv.k, m->kv.v};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) free(buffers[i]);
     free(s->weights);
     free(s);
     m->state = NULL;
 }
 
-const Engine engine_cpu = {"cpu", open_cpu, close_cpu, prefill_cpu, decode_cpu};
+const Engine engine_cpu = {"cpu", open_cpu, close_cpu, run_cpu, run_cpu, read_logits_cpu};

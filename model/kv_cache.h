@@ -1,19 +1,20 @@
-// The K/V cache of one sequence: [layer][kv_head][position][head_dim], n_kv_heads only, so that one head's keys are one
-// stream for the attention that reads them.
+// The K/V cache of several sequences: [layer][slot][kv_head][position][head_dim], n_kv_heads only, so that one head's keys
+// are one stream for the attention that reads them. A slot is one sequence's place.
 #ifndef KV_CACHE_H
 #define KV_CACHE_H
 
 #include <stddef.h>
 
 typedef struct {
-    int len;     // positions filled
-    int max_len; // positions allocated
+    int n_slots; // sequences at most
+    int max_len; // positions allocated for each
+    int *len;    // [n_slots]: positions filled, in host memory
     void *k, *v; // the engine's memory and dtype
 } KVCache;
 
-// Element index of (layer, kv_head, position 0); each further position is head_dim elements on.
-static inline size_t kv_index(int layer, int kv_head, int n_kv_heads, int max_len, int head_dim) {
-    return ((size_t)layer * (size_t)n_kv_heads + (size_t)kv_head) * (size_t)max_len * (size_t)head_dim;
+// Elements of K, or of V, of so many layers and slots; so also the index of (layer, slot 0) and, with one layer, of (0, slot).
+static inline size_t kv_elements(int n_layers, int n_slots, int n_kv_heads, int max_len, int head_dim) {
+    return (size_t)n_layers * (size_t)n_slots * (size_t)n_kv_heads * (size_t)max_len * (size_t)head_dim;
 }
 
 #endif

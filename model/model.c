@@ -155,17 +155,41 @@ bool model_open_synthetic(Model *m, const char *shape, uint64_t seed, Error *err
     return fail(err, "--synthetic %s: unknown shape, expected one of: %s", shape, known);
 }
 
-bool model_start(Model *m, const char *engine, Precision precision, int max_len, Error *err) {
+bool model_start(Model *m, const char *engine, Precision precision, int n_slots, int max_len, Error *err) {
     const Config *c = &m->config;
     for (int i = 0; i < N_ENGINES && !m->engine; i++)
         if (!engine || strcmp(engine, engines[i]->name) == 0) m->engine = engines[i];
     if (!m->engine) return fail(err, "--engine %s: this build has: %s", engine, model_engines());
     m->precision = precision;
+    m->kv.n_slots = n_slots;
     m->kv.max_len = max_len;
+    m->kv.len = calloc((size_t)n_slots, sizeof *m->kv.len);
     m->rope_freq = malloc((size_t)c->head_dim / 2 * sizeof *m->rope_freq);
-    if (!m->rope_freq) return fail(err, "out of memory: RoPE frequencies");
+    if (!m->kv.len || !m->rope_freq) return fail(err, "out of memory: %d slots and RoPE frequencies", n_slots);
     rope_frequencies(c, m->rope_freq);
     return m->engine->open(m, err);
+}
+
+bool model_has_room(const Model *m, const Batch *b, Error *err) {
+    for (int i = 0; i < b->n_seq; i++) {
+        int len = m->kv.len[b->slot[i]], more = b->start[i + 1] - b->start[i];
+        if (more > m->kv.max_len - len)
+            return fail(err, "%d more tokens behind %d, the context holds %d", more, len, m->kv.max_len);
+    }
+    return true;
+}
+
+bool model_prefill(Model *m, int slot, const int *tokens, int n, int n_logits, Error *err) {
+    int start[2] = {0, n}, rows[LOGIT_ROWS];
+    for (int i = 0; i < n_logits; i++) rows[i] = n - n_logits + i;
+    Batch batch = {.n_rows = n, .n_seq = 1, .n_logits = n_logits, .tokens = tokens, .slot = &slot, .start = start, .logit_rows = rows};
+    return m->engine->prefill(m, &batch, err);
+}
+
+bool model_decode(Model *m, int slot, int token, Error *err) {
+    static const int start[2] = {0, 1};
+    Batch batch = {.n_rows = 1, .n_seq = 1, .n_logits = 1, .tokens = &token, .slot = &slot, .start = start, .logit_rows = start};
+    return m->engine->decode(m, &batch, err);
 }
 
 void model_close(Model *m) {
@@ -174,5 +198,6 @@ void model_close(Model *m) {
     tokenizer_free(&m->tokenizer);
     free(m->weights.layers);
     free(m->rope_freq);
+    free(m->kv.len);
     *m = (Model){.file.fd = -1};
 }

@@ -5,11 +5,12 @@
 #include <stdint.h>
 
 #include "../tokenizer/tokenizer.h"
+#include "batch.h"
 #include "error.h"
 #include "kv_cache.h"
 #include "safetensors.h"
 
-enum { MAX_EOS = 16, MAX_HEAD_DIM = 256, LOGIT_ROWS = 64 };
+enum { MAX_EOS = 16, MAX_HEAD_DIM = 256 };
 
 typedef enum { ROPE_DEFAULT, ROPE_LLAMA3 } RopeType;
 typedef enum { CHAT_NONE, CHAT_LLAMA3, CHAT_LLAMA3_1 } ChatFormat;
@@ -51,13 +52,15 @@ typedef struct Model Model;
 // What computes the function. One table each; model.c chooses.
 typedef struct {
     const char *name;
-    // Brings the weights to where the engine computes and allocates state and cache for model->kv.max_len positions.
+    // Brings the weights to where the engine computes, and allocates its state and a cache of model->kv's size.
     bool (*open)(Model *model, Error *err);
     void (*close)(Model *model);
-    // Appends T tokens to the cache. Leaves the logits of the last n_logits (0 to LOGIT_ROWS) in model->logits.
-    bool (*prefill)(Model *model, const int *tokens, int T, int n_logits, Error *err);
-    // Appends one token; leaves its logits in model->logits.
-    bool (*decode)(Model *model, int token, Error *err);
+    // Appends the rows of a batch to the cache, and leaves the most likely token after each of its logit rows in
+    // model->choice. prefill: any rows. decode: one row for each sequence, its logits wanted.
+    bool (*prefill)(Model *model, const Batch *batch, Error *err);
+    bool (*decode)(Model *model, const Batch *batch, Error *err);
+    // Brings the logits of the last call's logit rows to model->logits.
+    bool (*read_logits)(Model *model, Error *err);
 } Engine;
 
 struct Model {
@@ -66,7 +69,8 @@ struct Model {
     Tokenizer tokenizer; // without a vocabulary for a synthetic model
     KVCache kv;
     float *rope_freq; // [head_dim/2], radians per position
-    float *logits;    // [LOGIT_ROWS][vocab_size], the engine's, in host memory
+    int choice[LOGIT_ROWS]; // the most likely token of each logit row, the lowest id of equals; -1: not all are finite
+    float *logits;          // [LOGIT_ROWS][vocab_size], the engine's, in host memory
     Precision precision;
     const Engine *engine;
     void *state;      // the engine's own buffers
@@ -78,8 +82,13 @@ struct Model {
 bool model_open(Model *model, const char *path, bool vocab_only, Error *err);
 // A model of a known shape whose weights the engine makes from a seed: llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b.
 bool model_open_synthetic(Model *model, const char *shape, uint64_t seed, Error *err);
-// Chooses an engine (NULL: the fastest here), and gives it a cache of max_len positions.
-bool model_start(Model *model, const char *engine, Precision precision, int max_len, Error *err);
+// Chooses an engine (NULL: the fastest here), and gives it a cache of n_slots sequences of max_len positions.
+bool model_start(Model *model, const char *engine, Precision precision, int n_slots, int max_len, Error *err);
+// For one sequence: n tokens behind those in its slot, the logits of the last n_logits wanted.
+bool model_prefill(Model *model, int slot, const int *tokens, int n, int n_logits, Error *err);
+bool model_decode(Model *model, int slot, int token, Error *err);
+// Refuses a batch that its slots have no room for.
+bool model_has_room(const Model *model, const Batch *batch, Error *err);
 void model_close(Model *model);
 // A list of the engines in this build, for messages.
 const char *model_engines(void);
