@@ -17,13 +17,22 @@ NVCC    := $(if $(filter 0,$(CUDA)),,$(firstword $(wildcard $(CUDA_HOME)/bin/nvc
 OPENMP  := $(shell echo 'int main(void) { return 0; }' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo -fopenmp)
 X86     := $(findstring x86_64,$(shell $(CC) -dumpmachine))
 
+# GPUs to build for: this machine's, or where there is none all that are supported.
+GPU_HERE    := $(if $(NVCC),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | sed 's/\.//; s/^90$$/90a/'))
+CUDA_ARCHS  ?= $(or $(GPU_HERE),80 86 89 90a 100 120)
+GENCODE     := $(foreach arch,$(CUDA_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch))
+CUDA_ROOT   := $(abspath $(dir $(realpath $(NVCC)))..)
+CUDA_LDFLAGS := $(if $(NVCC),-L$(CUDA_ROOT)/lib64 -lcublas -lcudart -lstdc++)
+CUDA_CFLAGS := $(if $(NVCC),-DLLAMA_CUDA)
+
 # ---- flags ----------------------------------------------------------------------------------------------------------
 
 WARNINGS := -Wall -Wextra -Werror
 # No contraction: a product and a sum are fused where ops_cpu.c is compiled and nowhere else, so that RoPE's frequencies,
 # say, are the same on every machine.
-ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) $(OPENMP) -MMD -MP $(CFLAGS)
-ALL_LDFLAGS := $(OPENMP) $(LDFLAGS) -lm
+ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) $(OPENMP) -MMD -MP $(CUDA_CFLAGS) $(CFLAGS)
+ALL_LDFLAGS := $(OPENMP) $(LDFLAGS) $(CUDA_LDFLAGS) -lm
+NVCC_FLAGS  := -std=c++17 -O3 -lineinfo $(GENCODE) -Imodel -Xcompiler -Wall,-Wextra,-fopenmp
 OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 
 # ---- sources --------------------------------------------------------------------------------------------------------
@@ -33,13 +42,16 @@ LIBRARY := model/batch.c model/bench.c model/checkpoint.c model/compare.c model/
 LIBRARY += $(if $(X86),model/ops_x86.c,model/ops_other.c)
 OPS     := portable $(if $(X86),avx2)
 
-LIBRARY_OBJECTS := $(LIBRARY:%.c=$(BUILD)/%.o) $(OPS:%=$(BUILD)/model/ops_%.o)
+# The GPU engine, where there is nvcc.
+CUDA_LIBRARY := $(if $(NVCC),model/forward_cuda.cu attention.cu)
+
+LIBRARY_OBJECTS := $(CUDA_LIBRARY:%.cu=$(BUILD)/%.o) $(LIBRARY:%.c=$(BUILD)/%.o) $(OPS:%=$(BUILD)/model/ops_%.o)
 TESTS           := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 
 .PHONY: all demo test bench-cpu asan clean FORCE
 
 all: $(PROGRAM)
-	@echo "built $(PROGRAM), $(if $(NVCC),for the CPU: there is no GPU engine yet (nvcc: $(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA)),CUDA=0,no nvcc in CUDA_HOME or PATH))"
+	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(CUDA_ARCHS) ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA)),CUDA=0,no nvcc in CUDA_HOME or PATH))"
 
 $(PROGRAM): $(BUILD)/llama.o $(LIBRARY_OBJECTS)
 	$(CC) $^ -o $@ $(ALL_LDFLAGS)
@@ -47,7 +59,12 @@ $(PROGRAM): $(BUILD)/llama.o $(LIBRARY_OBJECTS)
 # Everything is built anew when the compiler or its flags change.
 $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
-	@echo '$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS)' | cmp -s - $@ || echo '$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS)' > $@
+	@echo '$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(NVCC) $(NVCC_FLAGS)' | cmp -s - $@ || \
+	 echo '$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(NVCC) $(NVCC_FLAGS)' > $@
+
+$(BUILD)/%.o: %.cu $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCC_FLAGS) -MMD -MP -c $< -o $@
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)

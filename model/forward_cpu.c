@@ -246,6 +246,11 @@ static bool allocate_state(Model *m, CpuState *s, Error *err) {
     return true;
 }
 
+static bool usable_cpu(const Model *m, Error *err) { // always
+    (void)m, (void)err;
+    return true;
+}
+
 static bool open_cpu(Model *m, Error *err) {
     CpuState *s = m->state = calloc(1, sizeof *s);
     if (!s) return fail(err, "out of memory: the engine's state");
@@ -265,4 +270,4 @@ static void close_cpu(Model *m) {
     m->state = NULL;
 }
 
-const Engine engine_cpu = {"cpu", open_cpu, close_cpu, run_cpu, run_cpu, read_logits_cpu};
+const Engine engine_cpu = {"cpu", usable_cpu, open_cpu, close_cpu, run_cpu, run_cpu, read_logits_cpu};

@@ -157,8 +157,16 @@ bool model_open_synthetic(Model *m, const char *shape, uint64_t seed, Error *err
 
 bool model_start(Model *m, const char *engine, Precision precision, int n_slots, int max_len, Error *err) {
     const Config *c = &m->config;
-    for (int i = 0; i < N_ENGINES && !m->engine; i++)
-        if (!engine || strcmp(engine, engines[i]->name) == 0) m->engine = engines[i];
+    for (int i = 0; i < N_ENGINES && !m->engine; i++) {
+        Error why = {""};
+        if (engine && strcmp(engine, engines[i]->name) != 0) continue;
+        if (engines[i]->usable(m, &why))
+            m->engine = engines[i];
+        else if (engine)
+            return fail(err, "--engine %s: %s", engine, why.text);
+        else
+            m->not_used = why;
+    }
     if (!m->engine) return fail(err, "--engine %s: this build has: %s", engine, model_engines());
     m->precision = precision;
     m->kv.n_slots = n_slots;

@@ -52,6 +52,8 @@ typedef struct Model Model;
 // What computes the function. One table each; model.c chooses.
 typedef struct {
     const char *name;
+    // Whether it can compute this model on this machine; if not, err says why.
+    bool (*usable)(const Model *model, Error *err);
     // Brings the weights to where the engine computes, and allocates its state and a cache of model->kv's size.
     bool (*open)(Model *model, Error *err);
     void (*close)(Model *model);
@@ -73,6 +75,7 @@ struct Model {
     float *logits;          // [LOGIT_ROWS][vocab_size], the engine's, in host memory
     Precision precision;
     const Engine *engine;
+    Error not_used;   // why a faster engine than this was not chosen; empty: none is faster, or one was named
     void *state;      // the engine's own buffers
     SafeTensors file; // open until the engine has its weights; n_tensors is 0 for a synthetic model
     uint64_t seed;    // of a synthetic model's weights

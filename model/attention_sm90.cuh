@@ -1,0 +1,365 @@
+// attention_sm90.cuh: the prefill kernel for Hopper, a part of attention.cu (which includes it after its own kernels).
+// The tensor memory accelerator (TMA) brings tiles to shared memory, wgmma multiplies them from there.
+#pragma once
+
+#include <cuda.h>    // types of tensor maps only; the one driver function is found at run time
+
+constexpr int HOPPER_ROWS = 128, HOPPER_KEYS = 128, HOPPER_STAGES = 2;
+constexpr int HOPPER_WARPGROUPS = 2;    // that compute; each owns 64 query rows
+
+// A tile in shared memory: panels of 64 columns, [panel][row][64], 128 bytes per row, whose eight 16-byte chunks are
+// permuted by the row (what TMA and wgmma call the 128-byte swizzle). head_dim 96 takes two panels, the rest zero.
+constexpr int PANEL_BYTES = 128 * 128;
+template <int D> __host__ __device__ constexpr int hopper_panels() { return (D + 63) / 64; }
+template <int D> __host__ __device__ constexpr int hopper_tile_bytes() { return hopper_panels<D>() * PANEL_BYTES; }
+template <int D> constexpr size_t hopper_smem_bytes() { return 1024 + (1 + 2 * HOPPER_STAGES) * hopper_tile_bytes<D>() + 128; }    // 1024: alignment
+
+struct HopperMaps { CUtensorMap q, k, v; };
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
+
+__device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive_expect(uint32_t barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity) {
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra again;\n"
+                 "}" ::"r"(barrier), "r"(parity) : "memory");
+}
+__device__ __forceinline__ void tma_load_2d(uint32_t dst, const CUtensorMap *map, int x, int y, uint32_t barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+                 ::"r"(dst), "l"(map), "r"(x), "r"(y), "r"(barrier) : "memory");
+}
+__device__ __forceinline__ void tma_load_3d(uint32_t dst, const CUtensorMap *map, int x, int y, int z, uint32_t barrier) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];"
+                 ::"r"(dst), "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier) : "memory");
+}
+
+// wgmma: 64 rows x N columns x 16, by the four warps of a warpgroup together. An accumulator of N columns is N/2 floats
+// per thread: for every 8 columns, rows g and g + 8 of the warp's 16, columns 2t and 2t + 1 (as in mma.sync).
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N> __device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+// Keeps the compiler from moving uses of an accumulator across a wgmma_wait.
+template <int N> __device__ __forceinline__ void wgmma_pin(float (&x)[N]) {
+    #pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(x[i])::"memory");
+}
+
+// Where an operand lies: its address, the step from one panel to the next, and 1024 bytes from 8 rows to the next 8.
+__device__ __forceinline__ uint64_t wgmma_operand(uint32_t address) {
+    return ((uint64_t)1 << 62) | ((uint64_t)(1024 >> 4) << 32) | ((uint64_t)(PANEL_BYTES >> 4) << 16) | ((address & 0x3ffff) >> 4);
+}
+
+#define ACC_0_31 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define ACC_0_47 ACC_0_31 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define ACC_0_63 ACC_0_47 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define REGS_8(x, i) "+f"(x[i]), "+f"(x[i + 1]), "+f"(x[i + 2]), "+f"(x[i + 3]), "+f"(x[i + 4]), "+f"(x[i + 5]), "+f"(x[i + 6]), "+f"(x[i + 7])
+#define REGS_32(x) REGS_8(x, 0), REGS_8(x, 8), REGS_8(x, 16), REGS_8(x, 24)
+#define REGS_48(x) REGS_32(x), REGS_8(x, 32), REGS_8(x, 40)
+#define REGS_64(x) REGS_48(x), REGS_8(x, 48), REGS_8(x, 56)
+
+// s[64 rows x 128 keys] (+)= q[64 x 16] k[128 x 16]^T, both in shared memory
+#define WGMMA_QK(type)                                                                                                        \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"                                                                 \
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" ACC_0_63 "}, %64, %65, p, 1, 1, 0, 0;\n}" \
+                 : REGS_64(s) : "l"(q), "l"(k), "r"(accumulate))
+template <typename T> __device__ __forceinline__ void wgmma_qk(float (&s)[64], uint64_t q, uint64_t k, int accumulate) {
+    if constexpr (std::is_same<T, bf16>::value) WGMMA_QK("bf16");
+    else WGMMA_QK("f16");
+}
+
+// o[64 rows x D dims] += p[64 x 16] v[16 x D], p in registers, v in shared memory with its keys as rows
+#define WGMMA_PV(type, n, acc, regs, a0, a1, a2, a3, b)                                                                           \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" acc "}, {" a0 "," a1 "," a2 "," a3 "}, " b \
+                 ", 1, 1, 1, 1;" : regs : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(v))
+template <typename T, int D> __device__ __forceinline__ void wgmma_pv(float (&o)[D / 2], const uint32_t p[4], uint64_t v) {
+    constexpr bool B = std::is_same<T, bf16>::value;
+    if constexpr (D == 64 && B) WGMMA_PV("bf16", "64", ACC_0_31, REGS_32(o), "%32", "%33", "%34", "%35", "%36");
+    if constexpr (D == 64 && !B) WGMMA_PV("f16", "64", ACC_0_31, REGS_32(o), "%32", "%33", "%34", "%35", "%36");
+    if constexpr (D == 96 && B) WGMMA_PV("bf16", "96", ACC_0_47, REGS_48(o), "%48", "%49", "%50", "%51", "%52");
+    if constexpr (D == 96 && !B) WGMMA_PV("f16", "96", ACC_0_47, REGS_48(o), "%48", "%49", "%50", "%51", "%52");
+    if constexpr (D == 128 && B) WGMMA_PV("bf16", "128", ACC_0_63, REGS_64(o), "%64", "%65", "%66", "%67", "%68");
+    if constexpr (D == 128 && !B) WGMMA_PV("f16", "128", ACC_0_63, REGS_64(o), "%64", "%65", "%66", "%67", "%68");
+}
+
+// The item that a block takes on its round-th turn. Items come longest first; every other round runs backwards, so that
+// whoever took the longest of one takes the shortest of the next, and the blocks' sums come out even.
+__device__ __forceinline__ int hopper_item(int round) {
+    return round * (int)gridDim.x + (round & 1 ? (int)gridDim.x - 1 - (int)blockIdx.x : (int)blockIdx.x);
+}
+
+// One warp of the block fills the ring. K or V rows base .. base+127 of one KV head go to `dst`.
+template <typename T, int D>
+__device__ __forceinline__ void hopper_load_tile(const Cache<T> &cache, const T *from, const CUtensorMap *map, int box_rows, int seq, int kv_head,
+                                                 int base, int total, uint32_t dst, uint32_t full, int lane) {
+    if (base + HOPPER_KEYS <= total) {
+        if (lane == 0) {
+            barrier_arrive_expect(full, hopper_tile_bytes<D>());
+            for (int row = 0; row < HOPPER_KEYS; row += box_rows) {
+                int y = (int)(cache_row(cache, seq, kv_head, base + row) / D);
+                #pragma unroll
+                for (int panel = 0; panel < hopper_panels<D>(); panel++)
+                    tma_load_2d(dst + panel * PANEL_BYTES + row * 128, map, panel * 64, y, full);
+            }
+        }
+    } else {    // beyond `total` lies memory that nobody wrote: copied by hand, with zeros there, as 0 x NaN would be NaN
+        for (int i = lane; i < HOPPER_KEYS * hopper_panels<D>() * 8; i += 32) {
+            int row = i / (hopper_panels<D>() * 8), chunk = i % (hopper_panels<D>() * 8);
+            bool valid = base + row < total && chunk < D / 8;
+            const T *src = valid ? from + cache_row(cache, seq, kv_head, base + row) + chunk * 8 : from;
+            copy_async16(dst + chunk / 8 * PANEL_BYTES + row * 128 + ((chunk ^ row) & 7) * 16, src, valid);
+        }
+        copy_async_commit();
+        copy_async_wait<0>();
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");    // ordinary writes, which wgmma reads next
+        __syncwarp();
+        if (lane == 0) barrier_arrive(full);
+    }
+}
+
+// Scores of one tile to weights, in place: 2^(s * scale - m). Updates the rows' maxima m (of unscaled scores) and this
+// thread's sums l, and returns in alpha what the output so far must be multiplied by. `sees`: keys of this tile that the
+// thread's two rows see; read only if masked.
+template <bool MASKED>
+__device__ __forceinline__ void hopper_softmax(float (&s)[64], float (&m)[2], float (&l)[2], float (&alpha)[2], const int (&sees)[2], float scale_log2, int t) {
+    #pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float top = m[r];
+        #pragma unroll
+        for (int n = 0; n < 16; n++)
+            #pragma unroll
+            for (int i = 0; i < 2; i++) {
+                float &x = s[4 * n + 2 * r + i];
+                if (MASKED && n * 8 + 2 * t + i >= sees[r]) x = -INFINITY;
+                top = fmaxf(top, x);
+            }
+        top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+        top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));    // finite: every row sees key 0, which is in the first tile
+        alpha[r] = exp2_fast((m[r] - top) * scale_log2);
+        m[r] = top;
+        float base = top * scale_log2, sum = 0.0f;
+        #pragma unroll
+        for (int n = 0; n < 16; n++)
+            #pragma unroll
+            for (int i = 0; i < 2; i++) {
+                float &x = s[4 * n + 2 * r + i];
+                x = exp2_fast(fmaf(x, scale_log2, -base));
+                sum += x;
+            }
+        l[r] = l[r] * alpha[r] + sum;
+    }
+}
+
+// Computes: attention of 128 query rows of one head to the cache, 16-bit, on Hopper.
+// Reads:    q [token][head][D] T; K and V from the cache [block][kv head][position][D] T; through TMA, in tiles of 128.
+// Writes:   out [token][head][D] T.
+// Grid:     a block of 384 threads per SM, which takes items (query tile, head) in turn. Warp 0 fills the ring of K and V
+//           tiles; warpgroups 1 and 2 own 64 rows each: the softmax of one tile runs beside the products of the last.
+// Requires: as prefill_plain_kernel; tensor maps for boxes of 64 columns x 128 rows (K and V: box_rows rows).
+template <typename T, int D> __global__ void __launch_bounds__((1 + HOPPER_WARPGROUPS) * 128, 1)
+prefill_hopper_kernel(const __grid_constant__ PrefillParams p, const __grid_constant__ Batch b, const __grid_constant__ HopperMaps maps, int box_rows) {
+    constexpr int TILE_BYTES = hopper_tile_bytes<D>();
+    extern __shared__ char smem_raw[];
+    uint32_t q_tile = (smem_address(smem_raw) + 1023) & ~1023u, k_tiles = q_tile + TILE_BYTES, v_tiles = k_tiles + HOPPER_STAGES * TILE_BYTES;
+    // A tile is full (it has landed) or empty (all eight warps have used it); each state is a barrier of 8 bytes.
+    uint32_t q_full = v_tiles + HOPPER_STAGES * TILE_BYTES, q_empty = q_full + 8, k_full = q_empty + 8, k_empty = k_full + 8 * HOPPER_STAGES,
+             v_full = k_empty + 8 * HOPPER_STAGES, v_empty = v_full + 8 * HOPPER_STAGES;
+    int warpgroup = threadIdx.x / 128, lane = threadIdx.x & 31;
+    if (threadIdx.x == 0) {
+        barrier_init(q_full, 1);
+        barrier_init(q_empty, HOPPER_WARPGROUPS * 4);
+        for (int i = 0; i < HOPPER_STAGES; i++) {
+            barrier_init(k_full + 8 * i, 1);
+            barrier_init(v_full + 8 * i, 1);
+            barrier_init(k_empty + 8 * i, HOPPER_WARPGROUPS * 4);
+            barrier_init(v_empty + 8 * i, HOPPER_WARPGROUPS * 4);
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncthreads();    // the barriers exist
+    int n_items = 0;    // items so far
+
+    if (warpgroup == 0) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        if (threadIdx.x >= 32) return;
+        const Cache<T> &cache = (const Cache<T> &)p.cache;
+        int n = 0;    // K/V tiles so far
+        for (int round = 0; round * (int)gridDim.x < p.n_tiles; round++) {
+            int item = hopper_item(round);
+            if (item >= p.n_tiles) continue;
+            PrefillTile tile = prefill_tile(b, p.n_heads, HOPPER_ROWS, item);
+            int kv_head = tile.head / p.group, total = tile.seq_len + tile.n_rows, seq = b.first_seq + tile.seq;
+            int end = p.causal ? tile.seq_len + min(tile.row0 + HOPPER_ROWS, tile.n_rows) : total;
+            barrier_wait(q_empty, (n_items & 1) ^ 1);
+            n_items++;
+            if (lane == 0) {
+                barrier_arrive_expect(q_full, TILE_BYTES);
+                for (int panel = 0; panel < hopper_panels<D>(); panel++)
+                    tma_load_3d(q_tile + panel * PANEL_BYTES, &maps.q, panel * 64, tile.head, b.q_start[tile.seq] + tile.row0, q_full);
+            }
+            for (int base = 0; base < end; base += HOPPER_KEYS, n++) {
+                int stage = n % HOPPER_STAGES, parity = (n / HOPPER_STAGES & 1) ^ 1;    // a fresh barrier counts as empty
+                barrier_wait(k_empty + 8 * stage, parity);
+                hopper_load_tile<T, D>(cache, cache.k, &maps.k, box_rows, seq, kv_head, base, total, k_tiles + stage * TILE_BYTES, k_full + 8 * stage, lane);
+                barrier_wait(v_empty + 8 * stage, parity);
+                hopper_load_tile<T, D>(cache, cache.v, &maps.v, box_rows, seq, kv_head, base, total, v_tiles + stage * TILE_BYTES, v_full + 8 * stage, lane);
+            }
+        }
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        int half = warpgroup - 1, warp = threadIdx.x / 32 & 3, g = lane >> 2, t = lane & 3;
+        uint64_t q_operand = wgmma_operand(q_tile + half * 64 * 128);
+        auto qk = [&](float (&s)[64], int stage) {    // starts s = Q K^T
+            uint64_t k_operand = wgmma_operand(k_tiles + stage * TILE_BYTES);
+            wgmma_fence();
+            #pragma unroll
+            for (int d = 0; d < D / 16; d++) {    // 16 dims are 32 bytes; four steps to a panel. Operands count 16 bytes
+                int step = d / 4 * (PANEL_BYTES >> 4) + d % 4 * 2;
+                wgmma_qk<T>(s, q_operand + step, k_operand + step, d > 0);
+            }
+            wgmma_commit();
+        };
+        float o[D / 2], m[2], l[2];
+        uint32_t w[32];    // the weights of one tile, in the layout of the second product's left operand
+        auto pv = [&](int stage) {    // starts O += P V
+            uint64_t v_operand = wgmma_operand(v_tiles + stage * TILE_BYTES);
+            wgmma_fence();
+            #pragma unroll
+            for (int i = 0; i < HOPPER_KEYS / 16; i++) wgmma_pv<T, D>(o, w + 4 * i, v_operand + i * (16 * 128 >> 4));
+            wgmma_commit();
+        };
+        auto release = [&](uint32_t barrier) { if (lane == 0) barrier_arrive(barrier); };
+        // The two warpgroups take turns at the tensor cores, so that the softmax of one runs beside the products of the other.
+        auto my_turn = [&] { asm volatile("bar.sync %0, 256;" ::"r"(1 + half) : "memory"); };
+        auto your_turn = [&] { asm volatile("bar.arrive %0, 256;" ::"r"(2 - half) : "memory"); };
+        if (half == 1) your_turn();    // warpgroup 1 goes first
+
+        int n = 0;
+        for (int round = 0; round * (int)gridDim.x < p.n_tiles; round++) {
+            int item = hopper_item(round);
+            if (item >= p.n_tiles) continue;
+            PrefillTile tile = prefill_tile(b, p.n_heads, HOPPER_ROWS, item);
+            int total = tile.seq_len + tile.n_rows, row0 = tile.row0 + half * 64;
+            int end = p.causal ? tile.seq_len + min(tile.row0 + HOPPER_ROWS, tile.n_rows) : total;
+            int n_kv = (end + HOPPER_KEYS - 1) / HOPPER_KEYS;
+            int all_see = p.causal ? min(tile.seq_len + row0 + 1, total) : total;    // keys that every row sees
+            int row_sees[2];
+            #pragma unroll
+            for (int r = 0; r < 2; r++) row_sees[r] = p.causal ? min(tile.seq_len + row0 + warp * 16 + g + 8 * r + 1, end) : total;
+            bool exact = std::is_same<T, bf16>::value && (p.causal ? tile.seq_len + tile.row0 + 1 : total) < PREFILL_EXACT_BELOW;
+            #pragma unroll
+            for (int i = 0; i < D / 2; i++) o[i] = 0.0f;
+            m[0] = m[1] = -INFINITY;
+            l[0] = l[1] = 0.0f;
+            float s[64], alpha[2];
+            auto softmax = [&](int j) {
+                int base = j * HOPPER_KEYS, sees[2] = {row_sees[0] - base, row_sees[1] - base};
+                if (base + HOPPER_KEYS > all_see) hopper_softmax<true>(s, m, l, alpha, sees, p.scale_log2, t);
+                else hopper_softmax<false>(s, m, l, alpha, sees, p.scale_log2, t);
+            };
+            auto rescale = [&] {
+                #pragma unroll
+                for (int i = 0; i < D / 2; i++) o[i] *= alpha[i >> 1 & 1];
+            };
+            auto pack = [&] {
+                #pragma unroll
+                for (int i = 0; i < 32; i++) w[i] = pack2<T>(s[2 * i], s[2 * i + 1]);
+            };
+
+            barrier_wait(q_full, n_items & 1);
+            n_items++;
+            if (exact) {    // few keys: P = hi + lo, one thing after the other
+                for (int j = 0; j < n_kv; j++, n++) {
+                    int stage = n % HOPPER_STAGES, parity = n / HOPPER_STAGES & 1;
+                    barrier_wait(k_full + 8 * stage, parity);
+                    qk(s, stage);
+                    wgmma_wait<0>();
+                    wgmma_pin(s);
+                    release(k_empty + 8 * stage);
+                    if (j == n_kv - 1) release(q_empty);
+                    softmax(j);
+                    rescale();
+                    barrier_wait(v_full + 8 * stage, parity);
+                    uint32_t rest[32];
+                    #pragma unroll
+                    for (int i = 0; i < 32; i++) {
+                        rest[i] = pack2<T>(s[2 * i], s[2 * i + 1]);
+                        w[i] = pack2_rest<T>(s[2 * i], s[2 * i + 1], rest[i]);
+                    }
+                    pv(stage);
+                    wgmma_wait<0>();
+                    wgmma_pin(o);
+                    #pragma unroll
+                    for (int i = 0; i < 32; i++) w[i] = rest[i];
+                    pv(stage);
+                    wgmma_wait<0>();
+                    wgmma_pin(o);
+                    release(v_empty + 8 * stage);
+                }
+            } else {
+                barrier_wait(k_full + 8 * (n % HOPPER_STAGES), n / HOPPER_STAGES & 1);
+                my_turn();
+                qk(s, n % HOPPER_STAGES);
+                your_turn();
+                wgmma_wait<0>();
+                wgmma_pin(s);
+                release(k_empty + 8 * (n % HOPPER_STAGES));
+                softmax(0);
+                pack();
+                for (int j = 1; j < n_kv; j++, n++) {    // scores of tile j beside the output of tile j - 1
+                    int stage = n % HOPPER_STAGES, parity = n / HOPPER_STAGES & 1, next = (n + 1) % HOPPER_STAGES, next_parity = (n + 1) / HOPPER_STAGES & 1;
+                    barrier_wait(k_full + 8 * next, next_parity);
+                    my_turn();
+                    qk(s, next);
+                    barrier_wait(v_full + 8 * stage, parity);
+                    pv(stage);
+                    your_turn();
+                    wgmma_wait<1>();
+                    wgmma_pin(s);
+                    release(k_empty + 8 * next);
+                    softmax(j);
+                    wgmma_wait<0>();
+                    wgmma_pin(o);
+                    release(v_empty + 8 * stage);
+                    rescale();
+                    pack();
+                }
+                release(q_empty);
+                int stage = n % HOPPER_STAGES, parity = n / HOPPER_STAGES & 1;
+                barrier_wait(v_full + 8 * stage, parity);
+                pv(stage);
+                wgmma_wait<0>();
+                wgmma_pin(o);
+                release(v_empty + 8 * stage);
+                n++;
+            }
+
+            #pragma unroll
+            for (int r = 0; r < 2; r++) {
+                l[r] += __shfl_xor_sync(~0u, l[r], 1);
+                l[r] += __shfl_xor_sync(~0u, l[r], 2);
+                int row = row0 + warp * 16 + g + 8 * r;
+                if (row >= tile.n_rows) continue;
+                T *out = (T *)p.out + (b.q_start[tile.seq] + row) * p.out_token_stride + tile.head * p.out_head_stride;
+                float inverse = 1.0f / l[r];
+                #pragma unroll
+                for (int i = 0; i < D / 8; i++) *(uint32_t *)(out + i * 8 + 2 * t) = pack2<T>(o[4 * i + 2 * r] * inverse, o[4 * i + 2 * r + 1] * inverse);
+            }
+        }
+        if (half == 0) my_turn();    // takes up warpgroup 2's last arrival: a barrier must end where it began
+    }
+}
+#else
+template <typename T, int D> __global__ void prefill_hopper_kernel(const __grid_constant__ PrefillParams p, const __grid_constant__ Batch b,
+                                                                   const __grid_constant__ HopperMaps maps, int box_rows) {}    // never launched
+#endif

@@ -1,0 +1,776 @@
+// Engine cublas: the steps of forward_cpu.c on the GPU, one call or one small kernel each. Matrix products and RoPE are
+// cuBLAS, attention is attention.cu. What differs from the CPU is where things are:
+// - The rows of wq and wk are interleaved as they are uploaded, first half with second half, so that RoPE's pairs are
+//   adjacent, as complex numbers are. No dot product of q and k changes.
+// - Q and K come out as [head][row][head_dim], so that one cublasCdgmm rotates all of them: a diagonal of the phases of
+//   all rows, times a matrix with a column for each head.
+// Residual stream, norms and sums are float32; `type` is what enters a product and what the cache holds (DESIGN: bf16,
+// f16, or float32 with --precision f32).
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+extern "C" {
+#include "attention.h"
+#include "model.h"
+}
+#include "cuda_util.h"
+
+enum {
+    MAX_ROWS = 2048,           // of one pass over the weights
+    UPLOAD_BYTES = 8 << 20,    // of one staging buffer
+    UPLOAD_THREADS = 16,
+    WORKSPACE_BYTES = 64 << 20 // cuBLAS's own, fixed so that its choices are, and graphs can hold it
+};
+
+// What decode reads from the host for each step, copied in one piece.
+struct StepInput {
+    int tokens[MAX_SLOTS], lens[MAX_SLOTS], slots[MAX_SLOTS];
+};
+
+struct CudaState {
+    cublasHandle_t blas;
+    cudaStream_t stream;
+    cudaDataType_t type;
+    int attention_dtype;
+    size_t element; // bytes of type
+    int max_rows, max_logits;
+    char *weights;
+    float *rope_freq;                // [head_dim/2]
+    float *x;                        // [T][dim]: the residual stream
+    void *xb;                        // type [T][dim]: normalised
+    float *qkv;                      // [n_heads + 2 × n_kv_heads][T][head_dim]: queries, keys, values
+    void *qkv_in;                    // type, the same: rotated and rounded, as they enter attention and the cache
+    void *att;                       // type [T][q_dim]
+    float *gate_up;                  // [2][T][hidden_dim]
+    void *h;                         // type [T][hidden_dim]
+    float2 *phases;                  // [T][head_dim/2]: cosine and sine
+    int *tokens, *pos;               // [T]
+    int *logit_rows;                 // [LOGIT_ROWS]
+    float *logits;                   // [max_logits][vocab_size]
+    int *choice;                     // [LOGIT_ROWS]
+    StepInput *step;                 // device
+    StepInput *step_host;            // pinned
+    int *choice_host;                // pinned [LOGIT_ROWS]
+    int *slots;                      // [MAX_SLOTS]: attention's block table, one block a sequence
+    void *attention_workspace, *blas_workspace;
+    size_t attention_workspace_bytes;
+    int n_logits;                    // of the last call
+    cudaGraphExec_t graphs[MAX_SLOTS + 1]; // decode of so many rows
+    bool ran[MAX_SLOTS + 1];         // once without a graph, so that cuBLAS has loaded what it needs
+};
+
+// ---- kernels --------------------------------------------------------------------------------------------------------
+
+// Computes: x = the embedding of each token, widened.   Reads: table [vocab][dim] T, tokens [rows].   Writes: x [rows][dim].
+// Grid × block: rows × 256; a block owns a row.   Preconditions: 0 <= tokens < vocab (the tokenizer's promise).
+template <typename T> __global__ void embed_kernel(float *x, const T *table, const int *tokens, int dim) {
+    const T *from = table + (size_t)tokens[blockIdx.x] * dim;
+    for (int i = threadIdx.x; i < dim; i += blockDim.x) x[(size_t)blockIdx.x * dim + i] = to_float(from[i]);
+}
+
+// Computes: y = x / sqrt(mean(x²) + eps) * weight (Zhang & Sennrich 2019), rounded to T.   Reads: x [*][dim], weight [dim],
+// rows [grid] (NULL: every row in order).   Writes: y [grid][dim].
+// Grid × block: rows × 512; a block owns a row of y.   Preconditions: dim % 4 = 0 (usable_cuda).
+template <typename T>
+__global__ void rmsnorm_kernel(T *y, const float *x, const float *weight, const int *rows, float eps, int dim) {
+    const float4 *from = (const float4 *)(x + (size_t)(rows ? rows[blockIdx.x] : blockIdx.x) * dim);
+    float squares = 0;
+    for (int i = threadIdx.x; i < dim / 4; i += blockDim.x) {
+        float4 v = from[i];
+        squares += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+    }
+    float scale = 1.0f / sqrtf(block_sum(squares) / (float)dim + eps);
+    for (int i = threadIdx.x; i < dim / 4; i += blockDim.x) {
+        float4 v = from[i], w = ((const float4 *)weight)[i];
+        store4(y + (size_t)blockIdx.x * dim + 4 * i,
+               make_float4(w.x * (v.x * scale), w.y * (v.y * scale), w.z * (v.z * scale), w.w * (v.w * scale)));
+    }
+}
+
+// Computes: cosine and sine of the float32 angle pos × freq.   Reads: pos [rows], freq [half].   Writes: phases [rows][half].
+// Grid × block: rows × 128; a block owns a row.   Preconditions: none. In float64: an angle may be 100,000 radians.
+__global__ void phases_kernel(float2 *phases, const int *pos, const float *freq, int half) {
+    for (int i = threadIdx.x; i < half; i += blockDim.x) {
+        double s, c;
+        sincos((double)__fmul_rn((float)pos[blockIdx.x], freq[i]), &s, &c);
+        phases[(size_t)blockIdx.x * half + i] = make_float2((float)c, (float)s);
+    }
+}
+
+// Computes: y = x rounded to T.   Reads: x [n].   Writes: y [n].
+// Grid × block: enough × 256; a thread owns four elements.   Preconditions: n % 4 = 0.
+template <typename T> __global__ void round_kernel(T *y, const float *x, size_t n) {
+    size_t i = 4 * ((size_t)blockIdx.x * blockDim.x + threadIdx.x);
+    if (i < n) store4(y + i, *(const float4 *)(x + i));
+}
+
+__device__ static float silu(float x) {
+    return x / (1.0f + expf(-x));
+}
+
+// Computes: h = gate / (1 + exp(-gate)) * up (Shazeer 2020), rounded to T.   Reads: gate, up [n].   Writes: h [n].
+// Grid × block: enough × 256; a thread owns four elements.   Preconditions: n % 4 = 0.
+template <typename T> __global__ void swiglu_kernel(T *h, const float *gate, const float *up, size_t n) {
+    size_t i = 4 * ((size_t)blockIdx.x * blockDim.x + threadIdx.x);
+    if (i >= n) return;
+    float4 g = *(const float4 *)(gate + i), u = *(const float4 *)(up + i);
+    store4(h + i, make_float4(silu(g.x) * u.x, silu(g.y) * u.y, silu(g.z) * u.z, silu(g.w) * u.w));
+}
+
+// Computes: the largest logit's id, the lowest of equals; -1 if one is not finite.   Reads: logits [rows][vocab].
+// Writes: choice [rows].   Grid × block: rows × 1024; a block owns a row.   Preconditions: none.
+__global__ void choose_kernel(int *choice, const float *logits, int vocab) {
+    __shared__ float best_of[1024];
+    __shared__ int id_of[1024];
+    const float *row = logits + (size_t)blockIdx.x * vocab;
+    float best = -INFINITY;
+    int id = vocab, bad = 0;
+#pragma unroll 8 // many loads in flight: one block has to read it all
+    for (int i = threadIdx.x; i < vocab; i += blockDim.x) {
+        float logit = row[i];
+        bad |= !isfinite(logit);
+        if (logit > best) best = logit, id = i;
+    }
+    best_of[threadIdx.x] = best;
+    id_of[threadIdx.x] = id;
+    bad = __syncthreads_or(bad);
+    for (int step = 512; step > 0; step /= 2) {
+        if (threadIdx.x < step) {
+            float other = best_of[threadIdx.x + step];
+            int other_id = id_of[threadIdx.x + step];
+            if (other > best_of[threadIdx.x] || (other == best_of[threadIdx.x] && other_id < id_of[threadIdx.x])) {
+                best_of[threadIdx.x] = other;
+                id_of[threadIdx.x] = other_id;
+            }
+        }
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) choice[blockIdx.x] = bad ? -1 : id_of[0];
+}
+
+// Computes: rows of a matrix in their new dtype and order.   Reads: src S [rows][cols], rows first .. of the matrix.
+// Writes: dst D, the whole matrix. head_dim > 0: row i of a head's first half becomes its row 2i, of its second half 2i+1.
+// Grid × block: rows × 256; a block owns a row.   Preconditions: first + rows within the matrix.
+template <typename D, typename S>
+__global__ void place_rows_kernel(D *dst, const S *src, uint64_t first, uint64_t cols, int head_dim) {
+    uint64_t row = first + blockIdx.x, to = row;
+    if (head_dim > 0) {
+        int i = (int)(row % head_dim), half = head_dim / 2;
+        to = row - i + (i < half ? 2 * i : 2 * (i - half) + 1);
+    }
+    for (uint64_t c = threadIdx.x; c < cols; c += blockDim.x)
+        dst[to * cols + c] = from_float<D>(to_float(src[(uint64_t)blockIdx.x * cols + c]));
+}
+
+// Computes: a synthetic tensor, as forward_cpu.c's synthesize: uniform in ±range/2, or ones for a norm.
+// Reads: nothing.   Writes: dst [n].   Grid × block: any × 256, strided.   Preconditions: none.
+template <typename D> __global__ void synthesize_kernel(D *dst, uint64_t n, float range, uint32_t salt) {
+    for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (uint64_t)gridDim.x * blockDim.x) {
+        uint32_t h = ((uint32_t)i + salt) * 0x9E3779B1u;
+        h = (h ^ h >> 16) * 0x21F0AAADu;
+        h = (h ^ h >> 15) * 0xD35A2D97u;
+        float value = range == 0 ? 1.0f : ((float)(h >> 8) * 0x1p-24f - 0.5f) * range;
+        dst[i] = from_float<D>(__uint_as_float(__float_as_uint(value) & (range == 0 ? 0xFFFFFFFFu : 0xFFFF0000u)));
+    }
+}
+
+static unsigned blocks_for(size_t n) { // of 256 threads with four elements each
+    return (unsigned)((n + 1023) / 1024);
+}
+
+static bool embed(CudaState *s, const Model *m, const int *tokens, int T, Error *err) {
+    int dim = m->config.dim;
+    const void *table = m->weights.tok_embeddings;
+    if (s->type == CUDA_R_16BF) embed_kernel<<<T, 256, 0, s->stream>>>(s->x, (const __nv_bfloat16 *)table, tokens, dim);
+    if (s->type == CUDA_R_16F) embed_kernel<<<T, 256, 0, s->stream>>>(s->x, (const __half *)table, tokens, dim);
+    if (s->type == CUDA_R_32F) embed_kernel<<<T, 256, 0, s->stream>>>(s->x, (const float *)table, tokens, dim);
+    CUDA_TRY(cudaGetLastError());
+    return true;
+}
+
+static bool rmsnorm(CudaState *s, const float *weight, const int *rows, float eps, int T, int dim, Error *err) {
+    if (s->type == CUDA_R_16BF) rmsnorm_kernel<<<T, 512, 0, s->stream>>>((__nv_bfloat16 *)s->xb, s->x, weight, rows, eps, dim);
+    if (s->type == CUDA_R_16F) rmsnorm_kernel<<<T, 512, 0, s->stream>>>((__half *)s->xb, s->x, weight, rows, eps, dim);
+    if (s->type == CUDA_R_32F) rmsnorm_kernel<<<T, 512, 0, s->stream>>>((float *)s->xb, s->x, weight, rows, eps, dim);
+    CUDA_TRY(cudaGetLastError());
+    return true;
+}
+
+// To the dtype of products; nothing to do in float32, where out is in.
+static bool round_to_type(CudaState *s, void *out, const float *in, size_t n, Error *err) {
+    if (s->type == CUDA_R_16BF) round_kernel<<<blocks_for(n), 256, 0, s->stream>>>((__nv_bfloat16 *)out, in, n);
+    if (s->type == CUDA_R_16F) round_kernel<<<blocks_for(n), 256, 0, s->stream>>>((__half *)out, in, n);
+    CUDA_TRY(cudaGetLastError());
+    return true;
+}
+
+static bool swiglu(CudaState *s, size_t n, Error *err) {
+    const float *gate = s->gate_up, *up = s->gate_up + n;
+    if (s->type == CUDA_R_16BF) swiglu_kernel<<<blocks_for(n), 256, 0, s->stream>>>((__nv_bfloat16 *)s->h, gate, up, n);
+    if (s->type == CUDA_R_16F) swiglu_kernel<<<blocks_for(n), 256, 0, s->stream>>>((__half *)s->h, gate, up, n);
+    if (s->type == CUDA_R_32F) swiglu_kernel<<<blocks_for(n), 256, 0, s->stream>>>((float *)s->h, gate, up, n);
+    CUDA_TRY(cudaGetLastError());
+    return true;
+}
+
+// ---- cuBLAS ---------------------------------------------------------------------------------------------------------
+
+// out[T][n] (+)= in[T][k] · w[n][k]ᵀ, in and w of s->type, sums in float32. cuBLAS counts columns first: the same memory
+// is outᵀ = w · inᵀ there. Float32 stays float32: the default math mode never takes TF32.
+static bool matmul(CudaState *s, void *out, cudaDataType_t out_type, const void *w, const void *in, int T, int n, int k,
+                   float beta, Error *err) {
+    const float one = 1;
+    CUBLAS_TRY(cublasGemmEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, n, T, k, &one, w, s->type, k, in, s->type, k, &beta, out,
+                            out_type, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    return true;
+}
+
+// Several products of one input, in one call: out[count][T][n] = in[T][k] · w[i][n][k]ᵀ, the matrices w[i] `stride` elements
+// apart.
+static bool matmul_many(CudaState *s, float *out, const void *w, long long stride, const void *in, int T, int count, int n,
+                        int k, Error *err) {
+    const float one = 1, zero = 0;
+    CUBLAS_TRY(cublasGemmStridedBatchedEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, n, T, k, &one, w, s->type, k, stride, in, s->type,
+                                          k, 0, &zero, out, CUDA_R_32F, n, (long long)T * n, count, CUBLAS_COMPUTE_32F,
+                                          CUBLAS_GEMM_DEFAULT));
+    return true;
+}
+
+// Queries, keys and values [n_heads + 2 × n_kv_heads][T][head_dim]: wq, wk and wv follow each other in memory, so that one
+// call has a product for every head. Of one row, all heads are one product with the same result in the same place.
+static bool matmul_heads(CudaState *s, const Config *c, const LayerWeights *l, int T, Error *err) {
+    int heads = c->n_heads + 2 * c->n_kv_heads;
+    if (T == 1) return matmul(s, s->qkv, CUDA_R_32F, l->wq, s->xb, 1, heads * c->head_dim, c->dim, 0, err);
+    return matmul_many(s, s->qkv, l->wq, (long long)c->head_dim * c->dim, s->xb, T, heads, c->head_dim, c->dim, err);
+}
+
+// Rotates x[n_heads][T][head_dim] in place: every pair, as a complex number, times its phase. Queries and keys at once.
+static bool rope(CudaState *s, float *x, int T, int n_heads, int head_dim, Error *err) {
+    int pairs = T * head_dim / 2; // of one head: a column
+    cuComplex *c = (cuComplex *)x;
+    CUBLAS_TRY(cublasCdgmm(s->blas, CUBLAS_SIDE_LEFT, pairs, n_heads, c, pairs, (const cuComplex *)s->phases, 1, c, pairs));
+    return true;
+}
+
+// ---- one part of a batch --------------------------------------------------------------------------------------------
+
+static AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int T, int layer) {
+    const Config *c = &m->config;
+    size_t at = kv_elements(layer, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim) * s->element;
+    AttentionArgs a;
+    memset(&a, 0, sizeof a);
+    a.dtype = s->attention_dtype;
+    a.n_seq = n_seq;
+    a.n_heads = c->n_heads;
+    a.n_kv_heads = c->n_kv_heads;
+    a.head_dim = c->head_dim;
+    a.causal = 1;
+    a.append = 1;
+    size_t head = (size_t)T * (size_t)c->head_dim * s->element;
+    a.q = s->qkv_in;
+    a.k_new = (char *)s->qkv_in + (size_t)c->n_heads * head;
+    a.v_new = (char *)s->qkv_in + (size_t)(c->n_heads + c->n_kv_heads) * head;
+    a.q_token_stride = a.k_token_stride = a.v_token_stride = c->head_dim;
+    a.q_head_stride = a.k_head_stride = a.v_head_stride = (int64_t)T * c->head_dim;
+    a.out = s->att;
+    a.out_token_stride = c->q_dim;
+    a.out_head_stride = c->head_dim;
+    a.k_cache = (char *)m->kv.k + at;
+    a.v_cache = (char *)m->kv.v + at;
+    a.cache_max_len = a.block_size = m->kv.max_len;
+    a.block_table = s->slots;
+    a.workspace = s->attention_workspace;
+    a.workspace_bytes = s->attention_workspace_bytes;
+    return a;
+}
+
+// The steps of forward_cpu.c over T rows whose tokens and positions are on the device. host: the batch, for prefill, which
+// shapes its launches by it; NULL: decode, one row for each of T sequences, whose lengths are on the device.
+static bool forward(Model *m, const Batch *host, const int *host_lens, const int *tokens, const int *pos, int T, Error *err) {
+    const Config *c = &m->config;
+    const Weights *w = &m->weights;
+    CudaState *s = (CudaState *)m->state;
+
+    if (!embed(s, m, tokens, T, err)) return false;
+    phases_kernel<<<T, 128, 0, s->stream>>>(s->phases, pos, s->rope_freq, c->head_dim / 2);
+    CUDA_TRY(cudaGetLastError());
+
+    for (int i = 0; i < c->n_layers; i++) {
+        const LayerWeights *l = &w->layers[i];
+
+        // attention: queries, keys and values of the normalised stream
+        if (!rmsnorm(s, l->attention_norm, NULL, c->norm_eps, T, c->dim, err)) return false;
+        if (!matmul_heads(s, c, l, T, err)) return false;
+        // positions, as rotations of pairs
+        if (!rope(s, s->qkv, T, c->n_heads + c->n_kv_heads, c->head_dim, err)) return false;
+        if (!round_to_type(s, s->qkv_in, s->qkv, (size_t)T * (c->q_dim + 2 * c->kv_dim), err)) return false;
+        // every token attends to itself and to all before it
+        AttentionArgs a = attention_args(m, s, host ? host->n_seq : T, T, i);
+        a.q_start = host ? host->start : NULL;
+        a.seq_lens = host_lens;
+        a.seq_lens_device = pos;
+        if ((host ? attention_prefill : attention_decode)(&a, s->stream) != 0) return fail(err, "%s", attention_error());
+        // back to the stream
+        if (!matmul(s, s->x, CUDA_R_32F, l->wo, s->att, T, c->dim, c->q_dim, 1, err)) return false;
+
+        // feed-forward: down(silu(gate) * up)
+        if (!rmsnorm(s, l->ffn_norm, NULL, c->norm_eps, T, c->dim, err)) return false;
+        long long from_w1_to_w3 = ((const char *)l->w3 - (const char *)l->w1) / (long long)s->element;
+        if (!matmul_many(s, s->gate_up, l->w1, from_w1_to_w3, s->xb, T, 2, c->hidden_dim, c->dim, err)) return false;
+        if (!swiglu(s, (size_t)T * c->hidden_dim, err)) return false;
+        if (!matmul(s, s->x, CUDA_R_32F, l->w2, s->h, T, c->dim, c->hidden_dim, 1, err)) return false;
+    }
+    return true;
+}
+
+// Logits, and the choice, of n rows (rows NULL: the first n), from row `first` of the logits on.
+static bool head(Model *m, const int *rows, int first, int n, Error *err) {
+    const Config *c = &m->config;
+    CudaState *s = (CudaState *)m->state;
+    float *logits = s->logits + (size_t)first * c->vocab_size;
+    if (!rmsnorm(s, m->weights.norm, rows, c->norm_eps, n, c->dim, err)) return false;
+    if (!matmul(s, logits, CUDA_R_32F, m->weights.output, s->xb, n, c->vocab_size, c->dim, 0, err)) return false;
+    choose_kernel<<<n, 1024, 0, s->stream>>>(s->choice + first, logits, c->vocab_size);
+    CUDA_TRY(cudaGetLastError());
+    return true;
+}
+
+static bool finish(Model *m, const Batch *b, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    s->n_logits = b->n_logits;
+    CUDA_TRY(cudaMemcpyAsync(s->choice_host, s->choice, (size_t)b->n_logits * sizeof(int), cudaMemcpyDeviceToHost, s->stream));
+    CUDA_TRY(cudaStreamSynchronize(s->stream));
+    memcpy(m->choice, s->choice_host, (size_t)b->n_logits * sizeof(int));
+    for (int i = 0; i < b->n_seq; i++) m->kv.len[b->slot[i]] += b->start[i + 1] - b->start[i];
+    return true;
+}
+
+// ---- prefill and decode ---------------------------------------------------------------------------------------------
+
+static bool prefill_part(Model *m, const Batch *b, int first_logit, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    int pos[MAX_ROWS], lens[MAX_SLOTS];
+    for (int i = 0; i < b->n_seq; i++) {
+        lens[i] = m->kv.len[b->slot[i]];
+        for (int r = b->start[i]; r < b->start[i + 1]; r++) pos[r] = lens[i] + r - b->start[i];
+    }
+    CUDA_TRY(cudaMemcpyAsync(s->tokens, b->tokens, (size_t)b->n_rows * sizeof(int), cudaMemcpyHostToDevice, s->stream));
+    CUDA_TRY(cudaMemcpyAsync(s->pos, pos, (size_t)b->n_rows * sizeof(int), cudaMemcpyHostToDevice, s->stream));
+    CUDA_TRY(cudaMemcpyAsync(s->slots, b->slot, (size_t)b->n_seq * sizeof(int), cudaMemcpyHostToDevice, s->stream));
+    if (!forward(m, b, lens, s->tokens, s->pos, b->n_rows, err)) return false;
+    if (b->n_logits > 0) {
+        CUDA_TRY(cudaMemcpyAsync(s->logit_rows, b->logit_rows, (size_t)b->n_logits * sizeof(int), cudaMemcpyHostToDevice, s->stream));
+        if (!head(m, s->logit_rows, first_logit, b->n_logits, err)) return false;
+    }
+    return true;
+}
+
+static bool prefill_cuda(Model *m, const Batch *b, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    if (!model_has_room(m, b, err)) return false;
+    for (int first = 0; first < b->n_rows; first += s->max_rows) {
+        BatchPart part;
+        batch_part(b, first, b->n_rows - first < s->max_rows ? b->n_rows - first : s->max_rows, &part);
+        if (!prefill_part(m, &part.batch, part.first_logit, err)) return false;
+        Batch counted = part.batch; // its positions are taken now; its logits are the whole batch's
+        counted.n_logits = 0;
+        if (!finish(m, &counted, err)) return false;
+    }
+    Batch logits = *b; // the positions are counted; what is left are the logits
+    logits.n_seq = 0;
+    return finish(m, &logits, err);
+}
+
+static bool decode_step(Model *m, int n, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    CUDA_TRY(cudaMemcpyAsync(s->slots, s->step->slots, (size_t)n * sizeof(int), cudaMemcpyDeviceToDevice, s->stream));
+    return forward(m, NULL, NULL, s->step->tokens, s->step->lens, n, err) && head(m, NULL, 0, n, err);
+}
+
+// The second step of so many rows is captured into a graph, and replayed from then on: launching 500 kernels one by one
+// would take longer than running them.
+static bool capture_step(Model *m, int n, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    cudaGraph_t graph = NULL;
+    CUDA_TRY(cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal));
+    bool ok = decode_step(m, n, err);
+    cudaError_t ended = cudaStreamEndCapture(s->stream, &graph);
+    if (!ok) return false;
+    CUDA_TRY(ended);
+    ended = cudaGraphInstantiate(&s->graphs[n], graph, 0);
+    cudaGraphDestroy(graph);
+    CUDA_TRY(ended);
+    return true;
+}
+
+static bool decode_cuda(Model *m, const Batch *b, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    int n = b->n_seq;
+    if (!model_has_room(m, b, err)) return false;
+    for (int i = 0; i < n; i++) {
+        s->step_host->tokens[i] = b->tokens[i];
+        s->step_host->lens[i] = m->kv.len[b->slot[i]];
+        s->step_host->slots[i] = b->slot[i];
+    }
+    CUDA_TRY(cudaMemcpyAsync(s->step, s->step_host, sizeof *s->step, cudaMemcpyHostToDevice, s->stream));
+    if (!s->ran[n]) {
+        s->ran[n] = true;
+        if (!decode_step(m, n, err)) return false;
+    } else {
+        if (!s->graphs[n] && !capture_step(m, n, err)) return false;
+        CUDA_TRY(cudaGraphLaunch(s->graphs[n], s->stream));
+    }
+    return finish(m, b, err);
+}
+
+static bool read_logits_cuda(Model *m, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    size_t bytes = (size_t)s->n_logits * (size_t)m->config.vocab_size * sizeof(float);
+    CUDA_TRY(cudaMemcpy(m->logits, s->logits, bytes, cudaMemcpyDeviceToHost));
+    return true;
+}
+
+// ---- weights --------------------------------------------------------------------------------------------------------
+
+// One tensor on its way to the device.
+struct Placement {
+    const void **slot;
+    uint64_t rows, cols; // a norm: one row, always float32
+    uint64_t file_begin; // in the file's data; a synthetic model has none
+    char *to;
+    int head_dim;        // of wq and wk, whose rows are interleaved; else 0
+    bool norm;
+};
+
+struct Plan {
+    Model *model;
+    CudaState *state;
+    Placement *tensors;
+    size_t n;
+    uint64_t bytes; // on the device
+};
+
+// WeightVisitor: where every tensor goes, 128-byte aligned, which leaves no gap between wq, wk and wv.
+static bool plan_tensor(void *context, const char *name, const void **slot, uint64_t rows, uint64_t cols, Error *err) {
+    Plan *p = (Plan *)context;
+    Placement *more = (Placement *)realloc(p->tensors, (p->n + 1) * sizeof *more);
+    if (!more) return fail(err, "out of memory: %zu tensors", p->n + 1);
+    p->tensors = more;
+    const char *last = strrchr(name, '.');
+    bool rotated = last && (strcmp(last, ".wq") == 0 || strcmp(last, ".wk") == 0);
+    const Tensor *in_file = p->model->file.n_tensors ? safetensors_find(&p->model->file, name) : NULL;
+    Placement t = {slot, cols ? rows : 1, cols ? cols : rows, in_file ? in_file->begin : 0, (char *)p->bytes,
+                   rotated ? p->model->config.head_dim : 0, cols == 0};
+    uint64_t bytes = t.rows * t.cols * (t.norm ? sizeof(float) : p->state->element);
+    p->bytes += (bytes + 127) / 128 * 128;
+    p->tensors[p->n++] = t;
+    return true;
+}
+
+template <typename D>
+static void place_as(const Placement *t, const void *staged, DType from, uint64_t first, unsigned rows, cudaStream_t stream) {
+    if (from == DTYPE_BF16)
+        place_rows_kernel<<<rows, 256, 0, stream>>>((D *)t->to, (const __nv_bfloat16 *)staged, first, t->cols, t->head_dim);
+    if (from == DTYPE_F16)
+        place_rows_kernel<<<rows, 256, 0, stream>>>((D *)t->to, (const __half *)staged, first, t->cols, t->head_dim);
+    if (from == DTYPE_F32)
+        place_rows_kernel<<<rows, 256, 0, stream>>>((D *)t->to, (const float *)staged, first, t->cols, t->head_dim);
+}
+
+static bool place(CudaState *s, const Placement *t, const void *staged, DType from, uint64_t first, unsigned rows,
+                  cudaStream_t stream, Error *err) {
+    cudaDataType_t type = t->norm ? CUDA_R_32F : s->type;
+    if (type == CUDA_R_16BF) place_as<__nv_bfloat16>(t, staged, from, first, rows, stream);
+    if (type == CUDA_R_16F) place_as<__half>(t, staged, from, first, rows, stream);
+    if (type == CUDA_R_32F) place_as<float>(t, staged, from, first, rows, stream);
+    CUDA_TRY(cudaGetLastError());
+    return true;
+}
+
+// One thread's way from the file to the device: it reads into one pinned buffer while the other is being copied.
+struct Stager {
+    cudaStream_t stream;
+    char *host[2], *device[2];
+    cudaEvent_t copied[2];
+    int turn;
+};
+
+static bool stager_open(Stager *g, uint64_t bytes, Error *err) {
+    CUDA_TRY(cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking));
+    for (int i = 0; i < 2; i++) {
+        CUDA_TRY(cudaMallocHost((void **)&g->host[i], bytes));
+        CUDA_TRY(cudaMalloc((void **)&g->device[i], bytes));
+        CUDA_TRY(cudaEventCreateWithFlags(&g->copied[i], cudaEventDisableTiming));
+    }
+    return true;
+}
+
+static void stager_close(Stager *g) {
+    if (g->stream) cudaStreamSynchronize(g->stream);
+    for (int i = 0; i < 2; i++) {
+        cudaFreeHost(g->host[i]);
+        cudaFree(g->device[i]);
+        if (g->copied[i]) cudaEventDestroy(g->copied[i]);
+    }
+    if (g->stream) cudaStreamDestroy(g->stream);
+}
+
+// Rows first .. first+rows of a tensor.
+static bool stager_send(Stager *g, const Model *m, CudaState *s, const Placement *t, uint64_t first, uint64_t rows, Error *err) {
+    DType from = t->norm ? DTYPE_F32 : m->weights.dtype;
+    uint64_t row_bytes = t->cols * (uint64_t)dtype_bytes[from];
+    int i = g->turn;
+    g->turn ^= 1;
+    CUDA_TRY(cudaEventSynchronize(g->copied[i])); // an event not yet recorded counts as done
+    if (!safetensors_read(&m->file, g->host[i], t->file_begin + first * row_bytes, rows * row_bytes, err)) return false;
+    CUDA_TRY(cudaMemcpyAsync(g->device[i], g->host[i], rows * row_bytes, cudaMemcpyHostToDevice, g->stream));
+    if (!place(s, t, g->device[i], from, first, (unsigned)rows, g->stream, err)) return false;
+    CUDA_TRY(cudaEventRecord(g->copied[i], g->stream));
+    return true;
+}
+
+// A piece of work for one thread: whole rows, at most a buffer's worth.
+struct Piece {
+    const Placement *tensor;
+    uint64_t first, rows;
+};
+
+static bool upload(const Model *m, CudaState *s, const Plan *p, Error *err) {
+    uint64_t largest_row = UPLOAD_BYTES;
+    size_t n_pieces = 0;
+    for (size_t i = 0; i < p->n; i++) {
+        uint64_t row = p->tensors[i].cols * (p->tensors[i].norm ? 4 : (uint64_t)dtype_bytes[m->weights.dtype]);
+        if (row > largest_row) largest_row = row;
+    }
+    Piece *pieces = NULL;
+    for (int pass = 0; pass < 2; pass++) { // count, then fill
+        if (pass == 1 && !(pieces = (Piece *)malloc((n_pieces + 1) * sizeof *pieces)))
+            return fail(err, "out of memory: %zu pieces of the weights", n_pieces);
+        n_pieces = 0;
+        for (size_t i = 0; i < p->n; i++) {
+            const Placement *t = &p->tensors[i];
+            uint64_t row = t->cols * (t->norm ? 4 : (uint64_t)dtype_bytes[m->weights.dtype]), step = largest_row / row;
+            for (uint64_t first = 0; first < t->rows; first += step) {
+                if (pass == 1) pieces[n_pieces] = (Piece){t, first, t->rows - first < step ? t->rows - first : step};
+                n_pieces++;
+            }
+        }
+    }
+#pragma omp parallel num_threads(UPLOAD_THREADS)
+    {
+        Error own = {""};
+        Stager g;
+        memset(&g, 0, sizeof g);
+        bool ok = stager_open(&g, largest_row, &own);
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < (int64_t)n_pieces; i++)
+            ok = ok && stager_send(&g, m, s, pieces[i].tensor, pieces[i].first, pieces[i].rows, &own);
+        cudaError_t last = g.stream ? cudaStreamSynchronize(g.stream) : cudaSuccess;
+        if (ok && last != cudaSuccess) fail(&own, "uploading the weights: %s", cudaGetErrorString(last));
+        stager_close(&g);
+        if (own.text[0])
+#pragma omp critical
+            fail(err, "%s", own.text);
+    }
+    free(pieces);
+    return !err->text[0];
+}
+
+static bool synthesize(const Model *m, CudaState *s, const Plan *p, Error *err) {
+    for (size_t i = 0; i < p->n; i++) {
+        const Placement *t = &p->tensors[i];
+        uint64_t n = t->rows * t->cols;
+        float range = t->norm ? 0 : 2 * 1.7f * 1.7320508f / sqrtf((float)t->cols);
+        uint32_t salt = (uint32_t)((m->seed + i) * 0x9E3779B97F4A7C15u >> 32);
+        unsigned blocks = n / 256 < 8192 ? (unsigned)(n / 256 + 1) : 8192;
+        cudaDataType_t type = t->norm ? CUDA_R_32F : s->type;
+        if (type == CUDA_R_16BF) synthesize_kernel<<<blocks, 256, 0, s->stream>>>((__nv_bfloat16 *)t->to, n, range, salt);
+        if (type == CUDA_R_16F) synthesize_kernel<<<blocks, 256, 0, s->stream>>>((__half *)t->to, n, range, salt);
+        if (type == CUDA_R_32F) synthesize_kernel<<<blocks, 256, 0, s->stream>>>((float *)t->to, n, range, salt);
+        CUDA_TRY(cudaGetLastError());
+    }
+    CUDA_TRY(cudaStreamSynchronize(s->stream));
+    return true;
+}
+
+// ---- memory ---------------------------------------------------------------------------------------------------------
+
+struct Buffer {
+    void **at;
+    uint64_t bytes;
+};
+
+enum { N_BUFFERS = 24 };
+
+// Every buffer but the weights, sized for the context; fills list and returns how many.
+static int list_buffers(Model *m, CudaState *s, Buffer *list) {
+    const Config *c = &m->config;
+    uint64_t T = (uint64_t)s->max_rows, e = s->element;
+    uint64_t kv = kv_elements(c->n_layers, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim) * e;
+    uint64_t widest = (uint64_t)(c->dim > c->q_dim ? c->dim : c->q_dim);
+    const Buffer all[] = {
+        {&m->kv.k, kv},
+        {&m->kv.v, kv},
+        {(void **)&s->rope_freq, (uint64_t)c->head_dim / 2 * 4},
+        {(void **)&s->x, T * (uint64_t)c->dim * 4},
+        {&s->xb, T * widest * e},
+        {(void **)&s->qkv, T * (uint64_t)(c->q_dim + 2 * c->kv_dim) * 4},
+        {s->type == CUDA_R_32F ? NULL : &s->qkv_in, T * (uint64_t)(c->q_dim + 2 * c->kv_dim) * e},
+        {&s->att, T * (uint64_t)c->q_dim * e},
+        {(void **)&s->gate_up, 2 * T * (uint64_t)c->hidden_dim * 4},
+        {&s->h, T * (uint64_t)c->hidden_dim * e},
+        {(void **)&s->phases, T * (uint64_t)c->head_dim / 2 * 8},
+        {(void **)&s->tokens, T * 4},
+        {(void **)&s->pos, T * 4},
+        {(void **)&s->logit_rows, LOGIT_ROWS * 4},
+        {(void **)&s->logits, (uint64_t)s->max_logits * (uint64_t)c->vocab_size * 4},
+        {(void **)&s->choice, LOGIT_ROWS * 4},
+        {(void **)&s->step, sizeof *s->step},
+        {(void **)&s->slots, MAX_SLOTS * 4},
+        {&s->attention_workspace, s->attention_workspace_bytes},
+        {&s->blas_workspace, WORKSPACE_BYTES},
+    };
+    int n = 0;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i].at) list[n++] = all[i];
+    return n;
+}
+
+static bool size_state(Model *m, CudaState *s, Error *err) {
+    const Config *c = &m->config;
+    uint64_t positions = (uint64_t)m->kv.n_slots * (uint64_t)m->kv.max_len;
+    s->max_rows = positions < MAX_ROWS ? (int)positions : MAX_ROWS;
+    s->max_logits = positions < LOGIT_ROWS ? (int)positions : LOGIT_ROWS;
+    AttentionArgs a;
+    memset(&a, 0, sizeof a);
+    a.dtype = s->attention_dtype;
+    a.n_seq = m->kv.n_slots;
+    a.n_heads = c->n_heads;
+    a.n_kv_heads = c->n_kv_heads;
+    a.head_dim = c->head_dim;
+    a.cache_max_len = m->kv.max_len;
+    s->attention_workspace_bytes = attention_workspace_bytes(&a);
+    return s->attention_workspace_bytes != SIZE_MAX || fail(err, "%s", attention_error());
+}
+
+// Compares what is needed with what is free before anything is allocated, and says which context would fit.
+static bool check_memory(const Model *m, const CudaState *s, uint64_t weights, const Buffer *list, int n, Error *err) {
+    const Config *c = &m->config;
+    size_t free_bytes, total;
+    CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
+    const uint64_t reserve = 256 << 20; // the upload's staging, kernels' own needs
+    uint64_t buffers = 0, cache = list[0].bytes + list[1].bytes;
+    for (int i = 0; i < n; i++) buffers += list[i].bytes;
+    uint64_t needed = weights + buffers + reserve;
+    if (needed <= free_bytes) return true;
+    uint64_t per_token = kv_elements(c->n_layers, m->kv.n_slots, c->n_kv_heads, 1, c->head_dim) * s->element * 2;
+    uint64_t without_cache = needed - cache;
+    if (without_cache >= free_bytes)
+        return fail(err, "GPU memory: %.2f GB of weights and %.2f GB of buffers, %.2f GB are free of %.2f", (double)weights * 1e-9,
+                    (double)(without_cache - weights) * 1e-9, (double)free_bytes * 1e-9, (double)total * 1e-9);
+    return fail(err, "GPU memory: %.2f GB of weights, %.2f GB of cache and %.2f GB of buffers, %.2f GB are free; a context of "
+                     "%" PRIu64 " would fit (-c)",
+                (double)weights * 1e-9, (double)cache * 1e-9, (double)(without_cache - weights) * 1e-9,
+                (double)free_bytes * 1e-9, (free_bytes - without_cache) / per_token);
+}
+
+// ---- the engine -----------------------------------------------------------------------------------------------------
+
+static bool usable_cuda(const Model *m, Error *err) {
+    int n = 0, driver = 0, device = 0;
+    cudaError_t status = cudaGetDeviceCount(&n);
+    if (status == cudaErrorInsufficientDriver) {
+        cudaDriverGetVersion(&driver);
+        return fail(err, "the GPU's driver supports CUDA %d.%d, this program needs %d.%d", driver / 1000, driver % 1000 / 10,
+                    CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    }
+    if (status != cudaSuccess || n == 0)
+        return fail(err, "no GPU (%s)", status != cudaSuccess ? cudaGetErrorString(status) : "none is visible");
+    cudaFuncAttributes attributes;
+    cudaDeviceProp properties;
+    CUDA_TRY(cudaGetDevice(&device));
+    CUDA_TRY(cudaGetDeviceProperties(&properties, device));
+    if (cudaFuncGetAttributes(&attributes, phases_kernel) != cudaSuccess) {
+        cudaGetLastError();
+        return fail(err, "%s has compute capability %d.%d, for which this program was not built", properties.name,
+                    properties.major, properties.minor);
+    }
+    int d = m->config.head_dim;
+    if (m->config.dim % 8 || m->config.hidden_dim % 8)
+        return fail(err, "dim %d and hidden_dim %d, the GPU engines need multiples of 8", m->config.dim, m->config.hidden_dim);
+    return d == 64 || d == 96 || d == 128 || fail(err, "head_dim is %d, the GPU's attention has 64, 96 and 128", d);
+}
+
+static bool choose_types(Model *m, CudaState *s) {
+    bool f32 = m->precision == PRECISION_F32, f16 = m->weights.dtype == DTYPE_F16;
+    s->type = f32 ? CUDA_R_32F : f16 ? CUDA_R_16F : CUDA_R_16BF;
+    s->attention_dtype = f32 ? ATTENTION_F32 : f16 ? ATTENTION_F16 : ATTENTION_BF16;
+    s->element = f32 ? 4 : 2;
+    return true;
+}
+
+// Stream, cuBLAS handle, pinned memory, RoPE's frequencies.
+static bool connect(Model *m, CudaState *s, Error *err) {
+    CUDA_TRY(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking));
+    CUBLAS_TRY(cublasCreate(&s->blas));
+    CUBLAS_TRY(cublasSetStream(s->blas, s->stream));
+    CUBLAS_TRY(cublasSetWorkspace(s->blas, s->blas_workspace, WORKSPACE_BYTES));
+    CUBLAS_TRY(cublasSetMathMode(s->blas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)); // every sum in float32
+    CUDA_TRY(cudaMallocHost((void **)&s->step_host, sizeof *s->step_host));
+    CUDA_TRY(cudaMallocHost((void **)&s->choice_host, LOGIT_ROWS * sizeof(int)));
+    CUDA_TRY(cudaMallocHost((void **)&m->logits, (size_t)s->max_logits * (size_t)m->config.vocab_size * sizeof(float)));
+    CUDA_TRY(cudaMemcpy(s->rope_freq, m->rope_freq, (size_t)m->config.head_dim / 2 * sizeof(float), cudaMemcpyHostToDevice));
+    return true;
+}
+
+static bool open_cuda(Model *m, Error *err) {
+    CudaState *s = (CudaState *)calloc(1, sizeof *s);
+    m->state = s;
+    if (!s) return fail(err, "out of memory: the engine's state");
+    choose_types(m, s);
+    Plan plan = {m, s, NULL, 0, 0};
+    Buffer buffers[N_BUFFERS];
+    int n_buffers = 0;
+    bool ok = size_state(m, s, err) && weights_visit(m, plan_tensor, &plan, err);
+    if (ok) n_buffers = list_buffers(m, s, buffers);
+    ok = ok && check_memory(m, s, plan.bytes, buffers, n_buffers, err);
+    for (int i = 0; ok && i < n_buffers; i++) {
+        cudaError_t status = cudaMalloc(buffers[i].at, buffers[i].bytes ? buffers[i].bytes : 16);
+        if (status != cudaSuccess) ok = fail(err, "GPU memory: %.2f GB: %s", (double)buffers[i].bytes * 1e-9, cudaGetErrorString(status));
+    }
+    if (ok && cudaMalloc((void **)&s->weights, plan.bytes) != cudaSuccess)
+        ok = fail(err, "GPU memory: %.2f GB of weights", (double)plan.bytes * 1e-9);
+    for (size_t i = 0; ok && i < plan.n; i++) {
+        plan.tensors[i].to = s->weights + (uint64_t)(uintptr_t)plan.tensors[i].to; // from an offset to an address
+        *plan.tensors[i].slot = plan.tensors[i].to;
+    }
+    if (ok && m->config.tie_embeddings) m->weights.output = m->weights.tok_embeddings;
+    if (ok && s->type == CUDA_R_32F) s->qkv_in = s->qkv;
+    ok = ok && connect(m, s, err) && (m->file.n_tensors ? upload(m, s, &plan, err) : synthesize(m, s, &plan, err));
+    m->weights.bytes = plan.bytes;
+    free(plan.tensors);
+    return ok;
+}
+
+static void close_cuda(Model *m) {
+    CudaState *s = (CudaState *)m->state;
+    if (!s) return;
+    if (s->stream) cudaStreamSynchronize(s->stream);
+    for (int i = 0; i <= MAX_SLOTS; i++)
+        if (s->graphs[i]) cudaGraphExecDestroy(s->graphs[i]);
+    if (s->blas) cublasDestroy(s->blas);
+    Buffer buffers[N_BUFFERS];
+    int n = list_buffers(m, s, buffers);
+    for (int i = 0; i < n; i++) cudaFree(*buffers[i].at);
+    cudaFree(s->weights);
+    cudaFreeHost(s->step_host);
+    cudaFreeHost(s->choice_host);
+    cudaFreeHost(m->logits);
+    if (s->stream) cudaStreamDestroy(s->stream);
+    free(s);
+    m->state = NULL;
+}
+
+extern "C" const Engine engine_cublas = {"cublas", usable_cuda, open_cuda, close_cuda, prefill_cuda, decode_cuda, read_logits_cuda};
