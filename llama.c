@@ -8,19 +8,19 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "model/bench.h"
 #include "model/compare.h"
+#include "model/generate.h"
+#include "model/json.h"
 #include "model/model.h"
-#include "model/sampler.h"
 #include "tokenizer/utf8.h"
 
 #define VERSION "0.1"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
-enum { MAX_STOPS = 16, MAX_LOGPROBS = 64, DEFAULT_CONTEXT = 4096 };
+enum { MAX_STOPS = 16, MAX_LOGPROBS = 64, DEFAULT_CONTEXT = 4096, DEFAULT_BATCH = 8 };
 
 static volatile sig_atomic_t interrupted;
 
@@ -29,17 +29,11 @@ static void on_interrupt(int signal_number) {
     interrupted = 1;
 }
 
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
 // ---- flags ----------------------------------------------------------------------------------------------------------
 
 typedef struct {
-    const char *model, *prompt, *prompt_file, *stops[MAX_STOPS], *perplexity, *compare, *synthetic, *engine, *precision;
-    int n_stops, n, context, logprobs;
+    const char *model, *prompt, *prompt_file, *stops[MAX_STOPS], *prompts, *perplexity, *compare, *synthetic, *engine, *precision;
+    int n_stops, n, context, batch, logprobs;
     uint64_t seed;
     SamplerConfig sampler;
     bool ids, tokenize, detokenize, hex, special, ignore_eos, echo, json, bench, verbose, quiet, version, help;
@@ -76,6 +70,8 @@ static const Flag flags[] = {
     {"--tokenize", NULL, "print the ids of the prompt, and no BOS; with --hex, of one hex text per line", FLAG_SWITCH, FIELD(tokenize), 0, 0},
     {"--detokenize", NULL, "print the bytes of the ids in the prompt; with --hex, in hex, line by line", FLAG_SWITCH, FIELD(detokenize), 0, 0},
     {"--hex", NULL, "text is hexadecimal, in --tokenize and --detokenize", FLAG_SWITCH, FIELD(hex), 0, 0},
+    {"--prompts", "FILE", "many prompts, a JSON object with text or ids on each line; answers as JSON lines", FLAG_TEXT, FIELD(prompts), 0, 0},
+    {"-b", "N", "with --prompts: so many at a time (8)", FLAG_INT, FIELD(batch), 1, MAX_SLOTS},
     {"--perplexity", "FILE", "how well the model predicts a text", FLAG_TEXT, FIELD(perplexity), 0, 0},
     {"--compare", "DUMP", "compare with HuggingFace's tokens (scripts/dump_hf.py)", FLAG_TEXT, FIELD(compare), 0, 0},
     {"--bench", NULL, "measure this machine and this model", FLAG_SWITCH, FIELD(bench), 0, 0},
@@ -162,16 +158,18 @@ static bool parse_flags(Options *o, int argc, char **argv, Error *err) {
 
 // Combinations that make no sense are refused rather than ignored.
 static bool check_flags(const Options *o, Error *err) {
-    int modes = o->tokenize + o->detokenize + !!o->perplexity + !!o->compare + o->bench;
+    int modes = o->tokenize + o->detokenize + !!o->prompts + !!o->perplexity + !!o->compare + o->bench;
     bool prompt = o->prompt || o->prompt_file, reads_prompt = modes == 0 || o->tokenize || o->detokenize;
     if (!o->model && !o->synthetic) return fail(err, "no model; usage: llama MODEL.bin -p TEXT (--help lists the flags)");
     if (o->model && o->synthetic) return fail(err, "--synthetic %s and the model %s: expected one of them", o->synthetic, o->model);
-    if (modes > 1) return fail(err, "--tokenize, --detokenize, --perplexity, --compare and --bench: expected one of them");
+    if (modes > 1) return fail(err, "--tokenize, --detokenize, --prompts, --perplexity, --compare and --bench: expected one of them");
     if (o->synthetic && !o->bench) return fail(err, "--synthetic goes with --bench: such a model has no vocabulary");
     if (o->prompt && o->prompt_file) return fail(err, "-p and -f: expected one of them");
     if (reads_prompt && !prompt) return fail(err, "no prompt: -p TEXT or -f FILE");
-    if (!reads_prompt && prompt) return fail(err, "a prompt, which --perplexity, --compare and --bench do not take");
-    if (o->logprobs && !o->json) return fail(err, "--logprobs goes with --json");
+    if (!reads_prompt && prompt) return fail(err, "a prompt, which --prompts, --perplexity, --compare and --bench do not take");
+    if (o->logprobs && !o->json && !o->prompts) return fail(err, "--logprobs goes with --json or --prompts");
+    if (o->batch && !o->prompts) return fail(err, "-b goes with --prompts");
+    if (o->echo && o->prompts) return fail(err, "--echo: the JSON lines of --prompts have the prompt's ids");
     if (o->hex && !o->tokenize && !o->detokenize) return fail(err, "--hex goes with --tokenize or --detokenize");
     if (o->precision && strcmp(o->precision, "bf16") != 0 && strcmp(o->precision, "f32") != 0)
         return fail(err, "--precision %s: expected bf16 or f32", o->precision);
@@ -179,24 +177,6 @@ static bool check_flags(const Options *o, Error *err) {
 }
 
 // ---- input ----------------------------------------------------------------------------------------------------------
-
-typedef struct {
-    char *data;
-    size_t n, capacity;
-} Bytes;
-
-static bool bytes_append(Bytes *b, const void *data, size_t n, Error *err) {
-    if (n > b->capacity - b->n) {
-        size_t capacity = 2 * b->capacity + n + 256;
-        char *more = realloc(b->data, capacity);
-        if (!more) return fail(err, "out of memory: %zu bytes of text", capacity);
-        b->data = more;
-        b->capacity = capacity;
-    }
-    if (n) memcpy(b->data + b->n, data, n);
-    b->n += n;
-    return true;
-}
 
 static bool read_stream(Bytes *b, FILE *in, const char *name, Error *err) {
     char block[65536];
@@ -294,169 +274,77 @@ static void write_json_ids(FILE *out, const char *key, const int *ids, size_t n)
     fputs("], ", out);
 }
 
-// The answer's text on its way out: bytes wait in `held` while they may be part of a character or of a stop text.
-typedef struct {
-    const Options *options;
-    Bytes held, text; // text: with --json, all that was let through
-    bool stopped;     // a stop text was found
-} Answer;
-
-static bool answer_emit(Answer *a, const char *data, size_t n, Error *err) {
-    if (a->options->json) return bytes_append(&a->text, data, n, err);
-    fwrite(data, 1, n, stdout);
-    return n == 0 || flush_output(err);
-}
-
-// How many bytes at the end of the held text begin the stop text.
-static size_t stop_overlap(const Bytes *held, const char *stop) {
-    size_t length = strlen(stop), most = held->n < length - 1 ? held->n : length - 1;
-    for (size_t n = most; n > 0; n--)
-        if (memcmp(held->data + held->n - n, stop, n) == 0) return n;
-    return 0;
-}
-
-static bool answer_add(Answer *a, const uint8_t *bytes, size_t n, Error *err) {
-    if (!bytes_append(&a->held, bytes, n, err)) return false;
-    size_t end = a->held.n; // of what may go
-    for (int i = 0; i < a->options->n_stops; i++) {
-        const char *stop = a->options->stops[i];
-        size_t length = strlen(stop);
-        for (size_t at = 0; at + length <= a->held.n && at < end; at++)
-            if (memcmp(a->held.data + at, stop, length) == 0) {
-                a->stopped = true;
-                end = at;
-            }
-    }
-    if (a->stopped) {
-        a->held.n = end;
-    } else {
-        size_t wait = a->held.n ? utf8_incomplete_tail((uint8_t *)a->held.data, a->held.n) : 0;
-        for (int i = 0; i < a->options->n_stops; i++) {
-            size_t overlap = stop_overlap(&a->held, a->options->stops[i]);
-            wait = overlap > wait ? overlap : wait;
-        }
-        end = a->held.n - wait;
-    }
-    if (!answer_emit(a, a->held.data, end, err)) return false;
-    a->held.n -= end;
-    if (a->held.n) memmove(a->held.data, a->held.data + end, a->held.n);
-    return true;
-}
-
-// Nothing more comes: what was held goes out as it is.
-static bool answer_end(Answer *a, Error *err) {
-    size_t n = a->held.n;
-    a->held.n = 0;
-    return answer_emit(a, a->held.data, n, err);
-}
-
 // ---- generate -------------------------------------------------------------------------------------------------------
 
-typedef struct {
-    TokenList prompt, ids;
-    const char *finish_reason;
-    double ready, prefill, decode; // seconds: the program's start to the model's, the prompt, the tokens after the first
-    double first;                  // from the start of the prompt to the first token's text
-    float *logprobs;               // [ids.n][1 + K]: of the token, then of the K most likely
-    int *top_ids;                  // [ids.n][K]
-} Run;
-
-static bool is_eos(const Config *c, int id) {
-    for (int i = 0; i < c->n_eos; i++)
-        if (c->eos_ids[i] == id) return true;
-    return false;
-}
-
-static bool record_logprobs(const Options *o, const Model *m, Run *run, int step, int id) {
-    int k = o->logprobs, vocab = m->config.vocab_size;
-    float *row = run->logprobs + (size_t)step * (size_t)(1 + k);
-    int *top = run->top_ids + (size_t)step * (size_t)k;
-    double z = log_sum_exp(m->logits, vocab);
-    row[0] = (float)((double)m->logits[id] - z);
-    top_ids(m->logits, vocab, k < vocab ? k : vocab, top);
-    for (int i = 0; i < k && i < vocab; i++) row[1 + i] = (float)((double)m->logits[top[i]] - z);
-    return true;
-}
-
-// Text of a token as it is printed: end ids never, other special tokens with --special only.
-static const uint8_t *printed_bytes(const Options *o, const Model *m, int id, size_t *n) {
-    const uint8_t *bytes = tokenizer_bytes(&m->tokenizer, id, n);
-    if (m->tokenizer.kind[id] == TOKEN_SPECIAL && !o->special) *n = 0;
-    return bytes;
-}
-
-// Prompt in, tokens out, until something ends it.
-static bool generate(const Options *o, Model *m, Sampler *sampler, int n_max, Run *run, Answer *answer, Error *err) {
-    double start = seconds();
-    if (!model_prefill(m, 0, run->prompt.ids, (int)run->prompt.n, 1, err)) return false;
-    double after_prompt = seconds();
-    run->prefill = after_prompt - start;
-    run->finish_reason = "length";
-    for (int step = 0; step < n_max; step++) {
-        if (step > 0 && !model_decode(m, 0, run->ids.ids[step - 1], err)) return false;
-        if (interrupted) {
-            run->finish_reason = "interrupted";
-            break;
-        }
-        int id = m->choice[0];
-        if (id < 0)
-            return fail(err, "position %d: a logit is not finite; the weights or the arithmetic are broken", m->kv.len[0] - 1);
-        if ((o->logprobs || o->sampler.temperature > 0) && !m->engine->read_logits(m, err)) return false;
-        if (o->sampler.temperature > 0) id = sampler_next(sampler, m->logits);
-        if (o->logprobs) record_logprobs(o, m, run, step, id);
-        if (!tokens_append(&run->ids, id, err)) return false;
-        if (is_eos(&m->config, id) && !o->ignore_eos) {
-            run->finish_reason = "stop";
-            break;
-        }
-        size_t n;
-        const uint8_t *bytes = printed_bytes(o, m, id, &n);
-        if (!answer_add(answer, bytes, n, err)) return false;
-        if (step == 0) run->first = seconds() - start;
-        if (answer->stopped) {
-            run->finish_reason = "stop_string";
-            break;
-        }
+static void write_json_logprobs(const Sequence *seq, int k) {
+    printf("\"logprobs\": [");
+    for (size_t i = 0; i < seq->ids.n; i++) {
+        const float *row = seq->logprobs + i * (size_t)(1 + k);
+        const int *top = seq->top_ids + i * (size_t)k;
+        printf("%s{\"id\": %d, \"logprob\": %.6f, \"top\": [", i ? ", " : "", seq->ids.ids[i], (double)row[0]);
+        for (int j = 0; j < k; j++) printf("%s{\"id\": %d, \"logprob\": %.6f}", j ? ", " : "", top[j], (double)row[1 + j]);
+        printf("]}");
     }
-    run->decode = seconds() - after_prompt;
-    return answer_end(answer, err);
+    printf("], ");
 }
 
-static void print_json(const Options *o, const Run *run, const Answer *answer) {
-    printf("{\"index\": 0, ");
-    write_json_ids(stdout, "prompt_ids", run->prompt.ids, run->prompt.n);
-    write_json_ids(stdout, "ids", run->ids.ids, run->ids.n);
+// Seconds for each token after the first; 0 if there is none.
+static double seconds_per_token(const Sequence *seq) {
+    return seq->ids.n > 1 ? (seq->last - seq->first) / (double)(seq->ids.n - 1) : 0;
+}
+
+// What a sequence's text and end need to know; one run at a time.
+static struct {
+    const Options *options;
+    const Model *model;
+    double ready; // seconds from the program's start to the model's
+    size_t n_finished, n_tokens;
+} output;
+
+static bool print_text(Sequence *seq, const char *data, size_t n, Error *err) {
+    (void)seq;
+    fwrite(data, 1, n, stdout);
+    return flush_output(err);
+}
+
+static bool print_json(Sequence *seq, Error *err) {
+    printf("{\"index\": %d, ", seq->index);
+    write_json_ids(stdout, "prompt_ids", seq->prompt.ids, seq->prompt.n);
+    write_json_ids(stdout, "ids", seq->ids.ids, seq->ids.n);
     printf("\"text\": \"");
-    write_json_text(stdout, answer->text.data, answer->text.n);
-    printf("\", \"finish_reason\": \"%s\", ", run->finish_reason);
-    if (o->logprobs) {
-        printf("\"logprobs\": [");
-        for (size_t i = 0; i < run->ids.n; i++) {
-            const float *row = run->logprobs + i * (size_t)(1 + o->logprobs);
-            printf("%s{\"id\": %d, \"logprob\": %.6f, \"top\": [", i ? ", " : "", run->ids.ids[i], (double)row[0]);
-            for (int k = 0; k < o->logprobs; k++)
-                printf("%s{\"id\": %d, \"logprob\": %.6f}", k ? ", " : "", run->top_ids[i * (size_t)o->logprobs + (size_t)k],
-                       (double)row[1 + k]);
-            printf("]}");
-        }
-        printf("], ");
-    }
-    printf("\"timings\": {\"ready_ms\": %.3f, \"prefill_ms\": %.3f, \"first_token_ms\": %.3f, \"decode_ms\": %.3f, "
-           "\"ms_per_token\": %.4f}}\n",
-           run->ready * 1e3, run->prefill * 1e3, run->first * 1e3, run->decode * 1e3,
-           run->ids.n > 1 ? run->decode * 1e3 / (double)(run->ids.n - 1) : 0.0);
+    write_json_text(stdout, seq->text.data, seq->text.n);
+    printf("\", \"finish_reason\": \"%s\", ", seq->finish_reason);
+    if (output.options->logprobs) write_json_logprobs(seq, output.options->logprobs);
+    printf("\"timings\": {\"ready_ms\": %.3f, \"first_token_ms\": %.3f, \"decode_ms\": %.3f, \"ms_per_token\": %.4f}}\n",
+           output.ready * 1e3, seq->ids.n ? (seq->first - seq->admitted) * 1e3 : 0.0,
+           seq->ids.n ? (seq->last - seq->first) * 1e3 : 0.0, seconds_per_token(seq) * 1e3);
+    return flush_output(err);
 }
 
-static void print_statistics(const Options *o, const Model *m, const Run *run) {
-    double per_token = run->ids.n > 1 ? run->decode / (double)(run->ids.n - 1) : 0;
-    fprintf(stderr, "llama: ready in %.1f ms; prompt of %zu tokens in %.1f ms (%.0f tokens/s); %zu new tokens", run->ready * 1e3,
-            run->prompt.n, run->prefill * 1e3, (double)run->prompt.n / run->prefill, run->ids.n);
+static bool print_end(Sequence *seq, Error *err) {
+    output.n_finished++;
+    output.n_tokens += seq->ids.n;
+    if (output.options->json || output.options->prompts) return print_json(seq, err);
+    if (isatty(STDOUT_FILENO)) putchar('\n');
+    return flush_output(err);
+}
+
+static void print_engine(const Model *m) {
+    fprintf(stderr, "; engine %s, %s", m->engine->name, m->precision == PRECISION_F32 ? "f32" : "bf16");
+    if (m->not_used.text[0]) fprintf(stderr, " (%s)", m->not_used.text);
+    if (output.options->sampler.temperature > 0) fprintf(stderr, ", seed %" PRIu64, output.options->seed);
+    fprintf(stderr, "\n");
+}
+
+static void print_statistics(const Model *m, const Sequence *seq) {
+    double prefill = seq->first - seq->admitted, per_token = seconds_per_token(seq);
+    fprintf(stderr, "llama: ready in %.1f ms; prompt of %zu tokens", output.ready * 1e3, seq->prompt.n);
+    if (seq->ids.n) fprintf(stderr, " in %.1f ms (%.0f tokens/s)", prefill * 1e3, (double)seq->prompt.n / prefill);
+    fprintf(stderr, "; %zu new tokens", seq->ids.n);
     if (per_token > 0)
         fprintf(stderr, ", %.3f ms each (%.0f tokens/s, %.1f GB/s of weights)", per_token * 1e3, 1 / per_token,
                 (double)weights_read_per_token(m) / per_token * 1e-9);
-    fprintf(stderr, "; engine %s, %s", m->engine->name, m->precision == PRECISION_F32 ? "f32" : "bf16");
-    if (o->sampler.temperature > 0) fprintf(stderr, ", seed %" PRIu64, o->seed);
-    fprintf(stderr, "\n");
+    print_engine(m);
 }
 
 static void print_model(const Model *m) {
@@ -477,55 +365,133 @@ static int context_for(const Options *o, const Model *m, int64_t wanted) {
     return length < m->config.max_seq_len ? (int)length : m->config.max_seq_len;
 }
 
-static bool start_model(const Options *o, Model *m, int context, Error *err) {
+static bool start_model(const Options *o, Model *m, int slots, int context, Error *err) {
     if (context > m->config.max_seq_len)
         return fail(err, "a context of %d tokens, the model's maximum is %d", context, m->config.max_seq_len);
     Precision precision = o->precision && strcmp(o->precision, "f32") == 0 ? PRECISION_F32 : PRECISION_BF16;
-    if (!model_start(m, o->engine, precision, 1, context, err)) return false;
+    if (!model_start(m, o->engine, precision, slots, context, err)) return false;
     if (o->verbose) print_model(m);
     return true;
 }
 
-static bool run_generate(const Options *o, Model *m, const Bytes *text, double start, Error *err) {
-    Run run = {.finish_reason = "length"};
-    Answer answer = {.options = o};
-    Sampler sampler = {.candidates = NULL};
-    bool ok = encode_prompt(o, m, text, &run.prompt, err);
-    int context = ok ? context_for(o, m, (int64_t)run.prompt.n + o->n) : 0;
-    if (ok && run.prompt.n == 0) ok = fail(err, "the prompt is empty, and this model has no BOS token to begin with");
-    if (ok && run.prompt.n >= (size_t)context)
-        ok = fail(err, "the prompt has %zu tokens, the context holds %d and needs room for one more%s", run.prompt.n, context,
-                  o->context ? " (-c)" : "");
-    int n_max = ok && o->n > context - (int)run.prompt.n ? context - (int)run.prompt.n : o->n;
-    if (ok && n_max < o->n && !o->quiet)
-        fprintf(stderr, "llama: the context of %d leaves room for %d of %d new tokens\n", context, n_max, o->n);
-    ok = ok && start_model(o, m, context, err) &&
-         sampler_init(&sampler, o->sampler, m->config.vocab_size, o->seed, 0, err);
-    if (ok && o->logprobs) {
-        run.logprobs = calloc((size_t)n_max * (size_t)(1 + o->logprobs), sizeof *run.logprobs);
-        run.top_ids = calloc((size_t)n_max * (size_t)o->logprobs, sizeof *run.top_ids);
-        if (!run.logprobs || !run.top_ids) ok = fail(err, "out of memory: log-probabilities of %d tokens", n_max);
+// The prompts' ids against the context, before anything is loaded for them.
+static bool check_prompts(const Options *o, const Sequence *seqs, int n, int context, Error *err) {
+    int cut = 0, least = INT_MAX;
+    for (int i = 0; i < n; i++) {
+        size_t length = seqs[i].prompt.n;
+        char which[32] = "the prompt";
+        if (o->prompts) snprintf(which, sizeof which, "prompt %d", i);
+        if (length == 0) return fail(err, "%s is empty, and this model has no BOS token to begin with", which);
+        if (length >= (size_t)context)
+            return fail(err, "%s has %zu tokens, the context holds %d and needs room for one more%s", which, length, context,
+                        o->context ? " (-c)" : "");
+        int room = context - (int)length;
+        cut += room < o->n;
+        least = room < least ? room : least;
     }
-    const SamplerConfig *cut = &o->sampler;
-    if (ok && cut->temperature == 0 && (cut->top_k || cut->top_p < 1 || cut->min_p > 0) && !o->quiet)
+    if (cut && !o->quiet && o->prompts)
+        fprintf(stderr, "llama: the context of %d leaves room for fewer than %d new tokens after %d of %d prompts\n", context, o->n, cut, n);
+    else if (cut && !o->quiet)
+        fprintf(stderr, "llama: the context of %d leaves room for %d of %d new tokens\n", context, least, o->n);
+    const SamplerConfig *s = &o->sampler;
+    if (s->temperature == 0 && (s->top_k || s->top_p < 1 || s->min_p > 0) && !o->quiet)
         fprintf(stderr, "llama: at --temp 0 the most likely token is taken; --top-k, --top-p and --min-p change nothing\n");
-    run.ready = seconds() - start;
-    for (size_t i = 0, n; ok && o->echo && i < run.prompt.n; i++) {
-        const uint8_t *bytes = printed_bytes(o, m, run.prompt.ids[i], &n);
-        ok = answer_emit(&answer, (const char *)bytes, n, err);
+    return true;
+}
+
+static bool run_sequences(const Options *o, Model *m, Sequence *seqs, int n, int slots, int context, double start, Error *err) {
+    GenerateConfig config = {.n = o->n, .logprobs = o->logprobs, .n_stops = o->n_stops, .stops = o->stops, .ignore_eos = o->ignore_eos,
+                             .special = o->special, .seed = o->seed, .sampler = o->sampler};
+    GenerateSink sink = {.text = o->json || o->prompts ? NULL : print_text, .finished = print_end};
+    if (!check_prompts(o, seqs, n, context, err) || !start_model(o, m, slots, context, err)) return false;
+    output.ready = clock_seconds() - start;
+    for (size_t i = 0, length; o->echo && i < seqs[0].prompt.n; i++) {
+        const uint8_t *bytes = printed_bytes(m, o->special, seqs[0].prompt.ids[i], &length);
+        if (o->json ? !bytes_append(&seqs[0].text, bytes, length, err) : !print_text(seqs, (const char *)bytes, length, err)) return false;
     }
-    ok = ok && generate(o, m, &sampler, n_max, &run, &answer, err);
-    if (ok && o->json) print_json(o, &run, &answer);
-    if (ok && !o->json && isatty(STDOUT_FILENO)) putchar('\n');
-    ok = ok && flush_output(err);
-    if (ok && !o->quiet) print_statistics(o, m, &run);
-    tokens_free(&run.prompt);
-    tokens_free(&run.ids);
-    free(run.logprobs);
-    free(run.top_ids);
-    free(answer.held.data);
-    free(answer.text.data);
-    sampler_free(&sampler);
+    return generate(m, &config, seqs, n, &sink, &interrupted, err);
+}
+
+static bool run_generate(const Options *o, Model *m, const Bytes *text, double start, Error *err) {
+    Sequence seq = {.index = 0};
+    bool ok = encode_prompt(o, m, text, &seq.prompt, err) &&
+              run_sequences(o, m, &seq, 1, 1, context_for(o, m, (int64_t)seq.prompt.n + o->n), start, err);
+    if (ok && !o->quiet) print_statistics(m, &seq);
+    sequence_free(&seq);
+    return ok;
+}
+
+// ---- many prompts ---------------------------------------------------------------------------------------------------
+
+// One line of a prompts file: {"text": "..."} or {"ids": [1, 2]}.
+static bool parse_prompt_line(const Options *o, const Model *m, char *line, size_t n, const char *what, TokenList *ids, Error *err) {
+    Json j = {line, line, line + n, err, what};
+    char *key, *text;
+    size_t length;
+    if (!json_expect(&j, '{') || !json_string(&j, &key, &length) || !json_expect(&j, ':')) return false;
+    if (strcmp(key, "text") == 0) {
+        if (!json_string(&j, &text, &length) || !json_expect(&j, '}') || !json_end(&j)) return false;
+        Bytes bytes = {.data = text, .n = length};
+        Options as_text = *o;
+        as_text.ids = false;
+        return encode_prompt(&as_text, m, &bytes, ids, err);
+    }
+    if (strcmp(key, "ids") != 0) return fail(err, "%s: key \"%s\", expected \"text\" or \"ids\"", what, key);
+    if (!json_expect(&j, '[')) return false;
+    if (json_next(&j, ']')) return json_expect(&j, '}') && json_end(&j);
+    do {
+        uint64_t id;
+        if (!json_uint(&j, &id)) return false;
+        if (id >= (uint64_t)m->config.vocab_size)
+            return fail(err, "%s: id %" PRIu64 ", expected below %d", what, id, m->config.vocab_size);
+        if (!tokens_append(ids, (int)id, err)) return false;
+    } while (json_next(&j, ','));
+    return json_expect(&j, ']') && json_expect(&j, '}') && json_end(&j);
+}
+
+// Every line that is not empty is a prompt.
+static bool read_prompts(const Options *o, const Model *m, Bytes *file, Sequence **seqs, int *n, Error *err) {
+    int line_number = 1;
+    for (size_t at = 0; at < file->n; line_number++) {
+        char *line = file->data + at, *end = memchr(line, '\n', file->n - at);
+        size_t length = end ? (size_t)(end - line) : file->n - at;
+        at += length + 1;
+        if (strspn(line, " \t\r\n") >= length) continue;
+        Sequence *more = realloc(*seqs, (size_t)(*n + 1) * sizeof *more);
+        if (!more) return fail(err, "out of memory: %d prompts", *n + 1);
+        *seqs = more;
+        more[*n] = (Sequence){.index = *n};
+        char what[256];
+        snprintf(what, sizeof what, "%s:%d", o->prompts, line_number);
+        if (!parse_prompt_line(o, m, line, length, what, &more[(*n)++].prompt, err)) return false;
+    }
+    return *n > 0 || fail(err, "%s: no prompts", o->prompts);
+}
+
+static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
+    Bytes file = {0};
+    Sequence *seqs = NULL;
+    int n = 0;
+    bool ok = read_file(&file, o->prompts, err) && bytes_append(&file, "", 1, err);
+    file.n -= ok; // the terminator is there for strspn
+    ok = ok && read_prompts(o, m, &file, &seqs, &n, err);
+    int64_t longest = 0;
+    for (int i = 0; ok && i < n; i++) longest = (int64_t)seqs[i].prompt.n > longest ? (int64_t)seqs[i].prompt.n : longest;
+    int context = o->context                              ? o->context
+                  : longest + o->n < m->config.max_seq_len ? (int)(longest + o->n)
+                                                           : m->config.max_seq_len;
+    int slots = o->batch ? o->batch : DEFAULT_BATCH;
+    double begin = clock_seconds();
+    ok = ok && run_sequences(o, m, seqs, n, slots < n ? slots : n, context, start, err);
+    if (ok && !o->quiet) {
+        double elapsed = clock_seconds() - begin;
+        fprintf(stderr, "llama: %zu of %d prompts, %d at a time; %zu new tokens in %.2f s (%.0f tokens/s)", output.n_finished, n,
+                m->kv.n_slots, output.n_tokens, elapsed, (double)output.n_tokens / elapsed);
+        print_engine(m);
+    }
+    for (int i = 0; i < n; i++) sequence_free(&seqs[i]);
+    free(seqs);
+    free(file.data);
     return ok;
 }
 
@@ -601,8 +567,8 @@ static bool run_perplexity(const Options *o, Model *m, Error *err) {
     TokenList ids = {0};
     bool ok = read_file(&text, o->perplexity, err) && encode_prompt(o, m, &text, &ids, err);
     if (ok && ids.n < 2) ok = fail(err, "%s: %zu tokens, expected at least 2", o->perplexity, ids.n);
-    ok = ok && start_model(o, m, window, err);
-    double sum = 0, squares = 0, start = seconds();
+    ok = ok && start_model(o, m, 1, window, err);
+    double sum = 0, squares = 0, start = clock_seconds();
     size_t scored = 0;
     for (size_t begin = 0, done = 1; ok && done < ids.n; begin += (size_t)stride) {
         size_t end = begin + (size_t)window < ids.n ? begin + (size_t)window : ids.n;
@@ -624,7 +590,7 @@ static bool run_perplexity(const Options *o, Model *m, Error *err) {
     }
     if (ok) {
         double mean = sum / (double)scored, variance = squares / (double)scored - mean * mean;
-        double error = exp(mean) * sqrt((variance > 0 ? variance : 0) / (double)scored), elapsed = seconds() - start;
+        double error = exp(mean) * sqrt((variance > 0 ? variance : 0) / (double)scored), elapsed = clock_seconds() - start;
         printf("perplexity %.4f ± %.4f over %zu tokens, %.4f bits per byte; window %d, stride %d, %.0f tokens/s\n", exp(mean),
                error, scored, sum / log(2) / (double)text.n, window, stride, (double)scored / elapsed);
         ok = flush_output(err);
@@ -642,14 +608,14 @@ static bool run_compare(const Options *o, Model *m, Error *err) {
     bool held = false;
     int context = o->context ? o->context : dump_context(&dump);
     bool ok = dump_context(&dump) <= context || fail(err, "-c %d: %s needs %d", context, o->compare, dump_context(&dump));
-    ok = ok && start_model(o, m, context, err) && compare_run(m, &dump, stdout, &interrupted, &held, err) && flush_output(err);
+    ok = ok && start_model(o, m, 1, context, err) && compare_run(m, &dump, stdout, &interrupted, &held, err) && flush_output(err);
     if (ok && !held) ok = fail(err, "%s: the comparison does not hold", o->compare);
     dump_close(&dump);
     return ok;
 }
 
 static bool run_bench(const Options *o, Model *m, Error *err) {
-    return start_model(o, m, context_for(o, m, BENCH_CONTEXT), err) && bench_run(m, o->json, stdout, &interrupted, err) &&
+    return start_model(o, m, 1, context_for(o, m, BENCH_CONTEXT), err) && bench_run(m, o->json, stdout, &interrupted, err) &&
            flush_output(err);
 }
 
@@ -666,8 +632,10 @@ static bool run(const Options *o, double start, Error *err) {
     }
     bool ok = o->synthetic ? model_open_synthetic(&model, o->synthetic, o->seed, err)
                            : model_open(&model, o->model, tokenizer_only, err);
+    output.options = o;
     if (ok) {
         ok = tokenizer_only    ? run_tokenizer(o, &model, &text, err)
+             : o->prompts      ? run_prompts(o, &model, start, err)
              : o->perplexity   ? run_perplexity(o, &model, err)
              : o->compare      ? run_compare(o, &model, err)
              : o->bench        ? run_bench(o, &model, err)
@@ -679,7 +647,7 @@ static bool run(const Options *o, double start, Error *err) {
 }
 
 int main(int argc, char **argv) {
-    double start = seconds();
+    double start = clock_seconds();
     Options o = {.n = 256, .sampler = {.top_p = 1}};
     Error err = {""};
     int status = EXIT_OK;

@@ -1,0 +1,227 @@
+#include "generate.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "../tokenizer/utf8.h"
+
+double clock_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+bool bytes_append(Bytes *b, const void *data, size_t n, Error *err) {
+    if (n > b->capacity - b->n) {
+        size_t capacity = 2 * b->capacity + n + 256;
+        char *more = realloc(b->data, capacity);
+        if (!more) return fail(err, "out of memory: %zu bytes of text", capacity);
+        b->data = more;
+        b->capacity = capacity;
+    }
+    if (n) memcpy(b->data + b->n, data, n);
+    b->n += n;
+    return true;
+}
+
+// ---- text -----------------------------------------------------------------------------------------------------------
+
+const uint8_t *printed_bytes(const Model *m, bool special, int id, size_t *n) {
+    const uint8_t *bytes = tokenizer_bytes(&m->tokenizer, id, n);
+    if (m->tokenizer.kind[id] == TOKEN_SPECIAL && !special) *n = 0;
+    return bytes;
+}
+
+// How many bytes at the end of the held text begin the stop text.
+static size_t stop_overlap(const Bytes *held, const char *stop) {
+    size_t length = strlen(stop), most = held->n < length - 1 ? held->n : length - 1;
+    for (size_t n = most; n > 0; n--)
+        if (memcmp(held->data + held->n - n, stop, n) == 0) return n;
+    return 0;
+}
+
+// Where the first stop text in the held text begins; its end if there is none.
+static size_t find_stop(const GenerateConfig *g, const Bytes *held) {
+    size_t end = held->n;
+    for (int i = 0; i < g->n_stops; i++) {
+        size_t length = strlen(g->stops[i]);
+        for (size_t at = 0; at + length <= held->n && at < end; at++)
+            if (memcmp(held->data + at, g->stops[i], length) == 0) end = at;
+    }
+    return end;
+}
+
+static bool text_out(Sequence *seq, const GenerateSink *sink, size_t n, Error *err) {
+    if (n == 0) return true;
+    bool ok = sink->text ? sink->text(seq, seq->held.data, n, err) : bytes_append(&seq->text, seq->held.data, n, err);
+    seq->held.n -= n;
+    memmove(seq->held.data, seq->held.data + n, seq->held.n);
+    return ok;
+}
+
+// One token's bytes on their way out. What may be part of a character or of a stop text waits. *stopped: one was found.
+static bool text_add(Sequence *seq, const GenerateConfig *g, const GenerateSink *sink, const uint8_t *bytes, size_t n,
+                     bool *stopped, Error *err) {
+    if (!bytes_append(&seq->held, bytes, n, err)) return false;
+    size_t end = find_stop(g, &seq->held), wait = 0;
+    *stopped = end < seq->held.n;
+    if (*stopped) {
+        seq->held.n = end;
+        return true;
+    }
+    if (seq->held.n) wait = utf8_incomplete_tail((uint8_t *)seq->held.data, seq->held.n);
+    for (int i = 0; i < g->n_stops; i++) {
+        size_t overlap = stop_overlap(&seq->held, g->stops[i]);
+        wait = overlap > wait ? overlap : wait;
+    }
+    return text_out(seq, sink, end - wait, err);
+}
+
+// ---- one sequence ---------------------------------------------------------------------------------------------------
+
+void sequence_free(Sequence *seq) {
+    tokens_free(&seq->prompt);
+    tokens_free(&seq->ids);
+    free(seq->text.data);
+    free(seq->held.data);
+    free(seq->logprobs);
+    free(seq->top_ids);
+    sampler_free(&seq->sampler);
+    *seq = (Sequence){0};
+}
+
+static bool sequence_begin(Sequence *seq, const Model *m, const GenerateConfig *g, Error *err) {
+    int room = m->kv.max_len - (int)seq->prompt.n;
+    seq->n_max = g->n < room ? g->n : room;
+    seq->admitted = clock_seconds();
+    if (g->logprobs) {
+        seq->logprobs = calloc((size_t)seq->n_max * (size_t)(1 + g->logprobs), sizeof *seq->logprobs);
+        seq->top_ids = calloc((size_t)seq->n_max * (size_t)g->logprobs, sizeof *seq->top_ids);
+        if (!seq->logprobs || !seq->top_ids) return fail(err, "out of memory: log-probabilities of %d tokens", seq->n_max);
+    }
+    return sampler_init(&seq->sampler, g->sampler, m->config.vocab_size, g->seed, (uint64_t)seq->index, err);
+}
+
+// Lets go of what only a running sequence needs, after its last bytes.
+static bool sequence_end(Sequence *seq, const char *reason, const GenerateSink *sink, Error *err) {
+    seq->finish_reason = reason;
+    seq->last = clock_seconds();
+    sampler_free(&seq->sampler);
+    return text_out(seq, sink, seq->held.n, err);
+}
+
+static bool is_eos(const Config *c, int id) {
+    for (int i = 0; i < c->n_eos; i++)
+        if (c->eos_ids[i] == id) return true;
+    return false;
+}
+
+static void record_logprobs(Sequence *seq, int k, const float *logits, int vocab, int id) {
+    size_t step = seq->ids.n;
+    float *row = seq->logprobs + step * (size_t)(1 + k);
+    int *top = seq->top_ids + step * (size_t)k;
+    double z = log_sum_exp(logits, vocab);
+    row[0] = (float)((double)logits[id] - z);
+    top_ids(logits, vocab, k < vocab ? k : vocab, top);
+    for (int i = 0; i < k && i < vocab; i++) row[1 + i] = (float)((double)logits[top[i]] - z);
+}
+
+// Chooses the sequence's next token from a row of logits, passes its text on, and notices the end.
+static bool sequence_step(Sequence *seq, Model *m, const GenerateConfig *g, const GenerateSink *sink, int row, Error *err) {
+    const float *logits = m->logits + (size_t)row * (size_t)m->config.vocab_size;
+    int id = m->choice[row];
+    if (id < 0)
+        return fail(err, "position %zu: a logit is not finite; the weights or the arithmetic are broken",
+                    seq->prompt.n + seq->ids.n - 1);
+    if (g->sampler.temperature > 0) id = sampler_next(&seq->sampler, logits);
+    if (g->logprobs) record_logprobs(seq, g->logprobs, logits, m->config.vocab_size, id);
+    if (!tokens_append(&seq->ids, id, err)) return false;
+    if (is_eos(&m->config, id) && !g->ignore_eos) return sequence_end(seq, "stop", sink, err);
+    size_t n;
+    bool stopped;
+    const uint8_t *bytes = printed_bytes(m, g->special, id, &n);
+    if (!text_add(seq, g, sink, bytes, n, &stopped, err)) return false;
+    if (seq->ids.n == 1) seq->first = clock_seconds();
+    if (stopped) return sequence_end(seq, "stop_string", sink, err);
+    if ((int)seq->ids.n == seq->n_max) return sequence_end(seq, "length", sink, err);
+    return true;
+}
+
+// ---- many -----------------------------------------------------------------------------------------------------------
+
+typedef struct {
+    Model *model;
+    const GenerateConfig *config;
+    const GenerateSink *sink;
+    Sequence *live[MAX_SLOTS]; // by slot; NULL: free
+} Run;
+
+// Computes a batch with a logit row for each sequence of it, and lets each take its step.
+static bool run_batch(Run *r, bool decode, const Batch *batch, Error *err) {
+    Model *m = r->model;
+    bool needs_logits = r->config->sampler.temperature > 0 || r->config->logprobs > 0;
+    if (!(decode ? m->engine->decode : m->engine->prefill)(m, batch, err)) return false;
+    if (needs_logits && !m->engine->read_logits(m, err)) return false;
+    for (int i = 0; i < batch->n_seq; i++) {
+        Sequence **place = &r->live[batch->slot[i]];
+        if (!sequence_step(*place, m, r->config, r->sink, i, err)) return false;
+        if ((*place)->finish_reason) *place = NULL;
+    }
+    return true;
+}
+
+// Gives free slots to the next sequences; their prompts are one batch.
+static bool admit(Run *r, Sequence *seqs, int n, int *next, Error *err) {
+    Model *m = r->model;
+    int slot[MAX_SLOTS], start[MAX_SLOTS + 1] = {0}, last[MAX_SLOTS], n_seq = 0;
+    TokenList tokens = {0};
+    bool ok = true;
+    for (int i = 0; ok && i < m->kv.n_slots && *next < n; i++) {
+        if (r->live[i]) continue;
+        Sequence *seq = r->live[i] = &seqs[(*next)++];
+        m->kv.len[i] = 0;
+        ok = sequence_begin(seq, m, r->config, err);
+        for (size_t t = 0; ok && t < seq->prompt.n; t++) ok = tokens_append(&tokens, seq->prompt.ids[t], err);
+        slot[n_seq++] = i;
+        start[n_seq] = (int)tokens.n;
+        last[n_seq - 1] = start[n_seq] - 1;
+    }
+    Batch batch = {.n_rows = (int)tokens.n, .n_seq = n_seq, .n_logits = n_seq, .tokens = tokens.ids, .slot = slot,
+                   .start = start, .logit_rows = last};
+    ok = ok && (n_seq == 0 || run_batch(r, false, &batch, err));
+    tokens_free(&tokens);
+    return ok;
+}
+
+// One more token for every sequence that runs.
+static bool step(Run *r, Error *err) {
+    int count[MAX_SLOTS + 1]; // a row each
+    int slot[MAX_SLOTS], tokens[MAX_SLOTS], n = 0;
+    for (int i = 0; i <= MAX_SLOTS; i++) count[i] = i;
+    for (int i = 0; i < r->model->kv.n_slots; i++) {
+        const Sequence *seq = r->live[i];
+        if (!seq) continue;
+        slot[n] = i;
+        tokens[n++] = seq->ids.ids[seq->ids.n - 1];
+    }
+    Batch batch = {.n_rows = n, .n_seq = n, .n_logits = n, .tokens = tokens, .slot = slot, .start = count, .logit_rows = count};
+    return n == 0 || run_batch(r, true, &batch, err);
+}
+
+bool generate(Model *m, const GenerateConfig *config, Sequence *seqs, int n, const GenerateSink *sink,
+              const volatile sig_atomic_t *interrupted, Error *err) {
+    Run r = {.model = m, .config = config, .sink = sink};
+    int next = 0; // to be admitted
+    for (int done = 0; done < n;) {
+        if (!*interrupted && !(admit(&r, seqs, n, &next, err) && (*interrupted || step(&r, err)))) return false;
+        for (int i = 0; *interrupted && i < m->kv.n_slots; i++) {
+            if (r.live[i] && !sequence_end(r.live[i], "interrupted", sink, err)) return false;
+            r.live[i] = NULL;
+        }
+        for (; done < n && seqs[done].finish_reason; done++)
+            if (!sink->finished(&seqs[done], err)) return false;
+        if (*interrupted) break;
+    }
+    return true;
+}
