@@ -12,6 +12,7 @@ enum {
     K_BLOCK = 512, // ... this many columns of them: 32 KB, which stays in the L1 cache
     Q_ROWS = 32,   // (token, head) rows of one attention task
     KV_TILE = 64,  // positions per step of the online softmax
+    ALONE = 1 << 18 // multiply-adds that one thread does sooner than it wakes the others
 };
 
 typedef float Float8 __attribute__((vector_size(32)));
@@ -173,7 +174,7 @@ INLINE void matvec_block(float *y, const float *x, const void *w, DType dtype, i
 
 // The dtype becomes a constant in each branch, so that no inner loop asks for it.
 static void matvec(float *y, const float *x, const void *w, DType dtype, int n, int k) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if ((int64_t)n * k > ALONE)
     for (int block = 0; block < (n + 3) / 4; block++) {
         if (dtype == DTYPE_BF16) matvec_block(y, x, w, DTYPE_BF16, block * 4, n, k);
         if (dtype == DTYPE_F16) matvec_block(y, x, w, DTYPE_F16, block * 4, n, k);
@@ -201,7 +202,7 @@ static void widen_row(float *x, const void *w, DType dtype, size_t first, int n)
 
 // T rows of x: a panel of W is widened once and serves them all.
 static void matmul_rows(float *y, const float *x, const void *w, DType dtype, int T, int n, int k) {
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) if ((int64_t)T * n * k > ALONE)
     for (int panel_row = 0; panel_row < n; panel_row += W_ROWS) {
         float panel[W_ROWS * K_BLOCK];
         int rows = n - panel_row < W_ROWS ? n - panel_row : W_ROWS;
@@ -257,7 +258,7 @@ static void rope(float *x, const float *cos, const float *sin, int T, int n_head
 }
 
 static void swiglu(float *gate, const float *up, int64_t n) {
-#pragma omp parallel for schedule(static) if (n > 65536)
+#pragma omp parallel for schedule(static) if (n > ALONE / 16) // an exponential costs that much
     for (int64_t block = 0; block < (n + LANES - 1) / LANES; block++) {
         int64_t i = block * LANES;
         float g[LANES] = {0}, u[LANES] = {0};
@@ -364,7 +365,7 @@ static void attention_task(float *out, const float *q, const float *k, const flo
 static void attention(float *out, const float *q, const float *k, const float *v, int T, int pos, int n_heads,
                       int n_kv_heads, int head_dim, int max_len) {
     int group = n_heads / n_kv_heads, rows = T * group, blocks = (rows + Q_ROWS - 1) / Q_ROWS;
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) if ((int64_t)T * (pos + T) * n_heads * head_dim > ALONE)
     for (int task = blocks * n_kv_heads - 1; task >= 0; task--) { // the longest first
         int kv_head = task % n_kv_heads, first = task / n_kv_heads * Q_ROWS;
         size_t at = (size_t)kv_head * (size_t)max_len * (size_t)head_dim, head = (size_t)(kv_head * group * head_dim);

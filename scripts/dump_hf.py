@@ -1,0 +1,210 @@
+#!/usr/bin/env python3
+"""Write a reference dump (hf-greedy-dump/1) of what HuggingFace transformers computes, for ./llama --compare.
+
+    python3 scripts/dump_hf.py MODEL_DIR dump.safetensors -p "Once upon a time" -n 200 --full 4
+    ./llama model.bin --compare dump.safetensors --precision f32
+
+For each prompt: its ids, the greedy continuation (not stopped at end-of-text), the five largest logits of every step
+and all logits of the first --full steps. The model is loaded from disk in the dumped dtype; a live model that is cast
+would keep rounded rotary frequencies. Batch 1, no sampling, no TF32.
+
+--noise (on for float32) computes every step again with transformers' other attention, `eager`, and notes the largest
+difference of a logit: the reference's own rounding, below which a choice between two tokens means nothing.
+--follow DUMP takes prompts and tokens from another dump and writes this model's logits along them, for KL divergence.
+"""
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+FORMAT = "hf-greedy-dump/1"
+TOP = 5
+EAGER_BLOCK = 1024  # prompt tokens at a time: eager keeps a whole score matrix per head
+
+
+class DumpError(Exception):
+    """A message of one line for the user."""
+
+
+# ----------------------------------------------------------------------------------------------------- prompts
+
+def read_prompts_file(path):
+    """A JSON list, or one JSON value a line. Each is a text, a list of ids, or an object with `text` or `ids`."""
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        values = json.loads(text)  # one value: a list of prompts, or the only line
+        if not isinstance(values, list) or values and all(type(x) is int for x in values):
+            values = [values]
+    except json.JSONDecodeError:
+        try:
+            values = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except json.JSONDecodeError as e:
+            raise DumpError(f"{path}: neither a JSON list nor JSON lines: {e}") from None
+    prompts = []
+    for i, value in enumerate(values):
+        if isinstance(value, dict) and len(value.keys() & {"text", "ids"}) == 1:
+            value = value.get("text", value.get("ids"))
+        if isinstance(value, list) and all(type(x) is int for x in value) or isinstance(value, str):
+            prompts.append(value)
+        else:
+            raise DumpError(f"{path}: prompt {i} is neither a text nor a list of ids")
+    return prompts
+
+
+def parse_ids(text):
+    try:
+        return [int(x) for x in text.replace(",", " ").split()]
+    except ValueError:
+        raise DumpError(f'--ids takes numbers separated by spaces or commas, found "{text}"') from None
+
+
+def read_dump(path):
+    """(text or None, ids, tokens) of each prompt in a dump."""
+    with safe_open(path, "pt") as f:
+        metadata = f.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise DumpError(f'{path}: format is "{metadata.get("format")}", expected "{FORMAT}"')
+        texts = json.loads(metadata["prompts"])
+        return [(text, f.get_tensor(f"prompt_ids.{i}").tolist(), f.get_tensor(f"tokens.{i}").tolist())
+                for i, text in enumerate(texts)]
+
+
+def check_prompt(i, ids, tokens, n, config):
+    if not ids:
+        raise DumpError(f"prompt {i} has no tokens")
+    wrong = [t for t in ids + tokens if not 0 <= t < config.vocab_size]
+    if wrong:
+        raise DumpError(f"prompt {i}: id {wrong[0]} is outside the vocabulary of {config.vocab_size}")
+    if len(ids) + n > config.max_position_embeddings:
+        raise DumpError(f"prompt {i}: {len(ids)} prompt tokens and {n} new ones exceed the model's context of "
+                        f"{config.max_position_embeddings}")
+
+
+# ----------------------------------------------------------------------------------------------------- running
+
+def load_model(directory, dtype, device):
+    # Sharded or not, the weights must be in the directory: never look for them on the network.
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa",
+                                                 local_files_only=True)
+    return model.to(device).eval()
+
+
+@torch.no_grad()
+def run(model, ids, n, tokens=None, block=None):
+    """Logits [n, vocab] in float32 and the n tokens: greedy, or along `tokens` where they are given."""
+    ids = torch.tensor([ids], device=model.device)
+    cache, rows, chosen = None, [], []
+    pieces = list(ids.split(block or ids.shape[1], dim=1))
+    for step in range(n):
+        for piece in pieces:
+            out = model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = out.past_key_values
+        row = out.logits[0, -1].float()
+        if not row.isfinite().all():
+            raise DumpError(f"a logit is not finite at position {cache.get_seq_length() - 1}")
+        rows.append(row.cpu())
+        chosen.append(int(row.argmax()) if tokens is None else tokens[step])
+        pieces = [torch.tensor([[chosen[-1]]], device=model.device)]
+    return torch.stack(rows), chosen
+
+
+def measure_noise(model, ids, tokens, logits):
+    model.set_attn_implementation("eager")
+    other, _ = run(model, ids, len(tokens), tokens, EAGER_BLOCK)
+    model.set_attn_implementation("sdpa")
+    return (other - logits).abs().max().item()
+
+
+def dump(args):
+    if not (Path(args.model) / "config.json").is_file():
+        raise DumpError(f"{args.model}: no config.json there, expected a HuggingFace checkpoint directory")
+    if not Path(args.out).absolute().parent.is_dir():  # found out now, not after the run
+        raise DumpError(f"{args.out}: no such directory")
+    dtype = getattr(torch, args.dtype)
+    torch.set_float32_matmul_precision("highest")  # no TF32
+
+    if args.follow:
+        prompts = read_dump(args.follow)
+    else:
+        sources = list(args.prompt) + [parse_ids(text) for text in args.ids]
+        if args.prompts:
+            sources += read_prompts_file(args.prompts)
+        tokenizer = None
+        if any(isinstance(s, str) for s in sources):
+            tokenizer = AutoTokenizer.from_pretrained(args.model, local_files_only=True)
+        prompts = [(s, tokenizer(s).input_ids, None) if isinstance(s, str) else (None, s, None)
+                   for s in sources]
+
+    model = load_model(args.model, dtype, args.device)
+    for i, (_, ids, tokens) in enumerate(prompts):
+        check_prompt(i, ids, tokens or [], len(tokens) if tokens else args.n, model.config)
+
+    tensors, noise = {}, 0.0
+    for i, (text, ids, follow) in enumerate(prompts):
+        logits, tokens = run(model, ids, args.n if follow is None else len(follow), follow)
+        top = logits.topk(min(TOP, logits.shape[1]))
+        tensors[f"prompt_ids.{i}"] = torch.tensor(ids, dtype=torch.int32)
+        tensors[f"tokens.{i}"] = torch.tensor(tokens, dtype=torch.int32)
+        tensors[f"top_ids.{i}"] = top.indices.to(torch.int32)
+        tensors[f"top_logits.{i}"] = top.values
+        tensors[f"logits.{i}"] = logits[:args.full].clone()
+        if args.noise:
+            noise = max(noise, measure_noise(model, ids, tokens, logits))
+        margin = (top.values[:, 0] - top.values[:, 1]).min().item()
+        print(f"prompt {i}: {len(ids)} ids, {len(tokens)} tokens, smallest top-2 margin {margin:.2g}", file=sys.stderr)
+
+    metadata = {"format": FORMAT, "dtype": args.dtype, "transformers": transformers.__version__,
+                "prompts": json.dumps([text for text, _, _ in prompts], ensure_ascii=False)}
+    if args.noise:
+        metadata["noise"] = f"{noise:.6g}"
+        print(f"largest difference between sdpa and eager: {noise:.2g}", file=sys.stderr)
+    partial = f"{args.out}.tmp"
+    try:
+        save_file(tensors, partial, metadata)
+        os.replace(partial, args.out)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    print(f"{args.out}: {len(prompts)} prompts, {os.path.getsize(args.out)} bytes", file=sys.stderr)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL_DIR", help="HuggingFace checkpoint directory")
+    parser.add_argument("out", metavar="OUT.safetensors")
+    parser.add_argument("-p", "--prompt", action="append", default=[], metavar="TEXT", help="may be repeated")
+    parser.add_argument("--ids", action="append", default=[], metavar='"1 2 3"', help="a prompt as ids, likewise")
+    parser.add_argument("--prompts", metavar="FILE", help="JSON lines with text or ids, or a JSON list of texts")
+    parser.add_argument("-n", type=int, default=200, help="new tokens for each prompt (200)")
+    parser.add_argument("--full", type=int, default=4, metavar="K", help="steps with all logits (4)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--noise", action=argparse.BooleanOptionalAction, help="measure sdpa against eager")
+    parser.add_argument("--follow", metavar="DUMP", help="prompts and tokens from this dump")
+    args = parser.parse_args()
+    if args.n < 1 or args.full < 0:
+        parser.error("-n must be at least 1 and --full at least 0")
+    given = bool(args.prompt or args.ids or args.prompts)
+    if given == bool(args.follow):
+        parser.error("give prompts (-p, --ids, --prompts) or --follow, one of the two")
+    if args.noise is None:
+        args.noise = args.dtype == "float32"
+    elif args.noise and args.dtype != "float32":
+        parser.error("--noise is defined for float32")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        dump(args)
+    except (DumpError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
+        message = str(e).strip().splitlines() or [type(e).__name__]
+        sys.exit(f"dump_hf.py: {message[0]}")
+
+
+if __name__ == "__main__":
+    main()
