@@ -163,7 +163,6 @@ static bool check_flags(const Options *o, Error *err) {
     if (!o->model && !o->synthetic) return fail(err, "no model; usage: llama MODEL.bin -p TEXT (--help lists the flags)");
     if (o->model && o->synthetic) return fail(err, "--synthetic %s and the model %s: expected one of them", o->synthetic, o->model);
     if (modes > 1) return fail(err, "--tokenize, --detokenize, --prompts, --perplexity, --compare and --bench: expected one of them");
-    if (o->synthetic && !o->bench) return fail(err, "--synthetic goes with --bench: such a model has no vocabulary");
     if (o->prompt && o->prompt_file) return fail(err, "-p and -f: expected one of them");
     if (reads_prompt && !prompt) return fail(err, "no prompt: -p TEXT or -f FILE");
     if (!reads_prompt && prompt) return fail(err, "a prompt, which --prompts, --perplexity, --compare and --bench do not take");
@@ -349,13 +348,16 @@ static void print_statistics(const Model *m, const Sequence *seq) {
 
 static void print_model(const Model *m) {
     const Config *c = &m->config;
+    double kv = (double)m->kv.bytes, positions = (double)m->kv.n_slots * m->kv.max_len;
     fprintf(stderr,
             "llama: dim %d, %d layers, %d heads of %d over %d K/V heads, hidden %d, vocabulary %d, at most %d tokens\n"
-            "llama: %.3f GB of weights (%s), %.3f MB of K/V cache for a context of %d; engine %s, computing in %s\n",
+            "llama: %.3f GB of weights (%s in the file), K/V cache %.3f MB: %d x %d positions of %.0f bytes (with a K/V head for "
+            "every head %.0f)\nllama: engine %s%s%s%s, computing in %s\n",
             c->dim, c->n_layers, c->n_heads, c->head_dim, c->n_kv_heads, c->hidden_dim, c->vocab_size, c->max_seq_len,
-            (double)m->weights.bytes * 1e-9, dtype_names[m->weights.dtype],
-            (double)kv_elements(c->n_layers, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim) * 8e-6, m->kv.max_len,
-            m->engine->name, m->precision == PRECISION_F32 ? "float32" : "bf16");
+            (double)m->weights.bytes * 1e-9, dtype_names[m->weights.dtype], kv * 1e-6, m->kv.n_slots, m->kv.max_len, kv / positions,
+            kv / positions * c->group, m->engine->name, m->not_used.text[0] ? " (" : "", m->not_used.text,
+            m->not_used.text[0] ? ")" : "", m->precision == PRECISION_F32 ? "float32" : "bf16 products and cache, float32 sums");
+    if (m->precision != PRECISION_F32 && m->weights.dtype == DTYPE_F32) fprintf(stderr, "llama: weights rounded to bf16\n");
 }
 
 // The context for a run that wants so many tokens in all: -c, or the smaller of the model's and max(4096, wanted).
@@ -365,10 +367,24 @@ static int context_for(const Options *o, const Model *m, int64_t wanted) {
     return length < m->config.max_seq_len ? (int)length : m->config.max_seq_len;
 }
 
+// A line on the terminal while the weights come: share, rate and time left.
+static void show_progress(const char *what, uint64_t done, uint64_t total) {
+    static double start, shown;
+    double now = clock_seconds();
+    if (start == 0) start = now;
+    if (now - shown < 0.1 && done < total) return;
+    shown = now;
+    double rate = now > start ? (double)done / (now - start) : 0;
+    fprintf(stderr, "\rllama: %s %3.0f %% of %.2f GB", what, 100.0 * (double)done / (double)total, (double)total * 1e-9);
+    if (rate > 0) fprintf(stderr, ", %.1f GB/s, %.1f s left", rate * 1e-9, (double)(total - done) / rate);
+    fputs(done < total ? "   " : "\r\033[K", stderr); // gone when it is done
+}
+
 static bool start_model(const Options *o, Model *m, int slots, int context, Error *err) {
     if (context > m->config.max_seq_len)
         return fail(err, "a context of %d tokens, the model's maximum is %d", context, m->config.max_seq_len);
     Precision precision = o->precision && strcmp(o->precision, "f32") == 0 ? PRECISION_F32 : PRECISION_BF16;
+    if (isatty(STDERR_FILENO) && !o->quiet) m->progress = show_progress;
     if (!model_start(m, o->engine, precision, slots, context, err)) return false;
     if (o->verbose) print_model(m);
     return true;

@@ -218,6 +218,7 @@ static bool allocate_state(Model *m, CpuState *s, Error *err) {
     s->max_tokens = positions < MAX_TOKENS ? (int)positions : MAX_TOKENS;
     size_t logit_rows = positions < LOGIT_ROWS ? positions : LOGIT_ROWS;
     size_t kv = kv_elements(c->n_layers, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
+    m->kv.bytes = 2 * kv * sizeof(float);
     const struct {
         float **buffer;
         size_t rows, columns;
@@ -241,7 +242,7 @@ static bool allocate_state(Model *m, CpuState *s, Error *err) {
             *buffers[i].buffer = malloc(bytes);
         if (!*buffers[i].buffer)
             return fail(err, "out of memory: %.3f GB for %d contexts of %d (their cache takes %.3f GB in all); try a smaller -c",
-                        (double)buffers[i].rows * (double)buffers[i].columns * 4e-9, m->kv.n_slots, m->kv.max_len, (double)kv * 8e-9);
+                        (double)buffers[i].rows * (double)buffers[i].columns * 4e-9, m->kv.n_slots, m->kv.max_len, (double)m->kv.bytes * 1e-9);
     }
     return true;
 }

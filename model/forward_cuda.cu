@@ -18,7 +18,7 @@ extern "C" {
 #include "cuda_util.h"
 
 enum {
-    MAX_ROWS = 2048,           // of one pass over the weights
+    MAX_ROWS = 4096,           // of one pass over the weights
     UPLOAD_BYTES = 8 << 20,    // of one staging buffer
     UPLOAD_THREADS = 16,
     WORKSPACE_BYTES = 64 << 20 // cuBLAS's own, fixed so that its choices are, and graphs can hold it
@@ -558,6 +558,7 @@ static bool upload(const Model *m, CudaState *s, const Plan *p, Error *err) {
             }
         }
     }
+    uint64_t sent = 0;
 #pragma omp parallel num_threads(UPLOAD_THREADS)
     {
         Error own = {""};
@@ -565,8 +566,16 @@ static bool upload(const Model *m, CudaState *s, const Plan *p, Error *err) {
         memset(&g, 0, sizeof g);
         bool ok = stager_open(&g, largest_row, &own);
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < (int64_t)n_pieces; i++)
-            ok = ok && stager_send(&g, m, s, pieces[i].tensor, pieces[i].first, pieces[i].rows, &own);
+        for (int64_t i = 0; i < (int64_t)n_pieces; i++) {
+            const Piece *piece = &pieces[i];
+            ok = ok && stager_send(&g, m, s, piece->tensor, piece->first, piece->rows, &own);
+            if (!m->progress) continue;
+#pragma omp critical
+            {
+                sent += piece->rows * piece->tensor->cols * s->element;
+                m->progress("loading", sent, p->bytes);
+            }
+        }
         cudaError_t last = g.stream ? cudaStreamSynchronize(g.stream) : cudaSuccess;
         if (ok && last != cudaSuccess) fail(&own, "uploading the weights: %s", cudaGetErrorString(last));
         stager_close(&g);
@@ -608,7 +617,7 @@ enum { N_BUFFERS = 24 };
 static int list_buffers(Model *m, CudaState *s, Buffer *list) {
     const Config *c = &m->config;
     uint64_t T = (uint64_t)s->max_rows, e = s->element;
-    uint64_t kv = kv_elements(c->n_layers, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim) * e;
+    uint64_t kv = m->kv.bytes / 2;
     uint64_t widest = (uint64_t)(c->dim > c->q_dim ? c->dim : c->q_dim);
     const Buffer all[] = {
         {&m->kv.k, kv},
@@ -652,6 +661,7 @@ static bool size_state(Model *m, CudaState *s, Error *err) {
     a.head_dim = c->head_dim;
     a.cache_max_len = m->kv.max_len;
     s->attention_workspace_bytes = attention_workspace_bytes(&a);
+    m->kv.bytes = 2 * s->element * kv_elements(c->n_layers, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
     return s->attention_workspace_bytes != SIZE_MAX || fail(err, "%s", attention_error());
 }
 
@@ -661,7 +671,7 @@ static bool check_memory(const Model *m, const CudaState *s, uint64_t weights, c
     size_t free_bytes, total;
     CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
     const uint64_t reserve = 256 << 20; // the upload's staging, kernels' own needs
-    uint64_t buffers = 0, cache = list[0].bytes + list[1].bytes;
+    uint64_t buffers = 0, cache = m->kv.bytes;
     for (int i = 0; i < n; i++) buffers += list[i].bytes;
     uint64_t needed = weights + buffers + reserve;
     if (needed <= free_bytes) return true;

@@ -4,12 +4,14 @@
 #define KV_CACHE_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 typedef struct {
-    int n_slots; // sequences at most
-    int max_len; // positions allocated for each
-    int *len;    // [n_slots]: positions filled, in host memory
-    void *k, *v; // the engine's memory and dtype
+    int n_slots;    // sequences at most
+    int max_len;    // positions allocated for each
+    int *len;       // [n_slots]: positions filled, in host memory
+    void *k, *v;    // the engine's memory and dtype
+    uint64_t bytes; // of both
 } KVCache;
 
 // Elements of K, or of V, of so many layers and slots; so also the index of (layer, slot 0) and, with one layer, of (0, slot).

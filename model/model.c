@@ -115,6 +115,22 @@ bool model_open(Model *m, const char *path, bool vocab_only, Error *err) {
     return true;
 }
 
+static bool byte_vocabulary(Model *m, Error *err) {
+    size_t n = (size_t)m->config.vocab_size;
+    uint32_t *offsets = malloc((n + 1) * sizeof *offsets);
+    uint8_t *kind = malloc(n), *bytes = malloc(256);
+    if (!offsets || !kind || !bytes) {
+        free(offsets);
+        free(kind);
+        free(bytes);
+        return fail(err, "out of memory: a vocabulary of %zu", n);
+    }
+    for (size_t i = 0; i <= n; i++) offsets[i] = i < 256 ? (uint32_t)i : 256;
+    for (size_t i = 0; i < n; i++) kind[i] = i < 256 ? TOKEN_MERGEABLE : TOKEN_UNUSED;
+    for (int i = 0; i < 256; i++) bytes[i] = (uint8_t)i;
+    return tokenizer_init(&m->tokenizer, (int)n, offsets, kind, bytes, 256, err);
+}
+
 bool model_open_synthetic(Model *m, const char *shape, uint64_t seed, Error *err) {
     // Shapes of Meta's models, from their config.json.
     static const struct {
@@ -150,7 +166,7 @@ bool model_open_synthetic(Model *m, const char *shape, uint64_t seed, Error *err
                              .bos_id = -1};
         m->weights.dtype = DTYPE_BF16;
         derive_dims(&m->config);
-        return true;
+        return byte_vocabulary(m, err);
     }
     return fail(err, "--synthetic %s: unknown shape, expected one of: %s", shape, known);
 }

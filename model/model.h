@@ -68,7 +68,7 @@ typedef struct {
 struct Model {
     Config config;
     Weights weights;
-    Tokenizer tokenizer; // without a vocabulary for a synthetic model
+    Tokenizer tokenizer;
     KVCache kv;
     float *rope_freq; // [head_dim/2], radians per position
     int choice[LOGIT_ROWS]; // the most likely token of each logit row, the lowest id of equals; -1: not all are finite
@@ -79,11 +79,13 @@ struct Model {
     void *state;      // the engine's own buffers
     SafeTensors file; // open until the engine has its weights; n_tensors is 0 for a synthetic model
     uint64_t seed;    // of a synthetic model's weights
+    void (*progress)(const char *what, uint64_t done, uint64_t total); // NULL: nobody watches
 };
 
 // Opens a model.bin: configuration, tokenizer and the place of every tensor. vocab_only: a file without weights is welcome.
 bool model_open(Model *model, const char *path, bool vocab_only, Error *err);
-// A model of a known shape whose weights the engine makes from a seed: llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b.
+// A model of a known shape (llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b) whose weights the engine makes from a
+// seed. Its vocabulary is the 256 bytes; all other ids are unused.
 bool model_open_synthetic(Model *model, const char *shape, uint64_t seed, Error *err);
 // Chooses an engine (NULL: the fastest here), and gives it a cache of n_slots sequences of max_len positions.
 bool model_start(Model *model, const char *engine, Precision precision, int n_slots, int max_len, Error *err);

@@ -1,0 +1,137 @@
+// Batches: the parts they are cut into, and that many sequences together give what each gives alone.
+#include "../model/generate.h"
+#include "check.h"
+
+enum { MODEL_SEQS = 5, TOKENS = 24 };
+
+// Every row of a batch must come up once, in its own sequence, and every logit row with it.
+static void test_batch_part_covers_every_row_once(void) {
+    int tokens[40], slot[4] = {3, 0, 7, 5}, start[5] = {0, 1, 18, 18, 40}, rows[5] = {0, 5, 17, 38, 39};
+    for (int i = 0; i < 40; i++) tokens[i] = 1000 + i;
+    Batch b = {.n_rows = 40, .n_seq = 4, .n_logits = 5, .tokens = tokens, .slot = slot, .start = start, .logit_rows = rows};
+    for (int step = 1; step <= 41; step++) {
+        int next = 0, logits = 0;
+        for (int first = 0; first < 40; first += step) {
+            int n = 40 - first < step ? 40 - first : step;
+            BatchPart p;
+            batch_part(&b, first, n, &p);
+            CHECK(p.batch.n_rows == n && p.batch.tokens == tokens + first && p.first_logit == logits);
+            CHECK(p.batch.start[0] == 0 && p.batch.start[p.batch.n_seq] == n);
+            for (int i = 0; i < p.batch.n_seq; i++)
+                for (int r = p.batch.start[i]; r < p.batch.start[i + 1]; r++, next++) {
+                    int seq = next < 1 ? 0 : next < 18 ? 1 : 3;
+                    CHECK(p.batch.slot[i] == slot[seq]);
+                    CHECK(p.batch.tokens[r] == 1000 + next);
+                }
+            for (int i = 0; i < p.batch.n_logits; i++, logits++) CHECK(p.batch.logit_rows[i] + first == rows[logits]);
+        }
+        CHECK(next == 40 && logits == 5);
+    }
+    test_end("test_batch_part_covers_every_row_once");
+}
+
+static Model model;
+
+static bool start(int slots, int max_len) {
+    Error err = {""};
+    if (model_open(&model, "model/stories.bin", false, &err) && model_start(&model, "cpu", PRECISION_F32, slots, max_len, &err))
+        return true;
+    test_fail("%s", err.text);
+    return false;
+}
+
+static bool keep(Sequence *seq, Error *err) {
+    (void)seq, (void)err;
+    return true;
+}
+
+static int finished_order[MODEL_SEQS], n_finished;
+
+static bool note_order(Sequence *seq, Error *err) {
+    (void)err;
+    if (n_finished < MODEL_SEQS) finished_order[n_finished++] = seq->index;
+    return true;
+}
+
+static void run(Sequence *seqs, int n, int slots, GenerateConfig config, bool (*finished)(Sequence *, Error *)) {
+    Error err = {""};
+    volatile sig_atomic_t interrupted = 0;
+    GenerateSink sink = {.finished = finished};
+    const char *texts[MODEL_SEQS] = {"Once upon a time", "The king", "x", "In the morning, when the sun rose over the hills,", "\n\n"};
+    if (!start(slots, 100)) return;
+    for (int i = 0; i < n; i++) {
+        seqs[i] = (Sequence){.index = i};
+        CHECK(tokens_append(&seqs[i].prompt, model.config.bos_id, &err));
+        CHECK(tokenizer_encode(&model.tokenizer, (const uint8_t *)texts[i], strlen(texts[i]), false, &seqs[i].prompt, &err));
+    }
+    if (!generate(&model, &config, seqs, n, &sink, &interrupted, &err)) test_fail("%s", err.text);
+    model_close(&model);
+}
+
+static void check_same(const Sequence *a, const Sequence *b) {
+    CHECK(a->ids.n == b->ids.n && a->text.n == b->text.n);
+    if (a->ids.n == b->ids.n) CHECK(memcmp(a->ids.ids, b->ids.ids, a->ids.n * sizeof *a->ids.ids) == 0);
+    if (a->text.n == b->text.n) CHECK(memcmp(a->text.data, b->text.data, a->text.n) == 0);
+    CHECK(a->finish_reason && b->finish_reason && strcmp(a->finish_reason, b->finish_reason) == 0);
+}
+
+static void test_batch_of_any_size_gives_the_tokens_of_single_runs(const char *name, GenerateConfig config) {
+    Sequence alone[MODEL_SEQS], together[MODEL_SEQS];
+    run(alone, MODEL_SEQS, 1, config, keep);
+    for (int i = 0; i < MODEL_SEQS; i++) CHECK(alone[i].ids.n > 0);
+    for (int slots = 2; slots <= MODEL_SEQS; slots++) {
+        run(together, MODEL_SEQS, slots, config, keep);
+        for (int i = 0; i < MODEL_SEQS; i++) {
+            check_same(&alone[i], &together[i]);
+            sequence_free(&together[i]);
+        }
+    }
+    for (int i = 0; i < MODEL_SEQS; i++) sequence_free(&alone[i]);
+    test_end(name);
+}
+
+// With a stop text the sequences end at different steps, their slots go to the next, and the output keeps the input's order.
+static void test_batch_finishes_in_input_order(void) {
+    static const char *const stops[] = {" the", "King"};
+    Sequence seqs[MODEL_SEQS];
+    GenerateConfig config = {.n = TOKENS, .n_stops = 2, .stops = stops, .seed = 5, .sampler = {.temperature = 0.9f, .top_p = 0.9f}};
+    n_finished = 0;
+    run(seqs, MODEL_SEQS, 2, config, note_order);
+    CHECK(n_finished == MODEL_SEQS);
+    bool stopped = false;
+    for (int i = 0; i < MODEL_SEQS; i++) {
+        CHECK(finished_order[i] == i);
+        stopped = stopped || strcmp(seqs[i].finish_reason, "stop_string") == 0;
+        for (size_t at = 0; at + 4 <= seqs[i].text.n; at++) CHECK(memcmp(seqs[i].text.data + at, " the", 4) != 0);
+        sequence_free(&seqs[i]);
+    }
+    CHECK(stopped);
+    test_end("test_batch_finishes_in_input_order");
+}
+
+static void test_batch_without_room_is_refused_and_nothing_is_written(void) {
+    Error err = {""};
+    int tokens[9] = {1, 2, 3, 4, 5, 6, 7, 8, 9};
+    if (start(2, 8)) {
+        CHECK(model_prefill(&model, 1, tokens, 5, 1, &err));
+        CHECK(!model_prefill(&model, 1, tokens, 4, 1, &err));
+        CHECK(strstr(err.text, "4 more tokens behind 5, the context holds 8"));
+        CHECK(model.kv.len[0] == 0 && model.kv.len[1] == 5);
+        err.text[0] = 0;
+        CHECK(!model_prefill(&model, 0, tokens, 9, 1, &err) && model.kv.len[0] == 0);
+    }
+    model_close(&model);
+    test_end("test_batch_without_room_is_refused_and_nothing_is_written");
+}
+
+int main(void) {
+    test_batch_part_covers_every_row_once();
+    test_batch_of_any_size_gives_the_tokens_of_single_runs("test_batch_greedy_gives_the_tokens_of_single_runs",
+                                                           (GenerateConfig){.n = TOKENS, .ignore_eos = true});
+    test_batch_of_any_size_gives_the_tokens_of_single_runs(
+        "test_batch_sampled_gives_the_tokens_of_single_runs",
+        (GenerateConfig){.n = TOKENS, .seed = 3, .sampler = {.temperature = 0.8f, .top_k = 50, .top_p = 0.95f}});
+    test_batch_finishes_in_input_order();
+    test_batch_without_room_is_refused_and_nothing_is_written();
+    return tests_summary();
+}
