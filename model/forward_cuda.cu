@@ -692,7 +692,7 @@ static bool usable_cuda(const Model *m, Error *err) {
     int n = 0, driver = 0, device = 0;
     cudaError_t status = cudaGetDeviceCount(&n);
     if (status == cudaErrorInsufficientDriver) {
-        cudaDriverGetVersion(&driver);
+        if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return fail(err, "no NVIDIA driver is installed");
         return fail(err, "the GPU's driver supports CUDA %d.%d, this program needs %d.%d", driver / 1000, driver % 1000 / 10,
                     CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
     }
