@@ -23,6 +23,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import is_accelerate_available
 
 FORMAT = "hf-greedy-dump/1"
 TOP = 5
@@ -91,8 +92,10 @@ def check_prompt(i, ids, tokens, n, config):
 
 def load_model(directory, dtype, device):
     # Sharded or not, the weights must be in the directory: never look for them on the network.
+    # With accelerate they go straight to the GPU: a float32 copy of an 8B model in host memory takes longer than all else.
+    straight = {"device_map": device} if device != "cpu" and is_accelerate_available() else {}
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa",
-                                                 local_files_only=True)
+                                                 local_files_only=True, **straight)
     return model.to(device).eval()
 
 
