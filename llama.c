@@ -175,6 +175,8 @@ static bool check_flags(const Options *o, Error *err) {
     if (o->hex && !o->tokenize && !o->detokenize) return fail(err, "--hex goes with --tokenize or --detokenize");
     if (o->precision && strcmp(o->precision, "bf16") != 0 && strcmp(o->precision, "f32") != 0)
         return fail(err, "--precision %s: expected bf16 or f32", o->precision);
+    if (o->engine && !model_has_engine(o->engine))
+        return fail(err, "--engine %s: this build has: %s", o->engine, model_engines());
     return true;
 }
 
@@ -492,13 +494,12 @@ static bool run_generate(const Options *o, Model *m, const Bytes *text, double s
     Sampler sampler = {.candidates = NULL};
     bool ok = encode_prompt(o, m, text, &run.prompt, err);
     int context = ok ? context_for(o, m, (int64_t)run.prompt.n + o->n) : 0;
-    if (ok && run.prompt.n == 0) ok = fail(err, "the prompt is empty, and this model has no BOS token to begin with");
+    if (ok && run.prompt.n == 0)
+        ok = fail(err, "the prompt is empty, and %s", o->ids ? "--ids adds no BOS" : "this model has no BOS token to begin with");
     if (ok && run.prompt.n >= (size_t)context)
         ok = fail(err, "the prompt has %zu tokens, the context holds %d and needs room for one more%s", run.prompt.n, context,
                   o->context ? " (-c)" : "");
     int n_max = ok && o->n > context - (int)run.prompt.n ? context - (int)run.prompt.n : o->n;
-    if (ok && n_max < o->n && !o->quiet)
-        fprintf(stderr, "llama: the context of %d leaves room for %d of %d new tokens\n", context, n_max, o->n);
     ok = ok && start_model(o, m, context, err) &&
          sampler_init(&sampler, o->sampler, m->config.vocab_size, o->seed, 0, err);
     if (ok && o->logprobs) {
@@ -506,6 +507,8 @@ static bool run_generate(const Options *o, Model *m, const Bytes *text, double s
         run.top_ids = calloc((size_t)n_max * (size_t)o->logprobs, sizeof *run.top_ids);
         if (!run.logprobs || !run.top_ids) ok = fail(err, "out of memory: log-probabilities of %d tokens", n_max);
     }
+    if (ok && n_max < o->n && !o->quiet)
+        fprintf(stderr, "llama: the context of %d leaves room for %d of %d new tokens\n", context, n_max, o->n);
     const SamplerConfig *cut = &o->sampler;
     if (ok && cut->temperature == 0 && (cut->top_k || cut->top_p < 1 || cut->min_p > 0) && !o->quiet)
         fprintf(stderr, "llama: at --temp 0 the most likely token is taken; --top-k, --top-p and --min-p change nothing\n");

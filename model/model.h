@@ -81,6 +81,7 @@ bool model_open_synthetic(Model *model, const char *shape, uint64_t seed, Error 
 // Chooses an engine (NULL: the fastest here), and gives it a cache of max_len positions.
 bool model_start(Model *model, const char *engine, Precision precision, int max_len, Error *err);
 void model_close(Model *model);
+bool model_has_engine(const char *name);
 // A list of the engines in this build, for messages.
 const char *model_engines(void);
 
