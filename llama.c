@@ -172,6 +172,8 @@ static bool check_flags(const Options *o, Error *err) {
     if (o->hex && !o->tokenize && !o->detokenize) return fail(err, "--hex goes with --tokenize or --detokenize");
     if (o->precision && strcmp(o->precision, "bf16") != 0 && strcmp(o->precision, "f32") != 0)
         return fail(err, "--precision %s: expected bf16 or f32", o->precision);
+    if (o->engine && !model_has_engine(o->engine))
+        return fail(err, "--engine %s: this build has: %s", o->engine, model_engines());
     return true;
 }
 
@@ -390,29 +392,37 @@ static bool start_model(const Options *o, Model *m, int slots, int context, Erro
     return true;
 }
 
-// The prompts' ids against the context, before anything is loaded for them.
+// Refuses prompts that the context has no room for, before anything is loaded for them.
 static bool check_prompts(const Options *o, const Sequence *seqs, int n, int context, Error *err) {
-    int cut = 0, least = INT_MAX;
     for (int i = 0; i < n; i++) {
         size_t length = seqs[i].prompt.n;
         char which[32] = "the prompt";
         if (o->prompts) snprintf(which, sizeof which, "prompt %d", i);
-        if (length == 0) return fail(err, "%s is empty, and this model has no BOS token to begin with", which);
+        if (length == 0)
+            return fail(err, "%s is empty, and %s", which,
+                        o->ids || o->prompts ? "ids get no BOS" : "this model has no BOS token to begin with");
         if (length >= (size_t)context)
             return fail(err, "%s has %zu tokens, the context holds %d and needs room for one more%s", which, length, context,
                         o->context ? " (-c)" : "");
-        int room = context - (int)length;
+    }
+    return true;
+}
+
+// Says what will not be as asked.
+static void print_notes(const Options *o, const Sequence *seqs, int n, int context) {
+    int cut = 0, least = o->n;
+    for (int i = 0; i < n; i++) {
+        int room = context - (int)seqs[i].prompt.n;
         cut += room < o->n;
         least = room < least ? room : least;
     }
-    if (cut && !o->quiet && o->prompts)
+    if (cut && o->prompts)
         fprintf(stderr, "llama: the context of %d leaves room for fewer than %d new tokens after %d of %d prompts\n", context, o->n, cut, n);
-    else if (cut && !o->quiet)
+    else if (cut)
         fprintf(stderr, "llama: the context of %d leaves room for %d of %d new tokens\n", context, least, o->n);
     const SamplerConfig *s = &o->sampler;
-    if (s->temperature == 0 && (s->top_k || s->top_p < 1 || s->min_p > 0) && !o->quiet)
+    if (s->temperature == 0 && (s->top_k || s->top_p < 1 || s->min_p > 0))
         fprintf(stderr, "llama: at --temp 0 the most likely token is taken; --top-k, --top-p and --min-p change nothing\n");
-    return true;
 }
 
 static bool run_sequences(const Options *o, Model *m, Sequence *seqs, int n, int slots, int context, double start, Error *err) {
@@ -420,6 +430,7 @@ static bool run_sequences(const Options *o, Model *m, Sequence *seqs, int n, int
                              .special = o->special, .seed = o->seed, .sampler = o->sampler};
     GenerateSink sink = {.text = o->json || o->prompts ? NULL : print_text, .finished = print_end};
     if (!check_prompts(o, seqs, n, context, err) || !start_model(o, m, slots, context, err)) return false;
+    if (!o->quiet) print_notes(o, seqs, n, context);
     output.ready = clock_seconds() - start;
     for (size_t i = 0, length; o->echo && i < seqs[0].prompt.n; i++) {
         const uint8_t *bytes = printed_bytes(m, o->special, seqs[0].prompt.ids[i], &length);

@@ -190,6 +190,10 @@ static bool check_tensor(void *context, const char *name, const void **slot, uin
     return cols || check_norm(b, t, err);
 }
 
+static bool is_tokenizer_tensor(const char *name) {
+    return strcmp(name, "tokenizer.offsets") == 0 || strcmp(name, "tokenizer.kind") == 0 || strcmp(name, "tokenizer.bytes") == 0;
+}
+
 static bool check_weights(Model *m, Error *err) {
     const Tensor *embeddings = find_tensor(m, "tok_embeddings", err);
     if (!embeddings) return false;
@@ -200,7 +204,7 @@ static bool check_weights(Model *m, Error *err) {
     bool ok = b.used && b.norms ? weights_visit(m, check_tensor, &b, err) : fail(err, "out of memory: checking %s", m->file.path);
     for (size_t i = 0; ok && i < m->file.n_tensors; i++) {
         const char *name = m->file.tensors[i].name;
-        if (!b.used[i] && strncmp(name, "tokenizer.", 10) != 0)
+        if (!b.used[i] && !is_tokenizer_tensor(name))
             ok = fail(err, "%s: tensor %s is none of this model's", m->file.path, name);
     }
     free(b.used);

@@ -45,6 +45,15 @@ static bool check_finite(const Dump *d, const char *name, int i, const float *x,
     return true;
 }
 
+// margin() relies on it: an order the other way round would pass as a near tie.
+static bool check_descending(const Dump *d, int i, const float *top, int n, Error *err) {
+    for (int j = 0; j < n * DUMP_TOP; j++)
+        if (j % DUMP_TOP && top[j] > top[j - 1])
+            return fail(err, "%s: top_logits.%d, step %d: %g after %g, expected the largest first", d->file.path, i,
+                        j / DUMP_TOP, (double)top[j], (double)top[j - 1]);
+    return true;
+}
+
 static bool read_prompt(Dump *d, int i, Error *err) {
     DumpPrompt *p = &d->prompts[i];
     int n;
@@ -60,6 +69,7 @@ static bool read_prompt(Dump *d, int i, Error *err) {
            check_ids(d, "tokens", i, p->tokens, p->n_tokens, err) &&
            check_ids(d, "top_ids", i, p->top_ids, p->n_tokens * DUMP_TOP, err) &&
            check_finite(d, "top_logits", i, p->top_logits, (size_t)p->n_tokens * DUMP_TOP, err) &&
+           check_descending(d, i, p->top_logits, p->n_tokens, err) &&
            check_finite(d, "logits", i, p->logits, (size_t)p->n_rows * (size_t)d->vocab_size, err);
 }
 

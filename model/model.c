@@ -22,6 +22,12 @@ static const Engine *const engines[] = { // the fastest first
 };
 enum { N_ENGINES = sizeof engines / sizeof *engines };
 
+bool model_has_engine(const char *name) {
+    for (int i = 0; i < N_ENGINES; i++)
+        if (strcmp(name, engines[i]->name) == 0) return true;
+    return false;
+}
+
 const char *model_engines(void) {
     static char list[64];
     list[0] = 0;

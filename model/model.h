@@ -95,6 +95,7 @@ bool model_decode(Model *model, int slot, int token, Error *err);
 // Refuses a batch that its slots have no room for.
 bool model_has_room(const Model *model, const Batch *batch, Error *err);
 void model_close(Model *model);
+bool model_has_engine(const char *name);
 // A list of the engines in this build, for messages.
 const char *model_engines(void);
 

@@ -88,9 +88,9 @@ INLINE float widen1(const void *w, DType dtype, size_t i) {
     return first[0];
 }
 
-// exp(x) to about 1 ulp; 0 below -87. 2^n · e^r with r in ±ln2/2, a polynomial of degree 6 (Cephes' expf).
+// exp(x) to about 1 ulp; 0 below -87, infinite above 88.4. 2^n · e^r with r in ±ln2/2, a polynomial of degree 6 (Cephes' expf).
 INLINE Float8 exp8(Float8 x) {
-    Float8 low = splat8(-87.0f), high = splat8(88.0f);
+    Float8 low = splat8(-87.0f), high = splat8(89.0f);
     Int8 zero = x < low;
     x = select8(x > high, high, select8(zero, low, x));
     Float8 magic = splat8(0x1.8p23f); // adding it rounds to a whole number

@@ -38,7 +38,9 @@ static bool refuse_other_formats(const char *path, const uint8_t *first, size_t 
     if (n >= 4 && memcmp(first, "24ka", 4) == 0) return fail(err, "%s: a llama2.c .bin file; %s", path, convert);
     if (n >= 4 && memcmp(first, "PK\3\4", 4) == 0)
         return fail(err, "%s: a PyTorch pickle (zip); save it as safetensors, then %s", path, convert);
-    if (n >= 2 && first[0] == 0x80 && first[1] >= 2 && first[1] <= 5 && (n < 8 || first[7] != 0))
+    // Protocol 4 on: a frame (0x95), whose length hides in the zeros of a header's. No model.bin has such a header length.
+    bool framed = n >= 3 && first[1] >= 4 && first[2] == 0x95;
+    if (n >= 2 && first[0] == 0x80 && first[1] >= 2 && first[1] <= 5 && (framed || n < 8 || first[7] != 0))
         return fail(err, "%s: a Python pickle; save it as safetensors, then %s", path, convert);
     // llama2.c's first version has no magic: seven int32 (dim, hidden_dim, layers, heads, kv heads, vocabulary, length).
     if (n >= 28) {

@@ -85,17 +85,18 @@ static void select_most_likely(Candidate *c, int n, int k) {
 
 // p of candidates [0, n), which sum to one.
 static void renormalise(Candidate *c, int n, float temperature) {
-    float max = c[0].logit, sum = 0;
+    float max = c[0].logit;
+    double sum = 0; // in float64: a long tail of small numbers has its weight
     for (int i = 1; i < n; i++) max = c[i].logit > max ? c[i].logit : max;
-    for (int i = 0; i < n; i++) sum += c[i].p = expf((c[i].logit - max) / temperature);
-    for (int i = 0; i < n; i++) c[i].p /= sum;
+    for (int i = 0; i < n; i++) sum += (double)(c[i].p = expf((c[i].logit - max) / temperature));
+    for (int i = 0; i < n; i++) c[i].p = (float)((double)c[i].p / sum);
 }
 
 // How many of the sorted candidates make up a probability of at least top_p.
 static int nucleus(const Candidate *c, int n, float top_p) {
-    float sum = 0;
+    double sum = 0;
     for (int i = 0; i < n; i++)
-        if ((sum += c[i].p) >= top_p) return i + 1;
+        if ((sum += (double)c[i].p) >= (double)top_p) return i + 1;
     return n;
 }
 
@@ -133,8 +134,8 @@ int sampler_next(Sampler *s, const float *logits) {
         n = kept;
         renormalise(c, n, config->temperature);
     }
-    float u = (float)random_uniform(&s->state), sum = 0;
+    double u = random_uniform(&s->state), sum = 0;
     for (int i = 0; i < n; i++)
-        if (u < (sum += c[i].p)) return c[i].id;
+        if (u < (sum += (double)c[i].p)) return c[i].id;
     return c[n - 1].id; // rounding left the sum under u
 }

@@ -7,7 +7,10 @@ trap 'rm -f "$log"' EXIT
 
 run() { # a test prints one line a test, ok, FAIL or SKIP, and exits non-zero if it failed
     echo "== $1"
-    "$@" > "$log.one" 2>&1 || { grep -q '^FAIL' "$log.one" || echo "FAIL $1: exit status $?" >> "$log.one"; }
+    "$@" > "$log.one" 2>&1 || {
+        status=$?
+        grep -q '^FAIL' "$log.one" || echo "FAIL $*: exit status $status" >> "$log.one"
+    }
     grep -E '^(FAIL|SKIP)' "$log.one"
     grep -cE '^ok ' "$log.one" | sed 's/$/ ok/'
     cat "$log.one" >> "$log"

@@ -1,0 +1,785 @@
+// What works on the command line: every flag's promise, seen from outside. The script model's text is known beforehand.
+#include "model_writer.h"
+
+static Script script;
+static char script_path[300], tiny_path[300], vocab_path[300], prompt_path[300];
+
+// The text of the script after `from`: n tokens, specials unprinted.
+static size_t script_text(int from, int n, char *text) {
+    size_t length = 0;
+    for (int t = from; n > 0; n--) {
+        t = script.next[t];
+        if (t < BYTES) text[length++] = (char)t;
+    }
+    text[length] = 0;
+    return length;
+}
+
+// ---- JSON -----------------------------------------------------------------------------------------------------------
+
+static bool json_value(const char **at, int depth);
+
+static bool json_space(const char **at) {
+    while (**at == ' ' || **at == '\n' || **at == '\r' || **at == '\t') ++*at;
+    return true;
+}
+
+static size_t utf8_length(const unsigned char *s) { // of a valid character other than a control; 0: it is not
+    if (s[0] >= 0x20 && s[0] < 0x80) return 1;
+    size_t n = s[0] >= 0xC2 && s[0] < 0xE0 ? 2 : s[0] >= 0xE0 && s[0] < 0xF0 ? 3 : s[0] >= 0xF0 && s[0] < 0xF5 ? 4 : 0;
+    for (size_t i = 1; i < n; i++)
+        if ((s[i] & 0xC0) != 0x80) return 0;
+    if (n == 3 && ((s[0] == 0xE0 && s[1] < 0xA0) || (s[0] == 0xED && s[1] > 0x9F))) return 0;
+    if (n == 4 && ((s[0] == 0xF0 && s[1] < 0x90) || (s[0] == 0xF4 && s[1] > 0x8F))) return 0;
+    return n;
+}
+
+static bool json_text(const char **at) {
+    if (*(*at)++ != '"') return false;
+    while (**at != '"') {
+        if (**at == '\\') {
+            ++*at;
+            if (**at == 'u') {
+                for (int i = 1; i <= 4; i++)
+                    if (!strchr("0123456789abcdefABCDEF", (*at)[i]) || !(*at)[i]) return false;
+                *at += 5;
+            } else {
+                if (!**at || !strchr("\"\\/bfnrt", **at)) return false;
+                ++*at;
+            }
+            continue;
+        }
+        size_t n = utf8_length((const unsigned char *)*at);
+        if (n == 0) return false;
+        *at += n;
+    }
+    ++*at;
+    return true;
+}
+
+static bool json_number(const char **at) {
+    const char *s = *at;
+    if (*s == '-') s++;
+    if (*s < '0' || *s > '9' || (s[0] == '0' && s[1] >= '0' && s[1] <= '9')) return false;
+    while (*s >= '0' && *s <= '9') s++;
+    if (*s == '.') {
+        if (s[1] < '0' || s[1] > '9') return false;
+        while (*++s >= '0' && *s <= '9') {
+        }
+    }
+    if (*s == 'e' || *s == 'E') {
+        s += s[1] == '-' || s[1] == '+' ? 2 : 1;
+        if (*s < '0' || *s > '9') return false;
+        while (*s >= '0' && *s <= '9') s++;
+    }
+    *at = s;
+    return true;
+}
+
+static bool json_list(const char **at, char open, char close, int depth) {
+    ++*at;
+    json_space(at);
+    if (**at == close) return ++*at;
+    do {
+        json_space(at);
+        if (open == '{' && (!json_text(at) || !json_space(at) || *(*at)++ != ':')) return false;
+        if (!json_value(at, depth + 1)) return false;
+        json_space(at);
+    } while (*(*at)++ == ',');
+    return (*at)[-1] == close;
+}
+
+static bool json_value(const char **at, int depth) {
+    json_space(at);
+    if (depth > 16) return false;
+    if (**at == '{') return json_list(at, '{', '}', depth);
+    if (**at == '[') return json_list(at, '[', ']', depth);
+    if (**at == '"') return json_text(at);
+    static const char *const words[] = {"true", "false", "null"};
+    for (int i = 0; i < 3; i++)
+        if (strncmp(*at, words[i], strlen(words[i])) == 0) {
+            *at += strlen(words[i]);
+            return true;
+        }
+    return json_number(at);
+}
+
+// One object, on one line, and nothing else.
+static bool json_valid(const Run *r) {
+    const char *at = r->out;
+    return *at == '{' && json_value(&at, 0) && at[0] == '\n' && at[1] == 0 && at + 1 == r->out + r->n_out;
+}
+
+// Where the value of a key of the outermost object begins, or NULL.
+static const char *json_find(const char *json, const char *key) {
+    const char *at = json + 1;
+    for (;;) {
+        json_space(&at);
+        const char *name = at;
+        if (*at != '"' || !json_text(&at)) return NULL;
+        bool same = strlen(key) == (size_t)(at - name) - 2 && strncmp(name + 1, key, strlen(key)) == 0;
+        json_space(&at);
+        if (*at++ != ':') return NULL;
+        json_space(&at);
+        if (same) return at;
+        if (!json_value(&at, 1)) return NULL;
+        json_space(&at);
+        if (*at++ != ',') return NULL;
+    }
+}
+
+// A list of whole numbers; returns how many, -1 if it is none.
+static int json_ids(const char *json, const char *key, int *ids, int most) {
+    const char *at = json_find(json, key);
+    int n = 0;
+    if (!at || *at != '[') return -1;
+    for (at++; *at != ']' && n < most; at += *at == ',') {
+        char *end;
+        ids[n++] = (int)strtol(at, &end, 10);
+        if (end == at) return -1;
+        at = end;
+    }
+    return *at == ']' ? n : -1;
+}
+
+// The value is exactly this JSON.
+static void check_json(const Run *r, const char *key, const char *value) {
+    const char *found = json_find(r->out, key);
+    if (!found)
+        test_fail("no key %s in %s", key, shown(r->out, r->n_out));
+    else if (strncmp(found, value, strlen(value)) != 0 || !strchr(",}", found[strlen(value)]))
+        test_fail("%s is %s, expected %s", key, shown(found, strlen(found)), value);
+}
+
+static void check_quiet(const Run *r) {
+    if (r->n_err) test_fail("with --quiet on standard error: %s", shown(r->err, r->n_err));
+}
+
+// ---- short forms ----------------------------------------------------------------------------------------------------
+
+// Runs, expects that output, and ends the test.
+static void expect(const char *name, const Io *io, const char *out, size_t n, const char *const *args) {
+    Run r = run_args(io, args);
+    check_output(&r, out, n);
+    check_quiet(&r);
+    test_end(name);
+    run_free(&r);
+}
+
+#define ARGS(...) ((const char *const[]){__VA_ARGS__, "--quiet", NULL})
+#define EXPECT(name, out, ...) expect(name, NULL, out, sizeof(out) - 1, ARGS(__VA_ARGS__))
+#define EXPECT_INPUT(name, in, out, ...)                                                                               \
+    expect(name, &(Io){.input = in, .n_input = sizeof(in) - 1}, out, sizeof(out) - 1, ARGS(__VA_ARGS__))
+
+// ---- version and help -----------------------------------------------------------------------------------------------
+
+static void test_help(void) {
+    Run r = run_program(NULL, "--version", NULL);
+    if (check_status(&r, 0) &&
+        (strncmp(r.out, "llama ", 6) != 0 || !strstr(r.out, "cpu") || strchr(r.out, '\n') != r.out + r.n_out - 1))
+        test_fail("printed %s", shown(r.out, r.n_out));
+    CHECK(r.n_err == 0);
+    test_end("version");
+    run_free(&r);
+
+    static const char *const promised[] = {"-p",           "-f",      "-n",          "-c",           "-s",
+                                           "--temp",       "--top-k", "--top-p",     "--min-p",      "--stop",
+                                           "--ignore-eos", "--ids",   "--tokenize",  "--detokenize", "--hex",
+                                           "--special",    "--echo",  "--json",      "--logprobs",   "--perplexity",
+                                           "--compare",    "--bench", "--synthetic", "--engine",     "--precision",
+                                           "--verbose",    "--quiet", "--version",   "--help"};
+    r = run_program(NULL, "--help", NULL);
+    check_status(&r, 0);
+    for (size_t i = 0; i < sizeof promised / sizeof *promised; i++) {
+        char line[32];
+        snprintf(line, sizeof line, "\n  %s ", promised[i]);
+        if (!strstr(r.out, line)) test_fail("--help does not list %s", promised[i]);
+    }
+    CHECK(r.n_err == 0);
+    for (const char *line = r.out, *end; (end = strchr(line, '\n')); line = end + 1)
+        if (end - line > 130) test_fail("a line of %d characters", (int)(end - line));
+    test_end("help_lists_every_flag");
+
+    // And each that it lists is one: alone it lacks a value or a model, and is not unknown.
+    for (const char *line = r.out; (line = strstr(line, "\n  -")); line += 3) {
+        char flag[32];
+        snprintf(flag, sizeof flag, "%.*s", (int)strcspn(line + 3, " \n"), line + 3);
+        if (strcmp(flag, "--help") == 0 || strcmp(flag, "--version") == 0) continue;
+        Run of_flag = run_program(NULL, flag, NULL);
+        if (check_status(&of_flag, 2) && strstr(of_flag.err, "unknown flag"))
+            test_fail("--help lists %s: unknown", flag);
+        run_free(&of_flag);
+    }
+    test_end("help_lists_flags_that_exist");
+    run_free(&r);
+    r = run_program(NULL, "--help", script_path, "-p", "a", NULL);
+    check_status(&r, 0);
+    CHECK(strstr(r.out, "usage: ") != NULL);
+    test_end("help_beside_other_flags");
+    run_free(&r);
+}
+
+// ---- the prompt -----------------------------------------------------------------------------------------------------
+
+static void test_prompts(void) {
+    EXPECT("prompt_p", "bcdef", script_path, "-p", "a", "-n", "5");
+    EXPECT("prompt_flags_before_the_model", "bcdef", "-n", "5", "-p", "a", script_path);
+    EXPECT("prompt_f", "pqrst", script_path, "-f", prompt_path, "-n", "5");
+    EXPECT_INPUT("prompt_f_standard_input", "klm", "nop", script_path, "-f", "-", "-n", "3");
+    EXPECT_INPUT("prompt_p_standard_input", "klm", "nop", script_path, "-p", "-", "-n", "3");
+    EXPECT("prompt_empty_has_bos", "abc", script_path, "-p", "", "-n", "3");
+    EXPECT_INPUT("prompt_empty_file", "", "abc", script_path, "-f", "-", "-n", "3");
+    EXPECT("prompt_begins_with_dash", "bc", script_path, "-p", "-a", "-n", "2");
+    EXPECT("prompt_is_a_flag", "fgh", script_path, "-p", "--tree", "-n", "3");
+    EXPECT("prompt_is_a_flag_of_ours", "q", script_path, "-p", "-p", "-n", "1");
+    EXPECT("prompt_n_1", "b", script_path, "-p", "a", "-n", "1");
+    EXPECT("prompt_fills_all_but_one", "d", script_path, "-p", "abc", "-c", "5");
+
+    Run r =
+        run_program(&(Io){.input = "a\0b", .n_input = 3}, script_path, "-f", "-", "-n", "1", "--json", "--quiet", NULL);
+    check_status(&r, 0);
+    check_json(&r, "prompt_ids", "[256, 97, 0, 98]");
+    test_end("prompt_nul_byte");
+    run_free(&r);
+    r = run_program(NULL, script_path, "-p", "a\xFF\xC3(\xE2\x82", "-n", "1", "--json", "--quiet", NULL);
+    check_status(&r, 0);
+    check_json(&r, "prompt_ids", "[256, 97, 255, 195, 40, 226, 130]");
+    test_end("prompt_not_utf8");
+    run_free(&r);
+    r = run_program(&(Io){.input = "a\r\nb\n", .n_input = 5}, script_path, "-f", "-", "-n", "1", "--json", "--quiet",
+                    NULL);
+    check_json(&r, "prompt_ids", "[256, 97, 13, 10, 98, 10]");
+    test_end("prompt_newlines_as_they_are");
+    run_free(&r);
+
+    // ids
+    static const char *const lists[] = {"107,108,109", "107 108 109", " 107,\t108\n109 ", "107, 108,, 109,",
+                                        "0107 00108 109"};
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) {
+        char name[32];
+        r = run_program(NULL, script_path, "--ids", "-p", lists[i], "-n", "2", "--json", "--quiet", NULL);
+        check_status(&r, 0);
+        check_json(&r, "prompt_ids", "[107, 108, 109]"); // and no BOS
+        check_json(&r, "ids", "[110, 111]");
+        snprintf(name, sizeof name, "ids_list_%zu", i + 1);
+        test_end(name);
+        run_free(&r);
+    }
+    EXPECT_INPUT("ids_from_a_file", "256\n107\r\n", "lm", script_path, "--ids", "-f", "-", "-n", "2");
+    EXPECT("ids_of_a_special_token", "ABC", script_path, "--ids", "-p", "257", "-n", "3");
+}
+
+// BOS is there once; a special token is one only where --special says so.
+static void test_special(void) {
+    static const struct {
+        const char *name, *prompt, *ids;
+        bool special;
+    } cases[] = {
+        {"bos_before_text", "a", "[256, 97]", false},
+        {"bos_before_text_special", "a", "[256, 97]", true},
+        {"bos_not_doubled", "<|begin_of_text|>a", "[256, 97]", true},
+        {"bos_written_twice_stays_twice", "<|begin_of_text|><|begin_of_text|>a", "[256, 256, 97]", true},
+        {"bos_in_the_middle", "a<|begin_of_text|>", "[256, 97, 256]", true},
+        {"bos_alone", "<|begin_of_text|>", "[256]", true},
+        {"special_at_the_end", "ab<|eot_id|>", "[256, 97, 98, 258]", true},
+        {"special_twice", "<|eot_id|><|end_of_text|>", "[256, 258, 257]", true},
+        {"special_cut_off", "<|eot_id|", "[256, 60, 124, 101, 111, 116, 95, 105, 100, 124]", true},
+        {"special_after_its_beginning", "<|<|eot_id|>", "[256, 60, 124, 258]", true},
+        {"special_typed_by_a_user", "<|eot_id|>", "[256, 60, 124, 101, 111, 116, 95, 105, 100, 124, 62]", false},
+        {"bos_typed_by_a_user", "<|begin_of_text|>",
+         "[256, 60, 124, 98, 101, 103, 105, 110, 95, 111, 102, 95, 116, 101, 120, 116, 124, 62]", false},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Run r = run_program(NULL, script_path, "-p", cases[i].prompt, "-n", "1", "--json", "--quiet",
+                            cases[i].special ? "--special" : NULL, NULL);
+        check_status(&r, 0);
+        check_json(&r, "prompt_ids", cases[i].ids);
+        test_end(cases[i].name);
+        run_free(&r);
+    }
+    EXPECT("special_is_not_printed", "YZ01", script_path, "-p", "X", "-n", "5");
+    EXPECT("special_is_printed_with_special", "YZ<|eot_id|>01", script_path, "-p", "X", "-n", "5", "--special");
+    EXPECT("special_tokenize", "258 97\n", vocab_path, "--tokenize", "--special", "-p", "<|eot_id|>a");
+    EXPECT("special_tokenize_typed", "60 124 101 111 116 95 105 100 124 62 97\n", vocab_path, "--tokenize", "-p",
+           "<|eot_id|>a");
+}
+
+// ---- tokenize, detokenize -------------------------------------------------------------------------------------------
+
+static void test_tokenizer_modes(void) {
+    EXPECT("tokenize", "104 105 33\n", vocab_path, "--tokenize", "-p", "hi!");
+    EXPECT("tokenize_with_weights", "104 105 33\n", script_path, "--tokenize", "-p", "hi!");
+    EXPECT("tokenize_empty", "\n", vocab_path, "--tokenize", "-p", "");
+    EXPECT("detokenize", "hi!", vocab_path, "--detokenize", "-p", "104 105,33");
+    EXPECT("detokenize_special", "a<|eot_id|>", vocab_path, "--detokenize", "-p", "97 258");
+    EXPECT("detokenize_bytes", "\xFF\xC3", vocab_path, "--detokenize", "-p", "255 195");
+    EXPECT("detokenize_nul", "a\0b", vocab_path, "--detokenize", "-p", "97 0 98");
+    EXPECT("detokenize_hex", "6100ff\n", vocab_path, "--detokenize", "--hex", "-p", "97 0 255");
+    EXPECT("tokenize_hex", "97 0 255\n", vocab_path, "--tokenize", "--hex", "-p", "6100fF");
+    EXPECT_INPUT("tokenize_hex_lines", "6162\n\n00\r\nE282AC", "97 98\n\n0\n226 130 172\n", vocab_path, "--tokenize",
+                 "--hex", "-f", "-");
+    EXPECT_INPUT("tokenize_hex_last_newline", "61\n62\n", "97\n98\n", vocab_path, "--tokenize", "--hex", "-f", "-");
+    EXPECT_INPUT("detokenize_hex_lines", "97 98\n\n0\n226,130,172\n", "6162\n\n00\ne282ac\n", vocab_path,
+                 "--detokenize", "--hex", "-f", "-");
+    EXPECT_INPUT("tokenize_text_is_one_text", "a\nb\n", "97 10 98 10\n", vocab_path, "--tokenize", "-f", "-");
+
+    // There and back, line by line, for lines of all lengths and bytes.
+    enum { LINES = 60 };
+    char *hex = must(malloc(LINES * 2 * LINES + 1));
+    size_t n = 0;
+    writer_state = 7;
+    for (int line = 0; line < LINES; line++) {
+        for (int i = 0; i < line * 3 / 2 % LINES; i++)
+            n += (size_t)sprintf(hex + n, "%02x", (unsigned)(writer_random() * 128 + 128) & 255);
+        hex[n++] = '\n';
+    }
+    Run ids =
+        run_program(&(Io){.input = hex, .n_input = n}, vocab_path, "--tokenize", "--hex", "-f", "-", "--quiet", NULL);
+    check_status(&ids, 0);
+    Run back = run_program(&(Io){.input = ids.out, .n_input = ids.n_out}, vocab_path, "--detokenize", "--hex", "-f",
+                           "-", "--quiet", NULL);
+    check_output(&back, hex, n);
+    test_end("hex_round_trip");
+    run_free(&ids);
+    run_free(&back);
+    free(hex);
+
+    // The whole file, raw.
+    char bytes[1000];
+    for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (char)(i * i / 7 + i);
+    ids = run_program(&(Io){.input = bytes, .n_input = sizeof bytes}, vocab_path, "--tokenize", "-f", "-", NULL);
+    check_status(&ids, 0);
+    back = run_program(&(Io){.input = ids.out, .n_input = ids.n_out}, vocab_path, "--detokenize", "-f", "-", NULL);
+    check_output(&back, bytes, sizeof bytes);
+    test_end("raw_round_trip");
+    run_free(&ids);
+    run_free(&back);
+}
+
+// ---- where an answer ends -------------------------------------------------------------------------------------------
+
+static void test_ends(void) {
+    char text[400], name[64], count[16];
+    static const int counts[] = {1, 2, 7, 36};
+    for (int i = 0; i < 4; i++) {
+        size_t n = script_text('a', counts[i], text);
+        snprintf(count, sizeof count, "%d", counts[i]);
+        snprintf(name, sizeof name, "n_%d_exactly", counts[i]);
+        expect(name, NULL, text, n, ARGS(script_path, "-p", "a", "-n", count));
+    }
+    EXPECT("eos_ends", "\n\xE2\x82\xAC.", script_path, "-p", "\\", "-n", "50");
+    EXPECT("ignore_eos_goes_on", "\n\xE2\x82\xAC.AB", script_path, "-p", "\\", "-n", "8", "--ignore-eos");
+    EXPECT("ignore_eos_and_special", ".<|end_of_text|>A", script_path, "--ids", "-p", "172", "-n", "3", "--ignore-eos",
+           "--special");
+
+    EXPECT("echo", "abcdef", script_path, "-p", "abc", "-n", "3", "--echo");
+    EXPECT("echo_prompt_of_other_bytes", "\xFF\xFF\"\\", script_path, "-p", "\xFF\xFF", "-n", "2", "--echo");
+    EXPECT("echo_typed_special", "<|eot_id|>ab", script_path, "-p", "<|eot_id|>a", "-n", "1", "--echo");
+    EXPECT("echo_special", "<|begin_of_text|><|eot_id|>ab", script_path, "-p", "<|eot_id|>a", "-n", "1", "--echo",
+           "--special");
+    EXPECT("echo_special_id_is_not_printed", "ab", script_path, "--ids", "-p", "258 97", "-n", "1", "--echo");
+
+    EXPECT("stop_one", "bcd", script_path, "-p", "a", "--stop", "e");
+    EXPECT("stop_across_tokens", "bcd", script_path, "-p", "a", "--stop", "efgh");
+    EXPECT("stop_at_once", "", script_path, "-p", "a", "--stop", "b");
+    EXPECT("stop_first_of_several", "bcd", script_path, "-p", "a", "--stop", "xyz", "--stop", "efg", "--stop", "hi");
+    EXPECT("stop_shorter_of_two", "bcd", script_path, "-p", "a", "--stop", "efghij", "--stop", "ef");
+    EXPECT("stop_inside_another", "bcdefg", script_path, "-p", "a", "--stop", "efx", "--stop", "hi");
+    EXPECT("stop_that_almost_comes", "bcdefghij", script_path, "-p", "a", "-n", "9", "--stop", "efgX");
+    EXPECT("stop_held_at_the_end", "bcdef", script_path, "-p", "a", "-n", "5", "--stop", "defghij");
+    EXPECT("stop_is_not_sought_in_the_prompt", "efg", script_path, "-p", "abcd", "-n", "3", "--stop", "bc");
+    EXPECT("stop_not_across_the_prompt", "efg", script_path, "-p", "abcd", "-n", "3", "--stop", "de");
+    EXPECT("stop_echo", "abcd", script_path, "-p", "abc", "-n", "9", "--stop", "e", "--echo");
+    EXPECT("stop_of_16", "bcdefghi", script_path, "-p", "a", "--stop", "1", "--stop", "2", "--stop", "3", "--stop", "4",
+           "--stop", "5", "--stop", "6", "--stop", "7", "--stop", "8", "--stop", "9", "--stop", "10", "--stop", "11",
+           "--stop", "12", "--stop", "13", "--stop", "14", "--stop", "15", "--stop", "j");
+    EXPECT("stop_utf8", "\n", script_path, "-p", "\\", "--stop", "\xE2\x82\xAC");
+    EXPECT("stop_newline", "\"\\", script_path, "-p", "\xFF", "--stop", "\n");
+    EXPECT("stop_at_eos_comes_later", "\n\xE2\x82\xAC.", script_path, "-p", "\\", "--stop", ".A");
+    EXPECT("cut_character_at_the_end", "\xE2\x82", script_path, "-p", "\n", "-n", "2");
+
+    static const struct {
+        const char *name, *prompt, *n, *flag, *value, *ids, *text, *reason;
+    } reasons[] = {
+        {"json_length", "a", "3", NULL, NULL, "[98, 99, 100]", "\"bcd\"", "\"length\""},
+        {"json_stop", "\\", "50", NULL, NULL, "[10, 226, 130, 172, 46, 257]", "\"\\n\xE2\x82\xAC.\"", "\"stop\""},
+        {"json_stop_string", "a", "50", "--stop", "de", "[98, 99, 100, 101]", "\"bc\"", "\"stop_string\""},
+        {"json_stop_on_the_last_token", "a", "3", "--stop", "d", "[98, 99, 100]", "\"bc\"", "\"stop_string\""},
+        {"json_ignore_eos", "\\", "7", "--ignore-eos", NULL, "[10, 226, 130, 172, 46, 257, 65]",
+         "\"\\n\xE2\x82\xAC.A\"", "\"length\""},
+        {"json_cut_character", "\n", "2", NULL, NULL, "[226, 130]", "\"\xEF\xBF\xBD\"", "\"length\""},
+        {"json_bytes_and_escapes", " ", "6", NULL, NULL, "[195, 169, 255, 34, 92, 10]",
+         "\"\xC3\xA9\xEF\xBF\xBD\\\"\\\\\\n\"", "\"length\""},
+        {"json_bos_in_the_answer", "9", "2", NULL, NULL, "[256, 97]", "\"a\"", "\"length\""},
+    };
+    for (size_t i = 0; i < sizeof reasons / sizeof *reasons; i++) {
+        Run r = run_program(NULL, script_path, "-p", reasons[i].prompt, "-n", reasons[i].n, "--json", "--quiet",
+                            reasons[i].flag, reasons[i].value, NULL);
+        check_status(&r, 0);
+        check_quiet(&r);
+        if (!json_valid(&r)) test_fail("not one line of JSON: %s", shown(r.out, r.n_out));
+        check_json(&r, "index", "0");
+        check_json(&r, "ids", reasons[i].ids);
+        check_json(&r, "text", reasons[i].text);
+        check_json(&r, "finish_reason", reasons[i].reason);
+        const char *timings = json_find(r.out, "timings");
+        CHECK(timings && *timings == '{');
+        test_end(reasons[i].name);
+        run_free(&r);
+    }
+
+    // Every byte at the end of an answer, and pairs that are no characters: the JSON stays UTF-8.
+    for (int b = 0; b < 256; b++) {
+        char id[16];
+        snprintf(id, sizeof id, "%d", b);
+        Run r = run_program(NULL, script_path, "--ids", "-p", id, "-n", "9", "--ignore-eos", "--json", "--echo",
+                            "--quiet", NULL);
+        if (!check_status(&r, 0) || !json_valid(&r)) test_fail("after byte %d: not JSON: %s", b, shown(r.out, r.n_out));
+        run_free(&r);
+    }
+    test_end("json_of_every_byte");
+}
+
+// ---- what goes where ------------------------------------------------------------------------------------------------
+
+static void test_streams(void) {
+    Run r = run_program(NULL, script_path, "-p", "a", "-n", "5", NULL);
+    check_output(&r, "bcdef", 5);
+    if (!strstr(r.err, "5 new tokens") || !strstr(r.err, "engine cpu"))
+        test_fail("the statistics are: %s", shown(r.err, r.n_err));
+    test_end("statistics_on_standard_error");
+    run_free(&r);
+    r = run_program(NULL, script_path, "-p", "a", "-n", "5", "--verbose", NULL);
+    check_output(&r, "bcdef", 5);
+    CHECK(strstr(r.err, "vocabulary 259") != NULL);
+    test_end("verbose_on_standard_error");
+    run_free(&r);
+    r = run_program(NULL, script_path, "-p", "abc", "-n", "100", "-c", "10", NULL);
+    check_output(&r, "defghi", 6);
+    CHECK(strstr(r.err, "the context of 10 leaves room for 6 of 100 new tokens") != NULL);
+    test_end("context_smaller_than_n_is_told");
+    run_free(&r);
+    r = run_program(NULL, script_path, "-p", "abc", "-n", "6", "-c", "10", NULL);
+    check_output(&r, "defghi", 6);
+    CHECK(!strstr(r.err, "leaves room"));
+    test_end("context_that_fits_is_not_mentioned");
+    run_free(&r);
+    int ids[600]; // without -c: up to the model's maximum
+    r = run_program(NULL, tiny_path, "-p", "abc", "-n", "600", "--json", "--ignore-eos", NULL);
+    if (check_status(&r, 0) && json_ids(r.out, "ids", ids, 600) != 512 - 4)
+        test_fail("%d ids", json_ids(r.out, "ids", ids, 600));
+    CHECK(strstr(r.err, "leaves room for 508 of 600 new tokens") != NULL);
+    test_end("context_of_the_model_is_told");
+    run_free(&r);
+}
+
+// ---- chance ---------------------------------------------------------------------------------------------------------
+
+static Run sample(const char *seed, const char *flag, const char *value) {
+    return run_program(NULL, tiny_path, "-p", "Once", "-n", "60", "--ignore-eos", "--json", "--quiet", "-s", seed, flag,
+                       value, NULL);
+}
+
+static bool same_ids(const Run *a, const Run *b) {
+    const char *x = json_find(a->out, "ids"), *y = json_find(b->out, "ids");
+    return x && y && strncmp(x, y, (size_t)(strchr(x, ']') - x) + 1) == 0;
+}
+
+static void test_sampling(void) {
+    Run greedy = sample("1", NULL, NULL), other_seed = sample("2", NULL, NULL);
+    CHECK(check_status(&greedy, 0) && check_status(&other_seed, 0) && same_ids(&greedy, &other_seed));
+    test_end("greedy_has_no_seed");
+    Run first = sample("1", "--temp", "1"), again = sample("1", "--temp", "1"), other = sample("2", "--temp", "1");
+    CHECK(check_status(&first, 0) && same_ids(&first, &again));
+    test_end("same_seed_same_text");
+    CHECK(check_status(&other, 0) && !same_ids(&first, &other));
+    CHECK(!same_ids(&first, &greedy));
+    test_end("other_seed_other_text");
+    static const struct {
+        const char *name, *flag, *value;
+    } narrow[] = {{"top_k_1_is_greedy", "--top-k", "1"},
+                  {"top_p_0_is_greedy", "--top-p", "0"},
+                  {"min_p_1_is_greedy", "--min-p", "1"}};
+    for (int i = 0; i < 3; i++) {
+        Run r = run_program(NULL, tiny_path, "-p", "Once", "-n", "60", "--ignore-eos", "--json", "--quiet", "--temp",
+                            "1", narrow[i].flag, narrow[i].value, NULL);
+        CHECK(check_status(&r, 0) && same_ids(&r, &greedy));
+        test_end(narrow[i].name);
+        run_free(&r);
+    }
+    setenv("OMP_NUM_THREADS", "2", 1);
+    Run threads = sample("1", "--temp", "1");
+    setenv("OMP_NUM_THREADS", "1", 1);
+    CHECK(check_status(&threads, 0) && same_ids(&first, &threads));
+    test_end("same_text_for_any_number_of_threads");
+    Run *all[] = {&greedy, &other_seed, &first, &again, &other, &threads};
+    for (int i = 0; i < 6; i++) run_free(all[i]);
+}
+
+// ---- probabilities --------------------------------------------------------------------------------------------------
+
+// Reads {"id": 1, "logprob": -0.5 at *at and moves past it.
+static bool take_logprob(const char **at, int *id, double *logprob) {
+    int n = 0;
+    if (sscanf(*at, "{\"id\": %d, \"logprob\": %lf%n", id, logprob, &n) != 2 || n == 0) return false;
+    *at += n;
+    return true;
+}
+
+// Checks a run with --logprobs k against what the script says (tokens from `from` on), or only against itself (NULL).
+static void check_logprobs(const Run *r, int k, bool greedy, const Script *s, int from) {
+    if (!check_status(r, 0)) return;
+    if (!json_valid(r)) test_fail("not one line of JSON");
+    int ids[128], n = json_ids(r->out, "ids", ids, 128), before = from;
+    const char *at = json_find(r->out, "logprobs");
+    if (n <= 0 || !at || *at++ != '[') {
+        test_fail("no ids, or no logprobs");
+        return;
+    }
+    for (int i = 0; i < n; i++) {
+        int id, top_id, seen[64];
+        double logprob, top, last = 0, sum = 0;
+        if (!take_logprob(&at, &id, &logprob) || strncmp(at, ", \"top\": [", 10) != 0) {
+            test_fail("token %d: %s", i, shown(at, strlen(at)));
+            return;
+        }
+        at += 10;
+        if (id != ids[i]) test_fail("token %d: id %d, ids has %d", i, id, ids[i]);
+        if (!(logprob <= 0)) test_fail("token %d: logprob %g", i, logprob);
+        if (s && fabs(logprob - script_logprob(s, before, id)) > 2e-4)
+            test_fail("token %d: logprob %g, expected %g", i, logprob, script_logprob(s, before, id));
+        for (int t = 0; t < k; t++) {
+            if (!take_logprob(&at, &top_id, &top) || *at++ != '}') {
+                test_fail("token %d, top %d: %s", i, t, shown(at, strlen(at)));
+                return;
+            }
+            at += t + 1 < k ? 2 : 0;
+            for (int u = 0; u < t; u++)
+                if (seen[u] == top_id) test_fail("token %d: id %d twice", i, top_id);
+            seen[t] = top_id;
+            if (!(top <= 0) || (t > 0 && top > last)) test_fail("token %d: top %d has %g after %g", i, t, top, last);
+            if (t == 0 && greedy && (top_id != id || top != logprob))
+                test_fail("token %d: greedy, but top is %d", i, top_id);
+            if (top_id == id && top != logprob) test_fail("token %d: logprob %g and %g", i, logprob, top);
+            if (s && fabs(top - script_logprob(s, before, top_id)) > 2e-4)
+                test_fail("token %d: top %d: logprob %g", i, t, top);
+            last = top;
+            sum += exp(top);
+        }
+        if (!(sum <= 1.0001)) test_fail("token %d: the top %d have a probability of %g", i, k, sum);
+        if (strncmp(at, "]}", 2) != 0) test_fail("token %d: more than %d in top", i, k);
+        at += 2;
+        if (strncmp(at, ", ", 2) == 0) at += 2;
+        before = id;
+    }
+    if (*at != ']') test_fail("more logprobs than tokens");
+}
+
+static void test_probabilities(void) {
+    Run r = run_program(NULL, script_path, "-p", "a", "-n", "30", "--json", "--logprobs", "5", "--quiet", NULL);
+    check_logprobs(&r, 5, true, &script, 'a');
+    test_end("logprobs_of_the_script");
+    run_free(&r);
+    r = run_program(NULL, tiny_path, "-p", "Once", "-n", "30", "--ignore-eos", "--json", "--logprobs", "64", "--quiet",
+                    NULL);
+    check_logprobs(&r, 64, true, NULL, 0);
+    test_end("logprobs_of_64");
+    run_free(&r);
+    r = run_program(NULL, tiny_path, "-p", "Once", "-n", "60", "--ignore-eos", "--json", "--logprobs", "3", "--temp",
+                    "1", "-s", "5", "--quiet", NULL);
+    check_logprobs(&r, 3, false, NULL, 0);
+    test_end("logprobs_while_sampling");
+    run_free(&r);
+    r = run_program(NULL, script_path, "-p", "\\", "-n", "30", "--json", "--logprobs", "1", "--quiet", NULL);
+    check_logprobs(&r, 1, true, &script, '\\'); // with the end id
+    test_end("logprobs_of_the_end_id");
+    run_free(&r);
+}
+
+// The number that --perplexity printed; tokens: how many it says it scored.
+static double perplexity(const Run *r, int *tokens) {
+    double value = NAN;
+    const char *over = strstr(r->out, " over ");
+    if (sscanf(r->out, "perplexity %lf", &value) != 1 || !over) test_fail("printed %s", shown(r->out, r->n_out));
+    *tokens = over ? atoi(over + 6) : 0;
+    return value;
+}
+
+static void test_perplexity(void) {
+    // All logits 0: every token has a probability of one in 259.
+    Draft d;
+    Script flat = script;
+    draft_script(&d, &flat, 0, 128);
+    draft_write(&d, temporary("flat.bin"));
+    int tokens;
+    Run r = run_program(NULL, temporary("flat.bin"), "--perplexity", prompt_path, "--quiet", NULL);
+    if (check_status(&r, 0)) {
+        double value = perplexity(&r, &tokens);
+        if (fabs(value - 259) > 1e-3 || tokens != 5) test_fail("%g over %d tokens, expected 259 over 5", value, tokens);
+        CHECK(strstr(r.out, "8.0168 bits per byte") != NULL); // log2(259), a byte a token
+    }
+    check_quiet(&r);
+    test_end("perplexity_of_a_flat_model_is_its_vocabulary");
+    run_free(&r);
+    draft_free(&d);
+
+    // A text of which the probability is known, in windows of every length: the script forgets all but the last token.
+    char text[300];
+    size_t n = 0;
+    double nll = 0;
+    writer_state = 3;
+    for (int t = BOS; n < 290; n++) {
+        int u = writer_random() < 0.3f ? script.next[t] : (int)((writer_random() + 1) * 40) + 33;
+        if (u >= BYTES) u = 'Q';
+        nll -= script_logprob(&script, t, u);
+        text[n] = (char)u;
+        t = u;
+    }
+    write_file(temporary("text"), text, n);
+    static const char *const windows[] = {"2", "3", "16", "63", "64", "65", "129", "291", "300", "1000"};
+    for (size_t i = 0; i < sizeof windows / sizeof *windows; i++) {
+        char name[64];
+        r = run_program(NULL, script_path, "--perplexity", temporary("text"), "-c", windows[i], "--quiet", NULL);
+        if (check_status(&r, 0)) {
+            double value = perplexity(&r, &tokens), expected = exp(nll / (double)n);
+            if (fabs(value / expected - 1) > 1e-4 || tokens != (int)n)
+                test_fail("%g over %d tokens, expected %g over %zu", value, tokens, expected, n);
+        }
+        snprintf(name, sizeof name, "perplexity_in_windows_of_%s", windows[i]);
+        test_end(name);
+        run_free(&r);
+    }
+
+    // The other way to the same number: the log-probabilities of an answer, then that answer as the text.
+    r = run_program(NULL, tiny_path, "-p", "", "-n", "60", "--ignore-eos", "--json", "--logprobs", "1", "--temp", "1",
+                    "--quiet", NULL);
+    int ids[64], n_ids = json_ids(r.out, "ids", ids, 64);
+    double sum = 0;
+    const char *at = json_find(r.out, "logprobs");
+    for (int i = 0; i < n_ids && (at = strstr(at, "{\"id\": ")); i++) {
+        int id;
+        double logprob;
+        if (take_logprob(&at, &id, &logprob)) sum += logprob;
+        at = strchr(at, ']'); // past top
+    }
+    char answer[2048];
+    size_t length = 0;
+    static const char *const special[] = {"<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"};
+    for (int i = 0; i < n_ids; i++) {
+        if (ids[i] < BYTES)
+            answer[length++] = (char)ids[i];
+        else
+            length += (size_t)sprintf(answer + length, "%s", special[ids[i] - BYTES]);
+    }
+    write_file(temporary("text"), answer, length);
+    Run score = run_program(NULL, tiny_path, "--perplexity", temporary("text"), "--special", "--quiet", NULL);
+    if (check_status(&score, 0)) {
+        double value = perplexity(&score, &tokens), expected = exp(-sum / n_ids);
+        if (!(fabs(value / expected - 1) < 1e-4) || tokens != n_ids || n_ids != 60)
+            test_fail("%g over %d tokens, by log-probabilities %g over %d", value, tokens, expected, n_ids);
+    }
+    test_end("perplexity_is_that_of_the_log_probabilities");
+    run_free(&r);
+    run_free(&score);
+}
+
+// ---- interrupts -----------------------------------------------------------------------------------------------------
+
+// Starts a run that would take minutes, interrupts it when it has begun, and gives what came out.
+static Run interrupt(const char *path, bool json) {
+    char err_path[300], out_path[300];
+    snprintf(err_path, sizeof err_path, "%s/interrupted.err", test_dir);
+    snprintf(out_path, sizeof out_path, "%s/interrupted.out", test_dir);
+    write_file(err_path, NULL, 0);
+    write_file(out_path, NULL, 0);
+    const char *args[] = {
+        path, "-p", "a", "-n", "900000", "-c", "1000000", "--ignore-eos", "--verbose", json ? "--json" : NULL, NULL};
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        redirect(0, "/dev/null", O_RDONLY);
+        redirect(1, out_path, O_WRONLY | O_TRUNC);
+        redirect(2, err_path, O_WRONLY | O_TRUNC);
+        exec_program(args);
+    }
+    struct timespec pause = {0, 20000000};
+    struct stat info;
+    for (int i = 0; i < 500; i++) { // until --verbose has spoken, and without --json until there is an answer to cut
+        nanosleep(&pause, NULL);
+        if (stat(json ? err_path : out_path, &info) == 0 && info.st_size > (json ? 0 : 200)) break;
+    }
+    nanosleep(&pause, NULL);
+    kill(child, SIGINT);
+    int status;
+    waitpid(child, &status, 0);
+    Run r = {.status = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status)};
+    r.out = read_whole(out_path, &r.n_out);
+    r.err = read_whole(err_path, &r.n_err);
+    return r;
+}
+
+static void test_interrupts(void) {
+    Draft d;
+    Script long_script = script;
+    draft_script(&d, &long_script, 16, 1 << 20);
+    char path[300];
+    snprintf(path, sizeof path, "%s", temporary("endless.bin"));
+    draft_write(&d, path);
+    Run r = interrupt(path, false);
+    check_status(&r, 130);
+    size_t most = r.n_out + 64;
+    char *text = must(malloc(most));
+    size_t n = 0;
+    for (int t = 'a'; n < r.n_out;) {
+        t = script.next[t];
+        if (t < BYTES) text[n++] = (char)t;
+    }
+    if (r.n_out < 200 || memcmp(text, r.out, n) != 0)
+        test_fail("printed %zu bytes: %s", r.n_out, shown(r.out, r.n_out));
+    if (!strstr(r.err, "new tokens")) test_fail("no statistics: %s", shown(r.err, r.n_err));
+    test_end("interrupt_keeps_what_was_generated");
+    free(text);
+    run_free(&r);
+
+    r = interrupt(path, true);
+    check_status(&r, 130);
+    if (!json_valid(&r)) test_fail("not one line of JSON: %s", shown(r.out, r.n_out));
+    check_json(&r, "finish_reason", "\"interrupted\"");
+    test_end("interrupt_json");
+    run_free(&r);
+    draft_free(&d);
+}
+
+int main(void) {
+    program_setup();
+    Draft d;
+    script_alphabet(&script);
+    draft_script(&d, &script, 16, 1000); // script keeps pointing into d
+    snprintf(script_path, sizeof script_path, "%s/script.bin", test_dir);
+    snprintf(tiny_path, sizeof tiny_path, "%s/tiny.bin", test_dir);
+    snprintf(vocab_path, sizeof vocab_path, "%s/vocab.bin", test_dir);
+    snprintf(prompt_path, sizeof prompt_path, "%s/prompt.txt", test_dir);
+    draft_write(&d, script_path);
+    Draft tiny;
+    Shape s = tiny_shape;
+    s.dim = 64, s.hidden_dim = 96, s.n_layers = 2, s.head_dim = 16, s.max_seq_len = 512;
+    draft_tiny(&tiny, s, 11);
+    draft_write(&tiny, tiny_path);
+    draft_vocab_only(&tiny);
+    draft_write(&tiny, vocab_path);
+    draft_free(&tiny);
+    write_file(prompt_path, "klmno", 5);
+
+    test_help();
+    test_prompts();
+    test_special();
+    test_tokenizer_modes();
+    test_ends();
+    test_streams();
+    test_sampling();
+    test_probabilities();
+    test_perplexity();
+    test_interrupts();
+    draft_free(&d);
+    return tests_summary();
+}

@@ -1,0 +1,672 @@
+// Every operation of every table of ops_cpu.c against plain float64 code, at awkward sizes. Outputs are poisoned with NaN
+// first. No tolerance is tuned: each is what rounding can do, counted in units of 2^-24 (half an ulp of float32).
+#include <math.h>
+
+#include "../model/ops_cpu.h"
+#include "check.h"
+
+extern const Ops ops_portable;
+#ifdef __x86_64__
+extern const Ops ops_avx2;
+#endif
+
+#ifdef _OPENMP
+extern void omp_set_num_threads(int n);
+#endif
+
+#define UNIT 0x1p-24 // the largest relative error of one float32 rounding
+#define LENGTH(array) ((int)(sizeof(array) / sizeof *(array)))
+
+enum { GUARD = 16 }; // poisoned floats after each output, to see a write past its end
+
+// ---- what the tests share -------------------------------------------------------------------------------------------
+
+static uint64_t random_state = 1;
+
+static uint32_t random_bits(void) { // PCG's multiplier; the high half is random enough for test data
+    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(random_state >> 32);
+}
+
+static float random_float(float range) { // in ±range
+    return ((float)random_bits() * 0x1p-31f - 1.0f) * range;
+}
+
+static float *random_floats(size_t n, float range) {
+    float *x = malloc(n * sizeof *x);
+    for (size_t i = 0; i < n; i++) x[i] = random_float(range);
+    return x;
+}
+
+static float *poisoned(size_t n) {
+    float *x = malloc((n + GUARD) * sizeof *x);
+    for (size_t i = 0; i < n + GUARD; i++) x[i] = NAN;
+    return x;
+}
+
+static bool guard_is_whole(const float *x, size_t n) {
+    for (size_t i = n; i < n + GUARD; i++)
+        if (!isnan(x[i])) return false;
+    return true;
+}
+
+static double worst; // the largest error of the test at hand as a fraction of its bound
+
+static bool within(double got, double want, double bound) {
+    if (isnan(want)) return isnan(got);
+    if (isinf(want) || got == want) return got == want;
+    double error = fabs(got - want);
+    if (!(error <= bound)) return false;
+    if (error / bound > worst) worst = error / bound;
+    return true;
+}
+
+static void end(const char *name, const Ops *ops) {
+    char full[160];
+    snprintf(full, sizeof full, "%s (%s)", name, ops->name);
+    bool failed = test_failure[0];
+    test_end(full);
+    if (worst > 0 && !failed) printf("   largest error: %.3f of its bound\n", worst);
+    worst = 0;
+}
+
+static double f16_value(uint16_t h) {
+    int exponent = h >> 10 & 31, fraction = h & 1023;
+    double v = exponent == 31  ? fraction ? NAN : INFINITY
+               : exponent == 0 ? ldexp(fraction, -24)
+                               : ldexp(1024 + fraction, exponent - 25);
+    return h >> 15 ? -v : v;
+}
+
+static double bf16_value(uint16_t h) {
+    int exponent = h >> 7 & 255, fraction = h & 127;
+    double v = exponent == 255 ? fraction ? NAN : INFINITY
+               : exponent == 0 ? ldexp(fraction, -133)
+                               : ldexp(128 + fraction, exponent - 134);
+    return h >> 15 ? -v : v;
+}
+
+static double weight_value(const void *w, DType dtype, size_t i) {
+    return dtype == DTYPE_F32    ? (double)((const float *)w)[i]
+           : dtype == DTYPE_BF16 ? bf16_value(((const uint16_t *)w)[i])
+                                 : f16_value(((const uint16_t *)w)[i]);
+}
+
+// Of magnitudes from nothing to 16, subnormals of f16 among them.
+static void *random_weights(DType dtype, size_t n) {
+    if (dtype == DTYPE_F32) return random_floats(n, 2);
+    uint16_t *w = malloc(n * sizeof *w);
+    for (size_t i = 0; i < n; i++) {
+        uint32_t r = random_bits(), sign = r & 0x8000;
+        if (dtype == DTYPE_F16) w[i] = (uint16_t)(sign | (r >> 16) % 19 << 10 | (r & 1023));
+        if (dtype == DTYPE_BF16) w[i] = (uint16_t)(sign | (110 + (r >> 16) % 21) << 7 | (r & 127));
+    }
+    return w;
+}
+
+// ---- widen ----------------------------------------------------------------------------------------------------------
+
+// All 65536 values at once, and each alone: the vector path and the one for what is left over.
+static void test_widen_is_exact(const Ops *ops, DType dtype) {
+    enum { ALL = 65536 };
+    uint16_t *row = malloc(ALL * sizeof *row);
+    for (int i = 0; i < ALL; i++) row[i] = (uint16_t)i;
+    float *x = poisoned(ALL);
+    ops->widen(x, row, dtype, ALL);
+    for (int i = 0; i < ALL; i++) {
+        float alone[1 + GUARD];
+        for (int g = 0; g <= GUARD; g++) alone[g] = NAN;
+        ops->widen(alone, row + i, dtype, 1);
+        double want = weight_value(row, dtype, (size_t)i);
+        bool same = isnan(want) ? isnan(x[i]) && isnan(alone[0])
+                                : (double)x[i] == want && (double)alone[0] == want && !signbit(x[i]) == !signbit(want) &&
+                                      !signbit(alone[0]) == !signbit(want);
+        if (!same) test_fail("%s 0x%04X is %a in a row and %a alone, expected %a", dtype_names[dtype], (unsigned)i,
+                             (double)x[i], (double)alone[0], want);
+    }
+    CHECK(guard_is_whole(x, ALL));
+    free(row);
+    free(x);
+    end(dtype == DTYPE_F16 ? "test_widen_all_f16_exactly" : "test_widen_all_bf16_exactly", ops);
+}
+
+static void test_widen_any_length(const Ops *ops) {
+    for (int dtype = 0; dtype <= DTYPE_F32; dtype++)
+        for (int n = 1; n <= 70; n++) {
+            void *row = random_weights((DType)dtype, (size_t)n);
+            float *x = poisoned((size_t)n);
+            ops->widen(x, row, (DType)dtype, n);
+            for (int i = 0; i < n; i++) CHECK((double)x[i] == weight_value(row, (DType)dtype, (size_t)i));
+            CHECK(guard_is_whole(x, (size_t)n));
+            free(row);
+            free(x);
+        }
+    end("test_widen_any_length", ops);
+}
+
+// ---- matmul ---------------------------------------------------------------------------------------------------------
+
+static const int token_counts[] = {1, 2, 3, 4, 5, 7, 17, 65};
+
+static void check_matmul(const Ops *ops, DType dtype, int T, int n, int k, const float *x, const void *w) {
+    float *y = poisoned((size_t)T * (size_t)n);
+    ops->matmul(y, x, w, dtype, T, n, k);
+    double *row = malloc((size_t)k * sizeof *row);
+    for (int j = 0; j < n; j++) {
+        for (int l = 0; l < k; l++) row[l] = weight_value(w, dtype, (size_t)j * (size_t)k + (size_t)l);
+        for (int t = 0; t < T; t++) {
+            double sum = 0, magnitude = 0;
+            for (int l = 0; l < k; l++) {
+                double product = (double)x[t * k + l] * row[l];
+                sum += product;
+                magnitude += fabs(product);
+            }
+            // k products and k-1 sums, in any order, each rounded once: Higham's bound on a dot product.
+            double bound = (k + 1) * UNIT * magnitude, got = (double)y[t * n + j];
+            if (!within(got, sum, bound))
+                test_fail("%s T %d n %d k %d: y[%d][%d] is %.9g, expected %.9g ± %.2g", dtype_names[dtype], T, n, k, t, j, got,
+                          sum, bound);
+        }
+    }
+    free(row);
+    if (!guard_is_whole(y, (size_t)T * (size_t)n)) test_fail("T %d n %d k %d: a write past y", T, n, k);
+    free(y);
+}
+
+static void test_matmul_at_awkward_sizes(const Ops *ops, DType dtype) {
+    static const int rows[] = {1, 3, 4, 5, 7, 15, 16, 17, 33, 50};
+    static const int columns[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 64, 100, 511, 512, 513, 530, 1025};
+    for (int a = 0; a < LENGTH(token_counts); a++)
+        for (int b = 0; b < LENGTH(rows); b++)
+            for (int c = 0; c < LENGTH(columns); c++) {
+                int T = token_counts[a], n = rows[b], k = columns[c];
+                if (T == 65 && n * k > 10000 && (a + b + c) % 4) continue; // a few of the largest are enough
+                float *x = random_floats((size_t)(T * k), 1);
+                void *w = random_weights(dtype, (size_t)(n * k));
+                check_matmul(ops, dtype, T, n, k, x, w);
+                free(x);
+                free(w);
+            }
+    char name[64];
+    snprintf(name, sizeof name, "test_matmul_%s_at_awkward_sizes", dtype_names[dtype]);
+    end(name, ops);
+}
+
+// What is not finite shows in the outputs that it belongs to, and in no other.
+static void test_matmul_propagates_nan_and_inf(const Ops *ops) {
+    static const uint16_t inf[] = {[DTYPE_BF16] = 0x7F80, [DTYPE_F16] = 0x7C00}, nan[] = {[DTYPE_BF16] = 0x7FC1, [DTYPE_F16] = 0x7E01};
+    enum { N = 21, K = 37 };
+    for (int dtype = 0; dtype <= DTYPE_F32; dtype++)
+        for (int T = 1; T <= 5; T += 4)
+            for (int place = 0; place < K; place++) {
+                float *x = random_floats((size_t)T * K, 1);
+                void *w = random_weights((DType)dtype, N * K);
+                for (int j = 0; j < N; j += 3) { // rows of +inf, -inf and NaN, with a finite one between
+                    int at = j * K + place, which = j / 3 % 3;
+                    if (dtype == DTYPE_F32)
+                        ((float *)w)[at] = which == 0 ? INFINITY : which == 1 ? -INFINITY : NAN;
+                    else
+                        ((uint16_t *)w)[at] = which == 0   ? inf[dtype]
+                                              : which == 1 ? (uint16_t)(inf[dtype] | 0x8000)
+                                                           : nan[dtype];
+                }
+                check_matmul(ops, (DType)dtype, T, N, K, x, w);
+                x[(T - 1) * K + place] = INFINITY; // of the last token
+                check_matmul(ops, (DType)dtype, T, N, K, x, w);
+                x[(T - 1) * K + place] = 0; // 0 × inf is NaN
+                check_matmul(ops, (DType)dtype, T, N, K, x, w);
+                free(x);
+                free(w);
+            }
+    end("test_matmul_propagates_nan_and_inf", ops);
+}
+
+// ---- rmsnorm --------------------------------------------------------------------------------------------------------
+
+static void test_rmsnorm_at_awkward_sizes(const Ops *ops) {
+    static const int sizes[] = {1, 2, 7, 8, 9, 63, 64, 66, 96, 1000, 4099};
+    static const float ranges[] = {1e-4f, 1, 1000};
+    for (int a = 0; a < LENGTH(token_counts); a++)
+        for (int b = 0; b < LENGTH(sizes); b++)
+            for (int c = 0; c < LENGTH(ranges); c++) {
+                int T = token_counts[a], n = sizes[b];
+                float eps = 1e-5f, *x = random_floats((size_t)(T * n), ranges[c]), *weight = random_floats((size_t)n, 2);
+                if (T > 1) memset(x, 0, (size_t)n * sizeof *x); // a row of zeros
+                float *y = poisoned((size_t)(T * n));
+                ops->rmsnorm(y, x, weight, eps, T, n);
+                for (int t = 0; t < T; t++) {
+                    double squares = 0;
+                    for (int i = 0; i < n; i++) squares += (double)x[t * n + i] * (double)x[t * n + i];
+                    double scale = 1 / sqrt(squares / n + (double)eps);
+                    for (int i = 0; i < n; i++) {
+                        double want = (double)weight[i] * (double)x[t * n + i] * scale;
+                        // n squares and n-1 sums of one sign; division by n and eps; all that is halved by the root; then
+                        // the root, the reciprocal and two products.
+                        double bound = ((n + 2) / 2.0 + 4) * UNIT * fabs(want);
+                        if (!within((double)y[t * n + i], want, bound))
+                            test_fail("T %d n %d: y[%d][%d] is %.9g, expected %.9g", T, n, t, i, (double)y[t * n + i], want);
+                    }
+                }
+                CHECK(guard_is_whole(y, (size_t)(T * n)));
+                free(x);
+                free(weight);
+                free(y);
+            }
+    end("test_rmsnorm_at_awkward_sizes", ops);
+}
+
+// ---- rope -----------------------------------------------------------------------------------------------------------
+
+static const int head_dims[] = {2, 64, 66, 96, 128, 256};
+
+static void test_rope_rotates_halves(const Ops *ops) {
+    static const int head_counts[] = {1, 3, 8};
+    for (int a = 0; a < LENGTH(token_counts); a++)
+        for (int b = 0; b < LENGTH(head_counts); b++)
+            for (int c = 0; c < LENGTH(head_dims); c++) {
+                int T = token_counts[a], heads = head_counts[b], head_dim = head_dims[c], half = head_dim / 2;
+                size_t n = (size_t)(T * heads * head_dim), angles = (size_t)(T * half);
+                float *before = random_floats(n, 3), *x = poisoned(n), *cosine = malloc(angles * sizeof *cosine),
+                      *sine = malloc(angles * sizeof *sine);
+                double *angle = malloc(angles * sizeof *angle);
+                memcpy(x, before, n * sizeof *x);
+                for (size_t i = 0; i < angles; i++) {
+                    angle[i] = (double)(random_bits() % 131072) * pow(500000, -(double)(i % (size_t)half) / half);
+                    cosine[i] = (float)cos(angle[i]);
+                    sine[i] = (float)sin(angle[i]);
+                }
+                ops->rope(x, cosine, sine, T, heads, head_dim);
+                for (int t = 0; t < T; t++)
+                    for (int h = 0; h < heads; h++)
+                        for (int i = 0; i < half; i++) {
+                            const float *from = before + (t * heads + h) * head_dim, *to = x + (t * heads + h) * head_dim;
+                            double re = (double)from[i], im = (double)from[i + half];
+                            double co = cos(angle[t * half + i]), si = sin(angle[t * half + i]);
+                            // A rounded cosine or sine, a product and a sum: three roundings of each term.
+                            double re_bound = 3.01 * UNIT * (fabs(re * co) + fabs(im * si));
+                            double im_bound = 3.01 * UNIT * (fabs(im * co) + fabs(re * si));
+                            if (!within((double)to[i], re * co - im * si, re_bound) ||
+                                !within((double)to[i + half], im * co + re * si, im_bound))
+                                test_fail("T %d heads %d head_dim %d: pair %d of head %d, token %d is (%g, %g)", T, heads,
+                                          head_dim, i, h, t, (double)to[i], (double)to[i + half]);
+                        }
+                CHECK(guard_is_whole(x, n));
+                free(before);
+                free(x);
+                free(cosine);
+                free(sine);
+                free(angle);
+            }
+    end("test_rope_rotates_halves", ops);
+}
+
+// ---- swiglu ---------------------------------------------------------------------------------------------------------
+
+static void check_swiglu(const Ops *ops, const float *g, const float *up, int64_t n) {
+    // exp8 promises about an ulp, two units; then 1 + e, the quotient and, if up is not one, the product: one each.
+    const double roundings = 2 + 3, exact_product = 2 + 2;
+    // Past 88, where exp leaves float32, silu(-g) may be 0 at once: it is at most this. (And products down there are
+    // subnormal: rounded to 2^-149.)
+    const double cut = 88 * exp(-88.0);
+    float *y = poisoned((size_t)n);
+    memcpy(y, g, (size_t)n * sizeof *y);
+    ops->swiglu(y, up, n);
+    for (int64_t i = 0; i < n; i++) {
+        double x = (double)g[i], want = x / (1 + exp(-x)) * (double)up[i];
+        double bound = (up[i] == 1 ? exact_product : roundings) * UNIT * fabs(want) + (x < -88 ? cut * fabs((double)up[i]) : 0) + 0x1p-149 * (1 + fabs((double)up[i]));
+        if (x == (double)-INFINITY ? isfinite(y[i]) : !within((double)y[i], want, bound))
+            test_fail("n %d: gate %.9g up %.9g gives %.9g, expected %.9g ± %.2g", (int)n, x, (double)up[i], (double)y[i], want,
+                      bound);
+    }
+    CHECK(guard_is_whole(y, (size_t)n));
+    free(y);
+}
+
+static void test_swiglu_any_length(const Ops *ops) {
+    static const int64_t sizes[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 65, 1000, 65535, 65536, 65537, 100003};
+    for (int i = 0; i < LENGTH(sizes); i++) {
+        float *g = random_floats((size_t)sizes[i], 12), *up = random_floats((size_t)sizes[i], 3);
+        check_swiglu(ops, g, up, sizes[i]);
+        free(g);
+        free(up);
+    }
+    end("test_swiglu_any_length", ops);
+}
+
+static void test_swiglu_of_extreme_gates(const Ops *ops) {
+    static const float extreme[] = {0,     -0.0f, 1e-45f, 1e-30f, 1e-7f, 1,    20,      86.9f, 87,       87.4f,   88,
+                                    88.5f, 89,    100,    1000,   1e4f,  1e10f, 1e25f, 3e38f, INFINITY, NAN};
+    float g[2 * LENGTH(extreme)], up[2 * LENGTH(extreme)];
+    for (int scale = 0; scale < 3; scale++) {
+        for (int i = 0; i < LENGTH(g); i++) {
+            g[i] = i % 2 ? -extreme[i / 2] : extreme[i / 2];
+            up[i] = scale == 0 ? 1 : scale == 1 ? -0.37f : 1e-3f;
+        }
+        check_swiglu(ops, g, up, LENGTH(g));
+        for (int i = 0; i < LENGTH(g); i++) check_swiglu(ops, g + i, up + i, 1);
+    }
+    end("test_swiglu_of_extreme_gates", ops);
+}
+
+// With a negative gate, silu(g) · exp(-g) is near g: the error of exp8 shows undiluted.
+static void test_exp_is_accurate(const Ops *ops) {
+    enum { STEPS = 1 << 18 };
+    float *g = malloc(STEPS * sizeof *g), *up = malloc(STEPS * sizeof *up);
+    for (int i = 0; i < STEPS; i++) {
+        g[i] = -87.0f * (float)i / STEPS;
+        up[i] = 1;
+    }
+    check_swiglu(ops, g, up, STEPS);
+    free(g);
+    free(up);
+    end("test_exp_is_accurate", ops);
+}
+
+// ---- attention ------------------------------------------------------------------------------------------------------
+
+typedef struct {
+    int T, pos, n_heads, n_kv_heads, head_dim, max_len;
+    float *q, *k, *v; // [T][n_heads][head_dim], [n_kv_heads][max_len][head_dim] twice
+} Attention;
+
+static size_t q_size(const Attention *a) {
+    return (size_t)a->T * (size_t)a->n_heads * (size_t)a->head_dim;
+}
+
+// The cache is NaN beyond pos + T: nothing there may be touched.
+static Attention attention_make(int T, int pos, int n_kv_heads, int group, int head_dim, int spare, float q_range) {
+    Attention a = {T, pos, n_kv_heads * group, n_kv_heads, head_dim, pos + T + spare, NULL, NULL, NULL};
+    size_t cache = (size_t)n_kv_heads * (size_t)a.max_len * (size_t)head_dim;
+    a.q = random_floats(q_size(&a), q_range);
+    a.k = random_floats(cache, 1);
+    a.v = random_floats(cache, 1);
+    for (int h = 0; h < n_kv_heads; h++)
+        for (size_t i = (size_t)(pos + T) * (size_t)head_dim; i < (size_t)a.max_len * (size_t)head_dim; i++)
+            a.k[(size_t)h * (size_t)a.max_len * (size_t)head_dim + i] =
+                a.v[(size_t)h * (size_t)a.max_len * (size_t)head_dim + i] = NAN;
+    return a;
+}
+
+static void attention_free(Attention *a) {
+    free(a->q);
+    free(a->k);
+    free(a->v);
+}
+
+static float *attention_run(const Ops *ops, const Attention *a) {
+    float *out = poisoned(q_size(a));
+    ops->attention(out, a->q, a->k, a->v, a->T, a->pos, a->n_heads, a->n_kv_heads, a->head_dim, a->max_len);
+    if (!guard_is_whole(out, q_size(a))) test_fail("T %d pos %d: a write past out", a->T, a->pos);
+    return out;
+}
+
+// One query head of one token, from the definition: softmax(q · kᵀ / √head_dim) · v over the positions up to its own.
+static void check_attention_row(const Attention *a, int t, int head, const float *out) {
+    int d = a->head_dim, visible = a->pos + t + 1;
+    size_t at = (size_t)(head / (a->n_heads / a->n_kv_heads)) * (size_t)a->max_len * (size_t)d;
+    const float *q = a->q + ((size_t)t * (size_t)a->n_heads + (size_t)head) * (size_t)d, *k = a->k + at, *v = a->v + at;
+    double p[400], max = -INFINITY, min = INFINITY, largest = 0, sum = 0;
+    for (int j = 0; j < visible; j++) {
+        double dot = 0, magnitude = 0;
+        for (int i = 0; i < d; i++) {
+            dot += (double)q[i] * (double)k[j * d + i];
+            magnitude += fabs((double)q[i] * (double)k[j * d + i]);
+        }
+        p[j] = dot / sqrt(d);
+        max = fmax(max, p[j]);
+        min = fmin(min, p[j]);
+        largest = fmax(largest, magnitude / sqrt(d));
+    }
+    for (int j = 0; j < visible; j++) sum += p[j] = exp(p[j] - max);
+    // Each weight is wrong by a factor of 1 ± w: its score is a dot product of d terms whose query was scaled (3 more
+    // roundings); the difference from the maximum, at most 88 where the weight counts at all, is rounded, once here and
+    // once in the rescaling; exp to an ulp or two, here and for each tile of at least 16 positions that raised the maximum.
+    double range = fmin(max - min, 88);
+    double w = UNIT * ((d + 4) * largest + 2 * range + 4 + 5 * (visible / 16 + 1));
+    // Both sums of the quotient have that error and that of adding up `visible` terms.
+    double relative = 2 * expm1(w) + (2 * visible + 8) * UNIT;
+    for (int i = 0; i < d; i++) {
+        double want = 0, magnitude = 0;
+        for (int j = 0; j < visible; j++) {
+            want += p[j] / sum * (double)v[j * d + i];
+            magnitude += p[j] / sum * fabs((double)v[j * d + i]);
+        }
+        double got = (double)out[((size_t)t * (size_t)a->n_heads + (size_t)head) * (size_t)d + (size_t)i];
+        // (e^-87 and less is cut to nothing: 1e-37 of the largest value here)
+        if (!within(got, want, relative * magnitude + 1e-37))
+            test_fail("T %d pos %d heads %d/%d head_dim %d max_len %d: out[%d][%d][%d] is %.9g, expected %.9g ± %.2g", a->T,
+                      a->pos, a->n_heads, a->n_kv_heads, d, a->max_len, t, head, i, got, want, relative * magnitude);
+    }
+}
+
+static const int offsets[] = {0, 1, 63, 64, 65, 200};
+
+static void check_attention(const Ops *ops, float q_range, int spare) {
+    static const struct {
+        int group, n_kv_heads;
+    } heads[] = {{1, 3}, {3, 2}, {4, 2}, {7, 2}, {32, 1}};
+    int turn = 0;
+    for (int a = 0; a < LENGTH(token_counts); a++)
+        for (int b = 0; b < LENGTH(offsets); b++)
+            for (int c = 0; c < LENGTH(head_dims); c++, turn++) {
+                // Another grouping each time, and over the rounds every one with every size.
+                int g = (turn + turn / LENGTH(heads)) % LENGTH(heads);
+                Attention att = attention_make(token_counts[a], offsets[b], heads[g].n_kv_heads, heads[g].group, head_dims[c],
+                                               spare, q_range);
+                float *out = attention_run(ops, &att);
+                for (int t = 0; t < att.T; t++)
+                    for (int h = 0; h < att.n_heads; h++)
+                        if (att.T * att.n_heads < 400 || (t * att.n_heads + h) % 5 == turn % 5 || t == att.T - 1)
+                            check_attention_row(&att, t, h, out);
+                for (size_t i = 0; i < q_size(&att); i++)
+                    if (!isfinite(out[i])) test_fail("out[%zu] is %f", i, (double)out[i]);
+                free(out);
+                attention_free(&att);
+            }
+}
+
+static void test_attention_equals_its_definition(const Ops *ops) {
+    check_attention(ops, 1, 0);
+    end("test_attention_equals_its_definition", ops);
+}
+
+static void test_attention_ignores_the_cache_beyond(const Ops *ops) {
+    check_attention(ops, 2, 37);
+    end("test_attention_ignores_the_cache_beyond", ops);
+}
+
+// Scores of hundreds, whose exp would overflow without the shift by the maximum.
+static void test_attention_of_large_scores(const Ops *ops) {
+    check_attention(ops, 500, 3);
+    end("test_attention_of_large_scores", ops);
+}
+
+// V is one from position `first` on and zero before, so the output is the weight of what a token sees from there on.
+static void test_attention_is_causal(const Ops *ops) {
+    for (int b = 0; b < LENGTH(offsets); b++)
+        for (int c = 0; c < LENGTH(head_dims); c++) {
+            Attention a = attention_make(11, offsets[b], 2, 3, head_dims[c], 5, 1);
+            for (int mark = 0; mark < a.T; mark++) {
+                for (int h = 0; h < a.n_kv_heads; h++)
+                    for (int j = 0; j < a.pos + a.T; j++)
+                        for (int i = 0; i < a.head_dim; i++)
+                            a.v[((size_t)h * (size_t)a.max_len + (size_t)j) * (size_t)a.head_dim + (size_t)i] =
+                                j >= a.pos + mark;
+                float *out = attention_run(ops, &a);
+                size_t row = (size_t)(a.n_heads * a.head_dim);
+                for (size_t i = 0; i < q_size(&a); i++) {
+                    bool sees = (int)(i / row) >= mark;
+                    if (sees ? !(out[i] > 0) : out[i] != 0)
+                        test_fail("pos %d: token %d gives weight %g to position %d on", a.pos, (int)(i / row), (double)out[i],
+                                  mark);
+                }
+                free(out);
+            }
+            attention_free(&a);
+        }
+    end("test_attention_is_causal", ops);
+}
+
+// ---- threads --------------------------------------------------------------------------------------------------------
+
+#ifdef _OPENMP
+// Runs every operation at one size; the results one after another in memory.
+static float *run_all(const Ops *ops, size_t *n_floats) {
+    random_state = 99;
+    enum { T = 65, N = 197, K = 1037, GATES = 100003 };
+    Attention a = attention_make(33, 70, 3, 4, 96, 9, 2);
+    *n_floats = 6 * T * N + T * K + 33 * 12 * 96 + GATES;
+    float *all = malloc(*n_floats * sizeof *all), *at = all;
+    float *x = random_floats(T * K, 1), *gate = random_floats(GATES, 9), *up = random_floats(GATES, 1);
+    for (int dtype = 0; dtype <= DTYPE_F32; dtype++) {
+        void *w = random_weights((DType)dtype, N * K);
+        ops->matmul(at, x, w, (DType)dtype, T, N, K);
+        at += T * N;
+        for (int t = 0; t < T; t++) ops->matmul(at + t * N, x + t * K, w, (DType)dtype, 1, N, K);
+        at += T * N;
+        free(w);
+    }
+    ops->rmsnorm(at, x, x, 1e-5f, T, K);
+    at += T * K;
+    float *out = attention_run(ops, &a);
+    memcpy(at, out, q_size(&a) * sizeof *out);
+    at += q_size(&a);
+    ops->swiglu(gate, up, GATES);
+    memcpy(at, gate, GATES * sizeof *gate);
+    CHECK(at + GATES == all + *n_floats);
+    free(x);
+    free(gate);
+    free(up);
+    free(out);
+    attention_free(&a);
+    return all;
+}
+
+static void test_threads_change_no_bit(const Ops *ops) {
+    static const int counts[] = {2, 3, 5};
+    size_t n;
+    omp_set_num_threads(1);
+    float *one = run_all(ops, &n);
+    for (int i = 0; i < LENGTH(counts); i++) {
+        omp_set_num_threads(counts[i]);
+        float *many = run_all(ops, &n);
+        if (memcmp(one, many, n * sizeof *one) != 0) test_fail("%d threads differ from one", counts[i]);
+        free(many);
+    }
+    for (size_t i = 0; i < n; i++) CHECK(isfinite(one[i]));
+    omp_set_num_threads(1);
+    free(one);
+    end("test_threads_change_no_bit", ops);
+}
+#else
+static void test_threads_change_no_bit(const Ops *ops) {
+    (void)ops;
+    test_skip("test_threads_change_no_bit", "built without OpenMP");
+}
+#endif
+
+// ---- what the benchmark measures with -------------------------------------------------------------------------------
+
+static void test_benchmark_loops_do_what_they_say(const Ops *ops) {
+    enum { WORDS = 3 << 17, ROUNDS = 1000 }; // 3 MiB
+    uint64_t *data = malloc(WORDS * sizeof *data), sum = 0;
+    for (int i = 0; i < WORDS; i++) sum += data[i] = (uint64_t)random_bits() << 32 | random_bits();
+    CHECK(ops->read_all(data, (int64_t)(WORDS * sizeof *data)) == sum);
+    float sink = 0;
+    double operations = ops->multiply_add(ROUNDS, &sink);
+    CHECK(operations > 0 && fmod(operations, 2.0 * ROUNDS) == 0);
+    CHECK(isfinite(sink) && sink > 0); // a decaying sum of what it began with, so it was really computed
+    free(data);
+    end("test_benchmark_loops_do_what_they_say", ops);
+}
+
+// ---- RoPE's frequencies ---------------------------------------------------------------------------------------------
+
+// Against the formulas of the LLaMA 3.1 paper's code in float64, through the tiniest model that starts.
+static void test_rope_frequencies(void) {
+    static const struct {
+        float theta, factor; // factor 0: no scaling
+        int head_dim, original;
+    } cases[] = {{10000, 0, 64, 0},       {500000, 0, 128, 0},       {500000, 8, 128, 8192}, {500000, 32, 64, 8192},
+                 {500000, 32, 128, 8192}, {10000, 4.5f, 96, 1000}};
+    int kept = 0, slowed = 0, between = 0;
+    for (int c = 0; c < LENGTH(cases); c++) {
+        Model m = {.file.fd = -1, .config = {.dim = 2, .hidden_dim = 2, .n_layers = 1, .n_heads = 1, .n_kv_heads = 1, .vocab_size = 2,
+                               .max_seq_len = 4, .norm_eps = 1e-5f, .rope_theta = cases[c].theta, .tie_embeddings = true}};
+        int d = m.config.head_dim = m.config.q_dim = m.config.kv_dim = cases[c].head_dim;
+        m.config.group = 1;
+        m.weights.dtype = DTYPE_BF16;
+        if (cases[c].factor > 0) {
+            m.config.rope_type = ROPE_LLAMA3;
+            m.config.rope_factor = cases[c].factor;
+            m.config.rope_low_freq_factor = 1;
+            m.config.rope_high_freq_factor = 4;
+            m.config.rope_original_max_seq_len = (float)cases[c].original;
+        }
+        Error err = {""};
+        if (!model_start(&m, "cpu", PRECISION_F32, 4, &err)) test_fail("%s", err.text);
+        for (int i = 0; i < d / 2 && m.rope_freq; i++) {
+            double want = pow((double)cases[c].theta, -2.0 * i / d);
+            double turns = cases[c].original * want / 6.283185307179586; // in the original context
+            if (cases[c].factor > 0 && turns < 1) {
+                want /= (double)cases[c].factor;
+                slowed++;
+            } else if (cases[c].factor > 0 && turns <= 4) {
+                double smooth = (turns - 1) / (4 - 1);
+                want *= (1 - smooth) / (double)cases[c].factor + smooth;
+                between++;
+            } else
+                kept++;
+            // The exponent's rounding moves the power by ln theta = 13 units; the power, the reciprocal, and in the smooth
+            // step a dozen roundings, of which those of `turns` weigh up to 4/3 × factor.
+            double bound = (13 + 2 + 12 + 4 * 4 / 3.0 * fmax(1, (double)cases[c].factor)) * UNIT * want;
+            if (!within((double)m.rope_freq[i], want, bound))
+                test_fail("theta %g factor %g head_dim %d: frequency %d is %.9g, expected %.9g", (double)cases[c].theta,
+                          (double)cases[c].factor, d, i, (double)m.rope_freq[i], want);
+        }
+        model_close(&m);
+    }
+    CHECK(kept > 0 && slowed > 0 && between > 0);
+    end("test_rope_frequencies_with_and_without_scaling", &(Ops){.name = "float32"});
+}
+
+// ---- all of it ------------------------------------------------------------------------------------------------------
+
+static void test_table(const Ops *ops) {
+    random_state = 1;
+    test_widen_is_exact(ops, DTYPE_BF16);
+    test_widen_is_exact(ops, DTYPE_F16);
+    test_widen_any_length(ops);
+    test_matmul_at_awkward_sizes(ops, DTYPE_BF16);
+    test_matmul_at_awkward_sizes(ops, DTYPE_F16);
+    test_matmul_at_awkward_sizes(ops, DTYPE_F32);
+    test_matmul_propagates_nan_and_inf(ops);
+    test_rmsnorm_at_awkward_sizes(ops);
+    test_rope_rotates_halves(ops);
+    test_swiglu_any_length(ops);
+    test_swiglu_of_extreme_gates(ops);
+    test_exp_is_accurate(ops);
+    test_attention_equals_its_definition(ops);
+    test_attention_ignores_the_cache_beyond(ops);
+    test_attention_of_large_scores(ops);
+    test_attention_is_causal(ops);
+    test_threads_change_no_bit(ops);
+    test_benchmark_loops_do_what_they_say(ops);
+}
+
+int main(void) {
+#ifdef _OPENMP
+    omp_set_num_threads(1); // thousands of tiny calls: on a busy machine threads would mostly wait for each other
+#endif
+    test_table(&ops_portable);
+#ifdef __x86_64__
+    if (ops_select() == &ops_avx2)
+        test_table(&ops_avx2);
+    else
+        test_skip("all operations (AVX2)", "this processor has no AVX2 with FMA");
+#else
+    test_skip("all operations (AVX2)", "not an x86-64 processor");
+#endif
+    test_rope_frequencies();
+    return tests_summary();
+}
