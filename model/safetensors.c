@@ -213,7 +213,7 @@ static bool parse_header(SafeTensors *st, uint64_t n, Error *err) {
 
 static bool open_checked(SafeTensors *st, Error *err) {
     struct stat info;
-    st->fd = open(st->path, O_RDONLY | O_CLOEXEC);
+    st->fd = open(st->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // no waiting for the writer of a named pipe
     if (st->fd < 0 || fstat(st->fd, &info) != 0) return fail(err, "%s: %s", st->path, strerror(errno));
     if (S_ISDIR(info.st_mode))
         return fail(err, "%s: a directory, expected a model.bin; make one with: python3 scripts/convert.py %s model.bin",

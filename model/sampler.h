@@ -8,7 +8,7 @@
 
 typedef struct {
     float temperature; // 0: greedy, and nothing below matters
-    int top_k;         // keep the k most likely; 0: all
+    int top_k;         // keep the k most likely, the lowest ids of equals at the end; 0: all
     float top_p;       // keep the fewest whose probabilities reach p; 1: all
     float min_p;       // keep those at least p times as likely as the most likely; 0: all
 } SamplerConfig;

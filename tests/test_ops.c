@@ -1,5 +1,5 @@
-// Every operation of every table of ops_cpu.c against plain float64 code, at awkward sizes. Outputs are poisoned with NaN
-// first. No tolerance is tuned: each is what rounding can do, counted in units of 2^-24 (half an ulp of float32).
+// Every operation of every table of ops_cpu.c against plain float64 code, at awkward sizes. Outputs are poisoned with
+// NaN first. No tolerance is tuned: each is what rounding can do, counted in units of 2^-24 (half an ulp of float32).
 #include <math.h>
 
 #include "../model/ops_cpu.h"
@@ -119,10 +119,11 @@ static void test_widen_is_exact(const Ops *ops, DType dtype) {
         ops->widen(alone, row + i, dtype, 1);
         double want = weight_value(row, dtype, (size_t)i);
         bool same = isnan(want) ? isnan(x[i]) && isnan(alone[0])
-                                : (double)x[i] == want && (double)alone[0] == want && !signbit(x[i]) == !signbit(want) &&
-                                      !signbit(alone[0]) == !signbit(want);
-        if (!same) test_fail("%s 0x%04X is %a in a row and %a alone, expected %a", dtype_names[dtype], (unsigned)i,
-                             (double)x[i], (double)alone[0], want);
+                                : (double)x[i] == want && (double)alone[0] == want &&
+                                      !signbit(x[i]) == !signbit(want) && !signbit(alone[0]) == !signbit(want);
+        if (!same)
+            test_fail("%s 0x%04X is %a in a row and %a alone, expected %a", dtype_names[dtype], (unsigned)i,
+                      (double)x[i], (double)alone[0], want);
     }
     CHECK(guard_is_whole(x, ALL));
     free(row);
@@ -164,8 +165,8 @@ static void check_matmul(const Ops *ops, DType dtype, int T, int n, int k, const
             // k products and k-1 sums, in any order, each rounded once: Higham's bound on a dot product.
             double bound = (k + 1) * UNIT * magnitude, got = (double)y[t * n + j];
             if (!within(got, sum, bound))
-                test_fail("%s T %d n %d k %d: y[%d][%d] is %.9g, expected %.9g ± %.2g", dtype_names[dtype], T, n, k, t, j, got,
-                          sum, bound);
+                test_fail("%s T %d n %d k %d: y[%d][%d] is %.9g, expected %.9g ± %.2g", dtype_names[dtype], T, n, k, t,
+                          j, got, sum, bound);
         }
     }
     free(row);
@@ -194,7 +195,8 @@ static void test_matmul_at_awkward_sizes(const Ops *ops, DType dtype) {
 
 // What is not finite shows in the outputs that it belongs to, and in no other.
 static void test_matmul_propagates_nan_and_inf(const Ops *ops) {
-    static const uint16_t inf[] = {[DTYPE_BF16] = 0x7F80, [DTYPE_F16] = 0x7C00}, nan[] = {[DTYPE_BF16] = 0x7FC1, [DTYPE_F16] = 0x7E01};
+    static const uint16_t inf[] = {[DTYPE_BF16] = 0x7F80, [DTYPE_F16] = 0x7C00},
+                          nan[] = {[DTYPE_BF16] = 0x7FC1, [DTYPE_F16] = 0x7E01};
     enum { N = 21, K = 37 };
     for (int dtype = 0; dtype <= DTYPE_F32; dtype++)
         for (int T = 1; T <= 5; T += 4)
@@ -230,7 +232,8 @@ static void test_rmsnorm_at_awkward_sizes(const Ops *ops) {
         for (int b = 0; b < LENGTH(sizes); b++)
             for (int c = 0; c < LENGTH(ranges); c++) {
                 int T = token_counts[a], n = sizes[b];
-                float eps = 1e-5f, *x = random_floats((size_t)(T * n), ranges[c]), *weight = random_floats((size_t)n, 2);
+                float eps = 1e-5f, *x = random_floats((size_t)(T * n), ranges[c]),
+                      *weight = random_floats((size_t)n, 2);
                 if (T > 1) memset(x, 0, (size_t)n * sizeof *x); // a row of zeros
                 float *y = poisoned((size_t)(T * n));
                 ops->rmsnorm(y, x, weight, eps, T, n);
@@ -240,11 +243,12 @@ static void test_rmsnorm_at_awkward_sizes(const Ops *ops) {
                     double scale = 1 / sqrt(squares / n + (double)eps);
                     for (int i = 0; i < n; i++) {
                         double want = (double)weight[i] * (double)x[t * n + i] * scale;
-                        // n squares and n-1 sums of one sign; division by n and eps; all that is halved by the root; then
-                        // the root, the reciprocal and two products.
+                        // n squares and n-1 sums of one sign; division by n and eps; all that is halved by the root;
+                        // then the root, the reciprocal and two products.
                         double bound = ((n + 2) / 2.0 + 4) * UNIT * fabs(want);
                         if (!within((double)y[t * n + i], want, bound))
-                            test_fail("T %d n %d: y[%d][%d] is %.9g, expected %.9g", T, n, t, i, (double)y[t * n + i], want);
+                            test_fail("T %d n %d: y[%d][%d] is %.9g, expected %.9g", T, n, t, i, (double)y[t * n + i],
+                                      want);
                     }
                 }
                 CHECK(guard_is_whole(y, (size_t)(T * n)));
@@ -279,7 +283,8 @@ static void test_rope_rotates_halves(const Ops *ops) {
                 for (int t = 0; t < T; t++)
                     for (int h = 0; h < heads; h++)
                         for (int i = 0; i < half; i++) {
-                            const float *from = before + (t * heads + h) * head_dim, *to = x + (t * heads + h) * head_dim;
+                            const float *from = before + (t * heads + h) * head_dim,
+                                        *to = x + (t * heads + h) * head_dim;
                             double re = (double)from[i], im = (double)from[i + half];
                             double co = cos(angle[t * half + i]), si = sin(angle[t * half + i]);
                             // A rounded cosine or sine, a product and a sum: three roundings of each term.
@@ -287,8 +292,8 @@ static void test_rope_rotates_halves(const Ops *ops) {
                             double im_bound = 3.01 * UNIT * (fabs(im * co) + fabs(re * si));
                             if (!within((double)to[i], re * co - im * si, re_bound) ||
                                 !within((double)to[i + half], im * co + re * si, im_bound))
-                                test_fail("T %d heads %d head_dim %d: pair %d of head %d, token %d is (%g, %g)", T, heads,
-                                          head_dim, i, h, t, (double)to[i], (double)to[i + half]);
+                                test_fail("T %d heads %d head_dim %d: pair %d of head %d, token %d is (%g, %g)", T,
+                                          heads, head_dim, i, h, t, (double)to[i], (double)to[i + half]);
                         }
                 CHECK(guard_is_whole(x, n));
                 free(before);
@@ -313,10 +318,11 @@ static void check_swiglu(const Ops *ops, const float *g, const float *up, int64_
     ops->swiglu(y, up, n);
     for (int64_t i = 0; i < n; i++) {
         double x = (double)g[i], want = x / (1 + exp(-x)) * (double)up[i];
-        double bound = (up[i] == 1 ? exact_product : roundings) * UNIT * fabs(want) + (x < -88 ? cut * fabs((double)up[i]) : 0) + 0x1p-149 * (1 + fabs((double)up[i]));
+        double bound = (up[i] == 1 ? exact_product : roundings) * UNIT * fabs(want) +
+                       (x < -88 ? cut * fabs((double)up[i]) : 0) + 0x1p-149 * (1 + fabs((double)up[i]));
         if (x == (double)-INFINITY ? isfinite(y[i]) : !within((double)y[i], want, bound))
-            test_fail("n %d: gate %.9g up %.9g gives %.9g, expected %.9g ± %.2g", (int)n, x, (double)up[i], (double)y[i], want,
-                      bound);
+            test_fail("n %d: gate %.9g up %.9g gives %.9g, expected %.9g ± %.2g", (int)n, x, (double)up[i],
+                      (double)y[i], want, bound);
     }
     CHECK(guard_is_whole(y, (size_t)n));
     free(y);
@@ -334,7 +340,7 @@ static void test_swiglu_any_length(const Ops *ops) {
 }
 
 static void test_swiglu_of_extreme_gates(const Ops *ops) {
-    static const float extreme[] = {0,     -0.0f, 1e-45f, 1e-30f, 1e-7f, 1,    20,      86.9f, 87,       87.4f,   88,
+    static const float extreme[] = {0,     -0.0f, 1e-45f, 1e-30f, 1e-7f, 1,     20,    86.9f, 87,       87.4f, 88,
                                     88.5f, 89,    100,    1000,   1e4f,  1e10f, 1e25f, 3e38f, INFINITY, NAN};
     float g[2 * LENGTH(extreme)], up[2 * LENGTH(extreme)];
     for (int scale = 0; scale < 3; scale++) {
@@ -420,7 +426,8 @@ static void check_attention_row(const Attention *a, int t, int head, const float
     for (int j = 0; j < visible; j++) sum += p[j] = exp(p[j] - max);
     // Each weight is wrong by a factor of 1 ± w: its score is a dot product of d terms whose query was scaled (3 more
     // roundings); the difference from the maximum, at most 88 where the weight counts at all, is rounded, once here and
-    // once in the rescaling; exp to an ulp or two, here and for each tile of at least 16 positions that raised the maximum.
+    // once in the rescaling; exp to an ulp or two, here and for each tile of at least 16 positions that raised the
+    // maximum.
     double range = fmin(max - min, 88);
     double w = UNIT * ((d + 4) * largest + 2 * range + 4 + 5 * (visible / 16 + 1));
     // Both sums of the quotient have that error and that of adding up `visible` terms.
@@ -434,25 +441,24 @@ static void check_attention_row(const Attention *a, int t, int head, const float
         double got = (double)out[((size_t)t * (size_t)a->n_heads + (size_t)head) * (size_t)d + (size_t)i];
         // (e^-87 and less is cut to nothing: 1e-37 of the largest value here)
         if (!within(got, want, relative * magnitude + 1e-37))
-            test_fail("T %d pos %d heads %d/%d head_dim %d max_len %d: out[%d][%d][%d] is %.9g, expected %.9g ± %.2g", a->T,
-                      a->pos, a->n_heads, a->n_kv_heads, d, a->max_len, t, head, i, got, want, relative * magnitude);
+            test_fail("T %d pos %d heads %d/%d head_dim %d max_len %d: out[%d][%d][%d] is %.9g, expected %.9g ± %.2g",
+                      a->T, a->pos, a->n_heads, a->n_kv_heads, d, a->max_len, t, head, i, got, want,
+                      relative * magnitude);
     }
 }
 
 static const int offsets[] = {0, 1, 63, 64, 65, 200};
 
 static void check_attention(const Ops *ops, float q_range, int spare) {
-    static const struct {
-        int group, n_kv_heads;
-    } heads[] = {{1, 3}, {3, 2}, {4, 2}, {7, 2}, {32, 1}};
+    static const struct { int group, n_kv_heads; } heads[] = {{1, 3}, {3, 2}, {4, 2}, {7, 2}, {32, 1}};
     int turn = 0;
     for (int a = 0; a < LENGTH(token_counts); a++)
         for (int b = 0; b < LENGTH(offsets); b++)
             for (int c = 0; c < LENGTH(head_dims); c++, turn++) {
                 // Another grouping each time, and over the rounds every one with every size.
                 int g = (turn + turn / LENGTH(heads)) % LENGTH(heads);
-                Attention att = attention_make(token_counts[a], offsets[b], heads[g].n_kv_heads, heads[g].group, head_dims[c],
-                                               spare, q_range);
+                Attention att = attention_make(token_counts[a], offsets[b], heads[g].n_kv_heads, heads[g].group,
+                                               head_dims[c], spare, q_range);
                 float *out = attention_run(ops, &att);
                 for (int t = 0; t < att.T; t++)
                     for (int h = 0; h < att.n_heads; h++)
@@ -497,8 +503,8 @@ static void test_attention_is_causal(const Ops *ops) {
                 for (size_t i = 0; i < q_size(&a); i++) {
                     bool sees = (int)(i / row) >= mark;
                     if (sees ? !(out[i] > 0) : out[i] != 0)
-                        test_fail("pos %d: token %d gives weight %g to position %d on", a.pos, (int)(i / row), (double)out[i],
-                                  mark);
+                        test_fail("pos %d: token %d gives weight %g to position %d on", a.pos, (int)(i / row),
+                                  (double)out[i], mark);
                 }
                 free(out);
             }
@@ -513,7 +519,7 @@ static void test_attention_is_causal(const Ops *ops) {
 // Runs every operation at one size; the results one after another in memory.
 static float *run_all(const Ops *ops, size_t *n_floats) {
     random_state = 99;
-    enum { T = 65, N = 197, K = 1037, GATES = 100003 };
+    enum { T = 65, N = 397, K = 1037, GATES = 100003 }; // each beyond what one thread does alone
     Attention a = attention_make(33, 70, 3, 4, 96, 9, 2);
     *n_floats = 6 * T * N + T * K + 33 * 12 * 96 + GATES;
     float *all = malloc(*n_floats * sizeof *all), *at = all;
@@ -587,12 +593,21 @@ static void test_rope_frequencies(void) {
     static const struct {
         float theta, factor; // factor 0: no scaling
         int head_dim, original;
-    } cases[] = {{10000, 0, 64, 0},       {500000, 0, 128, 0},       {500000, 8, 128, 8192}, {500000, 32, 64, 8192},
-                 {500000, 32, 128, 8192}, {10000, 4.5f, 96, 1000}};
+    } cases[] = {{10000, 0, 64, 0},      {500000, 0, 128, 0},     {500000, 8, 128, 8192},
+                 {500000, 32, 64, 8192}, {500000, 32, 128, 8192}, {10000, 4.5f, 96, 1000}};
     int kept = 0, slowed = 0, between = 0;
     for (int c = 0; c < LENGTH(cases); c++) {
-        Model m = {.file.fd = -1, .config = {.dim = 2, .hidden_dim = 2, .n_layers = 1, .n_heads = 1, .n_kv_heads = 1, .vocab_size = 2,
-                               .max_seq_len = 4, .norm_eps = 1e-5f, .rope_theta = cases[c].theta, .tie_embeddings = true}};
+        Model m = {.file.fd = -1,
+                   .config = {.dim = 2,
+                              .hidden_dim = 2,
+                              .n_layers = 1,
+                              .n_heads = 1,
+                              .n_kv_heads = 1,
+                              .vocab_size = 2,
+                              .max_seq_len = 4,
+                              .norm_eps = 1e-5f,
+                              .rope_theta = cases[c].theta,
+                              .tie_embeddings = true}};
         int d = m.config.head_dim = m.config.q_dim = m.config.kv_dim = cases[c].head_dim;
         m.config.group = 1;
         m.weights.dtype = DTYPE_BF16;
@@ -617,8 +632,8 @@ static void test_rope_frequencies(void) {
                 between++;
             } else
                 kept++;
-            // The exponent's rounding moves the power by ln theta = 13 units; the power, the reciprocal, and in the smooth
-            // step a dozen roundings, of which those of `turns` weigh up to 4/3 × factor.
+            // The exponent's rounding moves the power by ln theta = 13 units; the power, the reciprocal, and in the
+            // smooth step a dozen roundings, of which those of `turns` weigh up to 4/3 × factor.
             double bound = (13 + 2 + 12 + 4 * 4 / 3.0 * fmax(1, (double)cases[c].factor)) * UNIT * want;
             if (!within((double)m.rope_freq[i], want, bound))
                 test_fail("theta %g factor %g head_dim %d: frequency %d is %.9g, expected %.9g", (double)cases[c].theta,

@@ -1,4 +1,5 @@
-// The JSON parser and the reader of safetensors files: what is right is read, everything else is refused with its message.
+// The JSON parser and the reader of safetensors files: what is right is read, everything else is refused with its
+// message.
 #include "../model/safetensors.h"
 
 #include <sys/stat.h>
@@ -171,10 +172,13 @@ static void test_json_steps(void) {
     char *text;
     size_t n;
     uint64_t v;
-    CHECK(!json_next(&p.json, '[') && json_next(&p.json, '{') && json_string(&p.json, &text, &n) && strcmp(text, "a") == 0);
+    CHECK(!json_next(&p.json, '[') && json_next(&p.json, '{') && json_string(&p.json, &text, &n) &&
+          strcmp(text, "a") == 0);
     CHECK(json_expect(&p.json, ':') && json_expect(&p.json, '[') && json_uint(&p.json, &v) && v == 1);
-    CHECK(json_next(&p.json, ',') && json_uint(&p.json, &v) && v == 2 && !json_next(&p.json, ',') && json_next(&p.json, ']'));
-    CHECK(!json_null(&p.json) && json_next(&p.json, ',') && json_string(&p.json, &text, &n) && json_expect(&p.json, ':'));
+    CHECK(json_next(&p.json, ',') && json_uint(&p.json, &v) && v == 2 && !json_next(&p.json, ',') &&
+          json_next(&p.json, ']'));
+    CHECK(!json_null(&p.json) && json_next(&p.json, ',') && json_string(&p.json, &text, &n) &&
+          json_expect(&p.json, ':'));
     CHECK(json_null(&p.json) && json_expect(&p.json, '}') && json_end(&p.json) && p.err.text[0] == 0);
     parse_end(&p);
 
@@ -199,6 +203,8 @@ static void test_json_steps(void) {
 static char directory[256], path[300];
 
 static void write_bytes(const void *data, size_t n) {
+    unlink(
+        path); // a new file each time: some file systems put one that was emptied and written again on the disk at once
     FILE *f = fopen(path, "wb");
     if (!f || fwrite(data, 1, n, f) != n) test_fail("cannot write %s", path);
     if (f) fclose(f);
@@ -248,7 +254,8 @@ static void test_open_reads_a_header(void) {
             CHECK(t == &st.tensors[i] && strcmp(t->name, in_order[i]) == 0);
         }
         const Tensor *b = safetensors_find(&st, "b");
-        CHECK(b && b->dtype == DTYPE_BF16 && b->n_dims == 2 && b->shape[0] == 2 && b->shape[1] == 3 && b->begin == 4 && b->end == 16);
+        CHECK(b && b->dtype == DTYPE_BF16 && b->n_dims == 2 && b->shape[0] == 2 && b->shape[1] == 3 && b->begin == 4 &&
+              b->end == 16);
         CHECK(st.tensors[0].n_dims == 0 && st.tensors[4].n_dims == 4 && st.tensors[4].dtype == DTYPE_F16);
         CHECK(!safetensors_find(&st, "e") && !safetensors_find(&st, "") && !safetensors_find(&st, "__metadata__"));
         CHECK(strcmp(safetensors_meta(&st, "format"), "x1") == 0 && strcmp(safetensors_meta(&st, "z"), "last") == 0);
@@ -278,13 +285,20 @@ static void test_open_refuses_bad_headers(void) {
         size_t n_data;
         const char *message;
     } rows[] = {
-        {"hole", "{" A("F32", "[1]", "[0,4]") "," B("F32", "[1]", "[8,12]") "}", 12, "tensor b begins at byte 8 of the data, expected 4 (a hole)"},
-        {"hole_at_the_start", "{" A("F32", "[1]", "[4,8]") "}", 8, "tensor a begins at byte 4 of the data, expected 0 (a hole)"},
-        {"overlap", "{" A("F32", "[2]", "[0,8]") "," B("F32", "[2]", "[4,12]") "}", 12, "tensor b begins at byte 4 of the data, expected 8 (an overlap)"},
-        {"tensor_twice_in_place", "{" A("F32", "[1]", "[0,4]") "," B("F32", "[1]", "[0,4]") "}", 4, "begins at byte 0 of the data, expected 4 (an overlap)"},
+        {"hole", "{" A("F32", "[1]", "[0,4]") "," B("F32", "[1]", "[8,12]") "}", 12,
+         "tensor b begins at byte 8 of the data, expected 4 (a hole)"},
+        {"hole_at_the_start", "{" A("F32", "[1]", "[4,8]") "}", 8,
+         "tensor a begins at byte 4 of the data, expected 0 (a hole)"},
+        {"overlap", "{" A("F32", "[2]", "[0,8]") "," B("F32", "[2]", "[4,12]") "}", 12,
+         "tensor b begins at byte 4 of the data, expected 8 (an overlap)"},
+        {"tensor_twice_in_place", "{" A("F32", "[1]", "[0,4]") "," B("F32", "[1]", "[0,4]") "}", 4,
+         "begins at byte 0 of the data, expected 4 (an overlap)"},
         {"duplicate_tensor", "{" A("F32", "[1]", "[0,4]") "," A("F32", "[1]", "[4,8]") "}", 8, "duplicate tensor a"},
-        {"duplicate_escaped_tensor", "{" A("F32", "[1]", "[0,4]") ",\"\\u0061\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8, "duplicate tensor a"},
-        {"duplicate_metadata_key", "{\"__metadata__\":{\"k\":\"1\",\"l\":\"2\",\"k\":\"1\"}}", 0, "duplicate metadata key k"},
+        {"duplicate_escaped_tensor",
+         "{" A("F32", "[1]", "[0,4]") ",\"\\u0061\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8,
+         "duplicate tensor a"},
+        {"duplicate_metadata_key", "{\"__metadata__\":{\"k\":\"1\",\"l\":\"2\",\"k\":\"1\"}}", 0,
+         "duplicate metadata key k"},
         {"duplicate_metadata", "{\"__metadata__\":{},\"__metadata__\":{}}", 0, "duplicate key __metadata__"},
         {"metadata_number", "{\"__metadata__\":{\"k\":1}}", 0, "expected a string"},
         {"metadata_list", "{\"__metadata__\":[]}", 0, "expected '{'"},
@@ -293,9 +307,12 @@ static void test_open_refuses_bad_headers(void) {
         {"truncated_data", "{" A("F32", "[2]", "[0,8]") "}", 7, "tensor a: bytes 0 to 8, the data has 7"},
         {"unknown_dtype", "{" A("F64", "[1]", "[0,8]") "}", 8, "tensor a: dtype F64, expected BF16, F16, F32"},
         {"dtype_in_lower_case", "{" A("f32", "[1]", "[0,4]") "}", 4, "dtype f32, expected"},
-        {"shape_product_that_wraps", "{" A("F32", "[4294967296,4294967296]", "[0,0]") "}", 0, "tensor a: its shape needs more than 2^64 bytes"},
-        {"shape_product_that_wraps_by_the_dtype", "{" A("F32", "[4611686018427387905]", "[0,4]") "}", 4, "tensor a: its shape needs more than 2^64 bytes"},
-        {"shape_product_that_wraps_to_the_length", "{" A("U8", "[2,9223372036854775810]", "[0,4]") "}", 4, "tensor a: its shape needs more than 2^64 bytes"},
+        {"shape_product_that_wraps", "{" A("F32", "[4294967296,4294967296]", "[0,0]") "}", 0,
+         "tensor a: its shape needs more than 2^64 bytes"},
+        {"shape_product_that_wraps_by_the_dtype", "{" A("F32", "[4611686018427387905]", "[0,4]") "}", 4,
+         "tensor a: its shape needs more than 2^64 bytes"},
+        {"shape_product_that_wraps_to_the_length", "{" A("U8", "[2,9223372036854775810]", "[0,4]") "}", 4,
+         "tensor a: its shape needs more than 2^64 bytes"},
         {"shape_too_small", "{" A("F32", "[1]", "[0,8]") "}", 8, "tensor a: its shape needs 4 bytes, it has 8"},
         {"shape_too_large", "{" A("BF16", "[3,3]", "[0,16]") "}", 16, "tensor a: its shape needs 18 bytes, it has 16"},
         {"begin_after_end", "{" A("F32", "[1]", "[8,4]") "}", 8, "tensor a: bytes 8 to 4, the data has 8"},
@@ -312,9 +329,12 @@ static void test_open_refuses_bad_headers(void) {
         {"no_shape", "{\"a\":{\"dtype\":\"F32\",\"data_offsets\":[0,4]}}", 4, "tensor a: no shape"},
         {"no_offsets", "{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 4, "tensor a: no data_offsets"},
         {"empty_tensor_object", "{\"a\":{}}", 0, "expected a string"},
-        {"unknown_tensor_key", "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4],\"more\":\"1\"}}", 4, "tensor a: unknown key more"},
-        {"duplicate_tensor_key", "{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4, "tensor a: duplicate key dtype"},
-        {"duplicate_shape", "{\"a\":{\"dtype\":\"F32\",\"shape\":[],\"shape\":[1],\"data_offsets\":[0,4]}}", 4, "tensor a: duplicate key shape"},
+        {"unknown_tensor_key", "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4],\"more\":\"1\"}}", 4,
+         "tensor a: unknown key more"},
+        {"duplicate_tensor_key", "{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}",
+         4, "tensor a: duplicate key dtype"},
+        {"duplicate_shape", "{\"a\":{\"dtype\":\"F32\",\"shape\":[],\"shape\":[1],\"data_offsets\":[0,4]}}", 4,
+         "tensor a: duplicate key shape"},
         {"tensor_without_object", "{\"a\":1}", 0, "expected '{'"},
         {"list_at_the_top", "[]", 0, "bad JSON at byte 0: expected '{'"},
         {"empty_header", "", 0, "bad JSON at byte 0: expected '{'"},
@@ -345,18 +365,28 @@ static void test_open_refuses_other_files(void) {
         {"header_longer_than_the_file", TEXT("\3\0\0\0\0\0\0\0{}"), ": header of 3 bytes, but the file ends after 2"},
         {"header_length_alone", TEXT("\2\0\0\0\0\0\0\0"), ": header of 2 bytes, but the file ends after 0"},
         {"header_over_100_mb", TEXT("\1\xE1\xF5\5\0\0\0\0{}"), "header of 100000001 bytes, at most 100000000"},
-        {"header_length_of_64_bits", TEXT("\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF{}"), "header of 18446744073709551615 bytes, at most"},
-        {"gguf", TEXT("GGUF\3\0\0\0\x23\1\0\0\0\0\0\0"), "a GGUF file (llama.cpp); convert the HuggingFace directory with: python3 scripts/convert.py"},
-        {"pytorch_zip", TEXT("PK\3\4\0\0\x08\x08\0\0\0\0\0\0archive/data.pkl"), "a PyTorch pickle (zip); save it as safetensors, then"},
-        {"pytorch_pickle", TEXT("\x80\2\x8A\x0Al\xFC\x9C\x46\xF9 j\xA8P\x19.\x80\2M\xE9\3."), "a Python pickle; save it as safetensors, then"},
-        {"pickle_of_protocol_4", TEXT("\x80\4\x95\x1A\0\0\0\0\0\0\0}\x94\x8C\1a\x94K\1s."), "a Python pickle; save it as safetensors, then"},
-        {"pickle_of_protocol_5_with_a_large_frame", TEXT("\x80\5\x95\x1A\x2B\1\0\0\0\0\0}\x94\x8C\1a\x94K\1s."), "a Python pickle; save it as safetensors, then"},
-        {"llama2c_ak42", TEXT("24ka\1\0\0\0\x20\1\0\0\0\3\0\0\6\0\0\0\6\0\0\0\6\0\0\0\0\x7D\0\0"), "a llama2.c .bin file; convert the HuggingFace directory with"},
+        {"header_length_of_64_bits", TEXT("\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF{}"),
+         "header of 18446744073709551615 bytes, at most"},
+        {"gguf", TEXT("GGUF\3\0\0\0\x23\1\0\0\0\0\0\0"),
+         "a GGUF file (llama.cpp); convert the HuggingFace directory with: python3 scripts/convert.py"},
+        {"pytorch_zip", TEXT("PK\3\4\0\0\x08\x08\0\0\0\0\0\0archive/data.pkl"),
+         "a PyTorch pickle (zip); save it as safetensors, then"},
+        {"pytorch_pickle", TEXT("\x80\2\x8A\x0Al\xFC\x9C\x46\xF9 j\xA8P\x19.\x80\2M\xE9\3."),
+         "a Python pickle; save it as safetensors, then"},
+        {"pickle_of_protocol_4", TEXT("\x80\4\x95\x1A\0\0\0\0\0\0\0}\x94\x8C\1a\x94K\1s."),
+         "a Python pickle; save it as safetensors, then"},
+        {"pickle_of_protocol_5_with_a_large_frame", TEXT("\x80\5\x95\x1A\x2B\1\0\0\0\0\0}\x94\x8C\1a\x94K\1s."),
+         "a Python pickle; save it as safetensors, then"},
+        {"llama2c_ak42", TEXT("24ka\1\0\0\0\x20\1\0\0\0\3\0\0\6\0\0\0\6\0\0\0\6\0\0\0\0\x7D\0\0"),
+         "a llama2.c .bin file; convert the HuggingFace directory with"},
         // stories15M: dim 288, hidden 768, 6 layers, 6 heads, 6 K/V heads, 32000 tokens, 256 positions
-        {"llama2c_version_0", TEXT("\x20\1\0\0\0\3\0\0\6\0\0\0\6\0\0\0\6\0\0\0\0\x7D\0\0\0\1\0\0\1\2\3\4"), "a llama2.c .bin file; convert"},
-        {"llama2c_version_0_untied", TEXT("\x20\1\0\0\0\3\0\0\6\0\0\0\6\0\0\0\6\0\0\0\0\x83\xFF\xFF\0\1\0\0\1\2\3\4"), "a llama2.c .bin file; convert"},
+        {"llama2c_version_0", TEXT("\x20\1\0\0\0\3\0\0\6\0\0\0\6\0\0\0\6\0\0\0\0\x7D\0\0\0\1\0\0\1\2\3\4"),
+         "a llama2.c .bin file; convert"},
+        {"llama2c_version_0_untied", TEXT("\x20\1\0\0\0\3\0\0\6\0\0\0\6\0\0\0\6\0\0\0\0\x83\xFF\xFF\0\1\0\0\1\2\3\4"),
+         "a llama2.c .bin file; convert"},
         {"text", TEXT("Once upon a time there was a file of text.\n"), "not a safetensors file (header of "},
-        {"zeros", TEXT("\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"), "bad JSON at byte 0: expected '{'"},
+        {"zeros", TEXT("\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"),
+         "bad JSON at byte 0: expected '{'"},
     };
     for (int i = 0; i < LENGTH(rows); i++) {
         char name[128];
@@ -385,7 +415,8 @@ static void test_open_refuses_other_files(void) {
 // A good header with one byte changed, or cut short: accepted or refused with a message, and never a crash. (What is
 // accepted then still covers the file: a changed name, say.)
 static void test_open_survives_any_changed_byte(void) {
-    static const char header[] = "{\"__metadata__\":{\"format\":\"x\",\"k\":\"v\"}," A("F32", "[2,1]", "[0,8]") "," B("U8", "[3]", "[8,11]") "} ";
+    static const char header[] = "{\"__metadata__\":{\"format\":\"x\",\"k\":\"v\"}," A("F32", "[2,1]", "[0,8]") "," B(
+        "U8", "[3]", "[8,11]") "} ";
     static const uint8_t values[] = {0, ' ', '"', '\\', '0', '9', '[', '}', ',', 'u', 0x80, 0xFF};
     enum { N = 8 + sizeof header - 1 + 11 };
     int accepted = 0, refused = 0;
@@ -425,8 +456,8 @@ static void test_read(void) {
     if (f) fclose(f);
     const struct {
         size_t begin, n;
-    } reads[] = {{0, n},         {3, n - 3},     {0, chunk},         {0, chunk + 1},    {1, chunk - 1}, {chunk - 1, 2},
-                 {7, 2 * chunk}, {n - 1, 1},     {n, 0},             {chunk, chunk},    {5, 2 * chunk + 1}};
+    } reads[] = {{0, n},         {3, n - 3}, {0, chunk}, {0, chunk + 1}, {1, chunk - 1},    {chunk - 1, 2},
+                 {7, 2 * chunk}, {n - 1, 1}, {n, 0},     {chunk, chunk}, {5, 2 * chunk + 1}};
     SafeTensors st;
     Error err = {""};
     if (!safetensors_open(&st, path, &err)) {
@@ -449,7 +480,8 @@ static void test_read(void) {
     if (truncate(path, (off_t)(st.data_start + left)) != 0) test_fail("truncate");
     Error none = {""}, one = {""}, many = {""};
     CHECK(safetensors_read(&st, got, 0, left, &none) && !none.text[0]);
-    CHECK(!safetensors_read(&st, got, left - 10, 11, &one) && strstr(one.text, ": ended at byte ") && strstr(one.text, "expected 1 more"));
+    CHECK(!safetensors_read(&st, got, left - 10, 11, &one) && strstr(one.text, ": ended at byte ") &&
+          strstr(one.text, "expected 1 more"));
     CHECK(!safetensors_read(&st, got, 0, n, &many) && strstr(many.text, ": ended at byte "));
     if (truncate(path, 0) != 0) test_fail("truncate");
     Error gone = {""};

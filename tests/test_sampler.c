@@ -27,7 +27,8 @@ static Sampler sampler_of(SamplerConfig config, int n, uint64_t seed, uint64_t s
     return s;
 }
 
-// ---- random numbers ---------------------------------------------------------------------------------------------------
+// ---- random numbers
+// ---------------------------------------------------------------------------------------------------
 
 // The first outputs of SplitMix64 as published: seed 1234567 on rosettacode.org (Pseudo-random numbers/Splitmix64), and
 // seed 0 in the tests of several libraries; checked against Vigna's splitmix64.c, written anew in Python.
@@ -36,7 +37,8 @@ static void test_random_uniform_is_splitmix64(void) {
                                             4593380528125082431u, 16408922859458223821u};
     static const uint64_t from_0[] = {0xE220A8397B1DCDAFu, 0x6E789E6AA1B965F4u, 0x06C45D188009454Fu};
     uint64_t state = 1234567;
-    for (int i = 0; i < LENGTH(from_1234567); i++) CHECK(random_uniform(&state) == (double)(from_1234567[i] >> 11) / 0x1p53);
+    for (int i = 0; i < LENGTH(from_1234567); i++)
+        CHECK(random_uniform(&state) == (double)(from_1234567[i] >> 11) / 0x1p53);
     state = 0;
     for (int i = 0; i < LENGTH(from_0); i++) CHECK(random_uniform(&state) == (double)(from_0[i] >> 11) / 0x1p53);
     test_end("test_random_uniform_is_splitmix64");
@@ -85,12 +87,14 @@ static void test_seeds_and_streams_differ(void) {
             for (int shift = 0; shift <= 3; shift++) { // nor may one be the other a few draws later
                 int same = 0;
                 for (int i = 0; i + shift < DRAWS; i++) same += draws[a][i + shift] == draws[b][i];
-                if (a != b && same >= 30) test_fail("seed and stream %d and %d share %d of %d draws", a, b, same, DRAWS - shift);
+                if (a != b && same >= 30)
+                    test_fail("seed and stream %d and %d share %d of %d draws", a, b, same, DRAWS - shift);
             }
     test_end("test_seeds_and_streams_differ");
 }
 
-// ---- greedy and the helpers ---------------------------------------------------------------------------------------------
+// ---- greedy and the helpers
+// ---------------------------------------------------------------------------------------------
 
 static void test_greedy_takes_the_lowest_of_equals(void) {
     float logits[] = {-3, 2, 7, 7, -1, 7, 7};
@@ -169,7 +173,8 @@ static void test_top_ids_are_in_order(void) {
     test_end("test_top_ids_are_in_order");
 }
 
-// ---- what is kept -----------------------------------------------------------------------------------------------------
+// ---- what is kept
+// -----------------------------------------------------------------------------------------------------
 
 // HuggingFace's warpers in float64, in its order: temperature, top-k, top-p, min-p, each on what the one before left,
 // renormalised. p[id] becomes the probability, 0 where dropped. False if float32 could decide some id the other way.
@@ -236,7 +241,8 @@ static void check_support(const char *name, bool k, bool p, bool m) {
         for (int i = 0; i < N; i++)
             if (came[i] != (want[i] > 0))
                 test_fail("temperature %g top_k %d top_p %g min_p %g: id %d of p %g %s", (double)config.temperature,
-                          config.top_k, (double)config.top_p, (double)config.min_p, i, want[i], came[i] ? "came" : "never came");
+                          config.top_k, (double)config.top_p, (double)config.min_p, i, want[i],
+                          came[i] ? "came" : "never came");
     }
     CHECK(tried == CASES && (cut > CASES / 2 || !(k || p || m)));
     test_end(name);
@@ -251,8 +257,8 @@ static uint64_t state_of_nearly_one(void) {
     }
 }
 
-// Large vocabularies, where the sampler does not sort what cannot be in the nucleus: the least likely id that it can choose
-// is the last of the nucleus that a full sort in float64 finds. (It draws by inversion, most likely first.)
+// Large vocabularies, where the sampler does not sort what cannot be in the nucleus: the least likely id that it can
+// choose is the last of the nucleus that a full sort in float64 finds. (It draws by inversion, most likely first.)
 static void test_top_p_shortcut_keeps_the_nucleus(void) {
     static const float top_ps[] = {0, 0.1f, 0.5f, 0.9f, 0.95f, 0.99f, 0.999f};
     enum { MAX = 8000 };
@@ -277,8 +283,8 @@ static void test_top_p_shortcut_keeps_the_nucleus(void) {
         s.state = state;
         int got = sampler_next(&s, logits);
         if (got != last)
-            test_fail("n %d temperature %g top_p %g: the last is id %d of p %g, expected %d of %g", n, (double)config.temperature,
-                      (double)config.top_p, got, want[got], last, want[last]);
+            test_fail("n %d temperature %g top_p %g: the last is id %d of p %g, expected %d of %g", n,
+                      (double)config.temperature, (double)config.top_p, got, want[got], last, want[last]);
         sampler_free(&s);
     }
     CHECK(tried > 200);
@@ -301,7 +307,7 @@ static void test_top_k_of_many_keeps_the_right_set(void) {
             if (shape == 1) logits[i] = slope;
             if (shape == 2) logits[i] = -slope;
             if (shape == 3) logits[i] = 0;
-            if (shape == 4) logits[i] = roundf(logits[i]); // few values, many of each
+            if (shape == 4) logits[i] = roundf(logits[i]);   // few values, many of each
             if (shape == 5) logits[i] = fabsf(slope - 0.5f); // down and up
         }
         sort_ids(logits, n, ids);
@@ -312,13 +318,15 @@ static void test_top_k_of_many_keeps_the_right_set(void) {
             uint64_t state = draw == STATES ? state_of_nearly_one() : (uint64_t)(round * STATES + draw), after = state;
             double u = random_uniform(&after), below = 0;
             int want = 0;
-            for (; want < k - 1 && (below += exp((double)logits[ids[want]] - max) / sum) <= u; want++) {}
+            for (; want < k - 1 && (below += exp((double)logits[ids[want]] - max) / sum) <= u; want++) {
+            }
             double width = exp((double)logits[ids[want]] - max) / sum, start = below > u ? below - width : below;
             const double margin = 1e-6; // what float32 probabilities can move an edge by
             if (u - start < margin || (want < k - 1 && start + width - u < margin) || width < 2 * margin) continue;
             s.state = state;
             int got = sampler_next(&s, logits);
-            if (got != ids[want]) test_fail("round %d: %d of %d, u %.7f gives id %d, expected %d", round, k, n, u, got, ids[want]);
+            if (got != ids[want])
+                test_fail("round %d: %d of %d, u %.7f gives id %d, expected %d", round, k, n, u, got, ids[want]);
             tried++;
         }
         sampler_free(&s);
@@ -327,10 +335,11 @@ static void test_top_k_of_many_keeps_the_right_set(void) {
     test_end("test_top_k_of_many_keeps_the_right_set");
 }
 
-// ---- how often --------------------------------------------------------------------------------------------------------
+// ---- how often
+// --------------------------------------------------------------------------------------------------------
 
-// Pearson's statistic of n kept ids has n-1 degrees of freedom, so mean n-1 and variance 2(n-1): five standard deviations
-// and a little for its skew. The seed is fixed; a wrong distribution is far outside.
+// Pearson's statistic of n kept ids has n-1 degrees of freedom, so mean n-1 and variance 2(n-1): five standard
+// deviations and a little for its skew. The seed is fixed; a wrong distribution is far outside.
 static void check_frequencies(const char *name, SamplerConfig config) {
     enum { N = 20, DRAWS = 200000 };
     float logits[N];
@@ -351,13 +360,15 @@ static void check_frequencies(const char *name, SamplerConfig config) {
             CHECK(count[i] == 0);
     }
     double freedom = kept - 1, bound = freedom + 5 * sqrt(2 * freedom) + 10;
-    if (kept < 2 || !(statistic <= bound)) test_fail("chi-square %.1f of %d ids, expected at most %.1f", statistic, kept, bound);
+    if (kept < 2 || !(statistic <= bound))
+        test_fail("chi-square %.1f of %d ids, expected at most %.1f", statistic, kept, bound);
     test_end(name);
     printf("   chi-square: %.3f of its bound\n", statistic / bound);
 }
 
-// One likely id, and a long tail whose every id is lost when it is added to a float32 near one, but which as a whole has 0.3 %:
-// where the random number falls is where the id lies, whatever the rounding. (The sampler draws by inversion, by id.)
+// One likely id, and a long tail whose every id is lost when it is added to a float32 near one, but which as a whole
+// has 0.3 %: where the random number falls is where the id lies, whatever the rounding. (The sampler draws by
+// inversion, by id.)
 static void test_long_tail_keeps_its_weight(void) {
     enum { N = 128256, LIKELY = 1000 };
     float *logits = malloc(N * sizeof *logits), gap = 17.6f;
@@ -373,8 +384,8 @@ static void test_long_tail_keeps_its_weight(void) {
         tried++;
         s.state = state;
         int got = sampler_next(&s, logits);
-        // Each p is a float32 of a relative error of at most 4 × 2^-24 (quotient and exp), a random number of 24 bits or
-        // more is wrong by 2^-24: together 5 × 2^-24 of all, in ids of the tail.
+        // Each p is a float32 of a relative error of at most 4 × 2^-24 (quotient and exp), a random number of 24 bits
+        // or more is wrong by 2^-24: together 5 × 2^-24 of all, in ids of the tail.
         double bound = 5 * 0x1p-24 * sum / tail + 1;
         if (fabs(got - want) > bound) test_fail("u %.9f gives id %d, expected %.0f ± %.0f", u, got, want, bound);
     }
@@ -390,7 +401,8 @@ static void test_extreme_logits_and_temperatures(void) {
         for (int k = 0; k < 2; k++) {
             SamplerConfig config = {.temperature = temperatures[i], .top_k = 3 * k, .top_p = 0.9f, .min_p = 0.1f};
             Sampler s = sampler_of(config, 4, 9, 0);
-            for (int draw = 0; draw < 50; draw++) CHECK(sampler_next(&s, logits) == 1 && sampler_next(&s, ordinary) == 1);
+            for (int draw = 0; draw < 50; draw++)
+                CHECK(sampler_next(&s, logits) == 1 && sampler_next(&s, ordinary) == 1);
             sampler_free(&s);
         }
     // All alike where the temperature is beyond every difference.
@@ -405,8 +417,10 @@ static void test_extreme_logits_and_temperatures(void) {
 // min_p 1 keeps the most likely alone, top_k 1 and top_p 0 too, and a vocabulary of one leaves no choice.
 static void test_smallest_sets(void) {
     float logits[] = {0.5f, 1.5f, 1.25f, -2};
-    static const SamplerConfig configs[] = {{.temperature = 1, .top_p = 1, .min_p = 1}, {.temperature = 1, .top_k = 1, .top_p = 1},
-                                            {.temperature = 2, .top_p = 0},            {.temperature = 2, .top_k = 3, .top_p = 0}};
+    static const SamplerConfig configs[] = {{.temperature = 1, .top_p = 1, .min_p = 1},
+                                            {.temperature = 1, .top_k = 1, .top_p = 1},
+                                            {.temperature = 2, .top_p = 0},
+                                            {.temperature = 2, .top_k = 3, .top_p = 0}};
     for (int i = 0; i < LENGTH(configs); i++) {
         Sampler s = sampler_of(configs[i], 4, 3, 0), one = sampler_of(configs[i], 1, 3, 0);
         for (int draw = 0; draw < 100; draw++) CHECK(sampler_next(&s, logits) == 1 && sampler_next(&one, logits) == 0);

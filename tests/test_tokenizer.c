@@ -223,7 +223,8 @@ static void test_unicode_classes(void) {
     test_end(name);
 }
 
-// ---- the split pattern, which needs no vocabulary ---------------------------------------------------------------------
+// ---- the split pattern, which needs no vocabulary
+// ---------------------------------------------------------------------
 
 // One text a row, given as its pieces.
 typedef const char *Row[12];
@@ -238,8 +239,8 @@ static void check_split(const char *name, const Row *rows, int n_rows) {
         for (int p = 0; rows[r][p]; p++) {
             size_t length = split_next(at, n), want = strlen(rows[r][p]);
             if (length != want) {
-                test_fail("row %d, \"%s\": piece %d is \"%.*s\", expected \"%s\"", r, text, p, (int)length, (const char *)at,
-                          rows[r][p]);
+                test_fail("row %d, \"%s\": piece %d is \"%.*s\", expected \"%s\"", r, text, p, (int)length,
+                          (const char *)at, rows[r][p]);
                 break;
             }
             at += length;
@@ -250,60 +251,60 @@ static void check_split(const char *name, const Row *rows, int n_rows) {
     test_end(name);
 }
 
-#define SPLIT(name, ...) \
-    do { \
-        static const Row rows[] = {__VA_ARGS__}; \
-        check_split(name, rows, LENGTH(rows)); \
+#define SPLIT(name, ...)                                                                                               \
+    do {                                                                                                               \
+        static const Row rows[] = {__VA_ARGS__};                                                                       \
+        check_split(name, rows, LENGTH(rows));                                                                         \
     } while (0)
 
 static void test_split_rules(void) {
-    SPLIT("test_split_contractions_in_any_case",
-          {"I", "'m", " sure", " you", "'ll", " say", " they", "'ve", " won"}, {"she", "'d", " he", "'s", " we", "'re"},
-          {"don", "'t"}, {"DON", "'T", " WE", "'RE"}, {"x", "'lL", "y"}, {"x", "'Ve"}, {"'t", "is"}, {"'s", "x"}, {"'m", "x"}, {"'d", "x"}, {"'re", "x"}, {"'ve", "x"}, {"'ll", "x"}, {"'S", "x"},
-          {"'T", "X"}, {"'M", "x"}, {"'D", "x"}, {"'Re", "x"}, {"'vE", "x"}, {"'LL", "X"}, {"'s", "'s"},
-          {"'ran"}, {"'l"}, {"'v"}, {"'r"}, {"''", "s"}, {"'"}, {"'", "1"}, {"'", " ", " s"}, {"x", "'\n", "s"}, {"\xE2\x80\x99s"},
-          {"'\xC3\xA9t"}, {" '", "s"}, {"!'", "s"});
-    SPLIT("test_split_long_s_is_a_contraction", {"'\xC5\xBF", "ektedir"}, {"x", "'\xC5\xBF"}, {"\xC5\xBFx"},
-          {"'\xC5\xBE" "a"}, {"'\xE1\xBA\x9B"});
+    SPLIT("test_split_contractions_in_any_case", {"I", "'m", " sure", " you", "'ll", " say", " they", "'ve", " won"},
+          {"she", "'d", " he", "'s", " we", "'re"}, {"don", "'t"}, {"DON", "'T", " WE", "'RE"}, {"x", "'lL", "y"},
+          {"x", "'Ve"}, {"'t", "is"}, {"'s", "x"}, {"'m", "x"}, {"'d", "x"}, {"'re", "x"}, {"'ve", "x"}, {"'ll", "x"},
+          {"'S", "x"}, {"'T", "X"}, {"'M", "x"}, {"'D", "x"}, {"'Re", "x"}, {"'vE", "x"}, {"'LL", "X"}, {"'s", "'s"},
+          {"'ran"}, {"'l"}, {"'v"}, {"'r"}, {"''", "s"}, {"'"}, {"'", "1"}, {"'", " ", " s"}, {"x", "'\n", "s"}, {"’s"},
+          {"'ét"}, {" '", "s"}, {"!'", "s"});
+    SPLIT("test_split_long_s_is_a_contraction", {"'\u017F", "ektedir"}, {"x", "'\u017F"}, {"\u017Fx"}, {"'\u017Ea"},
+          {"'\u1E9B"});
     SPLIT("test_split_digits_in_threes", {"1"}, {"12"}, {"123"}, {"123", "4"}, {"123", "456", "7"}, {"x", "1", "y"},
-          {" ", "12"}, {"3", ".", "14"}, {"1", ",", "000"}, {"$", "5"}, {"\xD9\xA1\xD9\xA2\xD9\xA3", "\xD9\xA4"},
-          {"\xC2\xBD\xC2\xB2\xE2\x85\xA7", "5"}, {"12\xC2\xB3", "4", "x"});
-    SPLIT("test_split_space_joins_the_word_after_it", {"a", " b"}, {" a"}, {"a", " ", " b"}, {"a", "  ", " b"}, {"a", "\tb"},
-          {"a", "\t", "\tb"}, {"a", "\t\t", " x"}, {"a", " ", "\tb"});
+          {" ", "12"}, {"3", ".", "14"}, {"1", ",", "000"}, {"$", "5"}, {"١٢٣", "٤"}, {"½²Ⅷ", "5"}, {"12³", "4", "x"});
+    SPLIT("test_split_space_joins_the_word_after_it", {"a", " b"}, {" a"}, {"a", " ", " b"}, {"a", "  ", " b"},
+          {"a", "\tb"}, {"a", "\t", "\tb"}, {"a", "\t\t", " x"}, {"a", " ", "\tb"});
     SPLIT("test_split_newlines", {"a", "\n", "b"}, {"a", " \n", "b"}, {"a", "\n", " b"}, {"a", "\r\n\r\n", "b"},
-          {"a", " \n  \n", " ", " b"}, {"a", "\n", " "}, {"a", " \t\n"}, {"\n\n\n"}, {"\r", "x"}, {" \n", "!"}, {"\n", "1"},
-          {"\n", " ", " ", "1"}, {"a", "\n\xE3\x80\x80\r", "\xE3\x80\x80", "\xE3\x80\x80" "b"});
-    SPLIT("test_split_trailing_spaces_are_one_piece", {"a", "   "}, {" "}, {"     "}, {"a", " \t\xE2\x80\x83"}, {"!", " "},
+          {"a", " \n  \n", " ", " b"}, {"a", "\n", " "}, {"a", " \t\n"}, {"\n\n\n"}, {"\r", "x"}, {" \n", "!"},
+          {"\n", "1"}, {"\n", " ", " ", "1"}, {"a", "\n\u3000\r", "\u3000", "\u3000b"});
+    SPLIT("test_split_trailing_spaces_are_one_piece", {"a", "   "}, {" "}, {"     "}, {"a", " \t\u2003"}, {"!", " "},
           {"1", "  "}, {"a", "\x0B\x0C"});
-    SPLIT("test_split_spaces_before_what_is_no_word", {"  ", " ", "1"}, {" ", "1"}, {" ", " !"}, {" ", "\t", "!"}, {"\t", "!"},
-          {"\t\t", "\t", "1"}, {"\t", "\t", "("});
+    SPLIT("test_split_spaces_before_what_is_no_word", {"  ", " ", "1"}, {" ", "1"}, {" ", " !"}, {" ", "\t", "!"},
+          {"\t", "!"}, {"\t\t", "\t", "1"}, {"\t", "\t", "("});
     SPLIT("test_split_punctuation_runs_with_newlines", {"hi", "!!!\n\n", "you"}, {"a", " ...\r\n", " b"}, {"!\n", " !"},
-          {"!\r\n\n\r", "x"}, {"(foo", ")"}, {"[[", "foo", "]]"}, {" (", "a"}, {" (", "1", ")"}, {"#!", "x"}, {"a", ".b"},
-          {"a", "..", "b"}, {"\n", "!"}, {"a", ",", " b"}, {"x", " =", " y", ";\n", "}"}, {"!", " \n", "x"}, {"!", "\t\n"});
-    SPLIT("test_split_white_space_of_many_bytes", {"a", "\xC2\xA0" "b"}, {"a", "\xE3\x80\x80", "\xE3\x80\x80" "b"},
-          {"\xC2\xA0", "!"}, {"\xC2\x85", "\xC2\x85", "!"}, {"a", "\xE2\x80\xA8" "b"}, {"a", "\xE2\x80\xA9"},
-          {" ", "\xE2\x80\x89" "b"}, {"\xC2\xA0", " b"}, {"\xE1\x9A\x80\xE2\x80\xAF", "\xE2\x81\x9F", "1"});
-    SPLIT("test_split_what_only_looks_like_space_is_other", {"x", "\xE2\x80\x8By"}, {"\xEF\xBB\xBFx"}, {"\xE1\xA0\x8E", " "},
-          {"\x1C\x1D\x1E\x1F"}, {"a", "\x1F", "1"}, {" \xE2\x80\x8B", " x"});
-    SPLIT("test_split_cjk", {"\xE4\xBD\xA0\xE5\xA5\xBD", "\xEF\xBC\x8C\xE4\xB8\x96\xE7\x95\x8C"},
-          {"\xE6\x97\xA5\xE6\x9C\xAC\xE8\xAA\x9E"}, {"ab\xE6\x97\xA5"}, {"\xEF\xBC\x8C\xE3\x80\x82", "\xE4\xB8\x96"},
-          {"\xE4\xB8\x96", "\xE3\x80\x82"}, {"\xE4\xB8\x96", "2", "\xE6\x9C\x88"}, {"\xED\x95\x9C", " \xEA\xB5\xAD"});
-    SPLIT("test_split_emoji", {"hi", " \xF0\x9F\x91\x8D\xF0\x9F\x8F\xBD\xF0\x9F\x91\x8D"}, {"\xF0\x9F\x91\x8D" "a"},
-          {"\xF0\x9F\x91\x8D\xF0\x9F\x91\x8D", "a"}, {"1", "\xEF\xB8\x8F\xE2\x83\xA3"},
-          {"\xF0\x9F\x91\xA8\xE2\x80\x8D\xF0\x9F\x91\xA9"}, {"\xF0\x9F\x98\x80\n", "x"});
-    SPLIT("test_split_combining_marks_are_other", {"e", "\xCC\x81" "a"}, {"e", "\xCC\x81\xCC\x81", "a"}, {"e", "\xCC\x81"},
-          {"e", "\xCC\x81", " a"}, {"e", "\xCC\x81", "1"},
-          {"\xE0\xA4\xB9", "\xE0\xA4\xBF\xE0\xA4\xA8", "\xE0\xA5\x8D\xE0\xA4\xA6", "\xE0\xA5\x80"}, {" \xCC\x81", "a"});
+          {"!\r\n\n\r", "x"}, {"(foo", ")"}, {"[[", "foo", "]]"}, {" (", "a"}, {" (", "1", ")"}, {"#!", "x"},
+          {"a", ".b"}, {"a", "..", "b"}, {"\n", "!"}, {"a", ",", " b"}, {"x", " =", " y", ";\n", "}"},
+          {"!", " \n", "x"}, {"!", "\t\n"});
+    SPLIT("test_split_white_space_of_many_bytes", {"a", "\u00A0b"}, {"a", "\u3000", "\u3000b"}, {"\u00A0", "!"},
+          {"\xC2\x85", "\xC2\x85", "!"}, {"a", "\u2028b"}, {"a", "\u2029"}, {" ", "\u2009b"}, {"\u00A0", " b"},
+          {"\u1680\u202F", "\u205F", "1"});
+    SPLIT("test_split_what_only_looks_like_space_is_other", {"x", "\u200By"}, {"\uFEFFx"}, {"\u180E", " "},
+          {"\x1C\x1D\x1E\x1F"}, {"a", "\x1F", "1"}, {" \u200B", " x"});
+    SPLIT("test_split_cjk", {"你好", "\uFF0C世界"}, {"日本語"}, {"ab日"}, {"\uFF0C\u3002", "世"}, {"世", "\u3002"},
+          {"世", "2", "月"}, {"한", " 국"});
+    SPLIT("test_split_emoji", {"hi", " 👍\U0001F3FD👍"}, {"👍a"}, {"👍👍", "a"}, {"1", "\uFE0F\u20E3"}, {"👨\u200D👩"},
+          {"😀\n", "x"});
+    SPLIT("test_split_combining_marks_are_other", {"e", "\u0301a"}, {"e", "\u0301\u0301", "a"}, {"e", "\u0301"},
+          {"e", "\u0301", " a"}, {"e", "\u0301", "1"}, {"\u0939", "\u093F\u0928", "\u094D\u0926", "\u0940"},
+          {" \u0301", "a"});
 }
 
 // Whatever the text, the pieces follow one another to its end.
 static void test_split_covers_any_text(void) {
-    static const uint32_t some[] = {' ', ' ', '\n', '\r', '\t', '\'', 's', 'l', 'E', 'x', '1', '9', '!', '(', 0xE9, 0x17F,
-                                    0xA0, 0x3000, 0x2028, 0x301, 0x4E16, 0x1F44D, 0x200D, 0, 0x661, 0x10FFFF};
+    static const uint32_t some[] = {' ',    ' ',   '\n',   '\r',    '\t',   '\'', 's',   'l',     'E',
+                                    'x',    '1',   '9',    '!',     '(',    0xE9, 0x17F, 0xA0,    0x3000,
+                                    0x2028, 0x301, 0x4E16, 0x1F44D, 0x200D, 0,    0x661, 0x10FFFF};
     for (int round = 0; round < 20000; round++) {
         uint8_t text[160];
         size_t n = 0, at = 0;
-        for (uint32_t left = 1 + random_below(40); left > 0; left--) n += (size_t)utf8_encode(some[random_below(LENGTH(some))], text + n);
+        for (uint32_t left = 1 + random_below(40); left > 0; left--)
+            n += (size_t)utf8_encode(some[random_below(LENGTH(some))], text + n);
         while (at < n) {
             size_t length = split_next(text + at, n - at);
             bool boundary = length > 0 && length <= n - at && (at + length == n || (text[at + length] & 0xC0) != 0x80);
@@ -369,16 +370,19 @@ static void test_vocabulary_refusals(void) {
     Tokenizer t;
     Error err = {""};
     if (init_vocabulary(&t, &v, 263, &err)) {
-        CHECK(tokenizer_find(&t, (const uint8_t *)"ab", 2) == 256 && tokenizer_find(&t, (const uint8_t *)"ba", 2) == -1);
+        CHECK(tokenizer_find(&t, (const uint8_t *)"ab", 2) == 256 &&
+              tokenizer_find(&t, (const uint8_t *)"ba", 2) == -1);
         CHECK(tokenizer_find(&t, (const uint8_t *)"<end>", 5) == -1); // special: not for text
-        CHECK(tokenizer_special(&t, "<end>") == 257 && tokenizer_special(&t, "<en") == -1 && tokenizer_special(&t, "") == -1);
+        CHECK(tokenizer_special(&t, "<end>") == 257 && tokenizer_special(&t, "<en") == -1 &&
+              tokenizer_special(&t, "") == -1);
         tokenizer_free(&t);
     } else
         test_fail("%s", err.text);
     test_end("test_vocabulary_with_special_and_unused_ids_is_accepted");
 
     v.offsets[0] = 1;
-    check_refused("test_vocabulary_offsets_that_begin_late_are_refused", &v, 263, "tokenizer.offsets begins with 1, expected 0");
+    check_refused("test_vocabulary_offsets_that_begin_late_are_refused", &v, 263,
+                  "tokenizer.offsets begins with 1, expected 0");
     v = small_vocabulary();
     check_refused("test_vocabulary_offsets_that_end_early_are_refused", &v, 264,
                   "tokenizer.offsets ends with 263, tokenizer.bytes has 264 bytes");
@@ -387,10 +391,12 @@ static void test_vocabulary_refusals(void) {
                   "tokenizer.offsets ends with 264, tokenizer.bytes has 263 bytes");
     v = small_vocabulary();
     v.offsets[100] = 102;
-    check_refused("test_vocabulary_offsets_that_step_back_are_refused", &v, 263, "token 100 runs from 102 to 101 of 263 bytes");
+    check_refused("test_vocabulary_offsets_that_step_back_are_refused", &v, 263,
+                  "token 100 runs from 102 to 101 of 263 bytes");
     v = small_vocabulary();
     v.offsets[100] = 4000000000u;
-    check_refused("test_vocabulary_offsets_beyond_the_bytes_are_refused", &v, 263, "token 99 runs from 99 to 4000000000 of 263");
+    check_refused("test_vocabulary_offsets_beyond_the_bytes_are_refused", &v, 263,
+                  "token 99 runs from 99 to 4000000000 of 263");
     v = small_vocabulary();
     v.offsets[8] = 7;
     check_refused("test_vocabulary_empty_token_is_refused", &v, 263, "token 7 is empty");
@@ -405,13 +411,16 @@ static void test_vocabulary_refusals(void) {
     check_refused("test_vocabulary_without_a_single_byte_is_refused", &v, 263, "no token for the single byte 0xFF");
     v = small_vocabulary();
     v.kind[9] = 3;
-    check_refused("test_vocabulary_unknown_kind_is_refused", &v, 263, "tokenizer.kind of token 9 is 3, expected 0 to 2");
+    check_refused("test_vocabulary_unknown_kind_is_refused", &v, 263,
+                  "tokenizer.kind of token 9 is 3, expected 0 to 2");
     v = small_vocabulary();
     v.kind[255] = TOKEN_SPECIAL;
-    check_refused("test_vocabulary_mergeable_after_special_is_refused", &v, 263, "mergeable token 256 after one that is not");
+    check_refused("test_vocabulary_mergeable_after_special_is_refused", &v, 263,
+                  "mergeable token 256 after one that is not");
     v = small_vocabulary();
     v.kind[255] = TOKEN_UNUSED;
-    check_refused("test_vocabulary_mergeable_after_unused_is_refused", &v, 263, "mergeable token 256 after one that is not");
+    check_refused("test_vocabulary_mergeable_after_unused_is_refused", &v, 263,
+                  "mergeable token 256 after one that is not");
     v = (Vocabulary){.vocab_size = 0};
     check_refused("test_vocabulary_of_nothing_is_refused", &v, 0, "no token for the single byte 0x00");
 }
@@ -419,7 +428,8 @@ static void test_vocabulary_refusals(void) {
 // ---- with a vocabulary ----------------------------------------------------------------------------------------------
 
 static int base64_value(char c) {
-    const char *digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", *found = c ? strchr(digits, c) : NULL;
+    const char *digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/",
+               *found = c ? strchr(digits, c) : NULL;
     return found ? (int)(found - digits) : -1;
 }
 
@@ -438,7 +448,8 @@ static size_t from_base64(const char *text, uint8_t *out) {
 static bool load_llama3(Tokenizer *t) {
     enum { RANKS = 128000, SPECIALS = 256 };
     size_t n_ranks, n_special;
-    char *ranks = read_file(SHARED "tokenizer.model", &n_ranks), *special = read_file(SHARED "special_tokens.tsv", &n_special);
+    char *ranks = read_file(SHARED "tokenizer.model", &n_ranks),
+         *special = read_file(SHARED "special_tokens.tsv", &n_special);
     bool ok = ranks && special;
     if (ok) {
         uint32_t *offsets = calloc(RANKS + SPECIALS + 1, sizeof *offsets);
@@ -554,7 +565,8 @@ static void test_every_token_is_found(const Tokenizer *t, const char *name) {
         if (tokenizer_find(t, bytes, n) != id) test_fail("token %d is not found by its bytes", id);
         TokenList list = {0};
         Error err = {""};
-        bpe_encode(t, bytes, n, &list, &err); // as a piece of its own it is that token, whether merges lead there or not
+        bpe_encode(t, bytes, n, &list,
+                   &err); // as a piece of its own it is that token, whether merges lead there or not
         if (list.n != 1 || list.ids[0] != id) test_fail("token %d as a piece is %zu tokens", id, list.n);
         tokens_free(&list);
         found++;
@@ -564,8 +576,15 @@ static void test_every_token_is_found(const Tokenizer *t, const char *name) {
 }
 
 static void test_random_bytes_round_trip(const Tokenizer *t, const char *name) {
-    static const char *const some[] = {"the", " ", "\n", "\t", "  ", "<|eot_id|>", "<|", "\xC3\xA9", "\xE4\xB8\x96", "\xF0\x9F\x98\x80",
-                                       "1234", "'s", "!!", "\xFF", "\xE4\xB8", "\xC0\x80", "\xED\xA0\x80", "\xF0\x9F"};
+    static const char *const some[] = {"the",          " ",
+                                       "\n",           "\t",
+                                       "  ",           "<|eot_id|>",
+                                       "<|",           "\xC3\xA9",
+                                       "\xE4\xB8\x96", "\xF0\x9F\x98\x80",
+                                       "1234",         "'s",
+                                       "!!",           "\xFF",
+                                       "\xE4\xB8",     "\xC0\x80",
+                                       "\xED\xA0\x80", "\xF0\x9F"};
     for (int round = 0; round < 6000; round++) {
         uint8_t text[1024];
         size_t n = 0;
@@ -602,8 +621,8 @@ static void test_longest_special_token_is_parsed(void) {
     static const struct {
         const char *text;
         int n, ids[8];
-    } rows[] = {{"<a><b>", 1, {261}}, {"<a><b", 3, {260, 259, 'b'}}, {"<a<end>", 3, {259, 262, 257}}, {"bab", 3, {'b', 262, 'b'}},
-                {"<a><a><b>!", 3, {260, 261, '!'}}, {"", 0, {0}}};
+    } rows[] = {{"<a><b>", 1, {261}},        {"<a><b", 3, {260, 259, 'b'}},      {"<a<end>", 3, {259, 262, 257}},
+                {"bab", 3, {'b', 262, 'b'}}, {"<a><a><b>!", 3, {260, 261, '!'}}, {"", 0, {0}}};
     for (int i = 0; i < LENGTH(rows) && !err.text[0]; i++) {
         TokenList list = encode(&t, (const uint8_t *)rows[i].text, strlen(rows[i].text), true);
         if (list.n != (size_t)rows[i].n || (list.n && memcmp(list.ids, rows[i].ids, list.n * sizeof *list.ids) != 0))
@@ -619,8 +638,8 @@ static void test_longest_special_token_is_parsed(void) {
     test_end("test_longest_special_token_is_parsed");
 }
 
-// With a vocabulary where it shows: white-space tokens before the last piece go with it, as far as they are of space, LF
-// and tab alone.
+// With a vocabulary where it shows: white-space tokens before the last piece go with it, as far as they are of space,
+// LF and tab alone.
 static void test_bad_byte_takes_all_space_tokens_before_it(void) {
     Vocabulary v = {.vocab_size = 260};
     for (uint32_t b = 0; b < 256; b++) v.bytes[v.offsets[b] = b] = (uint8_t)b;
@@ -632,10 +651,10 @@ static void test_bad_byte_takes_all_space_tokens_before_it(void) {
         static const struct {
             const char *text;
             int n, ids[8];
-        } rows[] = {{"a\n \xFF", 3, {'a', 256, 0xFF}},           // pieces a, LF, space: LF and the space are merged after all
-                    {"a\n x", 4, {'a', '\n', ' ', 'x'}},          // as they are not in good text
-                    {"a\t\n \xFF", 4, {'a', '\t', 256, 0xFF}},   // tab-LF was a token, and is cut open
-                    {"a\r\n \xFF", 4, {'a', 258, ' ', 0xFF}},    // CR-LF stays
+        } rows[] = {{"a\n \xFF", 3, {'a', 256, 0xFF}},   // pieces a, LF, space: LF and the space are merged after all
+                    {"a\n x", 4, {'a', '\n', ' ', 'x'}}, // as they are not in good text
+                    {"a\t\n \xFF", 4, {'a', '\t', 256, 0xFF}},  // tab-LF was a token, and is cut open
+                    {"a\r\n \xFF", 4, {'a', 258, ' ', 0xFF}},   // CR-LF stays
                     {"ab\n\n \xFF", 4, {259, '\n', 256, 0xFF}}, // a token that is not of space stops it
                     {"\n\n \xFF", 3, {'\n', 256, 0xFF}},        // and the beginning of the text
                     {"\nb\xFF", 3, {'\n', 'b', 0xFF}}};
@@ -651,7 +670,8 @@ static void test_bad_byte_takes_all_space_tokens_before_it(void) {
     test_end("test_bad_byte_takes_all_space_tokens_before_it");
 }
 
-// ---- byte pair encoding -----------------------------------------------------------------------------------------------
+// ---- byte pair encoding
+// -----------------------------------------------------------------------------------------------
 
 // The rule as it is stated: join the adjacent pair of the lowest rank, the leftmost among equals, until there is none.
 static TokenList naive_bpe(const Tokenizer *t, const uint8_t *piece, size_t n) {
@@ -681,19 +701,24 @@ static TokenList naive_bpe(const Tokenizer *t, const uint8_t *piece, size_t n) {
     }
 }
 
-// A text before a bad byte, cut where tiktoken's rule cuts: what comes before is encoded as ever, the rest is one piece.
+// A text before a bad byte, cut where tiktoken's rule cuts: what comes before is encoded as ever, the rest is one
+// piece.
 static void test_bad_byte_takes_the_piece_and_spaces_before_it(const Tokenizer *t) {
-    static const char *const rows[][2] = {
-        {"", "\xFF"},          {"", "a\xFF"},          {"a", " b\xFF"},       {"a", " \xFF"},         {"a", "\n  \xFF"},
-        {"", "\n  \xFFx y"},   {"a", "\n\t \n  \xFF"}, {"a\r\n", "  \xFF"},  {"12", "\n  \xFF 12"}, {"a.\n\n", "    \xFF"},
-        {"123", "4\xFF"},      {"don", "'t\xFF"},      {"a\n\n", " b\xFF"},    {"a\xC2\xA0\n", " \xFF"}, {"a", " \xE4\xB8"},
-        {"a\xE4\xB8\x96", "!\xE4\xB8\xFF\xE4\xB8\x96 a b"}};
+    static const char *const rows[][2] = {{"", "\xFF"},           {"", "a\xFF"},
+                                          {"a", " b\xFF"},        {"a", " \xFF"},
+                                          {"a", "\n  \xFF"},      {"", "\n  \xFFx y"},
+                                          {"a", "\n\t \n  \xFF"}, {"a\r\n", "  \xFF"},
+                                          {"12", "\n  \xFF 12"},  {"a.\n\n", "    \xFF"},
+                                          {"123", "4\xFF"},       {"don", "'t\xFF"},
+                                          {"a\n\n", " b\xFF"},    {"a\xC2\xA0\n", " \xFF"},
+                                          {"a", " \xE4\xB8"},     {"a\xE4\xB8\x96", "!\xE4\xB8\xFF\xE4\xB8\x96 a b"}};
     for (int i = 0; i < LENGTH(rows); i++) {
         char text[64];
         Error err = {""};
         size_t n_before = strlen(rows[i][0]), n_tail = strlen(rows[i][1]);
         snprintf(text, sizeof text, "%s%s", rows[i][0], rows[i][1]);
-        TokenList got = encode(t, (uint8_t *)text, n_before + n_tail, false), want = encode(t, (uint8_t *)text, n_before, false);
+        TokenList got = encode(t, (uint8_t *)text, n_before + n_tail, false),
+                  want = encode(t, (uint8_t *)text, n_before, false);
         TokenList tail = naive_bpe(t, (uint8_t *)text + n_before, n_tail);
         for (size_t j = 0; j < tail.n; j++) tokens_append(&want, tail.ids[j], &err);
         if (!same_ids(&got, &want)) test_fail("row %d: %zu ids, expected %zu", i, got.n, want.n);
@@ -706,7 +731,8 @@ static void test_bad_byte_takes_the_piece_and_spaces_before_it(const Tokenizer *
 
 // Lengths on both sides of every switch between methods, over alphabets that merge a little, a lot, and in long ties.
 static void test_bpe_equals_the_naive_rule(const Tokenizer *t, const char *name) {
-    static const char *const alphabets[] = {"a", "ab", " ", " \n", "etaoinshr", "0123456789", "<>=!-", "aeiou\xC3\xA9\xE4\xB8\x96", NULL};
+    static const char *const alphabets[] = {
+        "a", "ab", " ", " \n", "etaoinshr", "0123456789", "<>=!-", "aeiou\xC3\xA9\xE4\xB8\x96", NULL};
     int pieces = 0;
     for (size_t n = 1; n <= 300; n += n < 140 ? 1 : 37)
         for (int a = 0; a < LENGTH(alphabets); a++)
