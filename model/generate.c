@@ -131,9 +131,12 @@ static void record_logprobs(Sequence *seq, int k, const float *logits, int vocab
 static bool sequence_step(Sequence *seq, Model *m, const GenerateConfig *g, const GenerateSink *sink, int row, Error *err) {
     const float *logits = m->logits + (size_t)row * (size_t)m->config.vocab_size;
     int id = m->choice[row];
-    if (id < 0)
-        return fail(err, "position %zu: a logit is not finite; the weights or the arithmetic are broken",
-                    seq->prompt.n + seq->ids.n - 1);
+    if (id < 0) {
+        if (!m->engine->read_logits(m, err)) return false;
+        int bad = find_not_finite(logits, m->config.vocab_size);
+        return fail(err, "position %zu: logit %d is %f; the weights or the arithmetic are broken",
+                    seq->prompt.n + seq->ids.n - 1, bad, (double)logits[bad < 0 ? 0 : bad]);
+    }
     if (g->sampler.temperature > 0) id = sampler_next(&seq->sampler, logits);
     if (g->logprobs) record_logprobs(seq, g->logprobs, logits, m->config.vocab_size, id);
     if (!tokens_append(&seq->ids, id, err)) return false;

@@ -348,7 +348,7 @@ def report(work, path, n, half):
     lines += ["", "| | scenario | found | |", "|---|---|---|---|"]
     lines += [f"| {i} | {s.title} | {s.figures} | {'PASS' if s.held else 'FAIL'} |" for i, s in enumerate(scenarios, 1)]
     for i, scenario in enumerate(scenarios, 1):
-        lines += [""] * bool(scenario.notes) + [f"- scenario {i}: {note}" for note in scenario.notes]
+        lines += [""] * bool(scenario.notes) + [f"- scenario {i}: {note}" for note in dict.fromkeys(scenario.notes)]
     lines += extra
     lines += ["", "## Three continuations", ""]
     for i, answer in enumerate(read_answers(work, "single")[:3]):

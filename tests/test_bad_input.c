@@ -784,7 +784,6 @@ static const FlagCase flag_cases[] = {
     {"compare_and_a_prompt", "@model -p x --compare @prompt", USAGE, "a prompt, which"},
     {"perplexity_and_a_prompt", "@model -p x --perplexity @prompt", USAGE, "a prompt, which"},
     {"synthetic_and_a_model", "@model --synthetic llama-3.2-1b --bench", USAGE, "expected one of them"},
-    {"synthetic_without_bench", "--synthetic llama-3.2-1b -p x", USAGE, "--synthetic goes with --bench"},
     {"synthetic_unknown", "--synthetic llama-9 --bench", FAILED, "--synthetic llama-9: unknown shape, expected one of: llama-3.2-1b"},
     {"prompt_file_missing", "@model -f @none", FAILED, "none: No such file or directory"},
     {"prompt_file_directory", "@model -f @dir", FAILED, "Is a directory"},

@@ -619,7 +619,7 @@ static void test_rope_frequencies(void) {
             m.config.rope_original_max_seq_len = (float)cases[c].original;
         }
         Error err = {""};
-        if (!model_start(&m, "cpu", PRECISION_F32, 4, &err)) test_fail("%s", err.text);
+        if (!model_start(&m, "cpu", PRECISION_F32, 1, 4, &err)) test_fail("%s", err.text);
         for (int i = 0; i < d / 2 && m.rope_freq; i++) {
             double want = pow((double)cases[c].theta, -2.0 * i / d);
             double turns = cases[c].original * want / 6.283185307179586; // in the original context
