@@ -2,6 +2,7 @@
 # make demo       builds it and tells a story with the model that ships here
 # make test       builds and runs every test that this machine can run
 # make bench-cpu  measures the CPU engine on weights of LLaMA 3.2 1B's shape, made from a seed
+# make asan       the tests once more, under AddressSanitizer and UBSan
 # make clean
 #
 # CUDA=0 leaves the CUDA Toolkit alone; CUDA_HOME says where it is. CC, CFLAGS and LDFLAGS are yours to add to.
@@ -48,6 +49,7 @@ CUDA_LIBRARY := $(if $(NVCC),model/forward_cuda.cu attention.cu)
 LIBRARY_OBJECTS := $(CUDA_LIBRARY:%.cu=$(BUILD)/%.o) $(LIBRARY:%.c=$(BUILD)/%.o) $(OPS:%=$(BUILD)/model/ops_%.o)
 TESTS           := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 
+.SECONDARY: # objects of tests stay
 .PHONY: all demo test bench-cpu asan clean FORCE
 
 all: $(PROGRAM)
@@ -95,7 +97,7 @@ bench-cpu: all
 	./$(PROGRAM) --synthetic llama-3.2-1b --bench --engine cpu
 
 asan:
-	$(MAKE) BUILD=build/asan PROGRAM=build/asan/llama CUDA=0 CFLAGS="$(CFLAGS) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="$(LDFLAGS) -fsanitize=address,undefined" test
+	SANITIZERS=1 $(MAKE) BUILD=build/asan PROGRAM=build/asan/llama CUDA=0 CFLAGS="$(CFLAGS) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="$(LDFLAGS) -fsanitize=address,undefined" test
 
 clean:
 	rm -rf build llama
