@@ -1,6 +1,7 @@
 # make            builds ./llama
 # make demo       builds it and tells a story with the model that ships here
 # make test       builds and runs every test that this machine can run
+# make test-gpu   the tests that need a GPU, alone
 # make bench-cpu  measures the CPU engine on weights of LLaMA 3.2 1B's shape, made from a seed
 # make asan       the tests once more, under AddressSanitizer and UBSan
 # make clean
@@ -48,9 +49,10 @@ CUDA_LIBRARY := $(if $(NVCC),model/forward_cuda.cu attention.cu)
 
 LIBRARY_OBJECTS := $(CUDA_LIBRARY:%.cu=$(BUILD)/%.o) $(LIBRARY:%.c=$(BUILD)/%.o) $(OPS:%=$(BUILD)/model/ops_%.o)
 TESTS           := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+GPU_TESTS       := $(if $(NVCC),$(patsubst tests/%.cu,$(BUILD)/tests/%,$(wildcard tests/test_*.cu)))
 
 .SECONDARY: # objects of tests stay
-.PHONY: all demo test bench-cpu asan clean FORCE
+.PHONY: all demo test test-gpu bench-cpu asan clean FORCE
 
 all: $(PROGRAM)
 	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(CUDA_ARCHS) ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA)),CUDA=0,no nvcc in CUDA_HOME or PATH))"
@@ -90,8 +92,11 @@ demo: all
 	./$(PROGRAM) model/stories.bin -p "Once upon a time" --echo -n 200 --temp 0.7 --top-p 0.9
 	@echo
 
-test: all $(TESTS)
-	@LLAMA=./$(PROGRAM) BUILD=$(BUILD) sh tests/run.sh
+test: all $(TESTS) $(GPU_TESTS)
+	@LLAMA=./$(PROGRAM) sh tests/run.sh $(TESTS) $(GPU_TESTS) $(wildcard tests/test_*.sh tests/test_*.py)
+
+test-gpu: all $(GPU_TESTS)
+	@LLAMA=./$(PROGRAM) sh tests/run.sh $(GPU_TESTS) tests/test_engine_cublas.sh
 
 bench-cpu: all
 	./$(PROGRAM) --synthetic llama-3.2-1b --bench --engine cpu
