@@ -2,6 +2,7 @@
 # make demo       builds it and tells a story with the model that ships here
 # make test       builds and runs every test that this machine can run
 # make test-gpu   the tests that need a GPU, alone
+# make lib        the attention kernels alone: build/libattention.so (model/attention.h is its interface)
 # make bench-cpu  measures the CPU engine on weights of LLaMA 3.2 1B's shape, made from a seed
 # make asan       the tests once more, under AddressSanitizer and UBSan
 # make clean
@@ -52,7 +53,7 @@ TESTS           := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*
 GPU_TESTS       := $(if $(NVCC),$(patsubst tests/%.cu,$(BUILD)/tests/%,$(wildcard tests/test_*.cu)))
 
 .SECONDARY: # objects of tests stay
-.PHONY: all demo test test-gpu bench-cpu asan clean FORCE
+.PHONY: all demo test test-gpu lib bench-cpu asan clean FORCE
 
 all: $(PROGRAM)
 	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(CUDA_ARCHS) ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA)),CUDA=0,no nvcc in CUDA_HOME or PATH))"
@@ -85,6 +86,12 @@ $(BUILD)/model/ops_avx2.o: model/ops_cpu.c $(BUILD)/flags
 
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIBRARY_OBJECTS)
 	$(CC) $^ -o $@ $(ALL_LDFLAGS)
+
+lib: $(BUILD)/libattention.so
+
+$(BUILD)/libattention.so: attention.cu model/attention.h $(BUILD)/flags
+	$(if $(NVCC),,$(error make lib needs nvcc: none in CUDA_HOME or PATH, or CUDA=0))
+	$(NVCC) $(NVCC_FLAGS) -Xcompiler -fPIC -shared $< -o $@
 
 # ---- use ------------------------------------------------------------------------------------------------------------
 

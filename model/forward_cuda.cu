@@ -7,6 +7,7 @@
 // Residual stream, norms and sums are float32; `type` is what enters a product and what the cache holds (DESIGN: bf16,
 // f16, or float32 with --precision f32).
 #include <inttypes.h>
+#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,8 +19,8 @@ extern "C" {
 #include "cuda_util.h"
 
 enum {
-    MAX_ROWS = 4096,           // of one pass over the weights
-    UPLOAD_BYTES = 8 << 20,    // of one staging buffer
+    MAX_ROWS = 8192,           // of one pass over the weights
+    UPLOAD_BYTES = 4 << 20,    // of one staging buffer
     UPLOAD_THREADS = 16,
     WORKSPACE_BYTES = 64 << 20 // cuBLAS's own, fixed so that its choices are, and graphs can hold it
 };
@@ -53,6 +54,7 @@ struct CudaState {
     StepInput *step;                 // device
     StepInput *step_host;            // pinned
     int *choice_host;                // pinned [LOGIT_ROWS]
+    int *pos_host;                   // pinned [T]
     int *slots;                      // [MAX_SLOTS]: attention's block table, one block a sequence
     void *attention_workspace, *blas_workspace;
     size_t attention_workspace_bytes;
@@ -351,7 +353,7 @@ static bool finish(Model *m, const Batch *b, Error *err) {
 
 static bool prefill_part(Model *m, const Batch *b, int first_logit, Error *err) {
     CudaState *s = (CudaState *)m->state;
-    int pos[MAX_ROWS], lens[MAX_SLOTS];
+    int lens[MAX_SLOTS], *pos = s->pos_host;
     for (int i = 0; i < b->n_seq; i++) {
         lens[i] = m->kv.len[b->slot[i]];
         for (int r = b->start[i]; r < b->start[i + 1]; r++) pos[r] = lens[i] + r - b->start[i];
@@ -492,28 +494,24 @@ static bool place(CudaState *s, const Placement *t, const void *staged, DType fr
 // One thread's way from the file to the device: it reads into one pinned buffer while the other is being copied.
 struct Stager {
     cudaStream_t stream;
-    char *host[2], *device[2];
+    char *host[2], *device[2]; // of the upload's two blocks
     cudaEvent_t copied[2];
     int turn;
 };
 
-static bool stager_open(Stager *g, uint64_t bytes, Error *err) {
+static bool stager_open(Stager *g, char *host, char *device, uint64_t bytes, Error *err) {
     CUDA_TRY(cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking));
     for (int i = 0; i < 2; i++) {
-        CUDA_TRY(cudaMallocHost((void **)&g->host[i], bytes));
-        CUDA_TRY(cudaMalloc((void **)&g->device[i], bytes));
+        g->host[i] = host + (uint64_t)i * bytes;
+        g->device[i] = device + (uint64_t)i * bytes;
         CUDA_TRY(cudaEventCreateWithFlags(&g->copied[i], cudaEventDisableTiming));
     }
     return true;
 }
 
 static void stager_close(Stager *g) {
-    if (g->stream) cudaStreamSynchronize(g->stream);
-    for (int i = 0; i < 2; i++) {
-        cudaFreeHost(g->host[i]);
-        cudaFree(g->device[i]);
+    for (int i = 0; i < 2; i++)
         if (g->copied[i]) cudaEventDestroy(g->copied[i]);
-    }
     if (g->stream) cudaStreamDestroy(g->stream);
 }
 
@@ -558,13 +556,19 @@ static bool upload(const Model *m, CudaState *s, const Plan *p, Error *err) {
             }
         }
     }
-    uint64_t sent = 0;
-#pragma omp parallel num_threads(UPLOAD_THREADS)
+    char *host = NULL, *device = NULL; // two buffers for each thread
+    uint64_t staging = 2 * UPLOAD_THREADS * largest_row, sent = 0;
+    cudaError_t status = cudaMallocHost((void **)&host, staging);
+    if (status == cudaSuccess) status = cudaMalloc((void **)&device, staging);
+    if (status != cudaSuccess) fail(err, "%.2f GB to stage the weights: %s", (double)staging * 1e-9, cudaGetErrorString(status));
+#pragma omp parallel num_threads(UPLOAD_THREADS) if (!err->text[0])
     {
         Error own = {""};
         Stager g;
         memset(&g, 0, sizeof g);
-        bool ok = stager_open(&g, largest_row, &own);
+        uint64_t mine = 2 * largest_row * (uint64_t)omp_get_thread_num();
+        bool ok = !err->text[0] && stager_open(&g, host + mine, device + mine, largest_row, &own);
+#pragma omp barrier // before a failure of another thread shows in err
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < (int64_t)n_pieces; i++) {
             const Piece *piece = &pieces[i];
@@ -584,6 +588,8 @@ static bool upload(const Model *m, CudaState *s, const Plan *p, Error *err) {
             fail(err, "%s", own.text);
     }
     free(pieces);
+    cudaFreeHost(host);
+    cudaFree(device);
     return !err->text[0];
 }
 
@@ -730,6 +736,7 @@ static bool connect(Model *m, CudaState *s, Error *err) {
     CUBLAS_TRY(cublasSetMathMode(s->blas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)); // every sum in float32
     CUDA_TRY(cudaMallocHost((void **)&s->step_host, sizeof *s->step_host));
     CUDA_TRY(cudaMallocHost((void **)&s->choice_host, LOGIT_ROWS * sizeof(int)));
+    CUDA_TRY(cudaMallocHost((void **)&s->pos_host, (size_t)s->max_rows * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&m->logits, (size_t)s->max_logits * (size_t)m->config.vocab_size * sizeof(float)));
     CUDA_TRY(cudaMemcpy(s->rope_freq, m->rope_freq, (size_t)m->config.head_dim / 2 * sizeof(float), cudaMemcpyHostToDevice));
     return true;
@@ -777,6 +784,7 @@ static void close_cuda(Model *m) {
     cudaFree(s->weights);
     cudaFreeHost(s->step_host);
     cudaFreeHost(s->choice_host);
+    cudaFreeHost(s->pos_host);
     cudaFreeHost(m->logits);
     if (s->stream) cudaStreamDestroy(s->stream);
     free(s);
