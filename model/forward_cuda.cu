@@ -124,16 +124,19 @@ template <typename T> __global__ void swiglu_kernel(T *h, const float *gate, con
 // Computes: the largest logit's id, the lowest of equals; -1 if one is not finite.   Reads: logits [rows][vocab].
 // Writes: choice [rows].   Grid × block: rows × 1024; a block owns a row.   Preconditions: none.
 __global__ void choose_kernel(int *choice, const float *logits, int vocab) {
+    constexpr int AHEAD = 16;
     __shared__ float best_of[1024];
     __shared__ int id_of[1024];
     const float *row = logits + (size_t)blockIdx.x * vocab;
     float best = -INFINITY;
     int id = vocab, bad = 0;
-#pragma unroll 8 // many loads in flight: one block has to read it all
-    for (int i = threadIdx.x; i < vocab; i += blockDim.x) {
-        float logit = row[i];
-        bad |= !isfinite(logit);
-        if (logit > best) best = logit, id = i;
+    for (int at = threadIdx.x; at < vocab; at += AHEAD * blockDim.x) {
+        float logit[AHEAD]; // many loads in flight: one block has to read it all
+        for (int j = 0; j < AHEAD; j++) logit[j] = at + j * blockDim.x < vocab ? row[at + j * blockDim.x] : -INFINITY;
+        for (int j = 0; j < AHEAD; j++) {
+            bad |= at + j * blockDim.x < vocab && !isfinite(logit[j]);
+            if (logit[j] > best) best = logit[j], id = at + j * blockDim.x;
+        }
     }
     best_of[threadIdx.x] = best;
     id_of[threadIdx.x] = id;

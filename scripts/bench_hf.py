@@ -56,7 +56,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", metavar="DIR", help="HuggingFace checkpoint directory")
     parser.add_argument("--shape", choices=SHAPES, default="llama-3.1-8b", help="without --model (llama-3.1-8b)")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192], metavar="N", help="prefill (512 2048 8192)")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192], metavar="N",
+                        help="of prefill (512 2048 8192)")
     parser.add_argument("--context", type=int, default=2048, metavar="N", help="before a decode step (2048)")
     parser.add_argument("--batch", type=int, metavar="B", help="also a decode step of so many sequences")
     args = parser.parse_args()
@@ -64,7 +65,8 @@ def main():
         sys.exit("bench_hf.py: no GPU that PyTorch can use")
     transformers.utils.logging.set_verbosity_error()
     model = load(args)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, transformers {transformers.__version__}, bf16, sdpa\n")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, transformers {transformers.__version__}, "
+          "bf16, sdpa\n")
     print("| | ms | tokens/s |\n|---|---|---|")
     for length in args.lengths:
         ids = torch.randint(0, model.config.vocab_size, (1, length), device="cuda")
@@ -75,7 +77,8 @@ def main():
     if args.batch:
         cache = StaticCache(config=model.config, max_cache_len=args.context + 64)
         time = decode(model, args.batch, args.context, cache)
-        print(f"| decode, batch {args.batch}, context {args.context}, static cache | {time:.2f} | {args.batch / time * 1e3:.0f} |")
+        print(f"| decode, batch {args.batch}, context {args.context}, static cache | {time:.2f} "
+              f"| {args.batch / time * 1e3:.0f} |")
 
 
 if __name__ == "__main__":

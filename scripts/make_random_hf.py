@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Write a seeded random LLaMA checkpoint in HuggingFace layout: what a validation needs where real weights are not at hand.
+"""Write a seeded random LLaMA checkpoint in HuggingFace layout, for a validation where real weights are not at hand.
 
     python3 scripts/make_random_hf.py random-8b --shape llama-3.1-8b --tokenizer tokenizer.model
     python3 scripts/make_random_hf.py random-tiny --shape tiny --layers 3 --dtype float16
 
-Weights have standard deviation 1.7/sqrt(fan-in) and norms lie in 0.5 to 1.5, so that attention is far from uniform and
-scores are far from zero. A few channels of the residual stream are much larger than the rest, as in trained models: there
-bf16 and careless sums lose most. Every tensor has a generator of its own, seeded by --seed and its name: the same seed
-on the same kind of device gives the same values, however many layers or shards there are.
+Weights have standard deviation 1.7/sqrt(fan-in) and norms lie in 0.5 to 1.5, so that attention is far from uniform.
+A few channels of the residual stream are much larger than the rest, as in trained models: there bf16 and careless sums
+lose most. Every tensor has a generator of its own, seeded by --seed and its name: the same seed on the same kind of
+device gives the same values, however many layers or shards there are.
 
-The tokenizer is --tokenizer, a LLaMA 3 ranks file (original/tokenizer.model of a download), or one token per byte; LLaMA's special
-tokens follow it, and ids up to the vocabulary's size stay unused.
+The tokenizer is --tokenizer, a LLaMA 3 ranks file (original/tokenizer.model of a download), or one token per byte;
+LLaMA's special tokens follow it, and ids up to the vocabulary's size stay unused.
 """
 import argparse
 import base64
@@ -215,7 +215,8 @@ def main():
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--tokenizer", metavar="FILE", help="LLaMA 3 ranks; without it, one token for each byte")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where values are drawn")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="where values are drawn (cuda where there is one)")
     parser.add_argument("--shard-gb", type=float, default=5, metavar="GB", help="the largest file (5)")
     args = parser.parse_args()
     shape = {key: SHAPES[args.shape][key] if getattr(args, key) is None else getattr(args, key) for key in KEYS}
@@ -234,8 +235,9 @@ def main():
         write_json(args.directory, "config.json", hf_config(shape, args.dtype, args.context, vocabulary.bos, ends))
     except (OSError, RuntimeError, convert.Refused) as error:
         sys.exit("make_random_hf.py: " + (str(error).strip().splitlines() or [type(error).__name__])[0])
-    print(f"{args.directory}: {total / 1e9:.3f} GB of weights ({args.dtype}, {shape['layers']} layers, dim {shape['dim']}, "
-          f"vocabulary {shape['vocab']}, seed {args.seed}) in {seconds:.1f} s on {args.device}", file=sys.stderr)
+    print(f"{args.directory}: {total / 1e9:.3f} GB of weights ({args.dtype}, {shape['layers']} layers, "
+          f"dim {shape['dim']}, vocabulary {shape['vocab']}, seed {args.seed}) in {seconds:.1f} s on {args.device}",
+          file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@
 #   scripts/validate.sh MODEL_DIR [REPORT.md]         (validation.md)
 #   scripts/validate.sh --bf16 MODEL_DIR [REPORT.md]  as well: bf16 mode beside HuggingFace's own bf16
 #
-# MODEL_DIR is a LLaMA checkpoint in HuggingFace layout, real or from scripts/make_random_hf.py. Five scenarios against a
-# float32 dump: one token; 50 tokens; 200 tokens of four prompts; memory of the K/V cache; the four prompts in one batch.
-# Exit status 0 if all hold, 1 if one does not or the machine cannot run them.
+# MODEL_DIR is a LLaMA checkpoint in HuggingFace layout, real or from scripts/make_random_hf.py. Five scenarios against
+# a float32 dump: one token; 50 tokens; 200 tokens of four prompts; memory of the K/V cache; the four prompts in one
+# batch. Exit status 0 if all hold, 1 if one does not or the machine cannot run them.
 #
-# Environment: LLAMA the program (./llama, built if it is not there), PYTHON (python3), ENGINE (cublas; cpu where there is
-# no GPU), DEVICE where HuggingFace runs (cuda, or cpu for engine cpu), WORK a directory for model.bin and dumps
+# Environment: LLAMA the program (./llama, built if it is not there), PYTHON (python3), ENGINE (cublas; cpu where there
+# is no GPU), DEVICE where HuggingFace runs (cuda, or cpu for engine cpu), WORK a directory for model.bin and dumps
 # (build/validate).
 set -u
 here=$(dirname "$0")
@@ -53,9 +53,9 @@ must() { # without this step there is nothing to compare
 
 command -v "$python" > /dev/null 2>&1 || die "no $python; PYTHON names another"
 mkdir -p "$work" && : > "$work/steps.tsv" || die "$work: cannot be written; WORK names another directory"
-rm -f "$work"/*.out "$work"/*.err "$work"/*.safetensors
-: >> "$report" || die "$report: cannot be written"
+rm -f "$work/dump.safetensors" "$work/hf-half.safetensors"
 "$python" "$here/validate_report.py" preflight "$model" "$work" "$engine" "$device" || exit 1
+: > "$report" || die "$report: cannot be written" # and an older report must not pass for this one
 if [ ! -x "$llama" ]; then
     [ -z "${LLAMA-}" ] || die "LLAMA=$llama: no such program"
     must build make -C "$root"
@@ -70,7 +70,7 @@ cat > "$work/prompts.jsonl" << 'END'
 {"text": "In 1969, at 20:17:40 UTC, two people landed on the Moon. It's been said that 3.14159 is π, that naïve cafés cost €4.50, and that 東京 is über-crowded.\n\n    for (int i = 0; i < 10; i++)\n        printf(\"%d\\n\", i);\n"}
 {"text": "A miller had three sons, a mill, a donkey and a cat. The sons ground the corn, the donkey fetched the grain and carried the flour, and the cat caught the mice. When the miller died the sons divided what he left: the eldest took the mill, the second the donkey, and for the third nothing remained but the cat. He was sad, and said to himself: \"I have done badly after all. My eldest brother can grind, my second brother can ride on his donkey, but what can I do with a cat? If I have a pair of gloves made from its fur, there is an end of it.\" The cat had understood every word. \"You need not kill me,\" it began, \"to get a pair of poor gloves out of my fur. Have a pair of boots made for me, so that I can go out and be seen among people, and you shall soon be helped.\" The miller's son was surprised that a cat should speak, but as the shoemaker was just passing he called him in and had a pair of boots measured. When they were finished the cat put them on, took a sack, covered the bottom of it with corn, and fixed a cord to the top with which it could be drawn shut. Then it threw the sack over its back and went out at the door on two legs, like a man."}
 END
-"$python" -c 'import json, sys; print(json.loads(sys.stdin.readline())["text"], end="")' < "$work/prompts.jsonl" > "$work/prompt.txt"
+printf Once > "$work/prompt.txt" # the first of them
 
 # ---- HuggingFace's tokens and ours ----------------------------------------------------------------------------------
 

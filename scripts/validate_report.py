@@ -46,11 +46,12 @@ def find_weights(directory):
         files = [single] if single.is_file() else []
     if not files:
         if any(directory.glob("**/*.pth")):
-            stop(f"{directory}: Meta's own layout (.pth); the HuggingFace layout is needed: the same model without --include original/*")
+            stop(f"{directory}: Meta's own layout (.pth), expected HuggingFace's: download the whole repository")
         stop(f"{directory}: no model.safetensors and no index: the download is incomplete, or was refused. {GATED}")
     missing = [path.name for path in files if not path.is_file()]
     if missing:
-        stop(f"{directory}: {len(missing)} of {len(files)} weight files are not there ({missing[0]}): the download is incomplete; run it again")
+        stop(f"{directory}: {len(missing)} of {len(files)} weight files are not there ({missing[0]}): "
+             "the download is incomplete; run it again")
     for name in ("config.json", "tokenizer.json"):
         if not (directory / name).is_file():
             stop(f"{directory}: no {name}: the download is incomplete, or was refused. {GATED}")
@@ -71,7 +72,7 @@ def count_weights(files):
                     parameters += n
                     dtypes[part.get_dtype()] = dtypes.get(part.get_dtype(), 0) + n
         except (SafetensorError, OSError) as error:
-            stop(f"{path}: {str(error).splitlines()[0]}: the download is incomplete (or is a Git LFS pointer); run it again")
+            stop(f"{path}: {str(error).splitlines()[0]}: the download is incomplete, or a Git LFS pointer; run it again")
     return parameters, sum(path.stat().st_size for path in files), max(dtypes, key=dtypes.get)
 
 
@@ -95,7 +96,8 @@ def find_gpu(engine, device):
         stop(f"no NVIDIA GPU here (nvidia-smi does not answer); {other}")
     name, driver, capability = (part.strip() for part in query.split(","))
     if not torch.cuda.is_available():
-        stop(f"{name}, driver {driver}: PyTorch (CUDA {torch.version.cuda}) cannot use it: the driver is too old, or this is a CPU build of PyTorch")
+        stop(f"{name}, driver {driver}: PyTorch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it: "
+             "the driver is too old, or PyTorch was built for the CPU only")
     free, total = torch.cuda.mem_get_info()
     return {"name": name, "driver": driver, "capability": capability, "free": free, "total": total}
 
@@ -112,7 +114,8 @@ def preflight(model, work, engine, device):
     except ImportError:
         straight = None
     if free < 2 * size:
-        stop(f"{work}: {free / 1e9:.1f} GB free on that disk, expected {2 * size / 1e9:.1f}, twice the model (WORK names another)")
+        stop(f"{work}: {free / 1e9:.1f} GB free on that disk, expected {2 * size / 1e9:.1f}, twice the model "
+             "(WORK names another)")
     if device != "cpu" and gpu["free"] < 1.05 * float32 + 1e9:
         stop(f"{gpu['name']}: {gpu['free'] / 1e9:.1f} GB of its memory are free, HuggingFace in float32 needs "
              f"{(1.05 * float32 + 1e9) / 1e9:.1f} (DEVICE=cpu runs it on the CPU)")
@@ -121,14 +124,15 @@ def preflight(model, work, engine, device):
         stop(f"{memory_available() / 1e9:.1f} GB of memory available, expected {host / 1e9:.1f}"
              + ("" if straight or device == "cpu" else " (with the Python package accelerate, 2)"))
     config = json.loads((model / "config.json").read_text())
-    facts = {"model": str(model), "files": len(files), "parameters": parameters, "bytes": size, "dtype": dtype, "config": config,
-             "engine": engine, "device": device, "gpu": gpu, "torch": torch.__version__, "cuda": torch.version.cuda,
-             "transformers": transformers.__version__, "accelerate": straight, "python": platform.python_version(),
-             "host": f"{platform.machine()}, {os.cpu_count()} threads", "system": platform.system() + " " + platform.release()}
+    facts = {"model": model.resolve().name, "files": len(files), "parameters": parameters, "bytes": size, "dtype": dtype,
+             "config": config, "engine": engine, "device": device, "gpu": gpu, "torch": torch.__version__,
+             "cuda": torch.version.cuda, "transformers": transformers.__version__,
+             "host": f"{platform.machine()}, {os.cpu_count()} threads, {platform.system()} {platform.release()}, "
+                     f"Python {platform.python_version()}"}
     (work / "preflight.json").write_text(json.dumps(facts, indent=1))
     where = f"{gpu['name']}, driver {gpu['driver']}" if gpu else "the CPU"
-    print(f"validate.sh: {parameters / 1e9:.3f} billion parameters, {size / 1e9:.2f} GB of {dtype} in {len(files)} files; "
-          f"{where}; {free / 1e9:.0f} GB of disk free", file=sys.stderr)
+    print(f"validate.sh: {parameters / 1e9:.3f} billion parameters, {size / 1e9:.2f} GB of {dtype} in {len(files)} "
+          f"files; {where}; {free / 1e9:.0f} GB of disk free", file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------------------------------------ the dump
@@ -214,7 +218,8 @@ def scenario_tokens(work, dump, title, name, indices, n):
 
 
 def scenario_compare(work, dump, n):
-    result, text = Scenario(f"{n} tokens of {dump.n} prompts, teacher-forced and free-running"), (work / "compare.out").read_text()
+    result = Scenario(f"{n} tokens of {dump.n} prompts, teacher-forced and free-running")
+    text, total = (work / "compare.out").read_text(), dump.total()
     found = re.search(r"teacher-forced (\d+) equal \((\S+) %\), free-running (\d+) equal \((\S+) %\)\n"
                       r"largest \|Δlogit\| (\S+) over (\d+) full rows, (\S+) over the top", text)
     if not found:
@@ -222,17 +227,17 @@ def scenario_compare(work, dump, n):
         return result
     forced, forced_percent, free, free_percent, delta, rows, delta_top = found.groups()
     result.held = statuses(work).get("compare") == 0 and "the comparison holds" in text
-    result.figures = (f"ids equal; teacher-forced {forced} of {dump.total()} ({forced_percent} %), free-running {free} of {dump.total()} "
-                      f"({free_percent} %); largest &#124;Δlogit&#124; {delta} over {rows} full rows, {delta_top} over the top five of every step")
-    if "DIFFER" in text:
-        result.figures = result.figures.replace("ids equal", "IDS DIFFER")
+    result.figures = (f"ids {'DIFFER' if 'DIFFER' in text else 'equal'}; teacher-forced {forced} of {total} "
+                      f"({forced_percent} %), free-running {free} of {total} ({free_percent} %); largest &#124;Δlogit&#124; "
+                      f"{delta} over {rows} full rows, {delta_top} over the top five of every step")
     return result
 
 
 def printed_cache(work, name):
     """(MB, slots, positions, bytes per token, bytes with full multi-head) as --verbose prints them."""
     text = (work / f"{name}.err").read_text()
-    found = re.search(r"K/V cache (\S+) MB: (\d+) x (\d+) positions of (\d+) bytes \(with a K/V head for every head (\d+)\)", text)
+    found = re.search(r"K/V cache (\S+) MB: (\d+) x (\d+) positions of (\d+) bytes "
+                      r"\(with a K/V head for every head (\d+)\)", text)
     return found and (float(found[1]), *map(int, found.groups()[1:]))
 
 
@@ -249,8 +254,9 @@ def scenario_memory(work, config, half):
     expected = 2 * layers * kv_heads * head_dim * 4
     result.held = (per_token == expected and multi_head == expected * heads // kv_heads
                    and abs(megabytes * 1e6 - slots * length * expected) <= 1000)
-    result.figures = (f"{per_token:,} bytes per token for {kv_heads} K/V heads (computed: {expected:,}), {multi_head:,} for {heads} with "
-                      f"full multi-head: {heads // kv_heads} × less; {megabytes} MB for {slots} × {length} positions")
+    result.figures = (f"{per_token:,} bytes per token for {kv_heads} K/V heads (computed: {expected:,}), {multi_head:,} "
+                      f"for {heads} with full multi-head: {heads // kv_heads} × less; {megabytes} MB for {slots} × "
+                      f"{length} positions")
     in_half = half and printed_cache(work, "half")
     if in_half:
         result.figures += f"; in bf16 mode {in_half[3]:,} bytes per token"
@@ -265,7 +271,8 @@ def scenario_batch(work, dump, n):
     result.tokens(dump, single, range(dump.n), n)
     same = sum(a["ids"] == b["ids"] for a, b in zip(single, batch))
     result.held = result.held and held and same == dump.n
-    result.figures = f"in the batch {figures}; one at a time {result.figures}; {same} of {dump.n} answers the same both ways"
+    result.figures = (f"in the batch {figures}; one at a time {result.figures}; {same} of {dump.n} answers the same "
+                      "both ways")
     result.notes += [last_line(work, name) for name in ("single", "batch") if statuses(work).get(name) != 0]
     return result
 
@@ -288,16 +295,20 @@ def scenario_half(work, dump, lines):
     kl = torch.cat([kl_divergence(p, q) for p, q in zip(dump.logits, other.logits)])
     theirs, rows = kl.mean().item(), dump.rows()
     agree = sum(a == b for x, y in zip(dump.tokens, other.choices) for a, b in zip(x, y))
-    agree_rows = sum(a == b for i in range(dump.n) for a, b in list(zip(dump.tokens[i], other.choices[i]))[:len(dump.logits[i])])
+    agree_rows = sum(a == b for x, y, rows_of in zip(dump.tokens, other.choices, dump.logits)
+                     for a, b, _ in zip(x, y, rows_of))
     wrong_rows = sum(int(step) < len(dump.logits[int(i)])
                      for i, step in re.findall(r"prompt (\d+), step (\d+): teacher-forced", text))
     n_equal, our_kl, total = int(ours[1]), float(ours[2]), dump.total()
     result.held = our_kl <= KL_LIMIT * theirs
-    result.figures = f"mean KL {our_kl:.3g} against {theirs:.3g}: {our_kl / theirs if theirs else 0:.2f} of HuggingFace's (at most {KL_LIMIT})"
+    result.figures = (f"mean KL {our_kl:.3g} against {theirs:.3g}: {our_kl / theirs if theirs else 0:.2f} of "
+                      f"HuggingFace's (at most {KL_LIMIT})")
     lines += ["", "## bf16 mode along the float32 dump's tokens", "",
-              f"| against float32 | mean KL over {rows} full rows, nats | argmax agrees, these rows | argmax agrees, all {total} steps |",
+              f"| against float32 | mean KL over {rows} full rows, nats | argmax agrees, these rows | "
+              f"argmax agrees, all {total} steps |",
               "|---|---|---|---|",
-              f"| ours | {our_kl:.3g} | {rows - wrong_rows} ({(rows - wrong_rows) / rows:.1%}) | {n_equal} ({n_equal / total:.1%}) |",
+              f"| ours | {our_kl:.3g} | {rows - wrong_rows} ({(rows - wrong_rows) / rows:.1%}) | "
+              f"{n_equal} ({n_equal / total:.1%}) |",
               f"| HuggingFace, sdpa | {theirs:.3g} (median {kl.median():.3g}, largest {kl.max():.3g}) | {agree_rows} "
               f"({agree_rows / rows:.1%}) | {agree} ({agree / total:.1%}) |"]
     return result
@@ -307,7 +318,8 @@ def scenario_half(work, dump, lines):
 
 def fenced(text):
     """Text that may hold anything, as an indented block."""
-    clean = "".join(c if c.isprintable() or c == "\n" else "�" for c in text.replace("\r", "\n").replace("\t", "    "))
+    text = text.replace("\r", "\n").replace("\t", "    ")
+    clean = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
     return ["    " + line for line in clean.rstrip("\n").split("\n")]
 
 
@@ -315,17 +327,19 @@ def facts_table(facts, work, dump):
     config, gpu = facts["config"], facts["gpu"]
     heads = config["num_attention_heads"]
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    version = (work / "version.out").read_text().strip()
     rows = {
-        "model": f"{Path(facts['model']).resolve().name}: {facts['parameters'] / 1e9:.3f} billion parameters, {facts['bytes'] / 1e9:.2f} GB of {facts['dtype']} "
-                 f"in {facts['files']} files; {config['num_hidden_layers']} layers, dim {config['hidden_size']}, {heads} heads over "
-                 f"{config.get('num_key_value_heads') or heads} K/V heads, hidden {config['intermediate_size']}, vocabulary {config['vocab_size']}, "
+        "model": f"{facts['model']}: {facts['parameters'] / 1e9:.3f} billion parameters, {facts['bytes'] / 1e9:.2f} GB of "
+                 f"{facts['dtype']} in {facts['files']} files; {config['num_hidden_layers']} layers, dim "
+                 f"{config['hidden_size']}, {heads} heads over {config.get('num_key_value_heads') or heads} K/V heads, "
+                 f"hidden {config['intermediate_size']}, vocabulary {config['vocab_size']}, "
                  f"RoPE {rope.get('rope_type', 'default')}",
-        "program": f"{version}, engine {facts['engine']}, --precision f32",
-        "GPU": f"{gpu['name']} ({gpu['total'] / 2**30:.0f} GiB, compute capability {gpu['capability']}), driver {gpu['driver']}" if gpu else "none used",
-        "HuggingFace": f"transformers {facts['transformers']}, torch {facts['torch']} (CUDA {facts['cuda']}) on {facts['device']}, float32, TF32 off, "
-                       f"sdpa; sdpa and eager differ by at most {dump.noise:.2g} in a logit; smallest top-2 margin {min(map(min, dump.margins)):.2g}",
-        "machine": f"{facts['host']}, {facts['system']}, Python {facts['python']}",
+        "program": f"{(work / 'version.out').read_text().strip()}, engine {facts['engine']}, --precision f32",
+        "GPU": "none used" if not gpu else f"{gpu['name']} ({gpu['total'] / 2**30:.0f} GiB, compute capability "
+                                           f"{gpu['capability']}), driver {gpu['driver']}",
+        "HuggingFace": f"transformers {facts['transformers']}, torch {facts['torch']} (CUDA {facts['cuda']}) on "
+                       f"{facts['device']}, float32, TF32 off, sdpa; sdpa and eager differ by at most {dump.noise:.2g} in "
+                       f"a logit; smallest top-2 margin {min(map(min, dump.margins)):.2g}",
+        "machine": facts["host"],
     }
     return ["| | |", "|---|---|"] + [f"| {key} | {value} |" for key, value in rows.items()]
 
