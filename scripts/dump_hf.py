@@ -92,7 +92,7 @@ def check_prompt(i, ids, tokens, n, config):
 
 def load_model(directory, dtype, device):
     # Sharded or not, the weights must be in the directory: never look for them on the network.
-    # With accelerate they go straight to the GPU: a float32 copy of an 8B model in host memory takes longer than all else.
+    # With accelerate they go straight to the GPU: no float32 copy of an 8B model in host memory.
     straight = {"device_map": device} if device != "cpu" and is_accelerate_available() else {}
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa",
                                                  local_files_only=True, **straight)

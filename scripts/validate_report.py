@@ -228,8 +228,8 @@ def scenario_compare(work, dump, n):
     forced, forced_percent, free, free_percent, delta, rows, delta_top = found.groups()
     result.held = statuses(work).get("compare") == 0 and "the comparison holds" in text
     result.figures = (f"ids {'DIFFER' if 'DIFFER' in text else 'equal'}; teacher-forced {forced} of {total} "
-                      f"({forced_percent} %), free-running {free} of {total} ({free_percent} %); largest &#124;Δlogit&#124; "
-                      f"{delta} over {rows} full rows, {delta_top} over the top five of every step")
+                      f"({forced_percent} %), free-running {free} of {total} ({free_percent} %); largest "
+                      f"&#124;Δlogit&#124; {delta} over {rows} full rows, {delta_top} over the top five of every step")
     return result
 
 
