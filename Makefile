@@ -9,7 +9,10 @@
 #
 # CUDA=0 leaves the CUDA Toolkit alone; CUDA_HOME says where it is. CC, CFLAGS and LDFLAGS are yours to add to.
 
-CC       ?= gcc
+# make's own default is cc, which not every machine with gcc has.
+ifeq ($(origin CC),default)
+CC := $(notdir $(firstword $(foreach name,gcc cc clang,$(shell command -v $(name) 2>/dev/null))))
+endif
 CUDA     ?= 1
 BUILD    ?= build
 PROGRAM  ?= llama
