@@ -28,7 +28,7 @@ GPU_HERE    := $(if $(NVCC),$(shell nvidia-smi --query-gpu=compute_cap --format=
 CUDA_ARCHS  ?= $(or $(GPU_HERE),80 86 89 90a 100 120)
 GENCODE     := $(foreach arch,$(CUDA_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch))
 CUDA_ROOT   := $(abspath $(dir $(realpath $(NVCC)))..)
-CUDA_LDFLAGS := $(if $(NVCC),-L$(CUDA_ROOT)/lib64 -lcublas -lcudart -lstdc++)
+CUDA_LDFLAGS := $(if $(NVCC),-L$(CUDA_ROOT)/lib64 -Wl,-rpath,$(CUDA_ROOT)/lib64 -lcublas -lcudart -lstdc++)
 CUDA_CFLAGS := $(if $(NVCC),-DLLAMA_CUDA)
 
 # ---- flags ----------------------------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ WARNINGS := -Wall -Wextra -Werror
 # say, are the same on every machine.
 ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) $(OPENMP) -MMD -MP $(CUDA_CFLAGS) $(CFLAGS)
 ALL_LDFLAGS := $(OPENMP) $(LDFLAGS) $(CUDA_LDFLAGS) -lm
-NVCC_FLAGS  := -std=c++17 -O3 -lineinfo $(GENCODE) -Imodel -Xcompiler -Wall,-Wextra,-fopenmp
+NVCC_FLAGS  := -std=c++17 -O3 -Xfatbin -compress-all $(GENCODE) -Imodel -Xcompiler -Wall,-Wextra,-fopenmp
 OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 
 # ---- sources --------------------------------------------------------------------------------------------------------
