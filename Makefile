@@ -1,7 +1,7 @@
 # make            builds ./llama
 # make demo       builds it and tells a story with the model that ships here
 # make test       builds and runs every test that this machine can run
-# make test-gpu   the tests that need a GPU, alone
+# make test-gpu   the tests that need a GPU, alone; make test-gpu-plain, sanitize-gpu and compare-gpu (beside PyTorch) go further
 # make lib        the attention kernels alone: build/libattention.so (model/attention.h is its interface)
 # make bench-cpu  measures the CPU engine on weights of LLaMA 3.2 1B's shape, made from a seed
 # make asan       the tests once more, under AddressSanitizer and UBSan
@@ -28,7 +28,7 @@ GPU_HERE    := $(if $(NVCC),$(shell nvidia-smi --query-gpu=compute_cap --format=
 CUDA_ARCHS  ?= $(or $(GPU_HERE),80 86 89 90a 100 120)
 GENCODE     := $(foreach arch,$(CUDA_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch))
 CUDA_ROOT   := $(abspath $(dir $(realpath $(NVCC)))..)
-CUDA_LDFLAGS := $(if $(NVCC),-L$(CUDA_ROOT)/lib64 -Wl,-rpath,$(CUDA_ROOT)/lib64 -lcublas -lcudart -lstdc++)
+CUDA_LDFLAGS := $(if $(NVCC),-L$(CUDA_ROOT)/lib64 -Xlinker -rpath -Xlinker $(CUDA_ROOT)/lib64 -lcublas -lcudart -lstdc++)
 CUDA_CFLAGS := $(if $(NVCC),-DLLAMA_CUDA)
 
 # ---- flags ----------------------------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ WARNINGS := -Wall -Wextra -Werror
 # say, are the same on every machine.
 ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) $(OPENMP) -MMD -MP $(CUDA_CFLAGS) $(CFLAGS)
 ALL_LDFLAGS := $(OPENMP) $(LDFLAGS) $(CUDA_LDFLAGS) -lm
-NVCC_FLAGS  := -std=c++17 -O3 -Xfatbin -compress-all $(GENCODE) -Imodel -Xcompiler -Wall,-Wextra,-fopenmp
+NVCC_FLAGS  := -std=c++17 -O3 -Xfatbin -compress-all $(GENCODE) -I. -Xcompiler -Wall,-Wextra,-fopenmp
 OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 
 # ---- sources --------------------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ TESTS           := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*
 GPU_TESTS       := $(if $(NVCC),$(patsubst tests/%.cu,$(BUILD)/tests/%,$(wildcard tests/test_*.cu)))
 
 .SECONDARY: # objects of tests stay
-.PHONY: all demo test test-gpu lib bench-cpu asan clean FORCE
+.PHONY: all demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib bench-cpu asan clean FORCE
 
 all: $(PROGRAM)
 	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(CUDA_ARCHS) ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA)),CUDA=0,no nvcc in CUDA_HOME or PATH))"
@@ -92,7 +92,8 @@ $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIBRARY_OBJECTS)
 
 lib: $(BUILD)/libattention.so
 
-$(BUILD)/libattention.so: attention.cu model/attention.h $(BUILD)/flags
+$(BUILD)/libattention.so: attention.cu model/attention.h model/attention_f32.cuh model/attention_sm90.cuh $(BUILD)/flags
+	@mkdir -p $(@D)
 	$(if $(NVCC),,$(error make lib needs nvcc: none in CUDA_HOME or PATH, or CUDA=0))
 	$(NVCC) $(NVCC_FLAGS) -Xcompiler -fPIC -shared $< -o $@
 
@@ -107,6 +108,28 @@ test: all $(TESTS) $(GPU_TESTS)
 
 test-gpu: all $(GPU_TESTS)
 	@LLAMA=./$(PROGRAM) sh tests/run.sh $(GPU_TESTS) tests/test_engine_cublas.sh
+
+# The attention of GPUs other than Hopper, on whichever is here: code for compute_80, which the driver compiles at start.
+$(BUILD)/tests/test_attention_plain: tests/test_attention.cu attention.cu $(BUILD)/libattention.so
+	@mkdir -p $(@D)
+	$(NVCC) -std=c++17 -O3 -I. -gencode arch=compute_80,code=compute_80 tests/test_attention.cu attention.cu -o $@
+
+test-gpu-plain: $(BUILD)/tests/test_attention_plain
+	@sh tests/run.sh $<
+
+sanitize-gpu: all $(GPU_TESTS)
+	for tool in memcheck racecheck initcheck synccheck; do \
+	  echo "== $$tool" && compute-sanitizer --tool $$tool --error-exitcode 9 $(BUILD)/tests/test_attention --small > $(BUILD)/$$tool.log 2>&1; \
+	  status=$$?; tail -n 2 $(BUILD)/$$tool.log; [ $$status -eq 0 ] || exit 1; done
+	compute-sanitizer --tool memcheck --error-exitcode 9 ./$(PROGRAM) model/stories.bin -p "Once" -n 20 --engine cublas
+
+$(BUILD)/read_ceiling: tests/read_ceiling.cu $(BUILD)/flags
+	$(NVCC) $(NVCC_FLAGS) $< -o $@
+
+# Needs Python with torch and transformers.
+compare-gpu: lib $(BUILD)/read_ceiling
+	python3 scripts/check_attention_torch.py --csv $(BUILD)/attention.csv --plot $(BUILD)/attention.png
+	python3 scripts/hf_attention.py
 
 bench-cpu: all
 	./$(PROGRAM) --synthetic llama-3.2-1b --bench --engine cpu

@@ -1,7 +1,7 @@
-// attention.cu: causal grouped-query attention over the KV cache: prefill, split-KV decode, merge.
-// Interface and promises: model/attention.h. Reading order: the cache, the tensor-core primitives, decode (16-bit tiles,
-// float32 tiles, the split kernel, the merge), prefill (append, the plain kernel, float32; Hopper's own kernel is in
-// model/attention_sm90.cuh), and the C interface with its checks at the end.
+// attention.cu: causal grouped-query attention over the KV cache: prefill, split-KV decode, fold.
+// Interface and promises: model/attention.h. Reading order: the cache, primitives, decode (the deal of work, the step, the
+// fold, the kernel), prefill (append, the kernel for any GPU), and the C interface with its checks at the end. Two rooms
+// of their own: model/attention_f32.cuh, the float32 kernels, and model/attention_sm90.cuh, prefill on Hopper.
 #include <float.h>
 #include <math.h>
 #include <stdarg.h>
@@ -79,6 +79,8 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
+__device__ __forceinline__ void store_shared(uint32_t address, uint32_t x) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory"); }
+
 // Four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8.
 __device__ __forceinline__ void load_matrix4(uint32_t r[4], uint32_t address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -88,13 +90,6 @@ __device__ __forceinline__ void load_matrix4_transposed(uint32_t r[4], uint32_t 
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
-// An 8x8 matrix held by the warp (lane 4i+j: row i, columns 2j and 2j+1), transposed.
-__device__ __forceinline__ uint32_t transpose_matrix(uint32_t a) {
-    uint32_t b;
-    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(b) : "r"(a));
-    return b;
-}
-
 // c[16x8] += a[16x16] b[16x8], 16-bit inputs, float32 accumulators.
 template <typename T>
 __device__ __forceinline__ void mma_16x8x16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
@@ -140,18 +135,15 @@ template <typename T, int D> __device__ __forceinline__ uint32_t tile_offset(int
 // Decode. One new token per sequence. A sequence's positions are cut into chunks of a fixed length; a work item is one
 // chunk of one KV head, with as many query heads of its group as a tile holds. As many blocks as the GPU holds share the
 // items out evenly, each taking a run of neighbours, so the launch does not depend on the lengths and can be replayed from
-// a graph. In a block each warp streams its own tiles through its own ring in shared memory, which runs on from item to
-// item with no barrier; at the end of an item the warps' results are added up. The chunks of a group are then folded in
+// a graph. Copies run ahead through a ring in shared memory, on from item to item. The chunks of a group are folded in
 // their order, first to last: in registers where one block has them all, else by the block that finishes last, from the
 // workspace, with the same operations. So nothing depends on what else is in the batch: a sequence gets the same bits
 // alone and among others.
 
-constexpr int DECODE_MAX_WARPS = 8;
-constexpr int DECODE_STAGES = 2;    // tiles per warp in its ring; 8 KB each (K and V)
-
-// The length of a chunk depends on the length of its own sequence only: 32 chunks at most up to 8192 positions, 128 at 131,072.
-__host__ __device__ inline int decode_chunk(int total) { return total <= 8192 ? 256 : total <= 32768 ? 512 : 1024; }
-__host__ __device__ inline int decode_chunks(int total) { int c = decode_chunk(total); return (total + c - 1) / c; }
+// The length of a chunk depends on the length of its own sequence only: 64 chunks at most up to 131,072 positions.
+__host__ __device__ inline int decode_chunk_log2(int total) { return total <= 4096 ? 7 : total <= 8192 ? 8 : total <= 32768 ? 9 : total <= 65536 ? 10 : 11; }
+__host__ __device__ inline int decode_chunk(int total) { return 1 << decode_chunk_log2(total); }
+__host__ __device__ inline int decode_chunks(int total) { return (total + decode_chunk(total) - 1) >> decode_chunk_log2(total); }
 
 struct DecodeParams {
     const void *q; void *out;                 // [seq][head][D]
@@ -160,7 +152,7 @@ struct DecodeParams {
     int64_t k_token_stride, k_head_stride, v_token_stride, v_head_stride;
     Cache<char> cache;
     const int *seq_lens;                      // [seq] positions in the cache before the new token
-    unsigned *arrived;                        // [seq][kv head][head block] chunks done; zero between calls
+    unsigned *arrived;                        // [block] chunks done of the group that starts in the block and ends in another
     float2 *part_ml;                          // [seq][head][max_chunks]    a chunk's largest score (log2) and its sum
     float *part_o;                            // [seq][head][max_chunks][D] and its weighted sum of V
     int n_seq, n_heads, group, head_blocks;   // head_blocks: items per chunk and KV head, for groups larger than a tile
@@ -179,45 +171,71 @@ struct DecodeCursor {
     int seq, kv_head, head_block, chunk;
     int total, n_chunks;    // of seq
     int left;               // items of this block, the present one included
+    int owner;              // the block that has the group's first chunk: a counter belongs to it
 
     // The block's share of all items; every warp computes it for itself.
     __device__ __forceinline__ void start(const DecodeParams &p, int lane) {
-        int per_chunk = p.cache.n_kv_heads * p.head_blocks, sum = 0;
-        for (int i = lane; i < p.n_seq; i += 32) sum += decode_chunks(decode_total(p, i));
-        #pragma unroll
-        for (int x = 1; x < 32; x *= 2) sum += __shfl_xor_sync(~0u, sum, x);
-        long long items = (long long)sum * per_chunk;
-        int begin = (int)(items * blockIdx.x / gridDim.x);
-        left = (int)(items * (blockIdx.x + 1) / gridDim.x) - begin;
+        unsigned per_chunk = p.cache.n_kv_heads * p.head_blocks, sum = 0, mine = 0, least = ~0u, most = 0;
+        for (int i = lane; i < p.n_seq; i += 32) {
+            mine = decode_chunks(decode_total(p, i));
+            sum += mine;
+            least = min(least, mine);
+            most = max(most, mine);
+        }
+        sum = __reduce_add_sync(~0u, sum);
+        least = __reduce_min_sync(~0u, least);
+        most = __reduce_max_sync(~0u, most);
+        unsigned items = sum * per_chunk, share = items / gridDim.x, rest = items - share * gridDim.x;
+        owner = blockIdx.x;
+        left = 0;
+        if (items == 0) return;
+        if (least == most) {    // equal lengths: shares of whole groups, or even parts of one, if that costs no more than 1/16
+            unsigned even = share + (rest > 0);
+            if (even > most) even = (even + most - 1) / most * most;
+            else while (most % even) even++;
+            if ((unsigned long long)even * gridDim.x <= items + items / 16) {
+                share = even;
+                rest = 0;
+            }
+        }
+        unsigned at = share * blockIdx.x + min(blockIdx.x, rest);
+        if (at >= items) return;
+        left = min(share + (blockIdx.x < rest), items - at);
         if (left == 0) return;
-        int first = begin / per_chunk, r = 0;    // which sequence holds chunk `first` of all sequences' chunks?
-        for (int base = 0; base < p.n_seq; base += 32) {
-            int mine = base + lane < p.n_seq ? decode_chunks(decode_total(p, base + lane)) : 0, upto = mine;
+        unsigned index = at;
+        for (int base = 0;; base += 32) {    // find the sequence that has item `at`
+            if (p.n_seq > 32) mine = base + lane < p.n_seq ? decode_chunks(decode_total(p, base + lane)) : 0;
+            unsigned upto = mine;
             #pragma unroll
             for (int x = 1; x < 32; x *= 2) {
-                int y = __shfl_up_sync(~0u, upto, x);
+                unsigned y = __shfl_up_sync(~0u, upto, x);
                 if (lane >= x) upto += y;
             }
-            unsigned beyond = __ballot_sync(~0u, upto > first);
+            unsigned beyond = __ballot_sync(~0u, upto * per_chunk > at);
             if (beyond) {
-                int at = __ffs(beyond) - 1;
-                seq = base + at;
-                n_chunks = __shfl_sync(~0u, mine, at);
-                r = begin - __shfl_sync(~0u, upto - mine, at) * per_chunk;
+                int first = __ffs(beyond) - 1;
+                seq = base + first;
+                n_chunks = __shfl_sync(~0u, mine, first);
+                at -= __shfl_sync(~0u, upto - mine, first) * per_chunk;
                 break;
             }
-            first -= __shfl_sync(~0u, upto, 31);
-            begin -= __shfl_sync(~0u, upto, 31) * per_chunk;
+            at -= __shfl_sync(~0u, upto, 31) * per_chunk;
         }
         total = decode_total(p, seq);
-        chunk = r % n_chunks;
-        r /= n_chunks;
-        head_block = r % p.head_blocks;
-        kv_head = r / p.head_blocks;
+        kv_head = at / (unsigned)n_chunks;
+        chunk = at - kv_head * n_chunks;
+        index -= chunk;
+        if (chunk > 0) owner = index < rest * (share + 1) ? index / (share + 1) : rest + (index - rest * (share + 1)) / share;
+        head_block = 0;
+        if (p.head_blocks > 1) {
+            head_block = kv_head % p.head_blocks;
+            kv_head /= p.head_blocks;
+        }
     }
     __device__ __forceinline__ void next(const DecodeParams &p) {
         if (--left == 0 || ++chunk < n_chunks) return;
         chunk = 0;
+        owner = blockIdx.x;
         if (++head_block < p.head_blocks) return;
         head_block = 0;
         if (++kv_head < p.cache.n_kv_heads) return;
@@ -230,40 +248,244 @@ struct DecodeCursor {
     __device__ __forceinline__ int end() const { return min(total, (chunk + 1) * decode_chunk(total)); }
 };
 
-// Tile arithmetic on tensor cores, 16-bit. Keys are the rows and query heads the columns of S^T = K Q^T, and likewise
-// O^T = V^T P^T, so a group of up to 8 heads fills the instruction's 8 columns (NT such column blocks). Each K/V element
-// is loaded once for all heads. P enters the second product as the sum of two 16-bit terms: there is room, the kernel
-// waits for memory, and the result is exact to the rounding of the output.
-template <typename T, int D, int NT> struct MmaTile {
-    typedef T Elem;
-    static constexpr int DIM = D, HEADS = 8 * NT, SUBS = D == 64 ? 2 : 1, TOKENS = 16 * SUBS;
-    uint32_t q[NT][D / 16][2];
-    float o[NT][D / 16][4];    // [column block][16 dims]: dims g, g+8 of heads 2t, 2t+1 (g = lane / 4, t = lane % 4)
-    float m[NT][2], l[NT][2];  // largest score so far (log2 units), sum of this lane's weights
+// NaN for every sequence that would overflow its cache, by the last block.
+template <typename T, int D> __device__ __forceinline__ void decode_refuse(const DecodeParams &p) {
+    if (blockIdx.x == gridDim.x - 1)
+        for (int seq = 0; seq < p.n_seq; seq++)
+            if (decode_total(p, seq) == 0)
+                for (int i = threadIdx.x; i < p.n_heads * D; i += blockDim.x)
+                    ((T *)p.out)[seq * p.out_token_stride + i / D * p.out_head_stride + i % D] = from_float<T>(NAN);
+}
 
-    __device__ __forceinline__ void load_q(const T *q_rows, int64_t head_stride, int n_rows, int lane) {
-        int g = lane >> 2, t = lane & 3;
+// 16-bit decode, on tensor cores. A block of four warps walks over its items in steps of STEP positions, with a ring of
+// steps in shared memory ahead of it. Keys are the rows and query heads the columns of S^T = K Q^T, and likewise O^T =
+// V^T P^T, so a group of up to 8 heads fills the instruction's 8 columns (NT such column blocks) and each K/V element is
+// loaded once for all heads. For the scores the warps share out the positions, for the output the dims of the head: the
+// weights cross over through shared memory, and no sums across warps are left to do. P enters the second product as the
+// sum of two 16-bit terms: there is room, the kernel waits for memory, and the result is exact to the output's rounding.
+constexpr int DECODE_THREADS = 128, DECODE_STAGES = 2;    // two steps, one in use: a deeper queue only makes the blocks' shares of memory unequal
+template <int D> __host__ __device__ constexpr int decode_step() { return D == 64 ? 128 : 64; }
+template <int D> __host__ __device__ constexpr int decode_stage_bytes() { return 2 * decode_step<D>() * D * 2; }    // K and V
+// The ring, P [hi, lo][column block][position][8 heads], and the warps' largest scores [warp][head].
+template <int D, int NT> inline size_t decode_smem_bytes() {
+    return DECODE_STAGES * decode_stage_bytes<D>() + 2 * NT * decode_step<D>() * 16 + 4 * 8 * NT * sizeof(float);
+}
+
+// The block starts the copy of one step: positions pos .. pos+STEP-1 of one KV head to K and V at `stage`; zeros from
+// `total` on. A thread copies 16 bytes of every ROWS-th row.
+template <typename T, int D>
+__device__ __forceinline__ void decode_load_step(const DecodeParams &p, const DecodeCursor &item, int pos, uint32_t stage, uint32_t thread_dst) {
+    constexpr int STEP = decode_step<D>(), CHUNKS = D / 8, COPIERS = D == 96 ? 96 : 128, ROWS = COPIERS / CHUNKS, V = STEP * D * 2;
+    const Cache<T> &cache = (const Cache<T> &)p.cache;
+    if (COPIERS < DECODE_THREADS && threadIdx.x >= COPIERS) return;
+    if (pos + STEP <= item.total - p.append && (!cache.table || cache.block_size % STEP == 0)) {    // all of it there, in one piece
+        size_t base = cache_row(cache, item.seq, item.kv_head, pos) + threadIdx.x * 8;
+        const T *k = cache.k + base, *v = cache.v + base;
+        #pragma unroll
+        for (int i = 0; i < STEP / ROWS; i++) {
+            copy_async16(stage + thread_dst + i * ROWS * D * 2, k + i * ROWS * D);
+            copy_async16(stage + thread_dst + V + i * ROWS * D * 2, v + i * ROWS * D);
+        }
+    } else
+        #pragma unroll 1
+        for (int i = 0; i < STEP / ROWS; i++) {
+            int at = pos + i * ROWS + threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+            bool valid = at < item.total;
+            size_t row = valid ? cache_row(cache, item.seq, item.kv_head, at) : 0;
+            const T *k = cache.k + row, *v = cache.v + row;
+            if (p.append && at == item.total - 1) {    // the new token: not in the cache yet
+                k = (const T *)p.k_new + item.seq * p.k_token_stride + item.kv_head * p.k_head_stride;
+                v = (const T *)p.v_new + item.seq * p.v_token_stride + item.kv_head * p.v_head_stride;
+                if (item.head_block == 0) {
+                    ((uint4 *)(cache.k + row))[chunk] = ((const uint4 *)k)[chunk];
+                    ((uint4 *)(cache.v + row))[chunk] = ((const uint4 *)v)[chunk];
+                }
+            }
+            copy_async16(stage + thread_dst + i * ROWS * D * 2, k + chunk * 8, valid);
+            copy_async16(stage + thread_dst + V + i * ROWS * D * 2, v + chunk * 8, valid);
+        }
+}
+
+// A thread's part of a chunk's result, or of several: for heads 2t and 2t+1 of every column block the largest score (log2)
+// and the sum of weights, and the weighted sum of V for dims g and g + 8 of the warp's tiles of 16. The order of additions
+// and their rounding are fixed, so that folding in registers and folding from the workspace give the same bits.
+template <int NT, int TILES> struct DecodeState {
+    float m[NT][2], l[NT][2], o[NT][TILES][4];
+
+    __device__ __forceinline__ void add(const DecodeState &x) {
         #pragma unroll
         for (int n = 0; n < NT; n++) {
-            const T *row = q_rows + (n * 8 + g) * head_stride + 2 * t;
+            float a[2], b[2];
             #pragma unroll
-            for (int d = 0; d < D / 16; d++)
+            for (int h = 0; h < 2; h++) {
+                float top = fmaxf(m[n][h], x.m[n][h]);
+                a[h] = exp2_fast(m[n][h] - top);
+                b[h] = exp2_fast(x.m[n][h] - top);
+                m[n][h] = top;
+                l[n][h] = __fmaf_rn(x.l[n][h], b[h], __fmul_rn(l[n][h], a[h]));
+            }
+            #pragma unroll
+            for (int i = 0; i < TILES; i++)
                 #pragma unroll
-                for (int i = 0; i < 2; i++) q[n][d][i] = n * 8 + g < n_rows ? *(const uint32_t *)(row + d * 16 + i * 8) : 0u;
+                for (int j = 0; j < 4; j++) o[n][i][j] = __fmaf_rn(x.o[n][i][j], b[j & 1], __fmul_rn(o[n][i][j], a[j & 1]));
         }
     }
-    __device__ __forceinline__ void reset() {
-        #pragma unroll
-        for (int n = 0; n < NT; n++) {
-            #pragma unroll
-            for (int d = 0; d < D / 16; d++) o[n][d][0] = o[n][d][1] = o[n][d][2] = o[n][d][3] = 0.0f;
-            m[n][0] = m[n][1] = -INFINITY;
-            l[n][0] = l[n][1] = 0.0f;
-        }
-    }
+};
 
-    __device__ __forceinline__ void accumulate(uint32_t k_tile, uint32_t v_tile, int n_valid, float scale_log2, int lane) {
-        int g = lane >> 2;
+// The fold of a sequence's chunks in their order: eight at a time, then the eights.
+template <class State> struct DecodeFold {
+    State eight, all;
+    __device__ __forceinline__ void add(const State &x, int chunk, int n_chunks) {
+        if (chunk % 8 == 0) eight = x;
+        else eight.add(x);
+        if (chunk % 8 < 7 && chunk + 1 < n_chunks) return;
+        if (chunk < 8) all = eight;
+        else all.add(eight);
+    }
+};
+
+// In place of the sum of weights of an eight's second chunk: the first one's place holds the whole eight.
+constexpr float DECODE_IN_EIGHT = -1.0f;
+
+// The block that brought the last chunks of a group folds all of them from the workspace, with the operations of
+// DecodeState and DecodeFold, element by element. A thread owns four dims of a head; 16 chunks are in flight at a time.
+template <typename T, int D> __device__ __noinline__ void decode_fold_parts(const DecodeParams &p, int seq, int head0, int rows, int n_chunks) {
+    typedef DecodeState<1, 1> State;    // here o[0][0][0..3] are the four dims
+    for (int i = threadIdx.x; i < rows * D / 4; i += blockDim.x) {
+        int head = head0 + i / (D / 4), dim = i % (D / 4) * 4;
+        size_t part = ((size_t)seq * p.n_heads + head) * p.max_chunks;
+        State all;
+        #pragma unroll 1
+        for (int c = 0; c < n_chunks; c += 16) {
+            float2 ml[16];
+            float4 o[16];
+            #pragma unroll
+            for (int k = 0; k < 16; k++) {    // all loads first, for their latency; past the end the last one again, of no weight
+                size_t at = part + min(c + k, n_chunks - 1);
+                ml[k] = __ldcg(p.part_ml + at);
+                o[k] = __ldcg((const float4 *)(p.part_o + at * D + dim));
+            }
+            #pragma unroll
+            for (int half = 0; half < 16; half += 8) {
+                State eight;
+                int end = ml[half + 1].y == DECODE_IN_EIGHT ? c + half + 1 : n_chunks;
+                #pragma unroll
+                for (int k = half; k < half + 8; k++) {
+                    bool there = c + k < end;
+                    State x;
+                    x.m[0][0] = x.m[0][1] = there ? ml[k].x : -INFINITY;
+                    x.l[0][0] = x.l[0][1] = there ? ml[k].y : 0.0f;
+                    x.o[0][0][0] = there ? o[k].x : 0.0f; x.o[0][0][1] = there ? o[k].y : 0.0f;
+                    x.o[0][0][2] = there ? o[k].z : 0.0f; x.o[0][0][3] = there ? o[k].w : 0.0f;
+                    if (k == half) eight = x;
+                    else eight.add(x);    // adding nothing changes no bit
+                }
+                if (c + half == 0) all = eight;
+                else if (c + half < n_chunks) all.add(eight);
+            }
+        }
+        T *out = (T *)p.out + seq * p.out_token_stride + head * p.out_head_stride + dim;
+        #pragma unroll
+        for (int j = 0; j < 4; j++) out[j] = from_float<T>(all.o[0][0][j] / all.l[0][0]);
+    }
+}
+
+// After all threads have written the parts of `visited` chunks of a group that other blocks share: whoever brings the last
+// ones folds all of them.
+template <typename T, int D> __device__ __forceinline__ void decode_arrive(const DecodeParams &p, const DecodeCursor &item, int visited, int head0, int rows) {
+    __shared__ int is_last;
+    __syncthreads();    // all of this block's parts are written
+    if (threadIdx.x == 0) {
+        __threadfence();
+        is_last = atomicAdd(p.arrived + item.owner, visited) + visited == item.n_chunks;
+        if (is_last) p.arrived[item.owner] = 0;
+        __threadfence();
+    }
+    __syncthreads();    // is_last is known
+    if (is_last) decode_fold_parts<T, D>(p, item.seq, head0, rows, item.n_chunks);
+}
+
+// Computes: attention of one new token per sequence to its cache, in chunks of fixed length; appends K and V if asked.
+// Reads:    q [seq][head][D], k_new and v_new [seq][kv head][D], the cache, all T; seq_lens [seq] int32.
+// Writes:   out [seq][head][D] T (NaN for a sequence that would overflow its cache); with append, row seq_lens[seq] of K
+//           and V; for groups that several blocks share, part_ml and part_o [seq][head][chunk], float32, and arrived.
+// Grid:     as many blocks of 128 threads as fit on the GPU, each with an even share of the items; a warp owns a quarter
+//           of a step's positions in the scores and every fourth 16 dims of the output.
+// Requires: head_dim = D, group <= 8 NT * head_blocks, 16-byte rows, scale > 0, arrived = 0; shared memory of decode_smem_bytes.
+// Two blocks per SM with some 220 registers a thread: at 168, where three fit, a step takes a third longer.
+template <typename T, int D, int NT>
+__global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_constant__ DecodeParams p) {
+    constexpr int STEP = decode_step<D>(), SUBS = STEP / 64, HEADS = 8 * NT, TILES = (D / 16 + 3) / 4, ROW = D * 2, V = STEP * ROW;
+    constexpr int CHUNKS = D / 8;
+    typedef DecodeState<NT, TILES> State;
+    extern __shared__ __align__(1024) char smem[];
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+    uint32_t ring = smem_address(smem), weights = ring + DECODE_STAGES * decode_stage_bytes<D>();
+    float *tops = (float *)(smem + DECODE_STAGES * decode_stage_bytes<D>() + 2 * NT * STEP * 16);    // [warp][HEADS]
+    uint32_t thread_dst = tile_offset<T, D>(threadIdx.x / CHUNKS, threadIdx.x % CHUNKS);
+    // Where this lane's rows for ldmatrix are: K rows of its warp's positions, V rows of a 16-position step of the product.
+    uint32_t k_lane = tile_offset<T, D>(warp * 16 * SUBS + (lane & 15), lane >> 4);
+    uint32_t v_lane = tile_offset<T, D>((lane >> 4) * 8 + (lane & 7), (lane >> 3) & 1);
+    auto chunk_pair = [](uint32_t base, int d) { return D == 96 ? (base ^ (d & 1) << 5) + (d >> 1) * 64 : base ^ d << 5; };    // 32 d bytes on, permuted
+    constexpr uint32_t ONE2 = std::is_same<T, bf16>::value ? 0x3f803f80u : 0x3c003c00u;
+    const uint32_t ones[4] = {ONE2, ONE2, ONE2, ONE2};
+
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+
+    DecodeCursor item, ahead;    // ahead: the item whose steps are being fetched
+    item.start(p, lane);
+    ahead = item;
+    int pos = item.left ? item.begin() : 0, ahead_pos = pos, stage = 0, ahead_stage = 0;
+    bool whole = false;      // does this block do all chunks of the present group?
+    bool eight = false;      // or at least all of the present eight?
+    int visited = 0;         // those it has done
+    uint32_t q[NT][D / 16][2];
+    State now;
+    DecodeFold<State> fold;
+
+    for (int step = 1 - DECODE_STAGES; item.left > 0; step++) {
+        int head0 = item.kv_head * p.group + item.head_block * HEADS, rows = min(HEADS, p.group - item.head_block * HEADS);
+        if (step >= 0) {
+            if (visited == 0 && pos == item.begin()) {    // a new group
+                whole = item.chunk == 0 && item.left >= item.n_chunks;
+                #pragma unroll
+                for (int n = 0; n < NT; n++) {
+                    const T *row = (const T *)p.q + item.seq * p.q_token_stride + (head0 + n * 8 + g) * p.q_head_stride + 2 * t;
+                    #pragma unroll
+                    for (int d = 0; d < D / 16; d++)
+                        #pragma unroll
+                        for (int i = 0; i < 2; i++) q[n][d][i] = n * 8 + g < rows ? *(const uint32_t *)(row + d * 16 + i * 8) : 0u;
+                }
+            }
+            copy_async_wait<DECODE_STAGES - 2>();
+            __syncthreads();    // everyone's copies of this step have landed; everyone is done with the stage filled next
+        }
+        if (ahead.left > 0) {
+            decode_load_step<T, D>(p, ahead, ahead_pos, ring + ahead_stage * decode_stage_bytes<D>(), thread_dst);
+            ahead_stage = ahead_stage + 1 == DECODE_STAGES ? 0 : ahead_stage + 1;
+            ahead_pos += STEP;
+            if (ahead_pos >= ahead.end()) {
+                ahead.next(p);
+                ahead_pos = ahead.begin();
+            }
+        }
+        copy_async_commit();    // always: the wait above counts groups
+        if (step < 0) continue;
+
+        if (pos == item.begin()) {    // a new chunk
+            #pragma unroll
+            for (int n = 0; n < NT; n++) {
+                now.m[n][0] = now.m[n][1] = -INFINITY;
+                now.l[n][0] = now.l[n][1] = 0.0f;
+                #pragma unroll
+                for (int i = 0; i < TILES; i++) now.o[n][i][0] = now.o[n][i][1] = now.o[n][i][2] = now.o[n][i][3] = 0.0f;
+            }
+        }
+
+        // Scores of this warp's positions.
+        uint32_t k_tile = ring + stage * decode_stage_bytes<D>(), v_tile = k_tile + V;
+        stage = stage + 1 == DECODE_STAGES ? 0 : stage + 1;
         float s[SUBS][NT][4];
         #pragma unroll
         for (int u = 0; u < SUBS; u++) {
@@ -272,382 +494,141 @@ template <typename T, int D, int NT> struct MmaTile {
             #pragma unroll
             for (int d = 0; d < D / 16; d++) {
                 uint32_t a[4];
-                load_matrix4(a, k_tile + tile_offset<T, D>(u * 16 + (lane & 15), d * 2 + (lane >> 4)));
+                load_matrix4(a, chunk_pair(k_tile + k_lane + u * 16 * ROW, d));
                 #pragma unroll
                 for (int n = 0; n < NT; n++) mma_16x8x16<T>(s[u][n], a, q[n][d][0], q[n][d][1]);
             }
         }
-        uint32_t hi[SUBS][NT][2], lo[SUBS][NT][2];
+        int n_valid = item.end() - pos - warp * 16 * SUBS;    // of this warp's positions
+        float top[NT][2];
         #pragma unroll
         for (int n = 0; n < NT; n++) {
-            float top[2] = {-INFINITY, -INFINITY}, alpha[2];
+            top[n][0] = top[n][1] = -INFINITY;
             #pragma unroll
             for (int u = 0; u < SUBS; u++)
                 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     float &x = s[u][n][i];
-                    x *= scale_log2;
-                    if (n_valid < TOKENS && u * 16 + g + 8 * (i >> 1) >= n_valid) x = -INFINITY;
-                    top[i & 1] = fmaxf(top[i & 1], x);
+                    x *= p.scale_log2;
+                    if (n_valid < 16 * SUBS && u * 16 + g + 8 * (i >> 1) >= n_valid) x = -INFINITY;
+                    top[n][i & 1] = fmaxf(top[n][i & 1], x);
                 }
             #pragma unroll
-            for (int h = 0; h < 2; h++) {
+            for (int h = 0; h < 2; h++)
                 #pragma unroll
-                for (int x = 4; x < 32; x *= 2) top[h] = fmaxf(top[h], __shfl_xor_sync(~0u, top[h], x));
-                top[h] = fmaxf(top[h], m[n][h]);
-                alpha[h] = exp2_fast(m[n][h] - top[h]);
-                m[n][h] = top[h];
-                l[n][h] *= alpha[h];
+                for (int x = 4; x < 32; x *= 2) top[n][h] = fmaxf(top[n][h], __shfl_xor_sync(~0u, top[n][h], x));
+            if (g == 0) *(float2 *)(tops + warp * HEADS + n * 8 + 2 * t) = make_float2(top[n][0], top[n][1]);
+        }
+        __syncthreads();    // all warps' largest scores are there
+
+        // Weights, relative to the largest score so far.
+        #pragma unroll
+        for (int n = 0; n < NT; n++) {
+            #pragma unroll
+            for (int w = 0; w < 4; w++) {
+                float2 x = *(float2 *)(tops + w * HEADS + n * 8 + 2 * t);
+                top[n][0] = fmaxf(top[n][0], x.x);
+                top[n][1] = fmaxf(top[n][1], x.y);
             }
-            if (__any_sync(~0u, alpha[0] != 1.0f || alpha[1] != 1.0f))
+            float alpha[2];
+            #pragma unroll
+            for (int h = 0; h < 2; h++) {
+                top[n][h] = fmaxf(top[n][h], now.m[n][h]);    // finite: a step has at least one position
+                alpha[h] = exp2_fast(now.m[n][h] - top[n][h]);
+                now.m[n][h] = top[n][h];
+                now.l[n][h] *= alpha[h];
+            }
+            #pragma unroll
+            for (int i = 0; i < TILES; i++)
                 #pragma unroll
-                for (int d = 0; d < D / 16; d++) {
-                    o[n][d][0] *= alpha[0]; o[n][d][1] *= alpha[1];
-                    o[n][d][2] *= alpha[0]; o[n][d][3] *= alpha[1];
-                }
+                for (int j = 0; j < 4; j++) now.o[n][i][j] *= alpha[j & 1];
             #pragma unroll
             for (int u = 0; u < SUBS; u++)
                 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    float p0 = exp2_fast(s[u][n][2 * i] - m[n][0]), p1 = exp2_fast(s[u][n][2 * i + 1] - m[n][1]);
-                    l[n][0] += p0;
-                    l[n][1] += p1;
-                    uint32_t h = pack2<T>(p0, p1);
-                    hi[u][n][i] = transpose_matrix(h);
-                    lo[u][n][i] = transpose_matrix(pack2_rest<T>(p0, p1, h));
+                    float x = exp2_fast(s[u][n][2 * i] - top[n][0]), y = exp2_fast(s[u][n][2 * i + 1] - top[n][1]);
+                    uint32_t hi = pack2<T>(x, y), row = (n * STEP + (warp * SUBS + u) * 16 + i * 8 + g) * 16 + t * 4;
+                    store_shared(weights + row, hi);
+                    store_shared(weights + NT * STEP * 16 + row, pack2_rest<T>(x, y, hi));
                 }
         }
+        __syncthreads();    // all weights are there
+
+        // Output dims of this warp; their sum comes from the same product, with ones in place of V.
+        float sums[NT][4] = {};
         #pragma unroll
-        for (int u = 0; u < SUBS; u++)
+        for (int k = 0; k < STEP / 16; k++) {
+            uint32_t w[NT][4];    // hi of positions 0-7 and 8-15, lo of both
             #pragma unroll
-            for (int d = 0; d < D / 16; d++) {
-                uint32_t a[4];
-                load_matrix4_transposed(a, v_tile + tile_offset<T, D>(u * 16 + ((lane >> 4) & 1) * 8 + (lane & 7),
-                                                                      d * 2 + ((lane >> 3) & 1)));
+            for (int n = 0; n < NT; n++) {
+                load_matrix4_transposed(w[n], weights + ((lane >> 4) * NT * STEP + n * STEP + k * 16 + (lane & 15)) * 16);
+                mma_16x8x16<T>(sums[n], ones, w[n][2], w[n][3]);
+                mma_16x8x16<T>(sums[n], ones, w[n][0], w[n][1]);
+            }
+            #pragma unroll
+            for (int i = 0; i < TILES; i++) {
+                if (D / 16 % 4 && i * 4 + warp >= D / 16) break;
+                uint32_t a[4], at = v_tile + v_lane + k * 16 * ROW;
+                load_matrix4_transposed(a, D == 96 ? (at ^ (warp & 1) << 5) + (i * 4 + warp >> 1) * 64 : at ^ (i * 4 + warp) << 5);
                 #pragma unroll
                 for (int n = 0; n < NT; n++) {
-                    mma_16x8x16<T>(o[n][d], a, lo[u][n][0], lo[u][n][1]);
-                    mma_16x8x16<T>(o[n][d], a, hi[u][n][0], hi[u][n][1]);
+                    mma_16x8x16<T>(now.o[n][i], a, w[n][2], w[n][3]);
+                    mma_16x8x16<T>(now.o[n][i], a, w[n][0], w[n][1]);
                 }
             }
-    }
-
-    // This warp's sums to shared memory: ml[head] and o[head * pitch + dim].
-    __device__ __forceinline__ void store(float2 *ml, float *rows, int pitch, int n_rows, int lane) {
-        int g = lane >> 2, t = lane & 3;
+        }
         #pragma unroll
-        for (int n = 0; n < NT; n++)
+        for (int n = 0; n < NT; n++) {
+            now.l[n][0] += sums[n][0];
+            now.l[n][1] += sums[n][1];
+        }
+
+        pos += STEP;
+        if (pos < item.end()) continue;
+
+        // The chunk is done: fold it, or leave it for the fold.
+        visited++;
+        size_t first_head = (size_t)item.seq * p.n_heads + head0;
+        auto each = [&](auto body) {    // body(column block, tile, element, head, dim) for what this thread owns
             #pragma unroll
-            for (int h = 0; h < 2; h++) {
-                float sum = l[n][h];
+            for (int n = 0; n < NT; n++)
                 #pragma unroll
-                for (int x = 4; x < 32; x *= 2) sum += __shfl_xor_sync(~0u, sum, x);
-                int head = n * 8 + 2 * t + h;
-                if (head < n_rows) {
-                    if (g == 0) ml[head] = make_float2(m[n][h], sum);
+                for (int i = 0; i < TILES; i++)
                     #pragma unroll
-                    for (int d = 0; d < D / 16; d++) {
-                        rows[head * pitch + d * 16 + g] = o[n][d][h];
-                        rows[head * pitch + d * 16 + g + 8] = o[n][d][2 + h];
+                    for (int j = 0; j < 4; j++) {
+                        int head = n * 8 + 2 * t + (j & 1), tile = i * 4 + warp;
+                        if (head < rows && (D / 16 % 4 == 0 || tile < D / 16)) body(n, i, j, head, tile * 16 + g + 8 * (j >> 1));
                     }
-                }
+        };
+        if (whole) fold.add(now, item.chunk, item.n_chunks);
+        else {    // eight chunks that lie in this block are left as one
+            int in_eight = item.chunk % 8;
+            if (visited == 1 || in_eight == 0) eight = in_eight == 0 && item.left >= min(8, item.n_chunks - item.chunk);
+            if (eight && in_eight > 0) fold.eight.add(now);
+            else fold.eight = now;
+            if (!eight || in_eight == 7 || item.chunk + 1 == item.n_chunks) {
+                int slot = eight ? item.chunk - in_eight : item.chunk;
+                each([&](int n, int i, int j, int head, int dim) {
+                    size_t part = (first_head + head) * p.max_chunks + slot;
+                    p.part_o[part * D + dim] = fold.eight.o[n][i][j];
+                    if (dim == 0) p.part_ml[part] = make_float2(fold.eight.m[n][j & 1], fold.eight.l[n][j & 1]);
+                    if (dim == 0 && slot < item.chunk) p.part_ml[part + 1] = make_float2(0.0f, DECODE_IN_EIGHT);
+                });
             }
+        }
+        if (item.chunk + 1 == item.n_chunks || item.left == 1) {    // the group is done, as far as this block goes
+            if (whole)
+                each([&](int n, int i, int j, int head, int dim) {
+                    ((T *)p.out)[item.seq * p.out_token_stride + (head0 + head) * p.out_head_stride + dim] =
+                        from_float<T>(fold.all.o[n][i][j] / fold.all.l[n][j & 1]);
+                });
+            else decode_arrive<T, D>(p, item, visited, head0, rows);
+            visited = 0;
+        }
+        item.next(p);
+        pos = item.begin();
     }
-};
-
-// Tile arithmetic in plain float32. Eight lanes share a key: lane i of them owns dims 4i..4i+3 of every 32. The four
-// groups of eight keep their own running maximum and meet in store().
-template <int D> struct FmaTile {
-    typedef float Elem;
-    static constexpr int DIM = D, HEADS = 4, TOKENS = D == 64 ? 16 : 8;
-    float4 q[HEADS][D / 32], o[HEADS][D / 32];
-    float m[HEADS], l[HEADS];
-
-    __device__ __forceinline__ void load_q(const float *q_rows, int64_t head_stride, int n_rows, int lane) {
-        #pragma unroll
-        for (int h = 0; h < HEADS; h++)
-            #pragma unroll
-            for (int j = 0; j < D / 32; j++)
-                q[h][j] = h < n_rows ? *(const float4 *)(q_rows + h * head_stride + (lane & 7) * 4 + j * 32) : make_float4(0, 0, 0, 0);
-    }
-    __device__ __forceinline__ void reset() {
-        #pragma unroll
-        for (int h = 0; h < HEADS; h++) {
-            #pragma unroll
-            for (int j = 0; j < D / 32; j++) o[h][j] = make_float4(0, 0, 0, 0);
-            m[h] = -INFINITY;
-            l[h] = 0.0f;
-        }
-    }
-
-    __device__ __forceinline__ void accumulate(uint32_t k_tile, uint32_t v_tile, int n_valid, float scale_log2, int lane) {
-        #pragma unroll
-        for (int pass = 0; pass < TOKENS / 4; pass++) {
-            int token = pass * 4 + (lane >> 3);
-            float s[HEADS] = {};
-            #pragma unroll
-            for (int j = 0; j < D / 32; j++) {
-                float4 k = load4(k_tile, token, j, lane);
-                #pragma unroll
-                for (int h = 0; h < HEADS; h++)
-                    s[h] += q[h][j].x * k.x + q[h][j].y * k.y + q[h][j].z * k.z + q[h][j].w * k.w;
-            }
-            float p[HEADS];
-            #pragma unroll
-            for (int h = 0; h < HEADS; h++) {
-                #pragma unroll
-                for (int x = 1; x < 8; x *= 2) s[h] += __shfl_xor_sync(~0u, s[h], x);
-                s[h] = token < n_valid ? s[h] * scale_log2 : -INFINITY;
-                float top = fmaxf(m[h], s[h]), base = top == -INFINITY ? 0.0f : top;    // no key yet: all weights 0
-                float alpha = exp2_fast(m[h] - base);
-                p[h] = exp2_fast(s[h] - base);
-                m[h] = top;
-                l[h] = l[h] * alpha + p[h];
-                if (__any_sync(~0u, alpha != 1.0f))
-                    #pragma unroll
-                    for (int j = 0; j < D / 32; j++) {
-                        o[h][j].x *= alpha; o[h][j].y *= alpha; o[h][j].z *= alpha; o[h][j].w *= alpha;
-                    }
-            }
-            #pragma unroll
-            for (int j = 0; j < D / 32; j++) {
-                float4 v = load4(v_tile, token, j, lane);
-                #pragma unroll
-                for (int h = 0; h < HEADS; h++) {
-                    o[h][j].x += p[h] * v.x; o[h][j].y += p[h] * v.y;
-                    o[h][j].z += p[h] * v.z; o[h][j].w += p[h] * v.w;
-                }
-            }
-        }
-    }
-
-    static __device__ __forceinline__ float4 load4(uint32_t tile, int token, int j, int lane) {
-        float4 r;
-        asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(r.x), "=f"(r.y), "=f"(r.z), "=f"(r.w)
-                     : "r"(tile + tile_offset<float, D>(token, (lane & 7) + j * 8)) : "memory");
-        return r;
-    }
-
-    __device__ __forceinline__ void store(float2 *ml, float *rows, int pitch, int n_rows, int lane) {
-        #pragma unroll
-        for (int h = 0; h < HEADS; h++) {
-            float top = fmaxf(m[h], __shfl_xor_sync(~0u, m[h], 8));
-            top = fmaxf(top, __shfl_xor_sync(~0u, top, 16));
-            float w = top == -INFINITY ? 0.0f : exp2_fast(m[h] - top), sum = l[h] * w;
-            #pragma unroll
-            for (int x = 8; x < 32; x *= 2) sum += __shfl_xor_sync(~0u, sum, x);
-            #pragma unroll
-            for (int j = 0; j < D / 32; j++) {
-                float v[4] = {o[h][j].x * w, o[h][j].y * w, o[h][j].z * w, o[h][j].w * w};
-                #pragma unroll
-                for (int i = 0; i < 4; i++)
-                    #pragma unroll
-                    for (int x = 8; x < 32; x *= 2) v[i] += __shfl_xor_sync(~0u, v[i], x);
-                if (h < n_rows && lane < 8) *(float4 *)(rows + h * pitch + lane * 4 + j * 32) = make_float4(v[0], v[1], v[2], v[3]);
-            }
-            if (h < n_rows && lane == 0) ml[h] = make_float2(top, sum);
-        }
-    }
-};
-
-template <class Tile> __host__ __device__ constexpr int decode_tile_bytes() { return Tile::TOKENS * Tile::DIM * (int)sizeof(typename Tile::Elem); }
-// The rings, then for each warp o[rows][D + 4] (the 4 keeps store() free of bank conflicts) and ml[rows].
-template <class Tile> inline size_t decode_smem_bytes(int warps, int rows) {
-    return (size_t)warps * (DECODE_STAGES * 2 * decode_tile_bytes<Tile>() + rows * (sizeof(float2) + (Tile::DIM + 4) * sizeof(float)));
-}
-
-// Rows of a tile that are copied together: they lie one after another in the cache.
-template <class Tile> __host__ __device__ constexpr int decode_copy_rows() { return Tile::TOKENS < 16 ? Tile::TOKENS : 16; }
-template <class Tile> __host__ __device__ constexpr int decode_copies() { return decode_copy_rows<Tile>() * Tile::DIM * (int)sizeof(typename Tile::Elem) / 512; }
-
-// A warp starts the copy of one tile: positions pos .. pos+TOKENS-1 of one KV head; zeros from `total` on. dst: where in
-// the tile each of the lane's copies goes.
-template <class Tile>
-__device__ __forceinline__ void decode_load_tile(const DecodeParams &p, const DecodeCursor &item, int pos, uint32_t k_tile, uint32_t v_tile,
-                                                 const uint32_t (&dst)[decode_copies<Tile>()], int lane) {
-    typedef typename Tile::Elem T;
-    constexpr int D = Tile::DIM, CHUNKS = D * (int)sizeof(T) / 16, ROWS = decode_copy_rows<Tile>();
-    const Cache<T> &cache = (const Cache<T> &)p.cache;
-    #pragma unroll
-    for (int half = 0; half < Tile::TOKENS; half += ROWS, k_tile += ROWS * D * sizeof(T), v_tile += ROWS * D * sizeof(T), pos += ROWS) {
-        size_t base = pos < item.total ? cache_row(cache, item.seq, item.kv_head, pos) : 0;
-        const char *k = (const char *)(cache.k + base) + lane * 16, *v = (const char *)(cache.v + base) + lane * 16;
-        if (pos + ROWS <= item.total - p.append) {
-            #pragma unroll
-            for (int i = 0; i < decode_copies<Tile>(); i++) {
-                copy_async16(k_tile + dst[i], k + i * 512);
-                copy_async16(v_tile + dst[i], v + i * 512);
-            }
-        } else {
-            #pragma unroll
-            for (int i = 0; i < decode_copies<Tile>(); i++) {
-                int row = (i * 32 + lane) / CHUNKS, chunk = (i * 32 + lane) % CHUNKS;
-                bool valid = pos + row < item.total;
-                const char *ki = valid ? k + i * 512 : (const char *)cache.k, *vi = valid ? v + i * 512 : (const char *)cache.v;
-                if (p.append && pos + row == item.total - 1) {    // the new token: not in the cache yet
-                    ki = (const char *)((const T *)p.k_new + item.seq * p.k_token_stride + item.kv_head * p.k_head_stride) + chunk * 16;
-                    vi = (const char *)((const T *)p.v_new + item.seq * p.v_token_stride + item.kv_head * p.v_head_stride) + chunk * 16;
-                }
-                copy_async16(k_tile + dst[i], ki, valid);
-                copy_async16(v_tile + dst[i], vi, valid);
-            }
-        }
-    }
-}
-
-// One element of a running result: largest score (log2), sum of weights, weighted sum of V. Rounding is spelled out, as
-// the fold in registers and the fold from the workspace must give the same bits.
-struct DecodeSum {
-    float m, l, o;
-    __device__ __forceinline__ void add(const DecodeSum &x) {
-        float top = fmaxf(m, x.m), a = exp2_fast(m - top), b = exp2_fast(x.m - top);
-        l = __fmaf_rn(x.l, b, __fmul_rn(l, a));
-        o = __fmaf_rn(x.o, b, __fmul_rn(o, a));
-        m = top;
-    }
-};
-
-// Computes: attention of one new token per sequence to its cache, in chunks of fixed length; appends K and V if asked.
-// Reads:    q [seq][head][D], k_new and v_new [seq][kv head][D], the cache, all T; seq_lens [seq] int32.
-// Writes:   out [seq][head][D] T (NaN for a sequence that would overflow its cache); with append, row seq_lens[seq] of K
-//           and V; for groups that several blocks share, part_ml and part_o [seq][head][chunk], float32, and arrived.
-// Grid:     as many blocks of 4 or 8 warps as fit on the GPU, each with an even share of the items; a warp owns every
-//           4th or 8th tile of an item's chunk, a thread some elements of the result.
-// Requires: head_dim = Tile::DIM, 16-byte rows, scale > 0, arrived = 0; dynamic shared memory of decode_smem_bytes.
-template <class Tile> __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(const __grid_constant__ DecodeParams p) {
-    typedef typename Tile::Elem T;
-    constexpr int D = Tile::DIM, PITCH = D + 4, TILE_BYTES = decode_tile_bytes<Tile>(), CHUNKS = D * (int)sizeof(T) / 16;
-    constexpr int ELEMENTS = (Tile::HEADS * D + 127) / 128;    // of the result, per thread, in a block of 4 warps
-    extern __shared__ __align__(128) char smem[];
-    __shared__ int is_last;
-    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = blockDim.x >> 5;
-    int max_rows = min(p.group, Tile::HEADS);
-    uint32_t ring = smem_address(smem) + warp * DECODE_STAGES * 2 * TILE_BYTES;
-    float *sum_o = (float *)(smem + n_warps * DECODE_STAGES * 2 * TILE_BYTES);    // [warp][row][PITCH]
-    float2 *sum_ml = (float2 *)(sum_o + n_warps * max_rows * PITCH);              // [warp][row]
-    uint32_t dst[decode_copies<Tile>()];
-    #pragma unroll
-    for (int i = 0; i < decode_copies<Tile>(); i++) dst[i] = tile_offset<T, D>((i * 32 + lane) / CHUNKS, (i * 32 + lane) % CHUNKS);
-
-    wait_for_previous_kernel();
-    let_next_kernel_start();
-
-    DecodeCursor item, ahead;    // ahead: the item whose tiles are being fetched
-    item.start(p, lane);
-    ahead = item;
-    int ahead_tile = 0, stage = 0;
-    auto fetch = [&](int to) {    // this warp's next tile, wherever it is
-        for (; ahead.left > 0; ahead.next(p), ahead_tile = 0) {
-            int pos = ahead.begin() + (ahead_tile * n_warps + warp) * Tile::TOKENS;
-            if (pos >= ahead.end()) continue;
-            uint32_t tile = ring + to * 2 * TILE_BYTES;
-            decode_load_tile<Tile>(p, ahead, pos, tile, tile + TILE_BYTES, dst, lane);
-            ahead_tile++;
-            break;
-        }
-        copy_async_commit();    // always: the waits below count groups
-    };
-    #pragma unroll
-    for (int i = 0; i < DECODE_STAGES; i++) fetch(i);
-
-    Tile state;
-    DecodeSum run[ELEMENTS];
-    int visited = 0;         // chunks of the present group that this block has done
-    bool whole = false;      // will it do all of them?
-    for (; item.left > 0; item.next(p)) {
-        int seq = item.seq, end = item.end(), head0 = item.kv_head * p.group + item.head_block * Tile::HEADS;
-        int rows = min(Tile::HEADS, p.group - item.head_block * Tile::HEADS);
-        if (visited == 0) {
-            whole = item.chunk == 0 && item.left >= item.n_chunks;
-            state.load_q((const T *)p.q + seq * p.q_token_stride + head0 * p.q_head_stride, p.q_head_stride, rows, lane);
-        }
-        if (p.append && item.head_block == 0 && end == item.total && threadIdx.x < 2 * CHUNKS) {
-            int chunk = threadIdx.x % CHUNKS;
-            size_t row = cache_row((const Cache<T> &)p.cache, seq, item.kv_head, item.total - 1);
-            const T *k = (const T *)p.k_new + seq * p.k_token_stride + item.kv_head * p.k_head_stride;
-            const T *v = (const T *)p.v_new + seq * p.v_token_stride + item.kv_head * p.v_head_stride;
-            if (threadIdx.x < CHUNKS) ((uint4 *)((T *)p.cache.k + row))[chunk] = ((const uint4 *)k)[chunk];
-            else ((uint4 *)((T *)p.cache.v + row))[chunk] = ((const uint4 *)v)[chunk];
-        }
-
-        state.reset();
-        for (int pos = item.begin() + warp * Tile::TOKENS; pos < end; pos += n_warps * Tile::TOKENS) {
-            copy_async_wait<DECODE_STAGES - 1>();
-            __syncwarp();    // the other lanes' copies have landed too
-            uint32_t tile = ring + stage * 2 * TILE_BYTES;
-            state.accumulate(tile, tile + TILE_BYTES, end - pos, p.scale_log2, lane);
-            __syncwarp();    // every lane has read the stage before it is filled again
-            fetch(stage);
-            stage = stage + 1 == DECODE_STAGES ? 0 : stage + 1;
-        }
-
-        __syncthreads();    // the sums of the item before have been read
-        state.store(sum_ml + warp * rows, sum_o + warp * rows * PITCH, PITCH, rows, lane);
-        __syncthreads();
-        bool first = visited++ == 0, finished = item.chunk + 1 == item.n_chunks || item.left == 1;
-        #pragma unroll
-        for (int e = 0; e < ELEMENTS; e++) {
-            int i = e * blockDim.x + threadIdx.x, row = i / D, d = i % D;
-            if (i >= rows * D) break;
-            DecodeSum x = {-INFINITY, 0.0f, 0.0f};
-            for (int w = 0; w < n_warps; w++) x.m = fmaxf(x.m, sum_ml[w * rows + row].x);
-            for (int w = 0; w < n_warps; w++) {
-                float2 ml = sum_ml[w * rows + row];
-                float weight = exp2_fast(ml.x - x.m);    // a warp without a key: 2^-inf = 0
-                x.l += ml.y * weight;
-                x.o += sum_o[(w * rows + row) * PITCH + d] * weight;
-            }
-            size_t head = (size_t)seq * p.n_heads + head0 + row, part = head * p.max_chunks + item.chunk;
-            if (!whole) {
-                p.part_o[part * D + d] = x.o;
-                if (d == 0) p.part_ml[part] = make_float2(x.m, x.l);
-            } else if (first) run[e] = x;
-            else run[e].add(x);
-        }
-        if (!finished) continue;
-
-        bool write = whole;
-        if (!whole) {    // whoever brings the last chunks of the group folds them all
-            __syncthreads();    // all of this block's parts are written
-            if (threadIdx.x == 0) {
-                __threadfence();
-                unsigned *arrived = p.arrived + ((size_t)seq * p.cache.n_kv_heads + item.kv_head) * p.head_blocks + item.head_block;
-                is_last = atomicAdd(arrived, visited) + visited == item.n_chunks;
-                if (is_last) *arrived = 0;
-                __threadfence();
-            }
-            __syncthreads();    // is_last is known
-            write = is_last;
-            if (write)
-                #pragma unroll
-                for (int e = 0; e < ELEMENTS; e++) {
-                    int i = e * blockDim.x + threadIdx.x, row = i / D, d = i % D;
-                    if (i >= rows * D) break;
-                    size_t part = ((size_t)seq * p.n_heads + head0 + row) * p.max_chunks;
-                    #pragma unroll 8
-                    for (int c = 0; c < item.n_chunks; c++) {
-                        float2 ml = __ldcg(p.part_ml + part + c);
-                        DecodeSum x = {ml.x, ml.y, __ldcg(p.part_o + (part + c) * D + d)};
-                        if (c == 0) run[e] = x;
-                        else run[e].add(x);
-                    }
-                }
-        }
-        if (write)
-            #pragma unroll
-            for (int e = 0; e < ELEMENTS; e++) {
-                int i = e * blockDim.x + threadIdx.x, row = i / D, d = i % D;
-                if (i >= rows * D) break;
-                ((T *)p.out)[seq * p.out_token_stride + (head0 + row) * p.out_head_stride + d] = from_float<T>(run[e].o / run[e].l);
-            }
-        visited = 0;
-    }
-
-    if (blockIdx.x == gridDim.x - 1)
-        for (int seq = 0; seq < p.n_seq; seq++)
-            if (decode_total(p, seq) == 0)
-                for (int i = threadIdx.x; i < p.n_heads * D; i += blockDim.x)
-                    ((T *)p.out)[seq * p.out_token_stride + i / D * p.out_head_stride + i % D] = from_float<T>(NAN);
+    decode_refuse<T, D>(p);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -736,7 +717,7 @@ template <typename T, int D> constexpr size_t prefill_plain_smem_bytes() { retur
 template <typename T, int D> __global__ void __launch_bounds__(128) prefill_plain_kernel(const __grid_constant__ PrefillParams p,
                                                                                         const __grid_constant__ Batch b) {
     constexpr int CHUNKS = D / 8, TILE_BYTES = PLAIN_KEYS * D * (int)sizeof(T);
-    extern __shared__ __align__(128) char smem[];
+    extern __shared__ __align__(1024) char smem[];
     const Cache<T> &cache = (const Cache<T> &)p.cache;
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     PrefillTile tile = prefill_tile(b, p.n_heads, PLAIN_ROWS, blockIdx.x);
@@ -854,120 +835,7 @@ template <typename T, int D> __global__ void __launch_bounds__(128) prefill_plai
     }
 }
 
-constexpr int F32_ROWS = 64, F32_KEYS = 32, F32_P_PITCH = F32_KEYS + 4;
-
-template <int D> constexpr size_t prefill_f32_smem_bytes() {
-    return sizeof(float) * (F32_ROWS * (D + 4) + F32_KEYS * (D + 4) + F32_KEYS * D + F32_ROWS * F32_P_PITCH);
-}
-
-// Computes: attention of 64 query rows of one head to the cache, true float32 products.
-// Reads:    q [token][head][D] float32; K and V from the cache [block][kv head][position][D] float32.
-// Writes:   out [token][head][D] float32.
-// Grid:     a block of 256 threads per (query tile, head); thread (ty, tx) of 16 x 16 owns rows ty + 16i, of them keys
-//           tx + 16j of the scores and dims 2tx, 2tx+1 of every 32 of the output.
-// Requires: the new K and V in the cache, head_dim = D, 16-byte rows, scale > 0; shared memory for Q, K, V and P.
-template <int D> __global__ void __launch_bounds__(256, 2) prefill_f32_kernel(const __grid_constant__ PrefillParams p,
-                                                                              const __grid_constant__ Batch b) {
-    constexpr int PITCH = D + 4, CHUNKS = D / 4;    // the 4: eight rows in eight different bank groups
-    extern __shared__ __align__(128) char smem[];
-    float *q_tile = (float *)smem, *k_tile = q_tile + F32_ROWS * PITCH, *v_tile = k_tile + F32_KEYS * PITCH, *p_tile = v_tile + F32_KEYS * D;
-    const Cache<float> &cache = (const Cache<float> &)p.cache;
-    int tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
-    PrefillTile tile = prefill_tile(b, p.n_heads, F32_ROWS, blockIdx.x);
-    int kv_head = tile.head / p.group, total = tile.seq_len + tile.n_rows;
-    int end = p.causal ? tile.seq_len + min(tile.row0 + F32_ROWS, tile.n_rows) : total;
-
-    const float *q = (const float *)p.q + b.q_start[tile.seq] * p.q_token_stride + tile.head * p.q_head_stride;
-    for (int i = threadIdx.x; i < F32_ROWS * CHUNKS; i += 256) {
-        int row = i / CHUNKS, chunk = i % CHUNKS;
-        bool valid = tile.row0 + row < tile.n_rows;
-        copy_async16(smem_address(q_tile + row * PITCH + chunk * 4), q + (valid ? tile.row0 + row : 0) * p.q_token_stride + chunk * 4, valid);
-    }
-
-    float o[4][D / 32][2] = {}, m[4], l[4];
-    #pragma unroll
-    for (int i = 0; i < 4; i++) { m[i] = -INFINITY; l[i] = 0.0f; }
-    for (int base = 0; base < end; base += F32_KEYS) {
-        for (int i = threadIdx.x; i < F32_KEYS * CHUNKS; i += 256) {
-            int row = i / CHUNKS, chunk = i % CHUNKS;
-            bool valid = base + row < end;
-            size_t offset = cache_row(cache, b.first_seq + tile.seq, kv_head, valid ? base + row : 0) + chunk * 4;
-            copy_async16(smem_address(k_tile + row * PITCH + chunk * 4), cache.k + offset, valid);
-            copy_async16(smem_address(v_tile + row * D + chunk * 4), cache.v + offset, valid);
-        }
-        copy_async_commit();
-        copy_async_wait<0>();
-        __syncthreads();    // everyone's share of the tile has landed
-
-        float s[4][2] = {};
-        #pragma unroll 8
-        for (int d = 0; d < D; d += 4) {
-            float4 k[2];
-            #pragma unroll
-            for (int j = 0; j < 2; j++) k[j] = *(float4 *)(k_tile + (tx + 16 * j) * PITCH + d);
-            #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                float4 x = *(float4 *)(q_tile + (ty + 16 * i) * PITCH + d);
-                #pragma unroll
-                for (int j = 0; j < 2; j++) s[i][j] += x.x * k[j].x + x.y * k[j].y + x.z * k[j].z + x.w * k[j].w;
-            }
-        }
-        #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int row = tile.row0 + ty + 16 * i, sees = (p.causal ? min(tile.seq_len + row + 1, end) : end) - base;
-            float top = m[i];
-            #pragma unroll
-            for (int j = 0; j < 2; j++) {
-                s[i][j] = tx + 16 * j < sees ? s[i][j] * p.scale_log2 : -INFINITY;
-                top = fmaxf(top, s[i][j]);
-            }
-            #pragma unroll
-            for (int x = 1; x < 16; x *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, x));    // finite: every row sees key 0
-            float alpha = exp2_fast(m[i] - top);
-            m[i] = top;
-            l[i] *= alpha;
-            #pragma unroll
-            for (int j = 0; j < 2; j++) {
-                float w = exp2_fast(s[i][j] - top);
-                l[i] += w;
-                p_tile[(ty + 16 * i) * F32_P_PITCH + tx + 16 * j] = w;
-            }
-            #pragma unroll
-            for (int j = 0; j < D / 32; j++) { o[i][j][0] *= alpha; o[i][j][1] *= alpha; }
-        }
-        __syncwarp();    // a row's weights are written and read by the same half warp
-        #pragma unroll 2
-        for (int key = 0; key < F32_KEYS; key += 4) {
-            float4 w[4];
-            #pragma unroll
-            for (int i = 0; i < 4; i++) w[i] = *(float4 *)(p_tile + (ty + 16 * i) * F32_P_PITCH + key);
-            #pragma unroll
-            for (int n = 0; n < 4; n++)
-                #pragma unroll
-                for (int j = 0; j < D / 32; j++) {
-                    float2 v = *(float2 *)(v_tile + (key + n) * D + j * 32 + tx * 2);
-                    #pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        float x = n == 0 ? w[i].x : n == 1 ? w[i].y : n == 2 ? w[i].z : w[i].w;
-                        o[i][j][0] += x * v.x;
-                        o[i][j][1] += x * v.y;
-                    }
-                }
-        }
-        __syncthreads();    // everyone has read the tile before the next one lands
-    }
-    #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        #pragma unroll
-        for (int x = 1; x < 16; x *= 2) l[i] += __shfl_xor_sync(~0u, l[i], x);
-        int row = tile.row0 + ty + 16 * i;
-        if (row >= tile.n_rows) continue;
-        float *out = (float *)p.out + (b.q_start[tile.seq] + row) * p.out_token_stride + tile.head * p.out_head_stride;
-        #pragma unroll
-        for (int j = 0; j < D / 32; j++) *(float2 *)(out + j * 32 + tx * 2) = make_float2(o[i][j][0] / l[i], o[i][j][1] / l[i]);
-    }
-}
-
+#include "model/attention_f32.cuh"
 #include "model/attention_sm90.cuh"
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1116,20 +984,21 @@ static size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * u
 // The number of chunks does not grow steadily with the length: take the largest.
 static int max_chunks(int cache_max_len) {
     int n = decode_chunks(cache_max_len);
-    if (cache_max_len > 8192 && n < decode_chunks(8192)) n = decode_chunks(8192);
-    if (cache_max_len > 32768 && n < decode_chunks(32768)) n = decode_chunks(32768);
+    for (int length = 4096; length < cache_max_len && length <= 65536; length *= 2)
+        if (n < decode_chunks(length)) n = decode_chunks(length);
     return n;
 }
 
-// The workspace: arrived, part_ml, part_o.
-static size_t arrived_bytes(const AttentionArgs *a) { return round_up((size_t)a->n_seq * a->n_heads * sizeof(unsigned), 256); }
+// The workspace: arrived, of one size for all shapes, as it must stay zero; part_ml; part_o.
+constexpr int DECODE_MAX_BLOCKS = 1024;
+constexpr size_t ARRIVED_BYTES = DECODE_MAX_BLOCKS * sizeof(unsigned);
 static size_t part_ml_bytes(const AttentionArgs *a) {
     return round_up((size_t)a->n_seq * a->n_heads * max_chunks(a->cache_max_len) * sizeof(float2), 256);
 }
 
 size_t attention_workspace_bytes(const AttentionArgs *a) {
     if (check_dimensions("attention_workspace_bytes", a)) return SIZE_MAX;
-    return arrived_bytes(a) + part_ml_bytes(a) + (size_t)a->n_seq * a->n_heads * max_chunks(a->cache_max_len) * a->head_dim * sizeof(float);
+    return ARRIVED_BYTES + part_ml_bytes(a) + (size_t)a->n_seq * a->n_heads * max_chunks(a->cache_max_len) * a->head_dim * sizeof(float);
 }
 
 size_t attention_cache_bytes(const AttentionArgs *a) {
@@ -1137,16 +1006,31 @@ size_t attention_cache_bytes(const AttentionArgs *a) {
     return (size_t)a->n_seq * a->n_kv_heads * a->cache_max_len * a->head_dim * element_bytes(a->dtype);
 }
 
-template <class Tile> static int decode_launch(const AttentionArgs *a, DecodeParams p, const Device &device, cudaStream_t stream) {
-    int blocks_per_sm, rows = p.group < Tile::HEADS ? p.group : Tile::HEADS, warps = DECODE_MAX_WARPS;
-    if (decode_smem_bytes<Tile>(warps, Tile::HEADS) > (size_t)device.block_smem) warps = 4;    // the same for all groups: it shapes the sums
-    size_t smem = decode_smem_bytes<Tile>(warps, rows);
-    p.head_blocks = (p.group + Tile::HEADS - 1) / Tile::HEADS;
-    TRY_CUDA(cudaFuncSetAttribute(decode_kernel<Tile>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem));
-    TRY_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, decode_kernel<Tile>, warps * 32, smem));
+static int decode_launch(const AttentionArgs *a, DecodeParams p, void (*kernel)(DecodeParams), int heads, int block, size_t smem, const Device &device,
+                         cudaStream_t stream) {
+    int blocks_per_sm;
+    p.head_blocks = (p.group + heads - 1) / heads;
+    TRY_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem));
+    TRY_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, block, smem));
     if (blocks_per_sm < 1) return refuse("attention_decode: no room on this GPU for a block with %zu bytes of shared memory", smem);
-    long long items = (long long)p.n_seq * p.cache.n_kv_heads * p.head_blocks * p.max_chunks, fit = (long long)device.n_sms * blocks_per_sm;
-    return launch("decode_kernel", a, decode_kernel<Tile>, items < fit ? items : fit, warps * 32, smem, device.dependent_launch, stream, p);
+    long long items = (long long)p.n_seq * p.cache.n_kv_heads * p.head_blocks * p.max_chunks, grid = device.n_sms * blocks_per_sm;
+    if (items > 0x7fffffff) return refuse("attention_decode: %lld work items, expected at most 2147483647", items);
+    if (grid > items) grid = items;
+    if (grid > DECODE_MAX_BLOCKS) grid = DECODE_MAX_BLOCKS;
+    return launch("decode_kernel", a, kernel, grid, block, smem, device.dependent_launch, stream, p);
+}
+
+template <typename T, int D, int NT> static int decode_16bit(const AttentionArgs *a, const DecodeParams &p, const Device &device, cudaStream_t stream) {
+    return decode_launch(a, p, decode_kernel<T, D, NT>, 8 * NT, DECODE_THREADS, decode_smem_bytes<D, NT>(), device, stream);
+}
+
+// Eight warps where their rings fit, else four: a matter of the GPU only, as it shapes the sums.
+template <int D> static int decode_f32(const AttentionArgs *a, const DecodeParams &p, const Device &device, cudaStream_t stream) {
+    typedef FmaTile<D> Tile;
+    int rows = p.group < Tile::HEADS ? p.group : Tile::HEADS;
+    if (f32_smem_bytes<Tile>(8, Tile::HEADS) <= (size_t)device.block_smem)
+        return decode_launch(a, p, decode_f32_kernel<Tile, 8>, Tile::HEADS, 256, f32_smem_bytes<Tile>(8, rows), device, stream);
+    return decode_launch(a, p, decode_f32_kernel<Tile, 4>, Tile::HEADS, 128, f32_smem_bytes<Tile>(4, rows), device, stream);
 }
 
 int attention_decode(const AttentionArgs *a, void *cuda_stream) {
@@ -1164,15 +1048,15 @@ int attention_decode(const AttentionArgs *a, void *cuda_stream) {
 
     DecodeParams p = {a->q, a->out, a->k_new, a->v_new, a->q_token_stride, a->q_head_stride, a->out_token_stride, a->out_head_stride,
                       a->k_token_stride, a->k_head_stride, a->v_token_stride, a->v_head_stride, cache_view(a), a->seq_lens_device,
-                      (unsigned *)a->workspace, (float2 *)((char *)a->workspace + arrived_bytes(a)),
-                      (float *)((char *)a->workspace + arrived_bytes(a) + part_ml_bytes(a)), a->n_seq, a->n_heads,
+                      (unsigned *)a->workspace, (float2 *)((char *)a->workspace + ARRIVED_BYTES),
+                      (float *)((char *)a->workspace + ARRIVED_BYTES + part_ml_bytes(a)), a->n_seq, a->n_heads,
                       a->n_heads / a->n_kv_heads, 1, a->cache_max_len, max_chunks(a->cache_max_len), a->append, scale_log2(a)};
     return for_types(a, [&](auto zero, auto dim) {
         typedef decltype(zero) T;
         constexpr int D = dim;
-        if constexpr (std::is_same<T, float>::value) return decode_launch<FmaTile<D>>(a, p, device, stream);
-        else if (p.group <= 8) return decode_launch<MmaTile<T, D, 1>>(a, p, device, stream);
-        else return decode_launch<MmaTile<T, D, 2>>(a, p, device, stream);
+        if constexpr (std::is_same<T, float>::value) return decode_f32<D>(a, p, device, stream);
+        else if (p.group <= 8) return decode_16bit<T, D, 1>(a, p, device, stream);
+        else return decode_16bit<T, D, 2>(a, p, device, stream);
     });
 }
 

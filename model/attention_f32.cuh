@@ -1,0 +1,386 @@
+// attention_f32.cuh: decode and prefill in true float32 products, a part of attention.cu (which includes it after its own
+// kernels). Plain fused multiply-adds: no tensor core multiplies float32 exactly.
+#pragma once
+
+constexpr int F32_STAGES = 2;    // tiles per warp in its ring; 8 KB each (K and V)
+
+// One element of a result: largest score (log2), sum of weights, weighted sum of V. Rounding is spelled out, as the fold
+// in registers and the fold from the workspace must give the same bits.
+struct F32Sum {
+    float m, l, o;
+    __device__ __forceinline__ void add(const F32Sum &x) {
+        float top = fmaxf(m, x.m), a = exp2_fast(m - top), b = exp2_fast(x.m - top);
+        l = __fmaf_rn(x.l, b, __fmul_rn(l, a));
+        o = __fmaf_rn(x.o, b, __fmul_rn(o, a));
+        m = top;
+    }
+};
+
+// Tile arithmetic in plain float32. Eight lanes share a key: lane i of them owns dims 4i..4i+3 of every 32. The four
+// groups of eight keep their own running maximum and meet in store().
+template <int D> struct FmaTile {
+    typedef float Elem;
+    static constexpr int DIM = D, HEADS = 4, TOKENS = D == 64 ? 16 : 8;
+    float4 q[HEADS][D / 32], o[HEADS][D / 32];
+    float m[HEADS], l[HEADS];
+
+    __device__ __forceinline__ void load_q(const float *q_rows, int64_t head_stride, int n_rows, int lane) {
+        #pragma unroll
+        for (int h = 0; h < HEADS; h++)
+            #pragma unroll
+            for (int j = 0; j < D / 32; j++)
+                q[h][j] = h < n_rows ? *(const float4 *)(q_rows + h * head_stride + (lane & 7) * 4 + j * 32) : make_float4(0, 0, 0, 0);
+    }
+    __device__ __forceinline__ void reset() {
+        #pragma unroll
+        for (int h = 0; h < HEADS; h++) {
+            #pragma unroll
+            for (int j = 0; j < D / 32; j++) o[h][j] = make_float4(0, 0, 0, 0);
+            m[h] = -INFINITY;
+            l[h] = 0.0f;
+        }
+    }
+
+    __device__ __forceinline__ void accumulate(uint32_t k_tile, uint32_t v_tile, int n_valid, float scale_log2, int lane) {
+        #pragma unroll
+        for (int pass = 0; pass < TOKENS / 4; pass++) {
+            int token = pass * 4 + (lane >> 3);
+            float s[HEADS] = {};
+            #pragma unroll
+            for (int j = 0; j < D / 32; j++) {
+                float4 k = load4(k_tile, token, j, lane);
+                #pragma unroll
+                for (int h = 0; h < HEADS; h++)
+                    s[h] += q[h][j].x * k.x + q[h][j].y * k.y + q[h][j].z * k.z + q[h][j].w * k.w;
+            }
+            float p[HEADS];
+            #pragma unroll
+            for (int h = 0; h < HEADS; h++) {
+                #pragma unroll
+                for (int x = 1; x < 8; x *= 2) s[h] += __shfl_xor_sync(~0u, s[h], x);
+                s[h] = token < n_valid ? s[h] * scale_log2 : -INFINITY;
+                float top = fmaxf(m[h], s[h]), base = top == -INFINITY ? 0.0f : top;    // no key yet: all weights 0
+                float alpha = exp2_fast(m[h] - base);
+                p[h] = exp2_fast(s[h] - base);
+                m[h] = top;
+                l[h] = l[h] * alpha + p[h];
+                if (__any_sync(~0u, alpha != 1.0f))
+                    #pragma unroll
+                    for (int j = 0; j < D / 32; j++) {
+                        o[h][j].x *= alpha; o[h][j].y *= alpha; o[h][j].z *= alpha; o[h][j].w *= alpha;
+                    }
+            }
+            #pragma unroll
+            for (int j = 0; j < D / 32; j++) {
+                float4 v = load4(v_tile, token, j, lane);
+                #pragma unroll
+                for (int h = 0; h < HEADS; h++) {
+                    o[h][j].x += p[h] * v.x; o[h][j].y += p[h] * v.y;
+                    o[h][j].z += p[h] * v.z; o[h][j].w += p[h] * v.w;
+                }
+            }
+        }
+    }
+
+    static __device__ __forceinline__ float4 load4(uint32_t tile, int token, int j, int lane) {
+        float4 r;
+        asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(r.x), "=f"(r.y), "=f"(r.z), "=f"(r.w)
+                     : "r"(tile + tile_offset<float, D>(token, (lane & 7) + j * 8)) : "memory");
+        return r;
+    }
+
+    __device__ __forceinline__ void store(float2 *ml, float *rows, int pitch, int n_rows, int lane) {
+        #pragma unroll
+        for (int h = 0; h < HEADS; h++) {
+            float top = fmaxf(m[h], __shfl_xor_sync(~0u, m[h], 8));
+            top = fmaxf(top, __shfl_xor_sync(~0u, top, 16));
+            float w = top == -INFINITY ? 0.0f : exp2_fast(m[h] - top), sum = l[h] * w;
+            #pragma unroll
+            for (int x = 8; x < 32; x *= 2) sum += __shfl_xor_sync(~0u, sum, x);
+            #pragma unroll
+            for (int j = 0; j < D / 32; j++) {
+                float v[4] = {o[h][j].x * w, o[h][j].y * w, o[h][j].z * w, o[h][j].w * w};
+                #pragma unroll
+                for (int i = 0; i < 4; i++)
+                    #pragma unroll
+                    for (int x = 8; x < 32; x *= 2) v[i] += __shfl_xor_sync(~0u, v[i], x);
+                if (h < n_rows && lane < 8) *(float4 *)(rows + h * pitch + lane * 4 + j * 32) = make_float4(v[0], v[1], v[2], v[3]);
+            }
+            if (h < n_rows && lane == 0) ml[h] = make_float2(top, sum);
+        }
+    }
+};
+
+template <class Tile> __host__ __device__ constexpr int f32_tile_bytes() { return Tile::TOKENS * Tile::DIM * (int)sizeof(typename Tile::Elem); }
+// The rings, then for each warp o[rows][D + 4] (the 4 keeps store() free of bank conflicts) and ml[rows].
+template <class Tile> inline size_t f32_smem_bytes(int warps, int rows) {
+    return (size_t)warps * (F32_STAGES * 2 * f32_tile_bytes<Tile>() + rows * (sizeof(float2) + (Tile::DIM + 4) * sizeof(float)));
+}
+
+// Rows of a tile that are copied together: they lie one after another in the cache.
+template <class Tile> __host__ __device__ constexpr int f32_copy_rows() { return Tile::TOKENS < 16 ? Tile::TOKENS : 16; }
+template <class Tile> __host__ __device__ constexpr int f32_copies() { return f32_copy_rows<Tile>() * Tile::DIM * (int)sizeof(typename Tile::Elem) / 512; }
+
+// A warp starts the copy of one tile: positions pos .. pos+TOKENS-1 of one KV head; zeros from `total` on. dst: where in
+// the tile each of the lane's copies goes.
+template <class Tile>
+__device__ __forceinline__ void f32_load_tile(const DecodeParams &p, const DecodeCursor &item, int pos, uint32_t k_tile, uint32_t v_tile,
+                                                 const uint32_t (&dst)[f32_copies<Tile>()], int lane) {
+    typedef typename Tile::Elem T;
+    constexpr int D = Tile::DIM, CHUNKS = D * (int)sizeof(T) / 16, ROWS = f32_copy_rows<Tile>();
+    const Cache<T> &cache = (const Cache<T> &)p.cache;
+    #pragma unroll
+    for (int half = 0; half < Tile::TOKENS; half += ROWS, k_tile += ROWS * D * sizeof(T), v_tile += ROWS * D * sizeof(T), pos += ROWS) {
+        size_t base = pos < item.total ? cache_row(cache, item.seq, item.kv_head, pos) : 0;
+        const char *k = (const char *)(cache.k + base) + lane * 16, *v = (const char *)(cache.v + base) + lane * 16;
+        if (pos + ROWS <= item.total - p.append) {
+            #pragma unroll
+            for (int i = 0; i < f32_copies<Tile>(); i++) {
+                copy_async16(k_tile + dst[i], k + i * 512);
+                copy_async16(v_tile + dst[i], v + i * 512);
+            }
+        } else {
+            #pragma unroll
+            for (int i = 0; i < f32_copies<Tile>(); i++) {
+                int row = (i * 32 + lane) / CHUNKS, chunk = (i * 32 + lane) % CHUNKS;
+                bool valid = pos + row < item.total;
+                const char *ki = valid ? k + i * 512 : (const char *)cache.k, *vi = valid ? v + i * 512 : (const char *)cache.v;
+                if (p.append && pos + row == item.total - 1) {    // the new token: not in the cache yet
+                    ki = (const char *)((const T *)p.k_new + item.seq * p.k_token_stride + item.kv_head * p.k_head_stride) + chunk * 16;
+                    vi = (const char *)((const T *)p.v_new + item.seq * p.v_token_stride + item.kv_head * p.v_head_stride) + chunk * 16;
+                }
+                copy_async16(k_tile + dst[i], ki, valid);
+                copy_async16(v_tile + dst[i], vi, valid);
+            }
+        }
+    }
+}
+
+// Computes: attention of one new token per sequence to its cache, in chunks of fixed length; appends K and V if asked.
+// Reads:    q [seq][head][D], k_new and v_new [seq][kv head][D], the cache, all T; seq_lens [seq] int32.
+// Writes:   out [seq][head][D] T (NaN for a sequence that would overflow its cache); with append, row seq_lens[seq] of K
+//           and V; for groups that several blocks share, part_ml and part_o [seq][head][chunk], float32, and arrived.
+// Grid:     as many blocks of 4 or 8 warps as fit on the GPU, each with an even share of the items; a warp owns every
+//           4th or 8th tile of an item's chunk, a thread some elements of the result.
+// Requires: head_dim = Tile::DIM, 16-byte rows, scale > 0, arrived = 0; dynamic shared memory of f32_smem_bytes.
+template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1) decode_f32_kernel(const __grid_constant__ DecodeParams p) {
+    typedef typename Tile::Elem T;
+    constexpr int D = Tile::DIM, PITCH = D + 4, TILE_BYTES = f32_tile_bytes<Tile>(), CHUNKS = D * (int)sizeof(T) / 16;
+    constexpr int THREADS = WARPS * 32, ELEMENTS = (Tile::HEADS * D + THREADS - 1) / THREADS;    // of the result, per thread
+    extern __shared__ __align__(1024) char smem[];
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    int max_rows = min(p.group, Tile::HEADS);
+    uint32_t ring = smem_address(smem) + warp * F32_STAGES * 2 * TILE_BYTES;
+    float *sum_o = (float *)(smem + WARPS * F32_STAGES * 2 * TILE_BYTES);    // [warp][row][PITCH]
+    float2 *sum_ml = (float2 *)(sum_o + WARPS * max_rows * PITCH);              // [warp][row]
+    uint32_t dst[f32_copies<Tile>()];
+    #pragma unroll
+    for (int i = 0; i < f32_copies<Tile>(); i++) dst[i] = tile_offset<T, D>((i * 32 + lane) / CHUNKS, (i * 32 + lane) % CHUNKS);
+
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+
+    DecodeCursor item, ahead;    // ahead: the item whose tiles are being fetched
+    item.start(p, lane);
+    ahead = item;
+    int ahead_tile = 0, stage = 0;
+    auto fetch = [&](int to) {    // this warp's next tile, wherever it is
+        for (; ahead.left > 0; ahead.next(p), ahead_tile = 0) {
+            int pos = ahead.begin() + (ahead_tile * WARPS + warp) * Tile::TOKENS;
+            if (pos >= ahead.end()) continue;
+            uint32_t tile = ring + to * 2 * TILE_BYTES;
+            f32_load_tile<Tile>(p, ahead, pos, tile, tile + TILE_BYTES, dst, lane);
+            ahead_tile++;
+            break;
+        }
+        copy_async_commit();    // always: the waits below count groups
+    };
+    #pragma unroll
+    for (int i = 0; i < F32_STAGES; i++) fetch(i);
+
+    Tile state;
+    DecodeFold<F32Sum> fold[ELEMENTS];
+    int visited = 0;         // chunks of the present group that this block has done
+    bool whole = false;      // will it do all of them?
+    for (; item.left > 0; item.next(p)) {
+        int seq = item.seq, end = item.end(), head0 = item.kv_head * p.group + item.head_block * Tile::HEADS;
+        int rows = min(Tile::HEADS, p.group - item.head_block * Tile::HEADS);
+        if (visited == 0) {
+            whole = item.chunk == 0 && item.left >= item.n_chunks;
+            state.load_q((const T *)p.q + seq * p.q_token_stride + head0 * p.q_head_stride, p.q_head_stride, rows, lane);
+        }
+        if (p.append && item.head_block == 0 && end == item.total && threadIdx.x < 2 * CHUNKS) {
+            int chunk = threadIdx.x % CHUNKS;
+            size_t row = cache_row((const Cache<T> &)p.cache, seq, item.kv_head, item.total - 1);
+            const T *k = (const T *)p.k_new + seq * p.k_token_stride + item.kv_head * p.k_head_stride;
+            const T *v = (const T *)p.v_new + seq * p.v_token_stride + item.kv_head * p.v_head_stride;
+            if (threadIdx.x < CHUNKS) ((uint4 *)((T *)p.cache.k + row))[chunk] = ((const uint4 *)k)[chunk];
+            else ((uint4 *)((T *)p.cache.v + row))[chunk] = ((const uint4 *)v)[chunk];
+        }
+
+        state.reset();
+        for (int pos = item.begin() + warp * Tile::TOKENS; pos < end; pos += WARPS * Tile::TOKENS) {
+            copy_async_wait<F32_STAGES - 1>();
+            __syncwarp();    // the other lanes' copies have landed too
+            uint32_t tile = ring + stage * 2 * TILE_BYTES;
+            state.accumulate(tile, tile + TILE_BYTES, end - pos, p.scale_log2, lane);
+            __syncwarp();    // every lane has read the stage before it is filled again
+            fetch(stage);
+            stage = stage + 1 == F32_STAGES ? 0 : stage + 1;
+        }
+
+        __syncthreads();    // the sums of the item before have been read
+        state.store(sum_ml + warp * rows, sum_o + warp * rows * PITCH, PITCH, rows, lane);
+        __syncthreads();
+        visited++;
+        #pragma unroll
+        for (int e = 0; e < ELEMENTS; e++) {
+            int i = e * THREADS + threadIdx.x, row = i / D, d = i % D;
+            if (i >= rows * D) break;
+            F32Sum x = {-INFINITY, 0.0f, 0.0f};
+            float2 ml[WARPS];
+            #pragma unroll
+            for (int w = 0; w < WARPS; w++) {
+                ml[w] = sum_ml[w * rows + row];
+                x.m = fmaxf(x.m, ml[w].x);
+            }
+            #pragma unroll
+            for (int w = 0; w < WARPS; w++) {
+                float weight = exp2_fast(ml[w].x - x.m);    // a warp without a key: 2^-inf = 0
+                x.l += ml[w].y * weight;
+                x.o += sum_o[(w * rows + row) * PITCH + d] * weight;
+            }
+            if (whole) fold[e].add(x, item.chunk, item.n_chunks);
+            else {
+                size_t part = ((size_t)seq * p.n_heads + head0 + row) * p.max_chunks + item.chunk;
+                p.part_o[part * D + d] = x.o;
+                if (d == 0) p.part_ml[part] = make_float2(x.m, x.l);
+            }
+        }
+        if (item.chunk + 1 < item.n_chunks && item.left > 1) continue;
+
+        if (!whole) decode_arrive<float, D>(p, item, visited, head0, rows);
+        #pragma unroll
+        for (int e = 0; e < ELEMENTS; e++) {
+            int i = e * THREADS + threadIdx.x, row = i / D, d = i % D;
+            if (whole && i < rows * D) ((T *)p.out)[seq * p.out_token_stride + (head0 + row) * p.out_head_stride + d] = fold[e].all.o / fold[e].all.l;
+        }
+        visited = 0;
+    }
+
+    decode_refuse<T, D>(p);
+}
+
+constexpr int F32_ROWS = 64, F32_KEYS = 32, F32_P_PITCH = F32_KEYS + 4;
+
+template <int D> constexpr size_t prefill_f32_smem_bytes() {
+    return sizeof(float) * (F32_ROWS * (D + 4) + F32_KEYS * (D + 4) + F32_KEYS * D + F32_ROWS * F32_P_PITCH);
+}
+
+// Computes: attention of 64 query rows of one head to the cache, true float32 products.
+// Reads:    q [token][head][D] float32; K and V from the cache [block][kv head][position][D] float32.
+// Writes:   out [token][head][D] float32.
+// Grid:     a block of 256 threads per (query tile, head); thread (ty, tx) of 16 x 16 owns rows ty + 16i, of them keys
+//           tx + 16j of the scores and dims 2tx, 2tx+1 of every 32 of the output.
+// Requires: the new K and V in the cache, head_dim = D, 16-byte rows, scale > 0; shared memory for Q, K, V and P.
+template <int D> __global__ void __launch_bounds__(256, 2) prefill_f32_kernel(const __grid_constant__ PrefillParams p,
+                                                                              const __grid_constant__ Batch b) {
+    constexpr int PITCH = D + 4, CHUNKS = D / 4;    // the 4: eight rows in eight different bank groups
+    extern __shared__ __align__(1024) char smem[];
+    float *q_tile = (float *)smem, *k_tile = q_tile + F32_ROWS * PITCH, *v_tile = k_tile + F32_KEYS * PITCH, *p_tile = v_tile + F32_KEYS * D;
+    const Cache<float> &cache = (const Cache<float> &)p.cache;
+    int tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
+    PrefillTile tile = prefill_tile(b, p.n_heads, F32_ROWS, blockIdx.x);
+    int kv_head = tile.head / p.group, total = tile.seq_len + tile.n_rows;
+    int end = p.causal ? tile.seq_len + min(tile.row0 + F32_ROWS, tile.n_rows) : total;
+
+    const float *q = (const float *)p.q + b.q_start[tile.seq] * p.q_token_stride + tile.head * p.q_head_stride;
+    for (int i = threadIdx.x; i < F32_ROWS * CHUNKS; i += 256) {
+        int row = i / CHUNKS, chunk = i % CHUNKS;
+        bool valid = tile.row0 + row < tile.n_rows;
+        copy_async16(smem_address(q_tile + row * PITCH + chunk * 4), q + (valid ? tile.row0 + row : 0) * p.q_token_stride + chunk * 4, valid);
+    }
+
+    float o[4][D / 32][2] = {}, m[4], l[4];
+    #pragma unroll
+    for (int i = 0; i < 4; i++) { m[i] = -INFINITY; l[i] = 0.0f; }
+    for (int base = 0; base < end; base += F32_KEYS) {
+        for (int i = threadIdx.x; i < F32_KEYS * CHUNKS; i += 256) {
+            int row = i / CHUNKS, chunk = i % CHUNKS;
+            bool valid = base + row < end;
+            size_t offset = cache_row(cache, b.first_seq + tile.seq, kv_head, valid ? base + row : 0) + chunk * 4;
+            copy_async16(smem_address(k_tile + row * PITCH + chunk * 4), cache.k + offset, valid);
+            copy_async16(smem_address(v_tile + row * D + chunk * 4), cache.v + offset, valid);
+        }
+        copy_async_commit();
+        copy_async_wait<0>();
+        __syncthreads();    // everyone's share of the tile has landed
+
+        float s[4][2] = {};
+        #pragma unroll 8
+        for (int d = 0; d < D; d += 4) {
+            float4 k[2];
+            #pragma unroll
+            for (int j = 0; j < 2; j++) k[j] = *(float4 *)(k_tile + (tx + 16 * j) * PITCH + d);
+            #pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float4 x = *(float4 *)(q_tile + (ty + 16 * i) * PITCH + d);
+                #pragma unroll
+                for (int j = 0; j < 2; j++) s[i][j] += x.x * k[j].x + x.y * k[j].y + x.z * k[j].z + x.w * k[j].w;
+            }
+        }
+        #pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int row = tile.row0 + ty + 16 * i, sees = (p.causal ? min(tile.seq_len + row + 1, end) : end) - base;
+            float top = m[i];
+            #pragma unroll
+            for (int j = 0; j < 2; j++) {
+                s[i][j] = tx + 16 * j < sees ? s[i][j] * p.scale_log2 : -INFINITY;
+                top = fmaxf(top, s[i][j]);
+            }
+            #pragma unroll
+            for (int x = 1; x < 16; x *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, x));    // finite: every row sees key 0
+            float alpha = exp2_fast(m[i] - top);
+            m[i] = top;
+            l[i] *= alpha;
+            #pragma unroll
+            for (int j = 0; j < 2; j++) {
+                float w = exp2_fast(s[i][j] - top);
+                l[i] += w;
+                p_tile[(ty + 16 * i) * F32_P_PITCH + tx + 16 * j] = w;
+            }
+            #pragma unroll
+            for (int j = 0; j < D / 32; j++) { o[i][j][0] *= alpha; o[i][j][1] *= alpha; }
+        }
+        __syncwarp();    // a row's weights are written and read by the same half warp
+        #pragma unroll 2
+        for (int key = 0; key < F32_KEYS; key += 4) {
+            float4 w[4];
+            #pragma unroll
+            for (int i = 0; i < 4; i++) w[i] = *(float4 *)(p_tile + (ty + 16 * i) * F32_P_PITCH + key);
+            #pragma unroll
+            for (int n = 0; n < 4; n++)
+                #pragma unroll
+                for (int j = 0; j < D / 32; j++) {
+                    float2 v = *(float2 *)(v_tile + (key + n) * D + j * 32 + tx * 2);
+                    #pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        float x = n == 0 ? w[i].x : n == 1 ? w[i].y : n == 2 ? w[i].z : w[i].w;
+                        o[i][j][0] += x * v.x;
+                        o[i][j][1] += x * v.y;
+                    }
+                }
+        }
+        __syncthreads();    // everyone has read the tile before the next one lands
+    }
+    #pragma unroll
+    for (int i = 0; i < 4; i++) {
+        #pragma unroll
+        for (int x = 1; x < 16; x *= 2) l[i] += __shfl_xor_sync(~0u, l[i], x);
+        int row = tile.row0 + ty + 16 * i;
+        if (row >= tile.n_rows) continue;
+        float *out = (float *)p.out + (b.q_start[tile.seq] + row) * p.out_token_stride + tile.head * p.out_head_stride;
+        #pragma unroll
+        for (int j = 0; j < D / 32; j++) *(float2 *)(out + j * 32 + tx * 2) = make_float2(o[i][j][0] / l[i], o[i][j][1] / l[i]);
+    }
+}
