@@ -65,7 +65,7 @@ static const Flag flags[] = {
     {"--special", NULL, "special tokens written in the prompt count as such, and are printed", FLAG_SWITCH, FIELD(special), 0, 0},
     {"--ids", NULL, "the prompt is a list of token ids; no BOS is added", FLAG_SWITCH, FIELD(ids), 0, 0},
     {"--echo", NULL, "print the prompt before the answer", FLAG_SWITCH, FIELD(echo), 0, 0},
-    {"--json", NULL, "print one JSON object: ids, text, finish_reason, timings", FLAG_SWITCH, FIELD(json), 0, 0},
+    {"--json", NULL, "print one JSON object: ids, text, finish_reason, timings (--tokenize: ids; --detokenize: text)", FLAG_SWITCH, FIELD(json), 0, 0},
     {"--logprobs", "K", "with --json: log-probabilities of each token and of the K most likely", FLAG_INT, FIELD(logprobs), 1, MAX_LOGPROBS},
     {"--tokenize", NULL, "print the ids of the prompt, and no BOS; with --hex, of one hex text per line", FLAG_SWITCH, FIELD(tokenize), 0, 0},
     {"--detokenize", NULL, "print the bytes of the ids in the prompt; with --hex, in hex, line by line", FLAG_SWITCH, FIELD(detokenize), 0, 0},
@@ -169,6 +169,8 @@ static bool check_flags(const Options *o, Error *err) {
     if (o->logprobs && !o->json && !o->prompts) return fail(err, "--logprobs goes with --json or --prompts");
     if (o->batch && !o->prompts) return fail(err, "-b goes with --prompts");
     if (o->echo && o->prompts) return fail(err, "--echo: the JSON lines of --prompts have the prompt's ids");
+    if (o->json && (o->perplexity || o->compare)) return fail(err, "--json: --perplexity and --compare print text only");
+    if (o->hex && o->json && o->detokenize) return fail(err, "--hex and --json: expected one of them with --detokenize");
     if (o->hex && !o->tokenize && !o->detokenize) return fail(err, "--hex goes with --tokenize or --detokenize");
     if (o->precision && strcmp(o->precision, "bf16") != 0 && strcmp(o->precision, "f32") != 0)
         return fail(err, "--precision %s: expected bf16 or f32", o->precision);
@@ -545,8 +547,9 @@ static bool parse_hex(char *line, size_t n, size_t *n_bytes, Error *err) {
 static bool tokenize(const Options *o, const Model *m, const char *text, size_t n, Error *err) {
     TokenList ids = {0};
     bool ok = tokenizer_encode(&m->tokenizer, (const uint8_t *)text, n, o->special, &ids, err);
-    for (size_t i = 0; ok && i < ids.n; i++) printf("%s%d", i ? " " : "", ids.ids[i]);
-    if (ok) putchar('\n');
+    if (ok && o->json) printf("{\"ids\": [");
+    for (size_t i = 0; ok && i < ids.n; i++) printf("%s%d", !i ? "" : o->json ? ", " : " ", ids.ids[i]);
+    if (ok) puts(o->json ? "]}" : "");
     tokens_free(&ids);
     return ok;
 }
@@ -554,11 +557,17 @@ static bool tokenize(const Options *o, const Model *m, const char *text, size_t 
 static bool detokenize(const Options *o, const Model *m, const char *text, size_t n, Error *err) {
     TokenList ids = {0};
     bool ok = parse_ids(text, n, m->config.vocab_size, &ids, err);
+    Bytes bytes = {0};
     for (size_t i = 0, length; ok && i < ids.n; i++) {
-        const uint8_t *bytes = tokenizer_bytes(&m->tokenizer, ids.ids[i], &length);
-        if (!o->hex) fwrite(bytes, 1, length, stdout);
-        for (size_t b = 0; o->hex && b < length; b++) printf("%02x", bytes[b]);
+        const uint8_t *token = tokenizer_bytes(&m->tokenizer, ids.ids[i], &length);
+        ok = bytes_append(&bytes, token, length, err);
     }
+    if (ok && o->json) printf("{\"text\": \"");
+    if (ok && o->json) write_json_text(stdout, bytes.data, bytes.n);
+    if (ok && o->json) puts("\"}");
+    for (size_t i = 0; ok && o->hex && i < bytes.n; i++) printf("%02x", (uint8_t)bytes.data[i]);
+    if (ok && bytes.n && !o->hex && !o->json) fwrite(bytes.data, 1, bytes.n, stdout);
+    free(bytes.data);
     if (ok && o->hex) putchar('\n');
     tokens_free(&ids);
     return ok;

@@ -309,6 +309,9 @@ static void test_special(void) {
 static void test_tokenizer_modes(void) {
     EXPECT("tokenize", "104 105 33\n", vocab_path, "--tokenize", "-p", "hi!");
     EXPECT("tokenize_with_weights", "104 105 33\n", script_path, "--tokenize", "-p", "hi!");
+    EXPECT("tokenize_json", "{\"ids\": [104, 105, 33]}\n", vocab_path, "--tokenize", "--json", "-p", "hi!");
+    EXPECT("tokenize_json_empty", "{\"ids\": []}\n", vocab_path, "--tokenize", "--json", "-p", "");
+    EXPECT("detokenize_json", "{\"text\": \"h\\\"\xEF\xBF\xBD\"}\n", vocab_path, "--detokenize", "--json", "-p", "104 34 255");
     EXPECT("tokenize_empty", "\n", vocab_path, "--tokenize", "-p", "");
     EXPECT("detokenize", "hi!", vocab_path, "--detokenize", "-p", "104 105,33");
     EXPECT("detokenize_special", "a<|eot_id|>", vocab_path, "--detokenize", "-p", "97 258");
