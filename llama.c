@@ -32,7 +32,8 @@ static void on_interrupt(int signal_number) {
 // ---- flags ----------------------------------------------------------------------------------------------------------
 
 typedef struct {
-    const char *model, *prompt, *prompt_file, *stops[MAX_STOPS], *prompts, *perplexity, *compare, *synthetic, *engine, *precision;
+    const char *model, *prompt, *prompt_file, *stops[MAX_STOPS], *prompts, *perplexity, *compare, *synthetic, *engine,
+        *precision;
     int n_stops, n, context, batch, logprobs;
     uint64_t seed;
     SamplerConfig sampler;
@@ -54,30 +55,40 @@ static const Flag flags[] = {
     {"-p", "TEXT", "the prompt; - reads standard input", FLAG_TEXT, FIELD(prompt), 0, 0},
     {"-f", "FILE", "the prompt from a file; - reads standard input", FLAG_TEXT, FIELD(prompt_file), 0, 0},
     {"-n", "N", "new tokens at most (256)", FLAG_INT, FIELD(n), 1, INT_MAX},
-    {"-c", "N", "context: tokens of prompt and answer (the model's, at most 4096 or what -n needs)", FLAG_INT, FIELD(context), 1, INT_MAX},
+    {"-c", "N", "context: tokens of prompt and answer (the model's, at most 4096 or what -n needs)", FLAG_INT,
+     FIELD(context), 1, INT_MAX},
     {"-s", "SEED", "seed of the sampling (0)", FLAG_SEED, FIELD(seed), 0, 0},
     {"--temp", "T", "temperature; 0 takes the most likely token (0)", FLAG_FLOAT, FIELD(sampler.temperature), 0, 1e6},
     {"--top-k", "K", "sample among the K most likely; 0: all (0)", FLAG_INT, FIELD(sampler.top_k), 0, INT_MAX},
     {"--top-p", "P", "sample among the fewest that reach probability P (1)", FLAG_FLOAT, FIELD(sampler.top_p), 0, 1},
-    {"--min-p", "P", "drop what is less than P times as likely as the most likely (0)", FLAG_FLOAT, FIELD(sampler.min_p), 0, 1},
+    {"--min-p", "P", "drop what is less than P times as likely as the most likely (0)", FLAG_FLOAT,
+     FIELD(sampler.min_p), 0, 1},
     {"--stop", "STR", "end before this text; may be given several times", FLAG_TEXTS, FIELD(stops), 0, 0},
     {"--ignore-eos", NULL, "go on past the end-of-text token", FLAG_SWITCH, FIELD(ignore_eos), 0, 0},
-    {"--special", NULL, "special tokens written in the prompt count as such, and are printed", FLAG_SWITCH, FIELD(special), 0, 0},
+    {"--special", NULL, "special tokens written in the prompt count as such, and are printed", FLAG_SWITCH,
+     FIELD(special), 0, 0},
     {"--ids", NULL, "the prompt is a list of token ids; no BOS is added", FLAG_SWITCH, FIELD(ids), 0, 0},
     {"--echo", NULL, "print the prompt before the answer", FLAG_SWITCH, FIELD(echo), 0, 0},
-    {"--json", NULL, "print one JSON object: ids, text, finish_reason, timings (--tokenize: ids; --detokenize: text)", FLAG_SWITCH, FIELD(json), 0, 0},
-    {"--logprobs", "K", "with --json: log-probabilities of each token and of the K most likely", FLAG_INT, FIELD(logprobs), 1, MAX_LOGPROBS},
-    {"--tokenize", NULL, "print the ids of the prompt, and no BOS; with --hex, of one hex text per line", FLAG_SWITCH, FIELD(tokenize), 0, 0},
-    {"--detokenize", NULL, "print the bytes of the ids in the prompt; with --hex, in hex, line by line", FLAG_SWITCH, FIELD(detokenize), 0, 0},
+    {"--json", NULL, "print one JSON object: ids, text, finish_reason, timings (--tokenize: ids; --detokenize: text)",
+     FLAG_SWITCH, FIELD(json), 0, 0},
+    {"--logprobs", "K", "with --json: log-probabilities of each token and of the K most likely", FLAG_INT,
+     FIELD(logprobs), 1, MAX_LOGPROBS},
+    {"--tokenize", NULL, "print the ids of the prompt, and no BOS; with --hex, of one hex text per line", FLAG_SWITCH,
+     FIELD(tokenize), 0, 0},
+    {"--detokenize", NULL, "print the bytes of the ids in the prompt; with --hex, in hex, line by line", FLAG_SWITCH,
+     FIELD(detokenize), 0, 0},
     {"--hex", NULL, "text is hexadecimal, in --tokenize and --detokenize", FLAG_SWITCH, FIELD(hex), 0, 0},
-    {"--prompts", "FILE", "many prompts, a JSON object with text or ids on each line; answers as JSON lines", FLAG_TEXT, FIELD(prompts), 0, 0},
+    {"--prompts", "FILE", "many prompts, a JSON object with text or ids on each line; answers as JSON lines", FLAG_TEXT,
+     FIELD(prompts), 0, 0},
     {"-b", "N", "with --prompts: so many at a time (8)", FLAG_INT, FIELD(batch), 1, MAX_SLOTS},
     {"--perplexity", "FILE", "how well the model predicts a text", FLAG_TEXT, FIELD(perplexity), 0, 0},
     {"--compare", "DUMP", "compare with HuggingFace's tokens (scripts/dump_hf.py)", FLAG_TEXT, FIELD(compare), 0, 0},
-    {"--bench", NULL, "measure this machine and this model", FLAG_SWITCH, FIELD(bench), 0, 0},
-    {"--synthetic", "SHAPE", "weights from a seed: llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b", FLAG_TEXT, FIELD(synthetic), 0, 0},
+    {"--bench", NULL, "measure this machine and this model on engine cpu", FLAG_SWITCH, FIELD(bench), 0, 0},
+    {"--synthetic", "SHAPE", "weights from a seed: llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b", FLAG_TEXT,
+     FIELD(synthetic), 0, 0},
     {"--engine", "NAME", "what computes (the fastest here)", FLAG_TEXT, FIELD(engine), 0, 0},
-    {"--precision", "P", "bf16 or f32: inputs of products and the cache (bf16; engine cpu is always f32)", FLAG_TEXT, FIELD(precision), 0, 0},
+    {"--precision", "P", "bf16 or f32: inputs of products and the cache (bf16; engine cpu is always f32)", FLAG_TEXT,
+     FIELD(precision), 0, 0},
     {"--verbose", NULL, "say what was loaded and where it runs", FLAG_SWITCH, FIELD(verbose), 0, 0},
     {"--quiet", NULL, "no statistics", FLAG_SWITCH, FIELD(quiet), 0, 0},
     {"--version", NULL, "print the version", FLAG_SWITCH, FIELD(version), 0, 0},
@@ -89,7 +100,8 @@ static void print_help(void) {
     printf("llama %s: continues a prompt with a LLaMA 3 model.\n\nusage: llama MODEL.bin -p TEXT [flags]\n\n", VERSION);
     for (int i = 0; i < N_FLAGS; i++) {
         char left[64];
-        snprintf(left, sizeof left, "%s%s%s", flags[i].name, flags[i].value ? " " : "", flags[i].value ? flags[i].value : "");
+        snprintf(left, sizeof left, "%s%s%s", flags[i].name, flags[i].value ? " " : "",
+                 flags[i].value ? flags[i].value : "");
         printf("  %-18s %s\n", left, flags[i].help);
     }
     printf("\nMODEL.bin comes from scripts/convert.py. Engines in this build: %s.\n", model_engines());
@@ -115,7 +127,8 @@ static bool set_flag(Options *o, const Flag *flag, const char *text, Error *err)
     case FLAG_INT: {
         long v = strtol(text, &end, 10);
         if (errno || end == text || *end || (double)v < flag->least || (double)v > flag->most)
-            return fail(err, "%s %s: expected a whole number from %.0f to %.0f", flag->name, text, flag->least, flag->most);
+            return fail(err, "%s %s: expected a whole number from %.0f to %.0f", flag->name, text, flag->least,
+                        flag->most);
         *(int *)field = (int)v;
         return true;
     }
@@ -160,17 +173,24 @@ static bool parse_flags(Options *o, int argc, char **argv, Error *err) {
 static bool check_flags(const Options *o, Error *err) {
     int modes = o->tokenize + o->detokenize + !!o->prompts + !!o->perplexity + !!o->compare + o->bench;
     bool prompt = o->prompt || o->prompt_file, reads_prompt = modes == 0 || o->tokenize || o->detokenize;
-    if (!o->model && !o->synthetic) return fail(err, "no model; usage: llama MODEL.bin -p TEXT (--help lists the flags)");
-    if (o->model && o->synthetic) return fail(err, "--synthetic %s and the model %s: expected one of them", o->synthetic, o->model);
-    if (modes > 1) return fail(err, "--tokenize, --detokenize, --prompts, --perplexity, --compare and --bench: expected one of them");
+    if (!o->model && !o->synthetic)
+        return fail(err, "no model; usage: llama MODEL.bin -p TEXT (--help lists the flags)");
+    if (o->model && o->synthetic)
+        return fail(err, "--synthetic %s and the model %s: expected one of them", o->synthetic, o->model);
+    if (modes > 1)
+        return fail(err,
+                    "--tokenize, --detokenize, --prompts, --perplexity, --compare and --bench: expected one of them");
     if (o->prompt && o->prompt_file) return fail(err, "-p and -f: expected one of them");
     if (reads_prompt && !prompt) return fail(err, "no prompt: -p TEXT or -f FILE");
-    if (!reads_prompt && prompt) return fail(err, "a prompt, which --prompts, --perplexity, --compare and --bench do not take");
+    if (!reads_prompt && prompt)
+        return fail(err, "a prompt, which --prompts, --perplexity, --compare and --bench do not take");
     if (o->logprobs && !o->json && !o->prompts) return fail(err, "--logprobs goes with --json or --prompts");
     if (o->batch && !o->prompts) return fail(err, "-b goes with --prompts");
     if (o->echo && o->prompts) return fail(err, "--echo: the JSON lines of --prompts have the prompt's ids");
-    if (o->json && (o->perplexity || o->compare)) return fail(err, "--json: --perplexity and --compare print text only");
-    if (o->hex && o->json && o->detokenize) return fail(err, "--hex and --json: expected one of them with --detokenize");
+    if (o->json && (o->perplexity || o->compare))
+        return fail(err, "--json: --perplexity and --compare print text only");
+    if (o->hex && o->json && o->detokenize)
+        return fail(err, "--hex and --json: expected one of them with --detokenize");
     if (o->hex && !o->tokenize && !o->detokenize) return fail(err, "--hex goes with --tokenize or --detokenize");
     if (o->precision && strcmp(o->precision, "bf16") != 0 && strcmp(o->precision, "f32") != 0)
         return fail(err, "--precision %s: expected bf16 or f32", o->precision);
@@ -218,7 +238,8 @@ static bool parse_ids(const char *text, size_t n, int vocab_size, TokenList *ids
         bool ended = i == n || (text[i] && strchr(separators, text[i]));
         if (i == start || !ended || id >= vocab_size) {
             int shown = n - start < 24 ? (int)(n - start) : 24;
-            return fail(err, "id \"%.*s\" at byte %zu: expected whole numbers below %d", shown, text + start, start, vocab_size);
+            return fail(err, "id \"%.*s\" at byte %zu: expected whole numbers below %d", shown, text + start, start,
+                        vocab_size);
         }
         if (!tokens_append(ids, (int)id, err)) return false;
     }
@@ -245,7 +266,8 @@ static bool flush_output(Error *err) {
     return fail(err, "standard output: %s", strerror(errno));
 }
 
-// Writes bytes as the inside of a JSON string. What is not UTF-8 becomes U+FFFD, one for each maximal part of a character.
+// Writes bytes as the inside of a JSON string. What is not UTF-8 becomes U+FFFD, one for each maximal part of a
+// character.
 static void write_json_text(FILE *out, const char *data, size_t n) {
     const uint8_t *s = (const uint8_t *)data;
     for (size_t i = 0; i < n;) {
@@ -285,7 +307,8 @@ static void write_json_logprobs(const Sequence *seq, int k) {
         const float *row = seq->logprobs + i * (size_t)(1 + k);
         const int *top = seq->top_ids + i * (size_t)k;
         printf("%s{\"id\": %d, \"logprob\": %.6f, \"top\": [", i ? ", " : "", seq->ids.ids[i], (double)row[0]);
-        for (int j = 0; j < k; j++) printf("%s{\"id\": %d, \"logprob\": %.6f}", j ? ", " : "", top[j], (double)row[1 + j]);
+        for (int j = 0; j < k; j++)
+            printf("%s{\"id\": %d, \"logprob\": %.6f}", j ? ", " : "", top[j], (double)row[1 + j]);
         printf("]}");
     }
     printf("], ");
@@ -318,9 +341,10 @@ static bool print_json(Sequence *seq, Error *err) {
     write_json_text(stdout, seq->text.data, seq->text.n);
     printf("\", \"finish_reason\": \"%s\", ", seq->finish_reason);
     if (output.options->logprobs) write_json_logprobs(seq, output.options->logprobs);
-    printf("\"timings\": {\"ready_ms\": %.3f, \"first_token_ms\": %.3f, \"decode_ms\": %.3f, \"ms_per_token\": %.4f}}\n",
-           output.ready * 1e3, seq->ids.n ? (seq->first - seq->admitted) * 1e3 : 0.0,
-           seq->ids.n ? (seq->last - seq->first) * 1e3 : 0.0, seconds_per_token(seq) * 1e3);
+    printf(
+        "\"timings\": {\"ready_ms\": %.3f, \"first_token_ms\": %.3f, \"decode_ms\": %.3f, \"ms_per_token\": %.4f}}\n",
+        output.ready * 1e3, seq->ids.n ? (seq->first - seq->admitted) * 1e3 : 0.0,
+        seq->ids.n ? (seq->last - seq->first) * 1e3 : 0.0, seconds_per_token(seq) * 1e3);
     return flush_output(err);
 }
 
@@ -355,13 +379,16 @@ static void print_model(const Model *m) {
     double kv = (double)m->kv.bytes, positions = (double)m->kv.n_slots * m->kv.max_len;
     fprintf(stderr,
             "llama: dim %d, %d layers, %d heads of %d over %d K/V heads, hidden %d, vocabulary %d, at most %d tokens\n"
-            "llama: %.3f GB of weights (%s in the file), K/V cache %.3f MB: %d x %d positions of %.0f bytes (with a K/V head for "
+            "llama: %.3f GB of weights (%s in the file), K/V cache %.3f MB: %d x %d positions of %.0f bytes (with a "
+            "K/V head for "
             "every head %.0f)\nllama: engine %s%s%s%s, computing in %s\n",
             c->dim, c->n_layers, c->n_heads, c->head_dim, c->n_kv_heads, c->hidden_dim, c->vocab_size, c->max_seq_len,
-            (double)m->weights.bytes * 1e-9, dtype_names[m->weights.dtype], kv * 1e-6, m->kv.n_slots, m->kv.max_len, kv / positions,
-            kv / positions * c->group, m->engine->name, m->not_used.text[0] ? " (" : "", m->not_used.text,
-            m->not_used.text[0] ? ")" : "", m->precision == PRECISION_F32 ? "float32" : "bf16 products and cache, float32 sums");
-    if (m->precision != PRECISION_F32 && m->weights.dtype == DTYPE_F32) fprintf(stderr, "llama: weights rounded to bf16\n");
+            (double)m->weights.bytes * 1e-9, dtype_names[m->weights.dtype], kv * 1e-6, m->kv.n_slots, m->kv.max_len,
+            kv / positions, kv / positions * c->group, m->engine->name, m->not_used.text[0] ? " (" : "",
+            m->not_used.text, m->not_used.text[0] ? ")" : "",
+            m->precision == PRECISION_F32 ? "float32" : "bf16 products and cache, float32 sums");
+    if (m->precision != PRECISION_F32 && m->weights.dtype == DTYPE_F32)
+        fprintf(stderr, "llama: weights rounded to bf16\n");
 }
 
 // The context for a run that wants so many tokens in all: -c, or the smaller of the model's and max(4096, wanted).
@@ -379,7 +406,8 @@ static void show_progress(const char *what, uint64_t done, uint64_t total) {
     if (now - shown < 0.1 && done < total) return;
     shown = now;
     double rate = now > start ? (double)done / (now - start) : 0;
-    fprintf(stderr, "\rllama: %s %3.0f %% of %.2f GB", what, 100.0 * (double)done / (double)total, (double)total * 1e-9);
+    fprintf(stderr, "\rllama: %s %3.0f %% of %.2f GB", what, 100.0 * (double)done / (double)total,
+            (double)total * 1e-9);
     if (rate > 0) fprintf(stderr, ", %.1f GB/s, %.1f s left", rate * 1e-9, (double)(total - done) / rate);
     fputs(done < total ? "   " : "\r\033[K", stderr); // gone when it is done
 }
@@ -404,8 +432,8 @@ static bool check_prompts(const Options *o, const Sequence *seqs, int n, int con
             return fail(err, "%s is empty, and %s", which,
                         o->ids || o->prompts ? "ids get no BOS" : "this model has no BOS token to begin with");
         if (length >= (size_t)context)
-            return fail(err, "%s has %zu tokens, the context holds %d and needs room for one more%s", which, length, context,
-                        o->context ? " (-c)" : "");
+            return fail(err, "%s has %zu tokens, the context holds %d and needs room for one more%s", which, length,
+                        context, o->context ? " (-c)" : "");
     }
     return true;
 }
@@ -419,24 +447,35 @@ static void print_notes(const Options *o, const Sequence *seqs, int n, int conte
         least = room < least ? room : least;
     }
     if (cut && o->prompts)
-        fprintf(stderr, "llama: the context of %d leaves room for fewer than %d new tokens after %d of %d prompts\n", context, o->n, cut, n);
+        fprintf(stderr, "llama: the context of %d leaves room for fewer than %d new tokens after %d of %d prompts\n",
+                context, o->n, cut, n);
     else if (cut)
         fprintf(stderr, "llama: the context of %d leaves room for %d of %d new tokens\n", context, least, o->n);
     const SamplerConfig *s = &o->sampler;
     if (s->temperature == 0 && (s->top_k || s->top_p < 1 || s->min_p > 0))
-        fprintf(stderr, "llama: at --temp 0 the most likely token is taken; --top-k, --top-p and --min-p change nothing\n");
+        fprintf(stderr,
+                "llama: at --temp 0 the most likely token is taken; --top-k, --top-p and --min-p change nothing\n");
 }
 
-static bool run_sequences(const Options *o, Model *m, Sequence *seqs, int n, int slots, int context, double start, Error *err) {
-    GenerateConfig config = {.n = o->n, .logprobs = o->logprobs, .n_stops = o->n_stops, .stops = o->stops, .ignore_eos = o->ignore_eos,
-                             .special = o->special, .seed = o->seed, .sampler = o->sampler};
+static bool run_sequences(const Options *o, Model *m, Sequence *seqs, int n, int slots, int context, double start,
+                          Error *err) {
+    GenerateConfig config = {.n = o->n,
+                             .logprobs = o->logprobs,
+                             .n_stops = o->n_stops,
+                             .stops = o->stops,
+                             .ignore_eos = o->ignore_eos,
+                             .special = o->special,
+                             .seed = o->seed,
+                             .sampler = o->sampler};
     GenerateSink sink = {.text = o->json || o->prompts ? NULL : print_text, .finished = print_end};
     if (!check_prompts(o, seqs, n, context, err) || !start_model(o, m, slots, context, err)) return false;
     if (!o->quiet) print_notes(o, seqs, n, context);
     output.ready = clock_seconds() - start;
     for (size_t i = 0, length; o->echo && i < seqs[0].prompt.n; i++) {
         const uint8_t *bytes = printed_bytes(m, o->special, seqs[0].prompt.ids[i], &length);
-        if (o->json ? !bytes_append(&seqs[0].text, bytes, length, err) : !print_text(seqs, (const char *)bytes, length, err)) return false;
+        if (o->json ? !bytes_append(&seqs[0].text, bytes, length, err)
+                    : !print_text(seqs, (const char *)bytes, length, err))
+            return false;
     }
     return generate(m, &config, seqs, n, &sink, &interrupted, err);
 }
@@ -453,7 +492,8 @@ static bool run_generate(const Options *o, Model *m, const Bytes *text, double s
 // ---- many prompts ---------------------------------------------------------------------------------------------------
 
 // One line of a prompts file: {"text": "..."} or {"ids": [1, 2]}.
-static bool parse_prompt_line(const Options *o, const Model *m, char *line, size_t n, const char *what, TokenList *ids, Error *err) {
+static bool parse_prompt_line(const Options *o, const Model *m, char *line, size_t n, const char *what, TokenList *ids,
+                              Error *err) {
     Json j = {line, line, line + n, err, what};
     char *key, *text;
     size_t length;
@@ -505,8 +545,9 @@ static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
     file.n -= ok; // the terminator is there for strspn
     ok = ok && read_prompts(o, m, &file, &seqs, &n, err);
     int64_t longest = 0;
-    for (int i = 0; ok && i < n; i++) longest = (int64_t)seqs[i].prompt.n > longest ? (int64_t)seqs[i].prompt.n : longest;
-    int context = o->context                              ? o->context
+    for (int i = 0; ok && i < n; i++)
+        longest = (int64_t)seqs[i].prompt.n > longest ? (int64_t)seqs[i].prompt.n : longest;
+    int context = o->context                               ? o->context
                   : longest + o->n < m->config.max_seq_len ? (int)(longest + o->n)
                                                            : m->config.max_seq_len;
     int slots = o->batch ? o->batch : DEFAULT_BATCH;
@@ -514,8 +555,8 @@ static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
     ok = ok && run_sequences(o, m, seqs, n, slots < n ? slots : n, context, start, err);
     if (ok && !o->quiet) {
         double elapsed = clock_seconds() - begin;
-        fprintf(stderr, "llama: %zu of %d prompts, %d at a time; %zu new tokens in %.2f s (%.0f tokens/s)", output.n_finished, n,
-                m->kv.n_slots, output.n_tokens, elapsed, (double)output.n_tokens / elapsed);
+        fprintf(stderr, "llama: %zu of %d prompts, %d at a time; %zu new tokens in %.2f s (%.0f tokens/s)",
+                output.n_finished, n, m->kv.n_slots, output.n_tokens, elapsed, (double)output.n_tokens / elapsed);
         print_engine(m);
     }
     for (int i = 0; i < n; i++) sequence_free(&seqs[i]);
@@ -596,7 +637,9 @@ static bool run_tokenizer(const Options *o, const Model *m, Bytes *text, Error *
 // predicted from at least half a window (https://huggingface.co/docs/transformers/perplexity).
 static bool run_perplexity(const Options *o, Model *m, Error *err) {
     enum { DEFAULT_WINDOW = 2048 };
-    int window = o->context ? o->context : m->config.max_seq_len < DEFAULT_WINDOW ? m->config.max_seq_len : DEFAULT_WINDOW;
+    int window = o->context                               ? o->context
+                 : m->config.max_seq_len < DEFAULT_WINDOW ? m->config.max_seq_len
+                                                          : DEFAULT_WINDOW;
     int stride = window / 2;
     if (window < 2) return fail(err, "-c %d: --perplexity needs a context of at least 2", window);
     Bytes text = {0};
@@ -626,9 +669,10 @@ static bool run_perplexity(const Options *o, Model *m, Error *err) {
     }
     if (ok) {
         double mean = sum / (double)scored, variance = squares / (double)scored - mean * mean;
-        double error = exp(mean) * sqrt((variance > 0 ? variance : 0) / (double)scored), elapsed = clock_seconds() - start;
-        printf("perplexity %.4f ± %.4f over %zu tokens, %.4f bits per byte; window %d, stride %d, %.0f tokens/s\n", exp(mean),
-               error, scored, sum / log(2) / (double)text.n, window, stride, (double)scored / elapsed);
+        double error = exp(mean) * sqrt((variance > 0 ? variance : 0) / (double)scored),
+               elapsed = clock_seconds() - start;
+        printf("perplexity %.4f ± %.4f over %zu tokens, %.4f bits per byte; window %d, stride %d, %.0f tokens/s\n",
+               exp(mean), error, scored, sum / log(2) / (double)text.n, window, stride, (double)scored / elapsed);
         ok = flush_output(err);
     }
     tokens_free(&ids);
@@ -643,16 +687,21 @@ static bool run_compare(const Options *o, Model *m, Error *err) {
     if (!dump_open(&dump, o->compare, m->config.vocab_size, err)) return false;
     bool held = false;
     int context = o->context ? o->context : dump_context(&dump);
-    bool ok = dump_context(&dump) <= context || fail(err, "-c %d: %s needs %d", context, o->compare, dump_context(&dump));
-    ok = ok && start_model(o, m, 1, context, err) && compare_run(m, &dump, stdout, &interrupted, &held, err) && flush_output(err);
+    bool ok =
+        dump_context(&dump) <= context || fail(err, "-c %d: %s needs %d", context, o->compare, dump_context(&dump));
+    ok = ok && start_model(o, m, 1, context, err) && compare_run(m, &dump, stdout, &interrupted, &held, err) &&
+         flush_output(err);
     if (ok && !held) ok = fail(err, "%s: the comparison does not hold", o->compare);
     dump_close(&dump);
     return ok;
 }
 
+// Engine cpu, unless another is named: the GPU's figures come from elsewhere so far (scripts/validate.sh, bench_hf.py).
 static bool run_bench(const Options *o, Model *m, Error *err) {
-    return start_model(o, m, 1, context_for(o, m, BENCH_CONTEXT), err) && bench_run(m, o->json, stdout, &interrupted, err) &&
-           flush_output(err);
+    Options on_cpu = *o;
+    if (!o->engine) on_cpu.engine = "cpu";
+    return start_model(&on_cpu, m, 1, context_for(o, m, BENCH_CONTEXT), err) &&
+           bench_run(m, o->json, stdout, &interrupted, err) && flush_output(err);
 }
 
 // ---- main -----------------------------------------------------------------------------------------------------------
@@ -670,12 +719,12 @@ static bool run(const Options *o, double start, Error *err) {
                            : model_open(&model, o->model, tokenizer_only, err);
     output.options = o;
     if (ok) {
-        ok = tokenizer_only    ? run_tokenizer(o, &model, &text, err)
-             : o->prompts      ? run_prompts(o, &model, start, err)
-             : o->perplexity   ? run_perplexity(o, &model, err)
-             : o->compare      ? run_compare(o, &model, err)
-             : o->bench        ? run_bench(o, &model, err)
-                               : run_generate(o, &model, &text, start, err);
+        ok = tokenizer_only  ? run_tokenizer(o, &model, &text, err)
+             : o->prompts    ? run_prompts(o, &model, start, err)
+             : o->perplexity ? run_perplexity(o, &model, err)
+             : o->compare    ? run_compare(o, &model, err)
+             : o->bench      ? run_bench(o, &model, err)
+                             : run_generate(o, &model, &text, start, err);
         model_close(&model);
     }
     free(text.data);

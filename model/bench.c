@@ -69,8 +69,10 @@ static double read_rate(const Ops *ops, const void *data, uint64_t bytes) {
 
 bool bench_run(Model *m, bool json, FILE *out, const volatile sig_atomic_t *interrupted, Error *err) {
     const Config *c = &m->config;
-    if (strcmp(m->engine->name, "cpu") != 0) return fail(err, "--bench measures engine cpu, this is %s", m->engine->name);
-    if (m->kv.max_len < BENCH_CONTEXT) return fail(err, "--bench needs a context of %d, this one is %d", BENCH_CONTEXT, m->kv.max_len);
+    if (strcmp(m->engine->name, "cpu") != 0)
+        return fail(err, "--bench measures engine cpu, this is %s", m->engine->name);
+    if (m->kv.max_len < BENCH_CONTEXT)
+        return fail(err, "--bench needs a context of %d, this one is %d", BENCH_CONTEXT, m->kv.max_len);
     const Ops *ops = ops_select();
     const uint64_t enough = (uint64_t)1 << 30; // past any cache
     uint64_t bytes = m->weights.bytes >> 20 << 20;
@@ -104,7 +106,8 @@ bool bench_run(Model *m, bool json, FILE *out, const volatile sig_atomic_t *inte
         }
         decode.samples[at] = (seconds() - start) / BENCH_DECODE;
         double again = read_rate(ops, data, bytes);
-        if (again > bandwidth.samples[at]) bandwidth.samples[at] = again; // the machine's better figure is the yardstick
+        if (again > bandwidth.samples[at])
+            bandwidth.samples[at] = again; // the machine's better figure is the yardstick
     }
     free(buffer);
     if (!ok) return false;
@@ -114,23 +117,32 @@ bool bench_run(Model *m, bool json, FILE *out, const volatile sig_atomic_t *inte
     double operations = prefill_operations(c, BENCH_PROMPT), prefill_rate = operations / prefill.median;
     double read = (double)(weights_read_per_token(m) + kv_read(c, BENCH_CONTEXT)), decode_rate = read / decode.median;
     if (json) {
-        fprintf(out, "{\"engine\": \"%s\", \"instructions\": \"%s\", \"threads\": %d, \"weights_bytes\": %llu, "
+        fprintf(out,
+                "{\"engine\": \"%s\", \"instructions\": \"%s\", \"threads\": %d, \"weights_bytes\": %llu, "
                 "\"read_gb_s\": %.2f, \"fma_gflop_s\": %.1f, \"prefill_tokens\": %d, \"prefill_ms\": %.2f, "
-                "\"prefill_gflop_s\": %.1f, \"prefill_share\": %.4f, \"decode_ms\": %.3f, \"decode_gb_s\": %.2f, \"decode_share\": %.4f}\n",
+                "\"prefill_gflop_s\": %.1f, \"prefill_share\": %.4f, \"decode_ms\": %.3f, \"decode_gb_s\": %.2f, "
+                "\"decode_share\": %.4f}\n",
                 m->engine->name, ops->name, threads, (unsigned long long)m->weights.bytes, bandwidth.median * 1e-9,
                 rate.median * 1e-9, BENCH_PROMPT, prefill.median * 1e3, prefill_rate * 1e-9, prefill_rate / rate.median,
                 decode.median * 1e3, decode_rate * 1e-9, decode_rate / bandwidth.median);
         return true;
     }
-    fprintf(out, "engine %s (%s), %d threads; %.3f GB of weights (%s); medians of %d rounds [smallest, largest]\n", m->engine->name,
-            ops->name, threads, (double)m->weights.bytes * 1e-9, dtype_names[m->weights.dtype], BENCH_ROUNDS);
-    fprintf(out, "read bandwidth        %8.2f GB/s [%.2f, %.2f]\n", bandwidth.median * 1e-9, bandwidth.least * 1e-9, bandwidth.most * 1e-9);
-    fprintf(out, "float32 multiply-add  %8.1f GFLOP/s [%.1f, %.1f]\n", rate.median * 1e-9, rate.least * 1e-9, rate.most * 1e-9);
-    fprintf(out, "prefill, %d tokens   %8.1f ms [%.1f, %.1f]  %.1f tokens/s  %.1f GFLOP/s  %.1f %% of the multiply-add rate\n",
-            BENCH_PROMPT, prefill.median * 1e3, prefill.least * 1e3, prefill.most * 1e3, BENCH_PROMPT / prefill.median,
-            prefill_rate * 1e-9, 100 * prefill_rate / rate.median);
-    fprintf(out, "decode                %8.2f ms/token [%.2f, %.2f]  %.2f tokens/s  %.2f GB/s  %.1f %% of the read bandwidth\n",
-            decode.median * 1e3, decode.least * 1e3, decode.most * 1e3, 1 / decode.median, decode_rate * 1e-9,
-            100 * decode_rate / bandwidth.median);
+    fprintf(out, "engine %s (%s), %d threads; %.3f GB of weights (%s); medians of %d rounds [smallest, largest]\n",
+            m->engine->name, ops->name, threads, (double)m->weights.bytes * 1e-9, dtype_names[m->weights.dtype],
+            BENCH_ROUNDS);
+    fprintf(out, "read bandwidth        %8.2f GB/s [%.2f, %.2f]\n", bandwidth.median * 1e-9, bandwidth.least * 1e-9,
+            bandwidth.most * 1e-9);
+    fprintf(out, "float32 multiply-add  %8.1f GFLOP/s [%.1f, %.1f]\n", rate.median * 1e-9, rate.least * 1e-9,
+            rate.most * 1e-9);
+    fprintf(
+        out,
+        "prefill, %d tokens   %8.1f ms [%.1f, %.1f]  %.1f tokens/s  %.1f GFLOP/s  %.1f %% of the multiply-add rate\n",
+        BENCH_PROMPT, prefill.median * 1e3, prefill.least * 1e3, prefill.most * 1e3, BENCH_PROMPT / prefill.median,
+        prefill_rate * 1e-9, 100 * prefill_rate / rate.median);
+    fprintf(
+        out,
+        "decode                %8.2f ms/token [%.2f, %.2f]  %.2f tokens/s  %.2f GB/s  %.1f %% of the read bandwidth\n",
+        decode.median * 1e3, decode.least * 1e3, decode.most * 1e3, 1 / decode.median, decode_rate * 1e-9,
+        100 * decode_rate / bandwidth.median);
     return true;
 }

@@ -37,7 +37,8 @@ static bool meta_int(Model *m, const char *key, int least, int most, int *value,
     if (!text) return false;
     const char *at = text;
     if (!parse_int(&at, value) || *at || *value < least || *value > most)
-        return fail(err, "%s: %s is \"%s\", expected a whole number from %d to %d", m->file.path, key, text, least, most);
+        return fail(err, "%s: %s is \"%s\", expected a whole number from %d to %d", m->file.path, key, text, least,
+                    most);
     return true;
 }
 
@@ -80,8 +81,8 @@ static bool read_vocab_config(Model *m, Error *err) {
     while (text && *at) {
         int id;
         if (c->n_eos == MAX_EOS || !parse_int(&at, &id) || id >= c->vocab_size || (*at && (*at != ',' || !at[1])))
-            return fail(err, "%s: eos_ids is \"%s\", expected at most %d ids below %d, with commas between", m->file.path,
-                        text, MAX_EOS, c->vocab_size);
+            return fail(err, "%s: eos_ids is \"%s\", expected at most %d ids below %d, with commas between",
+                        m->file.path, text, MAX_EOS, c->vocab_size);
         c->eos_ids[c->n_eos++] = id;
         if (*at) at++;
     }
@@ -107,15 +108,19 @@ static bool read_shape_config(Model *m, Error *err) {
     if (c->n_heads % c->n_kv_heads != 0)
         return fail(err, "%s: n_heads %d is not a multiple of n_kv_heads %d", m->file.path, c->n_heads, c->n_kv_heads);
     if (c->head_dim % 2 != 0 || c->head_dim > MAX_HEAD_DIM)
-        return fail(err, "%s: head_dim is %d, expected an even number up to %d", m->file.path, c->head_dim, MAX_HEAD_DIM);
+        return fail(err, "%s: head_dim is %d, expected an even number up to %d", m->file.path, c->head_dim,
+                    MAX_HEAD_DIM);
     int64_t q_dim = (int64_t)c->n_heads * c->head_dim;
     if (q_dim > 1 << 24)
-        return fail(err, "%s: n_heads %d × head_dim %d is more than %d", m->file.path, c->n_heads, c->head_dim, 1 << 24);
+        return fail(err, "%s: n_heads %d × head_dim %d is more than %d", m->file.path, c->n_heads, c->head_dim,
+                    1 << 24);
 
     static const char *const rope_types[] = {"default", "llama3", NULL}, *const booleans[] = {"false", "true", NULL};
     int rope_type, tied;
-    if (!meta_float(m, "norm_eps", true, &c->norm_eps, err) || !meta_float(m, "rope_theta", false, &c->rope_theta, err) ||
-        !meta_word(m, "rope_type", rope_types, &rope_type, err) || !meta_word(m, "tie_embeddings", booleans, &tied, err))
+    if (!meta_float(m, "norm_eps", true, &c->norm_eps, err) ||
+        !meta_float(m, "rope_theta", false, &c->rope_theta, err) ||
+        !meta_word(m, "rope_type", rope_types, &rope_type, err) ||
+        !meta_word(m, "tie_embeddings", booleans, &tied, err))
         return false;
     c->rope_type = (RopeType)rope_type;
     c->tie_embeddings = tied;
@@ -152,9 +157,10 @@ static bool check_shape(Model *m, const Tensor *t, int n_dims, uint64_t rows, ui
     char found[96] = "[";
     for (int i = 0; i < t->n_dims; i++)
         snprintf(found + strlen(found), sizeof found - strlen(found), "%s%" PRIu64, i ? ", " : "", t->shape[i]);
-    return n_dims == 1 ? fail(err, "%s: tensor %s: shape %s], expected [%" PRIu64 "]", m->file.path, t->name, found, rows)
-                       : fail(err, "%s: tensor %s: shape %s], expected [%" PRIu64 ", %" PRIu64 "]", m->file.path, t->name,
-                              found, rows, cols);
+    return n_dims == 1
+               ? fail(err, "%s: tensor %s: shape %s], expected [%" PRIu64 "]", m->file.path, t->name, found, rows)
+               : fail(err, "%s: tensor %s: shape %s], expected [%" PRIu64 ", %" PRIu64 "]", m->file.path, t->name,
+                      found, rows, cols);
 }
 
 static bool check_dtype(Model *m, const Tensor *t, DType expected, Error *err) {
@@ -183,15 +189,16 @@ static bool check_tensor(void *context, const char *name, const void **slot, uin
         !check_dtype(m, t, cols ? m->weights.dtype : DTYPE_F32, err))
         return false;
     if (t->begin % WEIGHT_ALIGNMENT != 0)
-        return fail(err, "%s: tensor %s begins at byte %" PRIu64 " of the data, expected a multiple of %d", m->file.path,
-                    name, t->begin, WEIGHT_ALIGNMENT);
+        return fail(err, "%s: tensor %s begins at byte %" PRIu64 " of the data, expected a multiple of %d",
+                    m->file.path, name, t->begin, WEIGHT_ALIGNMENT);
     b->used[t - m->file.tensors] = true;
     if (t->end > m->weights.bytes) m->weights.bytes = t->end;
     return cols || check_norm(b, t, err);
 }
 
 static bool is_tokenizer_tensor(const char *name) {
-    return strcmp(name, "tokenizer.offsets") == 0 || strcmp(name, "tokenizer.kind") == 0 || strcmp(name, "tokenizer.bytes") == 0;
+    return strcmp(name, "tokenizer.offsets") == 0 || strcmp(name, "tokenizer.kind") == 0 ||
+           strcmp(name, "tokenizer.bytes") == 0;
 }
 
 static bool check_weights(Model *m, Error *err) {
@@ -199,9 +206,12 @@ static bool check_weights(Model *m, Error *err) {
     if (!embeddings) return false;
     m->weights.dtype = embeddings->dtype;
     if (embeddings->dtype > DTYPE_F32)
-        return fail(err, "%s: weights of dtype %s, expected BF16, F16 or F32", m->file.path, dtype_names[embeddings->dtype]);
-    Binding b = {.model = m, .used = calloc(m->file.n_tensors, 1), .norms = malloc((size_t)m->config.dim * sizeof(float))};
-    bool ok = b.used && b.norms ? weights_visit(m, check_tensor, &b, err) : fail(err, "out of memory: checking %s", m->file.path);
+        return fail(err, "%s: weights of dtype %s, expected BF16, F16 or F32", m->file.path,
+                    dtype_names[embeddings->dtype]);
+    Binding b = {
+        .model = m, .used = calloc(m->file.n_tensors, 1), .norms = malloc((size_t)m->config.dim * sizeof(float))};
+    bool ok = b.used && b.norms ? weights_visit(m, check_tensor, &b, err)
+                                : fail(err, "out of memory: checking %s", m->file.path);
     for (size_t i = 0; ok && i < m->file.n_tensors; i++) {
         const char *name = m->file.tensors[i].name;
         if (!b.used[i] && !is_tokenizer_tensor(name))
@@ -245,7 +255,8 @@ static bool read_tokenizer(Model *m, Error *err) {
         return false;
     }
     Error own = {""};
-    return tokenizer_init(&m->tokenizer, (int)vocab, offsets_data, kind_data, bytes_data, (uint32_t)bytes->shape[0], &own) ||
+    return tokenizer_init(&m->tokenizer, (int)vocab, offsets_data, kind_data, bytes_data, (uint32_t)bytes->shape[0],
+                          &own) ||
            fail(err, "%s: %s", m->file.path, own.text);
 }
 
@@ -255,12 +266,14 @@ bool checkpoint_open(Model *m, const char *path, bool vocab_only, Error *err) {
     if (!safetensors_open(&m->file, path, err)) return false;
     const char *format = safetensors_meta(&m->file, "format");
     if (!format || strncmp(format, "llama-model/", 12) != 0)
-        return fail(err, "%s: a safetensors file, but not a model.bin; convert the HuggingFace directory with: "
-                         "python3 scripts/convert.py DIR model.bin", path);
+        return fail(err,
+                    "%s: a safetensors file, but not a model.bin; convert the HuggingFace directory with: "
+                    "python3 scripts/convert.py DIR model.bin",
+                    path);
     if (strcmp(format, FORMAT) != 0) return fail(err, "%s: format is \"%s\", expected \"" FORMAT "\"", path, format);
     if (m->file.data_start % DATA_ALIGNMENT != 0)
-        return fail(err, "%s: tensor data starts at byte %" PRIu64 ", expected a multiple of %d", path, m->file.data_start,
-                    DATA_ALIGNMENT);
+        return fail(err, "%s: tensor data starts at byte %" PRIu64 ", expected a multiple of %d", path,
+                    m->file.data_start, DATA_ALIGNMENT);
     const char *n_layers = meta(m, "n_layers", err);
     if (!n_layers || !read_vocab_config(m, err)) return false;
     bool has_weights = strcmp(n_layers, "0") != 0;

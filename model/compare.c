@@ -20,9 +20,12 @@ static void *read_tensor(Dump *d, const char *name, int i, DType dtype, int n_di
     if (!t) return fail(err, "%s: no tensor %s", d->file.path, full), NULL;
     if (t->dtype != dtype || t->n_dims != n_dims || (n_dims == 2 && t->shape[1] != cols) || t->shape[0] > INT_MAX ||
         (rows != UINT64_MAX && t->shape[0] != rows))
-        return fail(err, "%s: tensor %s: %s with %d dimensions, [%" PRIu64 ", %" PRIu64 "], expected %s [%" PRId64 ", %" PRIu64 "]",
+        return fail(err,
+                    "%s: tensor %s: %s with %d dimensions, [%" PRIu64 ", %" PRIu64 "], expected %s [%" PRId64
+                    ", %" PRIu64 "]",
                     d->file.path, full, dtype_names[t->dtype], t->n_dims, t->shape[0], t->shape[1], dtype_names[dtype],
-                    (int64_t)rows, cols), NULL;
+                    (int64_t)rows, cols),
+               NULL;
     *found_rows = (int)t->shape[0];
     void *data = malloc(t->end - t->begin + 1);
     if (!data) return fail(err, "out of memory: %" PRIu64 " bytes of %s", t->end - t->begin, full), NULL;
@@ -34,8 +37,8 @@ static void *read_tensor(Dump *d, const char *name, int i, DType dtype, int n_di
 static bool check_ids(const Dump *d, const char *name, int i, const int32_t *ids, int n, Error *err) {
     for (int j = 0; j < n; j++)
         if (ids[j] < 0 || ids[j] >= d->vocab_size)
-            return fail(err, "%s: %s.%d: id %d, expected below the model's vocabulary of %d", d->file.path, name, i, ids[j],
-                        d->vocab_size);
+            return fail(err, "%s: %s.%d: id %d, expected below the model's vocabulary of %d", d->file.path, name, i,
+                        ids[j], d->vocab_size);
     return true;
 }
 
@@ -61,7 +64,8 @@ static bool read_prompt(Dump *d, int i, Error *err) {
            (p->tokens = read_tensor(d, "tokens", i, DTYPE_I32, 1, UINT64_MAX, 0, &p->n_tokens, err)) &&
            (p->top_ids = read_tensor(d, "top_ids", i, DTYPE_I32, 2, (uint64_t)p->n_tokens, DUMP_TOP, &n, err)) &&
            (p->top_logits = read_tensor(d, "top_logits", i, DTYPE_F32, 2, (uint64_t)p->n_tokens, DUMP_TOP, &n, err)) &&
-           (p->logits = read_tensor(d, "logits", i, DTYPE_F32, 2, UINT64_MAX, (uint64_t)d->vocab_size, &p->n_rows, err)) &&
+           (p->logits =
+                read_tensor(d, "logits", i, DTYPE_F32, 2, UINT64_MAX, (uint64_t)d->vocab_size, &p->n_rows, err)) &&
            ((p->n_prompt > 0 && p->n_tokens > 0 && p->n_rows <= p->n_tokens) ||
             fail(err, "%s: prompt %d: %d ids, %d tokens, %d rows of logits", d->file.path, i, p->n_prompt, p->n_tokens,
                  p->n_rows)) &&
@@ -89,7 +93,8 @@ static bool read_texts(Dump *d, const char *list, Error *err) {
         n++;
     } while (json_next(&j, ','));
     if (!json_expect(&j, ']') || !json_end(&j)) return false;
-    return n == d->n_prompts || fail(err, "%s: %d prompts in the metadata, %d in the tensors", d->file.path, n, d->n_prompts);
+    return n == d->n_prompts ||
+           fail(err, "%s: %d prompts in the metadata, %d in the tensors", d->file.path, n, d->n_prompts);
 }
 
 static bool open_checked(Dump *d, Error *err) {
@@ -150,10 +155,10 @@ int dump_context(const Dump *d) {
 
 typedef struct {
     int64_t tokens;
-    int64_t forced, forced_ties; // teacher-forced: equal, and near ties that differ
-    int64_t free, free_ties;     // free-running: the same
-    int64_t rows;                // compared in full
-    int bad_ids;                 // prompts that encode to other ids
+    int64_t forced, forced_ties;  // teacher-forced: equal, and near ties that differ
+    int64_t free, free_ties;      // free-running: the same
+    int64_t rows;                 // compared in full
+    int bad_ids;                  // prompts that encode to other ids
     double delta_full, delta_top; // the largest |Δlogit|
     double kl;                    // summed over the rows
 } Totals;
@@ -201,7 +206,8 @@ static bool compare_ids(Comparison *c, int i, Error *err) {
         while (n < (int)ids.n && n < p->n_prompt && ids.ids[n] == p->prompt_ids[n]) n++;
         if (n < p->n_prompt || ids.n != (size_t)p->n_prompt) {
             c->sum.bad_ids++;
-            fprintf(c->out, "  prompt %d: encodes to %zu ids, the dump has %d; they part at %d\n", i, ids.n, p->n_prompt, n);
+            fprintf(c->out, "  prompt %d: encodes to %zu ids, the dump has %d; they part at %d\n", i, ids.n,
+                    p->n_prompt, n);
         }
     }
     tokens_free(&ids);
@@ -218,7 +224,8 @@ static bool compare_step(Comparison *c, int i, int step, const float *logits, Er
     int vocab = c->dump->vocab_size;
     if (find_not_finite(logits, vocab) >= 0) return not_finite(i, p->n_prompt + step - 1, err);
     for (int t = 0; t < DUMP_TOP; t++) {
-        double delta = fabs((double)logits[p->top_ids[step * DUMP_TOP + t]] - (double)p->top_logits[step * DUMP_TOP + t]);
+        double delta =
+            fabs((double)logits[p->top_ids[step * DUMP_TOP + t]] - (double)p->top_logits[step * DUMP_TOP + t]);
         if (delta > c->sum.delta_top) c->sum.delta_top = delta;
     }
     if (step < p->n_rows) {
@@ -242,7 +249,8 @@ static bool teacher_forced(Comparison *c, int i, int *equal, int *near_ties, int
     for (int step = 0, rows = 1; step < p->n_tokens; step += rows) {
         if (step > 0) {
             rows = p->n_tokens - step < LOGIT_ROWS ? p->n_tokens - step : LOGIT_ROWS;
-            if (!model_prefill(m, 0, p->tokens + step - 1, rows, rows, err) || !m->engine->read_logits(m, err)) return false;
+            if (!model_prefill(m, 0, p->tokens + step - 1, rows, rows, err) || !m->engine->read_logits(m, err))
+                return false;
         }
         for (int r = 0; r < rows; r++) {
             if (!compare_step(c, i, step + r, m->logits + (size_t)r * (size_t)c->dump->vocab_size, err)) return false;
@@ -257,8 +265,8 @@ static bool teacher_forced(Comparison *c, int i, int *equal, int *near_ties, int
     return true;
 }
 
-// Greedy from the prompt, whose keys and values are still in the cache. Up to the first token that differs: what follows
-// another token is another text. A near tie is listed and the run goes on from the dump's token.
+// Greedy from the prompt, whose keys and values are still in the cache. Up to the first token that differs: what
+// follows another token is another text. A near tie is listed and the run goes on from the dump's token.
 static bool free_running(Comparison *c, int i, int first, int *equal, int *near_ties, Error *err) {
     const DumpPrompt *p = &c->dump->prompts[i];
     Model *m = c->model;
@@ -266,7 +274,8 @@ static bool free_running(Comparison *c, int i, int first, int *equal, int *near_
     for (int step = 0, id = first; step < p->n_tokens; step++) {
         if (*c->interrupted) return fail(err, "interrupted");
         if (step > 0) {
-            if (!model_decode(m, 0, p->tokens[step - 1], err)) return false; // equal to our own, or we would not be here
+            if (!model_decode(m, 0, p->tokens[step - 1], err))
+                return false; // equal to our own, or we would not be here
             if ((id = m->choice[0]) < 0) return not_finite(i, p->n_prompt + step - 1, err);
         }
         if (id == p->tokens[step]) {
@@ -285,8 +294,12 @@ static bool compare_prompt(Comparison *c, int i, Error *err) {
     if (!compare_ids(c, i, err) || !teacher_forced(c, i, &forced, &forced_ties, &first, err) ||
         !free_running(c, i, first, &free, &free_ties, err))
         return false;
-    fprintf(c->out, "prompt %d: %d ids %s; of %d tokens, teacher-forced %d equal, free-running %d equal\n", i, p->n_prompt,
-            !p->text ? "given" : c->sum.bad_ids > bad_ids ? "DIFFER" : "equal", p->n_tokens, forced, free);
+    fprintf(c->out, "prompt %d: %d ids %s; of %d tokens, teacher-forced %d equal, free-running %d equal\n", i,
+            p->n_prompt,
+            !p->text                   ? "given"
+            : c->sum.bad_ids > bad_ids ? "DIFFER"
+                                       : "equal",
+            p->n_tokens, forced, free);
     fflush(c->out);
     c->sum.tokens += p->n_tokens;
     c->sum.forced += forced;
@@ -304,9 +317,13 @@ bool compare_run(Model *m, const Dump *d, FILE *out, const volatile sig_atomic_t
     }
     const Totals *t = &c.sum;
     double percent = 100.0 / (double)t->tokens;
-    fprintf(out, "of %" PRId64 " tokens: teacher-forced %" PRId64 " equal (%.2f %%), free-running %" PRId64 " equal (%.2f %%)\n",
+    fprintf(out,
+            "of %" PRId64 " tokens: teacher-forced %" PRId64 " equal (%.2f %%), free-running %" PRId64
+            " equal (%.2f %%)\n",
             t->tokens, t->forced, (double)t->forced * percent, t->free, (double)t->free * percent);
-    fprintf(out, "largest |Δlogit| %.3g over %" PRId64 " full rows, %.3g over the top %d of every step; mean KL divergence %.3g\n",
+    fprintf(out,
+            "largest |Δlogit| %.3g over %" PRId64
+            " full rows, %.3g over the top %d of every step; mean KL divergence %.3g\n",
             t->delta_full, t->rows, t->delta_top, DUMP_TOP, t->rows ? t->kl / (double)t->rows : 0.0);
     // Only near ties may differ, and few: one in 1000.
     int64_t ties = t->forced_ties > t->free_ties ? t->forced_ties : t->free_ties;
@@ -314,8 +331,9 @@ bool compare_run(Model *m, const Dump *d, FILE *out, const volatile sig_atomic_t
                  ties * 1000 <= t->tokens;
     bool verdict = d->float32 && m->precision == PRECISION_F32;
     *held = equal || !verdict;
-    fprintf(out, "%s\n", !verdict ? "no verdict: it takes a float32 dump and --precision f32"
-                          : equal  ? "the comparison holds"
-                                   : "THE COMPARISON DOES NOT HOLD");
+    fprintf(out, "%s\n",
+            !verdict ? "no verdict: it takes a float32 dump and --precision f32"
+            : equal  ? "the comparison holds"
+                     : "THE COMPARISON DOES NOT HOLD");
     return true;
 }

@@ -1,4 +1,5 @@
-// Reads an hf-greedy-dump/1 (scripts/dump_hf.py writes it) and compares a model's greedy decoding with it, token by token.
+// Reads an hf-greedy-dump/1 (scripts/dump_hf.py writes it) and compares a model's greedy decoding with it, token by
+// token.
 #ifndef COMPARE_H
 #define COMPARE_H
 
@@ -37,6 +38,7 @@ int dump_context(const Dump *dump);
 
 // Compares, and prints the report to out. *held: false if a float32 comparison did not hold. Stops early, as a failure,
 // when *interrupted becomes non-zero.
-bool compare_run(Model *model, const Dump *dump, FILE *out, const volatile sig_atomic_t *interrupted, bool *held, Error *err);
+bool compare_run(Model *model, const Dump *dump, FILE *out, const volatile sig_atomic_t *interrupted, bool *held,
+                 Error *err);
 
 #endif

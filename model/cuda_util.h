@@ -11,7 +11,8 @@
 #define CUDA_TRY(call) \
     do { \
         cudaError_t status_ = (call); \
-        if (status_ != cudaSuccess) return fail(err, "%s:%d: %s: %s", __FILE__, __LINE__, #call, cudaGetErrorString(status_)); \
+        if (status_ != cudaSuccess) \
+            return fail(err, "%s:%d: %s: %s", __FILE__, __LINE__, #call, cudaGetErrorString(status_)); \
     } while (0)
 
 #define CUBLAS_TRY(call) \

@@ -35,7 +35,8 @@ static void row_positions(const Model *m, const Batch *b, int *pos) {
         for (int r = b->start[i]; r < b->start[i + 1]; r++) pos[r] = m->kv.len[b->slot[i]] + r - b->start[i];
 }
 
-// The angle is the float32 product position × frequency, as HuggingFace computes it, then accurately its cosine and sine.
+// The angle is the float32 product position × frequency, as HuggingFace computes it, then accurately its cosine and
+// sine.
 static void rope_angles(const Model *m, CpuState *s, int T) {
     int half = m->config.head_dim / 2;
     for (int t = 0; t < T; t++)
@@ -46,7 +47,8 @@ static void rope_angles(const Model *m, CpuState *s, int T) {
         }
 }
 
-// src[T][n_kv_heads][head_dim] to positions pos .. pos+T-1 of cache[n_kv_heads][max_len][head_dim], one slot of one layer.
+// src[T][n_kv_heads][head_dim] to positions pos .. pos+T-1 of cache[n_kv_heads][max_len][head_dim], one slot of one
+// layer.
 static void cache_append(const Model *m, float *cache, const float *src, int pos, int T) {
     size_t head_dim = (size_t)m->config.head_dim, stream = (size_t)m->kv.max_len * head_dim;
     for (int t = 0; t < T; t++)
@@ -65,7 +67,8 @@ static void attend(Model *m, CpuState *s, const Batch *b, int layer) {
         size_t q_row = (size_t)b->start[i] * (size_t)c->q_dim, kv_row = (size_t)b->start[i] * (size_t)c->kv_dim;
         cache_append(m, k, s->k + kv_row, pos, T);
         cache_append(m, v, s->v + kv_row, pos, T);
-        s->ops->attention(s->att + q_row, s->q + q_row, k, v, T, pos, c->n_heads, c->n_kv_heads, c->head_dim, m->kv.max_len);
+        s->ops->attention(s->att + q_row, s->q + q_row, k, v, T, pos, c->n_heads, c->n_kv_heads, c->head_dim,
+                          m->kv.max_len);
     }
 }
 
@@ -84,7 +87,8 @@ static void forward(Model *m, const Batch *b, float *logits) {
 
     // token ids to vectors
     for (int t = 0; t < T; t++)
-        ops->widen(s->x + (size_t)t * dim, (const char *)w->tok_embeddings + (size_t)b->tokens[t] * dim * element, w->dtype, c->dim);
+        ops->widen(s->x + (size_t)t * dim, (const char *)w->tok_embeddings + (size_t)b->tokens[t] * dim * element,
+                   w->dtype, c->dim);
     row_positions(m, b, s->pos);
     rope_angles(m, s, T);
 
@@ -241,8 +245,11 @@ static bool allocate_state(Model *m, CpuState *s, Error *err) {
         if (!__builtin_mul_overflow(buffers[i].rows * sizeof(float), buffers[i].columns, &bytes))
             *buffers[i].buffer = malloc(bytes);
         if (!*buffers[i].buffer)
-            return fail(err, "out of memory: %.3f GB for %d contexts of %d (their cache takes %.3f GB in all); try a smaller -c",
-                        (double)buffers[i].rows * (double)buffers[i].columns * 4e-9, m->kv.n_slots, m->kv.max_len, (double)m->kv.bytes * 1e-9);
+            return fail(
+                err,
+                "out of memory: %.3f GB for %d contexts of %d (their cache takes %.3f GB in all); try a smaller -c",
+                (double)buffers[i].rows * (double)buffers[i].columns * 4e-9, m->kv.n_slots, m->kv.max_len,
+                (double)m->kv.bytes * 1e-9);
     }
     return true;
 }
@@ -263,8 +270,8 @@ static bool open_cpu(Model *m, Error *err) {
 static void close_cpu(Model *m) {
     CpuState *s = m->state;
     if (!s) return;
-    float *buffers[] = {s->x, s->xb, s->q, s->k, s->v, s->att, s->hb, s->hb2, s->cos, s->sin,
-                      (float *)s->pos, m->logits, m->kv.k, m->kv.v};
+    float *buffers[] = {s->x,   s->xb,           s->q,      s->k,    s->v,   s->att, s->hb, s->hb2, s->cos,
+                        s->sin, (float *)s->pos, m->logits, m->kv.k, m->kv.v};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) free(buffers[i]);
     free(s->weights);
     free(s);

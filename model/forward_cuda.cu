@@ -19,8 +19,8 @@ extern "C" {
 #include "cuda_util.h"
 
 enum {
-    MAX_ROWS = 8192,           // of one pass over the weights
-    UPLOAD_BYTES = 4 << 20,    // of one staging buffer
+    MAX_ROWS = 8192,        // of one pass over the weights
+    UPLOAD_BYTES = 4 << 20, // of one staging buffer
     UPLOAD_THREADS = 16,
     WORKSPACE_BYTES = 64 << 20 // cuBLAS's own, fixed so that its choices are, and graphs can hold it
 };
@@ -38,43 +38,44 @@ struct CudaState {
     size_t element; // bytes of type
     int max_rows, max_logits;
     char *weights;
-    float *rope_freq;                // [head_dim/2]
-    float *x;                        // [T][dim]: the residual stream
-    void *xb;                        // type [T][dim]: normalised
-    float *qkv;                      // [n_heads + 2 × n_kv_heads][T][head_dim]: queries, keys, values
-    void *qkv_in;                    // type, the same: rotated and rounded, as they enter attention and the cache
-    void *att;                       // type [T][q_dim]
-    float *gate_up;                  // [2][T][hidden_dim]
-    void *h;                         // type [T][hidden_dim]
-    float2 *phases;                  // [T][head_dim/2]: cosine and sine
-    int *tokens, *pos;               // [T]
-    int *logit_rows;                 // [LOGIT_ROWS]
-    float *logits;                   // [max_logits][vocab_size]
-    int *choice;                     // [LOGIT_ROWS]
-    StepInput *step;                 // device
-    StepInput *step_host;            // pinned
-    int *choice_host;                // pinned [LOGIT_ROWS]
-    int *pos_host;                   // pinned [T]
-    int *slots;                      // [MAX_SLOTS]: attention's block table, one block a sequence
+    float *rope_freq;     // [head_dim/2]
+    float *x;             // [T][dim]: the residual stream
+    void *xb;             // type [T][dim]: normalised
+    float *qkv;           // [n_heads + 2 × n_kv_heads][T][head_dim]: queries, keys, values
+    void *qkv_in;         // type, the same: rotated and rounded, as they enter attention and the cache
+    void *att;            // type [T][q_dim]
+    float *gate_up;       // [2][T][hidden_dim]
+    void *h;              // type [T][hidden_dim]
+    float2 *phases;       // [T][head_dim/2]: cosine and sine
+    int *tokens, *pos;    // [T]
+    int *logit_rows;      // [LOGIT_ROWS]
+    float *logits;        // [max_logits][vocab_size]
+    int *choice;          // [LOGIT_ROWS]
+    StepInput *step;      // device
+    StepInput *step_host; // pinned
+    int *choice_host;     // pinned [LOGIT_ROWS]
+    int *pos_host;        // pinned [T]
+    int *slots;           // [MAX_SLOTS]: attention's block table, one block a sequence
     void *attention_workspace, *blas_workspace;
     size_t attention_workspace_bytes;
-    int n_logits;                    // of the last call
+    int n_logits;                          // of the last call
     cudaGraphExec_t graphs[MAX_SLOTS + 1]; // decode of so many rows
-    bool ran[MAX_SLOTS + 1];         // once without a graph, so that cuBLAS has loaded what it needs
+    bool ran[MAX_SLOTS + 1];               // once without a graph, so that cuBLAS has loaded what it needs
 };
 
 // ---- kernels --------------------------------------------------------------------------------------------------------
 
-// Computes: x = the embedding of each token, widened.   Reads: table [vocab][dim] T, tokens [rows].   Writes: x [rows][dim].
-// Grid × block: rows × 256; a block owns a row.   Preconditions: 0 <= tokens < vocab (the tokenizer's promise).
+// Computes: x = the embedding of each token, widened.   Reads: table [vocab][dim] T, tokens [rows].   Writes: x
+// [rows][dim]. Grid × block: rows × 256; a block owns a row.   Preconditions: 0 <= tokens < vocab (the tokenizer's
+// promise).
 template <typename T> __global__ void embed_kernel(float *x, const T *table, const int *tokens, int dim) {
     const T *from = table + (size_t)tokens[blockIdx.x] * dim;
     for (int i = threadIdx.x; i < dim; i += blockDim.x) x[(size_t)blockIdx.x * dim + i] = to_float(from[i]);
 }
 
-// Computes: y = x / sqrt(mean(x²) + eps) * weight (Zhang & Sennrich 2019), rounded to T.   Reads: x [*][dim], weight [dim],
-// rows [grid] (NULL: every row in order).   Writes: y [grid][dim].
-// Grid × block: rows × 512; a block owns a row of y.   Preconditions: dim % 4 = 0 (usable_cuda).
+// Computes: y = x / sqrt(mean(x²) + eps) * weight (Zhang & Sennrich 2019), rounded to T.   Reads: x [*][dim], weight
+// [dim], rows [grid] (NULL: every row in order).   Writes: y [grid][dim]. Grid × block: rows × 512; a block owns a row
+// of y.   Preconditions: dim % 4 = 0 (usable_cuda).
 template <typename T>
 __global__ void rmsnorm_kernel(T *y, const float *x, const float *weight, const int *rows, float eps, int dim) {
     const float4 *from = (const float4 *)(x + (size_t)(rows ? rows[blockIdx.x] : blockIdx.x) * dim);
@@ -91,8 +92,9 @@ __global__ void rmsnorm_kernel(T *y, const float *x, const float *weight, const 
     }
 }
 
-// Computes: cosine and sine of the float32 angle pos × freq.   Reads: pos [rows], freq [half].   Writes: phases [rows][half].
-// Grid × block: rows × 128; a block owns a row.   Preconditions: none. In float64: an angle may be 100,000 radians.
+// Computes: cosine and sine of the float32 angle pos × freq.   Reads: pos [rows], freq [half].   Writes: phases
+// [rows][half]. Grid × block: rows × 128; a block owns a row.   Preconditions: none. In float64: an angle may be
+// 100,000 radians.
 __global__ void phases_kernel(float2 *phases, const int *pos, const float *freq, int half) {
     for (int i = threadIdx.x; i < half; i += blockDim.x) {
         double s, c;
@@ -156,8 +158,8 @@ __global__ void choose_kernel(int *choice, const float *logits, int vocab) {
 }
 
 // Computes: rows of a matrix in their new dtype and order.   Reads: src S [rows][cols], rows first .. of the matrix.
-// Writes: dst D, the whole matrix. head_dim > 0: row i of a head's first half becomes its row 2i, of its second half 2i+1.
-// Grid × block: rows × 256; a block owns a row.   Preconditions: first + rows within the matrix.
+// Writes: dst D, the whole matrix. head_dim > 0: row i of a head's first half becomes its row 2i, of its second half
+// 2i+1. Grid × block: rows × 256; a block owns a row.   Preconditions: first + rows within the matrix.
 template <typename D, typename S>
 __global__ void place_rows_kernel(D *dst, const S *src, uint64_t first, uint64_t cols, int head_dim) {
     uint64_t row = first + blockIdx.x, to = row;
@@ -196,7 +198,8 @@ static bool embed(CudaState *s, const Model *m, const int *tokens, int T, Error 
 }
 
 static bool rmsnorm(CudaState *s, const float *weight, const int *rows, float eps, int T, int dim, Error *err) {
-    if (s->type == CUDA_R_16BF) rmsnorm_kernel<<<T, 512, 0, s->stream>>>((__nv_bfloat16 *)s->xb, s->x, weight, rows, eps, dim);
+    if (s->type == CUDA_R_16BF)
+        rmsnorm_kernel<<<T, 512, 0, s->stream>>>((__nv_bfloat16 *)s->xb, s->x, weight, rows, eps, dim);
     if (s->type == CUDA_R_16F) rmsnorm_kernel<<<T, 512, 0, s->stream>>>((__half *)s->xb, s->x, weight, rows, eps, dim);
     if (s->type == CUDA_R_32F) rmsnorm_kernel<<<T, 512, 0, s->stream>>>((float *)s->xb, s->x, weight, rows, eps, dim);
     CUDA_TRY(cudaGetLastError());
@@ -222,8 +225,8 @@ static bool swiglu(CudaState *s, size_t n, Error *err) {
 
 // ---- cuBLAS ---------------------------------------------------------------------------------------------------------
 
-// out[T][n] (+)= in[T][k] · w[n][k]ᵀ, in and w of s->type, sums in float32. cuBLAS counts columns first: the same memory
-// is outᵀ = w · inᵀ there. Float32 stays float32: the default math mode never takes TF32.
+// out[T][n] (+)= in[T][k] · w[n][k]ᵀ, in and w of s->type, sums in float32. cuBLAS counts columns first: the same
+// memory is outᵀ = w · inᵀ there. Float32 stays float32: the default math mode never takes TF32.
 static bool matmul(CudaState *s, void *out, cudaDataType_t out_type, const void *w, const void *in, int T, int n, int k,
                    float beta, Error *err) {
     const float one = 1;
@@ -232,19 +235,19 @@ static bool matmul(CudaState *s, void *out, cudaDataType_t out_type, const void 
     return true;
 }
 
-// Several products of one input, in one call: out[count][T][n] = in[T][k] · w[i][n][k]ᵀ, the matrices w[i] `stride` elements
-// apart.
-static bool matmul_many(CudaState *s, float *out, const void *w, long long stride, const void *in, int T, int count, int n,
-                        int k, Error *err) {
+// Several products of one input, in one call: out[count][T][n] = in[T][k] · w[i][n][k]ᵀ, the matrices w[i] `stride`
+// elements apart.
+static bool matmul_many(CudaState *s, float *out, const void *w, long long stride, const void *in, int T, int count,
+                        int n, int k, Error *err) {
     const float one = 1, zero = 0;
-    CUBLAS_TRY(cublasGemmStridedBatchedEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, n, T, k, &one, w, s->type, k, stride, in, s->type,
-                                          k, 0, &zero, out, CUDA_R_32F, n, (long long)T * n, count, CUBLAS_COMPUTE_32F,
-                                          CUBLAS_GEMM_DEFAULT));
+    CUBLAS_TRY(cublasGemmStridedBatchedEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, n, T, k, &one, w, s->type, k, stride, in,
+                                          s->type, k, 0, &zero, out, CUDA_R_32F, n, (long long)T * n, count,
+                                          CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
     return true;
 }
 
-// Queries, keys and values [n_heads + 2 × n_kv_heads][T][head_dim]: wq, wk and wv follow each other in memory, so that one
-// call has a product for every head. Of one row, all heads are one product with the same result in the same place.
+// Queries, keys and values [n_heads + 2 × n_kv_heads][T][head_dim]: wq, wk and wv follow each other in memory, so that
+// one call has a product for every head. Of one row, all heads are one product with the same result in the same place.
 static bool matmul_heads(CudaState *s, const Config *c, const LayerWeights *l, int T, Error *err) {
     int heads = c->n_heads + 2 * c->n_kv_heads;
     if (T == 1) return matmul(s, s->qkv, CUDA_R_32F, l->wq, s->xb, 1, heads * c->head_dim, c->dim, 0, err);
@@ -255,7 +258,8 @@ static bool matmul_heads(CudaState *s, const Config *c, const LayerWeights *l, i
 static bool rope(CudaState *s, float *x, int T, int n_heads, int head_dim, Error *err) {
     int pairs = T * head_dim / 2; // of one head: a column
     cuComplex *c = (cuComplex *)x;
-    CUBLAS_TRY(cublasCdgmm(s->blas, CUBLAS_SIDE_LEFT, pairs, n_heads, c, pairs, (const cuComplex *)s->phases, 1, c, pairs));
+    CUBLAS_TRY(
+        cublasCdgmm(s->blas, CUBLAS_SIDE_LEFT, pairs, n_heads, c, pairs, (const cuComplex *)s->phases, 1, c, pairs));
     return true;
 }
 
@@ -291,9 +295,10 @@ static AttentionArgs attention_args(const Model *m, const CudaState *s, int n_se
     return a;
 }
 
-// The steps of forward_cpu.c over T rows whose tokens and positions are on the device. host: the batch, for prefill, which
-// shapes its launches by it; NULL: decode, one row for each of T sequences, whose lengths are on the device.
-static bool forward(Model *m, const Batch *host, const int *host_lens, const int *tokens, const int *pos, int T, Error *err) {
+// The steps of forward_cpu.c over T rows whose tokens and positions are on the device. host: the batch, for prefill,
+// which shapes its launches by it; NULL: decode, one row for each of T sequences, whose lengths are on the device.
+static bool forward(Model *m, const Batch *host, const int *host_lens, const int *tokens, const int *pos, int T,
+                    Error *err) {
     const Config *c = &m->config;
     const Weights *w = &m->weights;
     CudaState *s = (CudaState *)m->state;
@@ -316,7 +321,8 @@ static bool forward(Model *m, const Batch *host, const int *host_lens, const int
         a.q_start = host ? host->start : NULL;
         a.seq_lens = host_lens;
         a.seq_lens_device = pos;
-        if ((host ? attention_prefill : attention_decode)(&a, s->stream) != 0) return fail(err, "%s", attention_error());
+        if ((host ? attention_prefill : attention_decode)(&a, s->stream) != 0)
+            return fail(err, "%s", attention_error());
         // back to the stream
         if (!matmul(s, s->x, CUDA_R_32F, l->wo, s->att, T, c->dim, c->q_dim, 1, err)) return false;
 
@@ -345,7 +351,8 @@ static bool head(Model *m, const int *rows, int first, int n, Error *err) {
 static bool finish(Model *m, const Batch *b, Error *err) {
     CudaState *s = (CudaState *)m->state;
     s->n_logits = b->n_logits;
-    CUDA_TRY(cudaMemcpyAsync(s->choice_host, s->choice, (size_t)b->n_logits * sizeof(int), cudaMemcpyDeviceToHost, s->stream));
+    CUDA_TRY(cudaMemcpyAsync(s->choice_host, s->choice, (size_t)b->n_logits * sizeof(int), cudaMemcpyDeviceToHost,
+                             s->stream));
     CUDA_TRY(cudaStreamSynchronize(s->stream));
     memcpy(m->choice, s->choice_host, (size_t)b->n_logits * sizeof(int));
     for (int i = 0; i < b->n_seq; i++) m->kv.len[b->slot[i]] += b->start[i + 1] - b->start[i];
@@ -366,7 +373,8 @@ static bool prefill_part(Model *m, const Batch *b, int first_logit, Error *err) 
     CUDA_TRY(cudaMemcpyAsync(s->slots, b->slot, (size_t)b->n_seq * sizeof(int), cudaMemcpyHostToDevice, s->stream));
     if (!forward(m, b, lens, s->tokens, s->pos, b->n_rows, err)) return false;
     if (b->n_logits > 0) {
-        CUDA_TRY(cudaMemcpyAsync(s->logit_rows, b->logit_rows, (size_t)b->n_logits * sizeof(int), cudaMemcpyHostToDevice, s->stream));
+        CUDA_TRY(cudaMemcpyAsync(s->logit_rows, b->logit_rows, (size_t)b->n_logits * sizeof(int),
+                                 cudaMemcpyHostToDevice, s->stream));
         if (!head(m, s->logit_rows, first_logit, b->n_logits, err)) return false;
     }
     return true;
@@ -445,7 +453,7 @@ struct Placement {
     uint64_t rows, cols; // a norm: one row, always float32
     uint64_t file_begin; // in the file's data; a synthetic model has none
     char *to;
-    int head_dim;        // of wq and wk, whose rows are interleaved; else 0
+    int head_dim; // of wq and wk, whose rows are interleaved; else 0
     bool norm;
 };
 
@@ -466,8 +474,13 @@ static bool plan_tensor(void *context, const char *name, const void **slot, uint
     const char *last = strrchr(name, '.');
     bool rotated = last && (strcmp(last, ".wq") == 0 || strcmp(last, ".wk") == 0);
     const Tensor *in_file = p->model->file.n_tensors ? safetensors_find(&p->model->file, name) : NULL;
-    Placement t = {slot, cols ? rows : 1, cols ? cols : rows, in_file ? in_file->begin : 0, (char *)p->bytes,
-                   rotated ? p->model->config.head_dim : 0, cols == 0};
+    Placement t = {slot,
+                   cols ? rows : 1,
+                   cols ? cols : rows,
+                   in_file ? in_file->begin : 0,
+                   (char *)p->bytes,
+                   rotated ? p->model->config.head_dim : 0,
+                   cols == 0};
     uint64_t bytes = t.rows * t.cols * (t.norm ? sizeof(float) : p->state->element);
     p->bytes += (bytes + 127) / 128 * 128;
     p->tensors[p->n++] = t;
@@ -475,9 +488,11 @@ static bool plan_tensor(void *context, const char *name, const void **slot, uint
 }
 
 template <typename D>
-static void place_as(const Placement *t, const void *staged, DType from, uint64_t first, unsigned rows, cudaStream_t stream) {
+static void place_as(const Placement *t, const void *staged, DType from, uint64_t first, unsigned rows,
+                     cudaStream_t stream) {
     if (from == DTYPE_BF16)
-        place_rows_kernel<<<rows, 256, 0, stream>>>((D *)t->to, (const __nv_bfloat16 *)staged, first, t->cols, t->head_dim);
+        place_rows_kernel<<<rows, 256, 0, stream>>>((D *)t->to, (const __nv_bfloat16 *)staged, first, t->cols,
+                                                    t->head_dim);
     if (from == DTYPE_F16)
         place_rows_kernel<<<rows, 256, 0, stream>>>((D *)t->to, (const __half *)staged, first, t->cols, t->head_dim);
     if (from == DTYPE_F32)
@@ -519,7 +534,8 @@ static void stager_close(Stager *g) {
 }
 
 // Rows first .. first+rows of a tensor.
-static bool stager_send(Stager *g, const Model *m, CudaState *s, const Placement *t, uint64_t first, uint64_t rows, Error *err) {
+static bool stager_send(Stager *g, const Model *m, CudaState *s, const Placement *t, uint64_t first, uint64_t rows,
+                        Error *err) {
     DType from = t->norm ? DTYPE_F32 : m->weights.dtype;
     uint64_t row_bytes = t->cols * (uint64_t)dtype_bytes[from];
     int i = g->turn;
@@ -563,7 +579,8 @@ static bool upload(const Model *m, CudaState *s, const Plan *p, Error *err) {
     uint64_t staging = 2 * UPLOAD_THREADS * largest_row, sent = 0;
     cudaError_t status = cudaMallocHost((void **)&host, staging);
     if (status == cudaSuccess) status = cudaMalloc((void **)&device, staging);
-    if (status != cudaSuccess) fail(err, "%.2f GB to stage the weights: %s", (double)staging * 1e-9, cudaGetErrorString(status));
+    if (status != cudaSuccess)
+        fail(err, "%.2f GB to stage the weights: %s", (double)staging * 1e-9, cudaGetErrorString(status));
 #pragma omp parallel num_threads(UPLOAD_THREADS) if (!err->text[0])
     {
         Error own = {""};
@@ -604,7 +621,8 @@ static bool synthesize(const Model *m, CudaState *s, const Plan *p, Error *err) 
         uint32_t salt = (uint32_t)((m->seed + i) * 0x9E3779B97F4A7C15u >> 32);
         unsigned blocks = n / 256 < 8192 ? (unsigned)(n / 256 + 1) : 8192;
         cudaDataType_t type = t->norm ? CUDA_R_32F : s->type;
-        if (type == CUDA_R_16BF) synthesize_kernel<<<blocks, 256, 0, s->stream>>>((__nv_bfloat16 *)t->to, n, range, salt);
+        if (type == CUDA_R_16BF)
+            synthesize_kernel<<<blocks, 256, 0, s->stream>>>((__nv_bfloat16 *)t->to, n, range, salt);
         if (type == CUDA_R_16F) synthesize_kernel<<<blocks, 256, 0, s->stream>>>((__half *)t->to, n, range, salt);
         if (type == CUDA_R_32F) synthesize_kernel<<<blocks, 256, 0, s->stream>>>((float *)t->to, n, range, salt);
         CUDA_TRY(cudaGetLastError());
@@ -687,12 +705,15 @@ static bool check_memory(const Model *m, const CudaState *s, uint64_t weights, c
     uint64_t per_token = kv_elements(c->n_layers, m->kv.n_slots, c->n_kv_heads, 1, c->head_dim) * s->element * 2;
     uint64_t without_cache = needed - cache;
     if (without_cache >= free_bytes)
-        return fail(err, "GPU memory: %.2f GB of weights and %.2f GB of buffers, %.2f GB are free of %.2f", (double)weights * 1e-9,
-                    (double)(without_cache - weights) * 1e-9, (double)free_bytes * 1e-9, (double)total * 1e-9);
-    return fail(err, "GPU memory: %.2f GB of weights, %.2f GB of cache and %.2f GB of buffers, %.2f GB are free; a context of "
-                     "%" PRIu64 " would fit (-c)",
-                (double)weights * 1e-9, (double)cache * 1e-9, (double)(without_cache - weights) * 1e-9,
-                (double)free_bytes * 1e-9, (free_bytes - without_cache) / per_token);
+        return fail(err, "GPU memory: %.2f GB of weights and %.2f GB of buffers, %.2f GB are free of %.2f",
+                    (double)weights * 1e-9, (double)(without_cache - weights) * 1e-9, (double)free_bytes * 1e-9,
+                    (double)total * 1e-9);
+    return fail(
+        err,
+        "GPU memory: %.2f GB of weights, %.2f GB of cache and %.2f GB of buffers, %.2f GB are free; a context of "
+        "%" PRIu64 " would fit (-c)",
+        (double)weights * 1e-9, (double)cache * 1e-9, (double)(without_cache - weights) * 1e-9,
+        (double)free_bytes * 1e-9, (free_bytes - without_cache) / per_token);
 }
 
 // ---- the engine -----------------------------------------------------------------------------------------------------
@@ -701,9 +722,10 @@ static bool usable_cuda(const Model *m, Error *err) {
     int n = 0, driver = 0, device = 0;
     cudaError_t status = cudaGetDeviceCount(&n);
     if (status == cudaErrorInsufficientDriver) {
-        if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return fail(err, "no NVIDIA driver is installed");
-        return fail(err, "the GPU's driver supports CUDA %d.%d, this program needs %d.%d", driver / 1000, driver % 1000 / 10,
-                    CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+        if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+            return fail(err, "no NVIDIA driver is installed");
+        return fail(err, "the GPU's driver supports CUDA %d.%d, this program needs %d.%d", driver / 1000,
+                    driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
     }
     if (status != cudaSuccess || n == 0)
         return fail(err, "no GPU (%s)", status != cudaSuccess ? cudaGetErrorString(status) : "none is visible");
@@ -718,7 +740,8 @@ static bool usable_cuda(const Model *m, Error *err) {
     }
     int d = m->config.head_dim;
     if (m->config.dim % 8 || m->config.hidden_dim % 8)
-        return fail(err, "dim %d and hidden_dim %d, the GPU engines need multiples of 8", m->config.dim, m->config.hidden_dim);
+        return fail(err, "dim %d and hidden_dim %d, the GPU engines need multiples of 8", m->config.dim,
+                    m->config.hidden_dim);
     return d == 64 || d == 96 || d == 128 || fail(err, "head_dim is %d, the GPU's attention has 64, 96 and 128", d);
 }
 
@@ -742,7 +765,8 @@ static bool connect(Model *m, CudaState *s, Error *err) {
     CUDA_TRY(cudaMallocHost((void **)&s->pos_host, (size_t)s->max_rows * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&m->logits, (size_t)s->max_logits * (size_t)m->config.vocab_size * sizeof(float)));
     CUDA_TRY(cudaMemset(s->attention_workspace, 0, s->attention_workspace_bytes)); // once; every call leaves it ready
-    CUDA_TRY(cudaMemcpy(s->rope_freq, m->rope_freq, (size_t)m->config.head_dim / 2 * sizeof(float), cudaMemcpyHostToDevice));
+    CUDA_TRY(
+        cudaMemcpy(s->rope_freq, m->rope_freq, (size_t)m->config.head_dim / 2 * sizeof(float), cudaMemcpyHostToDevice));
     return true;
 }
 
@@ -759,7 +783,8 @@ static bool open_cuda(Model *m, Error *err) {
     ok = ok && check_memory(m, s, plan.bytes, buffers, n_buffers, err);
     for (int i = 0; ok && i < n_buffers; i++) {
         cudaError_t status = cudaMalloc(buffers[i].at, buffers[i].bytes ? buffers[i].bytes : 16);
-        if (status != cudaSuccess) ok = fail(err, "GPU memory: %.2f GB: %s", (double)buffers[i].bytes * 1e-9, cudaGetErrorString(status));
+        if (status != cudaSuccess)
+            ok = fail(err, "GPU memory: %.2f GB: %s", (double)buffers[i].bytes * 1e-9, cudaGetErrorString(status));
     }
     if (ok && cudaMalloc((void **)&s->weights, plan.bytes) != cudaSuccess)
         ok = fail(err, "GPU memory: %.2f GB of weights", (double)plan.bytes * 1e-9);
@@ -795,4 +820,5 @@ static void close_cuda(Model *m) {
     m->state = NULL;
 }
 
-extern "C" const Engine engine_cublas = {"cublas", usable_cuda, open_cuda, close_cuda, prefill_cuda, decode_cuda, read_logits_cuda};
+extern "C" const Engine engine_cublas = {"cublas",     usable_cuda, open_cuda,       close_cuda,
+                                         prefill_cuda, decode_cuda, read_logits_cuda};

@@ -98,7 +98,8 @@ static bool sequence_begin(Sequence *seq, const Model *m, const GenerateConfig *
     if (g->logprobs) {
         seq->logprobs = calloc((size_t)seq->n_max * (size_t)(1 + g->logprobs), sizeof *seq->logprobs);
         seq->top_ids = calloc((size_t)seq->n_max * (size_t)g->logprobs, sizeof *seq->top_ids);
-        if (!seq->logprobs || !seq->top_ids) return fail(err, "out of memory: log-probabilities of %d tokens", seq->n_max);
+        if (!seq->logprobs || !seq->top_ids)
+            return fail(err, "out of memory: log-probabilities of %d tokens", seq->n_max);
     }
     return sampler_init(&seq->sampler, g->sampler, m->config.vocab_size, g->seed, (uint64_t)seq->index, err);
 }
@@ -128,7 +129,8 @@ static void record_logprobs(Sequence *seq, int k, const float *logits, int vocab
 }
 
 // Chooses the sequence's next token from a row of logits, passes its text on, and notices the end.
-static bool sequence_step(Sequence *seq, Model *m, const GenerateConfig *g, const GenerateSink *sink, int row, Error *err) {
+static bool sequence_step(Sequence *seq, Model *m, const GenerateConfig *g, const GenerateSink *sink, int row,
+                          Error *err) {
     const float *logits = m->logits + (size_t)row * (size_t)m->config.vocab_size;
     int id = m->choice[row];
     if (id < 0) {
@@ -190,8 +192,13 @@ static bool admit(Run *r, Sequence *seqs, int n, int *next, Error *err) {
         start[n_seq] = (int)tokens.n;
         last[n_seq - 1] = start[n_seq] - 1;
     }
-    Batch batch = {.n_rows = (int)tokens.n, .n_seq = n_seq, .n_logits = n_seq, .tokens = tokens.ids, .slot = slot,
-                   .start = start, .logit_rows = last};
+    Batch batch = {.n_rows = (int)tokens.n,
+                   .n_seq = n_seq,
+                   .n_logits = n_seq,
+                   .tokens = tokens.ids,
+                   .slot = slot,
+                   .start = start,
+                   .logit_rows = last};
     ok = ok && (n_seq == 0 || run_batch(r, false, &batch, err));
     tokens_free(&tokens);
     return ok;
@@ -208,7 +215,8 @@ static bool step(Run *r, Error *err) {
         slot[n] = i;
         tokens[n++] = seq->ids.ids[seq->ids.n - 1];
     }
-    Batch batch = {.n_rows = n, .n_seq = n, .n_logits = n, .tokens = tokens, .slot = slot, .start = count, .logit_rows = count};
+    Batch batch = {
+        .n_rows = n, .n_seq = n, .n_logits = n, .tokens = tokens, .slot = slot, .start = count, .logit_rows = count};
     return n == 0 || run_batch(r, true, &batch, err);
 }
 

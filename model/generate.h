@@ -16,27 +16,27 @@ typedef struct {
 bool bytes_append(Bytes *b, const void *data, size_t n, Error *err);
 
 typedef struct {
-    int n;                 // new tokens at most
-    int logprobs;          // K: keep log-probabilities of each token and of the K most likely; 0: none
+    int n;        // new tokens at most
+    int logprobs; // K: keep log-probabilities of each token and of the K most likely; 0: none
     int n_stops;
     const char *const *stops; // [n_stops] texts that end an answer, not empty
-    bool ignore_eos;       // go on past an end id
-    bool special;          // special tokens are part of the text
+    bool ignore_eos;          // go on past an end id
+    bool special;             // special tokens are part of the text
     uint64_t seed;
     SamplerConfig sampler;
 } GenerateConfig;
 
 typedef struct {
-    int index;                 // in the input; also its random stream
-    TokenList prompt, ids;     // ids: what was generated, with the end id if one ended it
-    const char *finish_reason; // NULL while it runs; stop, length, stop_string, interrupted
-    Bytes text;                // what was generated, unless it is passed on as it comes
-    float *logprobs;           // [ids.n][1 + K]: of the token, then of the K most likely
-    int *top_ids;              // [ids.n][K]
+    int index;                    // in the input; also its random stream
+    TokenList prompt, ids;        // ids: what was generated, with the end id if one ended it
+    const char *finish_reason;    // NULL while it runs; stop, length, stop_string, interrupted
+    Bytes text;                   // what was generated, unless it is passed on as it comes
+    float *logprobs;              // [ids.n][1 + K]: of the token, then of the K most likely
+    int *top_ids;                 // [ids.n][K]
     double admitted, first, last; // seconds on the clock: its prompt's start, its first and its last token
     // while it runs:
-    int n_max;    // new tokens that the context leaves room for
-    Bytes held;   // bytes that may be part of a character or of a stop text
+    int n_max;  // new tokens that the context leaves room for
+    Bytes held; // bytes that may be part of a character or of a stop text
     Sampler sampler;
 } Sequence;
 
@@ -48,8 +48,9 @@ typedef struct {
     bool (*finished)(Sequence *seq, Error *err); // in input order
 } GenerateSink;
 
-// Runs the sequences [n], as many at a time as the cache has slots, admitting the next as one finishes. Every prompt must
-// leave room for one token. When *interrupted becomes non-zero, those that run finish as interrupted and no others begin.
+// Runs the sequences [n], as many at a time as the cache has slots, admitting the next as one finishes. Every prompt
+// must leave room for one token. When *interrupted becomes non-zero, those that run finish as interrupted and no others
+// begin.
 bool generate(Model *model, const GenerateConfig *config, Sequence *seqs, int n, const GenerateSink *sink,
               const volatile sig_atomic_t *interrupted, Error *err);
 

@@ -90,8 +90,8 @@ bool json_string(Json *j, char **text, size_t *length) {
         out += n;
         j->at += n;
     }
-    j->at++;    // the closing quote, whose place
-    *out = 0;   // the terminator takes if nothing was shortened
+    j->at++;  // the closing quote, whose place
+    *out = 0; // the terminator takes if nothing was shortened
     *length = (size_t)(out - *text);
     return true;
 }

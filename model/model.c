@@ -14,7 +14,8 @@ extern const Engine engine_cpu;
 extern const Engine engine_cublas;
 #endif
 
-static const Engine *const engines[] = { // the fastest first
+static const Engine *const engines[] = {
+    // the fastest first
 #ifdef LLAMA_CUDA
     &engine_cublas,
 #endif
@@ -44,7 +45,8 @@ bool weights_visit(Model *m, WeightVisitor *visit, void *context, Error *err) {
     const Config *c = &m->config;
     Weights *w = &m->weights;
     uint64_t dim = (uint64_t)c->dim, hidden = (uint64_t)c->hidden_dim, vocab = (uint64_t)c->vocab_size;
-    uint64_t q_dim = (uint64_t)c->n_heads * (uint64_t)c->head_dim, kv_dim = (uint64_t)c->n_kv_heads * (uint64_t)c->head_dim;
+    uint64_t q_dim = (uint64_t)c->n_heads * (uint64_t)c->head_dim,
+             kv_dim = (uint64_t)c->n_kv_heads * (uint64_t)c->head_dim;
     if (!w->layers) w->layers = calloc((size_t)c->n_layers, sizeof *w->layers);
     if (!w->layers) return fail(err, "out of memory: %d layers", c->n_layers);
 
@@ -80,8 +82,8 @@ bool weights_visit(Model *m, WeightVisitor *visit, void *context, Error *err) {
 
 // ---- RoPE -----------------------------------------------------------------------------------------------------------
 
-// The frequency of each pair of elements, in radians per position: 1 / theta^(2i/head_dim), and for llama3 the scaling of
-// long wavelengths by a factor, with a smooth step between. Every operation is the float32 one, in the order, of
+// The frequency of each pair of elements, in radians per position: 1 / theta^(2i/head_dim), and for llama3 the scaling
+// of long wavelengths by a factor, with a smooth step between. Every operation is the float32 one, in the order, of
 // transformers' modeling_rope_utils.py (there a number divided by a tensor is the number times the reciprocal).
 static void rope_frequencies(const Config *c, float *freq) {
     for (int i = 0; i < c->head_dim / 2; i++) {
@@ -212,13 +214,20 @@ bool model_has_room(const Model *m, const Batch *b, Error *err) {
 bool model_prefill(Model *m, int slot, const int *tokens, int n, int n_logits, Error *err) {
     int start[2] = {0, n}, rows[LOGIT_ROWS];
     for (int i = 0; i < n_logits; i++) rows[i] = n - n_logits + i;
-    Batch batch = {.n_rows = n, .n_seq = 1, .n_logits = n_logits, .tokens = tokens, .slot = &slot, .start = start, .logit_rows = rows};
+    Batch batch = {.n_rows = n,
+                   .n_seq = 1,
+                   .n_logits = n_logits,
+                   .tokens = tokens,
+                   .slot = &slot,
+                   .start = start,
+                   .logit_rows = rows};
     return m->engine->prefill(m, &batch, err);
 }
 
 bool model_decode(Model *m, int slot, int token, Error *err) {
     static const int start[2] = {0, 1};
-    Batch batch = {.n_rows = 1, .n_seq = 1, .n_logits = 1, .tokens = &token, .slot = &slot, .start = start, .logit_rows = start};
+    Batch batch = {
+        .n_rows = 1, .n_seq = 1, .n_logits = 1, .tokens = &token, .slot = &slot, .start = start, .logit_rows = start};
     return m->engine->decode(m, &batch, err);
 }
 

@@ -70,7 +70,7 @@ struct Model {
     Weights weights;
     Tokenizer tokenizer;
     KVCache kv;
-    float *rope_freq; // [head_dim/2], radians per position
+    float *rope_freq;       // [head_dim/2], radians per position
     int choice[LOGIT_ROWS]; // the most likely token of each logit row, the lowest id of equals; -1: not all are finite
     float *logits;          // [LOGIT_ROWS][vocab_size], the engine's, in host memory
     Precision precision;
@@ -82,10 +82,11 @@ struct Model {
     void (*progress)(const char *what, uint64_t done, uint64_t total); // NULL: nobody watches
 };
 
-// Opens a model.bin: configuration, tokenizer and the place of every tensor. vocab_only: a file without weights is welcome.
+// Opens a model.bin: configuration, tokenizer and the place of every tensor. vocab_only: a file without weights is
+// welcome.
 bool model_open(Model *model, const char *path, bool vocab_only, Error *err);
-// A model of a known shape (llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b) whose weights the engine makes from a
-// seed. Its vocabulary is the 256 bytes; all other ids are unused.
+// A model of a known shape (llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b) whose weights the engine makes
+// from a seed. Its vocabulary is the 256 bytes; all other ids are unused.
 bool model_open_synthetic(Model *model, const char *shape, uint64_t seed, Error *err);
 // Chooses an engine (NULL: the fastest here), and gives it a cache of n_slots sequences of max_len positions.
 bool model_start(Model *model, const char *engine, Precision precision, int n_slots, int max_len, Error *err);
@@ -101,7 +102,8 @@ const char *model_engines(void);
 
 // The engines' way through the tensors, in file order: calls visit for each with the pointer to set and its extent.
 // (checkpoint.c checks shapes with it, engines bind addresses with it, so that no list of tensors is written twice.)
-typedef bool WeightVisitor(void *context, const char *name, const void **slot, uint64_t rows, uint64_t cols, Error *err);
+typedef bool WeightVisitor(void *context, const char *name, const void **slot, uint64_t rows, uint64_t cols,
+                           Error *err);
 bool weights_visit(Model *model, WeightVisitor *visit, void *context, Error *err);
 
 #endif

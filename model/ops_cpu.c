@@ -1,5 +1,5 @@
-// Written with vectors of eight floats (a GCC and Clang extension); what they become is the Makefile's choice: this file
-// is compiled once for each instruction set, with OPS_TABLE naming the table it fills.
+// Written with vectors of eight floats (a GCC and Clang extension); what they become is the Makefile's choice: this
+// file is compiled once for each instruction set, with OPS_TABLE naming the table it fills.
 #include "ops_cpu.h"
 
 #include <math.h>
@@ -8,10 +8,10 @@
 
 enum {
     LANES = 8,
-    W_ROWS = 16,   // rows of W widened to float32 at a time ...
-    K_BLOCK = 512, // ... this many columns of them: 32 KB, which stays in the L1 cache
-    Q_ROWS = 32,   // (token, head) rows of one attention task
-    KV_TILE = 64,  // positions per step of the online softmax
+    W_ROWS = 16,    // rows of W widened to float32 at a time ...
+    K_BLOCK = 512,  // ... this many columns of them: 32 KB, which stays in the L1 cache
+    Q_ROWS = 32,    // (token, head) rows of one attention task
+    KV_TILE = 64,   // positions per step of the online softmax
     ALONE = 1 << 18 // multiply-adds that one thread does sooner than it wakes the others
 };
 
@@ -46,8 +46,8 @@ INLINE float sum8(Float8 v) { // a fixed tree
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
 
-// f16 in the low half of each lane: put exponent and fraction in place and let a multiplication move the exponent's bias
-// from 15 to 127; it normalises the subnormals too. Infinities and NaN get the exponent of ones back.
+// f16 in the low half of each lane: put exponent and fraction in place and let a multiplication move the exponent's
+// bias from 15 to 127; it normalises the subnormals too. Infinities and NaN get the exponent of ones back.
 INLINE Float8 f16_to_float(UInt8 bits) {
     Float8 f = (Float8)((bits & 0x7FFF) << 13) * 0x1p112f;
     UInt8 special = (UInt8)((bits & 0x7C00) == 0x7C00) & 0x7F800000;
@@ -88,7 +88,8 @@ INLINE float widen1(const void *w, DType dtype, size_t i) {
     return first[0];
 }
 
-// exp(x) to about 1 ulp; 0 below -87, infinite above 88.4. 2^n · e^r with r in ±ln2/2, a polynomial of degree 6 (Cephes' expf).
+// exp(x) to about 1 ulp; 0 below -87, infinite above 88.4. 2^n · e^r with r in ±ln2/2, a polynomial of degree 6
+// (Cephes' expf).
 INLINE Float8 exp8(Float8 x) {
     Float8 low = splat8(-87.0f), high = splat8(89.0f);
     Int8 zero = x < low;
@@ -112,8 +113,8 @@ INLINE Float8 exp8(Float8 x) {
 
 // c[i][j] += a row i · b row j over n elements (a multiple of LANES), for R × C rows: the inner tile of everything that
 // multiplies by a transposed matrix. R and C are constants after inlining, so the sums stay in registers.
-INLINE void dot_tile(float *c, size_t c_row, size_t c_col, const float *a, size_t lda, const float *b, size_t ldb, int n,
-                     int R, int C) {
+INLINE void dot_tile(float *c, size_t c_row, size_t c_col, const float *a, size_t lda, const float *b, size_t ldb,
+                     int n, int R, int C) {
     Float8 sum[4][3];
     for (int i = 0; i < R; i++)
         for (int j = 0; j < C; j++) sum[i][j] = splat8(0);
@@ -126,10 +127,11 @@ INLINE void dot_tile(float *c, size_t c_row, size_t c_col, const float *a, size_
         for (int j = 0; j < C; j++) c[(size_t)i * c_row + (size_t)j * c_col] += sum8(sum[i][j]);
 }
 
-INLINE void dot_columns(float *c, size_t c_row, size_t c_col, const float *a, size_t lda, const float *b, size_t ldb, int n,
-                        int rows, int C) {
+INLINE void dot_columns(float *c, size_t c_row, size_t c_col, const float *a, size_t lda, const float *b, size_t ldb,
+                        int n, int rows, int C) {
     int i = 0;
-    for (; i + 4 <= rows; i += 4) dot_tile(c + (size_t)i * c_row, c_row, c_col, a + (size_t)i * lda, lda, b, ldb, n, 4, C);
+    for (; i + 4 <= rows; i += 4)
+        dot_tile(c + (size_t)i * c_row, c_row, c_col, a + (size_t)i * lda, lda, b, ldb, n, 4, C);
     for (; i < rows; i++) dot_tile(c + (size_t)i * c_row, c_row, c_col, a + (size_t)i * lda, lda, b, ldb, n, 1, C);
 }
 
@@ -326,7 +328,8 @@ static void softmax_step(float *score, int visible, float *max, float *sum, floa
 // Rows [first, first+rows) of one K/V head's queries, numbered token × group + head of the group.
 static void attention_task(float *out, const float *q, const float *k, const float *v, int first, int rows, int pos,
                            int n_heads, int group, int head_dim) {
-    float queries[Q_ROWS * MAX_HEAD_DIM], result[Q_ROWS * MAX_HEAD_DIM], score[Q_ROWS * KV_TILE], max[Q_ROWS], sum[Q_ROWS];
+    float queries[Q_ROWS * MAX_HEAD_DIM], result[Q_ROWS * MAX_HEAD_DIM], score[Q_ROWS * KV_TILE], max[Q_ROWS],
+        sum[Q_ROWS];
     float scale = 1.0f / sqrtf((float)head_dim);
     int whole = head_dim / LANES * LANES;
     for (int r = 0; r < rows; r++) {
@@ -345,7 +348,8 @@ static void attention_task(float *out, const float *q, const float *k, const flo
         dot_block(score, KV_TILE, 1, queries, (size_t)head_dim, rows, kj, (size_t)head_dim, count, whole);
         for (int r = 0; r < rows; r++) {
             for (int i = whole; i < head_dim; i++)
-                for (int c = 0; c < count; c++) score[r * KV_TILE + c] += queries[r * head_dim + i] * kj[c * head_dim + i];
+                for (int c = 0; c < count; c++)
+                    score[r * KV_TILE + c] += queries[r * head_dim + i] * kj[c * head_dim + i];
             int visible = pos + (first + r) / group + 1 - j; // the causal mask
             visible = visible < 0 ? 0 : visible > count ? count : visible;
             if (visible > 0)

@@ -13,10 +13,11 @@ typedef struct {
     void (*matmul)(float *y, const float *x, const void *w, DType dtype, int T, int n, int k);
     // x[n] = row of a matrix, widened.
     void (*widen)(float *x, const void *row, DType dtype, int n);
-    // y[T][n] = x / sqrt(mean(x²) + eps) * weight[n]. Zhang & Sennrich 2019, in the order of HuggingFace's LlamaRMSNorm.
+    // y[T][n] = x / sqrt(mean(x²) + eps) * weight[n]. Zhang & Sennrich 2019, in the order of HuggingFace's
+    // LlamaRMSNorm.
     void (*rmsnorm)(float *y, const float *x, const float *weight, float eps, int T, int n);
-    // Rotates x[T][n_heads][head_dim] in place: element i of the first half with element i of the second, by the angle of
-    // cos/sin[T][head_dim/2]. Su et al. 2021, HuggingFace's half-split order.
+    // Rotates x[T][n_heads][head_dim] in place: element i of the first half with element i of the second, by the angle
+    // of cos/sin[T][head_dim/2]. Su et al. 2021, HuggingFace's half-split order.
     void (*rope)(float *x, const float *cos, const float *sin, int T, int n_heads, int head_dim);
     // out[T][n_heads][head_dim]: causal attention of the tokens at positions pos .. pos+T-1 over k and v
     // [n_kv_heads][max_len][head_dim], filled up to pos+T; n_heads/n_kv_heads query heads share each K/V head

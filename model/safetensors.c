@@ -38,17 +38,20 @@ static bool refuse_other_formats(const char *path, const uint8_t *first, size_t 
     if (n >= 4 && memcmp(first, "24ka", 4) == 0) return fail(err, "%s: a llama2.c .bin file; %s", path, convert);
     if (n >= 4 && memcmp(first, "PK\3\4", 4) == 0)
         return fail(err, "%s: a PyTorch pickle (zip); save it as safetensors, then %s", path, convert);
-    // Protocol 4 on: a frame (0x95), whose length hides in the zeros of a header's. No model.bin has such a header length.
+    // Protocol 4 on: a frame (0x95), whose length hides in the zeros of a header's. No model.bin has such a header
+    // length.
     bool framed = n >= 3 && first[1] >= 4 && first[2] == 0x95;
     if (n >= 2 && first[0] == 0x80 && first[1] >= 2 && first[1] <= 5 && (framed || n < 8 || first[7] != 0))
         return fail(err, "%s: a Python pickle; save it as safetensors, then %s", path, convert);
-    // llama2.c's first version has no magic: seven int32 (dim, hidden_dim, layers, heads, kv heads, vocabulary, length).
+    // llama2.c's first version has no magic: seven int32 (dim, hidden_dim, layers, heads, kv heads, vocabulary,
+    // length).
     if (n >= 28) {
         int32_t v[7];
         memcpy(v, first, sizeof v);
         bool small = true;
         for (int i = 0; i < 7; i++) small = small && (i == 5 || v[i] > 0) && v[i] < 1 << 20 && v[i] > -(1 << 20);
-        if (small && v[0] % v[3] == 0 && v[3] % v[4] == 0) return fail(err, "%s: a llama2.c .bin file; %s", path, convert);
+        if (small && v[0] % v[3] == 0 && v[3] % v[4] == 0)
+            return fail(err, "%s: a llama2.c .bin file; %s", path, convert);
     }
     return true;
 }
@@ -166,8 +169,8 @@ static bool check_layout(SafeTensors *st, Error *err) {
     for (size_t i = 0; i < st->n_tensors; i++) {
         const Tensor *t = &st->tensors[i];
         if (t->begin != at)
-            return fail(err, "%s: tensor %s begins at byte %" PRIu64 " of the data, expected %" PRIu64 " (%s)", st->path,
-                        t->name, t->begin, at, t->begin < at ? "an overlap" : "a hole");
+            return fail(err, "%s: tensor %s begins at byte %" PRIu64 " of the data, expected %" PRIu64 " (%s)",
+                        st->path, t->name, t->begin, at, t->begin < at ? "an overlap" : "a hole");
         at = t->end;
     }
     if (at != st->data_bytes)
@@ -216,7 +219,8 @@ static bool open_checked(SafeTensors *st, Error *err) {
     st->fd = open(st->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // no waiting for the writer of a named pipe
     if (st->fd < 0 || fstat(st->fd, &info) != 0) return fail(err, "%s: %s", st->path, strerror(errno));
     if (S_ISDIR(info.st_mode))
-        return fail(err, "%s: a directory, expected a model.bin; make one with: python3 scripts/convert.py %s model.bin",
+        return fail(err,
+                    "%s: a directory, expected a model.bin; make one with: python3 scripts/convert.py %s model.bin",
                     st->path, st->path);
     if (!S_ISREG(info.st_mode)) return fail(err, "%s: not a regular file", st->path);
     st->file_bytes = (uint64_t)info.st_size;
@@ -229,7 +233,8 @@ static bool open_checked(SafeTensors *st, Error *err) {
     uint64_t n = 0;
     for (int i = 7; i >= 0; i--) n = n << 8 | first[i];
     if (n > HEADER_MAX) // also what most files of another kind look like
-        return fail(err, "%s: not a safetensors file (header of %" PRIu64 " bytes, at most %d)", st->path, n, HEADER_MAX);
+        return fail(err, "%s: not a safetensors file (header of %" PRIu64 " bytes, at most %d)", st->path, n,
+                    HEADER_MAX);
     if (n > st->file_bytes - 8)
         return fail(err, "%s: header of %" PRIu64 " bytes, but the file ends after %" PRIu64, st->path, n,
                     st->file_bytes - 8);

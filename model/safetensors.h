@@ -1,5 +1,6 @@
-// Reads a safetensors file: 8 bytes of header length, a JSON header, tensor data. https://github.com/huggingface/safetensors
-// Stricter than the format: no duplicate keys, tensors without gap or overlap, nothing after the last.
+// Reads a safetensors file: 8 bytes of header length, a JSON header, tensor data.
+// https://github.com/huggingface/safetensors Stricter than the format: no duplicate keys, tensors without gap or
+// overlap, nothing after the last.
 #ifndef SAFETENSORS_H
 #define SAFETENSORS_H
 

@@ -108,8 +108,8 @@ int sampler_next(Sampler *s, const float *logits) {
     for (int i = 0; i < n; i++) c[i] = (Candidate){logits[i], 0, i};
     bool cut_k = config->top_k > 0 && config->top_k < n, cut_p = config->top_p < 1;
     if (cut_p && !cut_k) {
-        // Sorting the whole vocabulary would take longer than a layer. What is less likely than (1-p)/n cannot be in the
-        // nucleus: all of those together have less than 1-p (llama2.c's observation).
+        // Sorting the whole vocabulary would take longer than a layer. What is less likely than (1-p)/n cannot be in
+        // the nucleus: all of those together have less than 1-p (llama2.c's observation).
         renormalise(c, n, config->temperature);
         float floor = (1 - config->top_p) / (float)n;
         int kept = 0;

@@ -20,8 +20,8 @@ typedef struct {
 
 typedef struct {
     SamplerConfig config;
-    uint64_t state;         // of the random stream
-    Candidate *candidates;  // [vocab_size]
+    uint64_t state;        // of the random stream
+    Candidate *candidates; // [vocab_size]
     int vocab_size;
 } Sampler;
 

@@ -8,7 +8,8 @@ enum { MODEL_SEQS = 5, TOKENS = 24 };
 static void test_batch_part_covers_every_row_once(void) {
     int tokens[40], slot[4] = {3, 0, 7, 5}, start[5] = {0, 1, 18, 18, 40}, rows[5] = {0, 5, 17, 38, 39};
     for (int i = 0; i < 40; i++) tokens[i] = 1000 + i;
-    Batch b = {.n_rows = 40, .n_seq = 4, .n_logits = 5, .tokens = tokens, .slot = slot, .start = start, .logit_rows = rows};
+    Batch b = {
+        .n_rows = 40, .n_seq = 4, .n_logits = 5, .tokens = tokens, .slot = slot, .start = start, .logit_rows = rows};
     for (int step = 1; step <= 41; step++) {
         int next = 0, logits = 0;
         for (int first = 0; first < 40; first += step) {
@@ -34,7 +35,8 @@ static Model model;
 
 static bool start(int slots, int max_len) {
     Error err = {""};
-    if (model_open(&model, "model/stories.bin", false, &err) && model_start(&model, "cpu", PRECISION_F32, slots, max_len, &err))
+    if (model_open(&model, "model/stories.bin", false, &err) &&
+        model_start(&model, "cpu", PRECISION_F32, slots, max_len, &err))
         return true;
     test_fail("%s", err.text);
     return false;
@@ -57,12 +59,14 @@ static void run(Sequence *seqs, int n, int slots, GenerateConfig config, bool (*
     Error err = {""};
     volatile sig_atomic_t interrupted = 0;
     GenerateSink sink = {.finished = finished};
-    const char *texts[MODEL_SEQS] = {"Once upon a time", "The king", "x", "In the morning, when the sun rose over the hills,", "\n\n"};
+    const char *texts[MODEL_SEQS] = {"Once upon a time", "The king", "x",
+                                     "In the morning, when the sun rose over the hills,", "\n\n"};
     if (!start(slots, 100)) return;
     for (int i = 0; i < n; i++) {
         seqs[i] = (Sequence){.index = i};
         CHECK(tokens_append(&seqs[i].prompt, model.config.bos_id, &err));
-        CHECK(tokenizer_encode(&model.tokenizer, (const uint8_t *)texts[i], strlen(texts[i]), false, &seqs[i].prompt, &err));
+        CHECK(tokenizer_encode(&model.tokenizer, (const uint8_t *)texts[i], strlen(texts[i]), false, &seqs[i].prompt,
+                               &err));
     }
     if (!generate(&model, &config, seqs, n, &sink, &interrupted, &err)) test_fail("%s", err.text);
     model_close(&model);
@@ -90,11 +94,13 @@ static void test_batch_of_any_size_gives_the_tokens_of_single_runs(const char *n
     test_end(name);
 }
 
-// With a stop text the sequences end at different steps, their slots go to the next, and the output keeps the input's order.
+// With a stop text the sequences end at different steps, their slots go to the next, and the output keeps the input's
+// order.
 static void test_batch_finishes_in_input_order(void) {
     static const char *const stops[] = {" the", "King"};
     Sequence seqs[MODEL_SEQS];
-    GenerateConfig config = {.n = TOKENS, .n_stops = 2, .stops = stops, .seed = 5, .sampler = {.temperature = 0.9f, .top_p = 0.9f}};
+    GenerateConfig config = {
+        .n = TOKENS, .n_stops = 2, .stops = stops, .seed = 5, .sampler = {.temperature = 0.9f, .top_p = 0.9f}};
     n_finished = 0;
     run(seqs, MODEL_SEQS, 2, config, note_order);
     CHECK(n_finished == MODEL_SEQS);

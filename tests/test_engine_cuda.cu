@@ -11,7 +11,8 @@ static const char *skip_reason;
 
 static bool start(Model *m, const char *engine, Precision precision, int slots, int max_len) {
     Error err = {""};
-    if (model_open(m, "model/stories.bin", false, &err) && model_start(m, engine, precision, slots, max_len, &err)) return true;
+    if (model_open(m, "model/stories.bin", false, &err) && model_start(m, engine, precision, slots, max_len, &err))
+        return true;
     test_fail("%s", err.text);
     return false;
 }
@@ -71,7 +72,8 @@ static void test_cublas_logits_equal_the_cpus(void) {
     double worst = 0;
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         double largest, delta = delta_from_cpu(sizes[i][0], sizes[i][1], &largest), bound = 300 * 6e-8 * largest;
-        if (!(delta <= bound)) test_fail("%d tokens in pieces of %d: |Δlogit| %.3g, bound %.3g", sizes[i][0], sizes[i][1], delta, bound);
+        if (!(delta <= bound))
+            test_fail("%d tokens in pieces of %d: |Δlogit| %.3g, bound %.3g", sizes[i][0], sizes[i][1], delta, bound);
         if (delta / bound > worst) worst = delta / bound;
     }
     test_end("test_cublas_logits_equal_the_cpus");

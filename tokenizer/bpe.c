@@ -1,5 +1,5 @@
-// Byte-pair encoding of one piece, tiktoken's way: of all adjacent pairs whose joined bytes are a token, merge the one of
-// lowest rank, leftmost first, until there is none.
+// Byte-pair encoding of one piece, tiktoken's way: of all adjacent pairs whose joined bytes are a token, merge the one
+// of lowest rank, leftmost first, until there is none.
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,7 +7,8 @@
 
 enum { SHORT_PIECE = 64 }; // up to here a linear search for the lowest rank beats a heap
 
-// ---- short pieces: O(n²), all on the stack -----------------------------------------------------------------------------
+// ---- short pieces: O(n²), all on the stack
+// -----------------------------------------------------------------------------
 
 static int pair_rank(const Tokenizer *t, const uint8_t *piece, size_t begin, size_t end) {
     int id = tokenizer_find(t, piece + begin, end - begin);
@@ -36,7 +37,8 @@ static bool encode_short(const Tokenizer *t, const uint8_t *piece, size_t n, Tok
     return true;
 }
 
-// ---- long pieces: O(n log n) ------------------------------------------------------------------------------------------
+// ---- long pieces: O(n log n)
+// ------------------------------------------------------------------------------------------
 
 typedef struct {
     size_t end;        // the part that begins at this byte ends here; 0: no part begins here any more
@@ -92,7 +94,8 @@ static bool encode_long(const Tokenizer *t, const uint8_t *piece, size_t n, Toke
     for (size_t i = 0; ok && i + 1 < n; i++) push_pair(t, piece, parts, i, n, &heap);
     while (ok && heap.n > 0) {
         Merge m = heap_pop(&heap);
-        if (parts[m.begin].end != m.middle || parts[m.middle].end != m.end) continue; // one of them was merged meanwhile
+        if (parts[m.begin].end != m.middle || parts[m.middle].end != m.end)
+            continue; // one of them was merged meanwhile
         parts[m.begin].end = m.end;
         parts[m.begin].next = parts[m.middle].next;
         parts[m.middle].end = 0;

@@ -57,14 +57,16 @@ int tokenizer_special(const Tokenizer *t, const char *text) {
 static bool check_tables(Tokenizer *t, uint32_t n_bytes, Error *err) {
     if (t->offsets[0] != 0) return fail(err, "tokenizer.offsets begins with %u, expected 0", t->offsets[0]);
     if (t->offsets[t->vocab_size] != n_bytes)
-        return fail(err, "tokenizer.offsets ends with %u, tokenizer.bytes has %u bytes", t->offsets[t->vocab_size], n_bytes);
+        return fail(err, "tokenizer.offsets ends with %u, tokenizer.bytes has %u bytes", t->offsets[t->vocab_size],
+                    n_bytes);
     bool ended = false; // mergeable ids are ranks: they come first
     for (int id = 0; id < t->vocab_size; id++) {
         if (t->offsets[id] > t->offsets[id + 1] || t->offsets[id + 1] > n_bytes)
             return fail(err, "tokenizer.offsets: token %d runs from %u to %u of %u bytes", id, t->offsets[id],
                         t->offsets[id + 1], n_bytes);
         uint32_t length = t->offsets[id + 1] - t->offsets[id];
-        if (t->kind[id] > TOKEN_UNUSED) return fail(err, "tokenizer.kind of token %d is %d, expected 0 to 2", id, t->kind[id]);
+        if (t->kind[id] > TOKEN_UNUSED)
+            return fail(err, "tokenizer.kind of token %d is %d, expected 0 to 2", id, t->kind[id]);
         if (t->kind[id] != TOKEN_UNUSED && length == 0) return fail(err, "tokenizer: token %d is empty", id);
         if (t->kind[id] == TOKEN_SPECIAL) t->n_special++;
         if (t->kind[id] != TOKEN_MERGEABLE)
@@ -130,7 +132,8 @@ void tokenizer_free(Tokenizer *t) {
 
 // ---- encoding -------------------------------------------------------------------------------------------------------
 
-static bool encode_valid(const Tokenizer *t, const uint8_t *text, size_t n, TokenList *out, size_t *last_piece, Error *err) {
+static bool encode_valid(const Tokenizer *t, const uint8_t *text, size_t n, TokenList *out, size_t *last_piece,
+                         Error *err) {
     *last_piece = out->n;
     while (n > 0) {
         *last_piece = out->n;
@@ -151,7 +154,8 @@ static bool only_space(const Tokenizer *t, int id) {
 }
 
 // Text without special tokens. Bytes that are not UTF-8 as tiktoken's _encode_bytes treats them: the last piece of the
-// valid prefix, and tokens of white space before it, may have belonged to what follows; they and the rest are one piece.
+// valid prefix, and tokens of white space before it, may have belonged to what follows; they and the rest are one
+// piece.
 static bool encode_ordinary(const Tokenizer *t, const uint8_t *text, size_t n, TokenList *out, Error *err) {
     size_t valid = 0, first = out->n, last_piece;
     uint32_t cp;
