@@ -184,6 +184,11 @@ static bool check_flags(const Options *o, Error *err) {
     if (reads_prompt && !prompt) return fail(err, "no prompt: -p TEXT or -f FILE");
     if (!reads_prompt && prompt)
         return fail(err, "a prompt, which --prompts, --perplexity, --compare and --bench do not take");
+    bool generates = modes == 0 || o->prompts;
+    if (o->ids && (o->tokenize || o->prompts || o->perplexity || o->compare || o->bench))
+        return fail(err, "--ids goes with a prompt to continue; --prompts says it on each line");
+    if (!generates && (o->logprobs || o->echo || o->n_stops || o->ignore_eos || o->sampler.temperature > 0))
+        return fail(err, "--logprobs, --echo, --stop, --ignore-eos and --temp go with generating text");
     if (o->logprobs && !o->json && !o->prompts) return fail(err, "--logprobs goes with --json or --prompts");
     if (o->batch && !o->prompts) return fail(err, "-b goes with --prompts");
     if (o->echo && o->prompts) return fail(err, "--echo: the JSON lines of --prompts have the prompt's ids");
@@ -351,7 +356,11 @@ static bool print_json(Sequence *seq, Error *err) {
 static bool print_end(Sequence *seq, Error *err) {
     output.n_finished++;
     output.n_tokens += seq->ids.n;
-    if (output.options->json || output.options->prompts) return print_json(seq, err);
+    if (output.options->json || output.options->prompts) {
+        bool ok = print_json(seq, err);
+        if (output.options->prompts) sequence_let_go(seq); // one of many: only what is counted stays
+        return ok;
+    }
     if (isatty(STDOUT_FILENO)) putchar('\n');
     return flush_output(err);
 }
@@ -457,6 +466,17 @@ static void print_notes(const Options *o, const Sequence *seqs, int n, int conte
                 "llama: at --temp 0 the most likely token is taken; --top-k, --top-p and --min-p change nothing\n");
 }
 
+// From here on nothing is read from a terminal, and an interrupt must not cut a write short.
+static void restart_writes(void) {
+    static const int signals[] = {SIGINT, SIGTERM};
+    for (int i = 0; i < 2; i++) {
+        struct sigaction action;
+        sigaction(signals[i], NULL, &action);
+        action.sa_flags |= (int)SA_RESTART;
+        sigaction(signals[i], &action, NULL);
+    }
+}
+
 static bool run_sequences(const Options *o, Model *m, Sequence *seqs, int n, int slots, int context, double start,
                           Error *err) {
     GenerateConfig config = {.n = o->n,
@@ -471,6 +491,7 @@ static bool run_sequences(const Options *o, Model *m, Sequence *seqs, int n, int
     if (!check_prompts(o, seqs, n, context, err) || !start_model(o, m, slots, context, err)) return false;
     if (!o->quiet) print_notes(o, seqs, n, context);
     output.ready = clock_seconds() - start;
+    restart_writes();
     for (size_t i = 0, length; o->echo && i < seqs[0].prompt.n; i++) {
         const uint8_t *bytes = printed_bytes(m, o->special, seqs[0].prompt.ids[i], &length);
         if (o->json ? !bytes_append(&seqs[0].text, bytes, length, err)
@@ -521,11 +542,12 @@ static bool parse_prompt_line(const Options *o, const Model *m, char *line, size
 // Every line that is not empty is a prompt.
 static bool read_prompts(const Options *o, const Model *m, Bytes *file, Sequence **seqs, int *n, Error *err) {
     int line_number = 1;
-    for (size_t at = 0; at < file->n; line_number++) {
+    bool bom = file->n >= 3 && memcmp(file->data, "\xEF\xBB\xBF", 3) == 0; // as some editors begin a file
+    for (size_t at = bom ? 3 : 0; at < file->n; line_number++) {
         char *line = file->data + at, *end = memchr(line, '\n', file->n - at);
         size_t length = end ? (size_t)(end - line) : file->n - at;
         at += length + 1;
-        if (strspn(line, " \t\r\n") >= length) continue;
+        if (strspn(line, " \t\r") >= length) continue;
         Sequence *more = realloc(*seqs, (size_t)(*n + 1) * sizeof *more);
         if (!more) return fail(err, "out of memory: %d prompts", *n + 1);
         *seqs = more;

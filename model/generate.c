@@ -80,13 +80,20 @@ static bool text_add(Sequence *seq, const GenerateConfig *g, const GenerateSink 
 
 // ---- one sequence ---------------------------------------------------------------------------------------------------
 
-void sequence_free(Sequence *seq) {
-    tokens_free(&seq->prompt);
-    tokens_free(&seq->ids);
+void sequence_let_go(Sequence *seq) {
     free(seq->text.data);
     free(seq->held.data);
     free(seq->logprobs);
     free(seq->top_ids);
+    seq->text = seq->held = (Bytes){0};
+    seq->logprobs = NULL;
+    seq->top_ids = NULL;
+}
+
+void sequence_free(Sequence *seq) {
+    sequence_let_go(seq);
+    tokens_free(&seq->prompt);
+    tokens_free(&seq->ids);
     sampler_free(&seq->sampler);
     *seq = (Sequence){0};
 }
@@ -142,12 +149,12 @@ static bool sequence_step(Sequence *seq, Model *m, const GenerateConfig *g, cons
     if (g->sampler.temperature > 0) id = sampler_next(&seq->sampler, logits);
     if (g->logprobs) record_logprobs(seq, g->logprobs, logits, m->config.vocab_size, id);
     if (!tokens_append(&seq->ids, id, err)) return false;
+    if (seq->ids.n == 1) seq->first = clock_seconds();
     if (is_eos(&m->config, id) && !g->ignore_eos) return sequence_end(seq, "stop", sink, err);
     size_t n;
     bool stopped;
     const uint8_t *bytes = printed_bytes(m, g->special, id, &n);
     if (!text_add(seq, g, sink, bytes, n, &stopped, err)) return false;
-    if (seq->ids.n == 1) seq->first = clock_seconds();
     if (stopped) return sequence_end(seq, "stop_string", sink, err);
     if ((int)seq->ids.n == seq->n_max) return sequence_end(seq, "length", sink, err);
     return true;

@@ -41,6 +41,8 @@ typedef struct {
 } Sequence;
 
 void sequence_free(Sequence *seq);
+// Frees a finished sequence's text and log-probabilities, once they have been printed.
+void sequence_let_go(Sequence *seq);
 
 // Where a sequence's text and its end go. text NULL: kept in seq->text. Both may fail, which ends the run.
 typedef struct {
