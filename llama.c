@@ -327,7 +327,6 @@ static double seconds_per_token(const Sequence *seq) {
 // What a sequence's text and end need to know; one run at a time.
 static struct {
     const Options *options;
-    const Model *model;
     double ready; // seconds from the program's start to the model's
     size_t n_finished, n_tokens;
 } output;
@@ -522,9 +521,7 @@ static bool parse_prompt_line(const Options *o, const Model *m, char *line, size
     if (strcmp(key, "text") == 0) {
         if (!json_string(&j, &text, &length) || !json_expect(&j, '}') || !json_end(&j)) return false;
         Bytes bytes = {.data = text, .n = length};
-        Options as_text = *o;
-        as_text.ids = false;
-        return encode_prompt(&as_text, m, &bytes, ids, err);
+        return encode_prompt(o, m, &bytes, ids, err);
     }
     if (strcmp(key, "ids") != 0) return fail(err, "%s: key \"%s\", expected \"text\" or \"ids\"", what, key);
     if (!json_expect(&j, '[')) return false;

@@ -2,20 +2,14 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "generate.h"
 #include "ops_cpu.h"
 
 typedef struct {
     double samples[BENCH_ROUNDS];
     double least, median, most;
 } Figure;
-
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 static int ascending(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -48,7 +42,7 @@ static double prefill_operations(const Config *c, double T) {
 }
 
 static double multiply_add_rate(const Ops *ops, int64_t rounds, int *threads) {
-    double operations = 0, start = seconds();
+    double operations = 0, start = clock_seconds();
     int n = 0;
 #pragma omp parallel reduction(+ : operations, n)
     {
@@ -58,13 +52,13 @@ static double multiply_add_rate(const Ops *ops, int64_t rounds, int *threads) {
         if (sink == 12345.0f) operations += 1; // the result is used, so the work is done
     }
     *threads = n;
-    return operations / (seconds() - start);
+    return operations / (clock_seconds() - start);
 }
 
 static double read_rate(const Ops *ops, const void *data, uint64_t bytes) {
-    double start = seconds();
+    double start = clock_seconds();
     ops->read_all(data, (int64_t)bytes);
-    return (double)bytes / (seconds() - start);
+    return (double)bytes / (clock_seconds() - start);
 }
 
 bool bench_run(Model *m, bool json, FILE *out, const volatile sig_atomic_t *interrupted, Error *err) {
@@ -94,17 +88,17 @@ bool bench_run(Model *m, bool json, FILE *out, const volatile sig_atomic_t *inte
     for (int round = -1; ok && round < BENCH_ROUNDS; round++) { // round -1 is warm-up
         int at = round < 0 ? 0 : round;
         rate.samples[at] = multiply_add_rate(ops, 1 << 24, &threads);
-        double start = seconds();
+        double start = clock_seconds();
         m->kv.len[0] = 0;
         ok = model_prefill(m, 0, tokens, BENCH_PROMPT, 1, err);
-        prefill.samples[at] = seconds() - start;
+        prefill.samples[at] = clock_seconds() - start;
         bandwidth.samples[at] = read_rate(ops, data, bytes);
-        start = seconds();
+        start = clock_seconds();
         for (int i = 0; ok && i < BENCH_DECODE; i++) {
             ok = model_decode(m, 0, tokens[i], err);
             if (*interrupted) ok = fail(err, "interrupted");
         }
-        decode.samples[at] = (seconds() - start) / BENCH_DECODE;
+        decode.samples[at] = (clock_seconds() - start) / BENCH_DECODE;
         double again = read_rate(ops, data, bytes);
         if (again > bandwidth.samples[at])
             bandwidth.samples[at] = again; // the machine's better figure is the yardstick
