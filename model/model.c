@@ -11,12 +11,13 @@
 
 extern const Engine engine_cpu;
 #ifdef LLAMA_CUDA
-extern const Engine engine_cublas;
+extern const Engine engine_fused, engine_cublas;
 #endif
 
 static const Engine *const engines[] = {
     // the fastest first
 #ifdef LLAMA_CUDA
+    &engine_fused,
     &engine_cublas,
 #endif
     &engine_cpu,
@@ -181,6 +182,9 @@ bool model_open_synthetic(Model *m, const char *shape, uint64_t seed, Error *err
 
 bool model_start(Model *m, const char *engine, Precision precision, int n_slots, int max_len, Error *err) {
     const Config *c = &m->config;
+    m->precision = precision;
+    m->kv.n_slots = n_slots;
+    m->kv.max_len = max_len;
     for (int i = 0; i < N_ENGINES && !m->engine; i++) {
         Error why = {""};
         if (engine && strcmp(engine, engines[i]->name) != 0) continue;
@@ -188,13 +192,10 @@ bool model_start(Model *m, const char *engine, Precision precision, int n_slots,
             m->engine = engines[i];
         else if (engine)
             return fail(err, "--engine %s: %s", engine, why.text);
-        else
+        else if (!m->not_used.text[0])
             m->not_used = why;
     }
     if (!m->engine) return fail(err, "--engine %s: this build has: %s", engine, model_engines());
-    m->precision = precision;
-    m->kv.n_slots = n_slots;
-    m->kv.max_len = max_len;
     m->kv.len = calloc((size_t)n_slots, sizeof *m->kv.len);
     m->rope_freq = malloc((size_t)c->head_dim / 2 * sizeof *m->rope_freq);
     if (!m->kv.len || !m->rope_freq) return fail(err, "out of memory: %d slots and RoPE frequencies", n_slots);
