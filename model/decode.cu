@@ -6,9 +6,15 @@
 // queries, keys and values; the last one ends with the logits. In a segment every SM holds one block. One warp of it, the
 // producer, streams the block's share of the weights through a ring in shared memory. Weights do not depend on what is
 // computed, so it runs ahead across phases, and even starts before the attention in front of the segment is done. Eight
-// warps, the consumers, follow on tensor cores: 8 rows of weights are the columns of an m16n8k16 product, the rows of
-// activations its first 8 rows, so that up to 8 rows cost what one costs. Between two phases the blocks wait for each
-// other at a counter; the ring fills meanwhile.
+// warps, the consumers, follow on tensor cores. Between two phases the blocks wait for each other at a counter; the ring
+// fills meanwhile.
+//
+// How a product meets the tensor cores: a lane takes 16 bytes of a row of weights, and these four registers are the whole
+// left operand of an m16n8k16 product, without a move. Its rows g and g + 8 are then the same row of weights, words 0 and
+// 2 of the lane's four, and 1 and 3. So a row of activations takes two columns of the right operand, one for either pair
+// of words, and its result is the sum of the two elements where they meet; the other elements are of no use. Four rows of
+// activations fill the eight columns, and cost what one costs; eight take a second product. (Activations are stored with
+// words 1 and 2 of every four exchanged, so that a lane's two words lie together.)
 //
 // The queue of copies is kept short (WINDOW) although the ring is deep: with more in flight every other access, counters
 // and activations among them, waits behind them (measured, README of the benchmark).
@@ -30,19 +36,30 @@ typedef __half f16;
 
 constexpr int CONSUMERS = 8, THREADS = 32 * (CONSUMERS + 1); // warps that compute; and one that copies
 constexpr int TILE = 8;                                      // rows of weights that are computed together
-constexpr int PIECE = 2048;                                  // of their columns in one stage of the ring, at most
+#ifndef FUSED_PIECE
+#define FUSED_PIECE 2048
+#endif
+constexpr int PIECE = FUSED_PIECE;                                  // of their columns in one stage of the ring, at most
+constexpr int CHUNKS = PIECE / CONSUMERS / 32;                // a warp's share of a piece, in columns of two products
 constexpr int STAGE_BYTES = TILE * (PIECE * 2 + 64);         // rows 64 bytes apart from a multiple of 128: no bank conflicts
 #ifndef FUSED_WINDOW
 #define FUSED_WINDOW 2
+#endif
+#ifndef DIRECT_LIMIT
+#define DIRECT_LIMIT 72
+#endif
+#ifndef FUSED_STAGES
 #define FUSED_STAGES 6
+#endif
+#ifndef FUSED_PREFETCH
 #define FUSED_PREFETCH 65536
 #endif
 constexpr int WINDOW = FUSED_WINDOW;                                    // stages in flight
-constexpr int PARTS = 8;                                     // buffers of partial sums; more than there are stages
+constexpr int PARTS = 16;                                     // buffers of partial sums; more than there are stages
 constexpr int MAX_STAGES = FUSED_STAGES;
 constexpr int MAX_TERM_ROWS = 8;                             // rows of an m16n8k16 product that are used
 constexpr int MAX_PHASES = 4;
-constexpr int HELD = 8;                                      // float4s of a normalised row that a thread keeps
+constexpr int MAX_DIM = 8192;
 
 enum PhaseKind { PHASE_QKV, PHASE_OUT, PHASE_GATE_UP, PHASE_DOWN, PHASE_HEAD };
 
@@ -55,6 +72,7 @@ struct Phase {
     const float *norm;         // [cols], or NULL: the input is not normalised
     int n_pieces, piece;       // columns are taken in pieces of so many, a multiple of 256
     int pitch;                 // bytes between rows of the activations in shared memory
+    int first_block;           // the one that has tile 0: tiles are dealt in turn, on from phase to phase, so that shares even out
     bool direct;               // activations do not fit there: read from where they are
 };
 
@@ -70,8 +88,10 @@ struct Segment {
     const float2 *phases;      // [n_rows][head_dim/2]: cosine and sine
     float *logits;             // [n_rows][vocab_size]
     unsigned *done;            // [n_phases]: blocks that are through with a phase
+    int *claimed;              // [n_phases]: tiles taken, beyond each block's first
     const char *next;          // what the next segment reads first, and how much of it each block may fetch into L2
     size_t next_bytes;
+    int layer;
     int next_share;
 };
 
@@ -88,6 +108,12 @@ __device__ __forceinline__ void barrier_init(uint32_t barrier, int count) {
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+// The same, after `result` is there: loads from shared memory are not complete when the instruction behind them issues, and
+// an arrival does not queue behind them. The count is 1 whatever the result.
+__device__ __forceinline__ void barrier_arrive_after(uint32_t barrier, float result) {
+    asm volatile("{\n.reg .b32 count;\nor.b32 count, %1, 1;\nmin.u32 count, count, 1;\nmbarrier.arrive.shared::cta.b64 _, [%0], count;\n}"
+                 ::"r"(barrier), "r"(__float_as_uint(result)) : "memory");
+}
 __device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
@@ -103,20 +129,50 @@ __device__ __forceinline__ void prefetch_bulk(const void *from, int bytes) {
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
 
-__device__ __forceinline__ uint4 load_shared16(uint32_t address) {
+// What other blocks wrote: from L2. (__ldcg would do the same, but the compiler may move it across a barrier.)
+__device__ __forceinline__ uint4 load_global16(const void *p) {
     uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+    asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ uint2 load_global8(const void *p) {
+    uint2 v;
+    asm volatile("ld.global.cg.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ float load_global4(const float *p) {
+    float v;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ float4 load_floats(const float *p) {
+    uint4 v = load_global16(p);
+    return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
+}
+
+// 16 or 8 bytes, or zeros: a predicate in place of a branch, so that many loads are in flight.
+__device__ __forceinline__ uint4 load_shared16(uint32_t address, bool there) {
+    uint4 v;
+    asm volatile("{\n.reg .pred there;\nsetp.ne.s32 there, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
+                 "@there ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
+                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w) : "r"(address), "r"((int)there) : "memory");
+    return v;
+}
+__device__ __forceinline__ uint2 load_shared8(uint32_t address, bool there) {
+    uint2 v;
+    asm volatile("{\n.reg .pred there;\nsetp.ne.s32 there, %3, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\n@there ld.shared.v2.u32 {%0,%1}, [%2];\n}"
+                 : "=&r"(v.x), "=&r"(v.y) : "r"(address), "r"((int)there) : "memory");
     return v;
 }
 
-// c[16×8] += a[16×16] b[16×8], rows 8 to 15 of a being zero.
-template <typename E> __device__ __forceinline__ void mma(float c[4], uint32_t a0, uint32_t a2, uint32_t b0, uint32_t b1) {
+// c[16×8] += a[16×16] b[16×8], the four words of a as they lie in a row of weights.
+template <typename E> __device__ __forceinline__ void mma(float c[4], uint4 a, uint2 b) {
     if constexpr (std::is_same<E, bf16>::value)
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%5}, {%7,%8}, {%0,%1,%2,%3};"
-            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(0), "r"(a2), "r"(b0), "r"(b1));
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
     else
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%5}, {%7,%8}, {%0,%1,%2,%3};"
-            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(0), "r"(a2), "r"(b0), "r"(b1));
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
 }
 
 // Two f16 as two bf16 terms each, hi + lo exactly: 11 bits of significand are 8 and 3.
@@ -137,15 +193,19 @@ template <typename W_, int TERMS_> struct Numbers {
     typedef typename std::conditional<TERMS == 1, W, float>::type KV;
 };
 
-// Writes four neighbouring activations to their rows of 16-bit terms, `stride` bytes apart.
+// Where element i of a row of activations lies: words 1 and 2 of every four change places.
+__device__ __forceinline__ int place_of(int i) { return (i & ~6) | (i & 2) << 1 | (i & 4) >> 1; }
+
+// Writes activations i .. i+3, i % 4 = 0, to their rows of 16-bit terms, `stride` bytes apart.
 template <typename N> __device__ __forceinline__ void store_terms(char *row, size_t stride, int i, float4 v) {
     #pragma unroll
     for (int t = 0; t < N::TERMS; t++) {
         union {
             typename N::E each[4];
-            uint2 all;
+            uint32_t words[2];
         } packed = {{from_float<typename N::E>(v.x), from_float<typename N::E>(v.y), from_float<typename N::E>(v.z), from_float<typename N::E>(v.w)}};
-        *(uint2 *)(row + t * stride + 2 * i) = packed.all;
+        *(uint32_t *)(row + t * stride + 2 * place_of(i)) = packed.words[0];
+        *(uint32_t *)(row + t * stride + 2 * place_of(i + 2)) = packed.words[1];
         v.x -= to_float(packed.each[0]);
         v.y -= to_float(packed.each[1]);
         v.z -= to_float(packed.each[2]);
@@ -164,9 +224,8 @@ struct Ring {
     }
 };
 
-// Tiles are dealt in turn, on from phase to phase, so that shares even out.
-__device__ __forceinline__ int first_tile(int dealt) {
-    int at = (int)blockIdx.x - dealt % (int)gridDim.x;
+__device__ __forceinline__ int first_tile(const Phase &f) {
+    int at = (int)blockIdx.x - f.first_block;
     return at < 0 ? at + gridDim.x : at;
 }
 
@@ -176,32 +235,65 @@ __device__ __forceinline__ const char *weight_row(const Phase &f, int tile, int 
 }
 
 
+constexpr int END_OF_PHASE = -1;
+#ifdef OLD_ARRIVE
+#define ARRIVE_EARLY __syncwarp(); if (lane == 0) barrier_arrive(ring.empty + 8 * ring.slot);
+#define ARRIVE_LATE
+#else
+#define ARRIVE_EARLY
+#define ARRIVE_LATE if (lane == 0) barrier_arrive_after(ring.empty + 8 * ring.slot, GROUPS == 1 ? sum[0] : sum[0] + sum[GROUPS - 1]);
+#endif
+
+
 // The producer warp: every piece of every tile of this block, in order. A lane copies a row.
-__device__ __forceinline__ void produce(const Segment &s, Ring ring) {
-    int lane = threadIdx.x % 32, dealt = 0, issued = 0, landed_slot = 0, landed_parity = 0;
+__device__ __forceinline__ void produce(const Segment &s, Ring ring, int *tile_of) {
+    int lane = threadIdx.x % 32, issued = 0, landed_slot = 0, landed_parity = 0;
     for (int i = 0; i < s.n_phases; i++) {
         const Phase &f = s.phase[i];
-        int n_tiles = (f.rows + TILE - 1) / TILE;
-        for (int tile = first_tile(dealt); tile < n_tiles; tile += gridDim.x) {
+        const int n_tiles = (f.rows + TILE - 1) / TILE, n_pieces = f.n_pieces, piece = f.piece, cols = f.cols;
+        int tile = first_tile(f);
+        for (;;) {
+            int next = 0;
+#ifdef STATIC
+            next = tile + gridDim.x;
+#else
+            if (lane == 0 && tile < n_tiles) next = atomicAdd(s.claimed + i, 1) + gridDim.x;
+#endif
             int rows = min(TILE, f.rows - tile * TILE);
             const char *row = weight_row(f, tile, lane % TILE);
-            for (int p = 0; p < f.n_pieces; p++) {
-                int bytes = 2 * min(f.piece, f.cols - p * f.piece);
+            bool end = tile >= n_tiles;
+            for (int n = 0; n < (end ? 1 : n_pieces); n++) {
+#ifdef ROTATE
+                int p = (n + tile) % n_pieces;
+#else
+                int p = n;
+#endif
+                int bytes = 2 * min(piece, cols - p * piece);
                 barrier_wait(ring.empty + 8 * ring.slot, ring.parity ^ 1);
                 if (issued >= WINDOW) {
                     barrier_wait(ring.full + 8 * landed_slot, landed_parity);
                     if (++landed_slot == ring.n_stages) landed_slot = 0, landed_parity ^= 1;
                 }
                 issued++;
-                if (lane == 0) barrier_expect(ring.full + 8 * ring.slot, rows * bytes);
+                if (lane == 0) {
+                    tile_of[ring.slot] = end ? END_OF_PHASE : tile;
+                    if (end) barrier_arrive(ring.full + 8 * ring.slot);
+                    else barrier_expect(ring.full + 8 * ring.slot, rows * bytes);
+                }
                 __syncwarp();
-                if (lane < rows)
-                    copy_bulk(ring.data + ring.slot * STAGE_BYTES + lane * (f.piece * 2 + 64), row + (size_t)p * f.piece * 2, bytes,
+                if (lane < rows && !end)
+#ifdef CONTIG
+                    copy_bulk(ring.data + ring.slot * STAGE_BYTES + lane * (piece * 2 + 64), f.weights + (size_t)tile * TILE * cols * 2 + (size_t)p * TILE * piece * 2 + lane * bytes, bytes,
                               ring.full + 8 * ring.slot);
+#else
+                    copy_bulk(ring.data + ring.slot * STAGE_BYTES + lane * (piece * 2 + 64), row + (size_t)p * piece * 2, bytes,
+                              ring.full + 8 * ring.slot);
+#endif
                 ring.next();
             }
+            if (end) break;
+            tile = __shfl_sync(~0u, next, 0);
         }
-        dealt += n_tiles;
     }
     // The next segment's first tiles, into L2: its ring is not there yet.
     if (lane == 0)
@@ -225,67 +317,98 @@ __device__ __forceinline__ float4 scaled(float4 v, float scale, float4 w) {
     return make_float4(w.x * (v.x * scale), w.y * (v.y * scale), w.z * (v.z * scale), w.w * (v.w * scale));
 }
 
-// x / sqrt(mean(x²) + eps) * weight of every row, as terms in shared memory. The sum's order is the same for one row as
-// for several: thread i of 256 adds elements 4i .. 4i+3, and those 1024 further on; then lanes, then warps.
-template <typename N> __device__ __forceinline__ void load_normalised(const Segment &s, const Phase &f, char *to, float *sums) {
-    int tid = threadIdx.x, n = f.cols / 4;
-    for (int b = 0; b < s.n_rows; b++) {
-        const float4 *x = (const float4 *)(s.x + (size_t)b * f.cols);
-        float4 held[HELD];
-        float sum = 0;
-        #pragma unroll
-        for (int j = 0; j < HELD; j++) held[j] = tid + j * 256 < n ? __ldcg(x + tid + j * 256) : make_float4(0, 0, 0, 0);
-        #pragma unroll
-        for (int j = 0; j < HELD; j++) sum += squares(held[j]);
-        for (int i = tid + HELD * 256; i < n; i += 256) sum += squares(__ldcg(x + i));
-        sum = warp_sum(sum);
-        float *parts = sums + (b & 1) * CONSUMERS;
-        if (tid % 32 == 0) parts[tid / 32] = sum;
-        consumers_sync();
-        sum = 0;
-        #pragma unroll
-        for (int w = 0; w < CONSUMERS; w++) sum += parts[w];
-        float scale = 1.0f / sqrtf(sum / (float)f.cols + s.eps);
-        char *row = to + (size_t)b * N::TERMS * f.pitch;
-        #pragma unroll
-        for (int j = 0; j < HELD; j++)
-            if (tid + j * 256 < n) store_terms<N>(row, f.pitch, 4 * (tid + j * 256), scaled(held[j], scale, __ldg((const float4 *)f.norm + tid + j * 256)));
-        for (int i = tid + HELD * 256; i < n; i += 256)
-            store_terms<N>(row, f.pitch, 4 * i, scaled(__ldcg(x + i), scale, __ldg((const float4 *)f.norm + i)));
+// The norm's weights, which depend on nothing: read before the wait for what is normalised.
+template <int EACH> __device__ __forceinline__ void load_norm(const Phase &f, float4 (&w)[EACH]) {
+    #pragma unroll
+    for (int j = 0; j < EACH; j++) {
+        int i = threadIdx.x + j * 256;
+        w[j] = i < f.cols / 4 ? __ldg((const float4 *)f.norm + i) : make_float4(0, 0, 0, 0);
     }
 }
 
-// Attention's output, or a row of terms that is ready: as they are, or split.
-template <typename N> __device__ __forceinline__ void load_attention(const Segment &s, const Phase &f, char *to) {
+// x / sqrt(mean(x²) + eps) * weight of every row, as terms in shared memory; ROWS rows at a time, EACH float4s of each a
+// thread. A row's sum has one order: thread i of 256 adds elements 4i .. 4i+3 and those 1024 further on, then lanes, then
+// warps.
+template <typename N, int ROWS, int EACH> __device__ __forceinline__ void store_normalised(const Segment &s, const Phase &f, const float4 (&w)[EACH], char *to, float *sums) {
+    int tid = threadIdx.x, n = f.cols / 4;
+    for (int b0 = 0; b0 < s.n_rows; b0 += ROWS) {
+        float4 held[ROWS][EACH];
+        #pragma unroll
+        for (int r = 0; r < ROWS; r++)
+            #pragma unroll
+            for (int j = 0; j < EACH; j++)
+                held[r][j] = b0 + r < s.n_rows && tid + j * 256 < n ? load_floats(s.x + (size_t)(b0 + r) * f.cols + 4 * (tid + j * 256)) : make_float4(0, 0, 0, 0);
+        if (b0 > 0) consumers_sync(); // everyone has read the sums of the rows before
+        #pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            float sum = 0;
+            #pragma unroll
+            for (int j = 0; j < EACH; j++) sum += squares(held[r][j]);
+            sum = warp_sum(sum);
+            if (tid % 32 == 0) sums[r * CONSUMERS + tid / 32] = sum;
+        }
+        consumers_sync();
+        #pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            if (b0 + r >= s.n_rows) break;
+            float sum = 0;
+            #pragma unroll
+            for (int i = 0; i < CONSUMERS; i++) sum += sums[r * CONSUMERS + i];
+            float scale = 1.0f / sqrtf(sum / (float)f.cols + s.eps);
+            char *row = to + (size_t)(b0 + r) * N::TERMS * f.pitch;
+            #pragma unroll
+            for (int j = 0; j < EACH; j++)
+                if (tid + j * 256 < n) store_terms<N>(row, f.pitch, 4 * (tid + j * 256), scaled(held[r][j], scale, w[j]));
+        }
+    }
+}
+
+// n pieces of 16 bytes, eight of a thread's in flight; EXCHANGE: to the places of activations.
+template <bool EXCHANGE> __device__ __forceinline__ void copy_row(uint4 *to, const uint4 *from, int n) {
+    for (int at = threadIdx.x; at < n; at += 8 * 256) {
+        uint4 v[8];
+        #pragma unroll
+        for (int j = 0; j < 8; j++) v[j] = at + j * 256 < n ? load_global16(from + at + j * 256) : make_uint4(0, 0, 0, 0);
+        #pragma unroll
+        for (int j = 0; j < 8; j++)
+            if (at + j * 256 < n) to[at + j * 256] = EXCHANGE ? make_uint4(v[j].x, v[j].z, v[j].y, v[j].w) : v[j];
+    }
+}
+
+// Attention's output: as it is, or split.
+template <typename N> __device__ __forceinline__ void store_attention(const Segment &s, const Phase &f, char *to) {
     for (int b = 0; b < s.n_rows; b++)
-        if constexpr (N::TERMS == 1)
-            for (int i = threadIdx.x; i < f.cols / 8; i += 32 * CONSUMERS)
-                *(uint4 *)(to + (size_t)b * f.pitch + 16 * i) = __ldcg((const uint4 *)s.att + (size_t)b * (f.cols / 8) + i);
+        if constexpr (N::TERMS == 1) copy_row<true>((uint4 *)(to + (size_t)b * f.pitch), (const uint4 *)s.att + (size_t)b * (f.cols / 8), f.cols / 8);
         else
             for (int i = threadIdx.x; i < f.cols / 4; i += 32 * CONSUMERS)
-                store_terms<N>(to + (size_t)b * N::TERMS * f.pitch, f.pitch, 4 * i, __ldcg((const float4 *)s.att + (size_t)b * (f.cols / 4) + i));
+                store_terms<N>(to + (size_t)b * N::TERMS * f.pitch, f.pitch, 4 * i, load_floats((const float *)s.att + (size_t)b * f.cols + 4 * i));
 }
-template <typename N> __device__ __forceinline__ void load_hidden(const Segment &s, const Phase &f, char *to) {
-    for (int r = 0; r < s.n_rows * N::TERMS; r++)
-        #pragma unroll 8
-        for (int i = threadIdx.x; i < f.cols / 8; i += 32 * CONSUMERS)
-            *(uint4 *)(to + (size_t)r * f.pitch + 16 * i) = __ldcg((const uint4 *)s.h + (size_t)r * (f.cols / 8) + i);
+
+// What gate and up left, split and in place already.
+template <typename N> __device__ __forceinline__ void store_hidden(const Segment &s, const Phase &f, char *to) {
+    for (int r = 0; r < s.n_rows * N::TERMS; r++) copy_row<false>((uint4 *)(to + (size_t)r * f.pitch), (const uint4 *)s.h + (size_t)r * (f.cols / 8), f.cols / 8);
 }
 
 // ---- what is done with a product ------------------------------------------------------------------------------------
 
 // One warp adds up the partial sums of a tile, in the order of warps and then of terms, and finishes it. A lane has rows
 // b = lane / 8 and b + 4 of the batch, and row lane % 8 of the tile.
-template <typename N> __device__ __forceinline__ void finish_tile(const Segment &s, const Phase &f, int tile, const float *parts) {
+template <typename N> __device__ __forceinline__ void finish_tile(const Segment &s, const Phase &f, int tile, const float *parts, uint32_t full, int parity) {
     typedef typename N::KV KV;
-    int lane = threadIdx.x % 32, n = lane % TILE;
+    int lane = threadIdx.x % 32, n = lane % TILE, row = tile * TILE + n;
+    bool residual = f.kind == PHASE_OUT || f.kind == PHASE_DOWN;
+    float before[2];
+    #pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int b = lane / 8 + 4 * half;
+        before[half] = residual && b < s.n_rows && row < f.rows ? load_global4(s.x + (size_t)b * s.dim + row) : 0;
+    }
+    barrier_wait(full, parity);
     #pragma unroll
     for (int half = 0; half < 2; half++) {
         if (half == 1 && s.n_rows <= 4) break;
-        int b = lane / 8 + 4 * half, row = tile * TILE + n;
+        int b = lane / 8 + 4 * half;
         bool there = b < s.n_rows;
-        float old = 0;
-        if ((f.kind == PHASE_OUT || f.kind == PHASE_DOWN) && there && row < f.rows) old = __ldcg(s.x + (size_t)b * s.dim + row);
         float sum = 0;
         if (there)
             #pragma unroll
@@ -295,11 +418,11 @@ template <typename N> __device__ __forceinline__ void finish_tile(const Segment 
                 for (int w = 0; w < CONSUMERS; w++) term += parts[(w * s.n_rows * N::TERMS + b * N::TERMS + N::TERMS - 1 - t) * TILE + n];
                 sum += term;
             }
-        if (f.kind == PHASE_OUT || f.kind == PHASE_DOWN) {
-            if (there && row < f.rows) s.x[(size_t)b * s.dim + row] = old + sum;
+        if (residual) {
+            if (there && row < f.rows) s.x[(size_t)b * s.dim + row] = before[half] + sum;
         } else if (f.kind == PHASE_GATE_UP) { // rows 0 to 3 are gates, 4 to 7 the same rows of up
             float up = __shfl_down_sync(~0u, sum, 4), v = sum / (1.0f + expf(-sum)) * up;
-            typename N::E *to = (typename N::E *)s.h + (size_t)b * N::TERMS * s.hidden_dim + tile * 4 + n;
+            typename N::E *to = (typename N::E *)s.h + (size_t)b * N::TERMS * s.hidden_dim + place_of(tile * 4 + n);
             if (there && n < 4)
                 #pragma unroll
                 for (int t = 0; t < N::TERMS; t++) {
@@ -320,84 +443,167 @@ template <typename N> __device__ __forceinline__ void finish_tile(const Segment 
     }
 }
 
+#ifdef FUSED_TRACE
+__device__ long long fused_trace[40 * 4 * 132 * 8];
+__device__ long long stalled_of[132];
+#define TRACE(k) if (threadIdx.x == 0) { trace[k] = clock64(); if (k == 3) trace[5] = stalled_of[blockIdx.x]; }
+#define STALL(k) if (threadIdx.x == 0) { if (k) stalled_of[blockIdx.x] += clock64(); else stalled_of[blockIdx.x] -= clock64(); }
+#else
+#define TRACE(k)
+#define STALL(k)
+#endif
+
 // ---- the consumers --------------------------------------------------------------------------------------------------
 
-template <typename N> __device__ __forceinline__ void consume(const Segment &s, Ring ring, char *shared, uint32_t parts_full, float *sums) {
+// Which buffer of partial sums, and so which warp, is next.
+struct Turn {
+    int part, parity;
+    __device__ __forceinline__ void next() {
+        if (++part == PARTS) part = 0, parity ^= 1;
+    }
+};
+
+// A phase's tiles. Every warp has its columns of every piece. GROUPS of four rows of terms; DIRECT: activations are read
+// from s.h.
+template <typename N, int GROUPS, bool DIRECT>
+__device__ __forceinline__ void consume_tiles(const Segment &s, const Phase &f, Ring &ring, const int *tile_of, Turn &turn, char *shared, uint32_t parts_full) {
     typedef typename N::E E;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    int term_rows = s.n_rows * N::TERMS, dealt = 0, part = 0, part_parity = 0;
-    uint32_t act = shared_address(shared);
-    float *parts = (float *)(shared + s.parts_offset);
+    const int term_rows = s.n_rows * N::TERMS, n_pieces = f.n_pieces, piece = f.piece, cols = f.cols;
+    const int span = piece / CONSUMERS; // columns of a piece that are this warp's
+    const int mine = warp * span + t * 8;
+    float *parts = (float *)(shared + s.parts_offset) + warp * term_rows * TILE;
+    const int part_floats = CONSUMERS * term_rows * TILE;
+    uint32_t act[GROUPS];
+    const char *h[GROUPS];
+    #pragma unroll
+    for (int r = 0; r < GROUPS; r++) {
+        act[r] = shared_address(shared) + (r * 4 + g / 2) * f.pitch + mine * 2 + g % 2 * 8;
+        h[r] = (const char *)s.h + ((size_t)(r * 4 + g / 2) * cols + mine) * 2 + g % 2 * 8;
+    }
+    const uint32_t ring_lane = ring.data + g * (piece * 2 + 64) + mine * 2;
+    for (;;) {
+        int tile = 0;
+        float sum[GROUPS] = {};
+        for (int n = 0; n < n_pieces; n++) {
+#ifdef ROTATE
+            if (n == 0) {
+                barrier_wait(ring.full + 8 * ring.slot, ring.parity);
+                tile = *(volatile const int *)(tile_of + ring.slot);
+            }
+            int p = (n + tile) % n_pieces;
+            if (tile == END_OF_PHASE) p = 0;
+#else
+            int p = n;
+#endif
+            int here = min(span, cols - p * piece - mine + 31) >> 5; // chunks of 32 columns in which this lane has some
+            uint4 w[CHUNKS];
+            uint2 a[GROUPS][CHUNKS];
+#ifdef LATE
+            barrier_wait(ring.full + 8 * ring.slot, ring.parity);
+#endif
+            if (DIRECT)
+                #pragma unroll
+                for (int r = 0; r < GROUPS; r++)
+                    #pragma unroll
+                    for (int c = 0; c < CHUNKS; c++)
+                        a[r][c] = c < here && r * 4 + g / 2 < term_rows ? load_global8(h[r] + (size_t)p * piece * 2 + c * 64) : make_uint2(0, 0);
+            STALL(0); barrier_wait(ring.full + 8 * ring.slot, ring.parity); STALL(1);
+            if (n == 0 && (tile = *(volatile const int *)(tile_of + ring.slot)) == END_OF_PHASE) {
+                __syncwarp();
+                if (lane == 0) barrier_arrive(ring.empty + 8 * ring.slot);
+                return ring.next();
+            }
+            #pragma unroll
+            for (int c = 0; c < CHUNKS; c++) {
+                w[c] = load_shared16(ring_lane + ring.slot * STAGE_BYTES + c * 64, c < here);
+                if (!DIRECT)
+                    #pragma unroll
+                    for (int r = 0; r < GROUPS; r++) a[r][c] = load_shared8(act[r] + p * piece * 2 + c * 64, c < here && r * 4 + g / 2 < term_rows);
+            }
+            float acc[GROUPS][2][4] = {};
+            #pragma unroll
+            for (int c = 0; c < CHUNKS; c++) {
+                if constexpr (std::is_same<E, typename N::W>::value) {
+                    #pragma unroll
+                    for (int r = 0; r < GROUPS; r++) mma<E>(acc[r][c % 2], w[c], a[r][c]);
+                } else {
+                    uint4 hi, lo;
+                    split_f16(w[c].x, hi.x, lo.x), split_f16(w[c].y, hi.y, lo.y), split_f16(w[c].z, hi.z, lo.z), split_f16(w[c].w, hi.w, lo.w);
+                    #pragma unroll
+                    for (int r = 0; r < GROUPS; r++) {
+                        mma<E>(acc[r][c % 2], lo, a[r][c]);
+                        mma<E>(acc[r][c % 2], hi, a[r][c]);
+                    }
+                }
+            }
+            ARRIVE_EARLY
+            // Added here, rounded to nearest: tensor cores truncate, and a long chain of that would be a bias.
+            #pragma unroll
+            for (int r = 0; r < GROUPS; r++) sum[r] += (acc[r][0][0] + acc[r][0][3]) + (acc[r][1][0] + acc[r][1][3]);
+            ARRIVE_LATE
+            ring.next();
+        }
+        #pragma unroll
+        for (int r = 0; r < GROUPS; r++)
+            if (r * 4 + t < term_rows) parts[turn.part * part_floats + (r * 4 + t) * TILE + g] = sum[r];
+        __syncwarp();
+        if (lane == 0) barrier_arrive(parts_full + 8 * turn.part);
+        if (warp == turn.part % CONSUMERS) // the warps take turns; no buffer is needed again before its turn is over: PARTS > stages
+            finish_tile<N>(s, f, tile, (float *)(shared + s.parts_offset) + turn.part * part_floats, parts_full + 8 * turn.part, turn.parity);
+        turn.next();
+    }
+}
+
+template <typename N> __device__ __forceinline__ void consume(const Segment &s, Ring ring, const int *tile_of, char *shared, uint32_t parts_full, float *sums) {
+    Turn turn = {0, 0};
     for (int i = 0; i < s.n_phases; i++) {
         const Phase &f = s.phase[i];
-        if (i == 0) wait_for_previous_kernel();
-        else {
+#ifdef FUSED_TRACE
+        long long *trace = fused_trace + ((s.layer * 4 + i) * 132 + blockIdx.x) * 8; if (threadIdx.x == 0) stalled_of[blockIdx.x] = 0;
+        if (threadIdx.x == 0) { asm volatile("mov.u64 %0, %globaltimer;" : "=l"(trace[6])); }
+#endif
+        auto wait = [&] {
+            TRACE(0);
+            if (i == 0) return wait_for_previous_kernel();
             if (threadIdx.x == 0) {
                 unsigned done;
                 do asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(done) : "l"(s.done + i - 1) : "memory");
                 while (done < gridDim.x);
             }
             consumers_sync();
+        };
+        auto normalised = [&](auto rows, auto each) {
+            float4 w[each.value];
+            load_norm(f, w);
+            wait();
+            TRACE(1);
+            store_normalised<N, rows.value, each.value>(s, f, w, shared, sums);
+        };
+        if (f.norm) { // 16 float4s a thread at most
+            if (f.cols <= 4096) normalised(std::integral_constant<int, 4>(), std::integral_constant<int, 4>());
+            else normalised(std::integral_constant<int, 2>(), std::integral_constant<int, MAX_DIM / 1024>());
+        } else {
+            wait();
+            TRACE(1);
+            if (f.kind == PHASE_OUT) store_attention<N>(s, f, shared);
+            else if (!f.direct) store_hidden<N>(s, f, shared);
         }
-        if (f.norm) load_normalised<N>(s, f, shared, sums);
-        else if (f.kind == PHASE_OUT) load_attention<N>(s, f, shared);
-        else if (!f.direct) load_hidden<N>(s, f, shared);
         consumers_sync();
+        TRACE(2);
 
-        int n_tiles = (f.rows + TILE - 1) / TILE, span = f.piece / CONSUMERS; // columns of a piece that are this warp's
-        uint32_t act_lane = act + g * f.pitch + (warp * span + t * 8) * 2;
-        const char *direct_lane = (const char *)s.h + ((size_t)g * f.cols + warp * span + t * 8) * 2;
-        uint32_t ring_lane = g * (f.piece * 2 + 64) + (warp * span + t * 8) * 2;
-        for (int tile = first_tile(dealt); tile < n_tiles; tile += gridDim.x) {
-            float sum0 = 0, sum1 = 0;
-            for (int p = 0; p < f.n_pieces; p++) {
-                int column = p * f.piece + warp * span + t * 8; // this lane's first
-                uint4 a[PIECE / CONSUMERS / 32];
-                if (f.direct)
-                    #pragma unroll
-                    for (int c = 0; c < PIECE / CONSUMERS / 32; c++)
-                        a[c] = c * 32 < span && column + c * 32 < f.cols && g < term_rows ? __ldcg((const uint4 *)(direct_lane + (size_t)(p * f.piece + c * 32) * 2))
-                                                                                           : make_uint4(0, 0, 0, 0);
-                barrier_wait(ring.full + 8 * ring.slot, ring.parity);
-                uint32_t tile_lane = ring.data + ring.slot * STAGE_BYTES + ring_lane;
-                float acc[4][4] = {};
-                #pragma unroll
-                for (int c = 0; c < PIECE / CONSUMERS / 32; c++) {
-                    if (c * 32 >= span) break;
-                    bool inside = column + c * 32 < f.cols;
-                    uint4 w = inside ? load_shared16(tile_lane + c * 64) : make_uint4(0, 0, 0, 0);
-                    if (!f.direct) a[c] = inside && g < term_rows ? load_shared16(act_lane + (p * f.piece + c * 32) * 2) : make_uint4(0, 0, 0, 0);
-                    if constexpr (std::is_same<E, typename N::W>::value) {
-                        mma<E>(acc[c % 2 * 2], a[c].x, a[c].y, w.x, w.y);
-                        mma<E>(acc[c % 2 * 2 + 1], a[c].z, a[c].w, w.z, w.w);
-                    } else {
-                        uint4 hi, lo;
-                        split_f16(w.x, hi.x, lo.x), split_f16(w.y, hi.y, lo.y), split_f16(w.z, hi.z, lo.z), split_f16(w.w, hi.w, lo.w);
-                        mma<E>(acc[c % 2 * 2], a[c].x, a[c].y, lo.x, lo.y);
-                        mma<E>(acc[c % 2 * 2 + 1], a[c].z, a[c].w, lo.z, lo.w);
-                        mma<E>(acc[c % 2 * 2], a[c].x, a[c].y, hi.x, hi.y);
-                        mma<E>(acc[c % 2 * 2 + 1], a[c].z, a[c].w, hi.z, hi.w);
-                    }
-                }
-                __syncwarp();
-                if (lane == 0) barrier_arrive(ring.empty + 8 * ring.slot);
-                ring.next();
-                // Added here, rounded to nearest: tensor cores truncate, and a long chain of that would be a bias.
-                sum0 += (acc[0][0] + acc[1][0]) + (acc[2][0] + acc[3][0]);
-                sum1 += (acc[0][1] + acc[1][1]) + (acc[2][1] + acc[3][1]);
-            }
-            if (g < term_rows) *(float2 *)(parts + ((part * CONSUMERS + warp) * term_rows + g) * TILE + 2 * t) = make_float2(sum0, sum1);
-            __syncwarp();
-            if (lane == 0) barrier_arrive(parts_full + 8 * part);
-            if (warp == part) { // the warps take turns; no buffer is needed again before its turn is over: PARTS > stages
-                barrier_wait(parts_full + 8 * part, part_parity);
-                finish_tile<N>(s, f, tile, parts + part * CONSUMERS * term_rows * TILE);
-            }
-            if (++part == PARTS) part = 0, part_parity ^= 1;
-        }
-        dealt += n_tiles;
+        if (s.n_rows * N::TERMS <= 4) {
+            if (f.direct) consume_tiles<N, 1, true>(s, f, ring, tile_of, turn, shared, parts_full);
+            else consume_tiles<N, 1, false>(s, f, ring, tile_of, turn, shared, parts_full);
+        } else if (f.direct) consume_tiles<N, 2, true>(s, f, ring, tile_of, turn, shared, parts_full);
+        else consume_tiles<N, 2, false>(s, f, ring, tile_of, turn, shared, parts_full);
+        TRACE(3);
         if (i + 1 < s.n_phases) {
+#ifdef FENCE
+            __threadfence();
+#endif
             consumers_sync();
+            TRACE(4);
             if (threadIdx.x == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(s.done + i) : "memory");
         }
     }
@@ -410,7 +616,8 @@ template <typename N> __device__ __forceinline__ void consume(const Segment &s, 
 template <typename N> __global__ void __launch_bounds__(THREADS, 1) decode_segment_kernel(const __grid_constant__ Segment s) {
     extern __shared__ __align__(128) char shared[];
     __shared__ uint64_t barriers[2 * MAX_STAGES + PARTS];
-    __shared__ float sums[2 * CONSUMERS];
+    __shared__ float sums[4 * CONSUMERS];
+    __shared__ int tile_of[MAX_STAGES]; // which tile a stage belongs to
     Ring ring = {shared_address(barriers), shared_address(barriers + MAX_STAGES), shared_address(shared) + s.ring_offset, 0, 0, s.n_stages};
     uint32_t parts_full = shared_address(barriers + 2 * MAX_STAGES);
     if (threadIdx.x == 0) {
@@ -423,8 +630,8 @@ template <typename N> __global__ void __launch_bounds__(THREADS, 1) decode_segme
     }
     __syncthreads();
     let_next_kernel_start();
-    if (threadIdx.x >= 32 * CONSUMERS) produce(s, ring);
-    else consume<N>(s, ring, shared, parts_full, sums);
+    if (threadIdx.x >= 32 * CONSUMERS) produce(s, ring, tile_of);
+    else consume<N>(s, ring, tile_of, shared, parts_full, sums);
 }
 
 // Computes: what a step begins with: the embedding of each row's token; cosine and sine of its position's angles; the
@@ -459,7 +666,7 @@ static bool segment_layout(const Model *m, const FusedState *f, int n, Segment *
     const Config *c = &m->config;
     int rows = n * f->terms, widest = c->dim > c->q_dim ? c->dim : c->q_dim;
     size_t act = activation_bytes(widest, rows), hidden = activation_bytes(c->hidden_dim, rows);
-    bool direct = hidden > act && hidden > 72 * 1024; // too much, in place of stages of the ring
+    bool direct = hidden > act && hidden > DIRECT_LIMIT * 1024; // too much, in place of stages of the ring
     if (!direct && hidden > act) act = hidden;
     s->parts_offset = (int)((act + 127) / 128 * 128);
     s->ring_offset = s->parts_offset + PARTS * CONSUMERS * rows * TILE * (int)sizeof(float);
@@ -506,7 +713,7 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
     const Weights *w = &m->weights;
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
-    int n_done = (c->n_layers + 1) * MAX_PHASES;
+    int n_done = 2 * (c->n_layers + 1) * MAX_PHASES;
     if (!launch(decode_begin_kernel<typename N::W>, n, 256, 0, false, s->stream, err, s->x, (const typename N::W *)w->tok_embeddings,
                 (const int *)s->step->tokens + first, c->dim, s->phases, (const int *)s->step->lens + first, (const float *)s->rope_freq,
                 c->head_dim / 2, f->done, n_done))
@@ -527,7 +734,9 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
         if (i < c->n_layers) g.phase[g.n_phases++] = phase_of_kind(PHASE_QKV, l->wq, NULL, l->attention_norm, c->q_dim + 2 * c->kv_dim, c->dim);
         else g.phase[g.n_phases++] = phase_of_kind(PHASE_HEAD, w->output, NULL, w->norm, c->vocab_size, c->dim);
         if (!segment_layout(m, f, n, &g)) return fail(err, "%d rows do not fit in %zu bytes of shared memory", n, f->shared_limit);
+        for (int p = 1; p < g.n_phases; p++) g.phase[p].first_block = (g.phase[p - 1].first_block + (g.phase[p - 1].rows + TILE - 1) / TILE) % f->n_blocks;
         g.n_rows = n;
+        g.layer = i;
         g.n_heads = c->n_heads;
         g.n_kv_heads = c->n_kv_heads;
         g.head_dim = c->head_dim;
@@ -543,6 +752,7 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
         g.phases = s->phases;
         g.logits = s->logits + (size_t)first * c->vocab_size;
         g.done = f->done + i * MAX_PHASES;
+        g.claimed = (int *)f->done + (c->n_layers + 1 + i) * MAX_PHASES;
         if (i < c->n_layers) {
             g.next = (const char *)l->wo;
             g.next_bytes = (size_t)c->dim * c->q_dim * 2;
@@ -581,6 +791,7 @@ static bool usable_fused(const Model *m, Error *err) {
     if (major < 9) return fail(err, "engine fused needs compute capability 9.0, the GPU has %d", major);
     if (m->weights.dtype == DTYPE_F32 && m->precision == PRECISION_F32)
         return fail(err, "engine fused has no products of float32 weights, only of BF16 and F16");
+    if (m->config.dim > MAX_DIM) return fail(err, "engine fused takes a dim of %d at most, this model has %d", MAX_DIM, m->config.dim);
     return true;
 }
 
@@ -598,7 +809,7 @@ static bool prepare_fused(Model *m, Error *err) {
     for (f->max_rows = MAX_TERM_ROWS / f->terms; f->max_rows > 0 && !segment_layout(m, f, f->max_rows, &g);) f->max_rows--;
     if (f->max_rows == 0) return true; // rows too long: every step goes through cublas
     CUDA_TRY(cudaMalloc(&f->h, (size_t)MAX_TERM_ROWS * m->config.hidden_dim * 2));
-    CUDA_TRY(cudaMalloc((void **)&f->done, (size_t)(m->config.n_layers + 1) * MAX_PHASES * sizeof(unsigned)));
+    CUDA_TRY(cudaMalloc((void **)&f->done, 2 * (size_t)(m->config.n_layers + 1) * MAX_PHASES * sizeof(unsigned)));
     return for_numbers(s, [&](auto numbers) {
         CUDA_TRY(cudaFuncSetAttribute((const void *)decode_segment_kernel<decltype(numbers)>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       (int)f->shared_limit));
@@ -624,4 +835,7 @@ static bool open_fused(Model *m, Error *err) {
     return prepare_fused(m, err);
 }
 
+#ifdef FUSED_TRACE
+extern "C" void fused_trace_read(long long *to) { cudaMemcpyFromSymbol(to, fused_trace, sizeof fused_trace); }
+#endif
 extern "C" const Engine engine_fused = {"fused", usable_fused, open_fused, close_fused, prefill_cuda, decode_cuda, read_logits_cuda};
