@@ -9,12 +9,13 @@
 // warps, the consumers, follow on tensor cores. Between two phases the blocks wait for each other at a counter; the ring
 // fills meanwhile.
 //
-// How a product meets the tensor cores: a lane takes 16 bytes of a row of weights, and these four registers are the whole
-// left operand of an m16n8k16 product, without a move. Its rows g and g + 8 are then the same row of weights, words 0 and
-// 2 of the lane's four, and 1 and 3. So a row of activations takes two columns of the right operand, one for either pair
-// of words, and its result is the sum of the two elements where they meet; the other elements are of no use. Four rows of
-// activations fill the eight columns, and cost what one costs; eight take a second product. (Activations are stored with
-// words 1 and 2 of every four exchanged, so that a lane's two words lie together.)
+// How a product meets the tensor cores: a tile is four rows of weights. A lane takes 16 bytes of a row, and these four
+// registers are the whole left operand of an m16n8k16 product, without a move: rows 2r, 2r + 1, 2r + 8 and 2r + 9 of that
+// operand are the same row r of weights, the first and the second 32 of 64 columns, words 0 and 2 of a lane's four, and 1
+// and 3. So a row of activations takes four columns of the right operand, one for each of these quarters, and its result
+// is the sum of the four elements where they meet; the others are of no use. There is room for that: the tensor cores are
+// idle most of the time. Two rows of activations fill the eight columns. (Activations are stored with words 1 and 2 of
+// every four exchanged, so that a lane's two words lie together.)
 //
 // The queue of copies is kept short (WINDOW) although the ring is deep: with more in flight every other access, counters
 // and activations among them, waits behind them (measured, README of the benchmark).
@@ -35,28 +36,24 @@ typedef __nv_bfloat16 bf16;
 typedef __half f16;
 
 constexpr int CONSUMERS = 8, THREADS = 32 * (CONSUMERS + 1); // warps that compute; and one that copies
-constexpr int TILE = 8;                                      // rows of weights that are computed together
-#ifndef FUSED_PIECE
-#define FUSED_PIECE 2048
-#endif
-constexpr int PIECE = FUSED_PIECE;                                  // of their columns in one stage of the ring, at most
-constexpr int CHUNKS = PIECE / CONSUMERS / 32;                // a warp's share of a piece, in columns of two products
-constexpr int STAGE_BYTES = TILE * (PIECE * 2 + 64);         // rows 64 bytes apart from a multiple of 128: no bank conflicts
+constexpr int TILE = 4;                                      // rows of weights that are computed together
+constexpr int MAX_PIECE = 4096;                              // of their columns in one stage of the ring, at most
+constexpr int CHUNKS = MAX_PIECE / CONSUMERS / 64;           // a warp's share of a piece, in products of 64 columns
 #ifndef FUSED_WINDOW
-#define FUSED_WINDOW 2
+#define FUSED_WINDOW 65536
 #endif
 #ifndef DIRECT_LIMIT
 #define DIRECT_LIMIT 72
 #endif
 #ifndef FUSED_STAGES
-#define FUSED_STAGES 6
+#define FUSED_STAGES 12
 #endif
 #ifndef FUSED_PREFETCH
 #define FUSED_PREFETCH 65536
 #endif
-constexpr int WINDOW = FUSED_WINDOW;                                    // stages in flight
-constexpr int PARTS = 16;                                     // buffers of partial sums; more than there are stages
+constexpr int WINDOW_BYTES = FUSED_WINDOW;                   // in flight
 constexpr int MAX_STAGES = FUSED_STAGES;
+constexpr int PARTS = 16;                                    // buffers of partial sums; more than there are stages
 constexpr int MAX_TERM_ROWS = 8;                             // rows of an m16n8k16 product that are used
 constexpr int MAX_PHASES = 4;
 constexpr int MAX_DIM = 8192;
@@ -70,7 +67,8 @@ struct Phase {
     const char *weights;       // 16-bit [rows][cols]; PHASE_GATE_UP: gate
     const char *up;            // PHASE_GATE_UP
     const float *norm;         // [cols], or NULL: the input is not normalised
-    int n_pieces, piece;       // columns are taken in pieces of so many, a multiple of 256
+    int n_pieces, piece;       // columns are taken in pieces of so many, a multiple of 512
+    int weight_pitch;          // bytes between rows of the weights in a stage
     int pitch;                 // bytes between rows of the activations in shared memory
     int first_block;           // the one that has tile 0: tiles are dealt in turn, on from phase to phase, so that shares even out
     bool direct;               // activations do not fit there: read from where they are
@@ -78,7 +76,7 @@ struct Phase {
 
 struct Segment {
     Phase phase[MAX_PHASES];
-    int n_phases, n_rows, n_stages, ring_offset, parts_offset; // n_rows: sequences; offsets in shared memory
+    int n_phases, n_rows, n_stages, stage_bytes, window, ring_offset, parts_offset; // n_rows: sequences; offsets in shared memory
     int n_heads, n_kv_heads, head_dim, dim, hidden_dim, q_dim, vocab_size;
     float eps;
     float *x;                  // [n_rows][dim]: the residual stream
@@ -230,47 +228,33 @@ __device__ __forceinline__ int first_tile(const Phase &f) {
 }
 
 __device__ __forceinline__ const char *weight_row(const Phase &f, int tile, int row) {
-    if (f.kind == PHASE_GATE_UP) return (row < 4 ? f.weights : f.up) + (size_t)(tile * 4 + row % 4) * f.cols * 2;
+    if (f.kind == PHASE_GATE_UP) return (row < 2 ? f.weights : f.up) + (size_t)(tile * 2 + row % 2) * f.cols * 2;
     return f.weights + (size_t)(tile * TILE + row) * f.cols * 2;
 }
 
 
 constexpr int END_OF_PHASE = -1;
-#ifdef OLD_ARRIVE
-#define ARRIVE_EARLY __syncwarp(); if (lane == 0) barrier_arrive(ring.empty + 8 * ring.slot);
-#define ARRIVE_LATE
-#else
-#define ARRIVE_EARLY
-#define ARRIVE_LATE if (lane == 0) barrier_arrive_after(ring.empty + 8 * ring.slot, GROUPS == 1 ? sum[0] : sum[0] + sum[GROUPS - 1]);
-#endif
 
-
-// The producer warp: every piece of every tile of this block, in order. A lane copies a row.
+// The producer warp: every piece of every tile of this block, in order. A block's first tile of a phase is given, the
+// others go to whoever asks first: the SMs' shares of the memory's speed are not equal. A tile that is whole in one stage
+// is one copy (gate and up: two), else a lane copies a row.
 __device__ __forceinline__ void produce(const Segment &s, Ring ring, int *tile_of) {
     int lane = threadIdx.x % 32, issued = 0, landed_slot = 0, landed_parity = 0;
     for (int i = 0; i < s.n_phases; i++) {
         const Phase &f = s.phase[i];
         const int n_tiles = (f.rows + TILE - 1) / TILE, n_pieces = f.n_pieces, piece = f.piece, cols = f.cols;
+        const int rows_each = n_pieces > 1 ? 1 : f.kind == PHASE_GATE_UP ? TILE / 2 : TILE; // of a copy
         int tile = first_tile(f);
         for (;;) {
             int next = 0;
-#ifdef STATIC
-            next = tile + gridDim.x;
-#else
             if (lane == 0 && tile < n_tiles) next = atomicAdd(s.claimed + i, 1) + gridDim.x;
-#endif
-            int rows = min(TILE, f.rows - tile * TILE);
-            const char *row = weight_row(f, tile, lane % TILE);
+            const int rows = min(TILE, f.rows - tile * TILE), first = lane * rows_each, mine = min(rows_each, rows - first);
+            const char *from = weight_row(f, tile, first);
             bool end = tile >= n_tiles;
-            for (int n = 0; n < (end ? 1 : n_pieces); n++) {
-#ifdef ROTATE
-                int p = (n + tile) % n_pieces;
-#else
-                int p = n;
-#endif
+            for (int p = 0; p < (end ? 1 : n_pieces); p++) {
                 int bytes = 2 * min(piece, cols - p * piece);
                 barrier_wait(ring.empty + 8 * ring.slot, ring.parity ^ 1);
-                if (issued >= WINDOW) {
+                if (issued >= s.window) {
                     barrier_wait(ring.full + 8 * landed_slot, landed_parity);
                     if (++landed_slot == ring.n_stages) landed_slot = 0, landed_parity ^= 1;
                 }
@@ -281,14 +265,9 @@ __device__ __forceinline__ void produce(const Segment &s, Ring ring, int *tile_o
                     else barrier_expect(ring.full + 8 * ring.slot, rows * bytes);
                 }
                 __syncwarp();
-                if (lane < rows && !end)
-#ifdef CONTIG
-                    copy_bulk(ring.data + ring.slot * STAGE_BYTES + lane * (piece * 2 + 64), f.weights + (size_t)tile * TILE * cols * 2 + (size_t)p * TILE * piece * 2 + lane * bytes, bytes,
+                if (mine > 0 && !end)
+                    copy_bulk(ring.data + ring.slot * s.stage_bytes + first * f.weight_pitch, from + (size_t)p * piece * 2, mine * bytes,
                               ring.full + 8 * ring.slot);
-#else
-                    copy_bulk(ring.data + ring.slot * STAGE_BYTES + lane * (piece * 2 + 64), row + (size_t)p * piece * 2, bytes,
-                              ring.full + 8 * ring.slot);
-#endif
                 ring.next();
             }
             if (end) break;
@@ -391,56 +370,45 @@ template <typename N> __device__ __forceinline__ void store_hidden(const Segment
 
 // ---- what is done with a product ------------------------------------------------------------------------------------
 
-// One warp adds up the partial sums of a tile, in the order of warps and then of terms, and finishes it. A lane has rows
-// b = lane / 8 and b + 4 of the batch, and row lane % 8 of the tile.
+// One warp adds up the partial sums of a tile, in the order of terms, the smallest first, and of warps, and finishes it.
+// A lane has row b = lane / 4 of the batch, and row lane % 4 of the tile.
 template <typename N> __device__ __forceinline__ void finish_tile(const Segment &s, const Phase &f, int tile, const float *parts, uint32_t full, int parity) {
     typedef typename N::KV KV;
-    int lane = threadIdx.x % 32, n = lane % TILE, row = tile * TILE + n;
-    bool residual = f.kind == PHASE_OUT || f.kind == PHASE_DOWN;
-    float before[2];
-    #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        int b = lane / 8 + 4 * half;
-        before[half] = residual && b < s.n_rows && row < f.rows ? load_global4(s.x + (size_t)b * s.dim + row) : 0;
-    }
+    int lane = threadIdx.x % 32, n = lane % TILE, b = lane / TILE, row = tile * TILE + n;
+    bool there = b < s.n_rows && row < f.rows, residual = f.kind == PHASE_OUT || f.kind == PHASE_DOWN;
+    float *x = s.x + (size_t)b * s.dim + row;
+    float before = residual && there ? load_global4(x) : 0, sum = 0;
     barrier_wait(full, parity);
-    #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        if (half == 1 && s.n_rows <= 4) break;
-        int b = lane / 8 + 4 * half;
-        bool there = b < s.n_rows;
-        float sum = 0;
-        if (there)
+    if (b < s.n_rows)
+        #pragma unroll
+        for (int t = N::TERMS - 1; t >= 0; t--) {
+            float term = 0;
             #pragma unroll
-            for (int t = 0; t < N::TERMS; t++) { // the smallest terms first
-                float term = 0;
-                #pragma unroll
-                for (int w = 0; w < CONSUMERS; w++) term += parts[(w * s.n_rows * N::TERMS + b * N::TERMS + N::TERMS - 1 - t) * TILE + n];
-                sum += term;
+            for (int w = 0; w < CONSUMERS; w++) term += parts[(w * s.n_rows * N::TERMS + b * N::TERMS + t) * TILE + n];
+            sum += term;
+        }
+    if (residual) {
+        if (there) *x = before + sum;
+    } else if (f.kind == PHASE_GATE_UP) { // rows 0 and 1 are gates, 2 and 3 the same rows of up
+        float up = __shfl_down_sync(~0u, sum, 2), v = sum / (1.0f + expf(-sum)) * up;
+        typename N::E *to = (typename N::E *)s.h + (size_t)b * N::TERMS * s.hidden_dim + place_of(tile * 2 + n);
+        if (there && n < 2)
+            #pragma unroll
+            for (int t = 0; t < N::TERMS; t++) {
+                to[(size_t)t * s.hidden_dim] = from_float<typename N::E>(v);
+                v -= to_float(from_float<typename N::E>(v));
             }
-        if (residual) {
-            if (there && row < f.rows) s.x[(size_t)b * s.dim + row] = before[half] + sum;
-        } else if (f.kind == PHASE_GATE_UP) { // rows 0 to 3 are gates, 4 to 7 the same rows of up
-            float up = __shfl_down_sync(~0u, sum, 4), v = sum / (1.0f + expf(-sum)) * up;
-            typename N::E *to = (typename N::E *)s.h + (size_t)b * N::TERMS * s.hidden_dim + place_of(tile * 4 + n);
-            if (there && n < 4)
-                #pragma unroll
-                for (int t = 0; t < N::TERMS; t++) {
-                    to[(size_t)t * s.hidden_dim] = from_float<typename N::E>(v);
-                    v -= to_float(from_float<typename N::E>(v));
-                }
-        } else if (f.kind == PHASE_QKV) {
-            int head = row / s.head_dim, d = row % s.head_dim;
-            float other = __shfl_xor_sync(~0u, sum, 1);
-            if (there) {
-                if (head < s.n_heads + s.n_kv_heads) { // (even + i odd) times the phase
-                    float2 phase = s.phases[(size_t)b * (s.head_dim / 2) + d / 2];
-                    sum = d % 2 ? __fmaf_rn(other, phase.y, __fmul_rn(sum, phase.x)) : __fmaf_rn(-other, phase.y, __fmul_rn(sum, phase.x));
-                }
-                ((KV *)s.qkv)[((size_t)head * s.n_rows + b) * s.head_dim + d] = from_float<KV>(sum);
+    } else if (f.kind == PHASE_QKV) {
+        int head = row / s.head_dim, d = row % s.head_dim;
+        float other = __shfl_xor_sync(~0u, sum, 1);
+        if (there) {
+            if (head < s.n_heads + s.n_kv_heads) { // (even + i odd) times the phase
+                float2 phase = s.phases[(size_t)b * (s.head_dim / 2) + d / 2];
+                sum = d % 2 ? __fmaf_rn(other, phase.y, __fmul_rn(sum, phase.x)) : __fmaf_rn(-other, phase.y, __fmul_rn(sum, phase.x));
             }
-        } else if (there && row < f.rows) s.logits[(size_t)b * s.vocab_size + row] = sum;
-    }
+            ((KV *)s.qkv)[((size_t)head * s.n_rows + b) * s.head_dim + d] = from_float<KV>(sum);
+        }
+    } else if (there) s.logits[(size_t)b * s.vocab_size + row] = sum;
 }
 
 #ifdef FUSED_TRACE
@@ -463,94 +431,90 @@ struct Turn {
     }
 };
 
-// A phase's tiles. Every warp has its columns of every piece. GROUPS of four rows of terms; DIRECT: activations are read
-// from s.h.
-template <typename N, int GROUPS, bool DIRECT>
+// A phase's tiles. Every warp has its columns of every piece. PAIRS of rows of terms; DIRECT: activations are read from s.h.
+template <typename N, int PAIRS, bool DIRECT>
 __device__ __forceinline__ void consume_tiles(const Segment &s, const Phase &f, Ring &ring, const int *tile_of, Turn &turn, char *shared, uint32_t parts_full) {
     typedef typename N::E E;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int term_rows = s.n_rows * N::TERMS, n_pieces = f.n_pieces, piece = f.piece, cols = f.cols;
     const int span = piece / CONSUMERS; // columns of a piece that are this warp's
-    const int mine = warp * span + t * 8;
-    float *parts = (float *)(shared + s.parts_offset) + warp * term_rows * TILE;
+    const int weight_column = warp * span + g % 2 * 32 + t * 8, act_column = warp * span + g / 2 % 2 * 32 + t * 8;
+    float *parts = (float *)(shared + s.parts_offset);
     const int part_floats = CONSUMERS * term_rows * TILE;
-    uint32_t act[GROUPS];
-    const char *h[GROUPS];
+    uint32_t act[PAIRS];
+    const char *h[PAIRS];
+    bool there[PAIRS];
     #pragma unroll
-    for (int r = 0; r < GROUPS; r++) {
-        act[r] = shared_address(shared) + (r * 4 + g / 2) * f.pitch + mine * 2 + g % 2 * 8;
-        h[r] = (const char *)s.h + ((size_t)(r * 4 + g / 2) * cols + mine) * 2 + g % 2 * 8;
+    for (int r = 0; r < PAIRS; r++) {
+        int row = r * 2 + g / 4;
+        act[r] = shared_address(shared) + row * f.pitch + act_column * 2 + g % 2 * 8;
+        h[r] = (const char *)s.h + ((size_t)row * cols + act_column) * 2 + g % 2 * 8;
+        there[r] = row < term_rows;
     }
-    const uint32_t ring_lane = ring.data + g * (piece * 2 + 64) + mine * 2;
+    const uint32_t weights = ring.data + g / 2 * f.weight_pitch + weight_column * 2;
     for (;;) {
         int tile = 0;
-        float sum[GROUPS] = {};
-        for (int n = 0; n < n_pieces; n++) {
-#ifdef ROTATE
-            if (n == 0) {
-                barrier_wait(ring.full + 8 * ring.slot, ring.parity);
-                tile = *(volatile const int *)(tile_of + ring.slot);
-            }
-            int p = (n + tile) % n_pieces;
-            if (tile == END_OF_PHASE) p = 0;
-#else
-            int p = n;
-#endif
-            int here = min(span, cols - p * piece - mine + 31) >> 5; // chunks of 32 columns in which this lane has some
+        float sum[PAIRS] = {};
+        for (int p = 0; p < n_pieces; p++) {
+            // Products in which this lane has columns, of weights and of activations.
+            int n_weight = min(span, cols - p * piece - weight_column + 63) >> 6, n_act = min(span, cols - p * piece - act_column + 63) >> 6;
             uint4 w[CHUNKS];
-            uint2 a[GROUPS][CHUNKS];
-#ifdef LATE
-            barrier_wait(ring.full + 8 * ring.slot, ring.parity);
-#endif
+            uint2 a[PAIRS][CHUNKS];
             if (DIRECT)
                 #pragma unroll
-                for (int r = 0; r < GROUPS; r++)
+                for (int r = 0; r < PAIRS; r++)
                     #pragma unroll
                     for (int c = 0; c < CHUNKS; c++)
-                        a[r][c] = c < here && r * 4 + g / 2 < term_rows ? load_global8(h[r] + (size_t)p * piece * 2 + c * 64) : make_uint2(0, 0);
+                        a[r][c] = c < n_act && there[r] ? load_global8(h[r] + (size_t)p * piece * 2 + c * 128) : make_uint2(0, 0);
             STALL(0); barrier_wait(ring.full + 8 * ring.slot, ring.parity); STALL(1);
-            if (n == 0 && (tile = *(volatile const int *)(tile_of + ring.slot)) == END_OF_PHASE) {
+            if (p == 0 && (tile = *(volatile const int *)(tile_of + ring.slot)) == END_OF_PHASE) {
                 __syncwarp();
                 if (lane == 0) barrier_arrive(ring.empty + 8 * ring.slot);
                 return ring.next();
             }
             #pragma unroll
             for (int c = 0; c < CHUNKS; c++) {
-                w[c] = load_shared16(ring_lane + ring.slot * STAGE_BYTES + c * 64, c < here);
+                w[c] = load_shared16(weights + ring.slot * s.stage_bytes + c * 128, c < n_weight);
                 if (!DIRECT)
                     #pragma unroll
-                    for (int r = 0; r < GROUPS; r++) a[r][c] = load_shared8(act[r] + p * piece * 2 + c * 64, c < here && r * 4 + g / 2 < term_rows);
+                    for (int r = 0; r < PAIRS; r++) a[r][c] = load_shared8(act[r] + p * piece * 2 + c * 128, c < n_act && there[r]);
             }
-            float acc[GROUPS][2][4] = {};
+            float acc[PAIRS][2][4] = {};
             #pragma unroll
             for (int c = 0; c < CHUNKS; c++) {
                 if constexpr (std::is_same<E, typename N::W>::value) {
                     #pragma unroll
-                    for (int r = 0; r < GROUPS; r++) mma<E>(acc[r][c % 2], w[c], a[r][c]);
+                    for (int r = 0; r < PAIRS; r++) mma<E>(acc[r][c % 2], w[c], a[r][c]);
                 } else {
                     uint4 hi, lo;
                     split_f16(w[c].x, hi.x, lo.x), split_f16(w[c].y, hi.y, lo.y), split_f16(w[c].z, hi.z, lo.z), split_f16(w[c].w, hi.w, lo.w);
                     #pragma unroll
-                    for (int r = 0; r < GROUPS; r++) {
+                    for (int r = 0; r < PAIRS; r++) {
                         mma<E>(acc[r][c % 2], lo, a[r][c]);
                         mma<E>(acc[r][c % 2], hi, a[r][c]);
                     }
                 }
             }
-            ARRIVE_EARLY
             // Added here, rounded to nearest: tensor cores truncate, and a long chain of that would be a bias.
+            float all = 0;
             #pragma unroll
-            for (int r = 0; r < GROUPS; r++) sum[r] += (acc[r][0][0] + acc[r][0][3]) + (acc[r][1][0] + acc[r][1][3]);
-            ARRIVE_LATE
+            for (int r = 0; r < PAIRS; r++) {
+                sum[r] += (acc[r][0][0] + acc[r][0][3]) + (acc[r][1][0] + acc[r][1][3]);
+                all += sum[r];
+            }
+            if (lane == 0) barrier_arrive_after(ring.empty + 8 * ring.slot, all);
             ring.next();
         }
+        float *mine = parts + turn.part * part_floats + (warp * term_rows + t / 2) * TILE + g / 2;
         #pragma unroll
-        for (int r = 0; r < GROUPS; r++)
-            if (r * 4 + t < term_rows) parts[turn.part * part_floats + (r * 4 + t) * TILE + g] = sum[r];
+        for (int r = 0; r < PAIRS; r++) {
+            sum[r] += __shfl_xor_sync(~0u, sum[r], 5); // both halves of 64 columns
+            if (g % 2 == 0 && t % 2 == 0 && r * 2 + t / 2 < term_rows) mine[r * 2 * TILE] = sum[r];
+        }
         __syncwarp();
         if (lane == 0) barrier_arrive(parts_full + 8 * turn.part);
         if (warp == turn.part % CONSUMERS) // the warps take turns; no buffer is needed again before its turn is over: PARTS > stages
-            finish_tile<N>(s, f, tile, (float *)(shared + s.parts_offset) + turn.part * part_floats, parts_full + 8 * turn.part, turn.parity);
+            finish_tile<N>(s, f, tile, parts + turn.part * part_floats, parts_full + 8 * turn.part, turn.parity);
         turn.next();
     }
 }
@@ -592,11 +556,12 @@ template <typename N> __device__ __forceinline__ void consume(const Segment &s, 
         consumers_sync();
         TRACE(2);
 
-        if (s.n_rows * N::TERMS <= 4) {
-            if (f.direct) consume_tiles<N, 1, true>(s, f, ring, tile_of, turn, shared, parts_full);
-            else consume_tiles<N, 1, false>(s, f, ring, tile_of, turn, shared, parts_full);
-        } else if (f.direct) consume_tiles<N, 2, true>(s, f, ring, tile_of, turn, shared, parts_full);
-        else consume_tiles<N, 2, false>(s, f, ring, tile_of, turn, shared, parts_full);
+        const int pairs = (s.n_rows * N::TERMS + 1) / 2;
+        if (f.direct) { // many rows: the count of products does not matter
+            consume_tiles<N, 4, true>(s, f, ring, tile_of, turn, shared, parts_full);
+        } else if (pairs == 1) consume_tiles<N, 1, false>(s, f, ring, tile_of, turn, shared, parts_full);
+        else if (pairs == 2) consume_tiles<N, 2, false>(s, f, ring, tile_of, turn, shared, parts_full);
+        else consume_tiles<N, 4, false>(s, f, ring, tile_of, turn, shared, parts_full);
         TRACE(3);
         if (i + 1 < s.n_phases) {
 #ifdef FENCE
@@ -650,7 +615,13 @@ __global__ void decode_begin_kernel(float *x, const W *table, const int *tokens,
 // ---- launches -------------------------------------------------------------------------------------------------------
 
 // Whether a phase's activations of so many rows of terms lie in shared memory, and how many bytes that takes.
-size_t activation_bytes(int cols, int term_rows) { return (size_t)term_rows * ((cols + 63) / 64 * 128 + 64); }
+size_t activation_bytes(int cols, int term_rows) { return (size_t)term_rows * ((cols + 63) / 64 * 128); }
+
+// A stage holds a tile of the model's dim, if that is not too long: most rows are.
+int largest_piece(const Config *c) {
+    int piece = (c->dim + 511) / 512 * 512;
+    return piece < MAX_PIECE ? piece : MAX_PIECE;
+}
 
 } // namespace
 
@@ -669,14 +640,17 @@ static bool segment_layout(const Model *m, const FusedState *f, int n, Segment *
     bool direct = hidden > act && hidden > DIRECT_LIMIT * 1024; // too much, in place of stages of the ring
     if (!direct && hidden > act) act = hidden;
     s->parts_offset = (int)((act + 127) / 128 * 128);
-    s->ring_offset = s->parts_offset + PARTS * CONSUMERS * rows * TILE * (int)sizeof(float);
-    int stages = ((int)f->shared_limit - s->ring_offset) / STAGE_BYTES;
+    s->ring_offset = s->parts_offset + (PARTS * CONSUMERS * rows * TILE * (int)sizeof(float) + 127) / 128 * 128;
+    s->stage_bytes = TILE * 2 * largest_piece(c);
+    int stages = ((int)f->shared_limit - s->ring_offset) / s->stage_bytes;
     s->n_stages = stages < MAX_STAGES ? stages : MAX_STAGES;
+    s->window = (WINDOW_BYTES + s->stage_bytes - 1) / s->stage_bytes;
+    if (s->window > s->n_stages) s->window = s->n_stages;
     for (int i = 0; i < MAX_PHASES; i++) s->phase[i].direct = s->phase[i].kind == PHASE_DOWN && direct;
-    return s->n_stages > WINDOW - 1 && s->n_stages >= 2;
+    return s->n_stages >= 2;
 }
 
-static Phase phase_of_kind(PhaseKind kind, const void *weights, const void *up, const float *norm, int rows, int cols) {
+static Phase phase_of_kind(int largest, PhaseKind kind, const void *weights, const void *up, const float *norm, int rows, int cols) {
     Phase f;
     memset(&f, 0, sizeof f);
     f.kind = kind;
@@ -685,9 +659,10 @@ static Phase phase_of_kind(PhaseKind kind, const void *weights, const void *up, 
     f.weights = (const char *)weights;
     f.up = (const char *)up;
     f.norm = norm;
-    f.n_pieces = (cols + PIECE - 1) / PIECE;
-    f.piece = ((cols + f.n_pieces - 1) / f.n_pieces + 255) / 256 * 256;
-    f.pitch = (cols + 63) / 64 * 128 + 64;
+    f.n_pieces = (cols + largest - 1) / largest;
+    f.piece = ((cols + f.n_pieces - 1) / f.n_pieces + 511) / 512 * 512;
+    f.weight_pitch = 2 * (f.n_pieces > 1 ? f.piece : cols);
+    f.pitch = (cols + 63) / 64 * 128;
     return f;
 }
 
@@ -713,7 +688,7 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
     const Weights *w = &m->weights;
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
-    int n_done = 2 * (c->n_layers + 1) * MAX_PHASES;
+    int largest = largest_piece(c), n_done = 2 * (c->n_layers + 1) * MAX_PHASES;
     if (!launch(decode_begin_kernel<typename N::W>, n, 256, 0, false, s->stream, err, s->x, (const typename N::W *)w->tok_embeddings,
                 (const int *)s->step->tokens + first, c->dim, s->phases, (const int *)s->step->lens + first, (const float *)s->rope_freq,
                 c->head_dim / 2, f->done, n_done))
@@ -727,12 +702,12 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
             a.seq_lens_device = s->step->lens + first;
             a.block_table = s->step->slots + first;
             if (attention_decode(&a, s->stream) != 0) return fail(err, "%s", attention_error());
-            g.phase[g.n_phases++] = phase_of_kind(PHASE_OUT, before->wo, NULL, NULL, c->dim, c->q_dim);
-            g.phase[g.n_phases++] = phase_of_kind(PHASE_GATE_UP, before->w1, before->w3, before->ffn_norm, 2 * c->hidden_dim, c->dim);
-            g.phase[g.n_phases++] = phase_of_kind(PHASE_DOWN, before->w2, NULL, NULL, c->dim, c->hidden_dim);
+            g.phase[g.n_phases++] = phase_of_kind(largest, PHASE_OUT, before->wo, NULL, NULL, c->dim, c->q_dim);
+            g.phase[g.n_phases++] = phase_of_kind(largest, PHASE_GATE_UP, before->w1, before->w3, before->ffn_norm, 2 * c->hidden_dim, c->dim);
+            g.phase[g.n_phases++] = phase_of_kind(largest, PHASE_DOWN, before->w2, NULL, NULL, c->dim, c->hidden_dim);
         }
-        if (i < c->n_layers) g.phase[g.n_phases++] = phase_of_kind(PHASE_QKV, l->wq, NULL, l->attention_norm, c->q_dim + 2 * c->kv_dim, c->dim);
-        else g.phase[g.n_phases++] = phase_of_kind(PHASE_HEAD, w->output, NULL, w->norm, c->vocab_size, c->dim);
+        if (i < c->n_layers) g.phase[g.n_phases++] = phase_of_kind(largest, PHASE_QKV, l->wq, NULL, l->attention_norm, c->q_dim + 2 * c->kv_dim, c->dim);
+        else g.phase[g.n_phases++] = phase_of_kind(largest, PHASE_HEAD, w->output, NULL, w->norm, c->vocab_size, c->dim);
         if (!segment_layout(m, f, n, &g)) return fail(err, "%d rows do not fit in %zu bytes of shared memory", n, f->shared_limit);
         for (int p = 1; p < g.n_phases; p++) g.phase[p].first_block = (g.phase[p - 1].first_block + (g.phase[p - 1].rows + TILE - 1) / TILE) % f->n_blocks;
         g.n_rows = n;
@@ -758,7 +733,7 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
             g.next_bytes = (size_t)c->dim * c->q_dim * 2;
             g.next_share = FUSED_PREFETCH;
         }
-        if (!launch(decode_segment_kernel<N>, f->n_blocks, THREADS, g.ring_offset + (size_t)g.n_stages * STAGE_BYTES, i > 0, s->stream, err, g))
+        if (!launch(decode_segment_kernel<N>, f->n_blocks, THREADS, g.ring_offset + (size_t)g.n_stages * g.stage_bytes, i > 0, s->stream, err, g))
             return false;
     }
     return choose(s, first, n, c->vocab_size, err);
