@@ -35,15 +35,13 @@ namespace {
 typedef __nv_bfloat16 bf16;
 typedef __half f16;
 
-constexpr int CONSUMERS = 8, THREADS = 32 * (CONSUMERS + 1); // warps that compute; and one that copies
+constexpr int TEAMS = 2, TEAM = 4;                           // warps that compute, each team its own tile
+constexpr int CONSUMERS = TEAMS * TEAM, THREADS = 32 * (CONSUMERS + 1); // and one that copies
 constexpr int TILE = 4;                                      // rows of weights that are computed together
 constexpr int MAX_PIECE = 4096;                              // of their columns in one stage of the ring, at most
-constexpr int CHUNKS = MAX_PIECE / CONSUMERS / 64;           // a warp's share of a piece, in products of 64 columns
+constexpr int CHUNKS = MAX_PIECE / TEAM / 64;                // a warp's share of a piece, in products of 64 columns
 #ifndef FUSED_WINDOW
 #define FUSED_WINDOW 65536
-#endif
-#ifndef DIRECT_LIMIT
-#define DIRECT_LIMIT 72
 #endif
 #ifndef FUSED_STAGES
 #define FUSED_STAGES 12
@@ -53,9 +51,10 @@ constexpr int CHUNKS = MAX_PIECE / CONSUMERS / 64;           // a warp's share o
 #endif
 constexpr int WINDOW_BYTES = FUSED_WINDOW;                   // in flight
 constexpr int MAX_STAGES = FUSED_STAGES;
-constexpr int PARTS = 16;                                    // buffers of partial sums; more than there are stages
+constexpr int PARTS = 8;                                     // a team's buffers of partial sums; more than it has stages
 constexpr int MAX_TERM_ROWS = 8;                             // rows of an m16n8k16 product that are used
-constexpr int MAX_PHASES = 4;
+constexpr int MAX_PHASES = 10;
+constexpr int SECTION = 1;                                   // pieces of a row of down that are added up as one
 constexpr int MAX_DIM = 8192;
 
 enum PhaseKind { PHASE_QKV, PHASE_OUT, PHASE_GATE_UP, PHASE_DOWN, PHASE_HEAD };
@@ -68,20 +67,23 @@ struct Phase {
     const char *up;            // PHASE_GATE_UP
     const float *norm;         // [cols], or NULL: the input is not normalised
     int n_pieces, piece;       // columns are taken in pieces of so many, a multiple of 512
+    int column, stride;        // the first of cols columns, of rows of `stride`: down may come in sections, a phase each
+    int section;               // pieces that are added up as one; the sums of sections are added in order
+    bool carry_in, carry_out;  // the sum of the sections before comes from s.carry, and goes there
     int weight_pitch;          // bytes between rows of the weights in a stage
     int pitch;                 // bytes between rows of the activations in shared memory
-    int first_block;           // the one that has tile 0: tiles are dealt in turn, on from phase to phase, so that shares even out
-    bool direct;               // activations do not fit there: read from where they are
+    int first_block;           // the one that has the first two tiles; on from phase to phase, so that shares even out
 };
 
 struct Segment {
     Phase phase[MAX_PHASES];
-    int n_phases, n_rows, n_stages, stage_bytes, window, ring_offset, parts_offset; // n_rows: sequences; offsets in shared memory
+    int n_phases, n_rows, n_stages, stage_bytes, window, part_floats, ring_offset, parts_offset; // n_rows: sequences; offsets in shared memory
     int n_heads, n_kv_heads, head_dim, dim, hidden_dim, q_dim, vocab_size;
     float eps;
     float *x;                  // [n_rows][dim]: the residual stream
     void *qkv;                 // KV type [n_heads + 2 n_kv_heads][n_rows][head_dim]
     const void *att;           // KV type [n_rows][q_dim]
+    float *carry;              // [n_rows][dim]: sums of sections of down
     void *h;                   // 16-bit [n_rows × terms][hidden_dim]
     const float2 *phases;      // [n_rows][head_dim/2]: cosine and sine
     float *logits;             // [n_rows][vocab_size]
@@ -213,65 +215,66 @@ template <typename N> __device__ __forceinline__ void store_terms(char *row, siz
 
 // ---- the ring -------------------------------------------------------------------------------------------------------
 
-// Where the barriers are, and how far along a warp is. Producer and consumers count stages alike.
+// Where the barriers are, and how far along a warp is. Stages go to the teams in turn, and their number is even, so that a
+// slot is always the same team's: no one waits for a slot whose use before the last it has not seen, which a parity could
+// not tell.
 struct Ring {
     uint32_t full, empty, data;
     int slot, parity, n_stages;
-    __device__ __forceinline__ void next() {
-        if (++slot == n_stages) slot = 0, parity ^= 1;
+    __device__ __forceinline__ void next(int by) {
+        slot += by;
+        if (slot >= n_stages) slot -= n_stages, parity ^= 1;
     }
 };
 
-__device__ __forceinline__ int first_tile(const Phase &f) {
+__device__ __forceinline__ int first_pair(const Phase &f) {
     int at = (int)blockIdx.x - f.first_block;
     return at < 0 ? at + gridDim.x : at;
 }
 
 __device__ __forceinline__ const char *weight_row(const Phase &f, int tile, int row) {
     if (f.kind == PHASE_GATE_UP) return (row < 2 ? f.weights : f.up) + (size_t)(tile * 2 + row % 2) * f.cols * 2;
-    return f.weights + (size_t)(tile * TILE + row) * f.cols * 2;
+    return f.weights + ((size_t)(tile * TILE + row) * f.stride + f.column) * 2;
 }
 
 
-constexpr int END_OF_PHASE = -1;
+constexpr int END_OF_PHASE = -1, LAST_OF_PHASE = 1 << 30; // in place of a tile; of a tile
 
-// The producer warp: every piece of every tile of this block, in order. A block's first tile of a phase is given, the
-// others go to whoever asks first: the SMs' shares of the memory's speed are not equal. A tile that is whole in one stage
-// is one copy (gate and up: two), else a lane copies a row.
+// The producer warp: every piece of every tile of this block, a tile for either team at a time. A block's first two tiles of
+// a phase are given, the others go to whoever asks first: the SMs' shares of the memory's speed are not equal. Rows that
+// lie together in a stage as they do in memory are one copy.
 __device__ __forceinline__ void produce(const Segment &s, Ring ring, int *tile_of) {
     int lane = threadIdx.x % 32, issued = 0, landed_slot = 0, landed_parity = 0;
     for (int i = 0; i < s.n_phases; i++) {
         const Phase &f = s.phase[i];
         const int n_tiles = (f.rows + TILE - 1) / TILE, n_pieces = f.n_pieces, piece = f.piece, cols = f.cols;
-        const int rows_each = n_pieces > 1 ? 1 : f.kind == PHASE_GATE_UP ? TILE / 2 : TILE; // of a copy
-        int tile = first_tile(f);
-        for (;;) {
-            int next = 0;
-            if (lane == 0 && tile < n_tiles) next = atomicAdd(s.claimed + i, 1) + gridDim.x;
-            const int rows = min(TILE, f.rows - tile * TILE), first = lane * rows_each, mine = min(rows_each, rows - first);
-            const char *from = weight_row(f, tile, first);
-            bool end = tile >= n_tiles;
-            for (int p = 0; p < (end ? 1 : n_pieces); p++) {
+        const int rows_each = f.weight_pitch != f.stride * 2 ? 1 : f.kind == PHASE_GATE_UP ? TILE / 2 : TILE; // of a copy
+        for (int tile = 2 * first_pair(f), next = 0;; tile = __shfl_sync(~0u, next, 0)) {
+            if (lane == 0 && tile < n_tiles) next = atomicAdd(s.claimed + i, TEAMS) + TEAMS * gridDim.x;
+            bool last = tile + 1 >= n_tiles;
+            for (int p = 0; p < n_pieces; p++) {
                 int bytes = 2 * min(piece, cols - p * piece);
-                barrier_wait(ring.empty + 8 * ring.slot, ring.parity ^ 1);
-                if (issued >= s.window) {
-                    barrier_wait(ring.full + 8 * landed_slot, landed_parity);
-                    if (++landed_slot == ring.n_stages) landed_slot = 0, landed_parity ^= 1;
+                for (int team = 0; team < TEAMS; team++) {
+                    const int mine = tile + team, rows = min(TILE, f.rows - mine * TILE), first = lane * rows_each, n = min(rows_each, rows - first);
+                    barrier_wait(ring.empty + 8 * ring.slot, ring.parity ^ 1);
+                    if (issued >= s.window) {
+                        barrier_wait(ring.full + 8 * landed_slot, landed_parity);
+                        if (++landed_slot == ring.n_stages) landed_slot = 0, landed_parity ^= 1;
+                    }
+                    issued++;
+                    if (lane == 0) {
+                        tile_of[ring.slot] = mine >= n_tiles ? END_OF_PHASE : last ? mine | LAST_OF_PHASE : mine;
+                        if (rows <= 0) barrier_arrive(ring.full + 8 * ring.slot);
+                        else barrier_expect(ring.full + 8 * ring.slot, rows * bytes);
+                    }
+                    __syncwarp();
+                    if (n > 0)
+                        copy_bulk(ring.data + ring.slot * s.stage_bytes + first * f.weight_pitch, weight_row(f, mine, first) + (size_t)p * piece * 2,
+                                  n * bytes, ring.full + 8 * ring.slot);
+                    ring.next(1);
                 }
-                issued++;
-                if (lane == 0) {
-                    tile_of[ring.slot] = end ? END_OF_PHASE : tile;
-                    if (end) barrier_arrive(ring.full + 8 * ring.slot);
-                    else barrier_expect(ring.full + 8 * ring.slot, rows * bytes);
-                }
-                __syncwarp();
-                if (mine > 0 && !end)
-                    copy_bulk(ring.data + ring.slot * s.stage_bytes + first * f.weight_pitch, from + (size_t)p * piece * 2, mine * bytes,
-                              ring.full + 8 * ring.slot);
-                ring.next();
             }
-            if (end) break;
-            tile = __shfl_sync(~0u, next, 0);
+            if (last) break;
         }
     }
     // The next segment's first tiles, into L2: its ring is not there yet.
@@ -363,29 +366,36 @@ template <typename N> __device__ __forceinline__ void store_attention(const Segm
                 store_terms<N>(to + (size_t)b * N::TERMS * f.pitch, f.pitch, 4 * i, load_floats((const float *)s.att + (size_t)b * f.cols + 4 * i));
 }
 
-// What gate and up left, split and in place already.
+// What gate and up left, split and in place already; a section of its columns.
 template <typename N> __device__ __forceinline__ void store_hidden(const Segment &s, const Phase &f, char *to) {
-    for (int r = 0; r < s.n_rows * N::TERMS; r++) copy_row<false>((uint4 *)(to + (size_t)r * f.pitch), (const uint4 *)s.h + (size_t)r * (f.cols / 8), f.cols / 8);
+    for (int r = 0; r < s.n_rows * N::TERMS; r++)
+        copy_row<false>((uint4 *)(to + (size_t)r * f.pitch), (const uint4 *)s.h + ((size_t)r * f.stride + f.column) / 8, f.cols / 8);
 }
 
 // ---- what is done with a product ------------------------------------------------------------------------------------
 
-// One warp adds up the partial sums of a tile, in the order of terms, the smallest first, and of warps, and finishes it.
-// A lane has row b = lane / 4 of the batch, and row lane % 4 of the tile.
-template <typename N> __device__ __forceinline__ void finish_tile(const Segment &s, const Phase &f, int tile, const float *parts, uint32_t full, int parity) {
+// One warp adds up the partial sums of a tile, in the order of sections, of terms, the smallest first, and of warps, and
+// finishes it. A lane has row b = lane / 4 of the batch, and row lane % 4 of the tile.
+template <typename N>
+__device__ __forceinline__ void finish_tile(const Segment &s, const Phase &f, int tile, int n_sections, const float *parts, uint32_t full, int parity) {
     typedef typename N::KV KV;
     int lane = threadIdx.x % 32, n = lane % TILE, b = lane / TILE, row = tile * TILE + n;
     bool there = b < s.n_rows && row < f.rows, residual = f.kind == PHASE_OUT || f.kind == PHASE_DOWN;
-    float *x = s.x + (size_t)b * s.dim + row;
-    float before = residual && there ? load_global4(x) : 0, sum = 0;
+    float *x = (f.carry_out ? s.carry : s.x) + (size_t)b * s.dim + row;
+    float before = residual && there && !f.carry_out ? load_global4(x) : 0;
+    float sum = f.carry_in && there ? load_global4(s.carry + (size_t)b * s.dim + row) : 0;
     barrier_wait(full, parity);
     if (b < s.n_rows)
-        #pragma unroll
-        for (int t = N::TERMS - 1; t >= 0; t--) {
-            float term = 0;
+        for (int c = 0; c < n_sections; c++) {
+            float section = 0;
             #pragma unroll
-            for (int w = 0; w < CONSUMERS; w++) term += parts[(w * s.n_rows * N::TERMS + b * N::TERMS + t) * TILE + n];
-            sum += term;
+            for (int t = N::TERMS - 1; t >= 0; t--) {
+                float term = 0;
+                #pragma unroll
+                for (int w = 0; w < TEAM; w++) term += parts[((c * TEAM + w) * s.n_rows * N::TERMS + b * N::TERMS + t) * TILE + n];
+                section += term;
+            }
+            sum += section;
         }
     if (residual) {
         if (there) *x = before + sum;
@@ -412,7 +422,7 @@ template <typename N> __device__ __forceinline__ void finish_tile(const Segment 
 }
 
 #ifdef FUSED_TRACE
-__device__ long long fused_trace[40 * 4 * 132 * 8];
+__device__ long long fused_trace[40 * 10 * 132 * 8];
 __device__ long long stalled_of[132];
 #define TRACE(k) if (threadIdx.x == 0) { trace[k] = clock64(); if (k == 3) trace[5] = stalled_of[blockIdx.x]; }
 #define STALL(k) if (threadIdx.x == 0) { if (k) stalled_of[blockIdx.x] += clock64(); else stalled_of[blockIdx.x] -= clock64(); }
@@ -431,70 +441,61 @@ struct Turn {
     }
 };
 
-// A phase's tiles. Every warp has its columns of every piece. PAIRS of rows of terms; DIRECT: activations are read from s.h.
-template <typename N, int PAIRS, bool DIRECT>
+// A team's tiles of a phase. Every warp has its columns of every piece. PAIRS of rows of terms.
+template <typename N, int PAIRS>
 __device__ __forceinline__ void consume_tiles(const Segment &s, const Phase &f, Ring &ring, const int *tile_of, Turn &turn, char *shared, uint32_t parts_full) {
     typedef typename N::E E;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const int term_rows = s.n_rows * N::TERMS, n_pieces = f.n_pieces, piece = f.piece, cols = f.cols;
-    const int span = piece / CONSUMERS; // columns of a piece that are this warp's
+    int lane = threadIdx.x % 32, team = threadIdx.x / 32 / TEAM, warp = threadIdx.x / 32 % TEAM, g = lane / 4, t = lane % 4;
+    const int term_rows = s.n_rows * N::TERMS, n_pieces = f.n_pieces, piece = f.piece, cols = f.cols, section = f.section;
+    const int span = piece / TEAM; // columns of a piece that are this warp's
     const int weight_column = warp * span + g % 2 * 32 + t * 8, act_column = warp * span + g / 2 % 2 * 32 + t * 8;
-    float *parts = (float *)(shared + s.parts_offset);
-    const int part_floats = CONSUMERS * term_rows * TILE;
+    const int n_sections = (n_pieces + section - 1) / section, section_floats = TEAM * term_rows * TILE;
+    float *parts = (float *)(shared + s.parts_offset) + team * PARTS * s.part_floats;
     uint32_t act[PAIRS];
-    const char *h[PAIRS];
     bool there[PAIRS];
     #pragma unroll
     for (int r = 0; r < PAIRS; r++) {
-        int row = r * 2 + g / 4;
-        act[r] = shared_address(shared) + row * f.pitch + act_column * 2 + g % 2 * 8;
-        h[r] = (const char *)s.h + ((size_t)row * cols + act_column) * 2 + g % 2 * 8;
-        there[r] = row < term_rows;
+        act[r] = shared_address(shared) + (r * 2 + g / 4) * f.pitch + act_column * 2 + g % 2 * 8;
+        there[r] = r * 2 + g / 4 < term_rows;
     }
     const uint32_t weights = ring.data + g / 2 * f.weight_pitch + weight_column * 2;
     for (;;) {
         int tile = 0;
         float sum[PAIRS] = {};
+        float *to = parts + turn.part * s.part_floats + (warp * term_rows + t / 2) * TILE + g / 2;
         for (int p = 0; p < n_pieces; p++) {
             // Products in which this lane has columns, of weights and of activations.
             int n_weight = min(span, cols - p * piece - weight_column + 63) >> 6, n_act = min(span, cols - p * piece - act_column + 63) >> 6;
-            uint4 w[CHUNKS];
-            uint2 a[PAIRS][CHUNKS];
-            if (DIRECT)
-                #pragma unroll
-                for (int r = 0; r < PAIRS; r++)
-                    #pragma unroll
-                    for (int c = 0; c < CHUNKS; c++)
-                        a[r][c] = c < n_act && there[r] ? load_global8(h[r] + (size_t)p * piece * 2 + c * 128) : make_uint2(0, 0);
             STALL(0); barrier_wait(ring.full + 8 * ring.slot, ring.parity); STALL(1);
-            if (p == 0 && (tile = *(volatile const int *)(tile_of + ring.slot)) == END_OF_PHASE) {
-                __syncwarp();
-                if (lane == 0) barrier_arrive(ring.empty + 8 * ring.slot);
-                return ring.next();
-            }
-            #pragma unroll
-            for (int c = 0; c < CHUNKS; c++) {
-                w[c] = load_shared16(weights + ring.slot * s.stage_bytes + c * 128, c < n_weight);
-                if (!DIRECT)
-                    #pragma unroll
-                    for (int r = 0; r < PAIRS; r++) a[r][c] = load_shared8(act[r] + p * piece * 2 + c * 128, c < n_act && there[r]);
-            }
+            if (p == 0) tile = *(volatile const int *)(tile_of + ring.slot);
             float acc[PAIRS][2][4] = {};
-            #pragma unroll
-            for (int c = 0; c < CHUNKS; c++) {
-                if constexpr (std::is_same<E, typename N::W>::value) {
+            if (tile != END_OF_PHASE)
+                #pragma unroll
+                for (int half = 0; half < CHUNKS; half += 8) {
+                    uint4 w[8];
+                    uint2 a[PAIRS][8];
                     #pragma unroll
-                    for (int r = 0; r < PAIRS; r++) mma<E>(acc[r][c % 2], w[c], a[r][c]);
-                } else {
-                    uint4 hi, lo;
-                    split_f16(w[c].x, hi.x, lo.x), split_f16(w[c].y, hi.y, lo.y), split_f16(w[c].z, hi.z, lo.z), split_f16(w[c].w, hi.w, lo.w);
+                    for (int c = 0; c < 8; c++) {
+                        w[c] = load_shared16(weights + ring.slot * s.stage_bytes + (half + c) * 128, half + c < n_weight);
+                        #pragma unroll
+                        for (int r = 0; r < PAIRS; r++) a[r][c] = load_shared8(act[r] + p * piece * 2 + (half + c) * 128, half + c < n_act && there[r]);
+                    }
                     #pragma unroll
-                    for (int r = 0; r < PAIRS; r++) {
-                        mma<E>(acc[r][c % 2], lo, a[r][c]);
-                        mma<E>(acc[r][c % 2], hi, a[r][c]);
+                    for (int c = 0; c < 8; c++) {
+                        if constexpr (std::is_same<E, typename N::W>::value) {
+                            #pragma unroll
+                            for (int r = 0; r < PAIRS; r++) mma<E>(acc[r][c % 2], w[c], a[r][c]);
+                        } else {
+                            uint4 hi, lo;
+                            split_f16(w[c].x, hi.x, lo.x), split_f16(w[c].y, hi.y, lo.y), split_f16(w[c].z, hi.z, lo.z), split_f16(w[c].w, hi.w, lo.w);
+                            #pragma unroll
+                            for (int r = 0; r < PAIRS; r++) {
+                                mma<E>(acc[r][c % 2], lo, a[r][c]);
+                                mma<E>(acc[r][c % 2], hi, a[r][c]);
+                            }
+                        }
                     }
                 }
-            }
             // Added here, rounded to nearest: tensor cores truncate, and a long chain of that would be a bias.
             float all = 0;
             #pragma unroll
@@ -502,29 +503,35 @@ __device__ __forceinline__ void consume_tiles(const Segment &s, const Phase &f, 
                 sum[r] += (acc[r][0][0] + acc[r][0][3]) + (acc[r][1][0] + acc[r][1][3]);
                 all += sum[r];
             }
+            __syncwarp();
             if (lane == 0) barrier_arrive_after(ring.empty + 8 * ring.slot, all);
-            ring.next();
+            ring.next(TEAMS);
+            if ((p + 1) % section && p + 1 < n_pieces) continue;
+            #pragma unroll
+            for (int r = 0; r < PAIRS; r++) {
+                sum[r] += __shfl_xor_sync(~0u, sum[r], 5); // both halves of 64 columns
+                if (g % 2 == 0 && t % 2 == 0 && r * 2 + t / 2 < term_rows) to[r * 2 * TILE] = sum[r];
+                sum[r] = 0;
+            }
+            to += section_floats;
         }
-        float *mine = parts + turn.part * part_floats + (warp * term_rows + t / 2) * TILE + g / 2;
-        #pragma unroll
-        for (int r = 0; r < PAIRS; r++) {
-            sum[r] += __shfl_xor_sync(~0u, sum[r], 5); // both halves of 64 columns
-            if (g % 2 == 0 && t % 2 == 0 && r * 2 + t / 2 < term_rows) mine[r * 2 * TILE] = sum[r];
-        }
+        if (tile == END_OF_PHASE) return;
         __syncwarp();
-        if (lane == 0) barrier_arrive(parts_full + 8 * turn.part);
-        if (warp == turn.part % CONSUMERS) // the warps take turns; no buffer is needed again before its turn is over: PARTS > stages
-            finish_tile<N>(s, f, tile, parts + turn.part * part_floats, parts_full + 8 * turn.part, turn.parity);
+        if (lane == 0) barrier_arrive(parts_full + 8 * (team * PARTS + turn.part));
+        if (warp == turn.part % TEAM) // the warps take turns; no buffer is needed again before its turn is over: PARTS > stages
+            finish_tile<N>(s, f, tile & ~LAST_OF_PHASE, n_sections, parts + turn.part * s.part_floats, parts_full + 8 * (team * PARTS + turn.part), turn.parity);
         turn.next();
+        if (tile & LAST_OF_PHASE) return;
     }
 }
 
 template <typename N> __device__ __forceinline__ void consume(const Segment &s, Ring ring, const int *tile_of, char *shared, uint32_t parts_full, float *sums) {
     Turn turn = {0, 0};
+    ring.slot = threadIdx.x / 32 / TEAM;
     for (int i = 0; i < s.n_phases; i++) {
         const Phase &f = s.phase[i];
 #ifdef FUSED_TRACE
-        long long *trace = fused_trace + ((s.layer * 4 + i) * 132 + blockIdx.x) * 8; if (threadIdx.x == 0) stalled_of[blockIdx.x] = 0;
+        long long *trace = fused_trace + ((s.layer * 10 + i) * 132 + blockIdx.x) * 8; if (threadIdx.x == 0) stalled_of[blockIdx.x] = 0;
         if (threadIdx.x == 0) { asm volatile("mov.u64 %0, %globaltimer;" : "=l"(trace[6])); }
 #endif
         auto wait = [&] {
@@ -551,17 +558,15 @@ template <typename N> __device__ __forceinline__ void consume(const Segment &s, 
             wait();
             TRACE(1);
             if (f.kind == PHASE_OUT) store_attention<N>(s, f, shared);
-            else if (!f.direct) store_hidden<N>(s, f, shared);
+            else store_hidden<N>(s, f, shared);
         }
         consumers_sync();
         TRACE(2);
 
         const int pairs = (s.n_rows * N::TERMS + 1) / 2;
-        if (f.direct) { // many rows: the count of products does not matter
-            consume_tiles<N, 4, true>(s, f, ring, tile_of, turn, shared, parts_full);
-        } else if (pairs == 1) consume_tiles<N, 1, false>(s, f, ring, tile_of, turn, shared, parts_full);
-        else if (pairs == 2) consume_tiles<N, 2, false>(s, f, ring, tile_of, turn, shared, parts_full);
-        else consume_tiles<N, 4, false>(s, f, ring, tile_of, turn, shared, parts_full);
+        if (pairs == 1) consume_tiles<N, 1>(s, f, ring, tile_of, turn, shared, parts_full);
+        else if (pairs == 2) consume_tiles<N, 2>(s, f, ring, tile_of, turn, shared, parts_full);
+        else consume_tiles<N, 4>(s, f, ring, tile_of, turn, shared, parts_full);
         TRACE(3);
         if (i + 1 < s.n_phases) {
 #ifdef FENCE
@@ -580,7 +585,7 @@ template <typename N> __device__ __forceinline__ void consume(const Segment &s, 
 // Preconditions: done = 0; cols % 8 = 0; rows × terms <= 8; every block of the grid fits at the same time.
 template <typename N> __global__ void __launch_bounds__(THREADS, 1) decode_segment_kernel(const __grid_constant__ Segment s) {
     extern __shared__ __align__(128) char shared[];
-    __shared__ uint64_t barriers[2 * MAX_STAGES + PARTS];
+    __shared__ uint64_t barriers[2 * MAX_STAGES + TEAMS * PARTS];
     __shared__ float sums[4 * CONSUMERS];
     __shared__ int tile_of[MAX_STAGES]; // which tile a stage belongs to
     Ring ring = {shared_address(barriers), shared_address(barriers + MAX_STAGES), shared_address(shared) + s.ring_offset, 0, 0, s.n_stages};
@@ -588,9 +593,9 @@ template <typename N> __global__ void __launch_bounds__(THREADS, 1) decode_segme
     if (threadIdx.x == 0) {
         for (int i = 0; i < s.n_stages; i++) {
             barrier_init(ring.full + 8 * i, 1);
-            barrier_init(ring.empty + 8 * i, CONSUMERS);
+            barrier_init(ring.empty + 8 * i, TEAM);
         }
-        for (int i = 0; i < PARTS; i++) barrier_init(parts_full + 8 * i, CONSUMERS);
+        for (int i = 0; i < TEAMS * PARTS; i++) barrier_init(parts_full + 8 * i, TEAM);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
@@ -629,41 +634,63 @@ struct FusedState {
     int n_blocks, max_rows, terms;   // rows: of one pass over the weights
     size_t shared_limit;
     void *h;                         // 16-bit [MAX_TERM_ROWS][hidden_dim]
+    float *carry;                    // [MAX_TERM_ROWS][dim]
     unsigned *done;                  // [n_layers + 1][MAX_PHASES]
 };
 
-// What a segment of n rows keeps in shared memory: activations, partial sums, and a ring in the rest.
-static bool segment_layout(const Model *m, const FusedState *f, int n, Segment *s) {
+// What a segment of n rows keeps in shared memory: activations, partial sums, and a ring in the rest. Activations of down
+// that are too long for that come in sections. False: it does not fit.
+static bool segment_layout(const Model *m, const FusedState *f, int n, Segment *s, bool *sections) {
     const Config *c = &m->config;
-    int rows = n * f->terms, widest = c->dim > c->q_dim ? c->dim : c->q_dim;
-    size_t act = activation_bytes(widest, rows), hidden = activation_bytes(c->hidden_dim, rows);
-    bool direct = hidden > act && hidden > DIRECT_LIMIT * 1024; // too much, in place of stages of the ring
-    if (!direct && hidden > act) act = hidden;
-    s->parts_offset = (int)((act + 127) / 128 * 128);
-    s->ring_offset = s->parts_offset + (PARTS * CONSUMERS * rows * TILE * (int)sizeof(float) + 127) / 128 * 128;
-    s->stage_bytes = TILE * 2 * largest_piece(c);
-    int stages = ((int)f->shared_limit - s->ring_offset) / s->stage_bytes;
-    s->n_stages = stages < MAX_STAGES ? stages : MAX_STAGES;
-    s->window = (WINDOW_BYTES + s->stage_bytes - 1) / s->stage_bytes;
-    if (s->window > s->n_stages) s->window = s->n_stages;
-    for (int i = 0; i < MAX_PHASES; i++) s->phase[i].direct = s->phase[i].kind == PHASE_DOWN && direct;
-    return s->n_stages >= 2;
+    int rows = n * f->terms, largest = largest_piece(c), widest = c->dim > c->q_dim ? c->dim : c->q_dim;
+    int n_sections = (c->hidden_dim + SECTION * largest - 1) / (SECTION * largest);
+    for (int whole = 1; whole >= 0; whole--) {
+        int hidden = whole ? c->hidden_dim : largest * SECTION;
+        size_t act = activation_bytes(hidden > widest ? hidden : widest, rows);
+        s->part_floats = (whole ? n_sections : 1) * TEAM * rows * TILE;
+        s->parts_offset = (int)act;
+        s->ring_offset = s->parts_offset + (TEAMS * PARTS * s->part_floats * (int)sizeof(float) + 127) / 128 * 128;
+        s->stage_bytes = TILE * 2 * largest;
+        int stages = ((int)f->shared_limit - s->ring_offset) / s->stage_bytes / TEAMS * TEAMS;
+        s->n_stages = stages < MAX_STAGES ? stages : MAX_STAGES;
+        s->window = (WINDOW_BYTES + s->stage_bytes - 1) / s->stage_bytes;
+        if (s->window > s->n_stages) s->window = s->n_stages;
+        *sections = !whole;
+        if (s->n_stages >= (whole ? 4 : 2)) return whole || n_sections <= MAX_PHASES - 3;
+    }
+    return false;
 }
 
-static Phase phase_of_kind(int largest, PhaseKind kind, const void *weights, const void *up, const float *norm, int rows, int cols) {
-    Phase f;
-    memset(&f, 0, sizeof f);
-    f.kind = kind;
-    f.rows = rows;
-    f.cols = cols;
-    f.weights = (const char *)weights;
-    f.up = (const char *)up;
-    f.norm = norm;
-    f.n_pieces = (cols + largest - 1) / largest;
-    f.piece = ((cols + f.n_pieces - 1) / f.n_pieces + 511) / 512 * 512;
-    f.weight_pitch = 2 * (f.n_pieces > 1 ? f.piece : cols);
-    f.pitch = (cols + 63) / 64 * 128;
-    return f;
+static void add_phase(Segment *s, int n_blocks, int largest, PhaseKind kind, const void *weights, const void *up, const float *norm, int rows, int cols) {
+    Phase *f = &s->phase[s->n_phases++];
+    f->kind = kind;
+    f->rows = rows;
+    f->cols = f->stride = cols;
+    f->weights = (const char *)weights;
+    f->up = (const char *)up;
+    f->norm = norm;
+    f->n_pieces = (cols + largest - 1) / largest;
+    f->piece = ((cols + f->n_pieces - 1) / f->n_pieces + 511) / 512 * 512;
+    f->weight_pitch = 2 * (f->n_pieces > 1 ? f->piece : cols);
+    f->section = kind == PHASE_DOWN ? SECTION : f->n_pieces;
+    f->pitch = (int)activation_bytes(cols, 1);
+    if (s->n_phases > 1) f->first_block = (f[-1].first_block + (f[-1].rows + TEAMS * TILE - 1) / (TEAMS * TILE)) % n_blocks;
+}
+
+// Makes the last phase, down, several, a section each.
+static void split_phase(Segment *s) {
+    Phase whole = s->phase[--s->n_phases];
+    for (int first = 0; first < whole.cols; first += whole.section * whole.piece) {
+        Phase *f = &s->phase[s->n_phases++];
+        *f = whole;
+        f->column = first;
+        f->cols = whole.cols - first < whole.section * whole.piece ? whole.cols - first : whole.section * whole.piece;
+        f->n_pieces = (f->cols + f->piece - 1) / f->piece;
+        f->weight_pitch = 2 * f->piece;
+        f->pitch = (int)activation_bytes(f->cols, 1);
+        f->carry_in = first > 0;
+        f->carry_out = first + f->cols < whole.cols;
+    }
 }
 
 // Launches a kernel that may start while the one before it runs; it waits for it itself.
@@ -696,20 +723,21 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
     for (int i = 0; i <= c->n_layers; i++) {
         const LayerWeights *l = &w->layers[i], *before = l - 1;
         Segment g;
+        bool sections;
         memset(&g, 0, sizeof g);
+        if (!segment_layout(m, f, n, &g, &sections)) return fail(err, "%d rows do not fit in %zu bytes of shared memory", n, f->shared_limit);
         if (i > 0) {
             AttentionArgs a = attention_args(m, s, n, n, i - 1);
             a.seq_lens_device = s->step->lens + first;
             a.block_table = s->step->slots + first;
             if (attention_decode(&a, s->stream) != 0) return fail(err, "%s", attention_error());
-            g.phase[g.n_phases++] = phase_of_kind(largest, PHASE_OUT, before->wo, NULL, NULL, c->dim, c->q_dim);
-            g.phase[g.n_phases++] = phase_of_kind(largest, PHASE_GATE_UP, before->w1, before->w3, before->ffn_norm, 2 * c->hidden_dim, c->dim);
-            g.phase[g.n_phases++] = phase_of_kind(largest, PHASE_DOWN, before->w2, NULL, NULL, c->dim, c->hidden_dim);
+            add_phase(&g, f->n_blocks, largest, PHASE_OUT, before->wo, NULL, NULL, c->dim, c->q_dim);
+            add_phase(&g, f->n_blocks, largest, PHASE_GATE_UP, before->w1, before->w3, before->ffn_norm, 2 * c->hidden_dim, c->dim);
+            add_phase(&g, f->n_blocks, largest, PHASE_DOWN, before->w2, NULL, NULL, c->dim, c->hidden_dim);
+            if (sections) split_phase(&g);
         }
-        if (i < c->n_layers) g.phase[g.n_phases++] = phase_of_kind(largest, PHASE_QKV, l->wq, NULL, l->attention_norm, c->q_dim + 2 * c->kv_dim, c->dim);
-        else g.phase[g.n_phases++] = phase_of_kind(largest, PHASE_HEAD, w->output, NULL, w->norm, c->vocab_size, c->dim);
-        if (!segment_layout(m, f, n, &g)) return fail(err, "%d rows do not fit in %zu bytes of shared memory", n, f->shared_limit);
-        for (int p = 1; p < g.n_phases; p++) g.phase[p].first_block = (g.phase[p - 1].first_block + (g.phase[p - 1].rows + TILE - 1) / TILE) % f->n_blocks;
+        if (i < c->n_layers) add_phase(&g, f->n_blocks, largest, PHASE_QKV, l->wq, NULL, l->attention_norm, c->q_dim + 2 * c->kv_dim, c->dim);
+        else add_phase(&g, f->n_blocks, largest, PHASE_HEAD, w->output, NULL, w->norm, c->vocab_size, c->dim);
         g.n_rows = n;
         g.layer = i;
         g.n_heads = c->n_heads;
@@ -724,6 +752,7 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
         g.qkv = s->qkv_in;
         g.att = s->att;
         g.h = f->h;
+        g.carry = f->carry;
         g.phases = s->phases;
         g.logits = s->logits + (size_t)first * c->vocab_size;
         g.done = f->done + i * MAX_PHASES;
@@ -780,10 +809,12 @@ static bool prepare_fused(Model *m, Error *err) {
     f->terms = s->type == CUDA_R_32F ? 3 : 1;
     f->shared_limit = (size_t)limit - 1024; // the kernel's own barriers
     Segment g;
+    bool sections;
     memset(&g, 0, sizeof g);
-    for (f->max_rows = MAX_TERM_ROWS / f->terms; f->max_rows > 0 && !segment_layout(m, f, f->max_rows, &g);) f->max_rows--;
+    for (f->max_rows = MAX_TERM_ROWS / f->terms; f->max_rows > 0 && !segment_layout(m, f, f->max_rows, &g, &sections);) f->max_rows--;
     if (f->max_rows == 0) return true; // rows too long: every step goes through cublas
     CUDA_TRY(cudaMalloc(&f->h, (size_t)MAX_TERM_ROWS * m->config.hidden_dim * 2));
+    CUDA_TRY(cudaMalloc((void **)&f->carry, (size_t)MAX_TERM_ROWS * m->config.dim * sizeof(float)));
     CUDA_TRY(cudaMalloc((void **)&f->done, 2 * (size_t)(m->config.n_layers + 1) * MAX_PHASES * sizeof(unsigned)));
     return for_numbers(s, [&](auto numbers) {
         CUDA_TRY(cudaFuncSetAttribute((const void *)decode_segment_kernel<decltype(numbers)>, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -798,6 +829,7 @@ static void close_fused(Model *m) {
     close_cuda(m);
     if (!f) return;
     cudaFree(f->h);
+    cudaFree(f->carry);
     cudaFree(f->done);
     free(f);
 }
