@@ -46,9 +46,14 @@ constexpr int CHUNKS = MAX_PIECE / TEAM / 64;                // a warp's share o
 #ifndef FUSED_STAGES
 #define FUSED_STAGES 12
 #endif
-#ifndef FUSED_PREFETCH
-#define FUSED_PREFETCH 65536
+#ifndef FUSED_AHEAD
+#define FUSED_AHEAD 8
 #endif
+#ifndef FUSED_PACE
+#define FUSED_PACE 1500
+#endif
+constexpr int AHEAD = FUSED_AHEAD;                           // stages that are fetched into L2 while the ring is full
+constexpr int PACE = FUSED_PACE;                             // clocks from one such to the next: the speed of memory, shared by the SMs
 constexpr int WINDOW_BYTES = FUSED_WINDOW;                   // in flight
 constexpr int MAX_STAGES = FUSED_STAGES;
 constexpr int PARTS = 8;                                     // a team's buffers of partial sums; more than it has stages
@@ -76,8 +81,9 @@ struct Phase {
 };
 
 struct Segment {
-    Phase phase[MAX_PHASES];
-    int n_phases, n_rows, n_stages, stage_bytes, window, part_floats, ring_offset, parts_offset; // n_rows: sequences; offsets in shared memory
+    Phase phase[MAX_PHASES + 2];
+    int n_phases, n_known;     // phases to compute; and with those of the next segment that may be fetched ahead
+    int n_rows, n_stages, stage_bytes, window, part_floats, ring_offset, parts_offset; // n_rows: sequences; offsets in shared memory
     int n_heads, n_kv_heads, head_dim, dim, hidden_dim, q_dim, vocab_size;
     float eps;
     float *x;                  // [n_rows][dim]: the residual stream
@@ -89,8 +95,6 @@ struct Segment {
     float *logits;             // [n_rows][vocab_size]
     unsigned *done;            // [n_phases]: blocks that are through with a phase
     int *claimed;              // [n_phases]: tiles taken, beyond each block's first
-    const char *next;          // what the next segment reads first, and how much of it each block may fetch into L2
-    size_t next_bytes;
     int layer;
     int next_share;
 };
@@ -121,6 +125,12 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity) {
     asm volatile("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}"
                  ::"r"(barrier), "r"(parity) : "memory");
 }
+__device__ __forceinline__ bool barrier_test(uint32_t barrier, int parity) {
+    uint32_t done;
+    asm volatile("{\n.reg .pred done;\nmbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\nselp.b32 %0, 1, 0, done;\n}"
+                 : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+    return done;
+}
 __device__ __forceinline__ void copy_bulk(uint32_t to, const void *from, int bytes, uint32_t barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
@@ -133,11 +143,6 @@ __device__ __forceinline__ void prefetch_bulk(const void *from, int bytes) {
 __device__ __forceinline__ uint4 load_global16(const void *p) {
     uint4 v;
     asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
-    return v;
-}
-__device__ __forceinline__ uint2 load_global8(const void *p) {
-    uint2 v;
-    asm volatile("ld.global.cg.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
     return v;
 }
 __device__ __forceinline__ float load_global4(const float *p) {
@@ -240,49 +245,87 @@ __device__ __forceinline__ const char *weight_row(const Phase &f, int tile, int 
 
 constexpr int END_OF_PHASE = -1, LAST_OF_PHASE = 1 << 30; // in place of a tile; of a tile
 
+// What a lane copies of a piece of a tile: rows that lie together in a stage as they do in memory, or one row.
+struct Share {
+    const char *from;
+    int first, bytes; // the first row's number in the tile; 0 bytes: nothing
+};
+__device__ __forceinline__ Share share_of(const Phase &f, int tile, int p) {
+    int each = f.weight_pitch != f.stride * 2 ? 1 : f.kind == PHASE_GATE_UP ? TILE / 2 : TILE;
+    int first = threadIdx.x % 32 * each, n = max(0, min(each, min(TILE, f.rows - tile * TILE) - first));
+    return {weight_row(f, tile, first) + (size_t)p * f.piece * 2, first, n * 2 * min(f.piece, f.cols - p * f.piece)};
+}
+
+// The way ahead of the ring, as if tiles were dealt in turn: into L2, while the ring is full.
+struct Ahead {
+    int phase, tile, piece, stages; // stages: how many it has passed
+    unsigned last;                  // clock of the last fetch
+
+    // Fetches the next stage if it is time to; does nothing beyond the known phases or too far ahead of the ring.
+    __device__ __forceinline__ void fetch(const Segment &s, int issued) {
+        unsigned now = (unsigned)__shfl_sync(~0u, (int)clock(), 0);
+        if (stages >= issued + AHEAD || phase >= s.n_known || now - last < PACE) return;
+        last = now;
+        Share share = share_of(s.phase[phase], tile, piece);
+        if (stages >= issued && share.bytes > 0) prefetch_bulk(share.from, share.bytes);
+        pass(s);
+    }
+    __device__ __forceinline__ void pass(const Segment &s) {
+        const Phase &f = s.phase[phase];
+        stages++;
+        if (tile % TEAMS == 0) { tile++; return; }
+        tile--;
+        if (++piece < f.n_pieces) return;
+        piece = 0;
+        tile += TEAMS * gridDim.x;
+        enter(s);
+    }
+    __device__ __forceinline__ void enter(const Segment &s) { // on to a phase that has this tile
+        while (phase < s.n_known && tile * TILE >= s.phase[phase].rows)
+            if (++phase < s.n_known) tile = TEAMS * first_pair(s.phase[phase]);
+    }
+};
+
 // The producer warp: every piece of every tile of this block, a tile for either team at a time. A block's first two tiles of
-// a phase are given, the others go to whoever asks first: the SMs' shares of the memory's speed are not equal. Rows that
-// lie together in a stage as they do in memory are one copy.
+// a phase are given, the others go to whoever asks first: the SMs' shares of the memory's speed are not equal.
 __device__ __forceinline__ void produce(const Segment &s, Ring ring, int *tile_of) {
     int lane = threadIdx.x % 32, issued = 0, landed_slot = 0, landed_parity = 0;
+    Ahead ahead = {0, TEAMS * first_pair(s.phase[0]), 0, 0, 0};
+    ahead.enter(s);
     for (int i = 0; i < s.n_phases; i++) {
         const Phase &f = s.phase[i];
-        const int n_tiles = (f.rows + TILE - 1) / TILE, n_pieces = f.n_pieces, piece = f.piece, cols = f.cols;
-        const int rows_each = f.weight_pitch != f.stride * 2 ? 1 : f.kind == PHASE_GATE_UP ? TILE / 2 : TILE; // of a copy
-        for (int tile = 2 * first_pair(f), next = 0;; tile = __shfl_sync(~0u, next, 0)) {
+        const int n_tiles = (f.rows + TILE - 1) / TILE;
+        for (int tile = TEAMS * first_pair(f), next = 0;; tile = __shfl_sync(~0u, next, 0)) {
             if (lane == 0 && tile < n_tiles) next = atomicAdd(s.claimed + i, TEAMS) + TEAMS * gridDim.x;
             bool last = tile + 1 >= n_tiles;
-            for (int p = 0; p < n_pieces; p++) {
-                int bytes = 2 * min(piece, cols - p * piece);
-                for (int team = 0; team < TEAMS; team++) {
-                    const int mine = tile + team, rows = min(TILE, f.rows - mine * TILE), first = lane * rows_each, n = min(rows_each, rows - first);
-                    barrier_wait(ring.empty + 8 * ring.slot, ring.parity ^ 1);
+            for (int p = 0; p < f.n_pieces; p++)
+                for (int mine = tile; mine < tile + TEAMS; mine++) {
+                    while (!__all_sync(~0u, barrier_test(ring.empty + 8 * ring.slot, ring.parity ^ 1))) ahead.fetch(s, issued);
                     if (issued >= s.window) {
                         barrier_wait(ring.full + 8 * landed_slot, landed_parity);
                         if (++landed_slot == ring.n_stages) landed_slot = 0, landed_parity ^= 1;
                     }
                     issued++;
+                    if (ahead.stages < issued && ahead.phase < s.n_known) ahead.pass(s);
+                    Share share = share_of(f, mine, p);
                     if (lane == 0) {
+                        int bytes = max(0, min(TILE, f.rows - mine * TILE)) * 2 * min(f.piece, f.cols - p * f.piece);
                         tile_of[ring.slot] = mine >= n_tiles ? END_OF_PHASE : last ? mine | LAST_OF_PHASE : mine;
-                        if (rows <= 0) barrier_arrive(ring.full + 8 * ring.slot);
-                        else barrier_expect(ring.full + 8 * ring.slot, rows * bytes);
+                        if (bytes == 0) barrier_arrive(ring.full + 8 * ring.slot);
+                        else barrier_expect(ring.full + 8 * ring.slot, bytes);
                     }
                     __syncwarp();
-                    if (n > 0)
-                        copy_bulk(ring.data + ring.slot * s.stage_bytes + first * f.weight_pitch, weight_row(f, mine, first) + (size_t)p * piece * 2,
-                                  n * bytes, ring.full + 8 * ring.slot);
+                    if (share.bytes > 0)
+                        copy_bulk(ring.data + ring.slot * s.stage_bytes + share.first * f.weight_pitch, share.from, share.bytes, ring.full + 8 * ring.slot);
                     ring.next(1);
                 }
-            }
             if (last) break;
         }
     }
-    // The next segment's first tiles, into L2: its ring is not there yet.
-    if (lane == 0)
-        for (int at = 0; at < s.next_share; at += 8192) {
-            size_t from = ((size_t)(at / 8192) * gridDim.x + blockIdx.x) * 8192;
-            if (from < s.next_bytes) prefetch_bulk(s.next + from, (int)min((size_t)8192, s.next_bytes - from));
-        }
+    for (int i = 0; i < ring.n_stages; i++) { // until the consumers have everything
+        while (!__all_sync(~0u, barrier_test(ring.empty + 8 * ring.slot, ring.parity ^ 1))) ahead.fetch(s, issued);
+        ring.next(1);
+    }
 }
 
 // ---- activations ----------------------------------------------------------------------------------------------------
@@ -738,6 +781,14 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
         }
         if (i < c->n_layers) add_phase(&g, f->n_blocks, largest, PHASE_QKV, l->wq, NULL, l->attention_norm, c->q_dim + 2 * c->kv_dim, c->dim);
         else add_phase(&g, f->n_blocks, largest, PHASE_HEAD, w->output, NULL, w->norm, c->vocab_size, c->dim);
+        g.n_known = g.n_phases;
+        if (i < c->n_layers) { // the next segment's first phases, to be fetched ahead
+            add_phase(&g, f->n_blocks, largest, PHASE_OUT, l->wo, NULL, NULL, c->dim, c->q_dim);
+            g.phase[g.n_phases - 1].first_block = 0;
+            add_phase(&g, f->n_blocks, largest, PHASE_GATE_UP, l->w1, l->w3, l->ffn_norm, 2 * c->hidden_dim, c->dim);
+            g.n_phases -= 2;
+            g.n_known += 2;
+        }
         g.n_rows = n;
         g.layer = i;
         g.n_heads = c->n_heads;
@@ -757,11 +808,6 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
         g.logits = s->logits + (size_t)first * c->vocab_size;
         g.done = f->done + i * MAX_PHASES;
         g.claimed = (int *)f->done + (c->n_layers + 1 + i) * MAX_PHASES;
-        if (i < c->n_layers) {
-            g.next = (const char *)l->wo;
-            g.next_bytes = (size_t)c->dim * c->q_dim * 2;
-            g.next_share = FUSED_PREFETCH;
-        }
         if (!launch(decode_segment_kernel<N>, f->n_blocks, THREADS, g.ring_offset + (size_t)g.n_stages * g.stage_bytes, i > 0, s->stream, err, g))
             return false;
     }
