@@ -79,6 +79,13 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
+// After what this thread, or others before a barrier, have written; before what it, or others after a barrier, read.
+__device__ __forceinline__ unsigned atomic_add_acq_rel(unsigned *to, unsigned x) {
+    unsigned before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(to), "r"(x) : "memory");
+    return before;
+}
+
 __device__ __forceinline__ void store_shared(uint32_t address, uint32_t x) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory"); }
 
 // Four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8.
@@ -134,16 +141,26 @@ template <typename T, int D> __device__ __forceinline__ uint32_t tile_offset(int
 // ---------------------------------------------------------------------------------------------------------------------
 // Decode. One new token per sequence. A sequence's positions are cut into chunks of a fixed length; a work item is one
 // chunk of one KV head, with as many query heads of its group as a tile holds. As many blocks as the GPU holds share the
-// items out evenly, each taking a run of neighbours, so the launch does not depend on the lengths and can be replayed from
+// work out evenly, each taking a run of neighbours, so the launch does not depend on the lengths and can be replayed from
 // a graph. Copies run ahead through a ring in shared memory, on from item to item. The chunks of a group are folded in
-// their order, first to last: in registers where one block has them all, else by the block that finishes last, from the
-// workspace, with the same operations. So nothing depends on what else is in the batch: a sequence gets the same bits
-// alone and among others.
+// their order, first to last: in registers where one block has them all, else from the workspace, with the same
+// operations, by the block that finishes last. So nothing depends on what else is in the batch: a sequence gets the same
+// bits alone and among others.
+//
+// Calls follow one another closely (programmatic dependent launch): a call's blocks take the places of the last call's one
+// by one. What they may read before the kernels before them are over is for the caller to say. If cache, table and
+// lengths are settled, a block finds its share and fills its ring first, and waits only then, for q and the new K and V.
+// The next kernel may start once every block of this one is past its wait, so when a call follows another, or any kernel
+// that does likewise, only that one can be unfinished, whatever came earlier: it is all that `settled` speaks of. All
+// writes (cache, workspace, out) come after the wait. A block without work waits too: no call ends before the one before.
 
-// The length of a chunk depends on the length of its own sequence only: 64 chunks at most up to 131,072 positions.
-__host__ __device__ inline int decode_chunk_log2(int total) { return total <= 4096 ? 7 : total <= 8192 ? 8 : total <= 32768 ? 9 : total <= 65536 ? 10 : 11; }
+// The length of a chunk depends on the length of its own sequence only: 32 chunks at most up to 131,072 positions.
+__host__ __device__ inline int decode_chunk_log2(int total) {
+    return total <= 4096 ? 7 : total <= 8192 ? 8 : total <= 16384 ? 9 : total <= 32768 ? 10 : total <= 65536 ? 11 : 12;
+}
 __host__ __device__ inline int decode_chunk(int total) { return 1 << decode_chunk_log2(total); }
 __host__ __device__ inline int decode_chunks(int total) { return (total + decode_chunk(total) - 1) >> decode_chunk_log2(total); }
+__host__ __device__ inline int decode_weight(int total) { return decode_chunk(total) >> 7; }    // a chunk's share of work
 
 struct DecodeParams {
     const void *q; void *out;                 // [seq][head][D]
@@ -157,27 +174,39 @@ struct DecodeParams {
     float *part_o;                            // [seq][head][max_chunks][D] and its weighted sum of V
     int n_seq, n_heads, group, head_blocks;   // head_blocks: items per chunk and KV head, for groups larger than a tile
     int cache_max_len, max_chunks, append;
+    int settled;                              // cache, table and lengths may be read before the kernel before this one is over
     float scale_log2;
 };
 
-// Positions that sequence seq sees, the new one included; 0 for one that would overflow its cache.
+// Positions that sequence seq sees, the new one included; 0 for one that would overflow its cache. From the L2 cache: a
+// block that starts before the kernels before it are over may find old lines in L1.
 __device__ __forceinline__ int decode_total(const DecodeParams &p, int seq) {
-    int total = p.seq_lens[seq] + 1;
+    int total = __ldcg(p.seq_lens + seq) + 1;
     return total >= 1 && total <= p.cache_max_len ? total : 0;
 }
+__device__ __forceinline__ unsigned decode_group_weight(int total) { return decode_chunks(total) * decode_weight(total); }
+
+// x / y for x < 2^18: the quotient of x + 1/2 is at least 1/(2y) away from a whole number, the error of the division less.
+__device__ __forceinline__ unsigned small_quotient(unsigned x, unsigned y) { return (unsigned)__fdividef((float)x + 0.5f, (float)y); }
 
 // A block's place in its run of items: chunk innermost, then head block, KV head, sequence.
 struct DecodeCursor {
     int seq, kv_head, head_block, chunk;
     int total, n_chunks;    // of seq
-    int left;               // items of this block, the present one included
+    int log2;               // of its chunks' length
+    int block;              // of the cache that has seq, if one has it all
+    int left;               // work of this block, the present item included: its items are those that begin in it
     int owner;              // the block that has the group's first chunk: a counter belongs to it
+    bool refused;           // is there a sequence that would overflow its cache?
 
-    // The block's share of all items; every warp computes it for itself.
+    // The block's share of all work; every warp computes it for itself. Equal lengths: a part of one group, or whole groups;
+    // else an even share of the chunks' lengths, wherever that begins and ends.
     __device__ __forceinline__ void start(const DecodeParams &p, int lane) {
-        unsigned per_chunk = p.cache.n_kv_heads * p.head_blocks, sum = 0, mine = 0, least = ~0u, most = 0;
+        unsigned per_seq = p.cache.n_kv_heads * p.head_blocks, groups = p.n_seq * per_seq, sum = 0, mine = 0, least = ~0u, most = 0;
+        int length = 0;
         for (int i = lane; i < p.n_seq; i += 32) {
-            mine = decode_chunks(decode_total(p, i));
+            length = decode_total(p, i);
+            mine = decode_group_weight(length);
             sum += mine;
             least = min(least, mine);
             most = max(most, mine);
@@ -185,47 +214,82 @@ struct DecodeCursor {
         sum = __reduce_add_sync(~0u, sum);
         least = __reduce_min_sync(~0u, least);
         most = __reduce_max_sync(~0u, most);
-        unsigned items = sum * per_chunk, share = items / gridDim.x, rest = items - share * gridDim.x;
+        unsigned work = sum * per_seq;
         owner = blockIdx.x;
+        refused = least == 0;
         left = 0;
-        if (items == 0) return;
-        if (least == most) {    // equal lengths: shares of whole groups, or even parts of one, if that costs no more than 1/16
-            unsigned even = share + (rest > 0);
-            if (even > most) even = (even + most - 1) / most * most;
-            else while (most % even) even++;
-            if ((unsigned long long)even * gridDim.x <= items + items / 16) {
+        if (work == 0) return;
+        if (least == most && groups <= gridDim.x) {    // a part of one group, if that costs no more than 1/8
+            int any = p.n_seq <= 32 ? __shfl_sync(~0u, length, 0) : decode_total(p, 0);
+            unsigned n = decode_chunks(any), weight = decode_weight(any), parts = min(small_quotient(gridDim.x, groups), n);
+            bool few = n <= 2 && 8 * groups >= 3 * gridDim.x;    // not worth sharing, when most of the GPU has a group as it is
+            if (few) parts = 1;
+            unsigned longest = small_quotient(n + parts - 1, parts) * weight;
+            if (few || longest * gridDim.x <= work + work / 8 || (longest - 1) * gridDim.x < work) {
+                unsigned group = small_quotient(blockIdx.x, parts), part = blockIdx.x - group * parts;
+                if (group >= groups) return;
+                seq = small_quotient(group, per_seq);
+                kv_head = group - seq * per_seq;
+                chunk = small_quotient(part * n, parts);
+                left = (small_quotient((part + 1) * n, parts) - chunk) * weight;
+                owner = group * parts;
+                find(p, p.n_seq <= 32 ? __shfl_sync(~0u, length, seq) : decode_total(p, seq));
+                return;
+            }
+        }
+        unsigned share = work / gridDim.x, rest = work - share * gridDim.x;
+        if (least == most) {    // whole groups
+            unsigned even = (share + (rest > 0) + most - 1) / most * most;
+            if (even * gridDim.x <= work + work / 8) {
                 share = even;
                 rest = 0;
             }
         }
         unsigned at = share * blockIdx.x + min(blockIdx.x, rest);
-        if (at >= items) return;
-        left = min(share + (blockIdx.x < rest), items - at);
+        if (at >= work) return;
+        left = min(share + (blockIdx.x < rest), work - at);
         if (left == 0) return;
         unsigned index = at;
-        for (int base = 0;; base += 32) {    // find the sequence that has item `at`
-            if (p.n_seq > 32) mine = base + lane < p.n_seq ? decode_chunks(decode_total(p, base + lane)) : 0;
+        for (int base = 0;; base += 32) {    // find the sequence that has `at`
+            if (p.n_seq > 32) mine = decode_group_weight(length = base + lane < p.n_seq ? decode_total(p, base + lane) : 0);
             unsigned upto = mine;
             #pragma unroll
             for (int x = 1; x < 32; x *= 2) {
                 unsigned y = __shfl_up_sync(~0u, upto, x);
                 if (lane >= x) upto += y;
             }
-            unsigned beyond = __ballot_sync(~0u, upto * per_chunk > at);
+            unsigned beyond = __ballot_sync(~0u, upto * per_seq > at);
             if (beyond) {
                 int first = __ffs(beyond) - 1;
                 seq = base + first;
-                n_chunks = __shfl_sync(~0u, mine, first);
-                at -= __shfl_sync(~0u, upto - mine, first) * per_chunk;
+                at -= __shfl_sync(~0u, upto - mine, first) * per_seq;
+                length = __shfl_sync(~0u, length, first);
                 break;
             }
-            at -= __shfl_sync(~0u, upto, 31) * per_chunk;
+            at -= __shfl_sync(~0u, upto, 31) * per_seq;
         }
-        total = decode_total(p, seq);
-        kv_head = at / (unsigned)n_chunks;
-        chunk = at - kv_head * n_chunks;
-        index -= chunk;
-        if (chunk > 0) owner = index < rest * (share + 1) ? index / (share + 1) : rest + (index - rest * (share + 1)) / share;
+        unsigned log2_weight = decode_chunk_log2(length) - 7, group_weight = decode_chunks(length) << log2_weight;
+        kv_head = at / group_weight;
+        at -= kv_head * group_weight;
+        chunk = (at + (1 << log2_weight) - 1) >> log2_weight;
+        find(p, length);
+        if (at > 0) {    // `at` is within a group, maybe within a chunk: that one belongs to the block before
+            index -= at;
+            owner = index < rest * (share + 1) ? index / (share + 1) : rest + (index - rest * (share + 1)) / share;
+            left -= (chunk << log2_weight) - at;
+            if (chunk == n_chunks) {    // on to the next group
+                chunk--;
+                left += 1 << (log2 - 7);
+                next(p);
+            }
+        }
+    }
+    // The rest of a place: kv_head counts head blocks as well.
+    __device__ __forceinline__ void find(const DecodeParams &p, int length) {
+        total = length;
+        log2 = decode_chunk_log2(total);
+        n_chunks = (total + (1 << log2) - 1) >> log2;
+        block = p.cache.table && p.cache.table_width == 1 ? __ldcg(p.cache.table + seq) : seq;
         head_block = 0;
         if (p.head_blocks > 1) {
             head_block = kv_head % p.head_blocks;
@@ -233,7 +297,8 @@ struct DecodeCursor {
         }
     }
     __device__ __forceinline__ void next(const DecodeParams &p) {
-        if (--left == 0 || ++chunk < n_chunks) return;
+        left -= 1 << (log2 - 7);
+        if (left <= 0 || ++chunk < n_chunks) return;
         chunk = 0;
         owner = blockIdx.x;
         if (++head_block < p.head_blocks) return;
@@ -242,10 +307,16 @@ struct DecodeCursor {
         kv_head = 0;
         do total = decode_total(p, ++seq);
         while (total == 0);    // there is another item, so there is another sequence
-        n_chunks = decode_chunks(total);
+        log2 = decode_chunk_log2(total);
+        n_chunks = (total + (1 << log2) - 1) >> log2;
+        block = p.cache.table && p.cache.table_width == 1 ? __ldcg(p.cache.table + seq) : seq;
     }
-    __device__ __forceinline__ int begin() const { return chunk * decode_chunk(total); }
-    __device__ __forceinline__ int end() const { return min(total, (chunk + 1) * decode_chunk(total)); }
+    __device__ __forceinline__ int begin() const { return chunk << log2; }
+    __device__ __forceinline__ int end() const { return min(total, (chunk + 1) << log2); }
+    __device__ __forceinline__ bool reaches(int c) const { return left > (c - chunk) << (log2 - 7); }    // is chunk c of this group the block's too?
+    __device__ __forceinline__ int count() const {    // chunks of this group from here on that are the block's
+        return min(n_chunks - chunk, (left + (1 << (log2 - 7)) - 1) >> (log2 - 7));
+    }
 };
 
 // NaN for every sequence that would overflow its cache, by the last block.
@@ -271,6 +342,17 @@ template <int D, int NT> inline size_t decode_smem_bytes() {
     return DECODE_STAGES * decode_stage_bytes<D>() + 2 * NT * decode_step<D>() * 16 + 4 * 8 * NT * sizeof(float);
 }
 
+// As cache_row, for a cursor's sequence and head.
+template <typename T> __device__ __forceinline__ size_t decode_row(const Cache<T> &c, const DecodeCursor &item, int pos) {
+    int block = item.block;
+    if (c.table_width > 1) {
+        int i = pos / c.block_size;
+        block = __ldcg(c.table + (size_t)item.seq * c.table_width + i);
+        pos -= i * c.block_size;
+    }
+    return (((size_t)block * c.n_kv_heads + item.kv_head) * c.block_size + pos) * c.head_dim;
+}
+
 // The block starts the copy of one step: positions pos .. pos+STEP-1 of one KV head to K and V at `stage`; zeros from
 // `total` on. A thread copies 16 bytes of every ROWS-th row.
 template <typename T, int D>
@@ -278,32 +360,43 @@ __device__ __forceinline__ void decode_load_step(const DecodeParams &p, const De
     constexpr int STEP = decode_step<D>(), CHUNKS = D / 8, COPIERS = D == 96 ? 96 : 128, ROWS = COPIERS / CHUNKS, V = STEP * D * 2;
     const Cache<T> &cache = (const Cache<T> &)p.cache;
     if (COPIERS < DECODE_THREADS && threadIdx.x >= COPIERS) return;
-    if (pos + STEP <= item.total - p.append && (!cache.table || cache.block_size % STEP == 0)) {    // all of it there, in one piece
-        size_t base = cache_row(cache, item.seq, item.kv_head, pos) + threadIdx.x * 8;
+    bool one_piece = cache.table_width == 1 || cache.block_size % STEP == 0;
+    if (pos + STEP <= item.total - p.append && one_piece) {    // all of it there
+        size_t base = decode_row(cache, item, pos) + threadIdx.x * 8;
         const T *k = cache.k + base, *v = cache.v + base;
         #pragma unroll
         for (int i = 0; i < STEP / ROWS; i++) {
             copy_async16(stage + thread_dst + i * ROWS * D * 2, k + i * ROWS * D);
             copy_async16(stage + thread_dst + V + i * ROWS * D * 2, v + i * ROWS * D);
         }
-    } else
+    } else {
+        size_t first = decode_row(cache, item, pos);
         #pragma unroll 1
         for (int i = 0; i < STEP / ROWS; i++) {
-            int at = pos + i * ROWS + threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+            int at = pos + i * ROWS + threadIdx.x / CHUNKS;
             bool valid = at < item.total;
-            size_t row = valid ? cache_row(cache, item.seq, item.kv_head, at) : 0;
+            size_t row = !valid ? first : one_piece ? first + (at - pos) * D : decode_row(cache, item, at);
             const T *k = cache.k + row, *v = cache.v + row;
             if (p.append && at == item.total - 1) {    // the new token: not in the cache yet
                 k = (const T *)p.k_new + item.seq * p.k_token_stride + item.kv_head * p.k_head_stride;
                 v = (const T *)p.v_new + item.seq * p.v_token_stride + item.kv_head * p.v_head_stride;
-                if (item.head_block == 0) {
-                    ((uint4 *)(cache.k + row))[chunk] = ((const uint4 *)k)[chunk];
-                    ((uint4 *)(cache.v + row))[chunk] = ((const uint4 *)v)[chunk];
-                }
             }
-            copy_async16(stage + thread_dst + i * ROWS * D * 2, k + chunk * 8, valid);
-            copy_async16(stage + thread_dst + V + i * ROWS * D * 2, v + chunk * 8, valid);
+            copy_async16(stage + thread_dst + i * ROWS * D * 2, k + threadIdx.x % CHUNKS * 8, valid);
+            copy_async16(stage + thread_dst + V + i * ROWS * D * 2, v + threadIdx.x % CHUNKS * 8, valid);
         }
+    }
+}
+
+// The block writes the new token's K and V of one KV head to the cache.
+template <typename T, int D> __device__ __forceinline__ void decode_append(const DecodeParams &p, const DecodeCursor &item) {
+    constexpr int CHUNKS = D * sizeof(T) / 16;
+    if (threadIdx.x >= 2 * CHUNKS) return;
+    int chunk = threadIdx.x % CHUNKS;
+    size_t row = decode_row((const Cache<T> &)p.cache, item, item.total - 1);
+    const T *k = (const T *)p.k_new + item.seq * p.k_token_stride + item.kv_head * p.k_head_stride;
+    const T *v = (const T *)p.v_new + item.seq * p.v_token_stride + item.kv_head * p.v_head_stride;
+    if (threadIdx.x < CHUNKS) ((uint4 *)((T *)p.cache.k + row))[chunk] = ((const uint4 *)k)[chunk];
+    else ((uint4 *)((T *)p.cache.v + row))[chunk] = ((const uint4 *)v)[chunk];
 }
 
 // A thread's part of a chunk's result, or of several: for heads 2t and 2t+1 of every column block the largest score (log2)
@@ -332,6 +425,17 @@ template <int NT, int TILES> struct DecodeState {
     }
 };
 
+// Writes the dims that a thread has of one head: the first or second (h) of its two in a column block.
+template <typename X, int D, int TILES, class F>
+__device__ __forceinline__ void decode_store_row(X *row, const float (&o)[TILES][4], int h, int warp, int g, F value) {
+    #pragma unroll
+    for (int i = 0; i < TILES; i++)
+        if (D / 16 % 4 == 0 || i * 4 + warp < D / 16) {
+            row[(i * 4 + warp) * 16 + g] = value(o[i][h]);
+            row[(i * 4 + warp) * 16 + g + 8] = value(o[i][2 + h]);
+        }
+}
+
 // The fold of a sequence's chunks in their order: eight at a time, then the eights.
 template <class State> struct DecodeFold {
     State eight, all;
@@ -344,75 +448,117 @@ template <class State> struct DecodeFold {
     }
 };
 
+// A result; a zero always as +0, as its sign depends on who folds.
+template <typename T> __device__ __forceinline__ T from_fold(float o, float inverse) { return from_float<T>(__fmul_rn(o, inverse) + 0.0f); }
+
 // In place of the sum of weights of an eight's second chunk: the first one's place holds the whole eight.
 constexpr float DECODE_IN_EIGHT = -1.0f;
 
+// A group of which this block has some chunks and others have the rest: the first or the last of the block's run.
+struct DecodeShared {
+    int seq, head0, rows, n_chunks, owner, visited;    // visited: those of this block
+    int is_last;
+};
+
+template <typename T> struct alignas(4 * sizeof(T)) Four { T x[4]; };
+
 // The block that brought the last chunks of a group folds all of them from the workspace, with the operations of
-// DecodeState and DecodeFold, element by element. A thread owns four dims of a head; 16 chunks are in flight at a time.
-template <typename T, int D> __device__ __noinline__ void decode_fold_parts(const DecodeParams &p, int seq, int head0, int rows, int n_chunks) {
-    typedef DecodeState<1, 1> State;    // here o[0][0][0..3] are the four dims
-    for (int i = threadIdx.x; i < rows * D / 4; i += blockDim.x) {
-        int head = head0 + i / (D / 4), dim = i % (D / 4) * 4;
-        size_t part = ((size_t)seq * p.n_heads + head) * p.max_chunks;
-        State all;
+// DecodeState and DecodeFold, element by element. A warp takes a row; lane k computes the weights of chunk k, for all
+// lanes, and owns dims 4k .. 4k+3; 32 chunks are in flight at a time.
+template <typename T, int D> __device__ __forceinline__ void decode_fold_parts(const DecodeParams &p, const DecodeShared &shared) {
+    int lane = threadIdx.x & 31, n_chunks = shared.n_chunks, dim = min(lane, D / 4 - 1) * 4;
+    for (int row = threadIdx.x >> 5; row < shared.rows; row += blockDim.x >> 5) {
+        size_t part = ((size_t)shared.seq * p.n_heads + shared.head0 + row) * p.max_chunks;
+        float all_m = 0.0f, all_l = 0.0f;
+        float4 all = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         #pragma unroll 1
-        for (int c = 0; c < n_chunks; c += 16) {
-            float2 ml[16];
-            float4 o[16];
+        for (int c = 0; c < n_chunks; c += 32) {
+            float2 ml = c + lane < n_chunks ? __ldcg(p.part_ml + part + c + lane) : make_float2(-INFINITY, 0.0f);
+            const float4 *at = (const float4 *)(p.part_o + (part + c) * D + dim);
+            float4 o[32];
             #pragma unroll
-            for (int k = 0; k < 16; k++) {    // all loads first, for their latency; past the end the last one again, of no weight
-                size_t at = part + min(c + k, n_chunks - 1);
-                ml[k] = __ldcg(p.part_ml + at);
-                o[k] = __ldcg((const float4 *)(p.part_o + at * D + dim));
+            for (int k = 0; k < 32; k++) o[k] = c + k < n_chunks ? __ldcg(at + k * (D / 4)) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            float top = ml.x;    // the largest score so far of the eight
+            #pragma unroll
+            for (int x = 1; x < 8; x *= 2) {
+                float y = __shfl_up_sync(~0u, top, x, 8);
+                if ((lane & 7) >= x) top = fmaxf(top, y);
             }
+            float a = exp2_fast(__shfl_up_sync(~0u, top, 1, 8) - top), b = exp2_fast(ml.x - top);
             #pragma unroll
-            for (int half = 0; half < 16; half += 8) {
-                State eight;
-                int end = ml[half + 1].y == DECODE_IN_EIGHT ? c + half + 1 : n_chunks;
-                #pragma unroll
-                for (int k = half; k < half + 8; k++) {
-                    bool there = c + k < end;
-                    State x;
-                    x.m[0][0] = x.m[0][1] = there ? ml[k].x : -INFINITY;
-                    x.l[0][0] = x.l[0][1] = there ? ml[k].y : 0.0f;
-                    x.o[0][0][0] = there ? o[k].x : 0.0f; x.o[0][0][1] = there ? o[k].y : 0.0f;
-                    x.o[0][0][2] = there ? o[k].z : 0.0f; x.o[0][0][3] = there ? o[k].w : 0.0f;
-                    if (k == half) eight = x;
-                    else eight.add(x);    // adding nothing changes no bit
+            for (int e = 0; e < 32; e += 8) {
+                if (c + e >= n_chunks) break;
+                bool in_eight = __shfl_sync(~0u, ml.y, e + 1) == DECODE_IN_EIGHT;
+                float m = __shfl_sync(~0u, in_eight ? ml.x : top, in_eight ? e : e + 7), l = __shfl_sync(~0u, ml.y, e);
+                float4 sum = o[e];
+                if (!in_eight)
+                    #pragma unroll
+                    for (int k = e + 1; k < e + 8; k++) {    // past the end: adding nothing
+                        float ak = __shfl_sync(~0u, a, k), bk = __shfl_sync(~0u, b, k), lk = __shfl_sync(~0u, ml.y, k);
+                        l = __fmaf_rn(lk, bk, __fmul_rn(l, ak));
+                        sum.x = __fmaf_rn(o[k].x, bk, __fmul_rn(sum.x, ak));
+                        sum.y = __fmaf_rn(o[k].y, bk, __fmul_rn(sum.y, ak));
+                        sum.z = __fmaf_rn(o[k].z, bk, __fmul_rn(sum.z, ak));
+                        sum.w = __fmaf_rn(o[k].w, bk, __fmul_rn(sum.w, ak));
+                    }
+                if (c + e == 0) {
+                    all_m = m;
+                    all_l = l;
+                    all = sum;
+                    continue;
                 }
-                if (c + half == 0) all = eight;
-                else if (c + half < n_chunks) all.add(eight);
+                float most = fmaxf(all_m, m), ae = exp2_fast(all_m - most), be = exp2_fast(m - most);
+                all_m = most;
+                all_l = __fmaf_rn(l, be, __fmul_rn(all_l, ae));
+                all.x = __fmaf_rn(sum.x, be, __fmul_rn(all.x, ae));
+                all.y = __fmaf_rn(sum.y, be, __fmul_rn(all.y, ae));
+                all.z = __fmaf_rn(sum.z, be, __fmul_rn(all.z, ae));
+                all.w = __fmaf_rn(sum.w, be, __fmul_rn(all.w, ae));
             }
         }
-        T *out = (T *)p.out + seq * p.out_token_stride + head * p.out_head_stride + dim;
-        #pragma unroll
-        for (int j = 0; j < 4; j++) out[j] = from_float<T>(all.o[0][0][j] / all.l[0][0]);
+        T *out = (T *)p.out + shared.seq * p.out_token_stride + (shared.head0 + row) * p.out_head_stride + dim;
+        if (lane >= D / 4) continue;
+        float inverse = __frcp_rn(all_l);
+        Four<T> four = {{from_fold<T>(all.x, inverse), from_fold<T>(all.y, inverse), from_fold<T>(all.z, inverse), from_fold<T>(all.w, inverse)}};
+        *(Four<T> *)out = four;
     }
 }
 
-// After all threads have written the parts of `visited` chunks of a group that other blocks share: whoever brings the last
-// ones folds all of them.
-template <typename T, int D> __device__ __forceinline__ void decode_arrive(const DecodeParams &p, const DecodeCursor &item, int visited, int head0, int rows) {
-    __shared__ int is_last;
+// At the end of a block, when all its threads have written their parts: says so in each of the groups it shares, at most
+// the first and the last of its run. Whoever brings a group's last chunks folds it.
+__device__ __forceinline__ DecodeShared *decode_shared() {
+    __shared__ DecodeShared shared[2];
+    return shared;
+}
+template <typename T, int D> __device__ __forceinline__ void decode_arrive(const DecodeParams &p, int n_shared) {
+    DecodeShared *shared = decode_shared();
     __syncthreads();    // all of this block's parts are written
-    if (threadIdx.x == 0) {
-        __threadfence();
-        is_last = atomicAdd(p.arrived + item.owner, visited) + visited == item.n_chunks;
-        if (is_last) p.arrived[item.owner] = 0;
-        __threadfence();
+    if (threadIdx.x < n_shared) {
+        DecodeShared &s = shared[threadIdx.x];
+        s.is_last = (int)atomic_add_acq_rel(p.arrived + s.owner, s.visited) + s.visited == s.n_chunks;
+        if (s.is_last) p.arrived[s.owner] = 0;
     }
     __syncthreads();    // is_last is known
-    if (is_last) decode_fold_parts<T, D>(p, item.seq, head0, rows, item.n_chunks);
+    #pragma unroll 1
+    for (int i = 0; i < n_shared; i++)
+        if (shared[i].is_last) decode_fold_parts<T, D>(p, shared[i]);
+}
+// Thread 0 notes the group that the block is about to begin its part of.
+__device__ __forceinline__ void decode_share(const DecodeParams &p, const DecodeCursor &item, int heads, int i) {
+    if (threadIdx.x == 0)
+        decode_shared()[i] = {item.seq, item.kv_head * p.group + item.head_block * heads, min(heads, p.group - item.head_block * heads), item.n_chunks,
+                              item.owner, item.count(), 0};
 }
 
 // Computes: attention of one new token per sequence to its cache, in chunks of fixed length; appends K and V if asked.
 // Reads:    q [seq][head][D], k_new and v_new [seq][kv head][D], the cache, all T; seq_lens [seq] int32.
 // Writes:   out [seq][head][D] T (NaN for a sequence that would overflow its cache); with append, row seq_lens[seq] of K
 //           and V; for groups that several blocks share, part_ml and part_o [seq][head][chunk], float32, and arrived.
-// Grid:     as many blocks of 128 threads as fit on the GPU, each with an even share of the items; a warp owns a quarter
+// Grid:     as many blocks of 128 threads as fit on the GPU, each with an even share of the work; a warp owns a quarter
 //           of a step's positions in the scores and every fourth 16 dims of the output.
 // Requires: head_dim = D, group <= 8 NT * head_blocks, 16-byte rows, scale > 0, arrived = 0; shared memory of decode_smem_bytes.
-// Two blocks per SM with some 220 registers a thread: at 168, where three fit, a step takes a third longer.
+// Two blocks per SM, which the launcher sees to. Were there room for a third, blocks of the next call would wait in it, then
+// three of them be on one SM and one on another: B = 64 at 2048 took a third longer.
 template <typename T, int D, int NT>
 __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_constant__ DecodeParams p) {
     constexpr int STEP = decode_step<D>(), SUBS = STEP / 64, HEADS = 8 * NT, TILES = (D / 16 + 3) / 4, ROW = D * 2, V = STEP * ROW;
@@ -430,38 +576,43 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
     constexpr uint32_t ONE2 = std::is_same<T, bf16>::value ? 0x3f803f80u : 0x3c003c00u;
     const uint32_t ones[4] = {ONE2, ONE2, ONE2, ONE2};
 
-    wait_for_previous_kernel();
-    let_next_kernel_start();
-
+    if (!p.settled) {
+        wait_for_previous_kernel();
+        let_next_kernel_start();
+    }
     DecodeCursor item, ahead;    // ahead: the item whose steps are being fetched
     item.start(p, lane);
     ahead = item;
-    int pos = item.left ? item.begin() : 0, ahead_pos = pos, stage = 0, ahead_stage = 0;
+    int pos = item.left > 0 ? item.begin() : 0, ahead_pos = pos, stage = 0, ahead_stage = 0;
     bool whole = false;      // does this block do all chunks of the present group?
     bool eight = false;      // or at least all of the present eight?
     int visited = 0;         // those it has done
+    int n_shared = 0;        // groups that it shares with others
     uint32_t q[NT][D / 16][2];
     State now;
     DecodeFold<State> fold;
 
-    for (int step = 1 - DECODE_STAGES; item.left > 0; step++) {
+    for (int step = -DECODE_STAGES; step < 0 || item.left > 0; step++) {
         int head0 = item.kv_head * p.group + item.head_block * HEADS, rows = min(HEADS, p.group - item.head_block * HEADS);
         if (step >= 0) {
             if (visited == 0 && pos == item.begin()) {    // a new group
-                whole = item.chunk == 0 && item.left >= item.n_chunks;
+                whole = item.chunk == 0 && item.reaches(item.n_chunks - 1);
                 #pragma unroll
                 for (int n = 0; n < NT; n++) {
                     const T *row = (const T *)p.q + item.seq * p.q_token_stride + (head0 + n * 8 + g) * p.q_head_stride + 2 * t;
                     #pragma unroll
                     for (int d = 0; d < D / 16; d++)
                         #pragma unroll
-                        for (int i = 0; i < 2; i++) q[n][d][i] = n * 8 + g < rows ? *(const uint32_t *)(row + d * 16 + i * 8) : 0u;
+                        for (int i = 0; i < 2; i++) q[n][d][i] = n * 8 + g < rows ? __ldcg((const uint32_t *)(row + d * 16 + i * 8)) : 0u;
                 }
+                if (!whole) decode_share(p, item, HEADS, n_shared++);
             }
-            copy_async_wait<DECODE_STAGES - 2>();
+            if (p.append && item.head_block == 0 && pos == item.begin() && item.end() == item.total) decode_append<T, D>(p, item);
+            if (step < DECODE_STAGES) copy_async_wait<DECODE_STAGES - 1>();    // one of those that were started before the loop,
+            else copy_async_wait<DECODE_STAGES - 2>();                         // or later: there is one fewer, as step 0 starts none
             __syncthreads();    // everyone's copies of this step have landed; everyone is done with the stage filled next
         }
-        if (ahead.left > 0) {
+        if (ahead.left > 0 && step != 0) {
             decode_load_step<T, D>(p, ahead, ahead_pos, ring + ahead_stage * decode_stage_bytes<D>(), thread_dst);
             ahead_stage = ahead_stage + 1 == DECODE_STAGES ? 0 : ahead_stage + 1;
             ahead_pos += STEP;
@@ -470,8 +621,14 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
                 ahead_pos = ahead.begin();
             }
         }
-        copy_async_commit();    // always: the wait above counts groups
-        if (step < 0) continue;
+        copy_async_commit();    // always: the waits above count groups
+        if (step < 0) {
+            if (step == -1) {    // from here on q, k_new and v_new are there, and all may be written
+                wait_for_previous_kernel();
+                let_next_kernel_start();
+            }
+            continue;
+        }
 
         if (pos == item.begin()) {    // a new chunk
             #pragma unroll
@@ -491,13 +648,18 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
         for (int u = 0; u < SUBS; u++) {
             #pragma unroll
             for (int n = 0; n < NT; n++) s[u][n][0] = s[u][n][1] = s[u][n][2] = s[u][n][3] = 0.0f;
+            float odd[NT][4] = {};    // the sum of every second product: two chains, for their latency
             #pragma unroll
             for (int d = 0; d < D / 16; d++) {
                 uint32_t a[4];
                 load_matrix4(a, chunk_pair(k_tile + k_lane + u * 16 * ROW, d));
                 #pragma unroll
-                for (int n = 0; n < NT; n++) mma_16x8x16<T>(s[u][n], a, q[n][d][0], q[n][d][1]);
+                for (int n = 0; n < NT; n++) mma_16x8x16<T>(d % 2 ? odd[n] : s[u][n], a, q[n][d][0], q[n][d][1]);
             }
+            #pragma unroll
+            for (int n = 0; n < NT; n++)
+                #pragma unroll
+                for (int i = 0; i < 4; i++) s[u][n][i] += odd[n][i];
         }
         int n_valid = item.end() - pos - warp * 16 * SUBS;    // of this warp's positions
         float top[NT][2];
@@ -556,13 +718,14 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
 
         // Output dims of this warp; their sum comes from the same product, with ones in place of V.
         float sums[NT][4] = {};
+        float low[NT][TILES][4] = {}, low_sums[NT][4] = {};    // of the lower terms: again two chains
         #pragma unroll
         for (int k = 0; k < STEP / 16; k++) {
             uint32_t w[NT][4];    // hi of positions 0-7 and 8-15, lo of both
             #pragma unroll
             for (int n = 0; n < NT; n++) {
                 load_matrix4_transposed(w[n], weights + ((lane >> 4) * NT * STEP + n * STEP + k * 16 + (lane & 15)) * 16);
-                mma_16x8x16<T>(sums[n], ones, w[n][2], w[n][3]);
+                mma_16x8x16<T>(low_sums[n], ones, w[n][2], w[n][3]);
                 mma_16x8x16<T>(sums[n], ones, w[n][0], w[n][1]);
             }
             #pragma unroll
@@ -572,13 +735,19 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
                 load_matrix4_transposed(a, D == 96 ? (at ^ (warp & 1) << 5) + (i * 4 + warp >> 1) * 64 : at ^ (i * 4 + warp) << 5);
                 #pragma unroll
                 for (int n = 0; n < NT; n++) {
-                    mma_16x8x16<T>(now.o[n][i], a, w[n][2], w[n][3]);
+                    mma_16x8x16<T>(low[n][i], a, w[n][2], w[n][3]);
                     mma_16x8x16<T>(now.o[n][i], a, w[n][0], w[n][1]);
                 }
             }
         }
         #pragma unroll
         for (int n = 0; n < NT; n++) {
+            sums[n][0] += low_sums[n][0];
+            sums[n][1] += low_sums[n][1];
+            #pragma unroll
+            for (int i = 0; i < TILES; i++)
+                #pragma unroll
+                for (int j = 0; j < 4; j++) now.o[n][i][j] += low[n][i][j];
             now.l[n][0] += sums[n][0];
             now.l[n][1] += sums[n][1];
         }
@@ -589,46 +758,45 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
         // The chunk is done: fold it, or leave it for the fold.
         visited++;
         size_t first_head = (size_t)item.seq * p.n_heads + head0;
-        auto each = [&](auto body) {    // body(column block, tile, element, head, dim) for what this thread owns
+        auto each = [&](auto body) {    // body(column block, which of its two heads, head) for what this thread owns
             #pragma unroll
             for (int n = 0; n < NT; n++)
                 #pragma unroll
-                for (int i = 0; i < TILES; i++)
-                    #pragma unroll
-                    for (int j = 0; j < 4; j++) {
-                        int head = n * 8 + 2 * t + (j & 1), tile = i * 4 + warp;
-                        if (head < rows && (D / 16 % 4 == 0 || tile < D / 16)) body(n, i, j, head, tile * 16 + g + 8 * (j >> 1));
-                    }
+                for (int h = 0; h < 2; h++)
+                    if (n * 8 + 2 * t + h < rows) body(n, h, n * 8 + 2 * t + h);
         };
         if (whole) fold.add(now, item.chunk, item.n_chunks);
         else {    // eight chunks that lie in this block are left as one
             int in_eight = item.chunk % 8;
-            if (visited == 1 || in_eight == 0) eight = in_eight == 0 && item.left >= min(8, item.n_chunks - item.chunk);
+            if (visited == 1 || in_eight == 0) eight = in_eight == 0 && item.reaches(min(item.chunk + 7, item.n_chunks - 1));
             if (eight && in_eight > 0) fold.eight.add(now);
             else fold.eight = now;
             if (!eight || in_eight == 7 || item.chunk + 1 == item.n_chunks) {
                 int slot = eight ? item.chunk - in_eight : item.chunk;
-                each([&](int n, int i, int j, int head, int dim) {
+                each([&](int n, int h, int head) {
                     size_t part = (first_head + head) * p.max_chunks + slot;
-                    p.part_o[part * D + dim] = fold.eight.o[n][i][j];
-                    if (dim == 0) p.part_ml[part] = make_float2(fold.eight.m[n][j & 1], fold.eight.l[n][j & 1]);
-                    if (dim == 0 && slot < item.chunk) p.part_ml[part + 1] = make_float2(0.0f, DECODE_IN_EIGHT);
+                    decode_store_row<float, D>(p.part_o + part * D, fold.eight.o[n], h, warp, g, [](float x) { return x; });
+                    if (warp + g == 0) {
+                        p.part_ml[part] = make_float2(fold.eight.m[n][h], fold.eight.l[n][h]);
+                        if (slot < item.chunk) p.part_ml[part + 1] = make_float2(0.0f, DECODE_IN_EIGHT);
+                    }
                 });
             }
         }
-        if (item.chunk + 1 == item.n_chunks || item.left == 1) {    // the group is done, as far as this block goes
+        if (item.chunk + 1 == item.n_chunks) {    // the group is done
             if (whole)
-                each([&](int n, int i, int j, int head, int dim) {
-                    ((T *)p.out)[item.seq * p.out_token_stride + (head0 + head) * p.out_head_stride + dim] =
-                        from_float<T>(fold.all.o[n][i][j] / fold.all.l[n][j & 1]);
+                each([&](int n, int h, int head) {
+                    float inverse = __frcp_rn(fold.all.l[n][h]);
+                    decode_store_row<T, D>((T *)p.out + item.seq * p.out_token_stride + (head0 + head) * p.out_head_stride, fold.all.o[n], h, warp, g,
+                                           [=](float x) { return from_fold<T>(x, inverse); });
                 });
-            else decode_arrive<T, D>(p, item, visited, head0, rows);
             visited = 0;
         }
         item.next(p);
         pos = item.begin();
     }
-    decode_refuse<T, D>(p);
+    if (n_shared) decode_arrive<T, D>(p, n_shared);
+    if (item.refused) decode_refuse<T, D>(p);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1013,8 +1181,14 @@ static int decode_launch(const AttentionArgs *a, DecodeParams p, void (*kernel)(
     TRY_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem));
     TRY_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, block, smem));
     if (blocks_per_sm < 1) return refuse("attention_decode: no room on this GPU for a block with %zu bytes of shared memory", smem);
+    while (blocks_per_sm > 2) {    // no room for a third: see decode_kernel
+        smem += 4096;
+        TRY_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem));
+        TRY_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, block, smem));
+    }
     long long items = (long long)p.n_seq * p.cache.n_kv_heads * p.head_blocks * p.max_chunks, grid = device.n_sms * blocks_per_sm;
-    if (items > 0x7fffffff) return refuse("attention_decode: %lld work items, expected at most 2147483647", items);
+    long long work = (long long)p.n_seq * p.cache.n_kv_heads * p.head_blocks * (p.cache_max_len / 128 + 32);
+    if (work > 0x7fffffff) return refuse("attention_decode: %lld work items, expected at most 2147483647", work);
     if (grid > items) grid = items;
     if (grid > DECODE_MAX_BLOCKS) grid = DECODE_MAX_BLOCKS;
     return launch("decode_kernel", a, kernel, grid, block, smem, device.dependent_launch, stream, p);
@@ -1050,7 +1224,7 @@ int attention_decode(const AttentionArgs *a, void *cuda_stream) {
                       a->k_token_stride, a->k_head_stride, a->v_token_stride, a->v_head_stride, cache_view(a), a->seq_lens_device,
                       (unsigned *)a->workspace, (float2 *)((char *)a->workspace + ARRIVED_BYTES),
                       (float *)((char *)a->workspace + ARRIVED_BYTES + part_ml_bytes(a)), a->n_seq, a->n_heads,
-                      a->n_heads / a->n_kv_heads, 1, a->cache_max_len, max_chunks(a->cache_max_len), a->append, scale_log2(a)};
+                      a->n_heads / a->n_kv_heads, 1, a->cache_max_len, max_chunks(a->cache_max_len), a->append, a->settled, scale_log2(a)};
     return for_types(a, [&](auto zero, auto dim) {
         typedef decltype(zero) T;
         constexpr int D = dim;

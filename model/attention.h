@@ -64,6 +64,12 @@ typedef struct AttentionArgs {
      * that it is large enough for. Calls that run concurrently need one each. */
     void *workspace;            /* device, 16-byte aligned */
     size_t workspace_bytes;     /* at least attention_workspace_bytes */
+
+    /* Decode only. 1: the kernel launched right before this call on its stream writes neither the cache nor the block table
+     * nor the lengths (but q, k_new and v_new it may: it can be a projection, or a decode call on another cache); nor does it
+     * let its successor start before its own wait for the kernels before it (cudaGridDependencySynchronize). On Hopper and
+     * later the call then reads cache, table and lengths while that kernel still runs. 0 is always safe. */
+    int settled;
 } AttentionArgs;
 
 /* stream: a cudaStream_t. Neither call synchronizes or allocates, and both can be captured into a CUDA graph. */

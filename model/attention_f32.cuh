@@ -160,7 +160,7 @@ __device__ __forceinline__ void f32_load_tile(const DecodeParams &p, const Decod
 // Reads:    q [seq][head][D], k_new and v_new [seq][kv head][D], the cache, all T; seq_lens [seq] int32.
 // Writes:   out [seq][head][D] T (NaN for a sequence that would overflow its cache); with append, row seq_lens[seq] of K
 //           and V; for groups that several blocks share, part_ml and part_o [seq][head][chunk], float32, and arrived.
-// Grid:     as many blocks of 4 or 8 warps as fit on the GPU, each with an even share of the items; a warp owns every
+// Grid:     as many blocks of 4 or 8 warps as fit on the GPU, each with an even share of the work; a warp owns every
 //           4th or 8th tile of an item's chunk, a thread some elements of the result.
 // Requires: head_dim = Tile::DIM, 16-byte rows, scale > 0, arrived = 0; dynamic shared memory of f32_smem_bytes.
 template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1) decode_f32_kernel(const __grid_constant__ DecodeParams p) {
@@ -202,21 +202,16 @@ template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1
     DecodeFold<F32Sum> fold[ELEMENTS];
     int visited = 0;         // chunks of the present group that this block has done
     bool whole = false;      // will it do all of them?
+    int n_shared = 0;        // groups that it shares with others
     for (; item.left > 0; item.next(p)) {
         int seq = item.seq, end = item.end(), head0 = item.kv_head * p.group + item.head_block * Tile::HEADS;
         int rows = min(Tile::HEADS, p.group - item.head_block * Tile::HEADS);
         if (visited == 0) {
-            whole = item.chunk == 0 && item.left >= item.n_chunks;
+            whole = item.chunk == 0 && item.reaches(item.n_chunks - 1);
+            if (!whole) decode_share(p, item, Tile::HEADS, n_shared++);
             state.load_q((const T *)p.q + seq * p.q_token_stride + head0 * p.q_head_stride, p.q_head_stride, rows, lane);
         }
-        if (p.append && item.head_block == 0 && end == item.total && threadIdx.x < 2 * CHUNKS) {
-            int chunk = threadIdx.x % CHUNKS;
-            size_t row = cache_row((const Cache<T> &)p.cache, seq, item.kv_head, item.total - 1);
-            const T *k = (const T *)p.k_new + seq * p.k_token_stride + item.kv_head * p.k_head_stride;
-            const T *v = (const T *)p.v_new + seq * p.v_token_stride + item.kv_head * p.v_head_stride;
-            if (threadIdx.x < CHUNKS) ((uint4 *)((T *)p.cache.k + row))[chunk] = ((const uint4 *)k)[chunk];
-            else ((uint4 *)((T *)p.cache.v + row))[chunk] = ((const uint4 *)v)[chunk];
-        }
+        if (p.append && item.head_block == 0 && end == item.total) decode_append<T, D>(p, item);
 
         state.reset();
         for (int pos = item.begin() + warp * Tile::TOKENS; pos < end; pos += WARPS * Tile::TOKENS) {
@@ -257,18 +252,18 @@ template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1
                 if (d == 0) p.part_ml[part] = make_float2(x.m, x.l);
             }
         }
-        if (item.chunk + 1 < item.n_chunks && item.left > 1) continue;
+        if (item.chunk + 1 < item.n_chunks) continue;
 
-        if (!whole) decode_arrive<float, D>(p, item, visited, head0, rows);
         #pragma unroll
         for (int e = 0; e < ELEMENTS; e++) {
             int i = e * THREADS + threadIdx.x, row = i / D, d = i % D;
-            if (whole && i < rows * D) ((T *)p.out)[seq * p.out_token_stride + (head0 + row) * p.out_head_stride + d] = fold[e].all.o / fold[e].all.l;
+            if (whole && i < rows * D)
+                ((T *)p.out)[seq * p.out_token_stride + (head0 + row) * p.out_head_stride + d] = from_fold<T>(fold[e].all.o, __frcp_rn(fold[e].all.l));
         }
         visited = 0;
     }
-
-    decode_refuse<T, D>(p);
+    if (n_shared) decode_arrive<T, D>(p, n_shared);
+    if (item.refused) decode_refuse<T, D>(p);
 }
 
 constexpr int F32_ROWS = 64, F32_KEYS = 32, F32_P_PITCH = F32_KEYS + 4;

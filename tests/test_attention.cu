@@ -124,6 +124,15 @@ static void with_type(int dtype, const std::function<void(float)> &f32, const st
 }
 #define TYPED(dtype, body) with_type(dtype, [&](auto z) { typedef decltype(z) T; body; }, [&](auto z) { typedef decltype(z) T; body; }, [&](auto z) { typedef decltype(z) T; body; })
 
+// A kernel that lets the next one start and takes its time to write.
+__global__ void copy_late(uint4 *to, const uint4 *from, size_t n) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+    for (long long end = clock64() + 50000; clock64() < end;) {}
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) to[i] = from[i];
+}
+
 struct Shape {
     int dtype, n_seq, H, Hkv, D, max_len;
     int causal = 1, block_size = 0, first_id = 0, table_seed = 1;
@@ -142,6 +151,7 @@ struct Model {
     std::vector<int> lens, table_host;
     std::vector<char> out_host;               // the last call's output with its strides
     AttentionArgs args;
+    cudaStream_t stream = 0;                  // with one of its own, the inputs are written by a kernel that overlaps the call
 
     Model(const Shape &shape, int max_new) : s(shape) {
         bytes = s.dtype == ATTENTION_F32 ? 4 : 2;
@@ -231,9 +241,19 @@ struct Model {
         CUDA(cudaMemset(out, 0xff, max_tokens * q_stride * bytes));
         args.q_start = start.data();
         args.seq_lens = host_lens ? lens.data() : nullptr;
-        int status = decode ? attention_decode(&args, 0) : attention_prefill(&args, 0);
+        char *held = nullptr;
+        if (stream) {
+            size_t size = (size_t)n * q_stride * bytes;
+            held = device(size);
+            CUDA(cudaMemcpy(held, qbuf, size, cudaMemcpyDeviceToDevice));
+            CUDA(cudaMemset(qbuf, 0xff, size));
+            CUDA(cudaDeviceSynchronize());
+            copy_late<<<8, 256, 0, stream>>>((uint4 *)qbuf, (uint4 *)held, size / 16);
+        }
+        int status = decode ? attention_decode(&args, stream) : attention_prefill(&args, 0);
         CUDA(cudaGetLastError());
         CUDA(cudaDeviceSynchronize());
+        CUDA(cudaFree(held));
         return status;
     }
 
@@ -751,6 +771,71 @@ static void test_graph_replay(int dtype) {    // a captured step, replayed with 
     CUDA(cudaStreamDestroy(stream));
 }
 
+static void test_settled_before_inputs_are_written(int dtype) {
+    for (int D : {64, 96, 128})
+        for (int settled : {1, 0}) {
+            Shape s = {dtype, 5, 16, 4, D, 1000};
+            s.block_size = D == 64 ? 1000 : D == 96 ? 32 : 0;
+            Model m(s, 700);
+            m.step({700, 250, 20, 1, 640});
+            m.args.settled = settled;
+            CUDA(cudaStreamCreate(&m.stream));
+            for (int i = 0; i < 6; i++) m.step(1, 2);
+            CUDA(cudaStreamDestroy(m.stream));
+            m.stream = 0;
+            m.check_cache();
+        }
+}
+
+static void test_settled_chain(int dtype) {    // calls that overlap: layers with caches of their own, one workspace
+    int layers = 4, steps = g_small ? 3 : 20;
+    std::vector<Model *> m, plain;
+    for (int i = 0; i < 2 * layers; i++) {
+        Shape s = {dtype, 3, 8, 2, 128, 2300};
+        s.first_id = i % layers * 3;
+        (i < layers ? m : plain).push_back(new Model(s, 2000));
+        (i < layers ? m : plain).back()->step({2000, 150, 33}, 0, false);
+    }
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    CUDA(cudaStreamCreate(&stream));
+    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    for (Model *x : m) {
+        AttentionArgs a = x->args;
+        a.seq_lens = nullptr;
+        a.settled = 1;
+        a.workspace = m[0]->workspace;
+        if (attention_decode(&a, stream)) fail("%s", attention_error());
+    }
+    CUDA(cudaStreamEndCapture(stream, &graph));
+    CUDA(cudaGraphInstantiate(&exec, graph, 0));
+    for (int step = 0; step < steps; step++) {
+        for (int i = 0; i < layers; i++) {
+            Model &a = *m[i], &b = *plain[i];
+            b.step(1, 0, step == 0);
+            CUDA(cudaMemcpy(a.qbuf, b.qbuf, 3 * a.q_stride * a.bytes, cudaMemcpyDeviceToDevice));
+            CUDA(cudaMemcpy(a.kbuf, b.kbuf, 3 * a.kv_stride * a.bytes, cudaMemcpyDeviceToDevice));
+            CUDA(cudaMemcpy(a.vbuf, b.vbuf, 3 * a.kv_stride * a.bytes, cudaMemcpyDeviceToDevice));
+            CUDA(cudaMemcpy(a.lens_dev, a.lens.data(), 12, cudaMemcpyHostToDevice));
+            CUDA(cudaMemset(a.out, 0xff, 3 * a.q_stride * a.bytes));
+            for (int &x : a.lens) x++;
+        }
+        CUDA(cudaDeviceSynchronize());
+        CUDA(cudaGraphLaunch(exec, stream));
+        CUDA(cudaStreamSynchronize(stream));
+        for (int i = 0; i < layers; i++) {
+            m[i]->read_out(3);
+            plain[i]->read_out(3);
+            if (m[i]->out_host != plain[i]->out_host) fail("step %d, layer %d differs from a call alone", step, i);
+        }
+    }
+    CUDA(cudaGraphExecDestroy(exec));
+    CUDA(cudaGraphDestroy(graph));
+    CUDA(cudaStreamDestroy(stream));
+    for (int i = 0; i < layers; i++) { m[i]->check_cache(); delete m[i]; delete plain[i]; }
+}
+
 struct Test { const char *name; void (*run)(int dtype); int small; };    // small: sized for compute-sanitizer
 static const Test TESTS[] = {
 #define T(name, small) {#name, name, small}
@@ -762,6 +847,7 @@ static const Test TESTS[] = {
     T(test_causal_against_reference, 1), T(test_causal_mask_visible_in_v, 1), T(test_causal_with_cache_offset, 0), T(test_not_causal, 0),
     T(test_scale_given, 1), T(test_together, 0), T(test_together_300_sequences, 1), T(test_refusals, 1), T(test_two_runs_same_bits, 0),
     T(test_alone_and_among_16_same_bits, 0), T(test_graph_replay, 0),
+    T(test_settled_before_inputs_are_written, 0), T(test_settled_chain, 1),
 #undef T
 };
 
