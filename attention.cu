@@ -613,6 +613,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
             __syncthreads();    // everyone's copies of this step have landed; everyone is done with the stage filled next
         }
         if (ahead.left > 0 && step != 0) {
+            if (step < 0 && p.append && ahead_pos + STEP >= ahead.total) wait_for_previous_kernel();    // the new token is among these
             decode_load_step<T, D>(p, ahead, ahead_pos, ring + ahead_stage * decode_stage_bytes<D>(), thread_dst);
             ahead_stage = ahead_stage + 1 == DECODE_STAGES ? 0 : ahead_stage + 1;
             ahead_pos += STEP;

@@ -35,28 +35,19 @@ namespace {
 typedef __nv_bfloat16 bf16;
 typedef __half f16;
 
-constexpr int TEAMS = 2, TEAM = 4;                           // warps that compute, each team its own tile
-constexpr int CONSUMERS = TEAMS * TEAM, THREADS = 32 * (CONSUMERS + 1); // and one that copies
+constexpr int CONSUMERS = 8, FINISHER = CONSUMERS, PRODUCER = CONSUMERS + 1, THREADS = 32 * (CONSUMERS + 2); // warps
 constexpr int TILE = 4;                                      // rows of weights that are computed together
 constexpr int MAX_PIECE = 4096;                              // of their columns in one stage of the ring, at most
-constexpr int CHUNKS = MAX_PIECE / TEAM / 64;                // a warp's share of a piece, in products of 64 columns
+constexpr int CHUNKS = MAX_PIECE / CONSUMERS / 64;           // a warp's share of a piece, in products of 64 columns
 #ifndef FUSED_WINDOW
 #define FUSED_WINDOW 65536
 #endif
 #ifndef FUSED_STAGES
 #define FUSED_STAGES 12
 #endif
-#ifndef FUSED_AHEAD
-#define FUSED_AHEAD 8
-#endif
-#ifndef FUSED_PACE
-#define FUSED_PACE 1500
-#endif
-constexpr int AHEAD = FUSED_AHEAD;                           // stages that are fetched into L2 while the ring is full
-constexpr int PACE = FUSED_PACE;                             // clocks from one such to the next: the speed of memory, shared by the SMs
 constexpr int WINDOW_BYTES = FUSED_WINDOW;                   // in flight
 constexpr int MAX_STAGES = FUSED_STAGES;
-constexpr int PARTS = 8;                                     // a team's buffers of partial sums; more than it has stages
+constexpr int PARTS = 4;                                     // buffers of partial sums
 constexpr int MAX_TERM_ROWS = 8;                             // rows of an m16n8k16 product that are used
 constexpr int MAX_PHASES = 10;
 constexpr int SECTION = 1;                                   // pieces of a row of down that are added up as one
@@ -77,13 +68,12 @@ struct Phase {
     bool carry_in, carry_out;  // the sum of the sections before comes from s.carry, and goes there
     int weight_pitch;          // bytes between rows of the weights in a stage
     int pitch;                 // bytes between rows of the activations in shared memory
-    int first_block;           // the one that has the first two tiles; on from phase to phase, so that shares even out
+    int first_block;           // the one that has the first tile; on from phase to phase, so that shares even out
 };
 
 struct Segment {
-    Phase phase[MAX_PHASES + 2];
-    int n_phases, n_known;     // phases to compute; and with those of the next segment that may be fetched ahead
-    int n_rows, n_stages, stage_bytes, window, part_floats, ring_offset, parts_offset; // n_rows: sequences; offsets in shared memory
+    Phase phase[MAX_PHASES];
+    int n_phases, n_rows, n_stages, stage_bytes, window, part_floats, ring_offset, parts_offset; // n_rows: sequences; offsets in shared memory
     int n_heads, n_kv_heads, head_dim, dim, hidden_dim, q_dim, vocab_size;
     float eps;
     float *x;                  // [n_rows][dim]: the residual stream
@@ -125,20 +115,10 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity) {
     asm volatile("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}"
                  ::"r"(barrier), "r"(parity) : "memory");
 }
-__device__ __forceinline__ bool barrier_test(uint32_t barrier, int parity) {
-    uint32_t done;
-    asm volatile("{\n.reg .pred done;\nmbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\nselp.b32 %0, 1, 0, done;\n}"
-                 : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
-    return done;
-}
 __device__ __forceinline__ void copy_bulk(uint32_t to, const void *from, int bytes, uint32_t barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
 }
-__device__ __forceinline__ void prefetch_bulk(const void *from, int bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
-
 // What other blocks wrote: from L2. (__ldcg would do the same, but the compiler may move it across a barrier.)
 __device__ __forceinline__ uint4 load_global16(const void *p) {
     uint4 v;
@@ -220,19 +200,27 @@ template <typename N> __device__ __forceinline__ void store_terms(char *row, siz
 
 // ---- the ring -------------------------------------------------------------------------------------------------------
 
-// Where the barriers are, and how far along a warp is. Stages go to the teams in turn, and their number is even, so that a
-// slot is always the same team's: no one waits for a slot whose use before the last it has not seen, which a parity could
-// not tell.
+// A ring of buffers in shared memory, and how far along a warp is: full and empty barriers in turn.
 struct Ring {
-    uint32_t full, empty, data;
-    int slot, parity, n_stages;
-    __device__ __forceinline__ void next(int by) {
-        slot += by;
-        if (slot >= n_stages) slot -= n_stages, parity ^= 1;
+    uint32_t full, empty;
+    int n, slot, parity;
+    __device__ __forceinline__ void next() {
+        if (++slot == n) slot = 0, parity ^= 1;
     }
+    __device__ __forceinline__ void wait_full() const { barrier_wait(full + 8 * slot, parity); }
+    __device__ __forceinline__ void wait_empty() const { barrier_wait(empty + 8 * slot, parity ^ 1); }
 };
 
-__device__ __forceinline__ int first_pair(const Phase &f) {
+// What the warps of a block share.
+struct Block {
+    uint32_t stages, act;   // shared addresses: the ring of weights, the activations
+    char *shared;           // the activations again
+    float *parts;           // [PARTS][part_floats]: partial sums
+    float *sums;            // [4][CONSUMERS]: squares
+    int *tile_of, *part_of; // [stage], [PARTS]: which tile it belongs to
+};
+
+__device__ __forceinline__ int first_tile(const Phase &f) {
     int at = (int)blockIdx.x - f.first_block;
     return at < 0 ? at + gridDim.x : at;
 }
@@ -243,7 +231,7 @@ __device__ __forceinline__ const char *weight_row(const Phase &f, int tile, int 
 }
 
 
-constexpr int END_OF_PHASE = -1, LAST_OF_PHASE = 1 << 30; // in place of a tile; of a tile
+constexpr int END_OF_PHASE = -1; // in place of a tile
 
 // What a lane copies of a piece of a tile: rows that lie together in a stage as they do in memory, or one row.
 struct Share {
@@ -256,75 +244,36 @@ __device__ __forceinline__ Share share_of(const Phase &f, int tile, int p) {
     return {weight_row(f, tile, first) + (size_t)p * f.piece * 2, first, n * 2 * min(f.piece, f.cols - p * f.piece)};
 }
 
-// The way ahead of the ring, as if tiles were dealt in turn: into L2, while the ring is full.
-struct Ahead {
-    int phase, tile, piece, stages; // stages: how many it has passed
-    unsigned last;                  // clock of the last fetch
-
-    // Fetches the next stage if it is time to; does nothing beyond the known phases or too far ahead of the ring.
-    __device__ __forceinline__ void fetch(const Segment &s, int issued) {
-        unsigned now = (unsigned)__shfl_sync(~0u, (int)clock(), 0);
-        if (stages >= issued + AHEAD || phase >= s.n_known || now - last < PACE) return;
-        last = now;
-        Share share = share_of(s.phase[phase], tile, piece);
-        if (stages >= issued && share.bytes > 0) prefetch_bulk(share.from, share.bytes);
-        pass(s);
-    }
-    __device__ __forceinline__ void pass(const Segment &s) {
-        const Phase &f = s.phase[phase];
-        stages++;
-        if (tile % TEAMS == 0) { tile++; return; }
-        tile--;
-        if (++piece < f.n_pieces) return;
-        piece = 0;
-        tile += TEAMS * gridDim.x;
-        enter(s);
-    }
-    __device__ __forceinline__ void enter(const Segment &s) { // on to a phase that has this tile
-        while (phase < s.n_known && tile * TILE >= s.phase[phase].rows)
-            if (++phase < s.n_known) tile = TEAMS * first_pair(s.phase[phase]);
-    }
-};
-
-// The producer warp: every piece of every tile of this block, a tile for either team at a time. A block's first two tiles of
-// a phase are given, the others go to whoever asks first: the SMs' shares of the memory's speed are not equal.
-__device__ __forceinline__ void produce(const Segment &s, Ring ring, int *tile_of) {
-    int lane = threadIdx.x % 32, issued = 0, landed_slot = 0, landed_parity = 0;
-    Ahead ahead = {0, TEAMS * first_pair(s.phase[0]), 0, 0, 0};
-    ahead.enter(s);
+// The producer warp: every piece of every tile of this block, in order. Its first tile of a phase is given, the others go to
+// whoever asks first: the SMs' shares of the memory's speed are not equal.
+__device__ __forceinline__ void produce(const Segment &s, const Block &block, Ring ring) {
+    int lane = threadIdx.x % 32, issued = 0;
+    Ring landed = ring;
     for (int i = 0; i < s.n_phases; i++) {
         const Phase &f = s.phase[i];
         const int n_tiles = (f.rows + TILE - 1) / TILE;
-        for (int tile = TEAMS * first_pair(f), next = 0;; tile = __shfl_sync(~0u, next, 0)) {
-            if (lane == 0 && tile < n_tiles) next = atomicAdd(s.claimed + i, TEAMS) + TEAMS * gridDim.x;
-            bool last = tile + 1 >= n_tiles;
-            for (int p = 0; p < f.n_pieces; p++)
-                for (int mine = tile; mine < tile + TEAMS; mine++) {
-                    while (!__all_sync(~0u, barrier_test(ring.empty + 8 * ring.slot, ring.parity ^ 1))) ahead.fetch(s, issued);
-                    if (issued >= s.window) {
-                        barrier_wait(ring.full + 8 * landed_slot, landed_parity);
-                        if (++landed_slot == ring.n_stages) landed_slot = 0, landed_parity ^= 1;
-                    }
-                    issued++;
-                    if (ahead.stages < issued && ahead.phase < s.n_known) ahead.pass(s);
-                    Share share = share_of(f, mine, p);
-                    if (lane == 0) {
-                        int bytes = max(0, min(TILE, f.rows - mine * TILE)) * 2 * min(f.piece, f.cols - p * f.piece);
-                        tile_of[ring.slot] = mine >= n_tiles ? END_OF_PHASE : last ? mine | LAST_OF_PHASE : mine;
-                        if (bytes == 0) barrier_arrive(ring.full + 8 * ring.slot);
-                        else barrier_expect(ring.full + 8 * ring.slot, bytes);
-                    }
-                    __syncwarp();
-                    if (share.bytes > 0)
-                        copy_bulk(ring.data + ring.slot * s.stage_bytes + share.first * f.weight_pitch, share.from, share.bytes, ring.full + 8 * ring.slot);
-                    ring.next(1);
+        for (int tile = first_tile(f), next = 0;; tile = __shfl_sync(~0u, next, 0)) {
+            bool end = tile >= n_tiles;
+            if (lane == 0 && !end) next = atomicAdd(s.claimed + i, 1) + gridDim.x;
+            for (int p = 0; p < (end ? 1 : f.n_pieces); p++) {
+                ring.wait_empty();
+                if (issued++ >= s.window) {
+                    landed.wait_full();
+                    landed.next();
                 }
-            if (last) break;
+                Share share = share_of(f, tile, p);
+                if (lane == 0) {
+                    block.tile_of[ring.slot] = end ? END_OF_PHASE : tile;
+                    if (end) barrier_arrive(ring.full + 8 * ring.slot);
+                    else barrier_expect(ring.full + 8 * ring.slot, min(TILE, f.rows - tile * TILE) * 2 * min(f.piece, f.cols - p * f.piece));
+                }
+                __syncwarp();
+                if (share.bytes > 0)
+                    copy_bulk(block.stages + ring.slot * s.stage_bytes + share.first * f.weight_pitch, share.from, share.bytes, ring.full + 8 * ring.slot);
+                ring.next();
+            }
+            if (end) break;
         }
-    }
-    for (int i = 0; i < ring.n_stages; i++) { // until the consumers have everything
-        while (!__all_sync(~0u, barrier_test(ring.empty + 8 * ring.slot, ring.parity ^ 1))) ahead.fetch(s, issued);
-        ring.next(1);
     }
 }
 
@@ -417,51 +366,80 @@ template <typename N> __device__ __forceinline__ void store_hidden(const Segment
 
 // ---- what is done with a product ------------------------------------------------------------------------------------
 
-// One warp adds up the partial sums of a tile, in the order of sections, of terms, the smallest first, and of warps, and
-// finishes it. A lane has row b = lane / 4 of the batch, and row lane % 4 of the tile.
-template <typename N>
-__device__ __forceinline__ void finish_tile(const Segment &s, const Phase &f, int tile, int n_sections, const float *parts, uint32_t full, int parity) {
+// The finisher warp adds up the partial sums of every tile, in the order of sections, of terms, the smallest first, and of
+// warps, and does what follows. A lane has row b = lane / 4 of the batch, and row lane % 4 of the tile. When a phase is done
+// it says so to the other blocks.
+template <typename N> __device__ __forceinline__ void finish(const Segment &s, const Block &block, Ring ring) {
     typedef typename N::KV KV;
-    int lane = threadIdx.x % 32, n = lane % TILE, b = lane / TILE, row = tile * TILE + n;
-    bool there = b < s.n_rows && row < f.rows, residual = f.kind == PHASE_OUT || f.kind == PHASE_DOWN;
-    float *x = (f.carry_out ? s.carry : s.x) + (size_t)b * s.dim + row;
-    float before = residual && there && !f.carry_out ? load_global4(x) : 0;
-    float sum = f.carry_in && there ? load_global4(s.carry + (size_t)b * s.dim + row) : 0;
-    barrier_wait(full, parity);
-    if (b < s.n_rows)
-        for (int c = 0; c < n_sections; c++) {
-            float section = 0;
-            #pragma unroll
-            for (int t = N::TERMS - 1; t >= 0; t--) {
-                float term = 0;
-                #pragma unroll
-                for (int w = 0; w < TEAM; w++) term += parts[((c * TEAM + w) * s.n_rows * N::TERMS + b * N::TERMS + t) * TILE + n];
-                section += term;
+    int lane = threadIdx.x % 32, n = lane % TILE, b = lane / TILE;
+    const int term_rows = s.n_rows * N::TERMS;
+    bool in_batch = b < s.n_rows;
+    wait_for_previous_kernel();
+    for (int i = 0; i < s.n_phases; i++) {
+        const Phase &f = s.phase[i];
+        const PhaseKind kind = f.kind;
+        const int rows = f.rows, n_sections = (f.n_pieces + f.section - 1) / f.section;
+        float *to = (f.carry_out ? s.carry : s.x) + (size_t)b * s.dim + n; // of residual sums
+        float held_sum = 0, held_x = 0;   // the last tile's: what it adds to is on its way while the next is summed
+        float *held = NULL;
+        for (;;) {
+            ring.wait_full();
+            int tile = *(volatile const int *)(block.part_of + ring.slot), row = tile * TILE + n;
+            if (tile == END_OF_PHASE) break;
+            bool there = in_batch && row < rows;
+            float x = 0, sum = 0;
+            if (kind == PHASE_OUT || kind == PHASE_DOWN) {
+                if (there && !f.carry_out) x = load_global4(to + tile * TILE);
+                if (there && f.carry_in) sum = load_global4(s.carry + (size_t)b * s.dim + row);
             }
-            sum += section;
+            const float *parts = block.parts + ring.slot * s.part_floats + b * N::TERMS * TILE + n;
+            if (in_batch)
+                for (int c = 0; c < n_sections; c++) {
+                    float section = 0;
+                    #pragma unroll
+                    for (int t = N::TERMS - 1; t >= 0; t--) {
+                        float term = 0;
+                        #pragma unroll
+                        for (int w = 0; w < CONSUMERS; w++) term += parts[((c * CONSUMERS + w) * term_rows + t) * TILE];
+                        section += term;
+                    }
+                    sum += section;
+                }
+            __syncwarp();
+            if (lane == 0) barrier_arrive_after(ring.empty + 8 * ring.slot, sum);
+            ring.next();
+            if (kind == PHASE_OUT || kind == PHASE_DOWN) {
+                if (held) *held = held_x + held_sum;
+                held = there ? to + tile * TILE : NULL;
+                held_x = x;
+                held_sum = sum;
+            } else if (kind == PHASE_GATE_UP) { // rows 0 and 1 are gates, 2 and 3 the same rows of up
+                float up = __shfl_down_sync(~0u, sum, 2), v = sum / (1.0f + expf(-sum)) * up;
+                typename N::E *h = (typename N::E *)s.h + (size_t)b * N::TERMS * s.hidden_dim + place_of(tile * 2 + n);
+                if (there && n < 2)
+                    #pragma unroll
+                    for (int t = 0; t < N::TERMS; t++) {
+                        h[(size_t)t * s.hidden_dim] = from_float<typename N::E>(v);
+                        v -= to_float(from_float<typename N::E>(v));
+                    }
+            } else if (kind == PHASE_QKV) {
+                int head = row / s.head_dim, d = row % s.head_dim;
+                float other = __shfl_xor_sync(~0u, sum, 1);
+                if (there) {
+                    if (head < s.n_heads + s.n_kv_heads) { // (even + i odd) times the phase
+                        float2 phase = s.phases[(size_t)b * (s.head_dim / 2) + d / 2];
+                        sum = d % 2 ? __fmaf_rn(other, phase.y, __fmul_rn(sum, phase.x)) : __fmaf_rn(-other, phase.y, __fmul_rn(sum, phase.x));
+                    }
+                    ((KV *)s.qkv)[((size_t)head * s.n_rows + b) * s.head_dim + d] = from_float<KV>(sum);
+                }
+            } else if (there) s.logits[(size_t)b * s.vocab_size + row] = sum;
         }
-    if (residual) {
-        if (there) *x = before + sum;
-    } else if (f.kind == PHASE_GATE_UP) { // rows 0 and 1 are gates, 2 and 3 the same rows of up
-        float up = __shfl_down_sync(~0u, sum, 2), v = sum / (1.0f + expf(-sum)) * up;
-        typename N::E *to = (typename N::E *)s.h + (size_t)b * N::TERMS * s.hidden_dim + place_of(tile * 2 + n);
-        if (there && n < 2)
-            #pragma unroll
-            for (int t = 0; t < N::TERMS; t++) {
-                to[(size_t)t * s.hidden_dim] = from_float<typename N::E>(v);
-                v -= to_float(from_float<typename N::E>(v));
-            }
-    } else if (f.kind == PHASE_QKV) {
-        int head = row / s.head_dim, d = row % s.head_dim;
-        float other = __shfl_xor_sync(~0u, sum, 1);
-        if (there) {
-            if (head < s.n_heads + s.n_kv_heads) { // (even + i odd) times the phase
-                float2 phase = s.phases[(size_t)b * (s.head_dim / 2) + d / 2];
-                sum = d % 2 ? __fmaf_rn(other, phase.y, __fmul_rn(sum, phase.x)) : __fmaf_rn(-other, phase.y, __fmul_rn(sum, phase.x));
-            }
-            ((KV *)s.qkv)[((size_t)head * s.n_rows + b) * s.head_dim + d] = from_float<KV>(sum);
-        }
-    } else if (there) s.logits[(size_t)b * s.vocab_size + row] = sum;
+        if (held) *held = held_x + held_sum;
+        __syncwarp();
+        if (lane == 0) barrier_arrive(ring.empty + 8 * ring.slot);
+        ring.next();
+        if (lane == 0 && i + 1 < s.n_phases) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(s.done + i) : "memory");
+    }
 }
 
 #ifdef FUSED_TRACE
@@ -476,69 +454,62 @@ __device__ long long stalled_of[132];
 
 // ---- the consumers --------------------------------------------------------------------------------------------------
 
-// Which buffer of partial sums, and so which warp, is next.
-struct Turn {
-    int part, parity;
-    __device__ __forceinline__ void next() {
-        if (++part == PARTS) part = 0, parity ^= 1;
-    }
-};
-
-// A team's tiles of a phase. Every warp has its columns of every piece. PAIRS of rows of terms.
+// A phase's tiles. Every warp has its columns of every piece. PAIRS of rows of terms.
 template <typename N, int PAIRS>
-__device__ __forceinline__ void consume_tiles(const Segment &s, const Phase &f, Ring &ring, const int *tile_of, Turn &turn, char *shared, uint32_t parts_full) {
+__device__ __forceinline__ void consume_tiles(const Segment &s, const Phase &f, const Block &block, Ring &ring, Ring &parts_ring) {
     typedef typename N::E E;
-    int lane = threadIdx.x % 32, team = threadIdx.x / 32 / TEAM, warp = threadIdx.x / 32 % TEAM, g = lane / 4, t = lane % 4;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int term_rows = s.n_rows * N::TERMS, n_pieces = f.n_pieces, piece = f.piece, cols = f.cols, section = f.section;
-    const int span = piece / TEAM; // columns of a piece that are this warp's
+    const int span = piece / CONSUMERS; // columns of a piece that are this warp's
     const int weight_column = warp * span + g % 2 * 32 + t * 8, act_column = warp * span + g / 2 % 2 * 32 + t * 8;
-    const int n_sections = (n_pieces + section - 1) / section, section_floats = TEAM * term_rows * TILE;
-    float *parts = (float *)(shared + s.parts_offset) + team * PARTS * s.part_floats;
+    const int section_floats = CONSUMERS * term_rows * TILE, part_floats = s.part_floats, stage_bytes = s.stage_bytes;
+    float *parts = block.parts + (warp * term_rows + t / 2) * TILE + g / 2;
     uint32_t act[PAIRS];
     bool there[PAIRS];
     #pragma unroll
     for (int r = 0; r < PAIRS; r++) {
-        act[r] = shared_address(shared) + (r * 2 + g / 4) * f.pitch + act_column * 2 + g % 2 * 8;
+        act[r] = block.act + (r * 2 + g / 4) * f.pitch + act_column * 2 + g % 2 * 8;
         there[r] = r * 2 + g / 4 < term_rows;
     }
-    const uint32_t weights = ring.data + g / 2 * f.weight_pitch + weight_column * 2;
+    const uint32_t weights = block.stages + g / 2 * f.weight_pitch + weight_column * 2;
     for (;;) {
         int tile = 0;
         float sum[PAIRS] = {};
-        float *to = parts + turn.part * s.part_floats + (warp * term_rows + t / 2) * TILE + g / 2;
+        float *to = parts + parts_ring.slot * part_floats;
         for (int p = 0; p < n_pieces; p++) {
             // Products in which this lane has columns, of weights and of activations.
             int n_weight = min(span, cols - p * piece - weight_column + 63) >> 6, n_act = min(span, cols - p * piece - act_column + 63) >> 6;
-            STALL(0); barrier_wait(ring.full + 8 * ring.slot, ring.parity); STALL(1);
-            if (p == 0) tile = *(volatile const int *)(tile_of + ring.slot);
-            float acc[PAIRS][2][4] = {};
-            if (tile != END_OF_PHASE)
+            uint4 w[CHUNKS];
+            uint2 a[PAIRS][CHUNKS];
+            STALL(0); ring.wait_full(); STALL(1);
+            #pragma unroll
+            for (int c = 0; c < CHUNKS; c++) {
+                w[c] = load_shared16(weights + ring.slot * stage_bytes + c * 128, c < n_weight);
                 #pragma unroll
-                for (int half = 0; half < CHUNKS; half += 8) {
-                    uint4 w[8];
-                    uint2 a[PAIRS][8];
+                for (int r = 0; r < PAIRS; r++) a[r][c] = load_shared8(act[r] + p * piece * 2 + c * 128, c < n_act && there[r]);
+            }
+            if (p == 0) {
+                tile = *(volatile const int *)(block.tile_of + ring.slot);
+                parts_ring.wait_empty();
+                if (warp == 0 && lane == 0) *(volatile int *)(block.part_of + parts_ring.slot) = tile;
+                if (tile == END_OF_PHASE) break;
+            }
+            float acc[PAIRS][2][4] = {};
+            #pragma unroll
+            for (int c = 0; c < CHUNKS; c++) {
+                if constexpr (std::is_same<E, typename N::W>::value) {
                     #pragma unroll
-                    for (int c = 0; c < 8; c++) {
-                        w[c] = load_shared16(weights + ring.slot * s.stage_bytes + (half + c) * 128, half + c < n_weight);
-                        #pragma unroll
-                        for (int r = 0; r < PAIRS; r++) a[r][c] = load_shared8(act[r] + p * piece * 2 + (half + c) * 128, half + c < n_act && there[r]);
-                    }
+                    for (int r = 0; r < PAIRS; r++) mma<E>(acc[r][c % 2], w[c], a[r][c]);
+                } else {
+                    uint4 hi, lo;
+                    split_f16(w[c].x, hi.x, lo.x), split_f16(w[c].y, hi.y, lo.y), split_f16(w[c].z, hi.z, lo.z), split_f16(w[c].w, hi.w, lo.w);
                     #pragma unroll
-                    for (int c = 0; c < 8; c++) {
-                        if constexpr (std::is_same<E, typename N::W>::value) {
-                            #pragma unroll
-                            for (int r = 0; r < PAIRS; r++) mma<E>(acc[r][c % 2], w[c], a[r][c]);
-                        } else {
-                            uint4 hi, lo;
-                            split_f16(w[c].x, hi.x, lo.x), split_f16(w[c].y, hi.y, lo.y), split_f16(w[c].z, hi.z, lo.z), split_f16(w[c].w, hi.w, lo.w);
-                            #pragma unroll
-                            for (int r = 0; r < PAIRS; r++) {
-                                mma<E>(acc[r][c % 2], lo, a[r][c]);
-                                mma<E>(acc[r][c % 2], hi, a[r][c]);
-                            }
-                        }
+                    for (int r = 0; r < PAIRS; r++) {
+                        mma<E>(acc[r][c % 2], lo, a[r][c]);
+                        mma<E>(acc[r][c % 2], hi, a[r][c]);
                     }
                 }
+            }
             // Added here, rounded to nearest: tensor cores truncate, and a long chain of that would be a bias.
             float all = 0;
             #pragma unroll
@@ -548,7 +519,7 @@ __device__ __forceinline__ void consume_tiles(const Segment &s, const Phase &f, 
             }
             __syncwarp();
             if (lane == 0) barrier_arrive_after(ring.empty + 8 * ring.slot, all);
-            ring.next(TEAMS);
+            ring.next();
             if ((p + 1) % section && p + 1 < n_pieces) continue;
             #pragma unroll
             for (int r = 0; r < PAIRS; r++) {
@@ -558,19 +529,27 @@ __device__ __forceinline__ void consume_tiles(const Segment &s, const Phase &f, 
             }
             to += section_floats;
         }
-        if (tile == END_OF_PHASE) return;
         __syncwarp();
-        if (lane == 0) barrier_arrive(parts_full + 8 * (team * PARTS + turn.part));
-        if (warp == turn.part % TEAM) // the warps take turns; no buffer is needed again before its turn is over: PARTS > stages
-            finish_tile<N>(s, f, tile & ~LAST_OF_PHASE, n_sections, parts + turn.part * s.part_floats, parts_full + 8 * (team * PARTS + turn.part), turn.parity);
-        turn.next();
-        if (tile & LAST_OF_PHASE) return;
+        if (lane == 0) barrier_arrive(parts_ring.full + 8 * parts_ring.slot);
+        parts_ring.next();
+        if (tile == END_OF_PHASE) {
+            if (lane == 0) barrier_arrive(ring.empty + 8 * ring.slot);
+            return ring.next();
+        }
     }
 }
 
-template <typename N> __device__ __forceinline__ void consume(const Segment &s, Ring ring, const int *tile_of, char *shared, uint32_t parts_full, float *sums) {
-    Turn turn = {0, 0};
-    ring.slot = threadIdx.x / 32 / TEAM;
+// Waits until a phase of all blocks is through.
+__device__ __forceinline__ void wait_for_phase(const unsigned *done) {
+    if (threadIdx.x == 0) {
+        unsigned n;
+        do asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(n) : "l"(done) : "memory");
+        while (n < gridDim.x);
+    }
+    consumers_sync();
+}
+
+template <typename N> __device__ __forceinline__ void consume(const Segment &s, const Block &block, Ring ring, Ring parts_ring) {
     for (int i = 0; i < s.n_phases; i++) {
         const Phase &f = s.phase[i];
 #ifdef FUSED_TRACE
@@ -579,46 +558,32 @@ template <typename N> __device__ __forceinline__ void consume(const Segment &s, 
 #endif
         auto wait = [&] {
             TRACE(0);
-            if (i == 0) return wait_for_previous_kernel();
-            if (threadIdx.x == 0) {
-                unsigned done;
-                do asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(done) : "l"(s.done + i - 1) : "memory");
-                while (done < gridDim.x);
-            }
-            consumers_sync();
+            if (i == 0) wait_for_previous_kernel();
+            else wait_for_phase(s.done + i - 1);
+            TRACE(1);
         };
         auto normalised = [&](auto rows, auto each) {
             float4 w[each.value];
             load_norm(f, w);
             wait();
-            TRACE(1);
-            store_normalised<N, rows.value, each.value>(s, f, w, shared, sums);
+            store_normalised<N, rows.value, each.value>(s, f, w, block.shared, block.sums);
         };
         if (f.norm) { // 16 float4s a thread at most
             if (f.cols <= 4096) normalised(std::integral_constant<int, 4>(), std::integral_constant<int, 4>());
             else normalised(std::integral_constant<int, 2>(), std::integral_constant<int, MAX_DIM / 1024>());
         } else {
             wait();
-            TRACE(1);
-            if (f.kind == PHASE_OUT) store_attention<N>(s, f, shared);
-            else store_hidden<N>(s, f, shared);
+            if (f.kind == PHASE_OUT) store_attention<N>(s, f, block.shared);
+            else store_hidden<N>(s, f, block.shared);
         }
         consumers_sync();
         TRACE(2);
-
         const int pairs = (s.n_rows * N::TERMS + 1) / 2;
-        if (pairs == 1) consume_tiles<N, 1>(s, f, ring, tile_of, turn, shared, parts_full);
-        else if (pairs == 2) consume_tiles<N, 2>(s, f, ring, tile_of, turn, shared, parts_full);
-        else consume_tiles<N, 4>(s, f, ring, tile_of, turn, shared, parts_full);
+        if (pairs == 1) consume_tiles<N, 1>(s, f, block, ring, parts_ring);
+        else if (pairs == 2) consume_tiles<N, 2>(s, f, block, ring, parts_ring);
+        else consume_tiles<N, 4>(s, f, block, ring, parts_ring);
         TRACE(3);
-        if (i + 1 < s.n_phases) {
-#ifdef FENCE
-            __threadfence();
-#endif
-            consumers_sync();
-            TRACE(4);
-            if (threadIdx.x == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(s.done + i) : "memory");
-        }
+        TRACE(4);
     }
 }
 
@@ -628,23 +593,28 @@ template <typename N> __device__ __forceinline__ void consume(const Segment &s, 
 // Preconditions: done = 0; cols % 8 = 0; rows × terms <= 8; every block of the grid fits at the same time.
 template <typename N> __global__ void __launch_bounds__(THREADS, 1) decode_segment_kernel(const __grid_constant__ Segment s) {
     extern __shared__ __align__(128) char shared[];
-    __shared__ uint64_t barriers[2 * MAX_STAGES + TEAMS * PARTS];
+    __shared__ uint64_t barriers[2 * MAX_STAGES + 2 * PARTS];
     __shared__ float sums[4 * CONSUMERS];
-    __shared__ int tile_of[MAX_STAGES]; // which tile a stage belongs to
-    Ring ring = {shared_address(barriers), shared_address(barriers + MAX_STAGES), shared_address(shared) + s.ring_offset, 0, 0, s.n_stages};
-    uint32_t parts_full = shared_address(barriers + 2 * MAX_STAGES);
+    __shared__ int tile_of[MAX_STAGES], part_of[PARTS];
+    uint32_t first = shared_address(barriers);
+    Block block = {shared_address(shared) + s.ring_offset, shared_address(shared), shared, (float *)(shared + s.parts_offset), sums, tile_of, part_of};
+    Ring ring = {first, first + 8 * MAX_STAGES, s.n_stages, 0, 0}, parts_ring = {first + 16 * MAX_STAGES, first + 16 * MAX_STAGES + 8 * PARTS, PARTS, 0, 0};
     if (threadIdx.x == 0) {
         for (int i = 0; i < s.n_stages; i++) {
             barrier_init(ring.full + 8 * i, 1);
-            barrier_init(ring.empty + 8 * i, TEAM);
+            barrier_init(ring.empty + 8 * i, CONSUMERS);
         }
-        for (int i = 0; i < TEAMS * PARTS; i++) barrier_init(parts_full + 8 * i, TEAM);
+        for (int i = 0; i < PARTS; i++) {
+            barrier_init(parts_ring.full + 8 * i, CONSUMERS);
+            barrier_init(parts_ring.empty + 8 * i, 1);
+        }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
     let_next_kernel_start();
-    if (threadIdx.x >= 32 * CONSUMERS) produce(s, ring, tile_of);
-    else consume<N>(s, ring, tile_of, shared, parts_full, sums);
+    if (threadIdx.x / 32 == PRODUCER) produce(s, block, ring);
+    else if (threadIdx.x / 32 == FINISHER) finish<N>(s, block, parts_ring);
+    else consume<N>(s, block, ring, parts_ring);
 }
 
 // Computes: what a step begins with: the embedding of each row's token; cosine and sine of its position's angles; the
@@ -690,11 +660,11 @@ static bool segment_layout(const Model *m, const FusedState *f, int n, Segment *
     for (int whole = 1; whole >= 0; whole--) {
         int hidden = whole ? c->hidden_dim : largest * SECTION;
         size_t act = activation_bytes(hidden > widest ? hidden : widest, rows);
-        s->part_floats = (whole ? n_sections : 1) * TEAM * rows * TILE;
+        s->part_floats = (whole ? n_sections : 1) * CONSUMERS * rows * TILE;
         s->parts_offset = (int)act;
-        s->ring_offset = s->parts_offset + (TEAMS * PARTS * s->part_floats * (int)sizeof(float) + 127) / 128 * 128;
+        s->ring_offset = s->parts_offset + (PARTS * s->part_floats * (int)sizeof(float) + 127) / 128 * 128;
         s->stage_bytes = TILE * 2 * largest;
-        int stages = ((int)f->shared_limit - s->ring_offset) / s->stage_bytes / TEAMS * TEAMS;
+        int stages = ((int)f->shared_limit - s->ring_offset) / s->stage_bytes;
         s->n_stages = stages < MAX_STAGES ? stages : MAX_STAGES;
         s->window = (WINDOW_BYTES + s->stage_bytes - 1) / s->stage_bytes;
         if (s->window > s->n_stages) s->window = s->n_stages;
@@ -717,7 +687,7 @@ static void add_phase(Segment *s, int n_blocks, int largest, PhaseKind kind, con
     f->weight_pitch = 2 * (f->n_pieces > 1 ? f->piece : cols);
     f->section = kind == PHASE_DOWN ? SECTION : f->n_pieces;
     f->pitch = (int)activation_bytes(cols, 1);
-    if (s->n_phases > 1) f->first_block = (f[-1].first_block + (f[-1].rows + TEAMS * TILE - 1) / (TEAMS * TILE)) % n_blocks;
+    if (s->n_phases > 1) f->first_block = (f[-1].first_block + (f[-1].rows + TILE - 1) / TILE) % n_blocks;
 }
 
 // Makes the last phase, down, several, a section each.
@@ -781,14 +751,6 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
         }
         if (i < c->n_layers) add_phase(&g, f->n_blocks, largest, PHASE_QKV, l->wq, NULL, l->attention_norm, c->q_dim + 2 * c->kv_dim, c->dim);
         else add_phase(&g, f->n_blocks, largest, PHASE_HEAD, w->output, NULL, w->norm, c->vocab_size, c->dim);
-        g.n_known = g.n_phases;
-        if (i < c->n_layers) { // the next segment's first phases, to be fetched ahead
-            add_phase(&g, f->n_blocks, largest, PHASE_OUT, l->wo, NULL, NULL, c->dim, c->q_dim);
-            g.phase[g.n_phases - 1].first_block = 0;
-            add_phase(&g, f->n_blocks, largest, PHASE_GATE_UP, l->w1, l->w3, l->ffn_norm, 2 * c->hidden_dim, c->dim);
-            g.n_phases -= 2;
-            g.n_known += 2;
-        }
         g.n_rows = n;
         g.layer = i;
         g.n_heads = c->n_heads;
