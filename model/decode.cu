@@ -135,6 +135,16 @@ __device__ __forceinline__ float4 load_floats(const float *p) {
     return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
 }
 
+__device__ __forceinline__ uint4 load_shared16(uint32_t address) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
+    return v;
+}
+__device__ __forceinline__ uint2 load_shared8(uint32_t address) {
+    uint2 v;
+    asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
+    return v;
+}
 // 16 or 8 bytes, or zeros: a predicate in place of a branch, so that many loads are in flight.
 __device__ __forceinline__ uint4 load_shared16(uint32_t address, bool there) {
     uint4 v;
@@ -454,62 +464,64 @@ __device__ long long stalled_of[132];
 
 // ---- the consumers --------------------------------------------------------------------------------------------------
 
-// A phase's tiles. Every warp has its columns of every piece. PAIRS of rows of terms.
+// acc += a stage's weights times activations, this warp's columns of it: all of them, or so many as are there.
+template <typename N, int PAIRS, bool ALL>
+__device__ __forceinline__ void multiply(float (&acc)[PAIRS][2][4], uint32_t weights, const uint32_t (&act)[PAIRS], int n_weight, int n_act) {
+    uint4 w[CHUNKS];
+    uint2 a[PAIRS][CHUNKS];
+    #pragma unroll
+    for (int c = 0; c < CHUNKS; c++) {
+        w[c] = ALL ? load_shared16(weights + c * 128) : load_shared16(weights + c * 128, c < n_weight);
+        #pragma unroll
+        for (int r = 0; r < PAIRS; r++) a[r][c] = ALL ? load_shared8(act[r] + c * 128) : load_shared8(act[r] + c * 128, c < n_act);
+    }
+    #pragma unroll
+    for (int c = 0; c < CHUNKS; c++) {
+        if constexpr (std::is_same<typename N::E, typename N::W>::value) {
+            #pragma unroll
+            for (int r = 0; r < PAIRS; r++) mma<typename N::E>(acc[r][c % 2], w[c], a[r][c]);
+        } else {
+            uint4 hi, lo;
+            split_f16(w[c].x, hi.x, lo.x), split_f16(w[c].y, hi.y, lo.y), split_f16(w[c].z, hi.z, lo.z), split_f16(w[c].w, hi.w, lo.w);
+            #pragma unroll
+            for (int r = 0; r < PAIRS; r++) {
+                mma<typename N::E>(acc[r][c % 2], lo, a[r][c]);
+                mma<typename N::E>(acc[r][c % 2], hi, a[r][c]);
+            }
+        }
+    }
+}
+
+// A phase's tiles. Every warp has its columns of every piece. PAIRS of rows of terms; rows that are not there are row 0
+// again: a column of a product that no one reads.
 template <typename N, int PAIRS>
 __device__ __forceinline__ void consume_tiles(const Segment &s, const Phase &f, const Block &block, Ring &ring, Ring &parts_ring) {
-    typedef typename N::E E;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int term_rows = s.n_rows * N::TERMS, n_pieces = f.n_pieces, piece = f.piece, cols = f.cols, section = f.section;
     const int span = piece / CONSUMERS; // columns of a piece that are this warp's
     const int weight_column = warp * span + g % 2 * 32 + t * 8, act_column = warp * span + g / 2 % 2 * 32 + t * 8;
     const int section_floats = CONSUMERS * term_rows * TILE, part_floats = s.part_floats, stage_bytes = s.stage_bytes;
+    const uint32_t weights = block.stages + g / 2 * f.weight_pitch + weight_column * 2;
     float *parts = block.parts + (warp * term_rows + t / 2) * TILE + g / 2;
-    uint32_t act[PAIRS];
-    bool there[PAIRS];
+    uint32_t first_act[PAIRS];
     #pragma unroll
     for (int r = 0; r < PAIRS; r++) {
-        act[r] = block.act + (r * 2 + g / 4) * f.pitch + act_column * 2 + g % 2 * 8;
-        there[r] = r * 2 + g / 4 < term_rows;
+        int row = r * 2 + g / 4 < term_rows ? r * 2 + g / 4 : 0;
+        first_act[r] = block.act + row * f.pitch + act_column * 2 + g % 2 * 8;
     }
-    const uint32_t weights = block.stages + g / 2 * f.weight_pitch + weight_column * 2;
     for (;;) {
-        int tile = 0;
+        int tile = 0, in_section = 0, part = 0;
         float sum[PAIRS] = {};
-        float *to = parts + parts_ring.slot * part_floats;
         for (int p = 0; p < n_pieces; p++) {
-            // Products in which this lane has columns, of weights and of activations.
-            int n_weight = min(span, cols - p * piece - weight_column + 63) >> 6, n_act = min(span, cols - p * piece - act_column + 63) >> 6;
-            uint4 w[CHUNKS];
-            uint2 a[PAIRS][CHUNKS];
             STALL(0); ring.wait_full(); STALL(1);
-            #pragma unroll
-            for (int c = 0; c < CHUNKS; c++) {
-                w[c] = load_shared16(weights + ring.slot * stage_bytes + c * 128, c < n_weight);
-                #pragma unroll
-                for (int r = 0; r < PAIRS; r++) a[r][c] = load_shared8(act[r] + p * piece * 2 + c * 128, c < n_act && there[r]);
-            }
-            if (p == 0) {
-                tile = *(volatile const int *)(block.tile_of + ring.slot);
-                parts_ring.wait_empty();
-                if (warp == 0 && lane == 0) *(volatile int *)(block.part_of + parts_ring.slot) = tile;
-                if (tile == END_OF_PHASE) break;
-            }
+            if (p == 0) tile = *(volatile const int *)(block.tile_of + ring.slot);
             float acc[PAIRS][2][4] = {};
+            uint32_t act[PAIRS], stage = weights + ring.slot * stage_bytes;
             #pragma unroll
-            for (int c = 0; c < CHUNKS; c++) {
-                if constexpr (std::is_same<E, typename N::W>::value) {
-                    #pragma unroll
-                    for (int r = 0; r < PAIRS; r++) mma<E>(acc[r][c % 2], w[c], a[r][c]);
-                } else {
-                    uint4 hi, lo;
-                    split_f16(w[c].x, hi.x, lo.x), split_f16(w[c].y, hi.y, lo.y), split_f16(w[c].z, hi.z, lo.z), split_f16(w[c].w, hi.w, lo.w);
-                    #pragma unroll
-                    for (int r = 0; r < PAIRS; r++) {
-                        mma<E>(acc[r][c % 2], lo, a[r][c]);
-                        mma<E>(acc[r][c % 2], hi, a[r][c]);
-                    }
-                }
-            }
+            for (int r = 0; r < PAIRS; r++) act[r] = first_act[r] + p * piece * 2;
+            int left = cols - p * piece;
+            if (span == CHUNKS * 64 && left >= piece) multiply<N, PAIRS, true>(acc, stage, act, 0, 0);
+            else multiply<N, PAIRS, false>(acc, stage, act, min(span, left - weight_column + 63) >> 6, min(span, left - act_column + 63) >> 6);
             // Added here, rounded to nearest: tensor cores truncate, and a long chain of that would be a bias.
             float all = 0;
             #pragma unroll
@@ -517,25 +529,27 @@ __device__ __forceinline__ void consume_tiles(const Segment &s, const Phase &f, 
                 sum[r] += (acc[r][0][0] + acc[r][0][3]) + (acc[r][1][0] + acc[r][1][3]);
                 all += sum[r];
             }
-            __syncwarp();
             if (lane == 0) barrier_arrive_after(ring.empty + 8 * ring.slot, all);
             ring.next();
-            if ((p + 1) % section && p + 1 < n_pieces) continue;
+            if (p == 0) {
+                parts_ring.wait_empty();
+                if (threadIdx.x == 0) *(volatile int *)(block.part_of + parts_ring.slot) = tile;
+                if (tile == END_OF_PHASE) break; // what was computed is of no tile
+            }
+            if (++in_section < section && p + 1 < n_pieces) continue;
+            float *to = parts + parts_ring.slot * part_floats + part++ * section_floats;
+            in_section = 0;
             #pragma unroll
             for (int r = 0; r < PAIRS; r++) {
                 sum[r] += __shfl_xor_sync(~0u, sum[r], 5); // both halves of 64 columns
                 if (g % 2 == 0 && t % 2 == 0 && r * 2 + t / 2 < term_rows) to[r * 2 * TILE] = sum[r];
                 sum[r] = 0;
             }
-            to += section_floats;
         }
         __syncwarp();
         if (lane == 0) barrier_arrive(parts_ring.full + 8 * parts_ring.slot);
         parts_ring.next();
-        if (tile == END_OF_PHASE) {
-            if (lane == 0) barrier_arrive(ring.empty + 8 * ring.slot);
-            return ring.next();
-        }
+        if (tile == END_OF_PHASE) return;
     }
 }
 
@@ -658,7 +672,7 @@ static bool segment_layout(const Model *m, const FusedState *f, int n, Segment *
     int rows = n * f->terms, largest = largest_piece(c), widest = c->dim > c->q_dim ? c->dim : c->q_dim;
     int n_sections = (c->hidden_dim + SECTION * largest - 1) / (SECTION * largest);
     for (int whole = 1; whole >= 0; whole--) {
-        int hidden = whole ? c->hidden_dim : largest * SECTION;
+        int hidden = whole || c->hidden_dim < largest * SECTION ? c->hidden_dim : largest * SECTION;
         size_t act = activation_bytes(hidden > widest ? hidden : widest, rows);
         s->part_floats = (whole ? n_sections : 1) * CONSUMERS * rows * TILE;
         s->parts_offset = (int)act;
@@ -683,7 +697,7 @@ static void add_phase(Segment *s, int n_blocks, int largest, PhaseKind kind, con
     f->up = (const char *)up;
     f->norm = norm;
     f->n_pieces = (cols + largest - 1) / largest;
-    f->piece = ((cols + f->n_pieces - 1) / f->n_pieces + 511) / 512 * 512;
+    f->piece = cols < largest ? (cols + 511) / 512 * 512 : largest;
     f->weight_pitch = 2 * (f->n_pieces > 1 ? f->piece : cols);
     f->section = kind == PHASE_DOWN ? SECTION : f->n_pieces;
     f->pitch = (int)activation_bytes(cols, 1);
