@@ -72,7 +72,7 @@ struct Phase {
 };
 
 struct Segment {
-    Phase phase[MAX_PHASES];
+    Phase phase[MAX_PHASES + 1];
     int n_phases, n_rows, n_stages, stage_bytes, window, part_floats, ring_offset, parts_offset; // n_rows: sequences; offsets in shared memory
     int n_heads, n_kv_heads, head_dim, dim, hidden_dim, q_dim, vocab_size;
     float eps;
@@ -256,6 +256,20 @@ __device__ __forceinline__ Share share_of(const Phase &f, int tile, int p) {
 
 // The producer warp: every piece of every tile of this block, in order. Its first tile of a phase is given, the others go to
 // whoever asks first: the SMs' shares of the memory's speed are not equal.
+#ifndef GU_AHEAD
+#define GU_AHEAD 0
+#endif
+#ifndef END_AHEAD
+#define END_AHEAD 0
+#endif
+__device__ __forceinline__ void fetch(const Phase &f, int from, int to) {
+    for (int k = from; k < to; k++) {
+        int tile = first_tile(f) + k * gridDim.x;
+        if (tile * TILE >= f.rows) return;
+        Share share = share_of(f, tile, 0);
+        if (share.bytes > 0) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(share.from), "r"(share.bytes) : "memory");
+    }
+}
 __device__ __forceinline__ void produce(const Segment &s, const Block &block, Ring ring) {
     int lane = threadIdx.x % 32, issued = 0;
     Ring landed = ring;
@@ -264,8 +278,13 @@ __device__ __forceinline__ void produce(const Segment &s, const Block &block, Ri
         const int n_tiles = (f.rows + TILE - 1) / TILE;
         for (int tile = first_tile(f), next = 0;; tile = __shfl_sync(~0u, next, 0)) {
             bool end = tile >= n_tiles;
-            if (lane == 0 && !end) next = atomicAdd(s.claimed + i, 1) + gridDim.x;
+            if (f.carry_in || f.carry_out) next = tile + gridDim.x; // every section's tiles stay with their block: see wait
+            else if (lane == 0 && !end) next = atomicAdd(s.claimed + i, 1) + gridDim.x;
             for (int p = 0; p < (end ? 1 : f.n_pieces); p++) {
+                if (GU_AHEAD && issued == s.n_stages && s.phase[0].kind == PHASE_OUT) {
+                    fetch(s.phase[0], s.n_stages, 99);
+                    fetch(s.phase[1], 0, GU_AHEAD);
+                }
                 ring.wait_empty();
                 if (issued++ >= s.window) {
                     landed.wait_full();
@@ -285,6 +304,7 @@ __device__ __forceinline__ void produce(const Segment &s, const Block &block, Ri
             if (end) break;
         }
     }
+    if (END_AHEAD && s.phase[s.n_phases].kind == PHASE_OUT && s.phase[s.n_phases].rows) fetch(s.phase[s.n_phases], 0, END_AHEAD);
 }
 
 // ---- activations ----------------------------------------------------------------------------------------------------
@@ -448,7 +468,7 @@ template <typename N> __device__ __forceinline__ void finish(const Segment &s, c
         __syncwarp();
         if (lane == 0) barrier_arrive(ring.empty + 8 * ring.slot);
         ring.next();
-        if (lane == 0 && i + 1 < s.n_phases) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(s.done + i) : "memory");
+        if (lane == 0 && i + 1 < s.n_phases && !f.carry_out) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(s.done + i) : "memory");
     }
 }
 
@@ -573,6 +593,7 @@ template <typename N> __device__ __forceinline__ void consume(const Segment &s, 
         auto wait = [&] {
             TRACE(0);
             if (i == 0) wait_for_previous_kernel();
+            else if (f.carry_in) consumers_sync(); // the section before was this block's own
             else wait_for_phase(s.done + i - 1);
             TRACE(1);
         };
@@ -765,6 +786,10 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
         }
         if (i < c->n_layers) add_phase(&g, f->n_blocks, largest, PHASE_QKV, l->wq, NULL, l->attention_norm, c->q_dim + 2 * c->kv_dim, c->dim);
         else add_phase(&g, f->n_blocks, largest, PHASE_HEAD, w->output, NULL, w->norm, c->vocab_size, c->dim);
+        if (END_AHEAD && i < c->n_layers) {
+            add_phase(&g, f->n_blocks, largest, PHASE_OUT, l->wo, NULL, NULL, c->dim, c->q_dim);
+            g.phase[--g.n_phases].first_block = 0;
+        }
         g.n_rows = n;
         g.layer = i;
         g.n_heads = c->n_heads;
