@@ -1,13 +1,14 @@
 // Engine fused: decode at the memory limit, for one to a few rows. One token has to read every weight once; everything
-// here serves to keep that stream from ever stopping.
+// here serves to keep that stream from stopping.
 //
 // A step is a chain of kernels: begin, then for each layer attention (attention.cu) and one resident kernel, the segment,
 // that computes all matrix products between two attentions: output projection, gate and up, down, and the next layer's
-// queries, keys and values; the last one ends with the logits. In a segment every SM holds one block. One warp of it, the
-// producer, streams the block's share of the weights through a ring in shared memory. Weights do not depend on what is
-// computed, so it runs ahead across phases, and even starts before the attention in front of the segment is done. Eight
-// warps, the consumers, follow on tensor cores. Between two phases the blocks wait for each other at a counter; the ring
-// fills meanwhile.
+// queries, keys and values; the last segment ends with the logits. In a segment every SM holds one block of ten warps:
+//   producer     streams the block's share of the weights through a ring in shared memory. Weights do not depend on what is
+//                computed, so it runs ahead across phases, and starts before the attention in front is done
+//   consumers    eight warps, each with its columns of every piece of a row, multiply on tensor cores
+//   finisher     adds up the eight partial sums of a row and does what follows: residual sum, SwiGLU, RoPE
+// Between two phases the blocks wait for each other at a counter; the ring fills meanwhile.
 //
 // How a product meets the tensor cores: a tile is four rows of weights. A lane takes 16 bytes of a row, and these four
 // registers are the whole left operand of an m16n8k16 product, without a move: rows 2r, 2r + 1, 2r + 8 and 2r + 9 of that
@@ -17,12 +18,14 @@
 // idle most of the time. Two rows of activations fill the eight columns. (Activations are stored with words 1 and 2 of
 // every four exchanged, so that a lane's two words lie together.)
 //
-// The queue of copies is kept short (WINDOW) although the ring is deep: with more in flight every other access, counters
-// and activations among them, waits behind them (measured, README of the benchmark).
+// What was measured on the way (H200): copies to shared memory run at 4.6 TB/s if their rows there start on 128 bytes, at
+// 4.0 if on 64. With more than 64 KB an SM in flight every other access waits behind them; so does fetching ahead into L2
+// while the ring is full, which costs more than it brings. An arrival at an mbarrier does not queue behind loads from
+// shared memory that are still on their way: the slot of such a load may be filled anew (barrier_arrive_after).
 //
 // Numerics: inputs of products are rounded to 16 bits as in the cublas engine. In --precision f32 they are split into
 // three bf16 terms, x = x1 + x2 + x3 to 24 bits, that take a row each; products of 16-bit numbers are exact in float32. A
-// row's sums have one order, whatever else is in the batch.
+// row's sums have one order, whatever else is in the batch and whichever block computes it.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,18 +42,11 @@ constexpr int CONSUMERS = 8, FINISHER = CONSUMERS, PRODUCER = CONSUMERS + 1, THR
 constexpr int TILE = 4;                                      // rows of weights that are computed together
 constexpr int MAX_PIECE = 4096;                              // of their columns in one stage of the ring, at most
 constexpr int CHUNKS = MAX_PIECE / CONSUMERS / 64;           // a warp's share of a piece, in products of 64 columns
-#ifndef FUSED_WINDOW
-#define FUSED_WINDOW 65536
-#endif
-#ifndef FUSED_STAGES
-#define FUSED_STAGES 12
-#endif
-constexpr int WINDOW_BYTES = FUSED_WINDOW;                   // in flight
-constexpr int MAX_STAGES = FUSED_STAGES;
+constexpr int WINDOW_BYTES = 65536;                          // in flight
+constexpr int MAX_STAGES = 12;
 constexpr int PARTS = 4;                                     // buffers of partial sums
 constexpr int MAX_TERM_ROWS = 8;                             // rows of an m16n8k16 product that are used
 constexpr int MAX_PHASES = 10;
-constexpr int SECTION = 1;                                   // pieces of a row of down that are added up as one
 constexpr int MAX_DIM = 8192;
 
 enum PhaseKind { PHASE_QKV, PHASE_OUT, PHASE_GATE_UP, PHASE_DOWN, PHASE_HEAD };
@@ -72,7 +68,7 @@ struct Phase {
 };
 
 struct Segment {
-    Phase phase[MAX_PHASES + 1];
+    Phase phase[MAX_PHASES];
     int n_phases, n_rows, n_stages, stage_bytes, window, part_floats, ring_offset, parts_offset; // n_rows: sequences; offsets in shared memory
     int n_heads, n_kv_heads, head_dim, dim, hidden_dim, q_dim, vocab_size;
     float eps;
@@ -85,7 +81,6 @@ struct Segment {
     float *logits;             // [n_rows][vocab_size]
     unsigned *done;            // [n_phases]: blocks that are through with a phase
     int *claimed;              // [n_phases]: tiles taken, beyond each block's first
-    int layer;
     int next_share;
 };
 
@@ -240,7 +235,6 @@ __device__ __forceinline__ const char *weight_row(const Phase &f, int tile, int 
     return f.weights + ((size_t)(tile * TILE + row) * f.stride + f.column) * 2;
 }
 
-
 constexpr int END_OF_PHASE = -1; // in place of a tile
 
 // What a lane copies of a piece of a tile: rows that lie together in a stage as they do in memory, or one row.
@@ -256,20 +250,6 @@ __device__ __forceinline__ Share share_of(const Phase &f, int tile, int p) {
 
 // The producer warp: every piece of every tile of this block, in order. Its first tile of a phase is given, the others go to
 // whoever asks first: the SMs' shares of the memory's speed are not equal.
-#ifndef GU_AHEAD
-#define GU_AHEAD 0
-#endif
-#ifndef END_AHEAD
-#define END_AHEAD 0
-#endif
-__device__ __forceinline__ void fetch(const Phase &f, int from, int to) {
-    for (int k = from; k < to; k++) {
-        int tile = first_tile(f) + k * gridDim.x;
-        if (tile * TILE >= f.rows) return;
-        Share share = share_of(f, tile, 0);
-        if (share.bytes > 0) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(share.from), "r"(share.bytes) : "memory");
-    }
-}
 __device__ __forceinline__ void produce(const Segment &s, const Block &block, Ring ring) {
     int lane = threadIdx.x % 32, issued = 0;
     Ring landed = ring;
@@ -281,10 +261,6 @@ __device__ __forceinline__ void produce(const Segment &s, const Block &block, Ri
             if (f.carry_in || f.carry_out) next = tile + gridDim.x; // every section's tiles stay with their block: see wait
             else if (lane == 0 && !end) next = atomicAdd(s.claimed + i, 1) + gridDim.x;
             for (int p = 0; p < (end ? 1 : f.n_pieces); p++) {
-                if (GU_AHEAD && issued == s.n_stages && s.phase[0].kind == PHASE_OUT) {
-                    fetch(s.phase[0], s.n_stages, 99);
-                    fetch(s.phase[1], 0, GU_AHEAD);
-                }
                 ring.wait_empty();
                 if (issued++ >= s.window) {
                     landed.wait_full();
@@ -297,14 +273,13 @@ __device__ __forceinline__ void produce(const Segment &s, const Block &block, Ri
                     else barrier_expect(ring.full + 8 * ring.slot, min(TILE, f.rows - tile * TILE) * 2 * min(f.piece, f.cols - p * f.piece));
                 }
                 __syncwarp();
-                if (share.bytes > 0)
-                    copy_bulk(block.stages + ring.slot * s.stage_bytes + share.first * f.weight_pitch, share.from, share.bytes, ring.full + 8 * ring.slot);
+                uint32_t to = block.stages + ring.slot * s.stage_bytes + share.first * f.weight_pitch;
+                if (share.bytes > 0) copy_bulk(to, share.from, share.bytes, ring.full + 8 * ring.slot);
                 ring.next();
             }
             if (end) break;
         }
     }
-    if (END_AHEAD && s.phase[s.n_phases].kind == PHASE_OUT && s.phase[s.n_phases].rows) fetch(s.phase[s.n_phases], 0, END_AHEAD);
 }
 
 // ---- activations ----------------------------------------------------------------------------------------------------
@@ -333,15 +308,18 @@ template <int EACH> __device__ __forceinline__ void load_norm(const Phase &f, fl
 // x / sqrt(mean(x²) + eps) * weight of every row, as terms in shared memory; ROWS rows at a time, EACH float4s of each a
 // thread. A row's sum has one order: thread i of 256 adds elements 4i .. 4i+3 and those 1024 further on, then lanes, then
 // warps.
-template <typename N, int ROWS, int EACH> __device__ __forceinline__ void store_normalised(const Segment &s, const Phase &f, const float4 (&w)[EACH], char *to, float *sums) {
+template <typename N, int ROWS, int EACH>
+__device__ __forceinline__ void store_normalised(const Segment &s, const Phase &f, const float4 (&w)[EACH], char *to, float *sums) {
     int tid = threadIdx.x, n = f.cols / 4;
     for (int b0 = 0; b0 < s.n_rows; b0 += ROWS) {
         float4 held[ROWS][EACH];
         #pragma unroll
         for (int r = 0; r < ROWS; r++)
             #pragma unroll
-            for (int j = 0; j < EACH; j++)
-                held[r][j] = b0 + r < s.n_rows && tid + j * 256 < n ? load_floats(s.x + (size_t)(b0 + r) * f.cols + 4 * (tid + j * 256)) : make_float4(0, 0, 0, 0);
+            for (int j = 0; j < EACH; j++) {
+                bool there = b0 + r < s.n_rows && tid + j * 256 < n;
+                held[r][j] = there ? load_floats(s.x + (size_t)(b0 + r) * f.cols + 4 * (tid + j * 256)) : make_float4(0, 0, 0, 0);
+            }
         if (b0 > 0) consumers_sync(); // everyone has read the sums of the rows before
         #pragma unroll
         for (int r = 0; r < ROWS; r++) {
@@ -472,16 +450,6 @@ template <typename N> __device__ __forceinline__ void finish(const Segment &s, c
     }
 }
 
-#ifdef FUSED_TRACE
-__device__ long long fused_trace[40 * 10 * 132 * 8];
-__device__ long long stalled_of[132];
-#define TRACE(k) if (threadIdx.x == 0) { trace[k] = clock64(); if (k == 3) trace[5] = stalled_of[blockIdx.x]; }
-#define STALL(k) if (threadIdx.x == 0) { if (k) stalled_of[blockIdx.x] += clock64(); else stalled_of[blockIdx.x] -= clock64(); }
-#else
-#define TRACE(k)
-#define STALL(k)
-#endif
-
 // ---- the consumers --------------------------------------------------------------------------------------------------
 
 // acc += a stage's weights times activations, this warp's columns of it: all of them, or so many as are there.
@@ -533,7 +501,7 @@ __device__ __forceinline__ void consume_tiles(const Segment &s, const Phase &f, 
         int tile = 0, in_section = 0, part = 0;
         float sum[PAIRS] = {};
         for (int p = 0; p < n_pieces; p++) {
-            STALL(0); ring.wait_full(); STALL(1);
+            ring.wait_full();
             if (p == 0) tile = *(volatile const int *)(block.tile_of + ring.slot);
             float acc[PAIRS][2][4] = {};
             uint32_t act[PAIRS], stage = weights + ring.slot * stage_bytes;
@@ -586,16 +554,12 @@ __device__ __forceinline__ void wait_for_phase(const unsigned *done) {
 template <typename N> __device__ __forceinline__ void consume(const Segment &s, const Block &block, Ring ring, Ring parts_ring) {
     for (int i = 0; i < s.n_phases; i++) {
         const Phase &f = s.phase[i];
-#ifdef FUSED_TRACE
-        long long *trace = fused_trace + ((s.layer * 10 + i) * 132 + blockIdx.x) * 8; if (threadIdx.x == 0) stalled_of[blockIdx.x] = 0;
-        if (threadIdx.x == 0) { asm volatile("mov.u64 %0, %globaltimer;" : "=l"(trace[6])); }
-#endif
         auto wait = [&] {
-            TRACE(0);
-            if (i == 0) wait_for_previous_kernel();
-            else if (f.carry_in) consumers_sync(); // the section before was this block's own
+            if (i == 0) {
+                wait_for_previous_kernel();
+                let_next_kernel_start(); // not before: attention relies on it (AttentionArgs.settled)
+            } else if (f.carry_in) consumers_sync(); // the section before was this block's own
             else wait_for_phase(s.done + i - 1);
-            TRACE(1);
         };
         auto normalised = [&](auto rows, auto each) {
             float4 w[each.value];
@@ -612,28 +576,27 @@ template <typename N> __device__ __forceinline__ void consume(const Segment &s, 
             else store_hidden<N>(s, f, block.shared);
         }
         consumers_sync();
-        TRACE(2);
         const int pairs = (s.n_rows * N::TERMS + 1) / 2;
         if (pairs == 1) consume_tiles<N, 1>(s, f, block, ring, parts_ring);
         else if (pairs == 2) consume_tiles<N, 2>(s, f, block, ring, parts_ring);
         else consume_tiles<N, 4>(s, f, block, ring, parts_ring);
-        TRACE(3);
-        TRACE(4);
     }
 }
 
 // Computes: up to four matrix products that follow each other, with what is around them: RMSNorm, the residual sums,
 // SwiGLU, RoPE. Reads: weights 16-bit, x, att, phases. Writes: x, h, qkv, logits (see Segment), done.
-// Grid × block: one block of nine warps per SM, all resident at once; tiles of 8 rows of weights are dealt in turn.
-// Preconditions: done = 0; cols % 8 = 0; rows × terms <= 8; every block of the grid fits at the same time.
+// Grid × block: one block of ten warps per SM, all resident at once, since they wait for each other; a tile of four rows of
+// weights is one block's. Preconditions: done = claimed = 0; cols % 8 = 0; rows × terms <= 8.
 template <typename N> __global__ void __launch_bounds__(THREADS, 1) decode_segment_kernel(const __grid_constant__ Segment s) {
     extern __shared__ __align__(128) char shared[];
     __shared__ uint64_t barriers[2 * MAX_STAGES + 2 * PARTS];
     __shared__ float sums[4 * CONSUMERS];
     __shared__ int tile_of[MAX_STAGES], part_of[PARTS];
     uint32_t first = shared_address(barriers);
-    Block block = {shared_address(shared) + s.ring_offset, shared_address(shared), shared, (float *)(shared + s.parts_offset), sums, tile_of, part_of};
-    Ring ring = {first, first + 8 * MAX_STAGES, s.n_stages, 0, 0}, parts_ring = {first + 16 * MAX_STAGES, first + 16 * MAX_STAGES + 8 * PARTS, PARTS, 0, 0};
+    Block block = {shared_address(shared) + s.ring_offset, shared_address(shared), shared, (float *)(shared + s.parts_offset), sums,
+                   tile_of, part_of};
+    Ring ring = {first, first + 8 * MAX_STAGES, s.n_stages, 0, 0};
+    Ring parts_ring = {first + 16 * MAX_STAGES, first + 16 * MAX_STAGES + 8 * PARTS, PARTS, 0, 0};
     if (threadIdx.x == 0) {
         for (int i = 0; i < s.n_stages; i++) {
             barrier_init(ring.full + 8 * i, 1);
@@ -646,7 +609,6 @@ template <typename N> __global__ void __launch_bounds__(THREADS, 1) decode_segme
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
-    let_next_kernel_start();
     if (threadIdx.x / 32 == PRODUCER) produce(s, block, ring);
     else if (threadIdx.x / 32 == FINISHER) finish<N>(s, block, parts_ring);
     else consume<N>(s, block, ring, parts_ring);
@@ -691,9 +653,9 @@ struct FusedState {
 static bool segment_layout(const Model *m, const FusedState *f, int n, Segment *s, bool *sections) {
     const Config *c = &m->config;
     int rows = n * f->terms, largest = largest_piece(c), widest = c->dim > c->q_dim ? c->dim : c->q_dim;
-    int n_sections = (c->hidden_dim + SECTION * largest - 1) / (SECTION * largest);
+    int n_sections = (c->hidden_dim + largest - 1) / largest;
     for (int whole = 1; whole >= 0; whole--) {
-        int hidden = whole || c->hidden_dim < largest * SECTION ? c->hidden_dim : largest * SECTION;
+        int hidden = whole || c->hidden_dim < largest ? c->hidden_dim : largest;
         size_t act = activation_bytes(hidden > widest ? hidden : widest, rows);
         s->part_floats = (whole ? n_sections : 1) * CONSUMERS * rows * TILE;
         s->parts_offset = (int)act;
@@ -709,7 +671,8 @@ static bool segment_layout(const Model *m, const FusedState *f, int n, Segment *
     return false;
 }
 
-static void add_phase(Segment *s, int n_blocks, int largest, PhaseKind kind, const void *weights, const void *up, const float *norm, int rows, int cols) {
+static void add_phase(Segment *s, int n_blocks, int largest, PhaseKind kind, const void *weights, const void *up, const float *norm,
+                      int rows, int cols) {
     Phase *f = &s->phase[s->n_phases++];
     f->kind = kind;
     f->rows = rows;
@@ -720,7 +683,7 @@ static void add_phase(Segment *s, int n_blocks, int largest, PhaseKind kind, con
     f->n_pieces = (cols + largest - 1) / largest;
     f->piece = cols < largest ? (cols + 511) / 512 * 512 : largest;
     f->weight_pitch = 2 * (f->n_pieces > 1 ? f->piece : cols);
-    f->section = kind == PHASE_DOWN ? SECTION : f->n_pieces;
+    f->section = kind == PHASE_DOWN ? 1 : f->n_pieces;
     f->pitch = (int)activation_bytes(cols, 1);
     if (s->n_phases > 1) f->first_block = (f[-1].first_block + (f[-1].rows + TILE - 1) / TILE) % n_blocks;
 }
@@ -786,12 +749,7 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
         }
         if (i < c->n_layers) add_phase(&g, f->n_blocks, largest, PHASE_QKV, l->wq, NULL, l->attention_norm, c->q_dim + 2 * c->kv_dim, c->dim);
         else add_phase(&g, f->n_blocks, largest, PHASE_HEAD, w->output, NULL, w->norm, c->vocab_size, c->dim);
-        if (END_AHEAD && i < c->n_layers) {
-            add_phase(&g, f->n_blocks, largest, PHASE_OUT, l->wo, NULL, NULL, c->dim, c->q_dim);
-            g.phase[--g.n_phases].first_block = 0;
-        }
         g.n_rows = n;
-        g.layer = i;
         g.n_heads = c->n_heads;
         g.n_kv_heads = c->n_kv_heads;
         g.head_dim = c->head_dim;
@@ -834,6 +792,21 @@ static bool decode_step_fused(Model *m, int n, Error *err) {
     return true;
 }
 
+// What the device gives, and how many rows of this model one pass takes: 0 if it has no room for one.
+static bool size_fused(const Model *m, FusedState *f, Error *err) {
+    int device = 0, limit = 0;
+    CUDA_TRY(cudaGetDevice(&device));
+    CUDA_TRY(cudaDeviceGetAttribute(&f->n_blocks, cudaDevAttrMultiProcessorCount, device));
+    CUDA_TRY(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    f->terms = m->precision == PRECISION_F32 ? 3 : 1;
+    f->shared_limit = (size_t)limit - 1024; // the kernel's own barriers
+    Segment g;
+    bool sections;
+    memset(&g, 0, sizeof g);
+    for (f->max_rows = MAX_TERM_ROWS / f->terms; f->max_rows > 0 && !segment_layout(m, f, f->max_rows, &g, &sections);) f->max_rows--;
+    return true;
+}
+
 static bool usable_fused(const Model *m, Error *err) {
     if (!usable_cuda(m, err)) return false;
     int device = 0, major = 0;
@@ -843,23 +816,17 @@ static bool usable_fused(const Model *m, Error *err) {
     if (m->weights.dtype == DTYPE_F32 && m->precision == PRECISION_F32)
         return fail(err, "engine fused has no products of float32 weights, only of BF16 and F16");
     if (m->config.dim > MAX_DIM) return fail(err, "engine fused takes a dim of %d at most, this model has %d", MAX_DIM, m->config.dim);
-    return true;
+    FusedState f;
+    memset(&f, 0, sizeof f);
+    if (!size_fused(m, &f, err)) return false;
+    return f.max_rows > 0 || fail(err, "engine fused: rows of %d and %d columns do not fit in %zu bytes of shared memory", m->config.dim,
+                                  m->config.hidden_dim, f.shared_limit);
 }
 
 static bool prepare_fused(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
-    int device = 0, limit = 0;
-    CUDA_TRY(cudaGetDevice(&device));
-    CUDA_TRY(cudaDeviceGetAttribute(&f->n_blocks, cudaDevAttrMultiProcessorCount, device));
-    CUDA_TRY(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    f->terms = s->type == CUDA_R_32F ? 3 : 1;
-    f->shared_limit = (size_t)limit - 1024; // the kernel's own barriers
-    Segment g;
-    bool sections;
-    memset(&g, 0, sizeof g);
-    for (f->max_rows = MAX_TERM_ROWS / f->terms; f->max_rows > 0 && !segment_layout(m, f, f->max_rows, &g, &sections);) f->max_rows--;
-    if (f->max_rows == 0) return true; // rows too long: every step goes through cublas
+    if (!size_fused(m, f, err)) return false;
     CUDA_TRY(cudaMalloc(&f->h, (size_t)MAX_TERM_ROWS * m->config.hidden_dim * 2));
     CUDA_TRY(cudaMalloc((void **)&f->carry, (size_t)MAX_TERM_ROWS * m->config.dim * sizeof(float)));
     CUDA_TRY(cudaMalloc((void **)&f->done, 2 * (size_t)(m->config.n_layers + 1) * MAX_PHASES * sizeof(unsigned)));
@@ -889,7 +856,4 @@ static bool open_fused(Model *m, Error *err) {
     return prepare_fused(m, err);
 }
 
-#ifdef FUSED_TRACE
-extern "C" void fused_trace_read(long long *to) { cudaMemcpyFromSymbol(to, fused_trace, sizeof fused_trace); }
-#endif
 extern "C" const Engine engine_fused = {"fused", usable_fused, open_fused, close_fused, prefill_cuda, decode_cuda, read_logits_cuda};
