@@ -14,6 +14,7 @@
 
 extern "C" {
 #include "attention.h"
+#include "bench.h"
 #include "model.h"
 }
 #include "cuda_util.h"
@@ -816,9 +817,10 @@ static void close_cuda(Model *m) {
     cudaFreeHost(s->pos_host);
     cudaFreeHost(m->logits);
     if (s->stream) cudaStreamDestroy(s->stream);
+    cudaGetLastError(); // an allocation that was refused is no error of what comes next
     free(s);
     m->state = NULL;
 }
 
-extern "C" const Engine engine_cublas = {"cublas",     usable_cuda, open_cuda,       close_cuda,
-                                         prefill_cuda, decode_cuda, read_logits_cuda};
+extern "C" const Engine engine_cublas = {"cublas",     usable_cuda, open_cuda,        close_cuda,
+                                         prefill_cuda, decode_cuda, read_logits_cuda, &machine_cuda};
