@@ -27,7 +27,7 @@ X86     := $(findstring x86_64,$(shell $(CC) -dumpmachine))
 # GPUs to build for: this machine's, or where there is none all that are supported.
 GPU_HERE    := $(if $(NVCC),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | sed 's/\.//; s/^90$$/90a/'))
 CUDA_ARCHS  ?= $(or $(GPU_HERE),80 86 89 90a 100 120)
-GENCODE     := $(foreach arch,$(CUDA_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch))
+GENCODE      = $(foreach arch,$(CUDA_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch))
 CUDA_ROOT   := $(abspath $(dir $(realpath $(NVCC)))..)
 CUDA_LDFLAGS := $(if $(NVCC),-L$(CUDA_ROOT)/lib64 -Xlinker -rpath -Xlinker $(CUDA_ROOT)/lib64 -lcublas -lcudart -lstdc++)
 CUDA_CFLAGS := $(if $(NVCC),-DLLAMA_CUDA)
@@ -39,7 +39,7 @@ WARNINGS := -Wall -Wextra -Werror
 # say, are the same on every machine.
 ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) $(OPENMP) -MMD -MP $(CUDA_CFLAGS) $(CFLAGS)
 ALL_LDFLAGS := $(OPENMP) $(LDFLAGS) $(CUDA_LDFLAGS) -lm
-NVCC_FLAGS  := -std=c++17 -O3 -Xfatbin -compress-all $(GENCODE) -I. -Xcompiler -Wall,-Wextra,-fopenmp
+NVCC_FLAGS   = -std=c++17 -O3 -Xfatbin -compress-all $(GENCODE) -I. -Xcompiler -Wall,-Wextra,-fopenmp
 OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 
 # ---- sources --------------------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ LIBRARY += $(if $(X86),model/ops_x86.c,model/ops_other.c)
 OPS     := portable $(if $(X86),avx2)
 
 # The GPU engine, where there is nvcc.
-CUDA_LIBRARY := $(if $(NVCC),model/forward_cuda.cu model/machine_cuda.cu attention.cu)
+CUDA_LIBRARY := $(if $(NVCC),model/forward_cuda.cu model/decode.cu model/machine_cuda.cu attention.cu)
 
 LIBRARY_OBJECTS := $(CUDA_LIBRARY:%.cu=$(BUILD)/%.o) $(LIBRARY:%.c=$(BUILD)/%.o) $(OPS:%=$(BUILD)/model/ops_%.o)
 TESTS           := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
@@ -74,6 +74,10 @@ $(BUILD)/flags: FORCE
 $(BUILD)/%.o: %.cu $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCC_FLAGS) -MMD -MP -c $< -o $@
+
+# Engine fused is for Hopper and later.
+FUSED_ARCHS := $(or $(filter-out 80 86 89,$(CUDA_ARCHS)),90a)
+$(BUILD)/model/decode.o: GENCODE = $(foreach arch,$(FUSED_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch))
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)

@@ -394,7 +394,7 @@ static void print_rows(const Bench *b, FILE *out) {
 }
 
 bool bench_run(Model *m, const BenchOptions *o, FILE *out, const volatile sig_atomic_t *interrupted, Error *err) {
-    if (!model_choose(m, o->engine, err)) return false;
+    if (!model_choose(m, o->engine, o->precision, err)) return false;
     Bench *b = calloc(1, sizeof *b);
     if (!b) return fail(err, "out of memory: the benchmark's rows");
     b->m = m;

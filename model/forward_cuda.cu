@@ -12,56 +12,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-extern "C" {
-#include "attention.h"
-#include "bench.h"
-#include "model.h"
-}
-#include "cuda_util.h"
+#include "forward_cuda.h"
 
 enum {
     MAX_ROWS = 8192,        // of one pass over the weights
     UPLOAD_BYTES = 4 << 20, // of one staging buffer
     UPLOAD_THREADS = 16,
     WORKSPACE_BYTES = 64 << 20 // cuBLAS's own, fixed so that its choices are, and graphs can hold it
-};
-
-// What decode reads from the host for each step, copied in one piece.
-struct StepInput {
-    int tokens[MAX_SLOTS], lens[MAX_SLOTS], slots[MAX_SLOTS];
-};
-
-struct CudaState {
-    cublasHandle_t blas;
-    cudaStream_t stream;
-    cudaDataType_t type;
-    int attention_dtype;
-    size_t element; // bytes of type
-    int max_rows, max_logits;
-    char *weights;
-    float *rope_freq;     // [head_dim/2]
-    float *x;             // [T][dim]: the residual stream
-    void *xb;             // type [T][dim]: normalised
-    float *qkv;           // [n_heads + 2 × n_kv_heads][T][head_dim]: queries, keys, values
-    void *qkv_in;         // type, the same: rotated and rounded, as they enter attention and the cache
-    void *att;            // type [T][q_dim]
-    float *gate_up;       // [2][T][hidden_dim]
-    void *h;              // type [T][hidden_dim]
-    float2 *phases;       // [T][head_dim/2]: cosine and sine
-    int *tokens, *pos;    // [T]
-    int *logit_rows;      // [LOGIT_ROWS]
-    float *logits;        // [max_logits][vocab_size]
-    int *choice;          // [LOGIT_ROWS]
-    StepInput *step;      // device
-    StepInput *step_host; // pinned
-    int *choice_host;     // pinned [LOGIT_ROWS]
-    int *pos_host;        // pinned [T]
-    int *slots;           // [MAX_SLOTS]: attention's block table, one block a sequence
-    void *attention_workspace, *blas_workspace;
-    size_t attention_workspace_bytes;
-    int n_logits;                          // of the last call
-    cudaGraphExec_t graphs[MAX_SLOTS + 1]; // decode of so many rows
-    bool ran[MAX_SLOTS + 1];               // once without a graph, so that cuBLAS has loaded what it needs
 };
 
 // ---- kernels --------------------------------------------------------------------------------------------------------
@@ -94,14 +51,10 @@ __global__ void rmsnorm_kernel(T *y, const float *x, const float *weight, const 
 }
 
 // Computes: cosine and sine of the float32 angle pos × freq.   Reads: pos [rows], freq [half].   Writes: phases
-// [rows][half]. Grid × block: rows × 128; a block owns a row.   Preconditions: none. In float64: an angle may be
-// 100,000 radians.
+// [rows][half]. Grid × block: rows × 128; a block owns a row.   Preconditions: none.
 __global__ void phases_kernel(float2 *phases, const int *pos, const float *freq, int half) {
-    for (int i = threadIdx.x; i < half; i += blockDim.x) {
-        double s, c;
-        sincos((double)__fmul_rn((float)pos[blockIdx.x], freq[i]), &s, &c);
-        phases[(size_t)blockIdx.x * half + i] = make_float2((float)c, (float)s);
-    }
+    for (int i = threadIdx.x; i < half; i += blockDim.x)
+        phases[(size_t)blockIdx.x * half + i] = phase_of(pos[blockIdx.x], freq[i]);
 }
 
 // Computes: y = x rounded to T.   Reads: x [n].   Writes: y [n].
@@ -109,6 +62,13 @@ __global__ void phases_kernel(float2 *phases, const int *pos, const float *freq,
 template <typename T> __global__ void round_kernel(T *y, const float *x, size_t n) {
     size_t i = 4 * ((size_t)blockIdx.x * blockDim.x + threadIdx.x);
     if (i < n) store4(y + i, *(const float4 *)(x + i));
+}
+
+// Computes: y = x in float32.   Reads: x [n].   Writes: y [n].
+// Grid × block: enough × 256; a thread owns four elements.   Preconditions: n % 4 = 0.
+template <typename T> __global__ void widen_kernel(float *y, const T *x, size_t n) {
+    size_t i = 4 * ((size_t)blockIdx.x * blockDim.x + threadIdx.x);
+    if (i < n) *(float4 *)(y + i) = make_float4(to_float(x[i]), to_float(x[i + 1]), to_float(x[i + 2]), to_float(x[i + 3]));
 }
 
 __device__ static float silu(float x) {
@@ -191,9 +151,9 @@ static unsigned blocks_for(size_t n) { // of 256 threads with four elements each
 static bool embed(CudaState *s, const Model *m, const int *tokens, int T, Error *err) {
     int dim = m->config.dim;
     const void *table = m->weights.tok_embeddings;
-    if (s->type == CUDA_R_16BF) embed_kernel<<<T, 256, 0, s->stream>>>(s->x, (const __nv_bfloat16 *)table, tokens, dim);
-    if (s->type == CUDA_R_16F) embed_kernel<<<T, 256, 0, s->stream>>>(s->x, (const __half *)table, tokens, dim);
-    if (s->type == CUDA_R_32F) embed_kernel<<<T, 256, 0, s->stream>>>(s->x, (const float *)table, tokens, dim);
+    if (s->weight_type == CUDA_R_16BF) embed_kernel<<<T, 256, 0, s->stream>>>(s->x, (const __nv_bfloat16 *)table, tokens, dim);
+    if (s->weight_type == CUDA_R_16F) embed_kernel<<<T, 256, 0, s->stream>>>(s->x, (const __half *)table, tokens, dim);
+    if (s->weight_type == CUDA_R_32F) embed_kernel<<<T, 256, 0, s->stream>>>(s->x, (const float *)table, tokens, dim);
     CUDA_TRY(cudaGetLastError());
     return true;
 }
@@ -226,13 +186,34 @@ static bool swiglu(CudaState *s, size_t n, Error *err) {
 
 // ---- cuBLAS ---------------------------------------------------------------------------------------------------------
 
+// A matrix [n][k] as it enters a product: as it is, or widened into s->wide, `at` elements behind its start.
+static bool enter(CudaState *s, const void **w, size_t n, size_t k, size_t at, Error *err) {
+    if (s->weight_type == s->type) return true;
+    if (at + n * k > s->wide_elements)
+        return fail(err, "%zu elements to widen, room for %zu", at + n * k, s->wide_elements);
+    float *to = s->wide + at;
+    if (s->weight_type == CUDA_R_16BF)
+        widen_kernel<<<blocks_for(n * k), 256, 0, s->stream>>>(to, (const __nv_bfloat16 *)*w, n * k);
+    else widen_kernel<<<blocks_for(n * k), 256, 0, s->stream>>>(to, (const __half *)*w, n * k);
+    CUDA_TRY(cudaGetLastError());
+    *w = to;
+    return true;
+}
+
 // out[T][n] (+)= in[T][k] · w[n][k]ᵀ, in and w of s->type, sums in float32. cuBLAS counts columns first: the same
-// memory is outᵀ = w · inᵀ there. Float32 stays float32: the default math mode never takes TF32.
-static bool matmul(CudaState *s, void *out, cudaDataType_t out_type, const void *w, const void *in, int T, int n, int k,
-                   float beta, Error *err) {
+// memory is outᵀ = w · inᵀ there. Float32 stays float32: the default math mode never takes TF32. A matrix that has to be
+// widened comes in slabs of its rows.
+static bool matmul(CudaState *s, void *out, const void *w, const void *in, int T, int n, int k, float beta,
+                   Error *err) {
     const float one = 1;
-    CUBLAS_TRY(cublasGemmEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, n, T, k, &one, w, s->type, k, in, s->type, k, &beta, out,
-                            out_type, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    int slab = s->weight_type == s->type || s->wide_elements / k > (size_t)n ? n : (int)(s->wide_elements / k);
+    for (int first = 0; first < n; first += slab) {
+        int rows = n - first < slab ? n - first : slab;
+        const void *part = (const char *)w + (size_t)first * k * s->weight_element;
+        if (!enter(s, &part, rows, k, 0, err)) return false;
+        CUBLAS_TRY(cublasGemmEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, rows, T, k, &one, part, s->type, k, in, s->type, k,
+                                &beta, (float *)out + first, CUDA_R_32F, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    }
     return true;
 }
 
@@ -241,8 +222,17 @@ static bool matmul(CudaState *s, void *out, cudaDataType_t out_type, const void 
 static bool matmul_many(CudaState *s, float *out, const void *w, long long stride, const void *in, int T, int count,
                         int n, int k, Error *err) {
     const float one = 1, zero = 0;
-    CUBLAS_TRY(cublasGemmStridedBatchedEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, n, T, k, &one, w, s->type, k, stride, in,
-                                          s->type, k, 0, &zero, out, CUDA_R_32F, n, (long long)T * n, count,
+    const void *first = w;
+    if (s->weight_type != s->type) {
+        for (int i = 0; i < count; i++) {
+            const void *each = (const char *)w + i * stride * (long long)s->weight_element;
+            if (!enter(s, &each, n, k, (size_t)i * n * k, err)) return false;
+        }
+        first = s->wide;
+        stride = (long long)n * k;
+    }
+    CUBLAS_TRY(cublasGemmStridedBatchedEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, n, T, k, &one, first, s->type, k, stride,
+                                          in, s->type, k, 0, &zero, out, CUDA_R_32F, n, (long long)T * n, count,
                                           CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
     return true;
 }
@@ -251,7 +241,7 @@ static bool matmul_many(CudaState *s, float *out, const void *w, long long strid
 // one call has a product for every head. Of one row, all heads are one product with the same result in the same place.
 static bool matmul_heads(CudaState *s, const Config *c, const LayerWeights *l, int T, Error *err) {
     int heads = c->n_heads + 2 * c->n_kv_heads;
-    if (T == 1) return matmul(s, s->qkv, CUDA_R_32F, l->wq, s->xb, 1, heads * c->head_dim, c->dim, 0, err);
+    if (T == 1) return matmul(s, s->qkv, l->wq, s->xb, 1, heads * c->head_dim, c->dim, 0, err);
     return matmul_many(s, s->qkv, l->wq, (long long)c->head_dim * c->dim, s->xb, T, heads, c->head_dim, c->dim, err);
 }
 
@@ -266,7 +256,7 @@ static bool rope(CudaState *s, float *x, int T, int n_heads, int head_dim, Error
 
 // ---- one part of a batch --------------------------------------------------------------------------------------------
 
-static AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int T, int layer) {
+AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int T, int layer) {
     const Config *c = &m->config;
     size_t at = kv_elements(layer, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim) * s->element;
     AttentionArgs a;
@@ -325,15 +315,21 @@ static bool forward(Model *m, const Batch *host, const int *host_lens, const int
         if ((host ? attention_prefill : attention_decode)(&a, s->stream) != 0)
             return fail(err, "%s", attention_error());
         // back to the stream
-        if (!matmul(s, s->x, CUDA_R_32F, l->wo, s->att, T, c->dim, c->q_dim, 1, err)) return false;
+        if (!matmul(s, s->x, l->wo, s->att, T, c->dim, c->q_dim, 1, err)) return false;
 
         // feed-forward: down(silu(gate) * up)
         if (!rmsnorm(s, l->ffn_norm, NULL, c->norm_eps, T, c->dim, err)) return false;
-        long long from_w1_to_w3 = ((const char *)l->w3 - (const char *)l->w1) / (long long)s->element;
+        long long from_w1_to_w3 = ((const char *)l->w3 - (const char *)l->w1) / (long long)s->weight_element;
         if (!matmul_many(s, s->gate_up, l->w1, from_w1_to_w3, s->xb, T, 2, c->hidden_dim, c->dim, err)) return false;
         if (!swiglu(s, (size_t)T * c->hidden_dim, err)) return false;
-        if (!matmul(s, s->x, CUDA_R_32F, l->w2, s->h, T, c->dim, c->hidden_dim, 1, err)) return false;
+        if (!matmul(s, s->x, l->w2, s->h, T, c->dim, c->hidden_dim, 1, err)) return false;
     }
+    return true;
+}
+
+bool choose(CudaState *s, int first, int n, int vocab, Error *err) {
+    choose_kernel<<<n, 1024, 0, s->stream>>>(s->choice + first, s->logits + (size_t)first * vocab, vocab);
+    CUDA_TRY(cudaGetLastError());
     return true;
 }
 
@@ -343,10 +339,8 @@ static bool head(Model *m, const int *rows, int first, int n, Error *err) {
     CudaState *s = (CudaState *)m->state;
     float *logits = s->logits + (size_t)first * c->vocab_size;
     if (!rmsnorm(s, m->weights.norm, rows, c->norm_eps, n, c->dim, err)) return false;
-    if (!matmul(s, logits, CUDA_R_32F, m->weights.output, s->xb, n, c->vocab_size, c->dim, 0, err)) return false;
-    choose_kernel<<<n, 1024, 0, s->stream>>>(s->choice + first, logits, c->vocab_size);
-    CUDA_TRY(cudaGetLastError());
-    return true;
+    if (!matmul(s, logits, m->weights.output, s->xb, n, c->vocab_size, c->dim, 0, err)) return false;
+    return choose(s, first, n, c->vocab_size, err);
 }
 
 static bool finish(Model *m, const Batch *b, Error *err) {
@@ -381,7 +375,7 @@ static bool prefill_part(Model *m, const Batch *b, int first_logit, Error *err) 
     return true;
 }
 
-static bool prefill_cuda(Model *m, const Batch *b, Error *err) {
+bool prefill_cuda(Model *m, const Batch *b, Error *err) {
     CudaState *s = (CudaState *)m->state;
     if (!model_has_room(m, b, err)) return false;
     for (int first = 0; first < b->n_rows; first += s->max_rows) {
@@ -397,7 +391,7 @@ static bool prefill_cuda(Model *m, const Batch *b, Error *err) {
     return finish(m, &logits, err);
 }
 
-static bool decode_step(Model *m, int n, Error *err) {
+bool decode_step_cublas(Model *m, int n, Error *err) {
     CudaState *s = (CudaState *)m->state;
     CUDA_TRY(cudaMemcpyAsync(s->slots, s->step->slots, (size_t)n * sizeof(int), cudaMemcpyDeviceToDevice, s->stream));
     return forward(m, NULL, NULL, s->step->tokens, s->step->lens, n, err) && head(m, NULL, 0, n, err);
@@ -409,7 +403,7 @@ static bool capture_step(Model *m, int n, Error *err) {
     CudaState *s = (CudaState *)m->state;
     cudaGraph_t graph = NULL;
     CUDA_TRY(cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal));
-    bool ok = decode_step(m, n, err);
+    bool ok = s->decode_step(m, n, err);
     cudaError_t ended = cudaStreamEndCapture(s->stream, &graph);
     if (!ok) return false;
     CUDA_TRY(ended);
@@ -419,7 +413,7 @@ static bool capture_step(Model *m, int n, Error *err) {
     return true;
 }
 
-static bool decode_cuda(Model *m, const Batch *b, Error *err) {
+bool decode_cuda(Model *m, const Batch *b, Error *err) {
     CudaState *s = (CudaState *)m->state;
     int n = b->n_seq;
     if (!model_has_room(m, b, err)) return false;
@@ -431,7 +425,7 @@ static bool decode_cuda(Model *m, const Batch *b, Error *err) {
     CUDA_TRY(cudaMemcpyAsync(s->step, s->step_host, sizeof *s->step, cudaMemcpyHostToDevice, s->stream));
     if (!s->ran[n]) {
         s->ran[n] = true;
-        if (!decode_step(m, n, err)) return false;
+        if (!s->decode_step(m, n, err)) return false;
     } else {
         if (!s->graphs[n] && !capture_step(m, n, err)) return false;
         CUDA_TRY(cudaGraphLaunch(s->graphs[n], s->stream));
@@ -439,7 +433,7 @@ static bool decode_cuda(Model *m, const Batch *b, Error *err) {
     return finish(m, b, err);
 }
 
-static bool read_logits_cuda(Model *m, Error *err) {
+bool read_logits_cuda(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
     size_t bytes = (size_t)s->n_logits * (size_t)m->config.vocab_size * sizeof(float);
     CUDA_TRY(cudaMemcpy(m->logits, s->logits, bytes, cudaMemcpyDeviceToHost));
@@ -482,7 +476,7 @@ static bool plan_tensor(void *context, const char *name, const void **slot, uint
                    (char *)p->bytes,
                    rotated ? p->model->config.head_dim : 0,
                    cols == 0};
-    uint64_t bytes = t.rows * t.cols * (t.norm ? sizeof(float) : p->state->element);
+    uint64_t bytes = t.rows * t.cols * (t.norm ? sizeof(float) : p->state->weight_element);
     p->bytes += (bytes + 127) / 128 * 128;
     p->tensors[p->n++] = t;
     return true;
@@ -502,7 +496,7 @@ static void place_as(const Placement *t, const void *staged, DType from, uint64_
 
 static bool place(CudaState *s, const Placement *t, const void *staged, DType from, uint64_t first, unsigned rows,
                   cudaStream_t stream, Error *err) {
-    cudaDataType_t type = t->norm ? CUDA_R_32F : s->type;
+    cudaDataType_t type = t->norm ? CUDA_R_32F : s->weight_type;
     if (type == CUDA_R_16BF) place_as<__nv_bfloat16>(t, staged, from, first, rows, stream);
     if (type == CUDA_R_16F) place_as<__half>(t, staged, from, first, rows, stream);
     if (type == CUDA_R_32F) place_as<float>(t, staged, from, first, rows, stream);
@@ -597,7 +591,7 @@ static bool upload(const Model *m, CudaState *s, const Plan *p, Error *err) {
             if (!m->progress) continue;
 #pragma omp critical
             {
-                sent += piece->rows * piece->tensor->cols * s->element;
+                sent += piece->rows * piece->tensor->cols * s->weight_element;
                 m->progress("loading", sent, p->bytes);
             }
         }
@@ -621,7 +615,7 @@ static bool synthesize(const Model *m, CudaState *s, const Plan *p, Error *err) 
         float range = t->norm ? 0 : 2 * 1.7f * 1.7320508f / sqrtf((float)t->cols);
         uint32_t salt = (uint32_t)((m->seed + i) * 0x9E3779B97F4A7C15u >> 32);
         unsigned blocks = n / 256 < 8192 ? (unsigned)(n / 256 + 1) : 8192;
-        cudaDataType_t type = t->norm ? CUDA_R_32F : s->type;
+        cudaDataType_t type = t->norm ? CUDA_R_32F : s->weight_type;
         if (type == CUDA_R_16BF)
             synthesize_kernel<<<blocks, 256, 0, s->stream>>>((__nv_bfloat16 *)t->to, n, range, salt);
         if (type == CUDA_R_16F) synthesize_kernel<<<blocks, 256, 0, s->stream>>>((__half *)t->to, n, range, salt);
@@ -666,6 +660,7 @@ static int list_buffers(Model *m, CudaState *s, Buffer *list) {
         {(void **)&s->choice, LOGIT_ROWS * 4},
         {(void **)&s->step, sizeof *s->step},
         {(void **)&s->slots, MAX_SLOTS * 4},
+        {s->wide_elements ? (void **)&s->wide : NULL, s->wide_elements * sizeof(float)},
         {&s->attention_workspace, s->attention_workspace_bytes},
         {&s->blas_workspace, WORKSPACE_BYTES},
     };
@@ -719,7 +714,7 @@ static bool check_memory(const Model *m, const CudaState *s, uint64_t weights, c
 
 // ---- the engine -----------------------------------------------------------------------------------------------------
 
-static bool usable_cuda(const Model *m, Error *err) {
+bool usable_cuda(const Model *m, Error *err) {
     int n = 0, driver = 0, device = 0;
     cudaError_t status = cudaGetDeviceCount(&n);
     if (status == cudaErrorInsufficientDriver) {
@@ -746,12 +741,18 @@ static bool usable_cuda(const Model *m, Error *err) {
     return d == 64 || d == 96 || d == 128 || fail(err, "head_dim is %d, the GPU's attention has 64, 96 and 128", d);
 }
 
-static bool choose_types(Model *m, CudaState *s) {
+static void choose_types(const Model *m, CudaState *s, bool narrow) {
+    const Config *c = &m->config;
     bool f32 = m->precision == PRECISION_F32, f16 = m->weights.dtype == DTYPE_F16;
-    s->type = f32 ? CUDA_R_32F : f16 ? CUDA_R_16F : CUDA_R_16BF;
+    cudaDataType_t half = f16 ? CUDA_R_16F : CUDA_R_16BF;
+    s->type = f32 ? CUDA_R_32F : half;
     s->attention_dtype = f32 ? ATTENTION_F32 : f16 ? ATTENTION_F16 : ATTENTION_BF16;
     s->element = f32 ? 4 : 2;
-    return true;
+    narrow = narrow && f32 && m->weights.dtype != DTYPE_F32;
+    s->weight_type = narrow ? half : s->type;
+    s->weight_element = narrow ? 2 : s->element;
+    uint64_t qkv = (uint64_t)(c->q_dim + 2 * c->kv_dim) * c->dim, gate_up = 2 * (uint64_t)c->hidden_dim * c->dim;
+    s->wide_elements = !narrow ? 0 : qkv > gate_up ? qkv : gate_up;
 }
 
 // Stream, cuBLAS handle, pinned memory, RoPE's frequencies.
@@ -771,11 +772,12 @@ static bool connect(Model *m, CudaState *s, Error *err) {
     return true;
 }
 
-static bool open_cuda(Model *m, Error *err) {
+bool open_cuda(Model *m, bool narrow, Error *err) {
     CudaState *s = (CudaState *)calloc(1, sizeof *s);
     m->state = s;
     if (!s) return fail(err, "out of memory: the engine's state");
-    choose_types(m, s);
+    choose_types(m, s, narrow);
+    s->decode_step = decode_step_cublas;
     Plan plan = {m, s, NULL, 0, 0};
     Buffer buffers[N_BUFFERS];
     int n_buffers = 0;
@@ -801,7 +803,7 @@ static bool open_cuda(Model *m, Error *err) {
     return ok;
 }
 
-static void close_cuda(Model *m) {
+void close_cuda(Model *m) {
     CudaState *s = (CudaState *)m->state;
     if (!s) return;
     if (s->stream) cudaStreamSynchronize(s->stream);
@@ -822,5 +824,9 @@ static void close_cuda(Model *m) {
     m->state = NULL;
 }
 
-extern "C" const Engine engine_cublas = {"cublas",     usable_cuda, open_cuda,        close_cuda,
+static bool open_cublas(Model *m, Error *err) {
+    return open_cuda(m, false, err);
+}
+
+extern "C" const Engine engine_cublas = {"cublas",     usable_cuda, open_cublas,     close_cuda,
                                          prefill_cuda, decode_cuda, read_logits_cuda, &machine_cuda};

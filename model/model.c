@@ -11,12 +11,13 @@
 
 extern const Engine engine_cpu;
 #ifdef LLAMA_CUDA
-extern const Engine engine_cublas;
+extern const Engine engine_fused, engine_cublas;
 #endif
 
 static const Engine *const engines[] = {
-// the fastest first
+    // the fastest first
 #ifdef LLAMA_CUDA
+    &engine_fused,
     &engine_cublas,
 #endif
     &engine_cpu,
@@ -179,7 +180,8 @@ bool model_open_synthetic(Model *m, const char *shape, uint64_t seed, Error *err
     return fail(err, "--synthetic %s: unknown shape, expected one of: %s", shape, known);
 }
 
-bool model_choose(Model *m, const char *engine, Error *err) {
+bool model_choose(Model *m, const char *engine, Precision precision, Error *err) {
+    m->precision = precision;
     for (int i = 0; i < N_ENGINES && !m->engine; i++) {
         Error why = {""};
         if (engine && strcmp(engine, engines[i]->name) != 0) continue;
@@ -187,7 +189,7 @@ bool model_choose(Model *m, const char *engine, Error *err) {
             m->engine = engines[i];
         else if (engine)
             return fail(err, "--engine %s: %s", engine, why.text);
-        else
+        else if (!m->not_used.text[0])
             m->not_used = why;
     }
     return m->engine || fail(err, "--engine %s: this build has: %s", engine, model_engines());
@@ -195,8 +197,7 @@ bool model_choose(Model *m, const char *engine, Error *err) {
 
 bool model_start(Model *m, const char *engine, Precision precision, int n_slots, int max_len, Error *err) {
     const Config *c = &m->config;
-    if (!model_choose(m, engine, err)) return false;
-    m->precision = precision;
+    if (!model_choose(m, engine, precision, err)) return false;
     m->kv.n_slots = n_slots;
     m->kv.max_len = max_len;
     m->kv.len = calloc((size_t)n_slots, sizeof *m->kv.len);

@@ -90,8 +90,8 @@ bool model_open(Model *model, const char *path, bool vocab_only, Error *err);
 // A model of a known shape (llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b) whose weights the engine makes
 // from a seed. Its vocabulary is the 256 bytes; all other ids are unused.
 bool model_open_synthetic(Model *model, const char *shape, uint64_t seed, Error *err);
-// Chooses an engine (NULL: the fastest here), unless one is chosen already.
-bool model_choose(Model *model, const char *engine, Error *err);
+// Chooses an engine for that precision (NULL: the fastest here), unless one is chosen already.
+bool model_choose(Model *model, const char *engine, Precision precision, Error *err);
 // The same, and gives it a cache of n_slots sequences of max_len positions.
 bool model_start(Model *model, const char *engine, Precision precision, int n_slots, int max_len, Error *err);
 // Undoes a start, also one that failed: the engine gives everything back, and may be started with another cache.

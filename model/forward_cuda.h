@@ -1,0 +1,81 @@
+// What the GPU engines share: the state on the device, and the parts of engine cublas that engine fused builds on.
+#ifndef FORWARD_CUDA_H
+#define FORWARD_CUDA_H
+
+extern "C" {
+#include "attention.h"
+#include "bench.h"
+#include "model.h"
+}
+#include "cuda_util.h"
+
+// What decode reads from the host for each step, copied in one piece.
+struct StepInput {
+    int tokens[MAX_SLOTS], lens[MAX_SLOTS], slots[MAX_SLOTS];
+};
+
+struct FusedState;
+
+struct CudaState {
+    cublasHandle_t blas;
+    cudaStream_t stream;
+    cudaDataType_t type;
+    int attention_dtype;
+    size_t element; // bytes of type
+    // Of the matrices on the device: type, or with --precision f32 what the file has, if the engine reads that.
+    cudaDataType_t weight_type;
+    size_t weight_element;
+    float *wide; // [wide_elements]: a matrix on its way into a float32 product, if weight_type is not type
+    size_t wide_elements;
+    int max_rows, max_logits;
+    char *weights;
+    float *rope_freq;     // [head_dim/2]
+    float *x;             // [T][dim]: the residual stream
+    void *xb;             // type [T][dim]: normalised
+    float *qkv;           // [n_heads + 2 × n_kv_heads][T][head_dim]: queries, keys, values
+    void *qkv_in;         // type, the same: rotated and rounded, as they enter attention and the cache
+    void *att;            // type [T][q_dim]
+    float *gate_up;       // [2][T][hidden_dim]
+    void *h;              // type [T][hidden_dim]
+    float2 *phases;       // [T][head_dim/2]: cosine and sine
+    int *tokens, *pos;    // [T]
+    int *logit_rows;      // [LOGIT_ROWS]
+    float *logits;        // [max_logits][vocab_size]
+    int *choice;          // [LOGIT_ROWS]
+    StepInput *step;      // device
+    StepInput *step_host; // pinned
+    int *choice_host;     // pinned [LOGIT_ROWS]
+    int *pos_host;        // pinned [T]
+    int *slots;           // [MAX_SLOTS]: attention's block table, one block a sequence
+    void *attention_workspace, *blas_workspace;
+    size_t attention_workspace_bytes;
+    int n_logits;                          // of the last call
+    cudaGraphExec_t graphs[MAX_SLOTS + 1]; // decode of so many rows
+    bool ran[MAX_SLOTS + 1];               // once without a graph, so that cuBLAS has loaded what it needs
+    // Enqueues a step of n rows from `step` to `choice`.
+    bool (*decode_step)(Model *m, int n, Error *err);
+    struct FusedState *fused; // engine fused's own
+};
+
+// Cosine and sine of the float32 angle pos × freq. In float64: an angle may be 100,000 radians.
+__device__ inline float2 phase_of(int pos, float freq) {
+    double s, c;
+    sincos((double)__fmul_rn((float)pos, freq), &s, &c);
+    return make_float2((float)c, (float)s);
+}
+
+// narrow: matrices stay in 16 bits on the device where the file has them so, whatever the precision.
+bool open_cuda(Model *m, bool narrow, Error *err);
+void close_cuda(Model *m);
+bool usable_cuda(const Model *m, Error *err);
+bool prefill_cuda(Model *m, const Batch *b, Error *err);
+bool decode_cuda(Model *m, const Batch *b, Error *err);
+bool read_logits_cuda(Model *m, Error *err);
+// Engine cublas's step.
+bool decode_step_cublas(Model *m, int n, Error *err);
+// The attention of one layer for T rows of n_seq sequences, on the state's buffers.
+AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int T, int layer);
+// The most likely token of n rows of logits, from row `first` on.
+bool choose(CudaState *s, int first, int n, int vocab, Error *err);
+
+#endif
