@@ -278,7 +278,8 @@ __device__ __forceinline__ void decode_load_step(const DecodeParams &p, const De
     constexpr int STEP = decode_step<D>(), CHUNKS = D / 8, COPIERS = D == 96 ? 96 : 128, ROWS = COPIERS / CHUNKS, V = STEP * D * 2;
     const Cache<T> &cache = (const Cache<T> &)p.cache;
     if (COPIERS < DECODE_THREADS && threadIdx.x >= COPIERS) return;
-    if (pos + STEP <= item.total - p.append && (!cache.table || cache.block_size % STEP == 0)) {    // all of it there, in one piece
+    bool in_one_block = !cache.table || cache.table_width == 1 || cache.block_size % STEP == 0;
+    if (pos + STEP <= item.total - p.append && in_one_block) {    // all of it there, in one piece
         size_t base = cache_row(cache, item.seq, item.kv_head, pos) + threadIdx.x * 8;
         const T *k = cache.k + base, *v = cache.v + base;
         #pragma unroll
