@@ -15,6 +15,8 @@ enum {
     MAX_LOADS = 2 * MAX_LISTED
 };
 static const double PROMPT_SECONDS = 1.5, STEP_SECONDS = 0.8; // for a row, after its warm-up, if that is enough
+// After a start nothing counts for so long: a driver may still be wiping the memory that was given back before it.
+static const double SETTLE_SECONDS = 0.3;
 
 // One line of the result: a prompt, or a step of some sequences.
 typedef struct {
@@ -33,6 +35,7 @@ typedef struct {
     Row first, prompts[MAX_LISTED], steps[MAX_LISTED * MAX_LISTED];
     int n_prompts, n_steps, n_loads, n_done;
     double first_time; // seconds of the first prompt before any warm-up
+    double settled;    // on the clock
     double loads[MAX_LOADS];
 } Bench;
 
@@ -152,17 +155,21 @@ static bool time_step(Bench *b, int batch, int *tokens, double *seconds, Error *
 }
 
 static bool measure_steps(Bench *b, Row *row, Error *err) {
-    double samples[MAX_SAMPLES], began = 0;
-    int tokens[MAX_SLOTS], *len = b->m->kv.len, last = b->m->kv.max_len - WINDOW;
+    double samples[MAX_SAMPLES], seconds, began = 0;
+    int tokens[MAX_SLOTS], *len = b->m->kv.len, last = b->m->kv.max_len - WINDOW, n = 0;
     int start = row->length < last ? row->length : last; // the model's longest context has no room behind it
+    bool warm = false;
     show(b, "a step behind", row);
     for (int i = 0; i < row->batch; i++) tokens[i] = (int)((uint32_t)i * 7919 % (uint32_t)b->m->config.vocab_size);
-    int n = -WARM_UPS;
-    for (; n < 0 || wants_more(n, began, STEP_SECONDS); n++) {
-        if (n == 0) began = clock_seconds();
-        if (n == -WARM_UPS || (n >= 0 && n % WINDOW == 0))
+    for (int step = 0; !warm || wants_more(n, began, STEP_SECONDS); step++) {
+        if (step % WINDOW == 0)
             for (int i = 0; i < row->batch; i++) len[i] = start;
-        if (!time_step(b, row->batch, tokens, &samples[n < 0 ? 0 : n], err)) return false;
+        if (!time_step(b, row->batch, tokens, &seconds, err)) return false;
+        if (warm) samples[n++] = seconds;
+        if (warm || step + 1 < WARM_UPS || clock_seconds() < b->settled) continue;
+        warm = true;
+        began = clock_seconds();
+        step = -1; // and from the start of the window
     }
     row->seconds = figure_of(samples, n);
     row->work = (double)weights_read(b->m, row->batch) + kv_read(b->m, row->batch, start);
@@ -175,7 +182,9 @@ static bool start_with(Bench *b, int slots, int max_len, Error *err) {
     double start = clock_seconds();
     if (!goes_on(b, err) || !model_start(b->m, b->o->engine, b->o->precision, slots, max_len, err)) return false;
     if (b->m->file.n_tensors && b->n_loads < MAX_LOADS) b->loads[b->n_loads++] = clock_seconds() - start;
-    return b->machine->fill_cache(b->m, err);
+    bool ok = b->machine->fill_cache(b->m, err);
+    b->settled = clock_seconds() + SETTLE_SECONDS;
+    return ok;
 }
 
 // All prompts with one cache, of the longest that there is memory for. What does not fit at all fails here.
@@ -366,8 +375,9 @@ static void print_head(const Bench *b, const Figure *loads, FILE *out) {
 static void print_rows(const Bench *b, FILE *out) {
     double unit = b->yard.product.median < 1e12 ? 1e9 : 1e12;
     char between[48];
-    fprintf(out, "\n%16s %12s %-20s %14s %10s %8s\n", "prompt", "ms", "[smallest, largest]", "tokens/s",
-            unit > 1e9 ? "TFLOP/s" : "GFLOP/s", "of peak");
+    if (b->n_prompts)
+        fprintf(out, "\n%16s %12s %-20s %14s %10s %8s\n", "prompt", "ms", "[smallest, largest]", "tokens/s",
+                unit > 1e9 ? "TFLOP/s" : "GFLOP/s", "of peak");
     for (int i = 0; i < b->n_prompts; i++) {
         const Row *r = &b->prompts[i];
         if (r->seconds.n == 0) {

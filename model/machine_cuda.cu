@@ -7,7 +7,9 @@ extern "C" {
 #include "cuda_util.h"
 
 constexpr int CHUNK = 32768, STAGES = 6;
-enum { WARM_UPS = 3, SAMPLES = 20, PRODUCT = 8192 };
+// Before reading counts, a tenth of a second or more: a driver may still be wiping memory that another program gave
+// back.
+enum { READ_WARM_UPS = 100, PRODUCT_WARM_UPS = 3, SAMPLES = 20, PRODUCT = 8192 };
 
 // Computes: nothing; reads n_chunks chunks of 32 KB, on Hopper and later by bulk copies through a ring in shared
 // memory, which nothing else comes near, elsewhere by 16-byte loads.   Reads: data [n_chunks][CHUNK].   Writes: sink,
@@ -74,13 +76,13 @@ template <typename T> static bool fill_random(void *dst, uint64_t n, Error *err)
     return true;
 }
 
-// What `launch` does, `work` of it each time, per second.
-template <typename Launch> static bool rate_of(Figure *rate, double work, Launch launch, Error *err) {
+// What `launch` does, `work` of it each time, per second, after so many warm-ups.
+template <typename Launch> static bool rate_of(Figure *rate, double work, int warm_ups, Launch launch, Error *err) {
     double samples[SAMPLES];
     cudaEvent_t begin, end;
     CUDA_TRY(cudaEventCreate(&begin));
     CUDA_TRY(cudaEventCreate(&end));
-    for (int i = -WARM_UPS; i < SAMPLES; i++) {
+    for (int i = -warm_ups; i < SAMPLES; i++) {
         float ms;
         CUDA_TRY(cudaEventRecord(begin));
         if (!launch()) return false;
@@ -113,7 +115,7 @@ static bool rate_of_reading(char *data, uint64_t bytes, Figure *rate, char *how,
         CUDA_TRY(cudaGetLastError());
         return true;
     };
-    return rate_of(rate, (double)n_chunks * CHUNK, read, err);
+    return rate_of(rate, (double)n_chunks * CHUNK, READ_WARM_UPS, read, err);
 }
 
 bool read_ceiling_cuda(uint64_t bytes, Figure *rate, char *how, size_t how_size, Error *err) {
@@ -134,7 +136,7 @@ static bool rate_of_product(cublasHandle_t blas, __nv_bfloat16 *data, Figure *ra
                                 &zero, c, CUDA_R_16BF, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
         return true;
     };
-    return rate_of(rate, 2.0 * n * n * n, product, err);
+    return rate_of(rate, 2.0 * n * n * n, PRODUCT_WARM_UPS, product, err);
 }
 
 static bool measure_product(Yardstick *y, int *version, Error *err) {
