@@ -3,7 +3,8 @@
 # make test       builds and runs every test that this machine can run
 # make test-gpu   the tests that need a GPU, alone; make test-gpu-plain, sanitize-gpu and compare-gpu (beside PyTorch) go further
 # make lib        the attention kernels alone: build/libattention.so (model/attention.h is its interface)
-# make bench-cpu  measures the CPU engine on weights of LLaMA 3.2 1B's shape, made from a seed
+# make bench      measures the GPU on weights of LLaMA 3.1 8B's shape, made from a seed (without a GPU, the CPU on 3.2 1B's)
+# make bench-cpu  measures the CPU engine
 # make asan       the tests once more, under AddressSanitizer and UBSan
 # make clean
 #
@@ -43,20 +44,20 @@ OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 
 # ---- sources --------------------------------------------------------------------------------------------------------
 
-LIBRARY := model/batch.c model/bench.c model/checkpoint.c model/compare.c model/error.c model/forward_cpu.c model/generate.c model/json.c model/model.c \
+LIBRARY := model/batch.c model/bench.c model/checkpoint.c model/compare.c model/error.c model/forward_cpu.c model/generate.c model/json.c model/machine_cpu.c model/model.c \
            model/safetensors.c model/sampler.c tokenizer/bpe.c tokenizer/split.c tokenizer/tokenizer.c
 LIBRARY += $(if $(X86),model/ops_x86.c,model/ops_other.c)
 OPS     := portable $(if $(X86),avx2)
 
 # The GPU engine, where there is nvcc.
-CUDA_LIBRARY := $(if $(NVCC),model/forward_cuda.cu model/decode.cu attention.cu)
+CUDA_LIBRARY := $(if $(NVCC),model/forward_cuda.cu model/decode.cu model/machine_cuda.cu attention.cu)
 
 LIBRARY_OBJECTS := $(CUDA_LIBRARY:%.cu=$(BUILD)/%.o) $(LIBRARY:%.c=$(BUILD)/%.o) $(OPS:%=$(BUILD)/model/ops_%.o)
 TESTS           := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 GPU_TESTS       := $(if $(NVCC),$(patsubst tests/%.cu,$(BUILD)/tests/%,$(wildcard tests/test_*.cu)))
 
 .SECONDARY: # objects of tests stay
-.PHONY: all demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib bench-cpu asan clean FORCE
+.PHONY: all demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib bench bench-cpu asan clean FORCE
 
 all: $(PROGRAM)
 	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(CUDA_ARCHS) ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA)),CUDA=0,no nvcc in CUDA_HOME or PATH))"
@@ -127,13 +128,13 @@ sanitize-gpu: all $(GPU_TESTS)
 	  status=$$?; tail -n 2 $(BUILD)/$$tool.log; [ $$status -eq 0 ] || exit 1; done
 	compute-sanitizer --tool memcheck --error-exitcode 9 ./$(PROGRAM) model/stories.bin -p "Once" -n 20 --engine cublas
 
-$(BUILD)/read_ceiling: tests/read_ceiling.cu $(BUILD)/flags
-	$(NVCC) $(NVCC_FLAGS) $< -o $@
-
 # Needs Python with torch and transformers.
-compare-gpu: lib $(BUILD)/read_ceiling
+compare-gpu: lib $(BUILD)/tests/read_ceiling
 	python3 scripts/check_attention_torch.py --csv $(BUILD)/attention.csv --plot $(BUILD)/attention.png
 	python3 scripts/hf_attention.py
+
+bench: all
+	./$(PROGRAM) --synthetic $(if $(GPU_HERE),llama-3.1-8b,llama-3.2-1b) --bench
 
 bench-cpu: all
 	./$(PROGRAM) --synthetic llama-3.2-1b --bench --engine cpu

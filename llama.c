@@ -80,10 +80,12 @@ static const Flag flags[] = {
     {"--hex", NULL, "text is hexadecimal, in --tokenize and --detokenize", FLAG_SWITCH, FIELD(hex), 0, 0},
     {"--prompts", "FILE", "many prompts, a JSON object with text or ids on each line; answers as JSON lines", FLAG_TEXT,
      FIELD(prompts), 0, 0},
-    {"-b", "N", "with --prompts: so many at a time (8)", FLAG_INT, FIELD(batch), 1, MAX_SLOTS},
+    {"-b", "N", "with --prompts: so many at a time (8); with --bench: at most so many", FLAG_INT, FIELD(batch), 1,
+     MAX_SLOTS},
     {"--perplexity", "FILE", "how well the model predicts a text", FLAG_TEXT, FIELD(perplexity), 0, 0},
     {"--compare", "DUMP", "compare with HuggingFace's tokens (scripts/dump_hf.py)", FLAG_TEXT, FIELD(compare), 0, 0},
-    {"--bench", NULL, "measure this machine and this model on engine cpu", FLAG_SWITCH, FIELD(bench), 0, 0},
+    {"--bench", NULL, "measure this machine, and this model on it; -c and -b: no context and no batch beyond",
+     FLAG_SWITCH, FIELD(bench), 0, 0},
     {"--synthetic", "SHAPE", "weights from a seed: llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b", FLAG_TEXT,
      FIELD(synthetic), 0, 0},
     {"--engine", "NAME", "what computes (the fastest here)", FLAG_TEXT, FIELD(engine), 0, 0},
@@ -190,7 +192,7 @@ static bool check_flags(const Options *o, Error *err) {
     if (!generates && (o->logprobs || o->echo || o->n_stops || o->ignore_eos || o->sampler.temperature > 0))
         return fail(err, "--logprobs, --echo, --stop, --ignore-eos and --temp go with generating text");
     if (o->logprobs && !o->json && !o->prompts) return fail(err, "--logprobs goes with --json or --prompts");
-    if (o->batch && !o->prompts) return fail(err, "-b goes with --prompts");
+    if (o->batch && !o->prompts && !o->bench) return fail(err, "-b goes with --prompts or --bench");
     if (o->echo && o->prompts) return fail(err, "--echo: the JSON lines of --prompts have the prompt's ids");
     if (o->json && (o->perplexity || o->compare))
         return fail(err, "--json: --perplexity and --compare print text only");
@@ -378,7 +380,7 @@ static void print_statistics(const Model *m, const Sequence *seq) {
     fprintf(stderr, "; %zu new tokens", seq->ids.n);
     if (per_token > 0)
         fprintf(stderr, ", %.3f ms each (%.0f tokens/s, %.1f GB/s of weights)", per_token * 1e3, 1 / per_token,
-                (double)weights_read_per_token(m) / per_token * 1e-9);
+                (double)weights_read(m, 1) / per_token * 1e-9);
     print_engine(m);
 }
 
@@ -420,12 +422,15 @@ static void show_progress(const char *what, uint64_t done, uint64_t total) {
     fputs(done < total ? "   " : "\r\033[K", stderr); // gone when it is done
 }
 
+static Precision precision_of(const Options *o) {
+    return o->precision && strcmp(o->precision, "f32") == 0 ? PRECISION_F32 : PRECISION_BF16;
+}
+
 static bool start_model(const Options *o, Model *m, int slots, int context, Error *err) {
     if (context > m->config.max_seq_len)
         return fail(err, "a context of %d tokens, the model's maximum is %d", context, m->config.max_seq_len);
-    Precision precision = o->precision && strcmp(o->precision, "f32") == 0 ? PRECISION_F32 : PRECISION_BF16;
     if (isatty(STDERR_FILENO) && !o->quiet) m->progress = show_progress;
-    if (!model_start(m, o->engine, precision, slots, context, err)) return false;
+    if (!model_start(m, o->engine, precision_of(o), slots, context, err)) return false;
     if (o->verbose) print_model(m);
     return true;
 }
@@ -715,12 +720,16 @@ static bool run_compare(const Options *o, Model *m, Error *err) {
     return ok;
 }
 
-// Engine cpu, unless another is named: the GPU's figures come from elsewhere so far (scripts/validate.sh, bench_hf.py).
 static bool run_bench(const Options *o, Model *m, Error *err) {
-    Options on_cpu = *o;
-    if (!o->engine) on_cpu.engine = "cpu";
-    return start_model(&on_cpu, m, 1, context_for(o, m, BENCH_CONTEXT), err) &&
-           bench_run(m, o->json, stdout, &interrupted, err) && flush_output(err);
+    BenchOptions options = {.version = VERSION,
+                            .engine = o->engine,
+                            .synthetic = o->synthetic,
+                            .precision = precision_of(o),
+                            .context = o->context,
+                            .batch = o->batch,
+                            .json = o->json,
+                            .progress = isatty(STDERR_FILENO) && !o->quiet};
+    return bench_run(m, &options, stdout, &interrupted, err) && flush_output(err);
 }
 
 // ---- main -----------------------------------------------------------------------------------------------------------

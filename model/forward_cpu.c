@@ -5,7 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include "bench.h"
 #include "checkpoint.h"
 #include "model.h"
 #include "ops_cpu.h"
@@ -209,7 +211,10 @@ static bool load_weights(Model *m, CpuState *s, Error *err) {
         m->weights.bytes = y.at;
     }
     s->weights = y.base = allocate_weights(m->weights.bytes);
-    if (!s->weights) return fail(err, "out of memory: %.2f GB of weights", (double)m->weights.bytes * 1e-9);
+    if (!s->weights)
+        return fail(err, "out of memory: %.2f GB of weights, this machine has %.2f GB in all",
+                    (double)m->weights.bytes * 1e-9,
+                    (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) * 1e-9);
     if (!synthetic) return checkpoint_load(m, s->weights, err);
     y.at = 0;
     return weights_visit(m, synthesize, &y, err);
@@ -278,4 +283,4 @@ static void close_cpu(Model *m) {
     m->state = NULL;
 }
 
-const Engine engine_cpu = {"cpu", usable_cpu, open_cpu, close_cpu, run_cpu, run_cpu, read_logits_cpu};
+const Engine engine_cpu = {"cpu", usable_cpu, open_cpu, close_cpu, run_cpu, run_cpu, read_logits_cpu, &machine_cpu};

@@ -820,6 +820,7 @@ void close_cuda(Model *m) {
     cudaFreeHost(s->pos_host);
     cudaFreeHost(m->logits);
     if (s->stream) cudaStreamDestroy(s->stream);
+    cudaGetLastError(); // an allocation that was refused is no error of what comes next
     free(s);
     m->state = NULL;
 }
@@ -829,4 +830,4 @@ static bool open_cublas(Model *m, Error *err) {
 }
 
 extern "C" const Engine engine_cublas = {"cublas",     usable_cuda, open_cublas,     close_cuda,
-                                         prefill_cuda, decode_cuda, read_logits_cuda};
+                                         prefill_cuda, decode_cuda, read_logits_cuda, &machine_cuda};

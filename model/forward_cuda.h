@@ -4,6 +4,7 @@
 
 extern "C" {
 #include "attention.h"
+#include "bench.h"
 #include "model.h"
 }
 #include "cuda_util.h"

@@ -180,11 +180,8 @@ bool model_open_synthetic(Model *m, const char *shape, uint64_t seed, Error *err
     return fail(err, "--synthetic %s: unknown shape, expected one of: %s", shape, known);
 }
 
-bool model_start(Model *m, const char *engine, Precision precision, int n_slots, int max_len, Error *err) {
-    const Config *c = &m->config;
+bool model_choose(Model *m, const char *engine, Precision precision, Error *err) {
     m->precision = precision;
-    m->kv.n_slots = n_slots;
-    m->kv.max_len = max_len;
     for (int i = 0; i < N_ENGINES && !m->engine; i++) {
         Error why = {""};
         if (engine && strcmp(engine, engines[i]->name) != 0) continue;
@@ -195,7 +192,14 @@ bool model_start(Model *m, const char *engine, Precision precision, int n_slots,
         else if (!m->not_used.text[0])
             m->not_used = why;
     }
-    if (!m->engine) return fail(err, "--engine %s: this build has: %s", engine, model_engines());
+    return m->engine || fail(err, "--engine %s: this build has: %s", engine, model_engines());
+}
+
+bool model_start(Model *m, const char *engine, Precision precision, int n_slots, int max_len, Error *err) {
+    const Config *c = &m->config;
+    if (!model_choose(m, engine, precision, err)) return false;
+    m->kv.n_slots = n_slots;
+    m->kv.max_len = max_len;
     m->kv.len = calloc((size_t)n_slots, sizeof *m->kv.len);
     m->rope_freq = malloc((size_t)c->head_dim / 2 * sizeof *m->rope_freq);
     if (!m->kv.len || !m->rope_freq) return fail(err, "out of memory: %d slots and RoPE frequencies", n_slots);
@@ -232,12 +236,19 @@ bool model_decode(Model *m, int slot, int token, Error *err) {
     return m->engine->decode(m, &batch, err);
 }
 
-void model_close(Model *m) {
+void model_stop(Model *m) {
     if (m->engine) m->engine->close(m);
+    free(m->rope_freq);
+    free(m->kv.len);
+    m->rope_freq = NULL;
+    m->kv = (KVCache){0};
+    m->logits = NULL; // the engine's
+}
+
+void model_close(Model *m) {
+    model_stop(m);
     safetensors_close(&m->file);
     tokenizer_free(&m->tokenizer);
     free(m->weights.layers);
-    free(m->rope_freq);
-    free(m->kv.len);
     *m = (Model){.file.fd = -1};
 }

@@ -48,6 +48,7 @@ typedef struct {
 } Weights;
 
 typedef struct Model Model;
+typedef struct Machine Machine; // bench.h
 
 // What computes the function. One table each; model.c chooses.
 typedef struct {
@@ -63,6 +64,7 @@ typedef struct {
     bool (*decode)(Model *model, const Batch *batch, Error *err);
     // Brings the logits of the last call's logit rows to model->logits.
     bool (*read_logits)(Model *model, Error *err);
+    const Machine *machine; // where it computes, for the benchmark
 } Engine;
 
 struct Model {
@@ -88,8 +90,12 @@ bool model_open(Model *model, const char *path, bool vocab_only, Error *err);
 // A model of a known shape (llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b) whose weights the engine makes
 // from a seed. Its vocabulary is the 256 bytes; all other ids are unused.
 bool model_open_synthetic(Model *model, const char *shape, uint64_t seed, Error *err);
-// Chooses an engine (NULL: the fastest here), and gives it a cache of n_slots sequences of max_len positions.
+// Chooses an engine for that precision (NULL: the fastest here), unless one is chosen already.
+bool model_choose(Model *model, const char *engine, Precision precision, Error *err);
+// The same, and gives it a cache of n_slots sequences of max_len positions.
 bool model_start(Model *model, const char *engine, Precision precision, int n_slots, int max_len, Error *err);
+// Undoes a start, also one that failed: the engine gives everything back, and may be started with another cache.
+void model_stop(Model *model);
 // For one sequence: n tokens behind those in its slot, the logits of the last n_logits wanted.
 bool model_prefill(Model *model, int slot, const int *tokens, int n, int n_logits, Error *err);
 bool model_decode(Model *model, int slot, int token, Error *err);

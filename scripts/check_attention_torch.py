@@ -5,7 +5,7 @@
 
 Errors: the largest against float64 on the same rounded inputs; in f16 and bf16 ours may be at most 1.1 x SDPA's own.
 Times: medians of CUDA graph replays, with buffers rotated past the L2 cache, peers first; the read ceiling is taken in the
-same run by build/read_ceiling. Exits 1 if an error is out of bounds.
+same run by build/tests/read_ceiling. Exits 1 if an error is out of bounds.
 """
 import argparse
 import csv
@@ -249,9 +249,9 @@ def main():
         bad = errors(lib)
         print("errors:", "ok" if not bad else f"{bad} out of bounds")
     if not opt.errors:
-        probe = os.path.join(here, "build", "read_ceiling")
+        probe = os.path.join(here, "build", "tests", "read_ceiling")
         if not os.path.exists(probe):
-            sys.exit("check_attention_torch.py: build/read_ceiling is not built; make compare-gpu builds it and runs this")
+            sys.exit("check_attention_torch.py: build/tests/read_ceiling is not built; make compare-gpu builds it and runs this")
         ceiling = float(subprocess.run([probe], check=True, capture_output=True, text=True).stdout.split()[0])
         print(f"read ceiling {ceiling:.0f} GB/s")
         b = torch.bfloat16

@@ -1,5 +1,6 @@
 // Engine cublas from the inside: memory over many steps, prompts in parts, a broken weight, logits against engine cpu.
 extern "C" {
+#include "../model/bench.h"
 #include "../model/generate.h"
 }
 #include <cuda_runtime.h>
@@ -123,11 +124,76 @@ static void test_cublas_nan_weight_is_noticed(void) {
     test_end("test_cublas_nan_weight_is_noticed");
 }
 
+// Every position of the benchmark's cache is a random number in ±1, in the cache's own dtype.
+static void test_cublas_cache_is_filled_for_the_benchmark(void) {
+    const Precision precisions[] = {PRECISION_BF16, PRECISION_F32};
+    for (int p = 0; p < 2; p++) {
+        Model m;
+        Error err = {""};
+        if (start(&m, "cublas", precisions[p], 3, 100)) {
+            size_t element = p ? 4 : 2, n = m.kv.bytes / 2 / element;
+            uint8_t *host = (uint8_t *)malloc(m.kv.bytes / 2);
+            void *caches[] = {m.kv.k, m.kv.v};
+            for (int i = 0; i < 2; i++) {
+                double sum = 0, squares = 0;
+                cudaMemset(caches[i], 0xFF, m.kv.bytes / 2); // NaN
+                CHECK(m.engine->machine->fill_cache(&m, &err));
+                cudaMemcpy(host, caches[i], m.kv.bytes / 2, cudaMemcpyDeviceToHost);
+                for (size_t j = 0; j < n; j++) {
+                    uint32_t bits = 0;
+                    float x;
+                    memcpy((char *)&bits + 4 - element, host + j * element, element);
+                    memcpy(&x, &bits, sizeof x);
+                    if (!(fabsf(x) <= 1)) test_fail("element %zu is %f", j, (double)x);
+                    sum += x;
+                    squares += (double)x * x;
+                }
+                double error = 6 / sqrt((double)n); // six standard deviations of the mean, and more
+                CHECK(fabs(sum / (double)n) < error && fabs(squares / (double)n - 1 / 3.0) < error);
+            }
+            free(host);
+        }
+        model_close(&m);
+    }
+    test_end("test_cublas_cache_is_filled_for_the_benchmark");
+}
+
+// Stopped and started with caches of other sizes, one of them refused: the same token each time, and no memory lost.
+static void test_cublas_starts_again_with_another_cache(void) {
+    Model m;
+    Error err = {""};
+    int token = 300, choice = -1;
+    size_t before = 0, after = 0, total;
+    if (start(&m, "cublas", PRECISION_BF16, 1, 100)) {
+        for (int i = 0; i < 6; i++) {
+            Error refused = {""};
+            model_stop(&m);
+            if (i == 1) cudaMemGetInfo(&before, &total);
+            CHECK(!model_start(&m, NULL, PRECISION_BF16, MAX_SLOTS, 1 << 22, &refused));
+            CHECK(strstr(refused.text, "are free"));
+            model_stop(&m);
+            if (!model_start(&m, NULL, PRECISION_BF16, 1 + i, 100 + 100 * i, &err)) test_fail("%s", err.text);
+            if (!model_prefill(&m, 0, &token, 1, 1, &err)) test_fail("%s", err.text);
+            if (i == 0) choice = m.choice[0];
+            CHECK(m.choice[0] >= 0 && m.choice[0] == choice);
+        }
+        model_stop(&m);
+        cudaMemGetInfo(&after, &total);
+        if (before != after) test_fail("%zu bytes free before, %zu after", before, after);
+    }
+    model_close(&m);
+    test_end("test_cublas_starts_again_with_another_cache");
+}
+
 int main(void) {
-    void (*tests[])(void) = {test_cublas_1000_steps_leave_memory_unchanged, test_cublas_logits_equal_the_cpus,
-                             test_cublas_decode_continues_prefill, test_cublas_nan_weight_is_noticed};
-    const char *names[] = {"test_cublas_1000_steps_leave_memory_unchanged", "test_cublas_logits_equal_the_cpus",
-                           "test_cublas_decode_continues_prefill", "test_cublas_nan_weight_is_noticed"};
+    void (*tests[])(void) = {
+        test_cublas_1000_steps_leave_memory_unchanged, test_cublas_logits_equal_the_cpus,
+        test_cublas_decode_continues_prefill,          test_cublas_nan_weight_is_noticed,
+        test_cublas_cache_is_filled_for_the_benchmark, test_cublas_starts_again_with_another_cache};
+    const char *names[] = {
+        "test_cublas_1000_steps_leave_memory_unchanged", "test_cublas_logits_equal_the_cpus",
+        "test_cublas_decode_continues_prefill",          "test_cublas_nan_weight_is_noticed",
+        "test_cublas_cache_is_filled_for_the_benchmark", "test_cublas_starts_again_with_another_cache"};
     int n = 0;
     cudaError_t status = cudaGetDeviceCount(&n);
     if (status != cudaSuccess || n == 0) skip_reason = "no GPU";

@@ -1,0 +1,214 @@
+// The benchmark's own logic, on an engine and a machine that only count: medians, what a step reads, what does not fit,
+// failures. (test_bench.py runs it on a real engine.)
+#include <math.h>
+
+#include "../model/bench.h"
+#include "check.h"
+
+// ---- a machine with room for 600,000 positions, and an engine that computes nothing
+// ----------------------------------
+
+enum { ROOM = 600000 };
+
+static struct {
+    int opened, closed, filled, prompts, steps, longest, not_finite_from, fail_from;
+    volatile sig_atomic_t interrupted;
+} fake;
+
+static bool usable(const Model *m, Error *err) {
+    (void)m, (void)err;
+    return true;
+}
+
+static bool open_engine(Model *m, Error *err) {
+    long long positions = (long long)m->kv.n_slots * m->kv.max_len;
+    m->weights.bytes = 16061890560; // of LLaMA 3.1 8B, norms and padding with it
+    if (positions > ROOM) return fail(err, "a \"cache\" of %lld positions, there is room for %d", positions, ROOM);
+    m->kv.bytes = (uint64_t)positions * 131072;
+    fake.opened++;
+    m->state = &fake;
+    return true;
+}
+
+static void close_engine(Model *m) {
+    if (m->state) fake.closed++;
+    m->state = NULL;
+}
+
+static bool compute(Model *m, const Batch *b, Error *err) {
+    if (!model_has_room(m, b, err)) return false;
+    for (int i = 0; i < b->n_seq; i++) {
+        m->kv.len[b->slot[i]] += b->start[i + 1] - b->start[i];
+        if (m->kv.len[b->slot[i]] > fake.longest) fake.longest = m->kv.len[b->slot[i]];
+    }
+    for (int i = 0; i < b->n_rows; i++)
+        if (b->tokens[i] < 0 || b->tokens[i] >= m->config.vocab_size) return fail(err, "token %d", b->tokens[i]);
+    for (int i = 0; i < b->n_logits; i++)
+        m->choice[i] = fake.not_finite_from && fake.steps >= fake.not_finite_from ? -1 : i;
+    return true;
+}
+
+static bool prefill(Model *m, const Batch *b, Error *err) {
+    fake.prompts++;
+    return compute(m, b, err);
+}
+
+static bool decode(Model *m, const Batch *b, Error *err) {
+    if (++fake.steps == fake.fail_from) return fail(err, "step %d broke", fake.steps);
+    if (fake.fail_from < 0 && fake.steps == -fake.fail_from) fake.interrupted = 1;
+    return compute(m, b, err);
+}
+
+static bool measure(Yardstick *y, Error *err) {
+    (void)err;
+    snprintf(y->name, sizeof y->name, "a \"machine\"");
+    snprintf(y->software, sizeof y->software, "none");
+    snprintf(y->read_how, sizeof y->read_how, "said");
+    snprintf(y->product_how, sizeof y->product_how, "said");
+    y->memory_bytes = (uint64_t)100 << 30;
+    y->read = (Figure){4e12, 4e12, 4e12, 1};
+    y->product = (Figure){8e14, 8e14, 8e14, 1};
+    return true;
+}
+
+static bool fill(const Model *m, Error *err) {
+    (void)m, (void)err;
+    fake.filled++;
+    return true;
+}
+
+static const Machine machine = {
+    measure, fill, {512, 2048, 8192, 32768}, {128, 2048, 8192, 32768, 131072}, {1, 2, 4, 8, 16, 64}};
+static const Engine engine = {"fake", usable, open_engine, close_engine, prefill, decode, NULL, &machine};
+
+static Model model;
+
+// Runs the benchmark; what it printed, to be freed.
+static char *bench(BenchOptions options, bool expected, Error *err) {
+    char *text = NULL;
+    size_t n;
+    FILE *out = open_memstream(&text, &n);
+    *err = (Error){""};
+    fake.opened = fake.closed = fake.filled = fake.prompts = fake.steps = fake.longest = 0;
+    fake.interrupted = 0;
+    if (!model_open_synthetic(&model, "llama-3.1-8b", 0, err)) test_fail("%s", err->text);
+    model.engine = &engine;
+    options.version = "0";
+    options.synthetic = "llama-3.1-8b";
+    bool ok = bench_run(&model, &options, out, &fake.interrupted, err);
+    if (ok != expected) test_fail("%s: %s", ok ? "it passed" : "it failed", err->text);
+    model_close(&model);
+    fclose(out);
+    CHECK(fake.opened == fake.closed);
+    return text;
+}
+
+static int count(const char *text, const char *what) {
+    int n = 0;
+    for (; (text = strstr(text, what)); text += strlen(what)) n++;
+    return n;
+}
+
+// ---- figures --------------------------------------------------------------------------------------------------------
+
+static void test_bench_figures(void) {
+    double odd[] = {5, 1, 9, 3, 7}, even[] = {4, 1, 2, 3}, one[] = {2};
+    Figure f = figure_of(odd, 5);
+    CHECK(f.median == 5 && f.least == 1 && f.most == 9 && f.n == 5);
+    f = figure_of(even, 4);
+    CHECK(f.median == 2.5 && f.least == 1 && f.most == 4 && f.n == 4);
+    f = figure_of(one, 1);
+    CHECK(f.median == 2 && f.least == 2 && f.most == 2 && f.n == 1);
+    test_end("test_bench_figures");
+}
+
+// Counted by hand from the shapes: layers, head, and rows of an embedding table that is not the head.
+static void test_bench_weights_read(void) {
+    static const struct {
+        const char *shape;
+        double all, read; // elements
+        int dim;          // of a row that each further sequence adds
+    } cases[] = {{"llama-3.2-1b", 1235746816, 1235746816, 0},
+                 {"llama-3.2-3b", 3212574720, 3212574720, 0},
+                 {"llama-3.1-8b", 8029995008, 7504658432 + 4096, 4096},
+                 {"llama-3.1-70b", 70552387584, 69501714432 + 8192, 8192}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (int element = 2; element <= 4; element += 2) {
+            Model m;
+            Error err = {""};
+            CHECK(model_open_synthetic(&m, cases[i].shape, 0, &err));
+            m.weights.bytes = (uint64_t)(cases[i].all * element * 1.0001); // norms, padding
+            double one = (double)weights_read(&m, 1), eight = (double)weights_read(&m, 8);
+            if (one != cases[i].read * element) test_fail("%s: %.0f bytes", cases[i].shape, one);
+            CHECK(eight - one == 7.0 * element * cases[i].dim);
+            model_close(&m);
+        }
+    test_end("test_bench_weights_read");
+}
+
+// ---- a run ----------------------------------------------------------------------------------------------------------
+
+static void test_bench_says_what_does_not_fit(void) {
+    Error err;
+    char *text = bench((BenchOptions){.json = true}, true, &err);
+    CHECK(count(text, "\"tokens\": ") == 5 && count(text, "\"context\": ") == 30);
+    // 32768 × 64, and 131072 × 8, 16, 64
+    CHECK(count(text, "\"not_run\"") == 4);
+    CHECK(
+        strstr(text, "\"batch\": 64, \"not_run\": \"a \\\"cache\\\" of 2099200 positions, there is room for 600000\""));
+    CHECK(strstr(text, "{\"context\": 131072, \"batch\": 8, \"not_run\": \"a \\\"cache\\\" of 1048576 positions"));
+    CHECK(strstr(text, "{\"context\": 131072, \"batch\": 4, \"ms\": {\"median\": "));
+    CHECK(strstr(text, "\"step_bytes\": 15009325056"));
+    CHECK(strstr(text, "\"load\": null"));
+    CHECK(fake.opened == 6 && fake.filled == 6); // one for prompts, and one for each context
+    CHECK(fake.longest == 131072);               // the model's longest: no step goes beyond it
+    // weights, four rows of the embedding, and 131072 bytes for each position: on average 144.5 of each sequence
+    CHECK(strstr(text, "\"bytes\": 15085109248"));
+    free(text);
+
+    text = bench((BenchOptions){.json = false}, true, &err);
+    CHECK(count(text, "not run: a \"cache\" of ") == 4 && strstr(text, "15.009 GB of them read by one step"));
+    free(text);
+    test_end("test_bench_says_what_does_not_fit");
+}
+
+static void test_bench_limits(void) {
+    Error err;
+    char *text = bench((BenchOptions){.json = true, .context = 2048, .batch = 5}, true, &err);
+    CHECK(count(text, "\"tokens\": ") == 3 && count(text, "\"context\": ") == 6 && fake.opened == 3);
+    CHECK(fake.longest == 2048 + 32);
+    free(text);
+    free(bench((BenchOptions){.context = 100}, false, &err));
+    CHECK(strstr(err.text, "-c 100: --bench measures contexts from 128 on"));
+    free(bench((BenchOptions){.context = 131073}, false, &err));
+    CHECK(strstr(err.text, "a context of 131073 tokens, the model's maximum is 131072"));
+    test_end("test_bench_limits");
+}
+
+static void test_bench_failures_end_it(void) {
+    Error err;
+    fake.fail_from = 300;
+    char *text = bench((BenchOptions){.json = true}, false, &err);
+    CHECK(strcmp(err.text, "step 300 broke") == 0 && !*text);
+    free(text);
+    fake.fail_from = -300;
+    text = bench((BenchOptions){.json = true}, false, &err);
+    CHECK(strcmp(err.text, "interrupted") == 0 && fake.steps == 300 && !*text);
+    free(text);
+    fake.fail_from = 0;
+    fake.not_finite_from = 1;
+    text = bench((BenchOptions){.json = true}, false, &err);
+    CHECK(strstr(err.text, "logits that are not finite behind position 128") && !*text);
+    free(text);
+    fake.not_finite_from = 0;
+    test_end("test_bench_failures_end_it");
+}
+
+int main(void) {
+    test_bench_figures();
+    test_bench_weights_read();
+    test_bench_says_what_does_not_fit();
+    test_bench_limits();
+    test_bench_failures_end_it();
+    return tests_summary();
+}
