@@ -43,7 +43,7 @@ OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 
 # ---- sources --------------------------------------------------------------------------------------------------------
 
-LIBRARY := model/batch.c model/bench.c model/checkpoint.c model/compare.c model/error.c model/forward_cpu.c model/generate.c model/json.c model/model.c \
+LIBRARY := cli/flags.c cli/input.c cli/output.c cli/version.c model/batch.c model/bench.c model/checkpoint.c model/compare.c model/error.c model/forward_cpu.c model/generate.c model/json.c model/model.c model/perplexity.c \
            model/safetensors.c model/sampler.c tokenizer/bpe.c tokenizer/split.c tokenizer/tokenizer.c
 LIBRARY += $(if $(X86),model/ops_x86.c,model/ops_other.c)
 OPS     := portable $(if $(X86),avx2)
@@ -69,6 +69,18 @@ $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
 	@echo '$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(NVCC) $(NVCC_FLAGS)' | cmp -s - $@ || \
 	 echo '$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(NVCC) $(NVCC_FLAGS)' > $@
+
+# What --version says of the sources and of CUDA; compiled anew when it changes.
+COMMIT  := $(shell git -C $(CURDIR) describe --always --dirty=+ --exclude='*' 2>/dev/null || echo unknown)
+CUDA_IS := $(if $(NVCC),CUDA $(shell $(NVCC) --version | sed -n 's/.*release \([0-9.]*\).*/\1/p') for sm $(CUDA_ARCHS),no CUDA)
+
+$(BUILD)/version: FORCE
+	@mkdir -p $(@D)
+	@echo '$(COMMIT) $(CUDA_IS)' | cmp -s - $@ || echo '$(COMMIT) $(CUDA_IS)' > $@
+
+$(BUILD)/cli/version.o: cli/version.c $(BUILD)/flags $(BUILD)/version
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -DCOMMIT='"$(COMMIT)"' -DCUDA_IS='"$(CUDA_IS)"' -c $< -o $@
 
 $(BUILD)/%.o: %.cu $(BUILD)/flags
 	@mkdir -p $(@D)
