@@ -5,6 +5,7 @@
 # make lib        the attention kernels alone: build/libattention.so (model/attention.h is its interface)
 # make bench-cpu  measures the CPU engine on weights of LLaMA 3.2 1B's shape, made from a seed
 # make asan       the tests once more, under AddressSanitizer and UBSan
+# make fuzz       the readers under libFuzzer (clang): FUZZ_SECONDS for each target, or FUZZ_RUNS; FUZZ names the targets
 # make clean
 #
 # CUDA=0 leaves the CUDA Toolkit alone; CUDA_HOME says where it is. CC, CFLAGS and LDFLAGS are yours to add to.
@@ -56,7 +57,7 @@ TESTS           := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*
 GPU_TESTS       := $(if $(NVCC),$(patsubst tests/%.cu,$(BUILD)/tests/%,$(wildcard tests/test_*.cu)))
 
 .SECONDARY: # objects of tests stay
-.PHONY: all demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib bench-cpu asan clean FORCE
+.PHONY: all demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib bench-cpu asan fuzz clean FORCE
 
 all: $(PROGRAM)
 	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(CUDA_ARCHS) ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA)),CUDA=0,no nvcc in CUDA_HOME or PATH))"
@@ -148,6 +149,25 @@ bench-cpu: all
 
 asan:
 	SANITIZERS=1 $(MAKE) BUILD=build/asan PROGRAM=build/asan/llama CUDA=0 CFLAGS="$(CFLAGS) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="$(LDFLAGS) -fsanitize=address,undefined" test
+
+# ---- fuzzing --------------------------------------------------------------------------------------------------------
+# libFuzzer with ASan and UBSan. What it learns is kept in build/fuzz/corpus; tests/fuzz has the seeds.
+
+FUZZ         ?= $(sort $(patsubst tests/fuzz_%.c,%,$(wildcard tests/fuzz_*.c)))
+FUZZ_SECONDS ?= 60
+FUZZ_RUNS    ?= -1
+FUZZ_BUILD   := build/fuzz
+FUZZ_MAKE    := $(MAKE) CC=clang CUDA=0 BUILD=$(FUZZ_BUILD) CFLAGS="-g -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all"
+
+fuzz:
+	+@$(FUZZ_MAKE) LDFLAGS="-fsanitize=fuzzer,address,undefined" $(FUZZ:%=$(FUZZ_BUILD)/tests/fuzz_%)
+	@for target in $(FUZZ); do \
+	  mkdir -p $(FUZZ_BUILD)/corpus/$$target && echo "== fuzz $$target" && \
+	  $(FUZZ_BUILD)/tests/fuzz_$$target -max_total_time=$(if $(filter -1,$(FUZZ_RUNS)),$(FUZZ_SECONDS),0) -runs=$(FUZZ_RUNS) -max_len=2048 -timeout=10 \
+	    -rss_limit_mb=2048 $$(ls tests/fuzz/$$target.dict 2>/dev/null | sed 's/^/-dict=/') -artifact_prefix=$(FUZZ_BUILD)/$$target- -print_final_stats=1 \
+	    $(FUZZ_BUILD)/corpus/$$target tests/fuzz/$$target > $(FUZZ_BUILD)/$$target.log 2>&1; \
+	  status=$$?; grep -E 'number_of_executed_units|average_exec' $(FUZZ_BUILD)/$$target.log; \
+	  [ $$status -eq 0 ] || { tail -n 40 $(FUZZ_BUILD)/$$target.log; exit 1; }; done
 
 clean:
 	rm -rf build llama

@@ -281,7 +281,11 @@ bool checkpoint_open(Model *m, const char *path, bool vocab_only, Error *err) {
         return fail(err, "%s: a vocabulary without weights (n_layers 0); it serves --tokenize and --detokenize", path);
     if (!has_weights && m->file.n_tensors != 3)
         return fail(err, "%s: %zu tensors in a vocabulary without weights, expected 3", path, m->file.n_tensors);
-    if (has_weights && (!read_shape_config(m, err) || !check_weights(m, err))) return false;
+    if (has_weights && !read_shape_config(m, err)) return false;
+    if (has_weights && (size_t)m->config.n_layers > m->file.n_tensors) // before memory is asked for them
+        return fail(err, "%s: n_layers is %d, the file has %zu tensors in all", path, m->config.n_layers,
+                    m->file.n_tensors);
+    if (has_weights && !check_weights(m, err)) return false;
     return read_tokenizer(m, err);
 }
 
