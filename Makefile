@@ -6,6 +6,7 @@
 # make bench-cpu  measures the CPU engine on weights of LLaMA 3.2 1B's shape, made from a seed
 # make asan       the tests once more, under AddressSanitizer and UBSan
 # make fuzz       the readers under libFuzzer (clang): FUZZ_SECONDS for each target, or FUZZ_RUNS; FUZZ names the targets
+# make install    the program and its manual page, to PREFIX/bin and PREFIX/share/man/man1 (PREFIX=/usr/local; DESTDIR before it)
 # make clean
 #
 # CUDA=0 leaves the CUDA Toolkit alone; CUDA_HOME says where it is. CC, CFLAGS and LDFLAGS are yours to add to.
@@ -17,6 +18,7 @@ endif
 CUDA     ?= 1
 BUILD    ?= build
 PROGRAM  ?= llama
+PREFIX   ?= /usr/local
 
 # ---- what this machine has ------------------------------------------------------------------------------------------
 
@@ -44,7 +46,7 @@ OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 
 # ---- sources --------------------------------------------------------------------------------------------------------
 
-LIBRARY := cli/flags.c cli/input.c cli/output.c cli/version.c model/batch.c model/bench.c model/checkpoint.c model/compare.c model/error.c model/forward_cpu.c model/generate.c model/json.c model/model.c model/perplexity.c \
+LIBRARY := cli/flags.c cli/input.c cli/interrupt.c cli/output.c cli/version.c model/batch.c model/bench.c model/checkpoint.c model/compare.c model/error.c model/forward_cpu.c model/generate.c model/json.c model/model.c model/perplexity.c \
            model/safetensors.c model/sampler.c tokenizer/bpe.c tokenizer/split.c tokenizer/tokenizer.c
 LIBRARY += $(if $(X86),model/ops_x86.c,model/ops_other.c)
 OPS     := portable $(if $(X86),avx2)
@@ -57,7 +59,7 @@ TESTS           := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*
 GPU_TESTS       := $(if $(NVCC),$(patsubst tests/%.cu,$(BUILD)/tests/%,$(wildcard tests/test_*.cu)))
 
 .SECONDARY: # objects of tests stay
-.PHONY: all demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib bench-cpu asan fuzz clean FORCE
+.PHONY: all demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib install bench-cpu asan fuzz clean FORCE
 
 all: $(PROGRAM)
 	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(CUDA_ARCHS) ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA)),CUDA=0,no nvcc in CUDA_HOME or PATH))"
@@ -111,6 +113,17 @@ $(BUILD)/libattention.so: attention.cu model/attention.h model/attention_f32.cuh
 	$(NVCC) $(NVCC_FLAGS) -Xcompiler -fPIC -shared $< -o $@
 
 # ---- use ------------------------------------------------------------------------------------------------------------
+
+$(BUILD)/manual: $(BUILD)/cli/manual.o $(LIBRARY_OBJECTS)
+	$(CC) $^ -o $@ $(ALL_LDFLAGS)
+
+$(BUILD)/llama.1: $(BUILD)/manual
+	./$< > $@
+
+install: all $(BUILD)/llama.1
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
+	install $(PROGRAM) $(DESTDIR)$(PREFIX)/bin/llama
+	install -m 644 $(BUILD)/llama.1 $(DESTDIR)$(PREFIX)/share/man/man1/llama.1
 
 demo: all
 	./$(PROGRAM) model/stories.bin -p "Once upon a time" --echo -n 200 --temp 0.7 --top-p 0.9
@@ -172,4 +185,4 @@ fuzz:
 clean:
 	rm -rf build llama
 
--include $(LIBRARY_OBJECTS:.o=.d) $(BUILD)/llama.d $(TESTS:=.d)
+-include $(LIBRARY_OBJECTS:.o=.d) $(BUILD)/llama.d $(BUILD)/cli/manual.d $(TESTS:=.d)

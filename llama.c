@@ -1,6 +1,5 @@
 // llama: loads a model.bin and continues a prompt. main and what it can do: generate, tokenize, perplexity, compare,
 // bench.
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +7,7 @@
 
 #include "cli/flags.h"
 #include "cli/input.h"
+#include "cli/interrupt.h"
 #include "cli/output.h"
 #include "cli/version.h"
 #include "model/bench.h"
@@ -17,13 +17,6 @@
 #include "model/perplexity.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
-
-static volatile sig_atomic_t interrupted;
-
-static void on_interrupt(int signal_number) {
-    (void)signal_number;
-    interrupted = 1;
-}
 
 // ---- starting -------------------------------------------------------------------------------------------------------
 
@@ -39,8 +32,9 @@ static bool start_model(const Options *o, Model *m, int slots, int context, Erro
         return fail(err, "a context of %d tokens, the model's maximum is %d", context, m->config.max_seq_len);
     Precision precision = o->precision && strcmp(o->precision, "f32") == 0 ? PRECISION_F32 : PRECISION_BF16;
     if (isatty(STDERR_FILENO) && !o->quiet) m->progress = show_progress;
+    m->interrupted = &interrupted;
     if (!model_start(m, o->engine, precision, slots, context, err)) return false;
-    if (o->verbose) print_model(m);
+    if (o->verbose) print_model(m, o);
     return true;
 }
 
@@ -77,17 +71,6 @@ static void print_notes(const Options *o, const Sequence *seqs, int n, int conte
     if (s->temperature == 0 && (s->top_k || s->top_p < 1 || s->min_p > 0))
         fprintf(stderr,
                 "llama: at --temp 0 the most likely token is taken; --top-k, --top-p and --min-p change nothing\n");
-}
-
-// From here on nothing is read from a terminal, and an interrupt must not cut a write short.
-static void restart_writes(void) {
-    static const int signals[] = {SIGINT, SIGTERM};
-    for (int i = 0; i < 2; i++) {
-        struct sigaction action;
-        sigaction(signals[i], NULL, &action);
-        action.sa_flags |= (int)SA_RESTART;
-        sigaction(signals[i], &action, NULL);
-    }
 }
 
 // ---- generate -------------------------------------------------------------------------------------------------------
@@ -131,7 +114,7 @@ static bool run_sequences(const Options *o, Model *m, Sequence *seqs, int n, int
     if (!check_prompts(o, seqs, n, context, err) || !start_model(o, m, slots, context, err)) return false;
     if (!o->quiet) print_notes(o, seqs, n, context);
     output.ready = clock_seconds() - start;
-    restart_writes();
+    interrupt_spare_writes();
     for (size_t i = 0, length; o->echo && i < seqs[0].prompt.n; i++) {
         const uint8_t *bytes = printed_bytes(m, o->special, seqs[0].prompt.ids[i], &length);
         if (o->json ? !bytes_append(&seqs[0].text, bytes, length, err)
@@ -143,7 +126,7 @@ static bool run_sequences(const Options *o, Model *m, Sequence *seqs, int n, int
 
 static bool run_generate(const Options *o, Model *m, const Bytes *text, double start, Error *err) {
     Sequence seq = {.index = 0};
-    bool ok = encode_prompt(o, m, text, &seq.prompt, err) &&
+    bool ok = (o->ids || check_prompt_bytes(m, text->n, err)) && encode_prompt(o, m, text, &seq.prompt, err) &&
               run_sequences(o, m, &seq, 1, 1, context_for(o, m, (int64_t)seq.prompt.n + o->n), start, err);
     if (ok && !o->quiet) print_statistics(m, o, &seq, output.ready);
     sequence_free(&seq);
@@ -252,8 +235,9 @@ static bool run_perplexity(const Options *o, Model *m, Error *err) {
     int most = m->config.max_seq_len, window = o->context                 ? o->context
                                                : most < PERPLEXITY_WINDOW ? most
                                                                           : PERPLEXITY_WINDOW;
-    int stride = window / 2;
+    int stride = o->stride ? o->stride : window / 2;
     if (window < 2) return fail(err, "-c %d: --perplexity needs a context of at least 2", window);
+    if (stride >= window) return fail(err, "--stride %d: expected below the context of %d (-c)", stride, window);
     Bytes text = {0};
     TokenList ids = {0};
     bool ok = read_file(&text, o->perplexity, err) && encode_prompt(o, m, &text, &ids, err);
@@ -321,12 +305,7 @@ int main(int argc, char **argv) {
     Options o = flags_default();
     Error err = {""};
     int status = EXIT_OK;
-    // The first interrupt ends the answer after the token at hand; a second one ends the program at once.
-    struct sigaction interrupt = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
-    sigaction(SIGINT, &interrupt, NULL);
-    sigaction(SIGTERM, &interrupt, NULL);
-    signal(SIGPIPE, SIG_IGN); // a closed pipe is then an error of write, with a message and a status
-
+    interrupt_begin();
     if (!flags_parse(&o, argc, argv, &err)) {
         status = EXIT_USAGE;
     } else if (o.help || o.version) {
@@ -341,6 +320,8 @@ int main(int argc, char **argv) {
     } else if (!run(&o, start, &err)) {
         status = EXIT_FAILED;
     }
-    if (err.text[0] && !interrupted) fprintf(stderr, "llama: %s\n", err.text);
-    return interrupted ? EXIT_INTERRUPTED : status;
+    clear_progress();
+    bool failed = err.text[0] && !is_interrupt(&err);
+    if (failed) fprintf(stderr, "llama: %s\n", err.text);
+    return interrupted && !failed ? EXIT_INTERRUPTED : status;
 }

@@ -41,6 +41,8 @@ const Flag flags[] = {
      FIELD(prompts), 0, 0},
     {"-b", "N", "with --prompts: so many at a time (8)", FLAG_INT, FIELD(batch), 1, MAX_SLOTS},
     {"--perplexity", "FILE", "how well the model predicts a text", FLAG_TEXT, FIELD(perplexity), 0, 0},
+    {"--stride", "N", "with --perplexity: tokens from a window to the next (half the context -c)", FLAG_INT,
+     FIELD(stride), 1, INT_MAX},
     {"--compare", "DUMP", "compare with HuggingFace's tokens (scripts/dump_hf.py)", FLAG_TEXT, FIELD(compare), 0, 0},
     {"--bench", NULL, "measure this machine and this model on engine cpu", FLAG_SWITCH, FIELD(bench), 0, 0},
     {"--synthetic", "SHAPE", "weights from a seed: llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b", FLAG_TEXT,
@@ -153,6 +155,7 @@ bool flags_check(const Options *o, Error *err) {
     if (!generates && (o->logprobs || o->echo || o->n_stops || o->ignore_eos || o->sampler.temperature > 0))
         return fail(err, "--logprobs, --echo, --stop, --ignore-eos and --temp go with generating text");
     if (o->logprobs && !o->json && !o->prompts) return fail(err, "--logprobs goes with --json or --prompts");
+    if (o->stride && !o->perplexity) return fail(err, "--stride goes with --perplexity");
     if (o->batch && !o->prompts) return fail(err, "-b goes with --prompts");
     if (o->echo && o->prompts) return fail(err, "--echo: the JSON lines of --prompts have the prompt's ids");
     if (o->json && (o->perplexity || o->compare))
@@ -165,4 +168,45 @@ bool flags_check(const Options *o, Error *err) {
     if (o->engine && !model_has_engine(o->engine))
         return fail(err, "--engine %s: this build has: %s", o->engine, model_engines());
     return true;
+}
+
+// ---- the manual page ------------------------------------------------------------------------------------------------
+
+// Text as roff prints it: a hyphen is a minus, a backslash itself, no line begins a request.
+static void print_roff(FILE *out, const char *text) {
+    for (; *text; text++)
+        if (*text == '-')
+            fputs("\\-", out);
+        else if (*text == '\\')
+            fputs("\\e", out);
+        else
+            fputc(*text, out);
+}
+
+void flags_print_manual(FILE *out) {
+    fprintf(out,
+            ".TH LLAMA 1 \"\" \"llama %s\" \"User Commands\"\n.SH NAME\nllama \\- continues a prompt with a LLaMA 3 "
+            "model\n",
+            version_number);
+    fputs(".SH SYNOPSIS\n.B llama\n.I MODEL.bin\n.B \\-p\n.I TEXT\n[flags]\n", out);
+    fputs(".SH DESCRIPTION\nLoads MODEL.bin (weights, configuration and tokenizer in one file, made by "
+          "scripts/convert.py from a "
+          "HuggingFace checkpoint) and continues a prompt. The answer goes to standard output, everything else to "
+          "standard "
+          "error.\n.SH OPTIONS\n",
+          out);
+    for (int i = 0; i < n_flags; i++) {
+        fputs(".TP\n.B ", out);
+        print_roff(out, flags[i].name);
+        if (flags[i].value) fprintf(out, " \\fI%s\\fR", flags[i].value);
+        fputc('\n', out);
+        print_roff(out, flags[i].help);
+        fputc('\n', out);
+    }
+    fputs(".SH EXIT STATUS\n0 done; 1 it failed, or a comparison did not hold; 2 bad usage; 130 interrupted, with what "
+          "was generated "
+          "printed.\n.SH ENVIRONMENT\n.TP\n.B OMP_NUM_THREADS\nthreads of engine cpu; the text does not depend on "
+          "it\n.TP\n.B "
+          "NO_COLOR\nset to anything: no colour\n",
+          out);
 }

@@ -14,7 +14,7 @@ enum { MAX_STOPS = 16, MAX_LOGPROBS = 64, DEFAULT_CONTEXT = 4096, DEFAULT_BATCH 
 typedef struct {
     const char *model, *prompt, *prompt_file, *stops[MAX_STOPS], *prompts, *perplexity, *compare, *synthetic, *engine,
         *precision;
-    int n_stops, n, context, batch, logprobs;
+    int n_stops, n, context, batch, logprobs, stride;
     uint64_t seed;
     SamplerConfig sampler;
     bool ids, tokenize, detokenize, hex, special, ignore_eos, echo, json, bench, verbose, quiet, version, help;
@@ -38,5 +38,7 @@ bool flags_parse(Options *o, int argc, char **argv, Error *err);
 // Refuses combinations that make no sense, rather than ignoring one of them.
 bool flags_check(const Options *o, Error *err);
 void flags_print_help(FILE *out);
+// The manual page llama.1, in roff.
+void flags_print_manual(FILE *out);
 
 #endif

@@ -6,18 +6,29 @@
 #include <string.h>
 
 #include "../model/json.h"
+#include "interrupt.h"
 
 static bool read_stream(Bytes *b, FILE *in, const char *name, Error *err) {
     char block[65536];
-    size_t n;
-    while ((n = fread(block, 1, sizeof block, in)) > 0)
+    for (;;) {
+        errno = 0;
+        size_t n = fread(block, 1, sizeof block, in);
         if (!bytes_append(b, block, n, err)) return false;
-    return !ferror(in) || fail(err, "%s: %s", name, strerror(errno));
+        if (n == sizeof block) continue;
+        if (!ferror(in)) return true;
+        if (interrupted) return fail_interrupted(err);
+        if (errno != EINTR) return fail(err, "%s: %s", name, strerror(errno));
+        clearerr(in);
+    }
 }
 
 bool read_file(Bytes *b, const char *path, Error *err) {
     if (strcmp(path, "-") == 0) return read_stream(b, stdin, "standard input", err);
-    FILE *in = fopen(path, "rb");
+    FILE *in;
+    do {
+        in = fopen(path, "rb"); // of a named pipe it waits for a writer
+    } while (!in && errno == EINTR && !interrupted);
+    if (!in && interrupted) return fail_interrupted(err);
     if (!in) return fail(err, "%s: %s", path, strerror(errno));
     bool ok = read_stream(b, in, path, err);
     fclose(in);
@@ -62,6 +73,15 @@ bool encode_prompt(const Options *o, const Model *m, const Bytes *text, TokenLis
     return ok;
 }
 
+bool check_prompt_bytes(const Model *m, size_t n, Error *err) {
+    const Tokenizer *t = &m->tokenizer;
+    size_t longest = t->max_token_bytes, max_len = (size_t)m->config.max_seq_len;
+    if (t->n_special && t->special[0].length > longest) longest = t->special[0].length;
+    return n / longest < max_len ||
+           fail(err, "the prompt of %zu bytes has at least %zu tokens, the model's maximum is %zu", n, n / longest,
+                max_len);
+}
+
 // One line of a prompts file: {"text": "..."} or {"ids": [1, 2]}.
 static bool parse_prompt_line(const Options *o, const Model *m, char *line, size_t n, const char *what, TokenList *ids,
                               Error *err) {
@@ -72,7 +92,7 @@ static bool parse_prompt_line(const Options *o, const Model *m, char *line, size
     if (strcmp(key, "text") == 0) {
         if (!json_string(&j, &text, &length) || !json_expect(&j, '}') || !json_end(&j)) return false;
         Bytes bytes = {.data = text, .n = length};
-        return encode_prompt(o, m, &bytes, ids, err);
+        return check_prompt_bytes(m, length, err) && encode_prompt(o, m, &bytes, ids, err);
     }
     if (strcmp(key, "ids") != 0) return fail(err, "%s: key \"%s\", expected \"text\" or \"ids\"", what, key);
     if (!json_expect(&j, '[')) return false;

@@ -62,7 +62,7 @@ static double seconds_per_token(const Sequence *seq) {
     return seq->ids.n > 1 ? (seq->last - seq->first) / (double)(seq->ids.n - 1) : 0;
 }
 
-bool print_json(const Sequence *seq, const Options *o, double ready, Error *err) {
+bool print_json(Sequence *seq, const Options *o, double ready, Error *err) {
     printf("{\"index\": %d, ", seq->index);
     write_json_ids(stdout, "prompt_ids", seq->prompt.ids, seq->prompt.n);
     write_json_ids(stdout, "ids", seq->ids.ids, seq->ids.n);
@@ -70,10 +70,11 @@ bool print_json(const Sequence *seq, const Options *o, double ready, Error *err)
     write_json_text(stdout, seq->text.data, seq->text.n);
     printf("\", \"finish_reason\": \"%s\", ", seq->finish_reason);
     if (o->logprobs) write_json_logprobs(seq, o->logprobs);
-    printf(
-        "\"timings\": {\"ready_ms\": %.3f, \"first_token_ms\": %.3f, \"decode_ms\": %.3f, \"ms_per_token\": %.4f}}\n",
-        ready * 1e3, seq->ids.n ? (seq->first - seq->admitted) * 1e3 : 0.0,
-        seq->ids.n ? (seq->last - seq->first) * 1e3 : 0.0, seconds_per_token(seq) * 1e3);
+    printf("\"timings\": {\"ready_ms\": %.3f, \"first_token_ms\": %.3f, \"decode_ms\": %.3f, \"ms_per_token\": %.4f, "
+           "\"p50_ms\": %.4f, \"p95_ms\": %.4f}}\n",
+           ready * 1e3, seq->ids.n ? (seq->first - seq->admitted) * 1e3 : 0.0,
+           seq->ids.n ? (seq->last - seq->first) * 1e3 : 0.0, seconds_per_token(seq) * 1e3,
+           sequence_gap(seq, 0.5) * 1e3, sequence_gap(seq, 0.95) * 1e3);
     return flush_output(err);
 }
 
@@ -95,33 +96,58 @@ void print_statistics(const Model *m, const Options *o, const Sequence *seq, dou
     print_engine(m, o);
 }
 
-void print_model(const Model *m) {
+void print_model(const Model *m, const Options *o) {
     const Config *c = &m->config;
     double kv = (double)m->kv.bytes, positions = (double)m->kv.n_slots * m->kv.max_len;
     fprintf(stderr,
-            "llama: dim %d, %d layers, %d heads of %d over %d K/V heads, hidden %d, vocabulary %d, at most %d tokens\n"
-            "llama: %.3f GB of weights (%s in the file), K/V cache %.3f MB: %d x %d positions of %.0f bytes (with a "
-            "K/V head for "
-            "every head %.0f)\nllama: engine %s%s%s%s, computing in %s\n",
-            c->dim, c->n_layers, c->n_heads, c->head_dim, c->n_kv_heads, c->hidden_dim, c->vocab_size, c->max_seq_len,
+            "llama: dim %d, %d layers, %d heads of %d over %d K/V heads, hidden %d, vocabulary %d, at most %d tokens\n",
+            c->dim, c->n_layers, c->n_heads, c->head_dim, c->n_kv_heads, c->hidden_dim, c->vocab_size, c->max_seq_len);
+    fprintf(stderr, "llama: engine %s%s%s%s", m->engine->name, m->note[0] ? " (" : "", m->note, m->note[0] ? ")" : "");
+    fprintf(stderr, ", %s%s, computing in %s\n",
+            o->engine             ? "as asked"
+            : m->not_used.text[0] ? "for "
+                                  : "the fastest in this build",
+            m->not_used.text, m->precision == PRECISION_F32 ? "float32" : "bf16 products and cache, float32 sums");
+    fprintf(stderr,
+            "llama: memory: %.3f GB of weights (%s in the file), K/V cache %.3f MB: %d x %d positions of %.0f bytes "
+            "(with a K/V head "
+            "for every head %.0f)",
             (double)m->weights.bytes * 1e-9, dtype_names[m->weights.dtype], kv * 1e-6, m->kv.n_slots, m->kv.max_len,
-            kv / positions, kv / positions * c->group, m->engine->name, m->not_used.text[0] ? " (" : "",
-            m->not_used.text, m->not_used.text[0] ? ")" : "",
-            m->precision == PRECISION_F32 ? "float32" : "bf16 products and cache, float32 sums");
+            kv / positions, kv / positions * c->group);
+    if (m->buffer_bytes) fprintf(stderr, ", buffers %.3f MB", (double)m->buffer_bytes * 1e-6);
+    fputc('\n', stderr);
     if (m->precision != PRECISION_F32 && m->weights.dtype == DTYPE_F32)
         fprintf(stderr, "llama: weights rounded to bf16\n");
 }
 
-// A line on the terminal while the weights come: share, rate and time left.
+// ---- the status line ------------------------------------------------------------------------------------------------
+
+static bool status_line; // there is one on the terminal
+
 void show_progress(const char *what, uint64_t done, uint64_t total) {
+    static const char *current;
     static double start, shown;
+    enum { WIDTH = 24 };
     double now = clock_seconds();
-    if (start == 0) start = now;
-    if (now - shown < 0.1 && done < total) return;
+    if (what != current || done < total / 64) start = now;
+    if (what == current && status_line && now - shown < 0.1 && done < total) return;
+    current = what;
     shown = now;
-    double rate = now > start ? (double)done / (now - start) : 0;
-    fprintf(stderr, "\rllama: %s %3.0f %% of %.2f GB", what, 100.0 * (double)done / (double)total,
-            (double)total * 1e-9);
-    if (rate > 0) fprintf(stderr, ", %.1f GB/s, %.1f s left", rate * 1e-9, (double)(total - done) / rate);
-    fputs(done < total ? "   " : "\r\033[K", stderr); // gone when it is done
+    bool bytes = strcmp(what, "loading") == 0;
+    double scale = bytes ? 1e-9 : 1, rate = now > start ? (double)done / (now - start) : 0;
+    char bar[WIDTH + 1] = "";
+    for (int i = 0; i < WIDTH; i++) bar[i] = (uint64_t)i * total < (uint64_t)WIDTH * done ? '#' : '.';
+    fprintf(stderr, bytes ? "\rllama: %s [%s] %.2f of %.2f GB" : "\rllama: %s [%s] %.0f of %.0f tokens", what, bar,
+            (double)done * scale, (double)total * scale);
+    if (rate > 0)
+        fprintf(stderr, bytes ? ", %.1f GB/s, %.1f s left" : ", %.0f tokens/s, %.1f s left", rate * scale,
+                (double)(total - done) / rate);
+    fputs("\033[K", stderr);
+    status_line = true;
+    if (done >= total) clear_progress();
+}
+
+void clear_progress(void) {
+    if (status_line) fputs("\r\033[K", stderr);
+    status_line = false;
 }

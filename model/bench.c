@@ -96,7 +96,7 @@ bool bench_run(Model *m, bool json, FILE *out, const volatile sig_atomic_t *inte
         start = clock_seconds();
         for (int i = 0; ok && i < BENCH_DECODE; i++) {
             ok = model_decode(m, 0, tokens[i], err);
-            if (*interrupted) ok = fail(err, "interrupted");
+            if (*interrupted) ok = fail_interrupted(err);
         }
         decode.samples[at] = (clock_seconds() - start) / BENCH_DECODE;
         double again = read_rate(ops, data, bytes);

@@ -299,10 +299,11 @@ static bool bind_tensor(void *context, const char *name, const void **slot, uint
 }
 
 bool checkpoint_load(Model *m, char *base, Error *err) {
-    enum { PIECE = 1 << 28 };
+    enum { PIECE = 1 << 26 }; // for people to see it move
     Binding b = {.model = m, .base = base};
     if (!weights_visit(m, bind_tensor, &b, err)) return false;
     for (uint64_t at = 0; at < m->weights.bytes; at += PIECE) {
+        if (model_interrupted(m)) return fail_interrupted(err);
         uint64_t n = m->weights.bytes - at < PIECE ? m->weights.bytes - at : PIECE;
         if (!safetensors_read(&m->file, base + at, at, n, err)) return false;
         if (m->progress) m->progress("loading", at + n, m->weights.bytes);

@@ -272,7 +272,7 @@ static bool free_running(Comparison *c, int i, int first, int *equal, int *near_
     Model *m = c->model;
     m->kv.len[0] = p->n_prompt;
     for (int step = 0, id = first; step < p->n_tokens; step++) {
-        if (*c->interrupted) return fail(err, "interrupted");
+        if (*c->interrupted) return fail_interrupted(err);
         if (step > 0) {
             if (!model_decode(m, 0, p->tokens[step - 1], err))
                 return false; // equal to our own, or we would not be here
@@ -312,7 +312,7 @@ static bool compare_prompt(Comparison *c, int i, Error *err) {
 bool compare_run(Model *m, const Dump *d, FILE *out, const volatile sig_atomic_t *interrupted, bool *held, Error *err) {
     Comparison c = {.model = m, .dump = d, .out = out, .interrupted = interrupted};
     for (int i = 0; i < d->n_prompts; i++) {
-        if (*interrupted) return fail(err, "interrupted");
+        if (*interrupted) return fail_interrupted(err);
         if (!compare_prompt(&c, i, err)) return false;
     }
     const Totals *t = &c.sum;

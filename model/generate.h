@@ -33,6 +33,7 @@ typedef struct {
     Bytes text;                   // what was generated, unless it is passed on as it comes
     float *logprobs;              // [ids.n][1 + K]: of the token, then of the K most likely
     int *top_ids;                 // [ids.n][K]
+    float *gaps;                  // [ids.n - 1]: seconds between a token and the next
     double admitted, first, last; // seconds on the clock: its prompt's start, its first and its last token
     // while it runs:
     int n_max;  // new tokens that the context leaves room for
@@ -43,6 +44,8 @@ typedef struct {
 void sequence_free(Sequence *seq);
 // Frees a finished sequence's text and log-probabilities, once they have been printed.
 void sequence_let_go(Sequence *seq);
+// Seconds that this share of the steps from token to token did not exceed (0.5: the median), of a finished sequence.
+double sequence_gap(Sequence *seq, double share);
 
 // Where a sequence's text and its end go. text NULL: kept in seq->text. Both may fail, which ends the run.
 typedef struct {

@@ -15,7 +15,7 @@ extern const Engine engine_cublas;
 #endif
 
 static const Engine *const engines[] = {
-    // the fastest first
+// the fastest first
 #ifdef LLAMA_CUDA
     &engine_cublas,
 #endif
@@ -199,7 +199,7 @@ bool model_start(Model *m, const char *engine, Precision precision, int n_slots,
     m->rope_freq = malloc((size_t)c->head_dim / 2 * sizeof *m->rope_freq);
     if (!m->kv.len || !m->rope_freq) return fail(err, "out of memory: %d slots and RoPE frequencies", n_slots);
     rope_frequencies(c, m->rope_freq);
-    return m->engine->open(m, err);
+    return m->engine->open(m, err) && (m->file.n_tensors == 0 || safetensors_unchanged(&m->file, err));
 }
 
 bool model_has_room(const Model *m, const Batch *b, Error *err) {

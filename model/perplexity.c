@@ -26,7 +26,7 @@ bool perplexity_run(Model *m, const TokenList *ids, size_t n_bytes, int stride, 
                 squares += nll * nll;
                 scored++;
             }
-            if (*interrupted) ok = fail(err, "interrupted");
+            if (*interrupted) ok = fail_interrupted(err);
         }
     }
     if (ok) {

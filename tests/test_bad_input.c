@@ -316,7 +316,7 @@ static const Case cases[] = {
     {.name = "data_not_on_4096", .file = align_64, .fragment = "expected a multiple of 4096"},
     {.name = "trailing_byte", .file = append, .a = "x", .fragment = "the tensors end at byte"},
     {.name = "trailing_newline", .file = append, .a = "\n", .fragment = "the tensors end at byte"},
-    {.name = "no_tensors", .draft = no_tensors, .fragment = "no tensor tok_embeddings"},
+    {.name = "no_tensors", .draft = no_tensors, .fragment = "n_layers is 1, the file has 0 tensors in all"},
     // each kind of tensor: another shape, absent, of another type
     RESHAPE("tok_embeddings", "16,259", "shape [16, 259], expected [259, 16]"),
     RESHAPE("layers.0.attention_norm", "8,2", "shape [8, 2], expected [16]"),
@@ -355,7 +355,7 @@ static const Case cases[] = {
     {.name = "surplus_tokenizer_tensor", .draft = add_tensor, .a = "tokenizer.scores", .b = "norm", .fragment = "tokenizer.scores"},
     {.name = "surplus_output", .draft = draft_meta, .a = "tie_embeddings", .b = "true", .fragment = "tensor output is none of this model's"},
     {.name = "layers_fewer_than_said", .draft = draft_meta, .a = "n_layers", .b = "2", .fragment = "no tensor layers.1.attention_norm"},
-    {.name = "layers_very_many", .draft = draft_meta, .a = "n_layers", .b = "1048576", .fragment = "no tensor layers.1.attention_norm"},
+    {.name = "layers_very_many", .draft = draft_meta, .a = "n_layers", .b = "1048576", .fragment = "n_layers is 1048576, the file has 15 tensors in all"},
     {.name = "mixed_dtypes", .draft = set_dtype, .a = "layers.0.w2", .b = "BF16", .fragment = "tensor layers.0.w2: dtype BF16, expected F32"},
     {.name = "mixed_dtypes_output", .draft = set_dtype, .a = "output", .b = "F16", .fragment = "tensor output: dtype F16, expected F32"},
     {.name = "mixed_dtypes_embeddings", .draft = set_dtype, .a = "tok_embeddings", .b = "BF16", .fragment = "tensor layers.0.wq: dtype F32, expected BF16"},
