@@ -44,7 +44,7 @@ OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 # ---- sources --------------------------------------------------------------------------------------------------------
 
 LIBRARY := model/batch.c model/bench.c model/checkpoint.c model/compare.c model/error.c model/forward_cpu.c model/generate.c model/json.c model/model.c \
-           model/safetensors.c model/sampler.c tokenizer/bpe.c tokenizer/split.c tokenizer/tokenizer.c
+           model/safetensors.c model/sampler.c tokenizer/bpe.c tokenizer/chat.c tokenizer/split.c tokenizer/tokenizer.c
 LIBRARY += $(if $(X86),model/ops_x86.c,model/ops_other.c)
 OPS     := portable $(if $(X86),avx2)
 
