@@ -5,7 +5,7 @@
 #include <signal.h>
 #include <stdint.h>
 
-#include "../tokenizer/tokenizer.h"
+#include "../tokenizer/chat.h"
 #include "batch.h"
 #include "error.h"
 #include "kv_cache.h"
@@ -14,7 +14,6 @@
 enum { MAX_EOS = 16, MAX_HEAD_DIM = 256 };
 
 typedef enum { ROPE_DEFAULT, ROPE_LLAMA3 } RopeType;
-typedef enum { CHAT_NONE, CHAT_LLAMA3, CHAT_LLAMA3_1 } ChatFormat;
 typedef enum { PRECISION_BF16, PRECISION_F32 } Precision;
 
 typedef struct {
