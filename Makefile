@@ -24,6 +24,10 @@ PREFIX   ?= /usr/local
 
 NVCC    := $(if $(filter 0,$(CUDA)),,$(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc 2>/dev/null)))
 OPENMP  := $(shell echo 'int main(void) { return 0; }' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo -fopenmp)
+# Line editing in --chat: readline, libedit or none.
+HASH    := \#
+try_line = $(shell printf '$(HASH)include <stdio.h>\n$(HASH)include <$(1)>\nint main(void) { return !readline; }' | $(CC) -x c - -o /dev/null $(2) 2>/dev/null && echo yes)
+LINE    := $(if $(call try_line,readline/readline.h,-lreadline),readline,$(if $(call try_line,editline/readline.h,-ledit),edit,none))
 X86     := $(findstring x86_64,$(shell $(CC) -dumpmachine))
 
 # GPUs to build for: this machine's, or where there is none all that are supported.
@@ -40,16 +44,19 @@ WARNINGS := -Wall -Wextra -Werror
 # No contraction: a product and a sum are fused where ops_cpu.c is compiled and nowhere else, so that RoPE's frequencies,
 # say, are the same on every machine.
 ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) $(OPENMP) -MMD -MP $(CUDA_CFLAGS) $(CFLAGS)
-ALL_LDFLAGS := $(OPENMP) $(LDFLAGS) $(CUDA_LDFLAGS) -lm
+ALL_LDFLAGS := $(OPENMP) $(LDFLAGS) $(CUDA_LDFLAGS) $(if $(filter-out none,$(LINE)),-l$(LINE)) -lm
+LINE_CFLAGS := $(if $(filter edit,$(LINE)),-DREADLINE_HEADER='<editline/readline.h>' -DHISTORY_HEADER='<editline/readline.h>' -DLINE_EDITOR='"libedit"',\
+                 -DREADLINE_HEADER='<readline/readline.h>' -DHISTORY_HEADER='<readline/history.h>' -DLINE_EDITOR='"readline"')
 NVCC_FLAGS  := -std=c++17 -O3 -Xfatbin -compress-all $(GENCODE) -I. -Xcompiler -Wall,-Wextra,-fopenmp
 OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 
 # ---- sources --------------------------------------------------------------------------------------------------------
 
-LIBRARY := cli/flags.c cli/input.c cli/interrupt.c cli/output.c cli/version.c \
+LIBRARY := cli/converse.c cli/flags.c cli/input.c cli/interrupt.c cli/line.c cli/output.c cli/version.c \
            model/batch.c model/bench.c model/checkpoint.c model/compare.c model/error.c model/forward_cpu.c model/generate.c model/json.c model/model.c model/perplexity.c \
            model/safetensors.c model/sampler.c tokenizer/bpe.c tokenizer/chat.c tokenizer/split.c tokenizer/tokenizer.c
 LIBRARY += $(if $(X86),model/ops_x86.c,model/ops_other.c)
+LIBRARY += $(if $(filter none,$(LINE)),cli/line_plain.c,cli/line_readline.c)
 OPS     := portable $(if $(X86),avx2)
 
 # The GPU engine, where there is nvcc.
@@ -81,6 +88,10 @@ CUDA_IS := $(if $(NVCC),CUDA $(shell $(NVCC) --version | sed -n 's/.*release \([
 $(BUILD)/version: FORCE
 	@mkdir -p $(@D)
 	@echo '$(COMMIT) $(CUDA_IS)' | cmp -s - $@ || echo '$(COMMIT) $(CUDA_IS)' > $@
+
+$(BUILD)/cli/line_readline.o: cli/line_readline.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(LINE_CFLAGS) -c $< -o $@
 
 $(BUILD)/cli/version.o: cli/version.c $(BUILD)/flags $(BUILD)/version
 	@mkdir -p $(@D)

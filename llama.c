@@ -1,10 +1,11 @@
-// llama: loads a model.bin and continues a prompt. main and what it can do: generate, tokenize, perplexity, compare,
-// bench.
+// llama: loads a model.bin and continues a prompt. main and what it can do: generate, chat, tokenize, perplexity,
+// compare, bench.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "cli/converse.h"
 #include "cli/flags.h"
 #include "cli/input.h"
 #include "cli/interrupt.h"
@@ -134,6 +135,14 @@ static bool run_generate(const Options *o, Model *m, const Bytes *text, double s
 }
 
 // ---- many prompts ---------------------------------------------------------------------------------------------------
+
+static bool run_chat(const Options *o, Model *m, Error *err) {
+    Chat chat;
+    if (!chat_init(&chat, &m->tokenizer, m->config.chat_format, m->config.bos_id, err) ||
+        !start_model(o, m, 1, context_for(o, m, 0), err))
+        return false;
+    return interrupt_begin_chat(err) && converse(o, m, &chat, err);
+}
 
 static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
     Bytes file = {0};
@@ -289,6 +298,7 @@ static bool run(const Options *o, double start, Error *err) {
     output.options = o;
     if (ok) {
         ok = tokenizer_only  ? run_tokenizer(o, &model, &text, err)
+             : o->chat       ? run_chat(o, &model, err)
              : o->prompts    ? run_prompts(o, &model, start, err)
              : o->perplexity ? run_perplexity(o, &model, err)
              : o->compare    ? run_compare(o, &model, err)

@@ -13,7 +13,7 @@
 const Flag flags[] = {
     {"-p", "TEXT", "the prompt; - reads standard input", FLAG_TEXT, FIELD(prompt), 0, 0},
     {"-f", "FILE", "the prompt from a file; - reads standard input", FLAG_TEXT, FIELD(prompt_file), 0, 0},
-    {"-n", "N", "new tokens at most (256)", FLAG_INT, FIELD(n), 1, INT_MAX},
+    {"-n", "N", "new tokens at most (256; --chat: what the context has room for)", FLAG_INT, FIELD(n), 1, INT_MAX},
     {"-c", "N", "context: tokens of prompt and answer (the model's, at most 4096 or what -n needs)", FLAG_INT,
      FIELD(context), 1, INT_MAX},
     {"-s", "SEED", "seed of the sampling (0)", FLAG_SEED, FIELD(seed), 0, 0},
@@ -26,6 +26,10 @@ const Flag flags[] = {
     {"--ignore-eos", NULL, "go on past the end-of-text token", FLAG_SWITCH, FIELD(ignore_eos), 0, 0},
     {"--special", NULL, "special tokens written in the prompt count as such, and are printed", FLAG_SWITCH,
      FIELD(special), 0, 0},
+    {"--chat", NULL, "a conversation with an Instruct model, a message a line; /help lists its commands", FLAG_SWITCH,
+     FIELD(chat), 0, 0},
+    {"--system", "TEXT", "with --chat: the system message", FLAG_TEXT, FIELD(system), 0, 0},
+    {"--date", "TEXT", "with --chat: today's date for LLaMA 3.1's frame (26 Jul 2024)", FLAG_TEXT, FIELD(date), 0, 0},
     {"--ids", NULL, "the prompt is a list of token ids; no BOS is added", FLAG_SWITCH, FIELD(ids), 0, 0},
     {"--echo", NULL, "print the prompt before the answer", FLAG_SWITCH, FIELD(echo), 0, 0},
     {"--json", NULL, "print one JSON object: ids, text, finish_reason, timings (--tokenize: ids; --detokenize: text)",
@@ -58,7 +62,7 @@ const Flag flags[] = {
 const int n_flags = sizeof flags / sizeof *flags;
 
 Options flags_default(void) {
-    return (Options){.n = 256, .sampler = {.top_p = 1}};
+    return (Options){.sampler = {.top_p = 1}};
 }
 
 void flags_print_help(FILE *out) {
@@ -132,29 +136,34 @@ bool flags_parse(Options *o, int argc, char **argv, Error *err) {
             o->model = argv[i];
         }
     }
+    if (o->n == 0) o->n = o->chat ? INT_MAX : DEFAULT_NEW;
     return true;
 }
 
 bool flags_check(const Options *o, Error *err) {
-    int modes = o->tokenize + o->detokenize + !!o->prompts + !!o->perplexity + !!o->compare + o->bench;
+    int modes = o->chat + o->tokenize + o->detokenize + !!o->prompts + !!o->perplexity + !!o->compare + o->bench;
     bool prompt = o->prompt || o->prompt_file, reads_prompt = modes == 0 || o->tokenize || o->detokenize;
     if (!o->model && !o->synthetic)
         return fail(err, "no model; usage: llama MODEL.bin -p TEXT (--help lists the flags)");
     if (o->model && o->synthetic)
         return fail(err, "--synthetic %s and the model %s: expected one of them", o->synthetic, o->model);
     if (modes > 1)
-        return fail(err,
-                    "--tokenize, --detokenize, --prompts, --perplexity, --compare and --bench: expected one of them");
+        return fail(
+            err,
+            "--chat, --tokenize, --detokenize, --prompts, --perplexity, --compare and --bench: expected one of them");
     if (o->prompt && o->prompt_file) return fail(err, "-p and -f: expected one of them");
     if (reads_prompt && !prompt) return fail(err, "no prompt: -p TEXT or -f FILE");
     if (!reads_prompt && prompt)
-        return fail(err, "a prompt, which --prompts, --perplexity, --compare and --bench do not take");
-    bool generates = modes == 0 || o->prompts;
-    if (o->ids && (o->tokenize || o->prompts || o->perplexity || o->compare || o->bench))
+        return fail(err, "a prompt, which --chat, --prompts, --perplexity, --compare and --bench do not take");
+    bool generates = modes == 0 || o->prompts || o->chat;
+    if (o->ids && (o->chat || o->tokenize || o->prompts || o->perplexity || o->compare || o->bench))
         return fail(err, "--ids goes with a prompt to continue; --prompts says it on each line");
     if (!generates && (o->logprobs || o->echo || o->n_stops || o->ignore_eos || o->sampler.temperature > 0))
         return fail(err, "--logprobs, --echo, --stop, --ignore-eos and --temp go with generating text");
     if (o->logprobs && !o->json && !o->prompts) return fail(err, "--logprobs goes with --json or --prompts");
+    if ((o->system || o->date) && !o->chat) return fail(err, "--system and --date go with --chat");
+    if (o->chat && (o->json || o->echo || o->special))
+        return fail(err, "--json, --echo and --special do not go with --chat");
     if (o->stride && !o->perplexity) return fail(err, "--stride goes with --perplexity");
     if (o->batch && !o->prompts) return fail(err, "-b goes with --prompts");
     if (o->echo && o->prompts) return fail(err, "--echo: the JSON lines of --prompts have the prompt's ids");

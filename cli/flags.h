@@ -9,15 +9,15 @@
 #include "../model/error.h"
 #include "../model/sampler.h"
 
-enum { MAX_STOPS = 16, MAX_LOGPROBS = 64, DEFAULT_CONTEXT = 4096, DEFAULT_BATCH = 8 };
+enum { MAX_STOPS = 16, MAX_LOGPROBS = 64, DEFAULT_CONTEXT = 4096, DEFAULT_BATCH = 8, DEFAULT_NEW = 256 };
 
 typedef struct {
     const char *model, *prompt, *prompt_file, *stops[MAX_STOPS], *prompts, *perplexity, *compare, *synthetic, *engine,
-        *precision;
+        *precision, *system, *date;
     int n_stops, n, context, batch, logprobs, stride;
     uint64_t seed;
     SamplerConfig sampler;
-    bool ids, tokenize, detokenize, hex, special, ignore_eos, echo, json, bench, verbose, quiet, version, help;
+    bool chat, ids, tokenize, detokenize, hex, special, ignore_eos, echo, json, bench, verbose, quiet, version, help;
 } Options;
 
 typedef enum { FLAG_SWITCH, FLAG_TEXT, FLAG_TEXTS, FLAG_INT, FLAG_SEED, FLAG_FLOAT } FlagType;

@@ -1,27 +1,42 @@
+#define _GNU_SOURCE // pipe2
 #include "interrupt.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stddef.h>
+#include <string.h>
+#include <unistd.h>
 
 volatile sig_atomic_t interrupted;
+int interrupt_pipe = -1;
+static int wake = -1; // its other end
 
 static void on_interrupt(int signal_number) {
-    (void)signal_number;
-    interrupted = 1;
+    int before = errno;
+    interrupted = signal_number;
+    if (wake >= 0 && write(wake, "", 1) < 0) interrupted = signal_number; // a full pipe can be read, too
+    errno = before;
 }
 
-static void install(int flags) {
+static void install(int signal_number, int flags) {
     struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = flags};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    sigaction(signal_number, &action, NULL);
 }
 
 void interrupt_begin(void) {
-    install((int)SA_RESETHAND);
+    install(SIGINT, (int)SA_RESETHAND);
+    install(SIGTERM, (int)SA_RESETHAND);
     signal(SIGPIPE, SIG_IGN); // a closed pipe is then an error of write, with a message and a status
 }
 
-void interrupt_begin_again(void) {
-    install(0);
+bool interrupt_begin_chat(Error *err) {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) return fail(err, "a pipe: %s", strerror(errno));
+    interrupt_pipe = ends[0];
+    wake = ends[1];
+    static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
+    for (int i = 0; i < 4; i++) install(signals[i], SA_RESTART);
+    return true;
 }
 
 void interrupt_spare_writes(void) {

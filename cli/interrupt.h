@@ -4,12 +4,16 @@
 
 #include <signal.h>
 
-extern volatile sig_atomic_t interrupted;
+#include "../model/error.h"
+
+extern volatile sig_atomic_t interrupted; // the signal; 0: none came
 
 // From here on signals are noticed: a read of a terminal or a pipe that waits ends with EINTR.
 void interrupt_begin(void);
-// For chat: notices signals as often as they come.
-void interrupt_begin_again(void);
+// For chat: from here on signals are noticed as often as they come, SIGHUP and SIGQUIT too: whoever reads a terminal
+// puts it back first. interrupt_pipe can be read once one has come, whichever thread it came to. False: there is none.
+bool interrupt_begin_chat(Error *err);
+extern int interrupt_pipe;
 // From here on nothing is read, and a signal must not cut a write short.
 void interrupt_spare_writes(void);
 

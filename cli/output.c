@@ -2,7 +2,9 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "../model/bench.h"
 #include "../tokenizer/utf8.h"
@@ -118,6 +120,11 @@ void print_model(const Model *m, const Options *o) {
     fputc('\n', stderr);
     if (m->precision != PRECISION_F32 && m->weights.dtype == DTYPE_F32)
         fprintf(stderr, "llama: weights rounded to bf16\n");
+}
+
+bool use_colour(void) {
+    const char *no = getenv("NO_COLOR"), *term = getenv("TERM");
+    return isatty(STDERR_FILENO) && !(no && *no) && !(term && strcmp(term, "dumb") == 0);
 }
 
 // ---- the status line ------------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ void print_model(const Model *m, const Options *o);
 void print_statistics(const Model *m, const Options *o, const Sequence *seq, double ready);
 // The end of such a line: what computed.
 void print_engine(const Model *m, const Options *o);
+// Whether standard error may have colour: a terminal, and NO_COLOR (https://no-color.org) is not set.
+bool use_colour(void);
 // Model.progress on a terminal: one line with a bar, the rate and the time left, gone when it is done.
 void show_progress(const char *what, uint64_t done, uint64_t total);
 // Takes that line away where its work ended early.

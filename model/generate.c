@@ -210,9 +210,10 @@ static bool admit(Run *r, Sequence *seqs, int n, int *next, Error *err) {
     for (int i = 0; ok && i < m->kv.n_slots && *next < n; i++) {
         if (r->live[i]) continue;
         Sequence *seq = r->live[i] = &seqs[(*next)++];
-        m->kv.len[i] = 0;
+        m->kv.len[i] = seq->n_cached;
         ok = sequence_begin(seq, m, r->config, err);
-        for (size_t t = 0; ok && t < seq->prompt.n; t++) ok = tokens_append(&tokens, seq->prompt.ids[t], err);
+        for (size_t t = (size_t)seq->n_cached; ok && t < seq->prompt.n; t++)
+            ok = tokens_append(&tokens, seq->prompt.ids[t], err);
         slot[n_seq++] = i;
         start[n_seq] = (int)tokens.n;
         last[n_seq - 1] = start[n_seq] - 1;

@@ -27,6 +27,7 @@ typedef struct {
 } GenerateConfig;
 
 typedef struct {
+    int n_cached;                 // tokens of the prompt that slot 0 of the cache has already; with one slot only
     int index;                    // in the input; also its random stream
     TokenList prompt, ids;        // ids: what was generated, with the end id if one ended it
     const char *finish_reason;    // NULL while it runs; stop, length, stop_string, interrupted
