@@ -66,7 +66,7 @@ static bool answer(Conversation *c, Error *err) {
     for (size_t i = 0; ok && i < seq.ids.n; i++) ok = tokens_append(&c->ids, seq.ids.ids[i], err);
     bool closed = seq.ids.n && seq.ids.ids[seq.ids.n - 1] == c->chat->eot;
     if (ok && !closed) ok = tokens_append(&c->ids, c->chat->eot, err);
-    if (ok && strcmp(seq.finish_reason, "length") == 0) {
+    if (ok && seq.finish_reason && strcmp(seq.finish_reason, "length") == 0) {
         bool full = (int)seq.ids.n < o->n;
         fprintf(stderr,
                 full ? "llama: the context of %d tokens is full: the answer ends here; /clear begins anew\n"

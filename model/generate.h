@@ -30,7 +30,7 @@ typedef struct {
     int n_cached;                 // tokens of the prompt that slot 0 of the cache has already; with one slot only
     int index;                    // in the input; also its random stream
     TokenList prompt, ids;        // ids: what was generated, with the end id if one ended it
-    const char *finish_reason;    // NULL while it runs; stop, length, stop_string, interrupted
+    const char *finish_reason;    // stop, length, stop_string, interrupted; NULL: it runs, or never began
     Bytes text;                   // what was generated, unless it is passed on as it comes
     float *logprobs;              // [ids.n][1 + K]: of the token, then of the K most likely
     int *top_ids;                 // [ids.n][K]
