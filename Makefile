@@ -117,6 +117,11 @@ $(BUILD)/model/ops_avx2.o: model/ops_cpu.c $(BUILD)/flags
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIBRARY_OBJECTS)
 	$(CC) $^ -o $@ $(ALL_LDFLAGS)
 
+# What goes wrong in test_failures.
+$(BUILD)/tests/inject.so: tests/inject.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -O1 $(WARNINGS) -fPIC -shared $< -o $@ -ldl
+
 lib: $(BUILD)/libattention.so
 
 $(BUILD)/libattention.so: attention.cu model/attention.h model/attention_f32.cuh model/attention_sm90.cuh $(BUILD)/flags
@@ -141,8 +146,8 @@ demo: all
 	./$(PROGRAM) model/stories.bin -p "Once upon a time" --echo -n 200 --temp 0.7 --top-p 0.9
 	@echo
 
-test: all $(TESTS) $(GPU_TESTS)
-	@LLAMA=./$(PROGRAM) sh tests/run.sh $(TESTS) $(GPU_TESTS) $(wildcard tests/test_*.sh tests/test_*.py)
+test: all $(TESTS) $(GPU_TESTS) $(BUILD)/tests/inject.so
+	@INJECT_LIBRARY=$(BUILD)/tests/inject.so LLAMA=./$(PROGRAM) sh tests/run.sh $(TESTS) $(GPU_TESTS) $(wildcard tests/test_*.sh tests/test_*.py)
 
 test-gpu: all $(GPU_TESTS)
 	@LLAMA=./$(PROGRAM) sh tests/run.sh $(GPU_TESTS) tests/test_engine_cublas.sh

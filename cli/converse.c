@@ -131,7 +131,7 @@ bool converse(const Options *o, Model *m, const Chat *chat, Error *err) {
     if (ok && (int)c.ids.n >= m->kv.max_len)
         ok = fail(err, "the system message has %zu tokens, the context holds %d", c.ids.n, m->kv.max_len);
     if (ok && c.terminal && !o->quiet) fprintf(stderr, "llama: /help for help, Ctrl-D ends\n");
-    while (ok) {
+    while (ok && (!interrupted || interrupted == SIGINT)) {
         LineResult result = line_read(prompt, &line, err);
         if (result == LINE_FAILED) ok = false;
         if (result == LINE_END) break;
@@ -139,7 +139,7 @@ bool converse(const Options *o, Model *m, const Chat *chat, Error *err) {
             ok = line.data[0] == '/' ? command(&c, line.data, err) : turn(&c, &line, err);
         if (interrupted && (interrupted != SIGINT || !c.terminal)) break;
         if (result == LINE_INTERRUPTED) fputs("\n", stderr);
-        interrupted = 0;
+        interrupt_forget();
     }
     if (c.terminal) fputs("\n", stderr);
     free(line.data);

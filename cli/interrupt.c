@@ -9,10 +9,12 @@
 
 volatile sig_atomic_t interrupted;
 int interrupt_pipe = -1;
-static int wake = -1; // its other end
+static volatile sig_atomic_t ending; // one that is not forgotten
+static int wake = -1;                // its other end
 
 static void on_interrupt(int signal_number) {
     int before = errno;
+    if (signal_number != SIGINT) ending = signal_number;
     interrupted = signal_number;
     if (wake >= 0 && write(wake, "", 1) < 0) interrupted = signal_number; // a full pipe can be read, too
     errno = before;
@@ -36,7 +38,12 @@ bool interrupt_begin_chat(Error *err) {
     wake = ends[1];
     static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
     for (int i = 0; i < 4; i++) install(signals[i], SA_RESTART);
-    return true;
+    return !interrupted || fail_interrupted(err); // one that came before the pipe would be missed
+}
+
+void interrupt_forget(void) {
+    interrupted = 0; // in this order: one that comes in between is not lost
+    if (ending) interrupted = ending;
 }
 
 void interrupt_spare_writes(void) {

@@ -42,6 +42,11 @@ __attribute__((unused)) static Terminal terminal_start(const char *out, const ch
     return t;
 }
 
+static bool terminal_ended(const Terminal *t) {
+    siginfo_t info = {.si_pid = 0};
+    return waitid(P_PID, (id_t)t->child, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid != 0;
+}
+
 // Reads more of what is shown, waiting a moment for it. False: the program has ended, and nothing is left.
 static bool terminal_read(Terminal *t) {
     if (t->capacity - t->n < 4096) {
@@ -50,8 +55,7 @@ static bool terminal_read(Terminal *t) {
         if (!t->shown) die("out of memory");
     }
     // The terminal is open here, too, so its end does not tell that the program has ended.
-    siginfo_t info = {.si_pid = 0};
-    bool ended = waitid(P_PID, (id_t)t->child, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid != 0;
+    bool ended = terminal_ended(t);
     struct pollfd in = {.fd = t->keyboard, .events = POLLIN};
     bool more = poll(&in, 1, ended ? 0 : 100) > 0;
     ssize_t got = more ? read(t->keyboard, t->shown + t->n, t->capacity - t->n - 1) : 0;
