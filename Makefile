@@ -7,6 +7,9 @@
 # make asan       the tests once more, under AddressSanitizer and UBSan
 # make fuzz       the readers under libFuzzer (clang): FUZZ_SECONDS for each target, or FUZZ_RUNS; FUZZ names the targets
 # make install    the program and its manual page, to PREFIX/bin and PREFIX/share/man/man1 (PREFIX=/usr/local; DESTDIR before it)
+# make lint       clang-tidy and cppcheck; what they are not asked is in .clang-tidy and tests/cppcheck.txt, with reasons
+# make coverage   how many lines of the CPU's sources the tests reach
+# make valgrind   the reading of good and bad files under valgrind
 # make clean
 #
 # CUDA=0 leaves the CUDA Toolkit alone; CUDA_HOME says where it is. CC, CFLAGS and LDFLAGS are yours to add to.
@@ -67,7 +70,7 @@ TESTS           := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*
 GPU_TESTS       := $(if $(NVCC),$(patsubst tests/%.cu,$(BUILD)/tests/%,$(wildcard tests/test_*.cu)))
 
 .SECONDARY: # objects of tests stay
-.PHONY: all demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib install bench-cpu asan fuzz clean FORCE
+.PHONY: all demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib install bench-cpu asan lint coverage valgrind fuzz clean FORCE
 
 all: $(PROGRAM)
 	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(CUDA_ARCHS) ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA)),CUDA=0,no nvcc in CUDA_HOME or PATH))"
@@ -178,7 +181,25 @@ bench-cpu: all
 	./$(PROGRAM) --synthetic llama-3.2-1b --bench --engine cpu
 
 asan:
-	SANITIZERS=1 $(MAKE) BUILD=build/asan PROGRAM=build/asan/llama CUDA=0 CFLAGS="$(CFLAGS) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="$(LDFLAGS) -fsanitize=address,undefined" test
+	SANITIZERS=1 SIGNALS=60 $(MAKE) BUILD=build/asan PROGRAM=build/asan/llama CUDA=0 CFLAGS="$(CFLAGS) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="$(LDFLAGS) -fsanitize=address,undefined" test
+
+LINTED      := llama.c $(sort $(LIBRARY)) model/ops_cpu.c
+LINT_DEFINE := -DCOMMIT='""' -DCUDA_IS='""' -DOPS_TABLE=ops_portable -DOPS_NAME='""' $(LINE_CFLAGS)
+
+lint:
+	clang-tidy --quiet $(LINTED) -- -std=gnu11 $(LINT_DEFINE)
+	cppcheck --quiet --error-exitcode=1 --enable=warning,performance,portability --std=c11 --suppressions-list=tests/cppcheck.txt $(LINT_DEFINE) $(LINTED)
+
+# Line by line: gcov's own sums, of the sources that make the CPU's program. The tests' exit status counts.
+coverage:
+	rm -rf build/coverage && mkdir -p build/coverage
+	+SIGNALS=40 $(MAKE) BUILD=build/coverage PROGRAM=build/coverage/llama CUDA=0 CFLAGS="$(CFLAGS) -g --coverage" LDFLAGS="$(LDFLAGS) --coverage" test
+	sh tests/coverage.sh build/coverage 90
+
+VALGRIND_TESTS := bad_input cli compare batch converse
+
+valgrind: all $(TESTS)
+	@LLAMA=tests/valgrind.sh PROGRAM=./$(PROGRAM) sh tests/run.sh $(VALGRIND_TESTS:%=$(BUILD)/tests/test_%)
 
 # ---- fuzzing --------------------------------------------------------------------------------------------------------
 # libFuzzer with ASan and UBSan. What it learns is kept in build/fuzz/corpus; tests/fuzz has the seeds.

@@ -132,16 +132,17 @@ bool use_colour(void) {
 static bool status_line; // there is one on the terminal
 
 void show_progress(const char *what, uint64_t done, uint64_t total) {
-    static const char *current;
+    static const char *current = "";
     static double start, shown;
+    static uint64_t before;
     enum { WIDTH = 24 };
     double now = clock_seconds();
-    if (what != current || done < total / 64) start = now;
-    if (what == current && status_line && now - shown < 0.1 && done < total) return;
+    if (strcmp(what, current) != 0 || done < before) start = now, before = done; // a new work begins
+    if (status_line && now - shown < 0.1 && done < total) return;
     current = what;
     shown = now;
     bool bytes = strcmp(what, "loading") == 0;
-    double scale = bytes ? 1e-9 : 1, rate = now > start ? (double)done / (now - start) : 0;
+    double scale = bytes ? 1e-9 : 1, rate = now > start ? (double)(done - before) / (now - start) : 0;
     char bar[WIDTH + 1] = "";
     for (int i = 0; i < WIDTH; i++) bar[i] = (uint64_t)i * total < (uint64_t)WIDTH * done ? '#' : '.';
     fprintf(stderr, bytes ? "\rllama: %s [%s] %.2f of %.2f GB" : "\rllama: %s [%s] %.0f of %.0f tokens", what, bar,

