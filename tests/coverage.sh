@@ -1,6 +1,6 @@
 #!/bin/sh
-# coverage.sh BUILD LEAST: lines that were run, file by file and in all; fails under LEAST per cent.
-build=$1 least=$2
+# coverage.sh BUILD: lines that were run, file by file and in all.
+build=$1
 for file in llama.c cli/*.c model/*.c tokenizer/*.c; do
     object=$build/${file%.c}
     [ "$file" = model/ops_cpu.c ] && object=$build/model/ops_avx2
@@ -8,6 +8,6 @@ for file in llama.c cli/*.c model/*.c tokenizer/*.c; do
     gcov -n -o "$object.gcno" "$file" 2> /dev/null | awk -v file="$file" '
         /^File/ { mine = ($0 == "File \047" file "\047") }
         /^Lines executed:/ && mine { sub("Lines executed:", ""); sub("% of", ""); print $1, $2, file; exit }'
-done | awk -v least="$least" '
+done | awk '
     { printf "%6.2f %% of %4d  %s\n", $1, $2, $3; hit += $1 * $2 / 100; all += $2 }
-    END { printf "line coverage: %.1f %% of %d lines, expected %d or more\n", all ? 100 * hit / all : 0, all, least; exit !(all && 100 * hit >= least * all) }'
+    END { printf "line coverage: %.1f %% of %d lines\n", all ? 100 * hit / all : 0, all }'
