@@ -5,7 +5,7 @@
 # make lib        the attention kernels alone: build/libattention.so (model/attention.h is its interface)
 # make bench-cpu  measures the CPU engine on weights of LLaMA 3.2 1B's shape, made from a seed
 # make bench-tokenizer  encoding beside tiktoken and HuggingFace tokenizers; make check-tokenizer compares their ids on a
-#                 million strings and more; make fuzz-tokenizer feeds it bytes (FUZZ_SECONDS each; needs clang).
+#                 million strings and more; make fuzz-tokenizer feeds it bytes (FUZZ_SECONDS, 600; needs clang).
 #                 The first two fetch both from PyPI, and need LLaMA 3's vocabulary (RANKS, a tokenizer.model)
 # make asan       the tests once more, under AddressSanitizer and UBSan
 # make clean
@@ -155,7 +155,18 @@ $(LLAMA3_VOCAB): $(RANKS) scripts/convert.py
 bench-tokenizer: $(BUILD)/tests/bench_tokenizer $(LLAMA3_VOCAB) $(VENV)/installed
 	$(VENV)/bin/python scripts/bench_tokenizer.py --ranks $(RANKS) --model $(LLAMA3_VOCAB) --program $< --csv $(BUILD)/bench-tokenizer.csv
 
+# libFuzzer on what a user can type and a file can hold. Findings and what was learnt stay in build/fuzz.
+FUZZ_SECONDS ?= 600
+FUZZ_FLAGS   ?= -max_len=2048
+
+fuzz-tokenizer:
+	$(MAKE) BUILD=build/fuzz CUDA=0 CC=clang CFLAGS="$(CFLAGS) -g -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all" \
+	  LDFLAGS="$(LDFLAGS) -fsanitize=fuzzer,address,undefined" build/fuzz/tests/fuzz_tokenizer
+	@mkdir -p build/fuzz/corpus
+	build/fuzz/tests/fuzz_tokenizer -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build/fuzz/ $(FUZZ_FLAGS) build/fuzz/corpus tests/fuzz_tokenizer
+
 check-tokenizer: $(PROGRAM) $(LLAMA3_VOCAB) $(VENV)/installed
+	$(VENV)/bin/python scripts/gen_unicode.py | cmp - tokenizer/unicode_tables.h
 	$(VENV)/bin/python scripts/check_tokenizer.py --ranks $(RANKS) --model $(LLAMA3_VOCAB) --program ./$(PROGRAM)
 
 asan:

@@ -62,7 +62,7 @@ def main():
     for packed in blocks:
         out("    {" + ", ".join(map(str, packed)) + "},\n")
     out("};\n\n")
-    out("// The class by the first byte of the UTF-8 form, where that tells: ASCII, most ideographs and syllables. Else mixed.\n")
+    out("// The class by a character's first byte, where that tells: ASCII, most ideographs and syllables. Else mixed.\n")
     out(f"static const uint8_t first_byte_class[256] = {{\n{rows(map(first_byte_class, range(256)))}\n}};\n\n")
     out("static inline CharClass unicode_class(uint32_t cp) {\n")
     out(f"    uint32_t block = cp / {BLOCK} < {len(index)} ? unicode_index[cp / {BLOCK}] : {tail};\n")

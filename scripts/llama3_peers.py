@@ -1,20 +1,46 @@
-"""LLaMA 3's tokenizer in tiktoken and in HuggingFace tokenizers, both made from the published ranks (tokenizer.model)."""
+"""LLaMA 3's kind of tokenizer in tiktoken and in HuggingFace tokenizers, both made from a vocabulary's ranks: a
+tokenizer.model as it is published, or a model.bin of ours."""
+
 import base64
+import json
+import struct
 
 import tiktoken
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-           r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
-def load_ranks(path):
+def load_vocabulary(path):
+    """Mergeable tokens to ranks, and the names of special tokens to ids (a tokenizer.model has none)."""
     with open(path, "rb") as file:
-        return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in file if line.strip())}
+        if not path.endswith(".bin"):
+            return {
+                base64.b64decode(token): int(rank) for token, rank in (line.split() for line in file if line.strip())
+            }, {}
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+
+        def tensor(name):
+            begin, end = header[name]["data_offsets"]
+            file.seek(8 + length + begin)
+            return file.read(end - begin)
+
+        data, kinds = tensor("tokenizer.bytes"), tensor("tokenizer.kind")
+        offsets = [at for (at,) in struct.iter_unpack("<I", tensor("tokenizer.offsets"))]
+    tokens = [data[begin:end] for begin, end in zip(offsets, offsets[1:])]
+    return (
+        {token: i for i, token in enumerate(tokens) if kinds[i] == 0},
+        {token.decode(): i for i, token in enumerate(tokens) if kinds[i] == 1},
+    )
 
 
 def load_tiktoken(path):
-    return tiktoken.Encoding("llama3", pat_str=PATTERN, mergeable_ranks=load_ranks(path), special_tokens={})
+    ranks, specials = load_vocabulary(path)
+    return tiktoken.Encoding("llama3", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=specials)
 
 
 def byte_characters():
@@ -25,13 +51,23 @@ def byte_characters():
 
 
 def load_tokenizers(path):
-    """As LLaMA 3's own tokenizer.json: whole pieces first (ignore_merges), then every pair that joins to a token, by rank."""
-    ranks, shown = load_ranks(path), byte_characters()
+    """As LLaMA 3's own tokenizer.json: whole pieces first (ignore_merges), then every pair that makes a token, by rank."""
+    (ranks, _), shown = load_vocabulary(path), byte_characters()
     names = {token: "".join(shown[byte] for byte in token) for token in ranks}
-    merges = [(names[token[:i]], names[token[i:]]) for token in sorted(ranks, key=ranks.get)
-              for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
-    tokenizer = Tokenizer(models.BPE({names[token]: rank for token, rank in ranks.items()}, merges, ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PATTERN), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    merges = [
+        (names[token[:i]], names[token[i:]])
+        for token in sorted(ranks, key=ranks.get)
+        for i in range(1, len(token))
+        if token[:i] in ranks and token[i:] in ranks
+    ]
+    tokenizer = Tokenizer(
+        models.BPE({names[token]: rank for token, rank in ranks.items()}, merges, ignore_merges=True)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer

@@ -360,6 +360,33 @@ static void test_golden(const Tokenizer *t) {
     }
 }
 
+// The same rules with a vocabulary that is here wherever the program is.
+static void test_stories_vectors(const Tokenizer *t) {
+    static const struct {
+        const char *kind, *name;
+        int least;
+    } kinds[] = {{"text", "test_stories_vectors_of_texts", 300},
+                 {"bytes", "test_stories_vectors_of_bytes_that_are_not_utf8", 90},
+                 {"special", "test_stories_vectors_of_special_tokens", 11}};
+    for (int k = 0; k < LENGTH(kinds); k++) {
+        size_t size;
+        char *file = read_file("tests/vectors/stories-tokenizer.tsv", &size), *at = file, *fields[3];
+        int rows = 0, line_number = 0;
+        for (char *line; file && (line = next_line(&at));) {
+            line_number++;
+            if (split_fields(line, fields, 3) != 3 || strcmp(fields[0], kinds[k].kind) != 0) continue;
+            size_t n;
+            uint8_t *text = from_hex(fields[1], &n);
+            check_golden(t, line_number, text, n, k == 2, fields[2]);
+            free(text);
+            rows++;
+        }
+        free(file);
+        if (rows < kinds[k].least) test_fail("%d rows, expected %d or more", rows, kinds[k].least);
+        test_end(kinds[k].name);
+    }
+}
+
 static void test_golden_special(const Tokenizer *t) {
     for (int column = 1; column <= 2; column++) {
         size_t size;
@@ -688,6 +715,7 @@ static void test_with_stories(void) {
     if (!model_open(&m, path, true, &err)) test_fail("%s", err.text);
     test_end("test_stories_vocabulary_is_accepted");
     if (err.text[0]) return;
+    test_stories_vectors(&m.tokenizer);
     test_every_token_is_found(&m.tokenizer, "test_every_stories_token_is_found");
     test_random_bytes_round_trip(&m.tokenizer, "test_random_bytes_round_trip_with_stories");
     test_bpe_equals_the_naive_rule(&m.tokenizer, "test_bpe_equals_the_naive_rule_with_stories");

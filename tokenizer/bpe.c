@@ -12,7 +12,7 @@ enum { SHORT_PIECE = 64 }; // up to here a search along the piece beats a heap
 
 enum { NO_PAIR = INT32_MAX, LANES = 8 };
 
-// What pair[] holds for part i and the next, joined to this id; -1: they make no token.
+// What pair[] holds for part i and the next, joined to this id (of 24 bits); -1: they make no token.
 static inline int pair_value(int id, uint32_t i) {
     return id < 0 ? NO_PAIR : id << 6 | (int)i;
 }

@@ -75,6 +75,7 @@ int tokenizer_special(const Tokenizer *t, const char *text) {
 }
 
 static bool check_tables(Tokenizer *t, uint32_t n_bytes, Error *err) {
+    if (t->vocab_size > 1 << 24) return fail(err, "tokenizer: %d ids, expected at most %d", t->vocab_size, 1 << 24);
     if (t->offsets[0] != 0) return fail(err, "tokenizer.offsets begins with %u, expected 0", t->offsets[0]);
     if (t->offsets[t->vocab_size] != n_bytes)
         return fail(err, "tokenizer.offsets ends with %u, tokenizer.bytes has %u bytes", t->offsets[t->vocab_size],

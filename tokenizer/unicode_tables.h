@@ -289,7 +289,7 @@ static const uint8_t unicode_blocks[208][32] = {
     {85, 85, 85, 85, 85, 85, 85, 85, 85, 85, 85, 85, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0},
 };
 
-// The class by the first byte of the UTF-8 form, where that tells: ASCII, most ideographs and syllables. Else mixed.
+// The class by a character's first byte, where that tells: ASCII, most ideographs and syllables. Else mixed.
 static const uint8_t first_byte_class[256] = {
     0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 3, 3, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
     0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
