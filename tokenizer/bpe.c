@@ -138,11 +138,10 @@ static bool merge_long(const Tokenizer *t, const uint8_t *piece, size_t n, Token
 static bool merge(const Tokenizer *t, const uint8_t *piece, size_t n, TokenList *out, Error *err) {
     for (size_t begin = 0, end; begin < n; begin = end) {
         for (end = n > SHORT_PIECE ? begin + 1 : n; end < n && tokenizer_spans(t, piece, end, n);) end++;
-        const uint8_t *part = piece + begin;
-        if (end - begin == 1             ? !tokens_append(out, t->byte_ids[*part], err)
-            : end - begin <= SHORT_PIECE ? !merge_short(t, part, end - begin, out, err)
-                                         : !merge_long(t, part, end - begin, out, err))
-            return false;
+        bool ok = end - begin == 1             ? tokens_append(out, t->byte_ids[piece[begin]], err)
+                  : end - begin <= SHORT_PIECE ? merge_short(t, piece + begin, end - begin, out, err)
+                                               : merge_long(t, piece + begin, end - begin, out, err);
+        if (!ok) return false;
     }
     return true;
 }
@@ -163,7 +162,7 @@ typedef struct {
     bool segment;
 } PieceKey;
 
-// A line of the processor's cache. A later piece that belongs in the same place takes it over.
+// A line of the processor's cache (64 bytes). A later piece that belongs in the same place takes it over.
 struct CachedPiece {
     uint64_t words[4];
     int ids[MAX_CACHED_IDS];
@@ -188,7 +187,8 @@ void piece_cache_free(PieceCache *c) {
 
 // s[0..n), n <= MAX_CACHED_BYTES; readable: so many bytes from s on are memory of the text.
 static inline PieceKey piece_key(const uint8_t *s, size_t n, size_t readable, bool segment) {
-    static const uint8_t masks[32] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
+    static const uint8_t masks[32] = // 16 bytes from masks + 16 - n on let n bytes through
+        {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
     PieceKey key = {.n = (uint8_t)n, .segment = segment};
     if (n <= 16 && readable >= 16) {
         uint64_t mask[2];

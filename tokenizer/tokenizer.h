@@ -79,8 +79,8 @@ int tokenizer_find(const Tokenizer *t, const uint8_t *bytes, size_t n);
 // The same, faster, where eight bytes or more can be read at bytes whatever n is. n > 0.
 int tokenizer_find_padded(const Tokenizer *t, const uint8_t *bytes, size_t n);
 
-// Whether some mergeable token may lie across the step from text[at-1] to text[at], 0 < at < n. If not, no merge ever joins
-// the two sides.
+// Whether some mergeable token may lie across the step from text[at-1] to text[at], 0 < at < n. If not, no merge ever
+// joins the two sides.
 bool tokenizer_spans(const Tokenizer *t, const uint8_t *text, size_t at, size_t n);
 
 // Length of the first piece of text[0..n), n > 0 and text valid UTF-8: split.c.
