@@ -186,19 +186,21 @@ void piece_cache_free(PieceCache *c) {
 }
 
 // s[0..n), n <= MAX_CACHED_BYTES; readable: so many bytes from s on are memory of the text.
-static inline PieceKey piece_key(const uint8_t *s, size_t n, size_t readable, bool segment) {
+static inline void key_set(PieceKey *key, const uint8_t *s, size_t n, size_t readable, bool segment) {
     static const uint8_t masks[32] = // 16 bytes from masks + 16 - n on let n bytes through
         {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
-    PieceKey key = {.n = (uint8_t)n, .segment = segment};
+    key->n = (uint8_t)n;
+    key->segment = segment;
     if (n <= 16 && readable >= 16) {
         uint64_t mask[2];
         memcpy(mask, masks + 16 - n, 16);
-        memcpy(key.words, s, 16);
-        key.words[0] &= mask[0];
-        key.words[1] &= mask[1];
-    } else
-        memcpy(key.words, s, n);
-    return key;
+        memcpy(key->words, s, 16);
+        key->words[0] &= mask[0];
+        key->words[1] &= mask[1];
+    } else {
+        memset(key->words, 0, sizeof key->words);
+        memcpy(key->words, s, n);
+    }
 }
 
 static inline struct CachedPiece *place_of(const PieceCache *c, const PieceKey *key) {
@@ -223,7 +225,7 @@ static inline void append_place(const struct CachedPiece *place, TokenList *out)
 static void keep(struct CachedPiece *place, const PieceKey *key, const TokenList *out, size_t first) {
     size_t n_ids = out->n - first;
     if (n_ids > MAX_CACHED_IDS) return;
-    memcpy(place->words, key->words, sizeof place->words);
+    memcpy(place->words, key->words, key->n <= 16 ? 16 : 32);
     memcpy(place->ids, out->ids + first, n_ids * sizeof *out->ids);
     place->n = key->n;
     place->n_ids = (uint8_t)n_ids;
@@ -235,7 +237,8 @@ static void keep(struct CachedPiece *place, const PieceKey *key, const TokenList
 // Part of a piece. It is merged even if it is a token: only a whole piece may be one that no merge reaches.
 static bool encode_segment(PieceCache *c, const uint8_t *s, size_t n, size_t readable, TokenList *out, Error *err) {
     if (n > MAX_CACHED_BYTES) return merge(c->tokenizer, s, n, out, err);
-    PieceKey key = piece_key(s, n, readable, true);
+    PieceKey key;
+    key_set(&key, s, n, readable, true);
     struct CachedPiece *place = place_of(c, &key);
     if (!tokens_reserve(out, MAX_CACHED_IDS, err)) return false;
     if (is_at(place, &key)) {
@@ -279,7 +282,7 @@ bool bpe_encode_text(PieceCache *c, const uint8_t *text, size_t n, TokenList *ou
             pieces[n_pieces].n = length;
             pieces[n_pieces].place = NULL;
             if (length <= MAX_CACHED_BYTES) {
-                pieces[n_pieces].key = piece_key(text + at, length, n - at, false);
+                key_set(&pieces[n_pieces].key, text + at, length, n - at, false);
                 pieces[n_pieces].place = place_of(c, &pieces[n_pieces].key);
                 __builtin_prefetch(pieces[n_pieces].place);
             }
