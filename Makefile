@@ -4,6 +4,8 @@
 # make test-gpu   the tests that need a GPU, alone; make test-gpu-plain, sanitize-gpu and compare-gpu (beside PyTorch) go further
 # make lib        the attention kernels alone: build/libattention.so (model/attention.h is its interface)
 # make bench-cpu  measures the CPU engine on weights of LLaMA 3.2 1B's shape, made from a seed
+# make bench-tokenizer  encoding beside tiktoken and HuggingFace tokenizers; make check-tokenizer compares their ids on a
+#                 million strings and more. They fetch both from PyPI, and need LLaMA 3's vocabulary (RANKS, a tokenizer.model)
 # make asan       the tests once more, under AddressSanitizer and UBSan
 # make fuzz       the readers under libFuzzer (clang): FUZZ_SECONDS for each target, or FUZZ_RUNS; FUZZ names the targets
 # make install    the program and its manual page, to PREFIX/bin and PREFIX/share/man/man1 (PREFIX=/usr/local; DESTDIR before it)
@@ -70,7 +72,7 @@ TESTS           := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*
 GPU_TESTS       := $(if $(NVCC),$(patsubst tests/%.cu,$(BUILD)/tests/%,$(wildcard tests/test_*.cu)))
 
 .SECONDARY: # objects of tests stay
-.PHONY: all demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib install bench-cpu asan lint coverage valgrind fuzz clean FORCE
+.PHONY: all demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib install bench-cpu bench-tokenizer check-tokenizer asan lint coverage valgrind fuzz clean FORCE
 
 all: $(PROGRAM)
 	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(CUDA_ARCHS) ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA)),CUDA=0,no nvcc in CUDA_HOME or PATH))"
@@ -180,6 +182,28 @@ compare-gpu: lib $(BUILD)/read_ceiling
 bench-cpu: all
 	./$(PROGRAM) --synthetic llama-3.2-1b --bench --engine cpu
 
+# ---- the tokenizer beside its peers ---------------------------------------------------------------------------------
+
+RANKS        ?= ../shared/tokenizer/tokenizer.model
+VENV         := build/venv-tokenizer
+LLAMA3_VOCAB := $(BUILD)/llama3-vocab.bin
+
+$(VENV)/installed: scripts/requirements-tokenizer.txt
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+$(LLAMA3_VOCAB): $(RANKS) scripts/convert.py
+	@mkdir -p $(@D)
+	python3 scripts/convert.py --vocab-only $< $@
+
+bench-tokenizer: $(BUILD)/tests/bench_tokenizer $(LLAMA3_VOCAB) $(VENV)/installed
+	$(VENV)/bin/python scripts/bench_tokenizer.py --ranks $(RANKS) --model $(LLAMA3_VOCAB) --program $< --csv $(BUILD)/bench-tokenizer.csv
+
+check-tokenizer: $(PROGRAM) $(LLAMA3_VOCAB) $(VENV)/installed
+	$(VENV)/bin/python scripts/gen_unicode.py | cmp - tokenizer/unicode_tables.h
+	$(VENV)/bin/python scripts/check_tokenizer.py --ranks $(RANKS) --model $(LLAMA3_VOCAB) --program ./$(PROGRAM)
+
 asan:
 	SANITIZERS=1 SIGNALS=60 $(MAKE) BUILD=build/asan PROGRAM=build/asan/llama CUDA=0 CFLAGS="$(CFLAGS) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="$(LDFLAGS) -fsanitize=address,undefined" test
 
@@ -223,4 +247,4 @@ fuzz:
 clean:
 	rm -rf build llama
 
--include $(LIBRARY_OBJECTS:.o=.d) $(BUILD)/llama.d $(BUILD)/cli/manual.d $(TESTS:=.d)
+-include $(LIBRARY_OBJECTS:.o=.d) $(BUILD)/llama.d $(BUILD)/cli/manual.d $(TESTS:=.d) $(BUILD)/tests/bench_tokenizer.d

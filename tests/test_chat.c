@@ -34,24 +34,6 @@ static void check_ids(const char *what, const TokenList *got, const TokenList *w
 
 // ---- a small vocabulary ---------------------------------------------------------------------------------------------
 
-enum { BOS = 259, START, END, EOT, N_SMALL };
-
-// The small vocabulary, with the tokens of the frame.
-static void small_tokenizer(Tokenizer *t) {
-    static const char *const specials[] = {"<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
-                                           "<|eot_id|>"};
-    Vocabulary v = small_vocabulary();
-    for (int i = 0; i < LENGTH(specials); i++) {
-        int id = v.vocab_size++;
-        memcpy(v.bytes + v.offsets[id], specials[i], strlen(specials[i]));
-        v.offsets[id + 1] = v.offsets[id] + (uint32_t)strlen(specials[i]);
-        v.kind[id] = TOKEN_SPECIAL;
-    }
-    Error err = {""};
-    if (!init_vocabulary(t, &v, v.offsets[v.vocab_size], &err)) test_fail("%s", err.text);
-    CHECK(t->vocab_size == N_SMALL);
-}
-
 static void test_chat_frame_id_by_id(const Tokenizer *t) {
     Error err = {""};
     Chat c;
@@ -275,7 +257,8 @@ static void test_chat_ids_of_the_templates(const Tokenizer *t) {
 
 int main(void) {
     Tokenizer t;
-    small_tokenizer(&t);
+    Error err = {""};
+    if (!init_chat_vocabulary(&t, &err)) test_fail("%s", err.text);
     test_chat_frame_id_by_id(&t);
     test_chat_system_message(&t);
     test_chat_trims_white_space_of_every_kind(&t);

@@ -159,10 +159,10 @@ static void check_split(const char *name, const Row *rows, int n_rows) {
     test_end(name);
 }
 
-#define SPLIT(name, ...)                                                                                               \
-    do {                                                                                                               \
-        static const Row rows[] = {__VA_ARGS__};                                                                       \
-        check_split(name, rows, LENGTH(rows));                                                                         \
+#define SPLIT(name, ...) \
+    do { \
+        static const Row rows[] = {__VA_ARGS__}; \
+        check_split(name, rows, LENGTH(rows)); \
     } while (0)
 
 static void test_split_rules(void) {
@@ -236,7 +236,7 @@ static void check_refused(const char *name, const Vocabulary *v, uint32_t n_byte
         tokenizer_free(&t);
     } else {
         if (!strstr(err.text, message)) test_fail("\"%s\", expected: %s", err.text, message);
-        CHECK(!t.offsets && !t.kind && !t.bytes && !t.slots && !t.special);
+        CHECK(!t.offsets && !t.kind && !t.bytes && !t.slots && !t.pair_ids && !t.spans && !t.special);
     }
     test_end(name);
 }
@@ -357,6 +357,33 @@ static void test_golden(const Tokenizer *t) {
         free(file);
         if (rows < modes[m].least) test_fail("%d rows, expected %d or more", rows, modes[m].least);
         test_end(modes[m].name);
+    }
+}
+
+// The same rules with a vocabulary that is here wherever the program is.
+static void test_stories_vectors(const Tokenizer *t) {
+    static const struct {
+        const char *kind, *name;
+        int least;
+    } kinds[] = {{"text", "test_stories_vectors_of_texts", 300},
+                 {"bytes", "test_stories_vectors_of_bytes_that_are_not_utf8", 90},
+                 {"special", "test_stories_vectors_of_special_tokens", 11}};
+    for (int k = 0; k < LENGTH(kinds); k++) {
+        size_t size;
+        char *file = read_file("tests/vectors/stories-tokenizer.tsv", &size), *at = file, *fields[3];
+        int rows = 0, line_number = 0;
+        for (char *line; file && (line = next_line(&at));) {
+            line_number++;
+            if (split_fields(line, fields, 3) != 3 || strcmp(fields[0], kinds[k].kind) != 0) continue;
+            size_t n;
+            uint8_t *text = from_hex(fields[1], &n);
+            check_golden(t, line_number, text, n, k == 2, fields[2]);
+            free(text);
+            rows++;
+        }
+        free(file);
+        if (rows < kinds[k].least) test_fail("%d rows, expected %d or more", rows, kinds[k].least);
+        test_end(kinds[k].name);
     }
 }
 
@@ -583,6 +610,53 @@ static void test_bpe_equals_the_naive_rule(const Tokenizer *t, const char *name)
     test_end(name);
 }
 
+// What bpe_encode_text does with a cache and with cuts, done without: the pieces one by one, each by the rule.
+static void test_encode_equals_its_pieces_one_by_one(const Tokenizer *t, const char *name) {
+    static const uint32_t some[] = {' ',    ' ',    '\n',   'a',     'e',     't',    '1',     '!',    '\'',   's',
+                                    0x301,  0x416,  0x43E,  0x440,   0x430,   0x4E00, 0x4E16,  0x754C, 0x4E2D, 0x56FD,
+                                    0x3042, 0x3044, 0x306E, 0x30FC,  0xFF0C,  0x3002, 0xAC00,  0xD55C, 0x0E01, 0x0E32,
+                                    0x0939, 0x093F, 0x628,  0x1F600, 0x1F44D, 0x200D, 0x1F3FD, 0xFE0F};
+    for (int round = 0; round < 3000; round++) {
+        uint8_t text[4 * 400];
+        size_t n = 0;
+        // few characters, so that pieces come again; or all, so that places are taken over
+        uint32_t first = random_below(LENGTH(some)), kinds = round % 3 ? 1 + random_below(4) : LENGTH(some);
+        for (uint32_t left = 1 + random_below(round % 16 ? 60 : 400); left > 0; left--)
+            n += (size_t)utf8_encode(some[(first + random_below(kinds)) % LENGTH(some)], text + n);
+        TokenList got = encode(t, text, n, false), want = {0};
+        Error err = {""};
+        for (size_t at = 0, length; at < n; at += length) {
+            length = split_next(text + at, n - at);
+            TokenList piece = naive_bpe(t, text + at, length);
+            for (size_t i = 0; i < piece.n; i++) tokens_append(&want, piece.ids[i], &err);
+            tokens_free(&piece);
+        }
+        if (!same_ids(&got, &want)) test_fail("round %d, %zu bytes: %zu ids, expected %zu", round, n, got.n, want.n);
+        tokens_free(&got);
+        tokens_free(&want);
+    }
+    test_end(name);
+}
+
+// The promise that cuts rest on: each step inside a token is known to be one, whatever lies around the token.
+static void test_every_step_inside_a_token_is_spanned(const Tokenizer *t, const char *name) {
+    for (int id = 0; id < t->vocab_size; id++) {
+        size_t n;
+        const uint8_t *bytes = tokenizer_bytes(t, id, &n);
+        if (t->kind[id] != TOKEN_MERGEABLE || n > 200) continue;
+        uint8_t text[208];
+        for (int around = 0; around < 3; around++) {
+            size_t before = (size_t)around;
+            memset(text, 0xE4, sizeof text);
+            memcpy(text + before, bytes, n);
+            for (size_t at = 1; at < n; at++)
+                if (!tokenizer_spans(t, text, before + at, before + n + (size_t)around))
+                    test_fail("token %d: the step before byte %zu is taken for none", id, at);
+        }
+    }
+    test_end(name);
+}
+
 // A megabyte that the pattern does not cut, or cuts into very many pieces.
 static void test_megabyte(const Tokenizer *t, const char *name, const char *alphabet, bool valid) {
     enum { N = 1 << 20 };
@@ -621,6 +695,8 @@ static void test_with_llama3(void) {
     test_every_token_is_found(&t, "test_every_llama3_token_is_found");
     test_random_bytes_round_trip(&t, "test_random_bytes_round_trip_with_llama3");
     test_bpe_equals_the_naive_rule(&t, "test_bpe_equals_the_naive_rule_with_llama3");
+    test_encode_equals_its_pieces_one_by_one(&t, "test_encode_equals_its_pieces_one_by_one_with_llama3");
+    test_every_step_inside_a_token_is_spanned(&t, "test_every_step_inside_a_token_is_spanned_with_llama3");
     test_bad_byte_takes_the_piece_and_spaces_before_it(&t);
     test_megabytes(&t);
     tokenizer_free(&t);
@@ -639,9 +715,12 @@ static void test_with_stories(void) {
     if (!model_open(&m, path, true, &err)) test_fail("%s", err.text);
     test_end("test_stories_vocabulary_is_accepted");
     if (err.text[0]) return;
+    test_stories_vectors(&m.tokenizer);
     test_every_token_is_found(&m.tokenizer, "test_every_stories_token_is_found");
     test_random_bytes_round_trip(&m.tokenizer, "test_random_bytes_round_trip_with_stories");
     test_bpe_equals_the_naive_rule(&m.tokenizer, "test_bpe_equals_the_naive_rule_with_stories");
+    test_encode_equals_its_pieces_one_by_one(&m.tokenizer, "test_encode_equals_its_pieces_one_by_one_with_stories");
+    test_every_step_inside_a_token_is_spanned(&m.tokenizer, "test_every_step_inside_a_token_is_spanned_with_stories");
     test_megabyte(&m.tokenizer, "test_megabyte_round_trips_with_stories", "etaoin shrdlu\n", true);
     model_close(&m);
 }

@@ -130,6 +130,22 @@ static inline bool init_vocabulary(Tokenizer *t, const Vocabulary *v, uint32_t n
     return tokenizer_init(t, v->vocab_size, offsets, kind, bytes, n_bytes, err);
 }
 
+enum { BOS = 259, START, END, EOT };
+
+// The small vocabulary, with the tokens of a chat frame.
+static inline bool init_chat_vocabulary(Tokenizer *t, Error *err) {
+    static const char *const specials[] = {"<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
+                                           "<|eot_id|>"};
+    Vocabulary v = small_vocabulary();
+    for (int i = 0; i < LENGTH(specials); i++) {
+        int id = v.vocab_size++;
+        memcpy(v.bytes + v.offsets[id], specials[i], strlen(specials[i]));
+        v.offsets[id + 1] = v.offsets[id] + (uint32_t)strlen(specials[i]);
+        v.kind[id] = TOKEN_SPECIAL;
+    }
+    return init_vocabulary(t, &v, v.offsets[v.vocab_size], err);
+}
+
 static inline int base64_value(char c) {
     const char *digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/",
                *found = c ? strchr(digits, c) : NULL;
