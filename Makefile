@@ -217,7 +217,7 @@ lint:
 # gcov's own sums, of the sources that make the CPU's program.
 coverage:
 	rm -rf build/coverage && mkdir -p build/coverage
-	+@SIGNALS=40 $(MAKE) BUILD=build/coverage PROGRAM=build/coverage/llama CUDA=0 CFLAGS="$(CFLAGS) -g --coverage" LDFLAGS="$(LDFLAGS) --coverage" test; \
+	+@OMP_NUM_THREADS=1 SIGNALS=40 $(MAKE) BUILD=build/coverage PROGRAM=build/coverage/llama CUDA=0 CFLAGS="$(CFLAGS) -g --coverage" LDFLAGS="$(LDFLAGS) --coverage" test; \
 	 status=$$?; sh tests/coverage.sh build/coverage > build/coverage/summary; cat build/coverage/summary >&2; exit $$status
 
 VALGRIND_TESTS := bad_input cli compare batch converse
