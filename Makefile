@@ -220,7 +220,7 @@ coverage:
 	+@OMP_NUM_THREADS=1 SIGNALS=40 $(MAKE) BUILD=build/coverage PROGRAM=build/coverage/llama CUDA=0 CFLAGS="$(CFLAGS) -g --coverage" LDFLAGS="$(LDFLAGS) --coverage" test; \
 	 status=$$?; sh tests/coverage.sh build/coverage > build/coverage/summary; cat build/coverage/summary >&2; exit $$status
 
-VALGRIND_TESTS := bad_input cli compare batch converse
+VALGRIND_TESTS := bad_input cli compare batch
 
 valgrind: all $(TESTS)
 	@LLAMA=tests/valgrind.sh PROGRAM=./$(PROGRAM) sh tests/run.sh $(VALGRIND_TESTS:%=$(BUILD)/tests/test_%)
