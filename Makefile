@@ -5,7 +5,14 @@
 # make lib        the attention kernels alone: build/libattention.so (model/attention.h is its interface)
 # make bench      measures the GPU on weights of LLaMA 3.1 8B's shape, made from a seed (without a GPU, the CPU on 3.2 1B's)
 # make bench-cpu  measures the CPU engine
+# make bench-tokenizer  encoding beside tiktoken and HuggingFace tokenizers; make check-tokenizer compares their ids on a
+#                 million strings and more. They fetch both from PyPI, and need LLaMA 3's vocabulary (RANKS, a tokenizer.model)
 # make asan       the tests once more, under AddressSanitizer and UBSan
+# make fuzz       the readers under libFuzzer (clang): FUZZ_SECONDS for each target, or FUZZ_RUNS; FUZZ names the targets
+# make install    the program and its manual page, to PREFIX/bin and PREFIX/share/man/man1 (PREFIX=/usr/local; DESTDIR before it)
+# make lint       clang-tidy and cppcheck; what they are not asked is in .clang-tidy and tests/cppcheck.txt, with reasons
+# make coverage   how many lines of the CPU's sources the tests reach
+# make valgrind   the reading of good and bad files under valgrind
 # make clean
 #
 # CUDA=0 leaves the CUDA Toolkit alone; CUDA_HOME says where it is. CC, CFLAGS and LDFLAGS are yours to add to.
@@ -17,11 +24,16 @@ endif
 CUDA     ?= 1
 BUILD    ?= build
 PROGRAM  ?= llama
+PREFIX   ?= /usr/local
 
 # ---- what this machine has ------------------------------------------------------------------------------------------
 
 NVCC    := $(if $(filter 0,$(CUDA)),,$(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc 2>/dev/null)))
 OPENMP  := $(shell echo 'int main(void) { return 0; }' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo -fopenmp)
+# Line editing in --chat: readline, libedit or none.
+HASH    := \#
+try_line = $(shell printf '$(HASH)include <stdio.h>\n$(HASH)include <$(1)>\nint main(void) { return !readline; }' | $(CC) -x c - -o /dev/null $(2) 2>/dev/null && echo yes)
+LINE    := $(if $(call try_line,readline/readline.h,-lreadline),readline,$(if $(call try_line,editline/readline.h,-ledit),edit,none))
 X86     := $(findstring x86_64,$(shell $(CC) -dumpmachine))
 
 # GPUs to build for: this machine's, or where there is none all that are supported.
@@ -38,15 +50,19 @@ WARNINGS := -Wall -Wextra -Werror
 # No contraction: a product and a sum are fused where ops_cpu.c is compiled and nowhere else, so that RoPE's frequencies,
 # say, are the same on every machine.
 ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) $(OPENMP) -MMD -MP $(CUDA_CFLAGS) $(CFLAGS)
-ALL_LDFLAGS := $(OPENMP) $(LDFLAGS) $(CUDA_LDFLAGS) -lm
+ALL_LDFLAGS := $(OPENMP) $(LDFLAGS) $(CUDA_LDFLAGS) $(if $(filter-out none,$(LINE)),-l$(LINE)) -lm
+LINE_CFLAGS := $(if $(filter edit,$(LINE)),-DREADLINE_HEADER='<editline/readline.h>' -DHISTORY_HEADER='<editline/readline.h>' -DLINE_EDITOR='"libedit"',\
+                 -DREADLINE_HEADER='<readline/readline.h>' -DHISTORY_HEADER='<readline/history.h>' -DLINE_EDITOR='"readline"')
 NVCC_FLAGS   = -std=c++17 -O3 -Xfatbin -compress-all $(GENCODE) -I. -Xcompiler -Wall,-Wextra,-fopenmp
 OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 
 # ---- sources --------------------------------------------------------------------------------------------------------
 
-LIBRARY := model/batch.c model/bench.c model/checkpoint.c model/compare.c model/error.c model/forward_cpu.c model/generate.c model/json.c model/machine_cpu.c model/model.c \
-           model/safetensors.c model/sampler.c tokenizer/bpe.c tokenizer/split.c tokenizer/tokenizer.c
+LIBRARY := cli/converse.c cli/flags.c cli/input.c cli/interrupt.c cli/line.c cli/output.c cli/version.c \
+           model/batch.c model/bench.c model/checkpoint.c model/compare.c model/error.c model/forward_cpu.c model/generate.c model/json.c model/machine_cpu.c model/model.c model/perplexity.c \
+           model/safetensors.c model/sampler.c tokenizer/bpe.c tokenizer/chat.c tokenizer/split.c tokenizer/tokenizer.c
 LIBRARY += $(if $(X86),model/ops_x86.c,model/ops_other.c)
+LIBRARY += $(if $(filter none,$(LINE)),cli/line_plain.c,cli/line_readline.c)
 OPS     := portable $(if $(X86),avx2)
 
 # The GPU engine, where there is nvcc.
@@ -57,7 +73,7 @@ TESTS           := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*
 GPU_TESTS       := $(if $(NVCC),$(patsubst tests/%.cu,$(BUILD)/tests/%,$(wildcard tests/test_*.cu)))
 
 .SECONDARY: # objects of tests stay
-.PHONY: all demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib bench bench-cpu asan clean FORCE
+.PHONY: all demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib install bench bench-cpu bench-tokenizer check-tokenizer asan lint coverage valgrind fuzz clean FORCE
 
 all: $(PROGRAM)
 	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(CUDA_ARCHS) ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA)),CUDA=0,no nvcc in CUDA_HOME or PATH))"
@@ -70,6 +86,22 @@ $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
 	@echo '$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(NVCC) $(NVCC_FLAGS)' | cmp -s - $@ || \
 	 echo '$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) $(NVCC) $(NVCC_FLAGS)' > $@
+
+# What --version says of the sources and of CUDA; compiled anew when it changes.
+COMMIT  := $(shell git -C $(CURDIR) describe --always --dirty=+ --exclude='*' 2>/dev/null || echo unknown)
+CUDA_IS := $(if $(NVCC),CUDA $(shell $(NVCC) --version | sed -n 's/.*release \([0-9.]*\).*/\1/p') for sm $(CUDA_ARCHS),no CUDA)
+
+$(BUILD)/version: FORCE
+	@mkdir -p $(@D)
+	@echo '$(COMMIT) $(CUDA_IS)' | cmp -s - $@ || echo '$(COMMIT) $(CUDA_IS)' > $@
+
+$(BUILD)/cli/line_readline.o: cli/line_readline.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(LINE_CFLAGS) -c $< -o $@
+
+$(BUILD)/cli/version.o: cli/version.c $(BUILD)/flags $(BUILD)/version
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -DCOMMIT='"$(COMMIT)"' -DCUDA_IS='"$(CUDA_IS)"' -c $< -o $@
 
 $(BUILD)/%.o: %.cu $(BUILD)/flags
 	@mkdir -p $(@D)
@@ -95,6 +127,11 @@ $(BUILD)/model/ops_avx2.o: model/ops_cpu.c $(BUILD)/flags
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIBRARY_OBJECTS)
 	$(CC) $^ -o $@ $(ALL_LDFLAGS)
 
+# What goes wrong in test_failures.
+$(BUILD)/tests/inject.so: tests/inject.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -O1 $(WARNINGS) -fPIC -shared $< -o $@ -ldl
+
 lib: $(BUILD)/libattention.so
 
 $(BUILD)/libattention.so: attention.cu model/attention.h model/attention_f32.cuh model/attention_sm90.cuh $(BUILD)/flags
@@ -104,12 +141,23 @@ $(BUILD)/libattention.so: attention.cu model/attention.h model/attention_f32.cuh
 
 # ---- use ------------------------------------------------------------------------------------------------------------
 
+$(BUILD)/manual: $(BUILD)/cli/manual.o $(LIBRARY_OBJECTS)
+	$(CC) $^ -o $@ $(ALL_LDFLAGS)
+
+$(BUILD)/llama.1: $(BUILD)/manual
+	./$< > $@
+
+install: all $(BUILD)/llama.1
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
+	install $(PROGRAM) $(DESTDIR)$(PREFIX)/bin/llama
+	install -m 644 $(BUILD)/llama.1 $(DESTDIR)$(PREFIX)/share/man/man1/llama.1
+
 demo: all
 	./$(PROGRAM) model/stories.bin -p "Once upon a time" --echo -n 200 --temp 0.7 --top-p 0.9
 	@echo
 
-test: all $(TESTS) $(GPU_TESTS)
-	@LLAMA=./$(PROGRAM) sh tests/run.sh $(TESTS) $(GPU_TESTS) $(wildcard tests/test_*.sh tests/test_*.py)
+test: all $(TESTS) $(GPU_TESTS) $(BUILD)/tests/inject.so
+	@INJECT_LIBRARY=$(BUILD)/tests/inject.so LLAMA=./$(PROGRAM) sh tests/run.sh $(TESTS) $(GPU_TESTS) $(wildcard tests/test_*.sh tests/test_*.py)
 
 test-gpu: all $(GPU_TESTS)
 	@LLAMA=./$(PROGRAM) sh tests/run.sh $(GPU_TESTS) tests/test_engine_cublas.sh
@@ -139,10 +187,69 @@ bench: all
 bench-cpu: all
 	./$(PROGRAM) --synthetic llama-3.2-1b --bench --engine cpu
 
+# ---- the tokenizer beside its peers ---------------------------------------------------------------------------------
+
+RANKS        ?= ../shared/tokenizer/tokenizer.model
+VENV         := build/venv-tokenizer
+LLAMA3_VOCAB := $(BUILD)/llama3-vocab.bin
+
+$(VENV)/installed: scripts/requirements-tokenizer.txt
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+$(LLAMA3_VOCAB): $(RANKS) scripts/convert.py
+	@mkdir -p $(@D)
+	python3 scripts/convert.py --vocab-only $< $@
+
+bench-tokenizer: $(BUILD)/tests/bench_tokenizer $(LLAMA3_VOCAB) $(VENV)/installed
+	$(VENV)/bin/python scripts/bench_tokenizer.py --ranks $(RANKS) --model $(LLAMA3_VOCAB) --program $< --csv $(BUILD)/bench-tokenizer.csv
+
+check-tokenizer: $(PROGRAM) $(LLAMA3_VOCAB) $(VENV)/installed
+	$(VENV)/bin/python scripts/gen_unicode.py | cmp - tokenizer/unicode_tables.h
+	$(VENV)/bin/python scripts/check_tokenizer.py --ranks $(RANKS) --model $(LLAMA3_VOCAB) --program ./$(PROGRAM)
+
 asan:
-	SANITIZERS=1 $(MAKE) BUILD=build/asan PROGRAM=build/asan/llama CUDA=0 CFLAGS="$(CFLAGS) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="$(LDFLAGS) -fsanitize=address,undefined" test
+	SANITIZERS=1 SIGNALS=60 $(MAKE) BUILD=build/asan PROGRAM=build/asan/llama CUDA=0 CFLAGS="$(CFLAGS) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="$(LDFLAGS) -fsanitize=address,undefined" test
+
+LINTED      := llama.c $(sort $(LIBRARY)) model/ops_cpu.c
+LINT_DEFINE := -DCOMMIT='""' -DCUDA_IS='""' -DOPS_TABLE=ops_portable -DOPS_NAME='""' $(LINE_CFLAGS)
+
+lint:
+	clang-tidy --quiet $(LINTED) -- -std=gnu11 $(LINT_DEFINE)
+	cppcheck --quiet --error-exitcode=1 --enable=warning,performance,portability --std=c11 --suppressions-list=tests/cppcheck.txt $(LINT_DEFINE) $(LINTED)
+
+# gcov's own sums, of the sources that make the CPU's program.
+coverage:
+	rm -rf build/coverage && mkdir -p build/coverage
+	+@OMP_NUM_THREADS=1 SIGNALS=40 $(MAKE) BUILD=build/coverage PROGRAM=build/coverage/llama CUDA=0 CFLAGS="$(CFLAGS) -g --coverage" LDFLAGS="$(LDFLAGS) --coverage" test; \
+	 status=$$?; sh tests/coverage.sh build/coverage > build/coverage/summary; cat build/coverage/summary >&2; exit $$status
+
+VALGRIND_TESTS := bad_input cli compare batch
+
+valgrind: all $(TESTS)
+	@LLAMA=tests/valgrind.sh PROGRAM=./$(PROGRAM) sh tests/run.sh $(VALGRIND_TESTS:%=$(BUILD)/tests/test_%)
+
+# ---- fuzzing --------------------------------------------------------------------------------------------------------
+# libFuzzer with ASan and UBSan. What it learns is kept in build/fuzz/corpus; tests/fuzz has the seeds.
+
+FUZZ         ?= $(sort $(patsubst tests/fuzz_%.c,%,$(wildcard tests/fuzz_*.c)))
+FUZZ_SECONDS ?= 60
+FUZZ_RUNS    ?= -1
+FUZZ_BUILD   := build/fuzz
+FUZZ_MAKE    := $(MAKE) CC=clang CUDA=0 BUILD=$(FUZZ_BUILD) CFLAGS="-g -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all"
+
+fuzz:
+	+@$(FUZZ_MAKE) LDFLAGS="-fsanitize=fuzzer,address,undefined" $(FUZZ:%=$(FUZZ_BUILD)/tests/fuzz_%)
+	@for target in $(FUZZ); do \
+	  mkdir -p $(FUZZ_BUILD)/corpus/$$target && echo "== fuzz $$target" && \
+	  $(FUZZ_BUILD)/tests/fuzz_$$target -max_total_time=$(if $(filter -1,$(FUZZ_RUNS)),$(FUZZ_SECONDS),0) -runs=$(FUZZ_RUNS) -max_len=2048 -timeout=10 \
+	    -rss_limit_mb=2048 $$(ls tests/fuzz/$$target.dict 2>/dev/null | sed 's/^/-dict=/') -artifact_prefix=$(FUZZ_BUILD)/$$target- -print_final_stats=1 \
+	    $(FUZZ_BUILD)/corpus/$$target tests/fuzz/$$target > $(FUZZ_BUILD)/$$target.log 2>&1; \
+	  status=$$?; grep -E 'number_of_executed_units|average_exec' $(FUZZ_BUILD)/$$target.log; \
+	  [ $$status -eq 0 ] || { tail -n 40 $(FUZZ_BUILD)/$$target.log; exit 1; }; done
 
 clean:
 	rm -rf build llama
 
--include $(LIBRARY_OBJECTS:.o=.d) $(BUILD)/llama.d $(TESTS:=.d)
+-include $(LIBRARY_OBJECTS:.o=.d) $(BUILD)/llama.d $(BUILD)/cli/manual.d $(TESTS:=.d) $(BUILD)/tests/bench_tokenizer.d

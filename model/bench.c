@@ -98,7 +98,7 @@ static void show(Bench *b, const char *what, const Row *row) {
 
 // Every step begins with it, so that an interrupt is not left waiting.
 static bool goes_on(const Bench *b, Error *err) {
-    return !*b->interrupted || fail(err, "interrupted");
+    return !*b->interrupted || fail_interrupted(err);
 }
 
 static bool wants_more(int n, double start, double seconds) {

@@ -210,8 +210,9 @@ static bool check_weights(Model *m, Error *err) {
                     dtype_names[embeddings->dtype]);
     Binding b = {
         .model = m, .used = calloc(m->file.n_tensors, 1), .norms = malloc((size_t)m->config.dim * sizeof(float))};
-    bool ok = b.used && b.norms ? weights_visit(m, check_tensor, &b, err)
-                                : fail(err, "out of memory: checking %s", m->file.path);
+    bool ok = b.used && b.norms;
+    if (!ok) fail(err, "out of memory: checking %s", m->file.path);
+    ok = ok && weights_visit(m, check_tensor, &b, err);
     for (size_t i = 0; ok && i < m->file.n_tensors; i++) {
         const char *name = m->file.tensors[i].name;
         if (!b.used[i] && !is_tokenizer_tensor(name))
@@ -281,7 +282,11 @@ bool checkpoint_open(Model *m, const char *path, bool vocab_only, Error *err) {
         return fail(err, "%s: a vocabulary without weights (n_layers 0); it serves --tokenize and --detokenize", path);
     if (!has_weights && m->file.n_tensors != 3)
         return fail(err, "%s: %zu tensors in a vocabulary without weights, expected 3", path, m->file.n_tensors);
-    if (has_weights && (!read_shape_config(m, err) || !check_weights(m, err))) return false;
+    if (has_weights && !read_shape_config(m, err)) return false;
+    if (has_weights && (size_t)m->config.n_layers > m->file.n_tensors) // before memory is asked for them
+        return fail(err, "%s: n_layers is %d, the file has %zu tensors in all", path, m->config.n_layers,
+                    m->file.n_tensors);
+    if (has_weights && !check_weights(m, err)) return false;
     return read_tokenizer(m, err);
 }
 
@@ -295,10 +300,11 @@ static bool bind_tensor(void *context, const char *name, const void **slot, uint
 }
 
 bool checkpoint_load(Model *m, char *base, Error *err) {
-    enum { PIECE = 1 << 28 };
+    enum { PIECE = 1 << 26 }; // for people to see it move
     Binding b = {.model = m, .base = base};
     if (!weights_visit(m, bind_tensor, &b, err)) return false;
     for (uint64_t at = 0; at < m->weights.bytes; at += PIECE) {
+        if (model_interrupted(m)) return fail_interrupted(err);
         uint64_t n = m->weights.bytes - at < PIECE ? m->weights.bytes - at : PIECE;
         if (!safetensors_read(&m->file, base + at, at, n, err)) return false;
         if (m->progress) m->progress("loading", at + n, m->weights.bytes);

@@ -11,15 +11,16 @@
 
 // ---- the dump -------------------------------------------------------------------------------------------------------
 
-// Finds NAME.i, checks dtype and dimensions (rows or cols UINT64_MAX: any, up to INT_MAX), and reads it.
+// Finds NAME.i, checks dtype and dimensions (rows or cols UINT64_MAX: any), at most so many that DUMP_TOP a row can be
+// counted, and reads it.
 static void *read_tensor(Dump *d, const char *name, int i, DType dtype, int n_dims, uint64_t rows, uint64_t cols,
                          int *found_rows, Error *err) {
     char full[64];
     snprintf(full, sizeof full, "%s.%d", name, i);
     const Tensor *t = safetensors_find(&d->file, full);
     if (!t) return fail(err, "%s: no tensor %s", d->file.path, full), NULL;
-    if (t->dtype != dtype || t->n_dims != n_dims || (n_dims == 2 && t->shape[1] != cols) || t->shape[0] > INT_MAX ||
-        (rows != UINT64_MAX && t->shape[0] != rows))
+    if (t->dtype != dtype || t->n_dims != n_dims || (n_dims == 2 && t->shape[1] != cols) ||
+        t->shape[0] > INT_MAX / DUMP_TOP || (rows != UINT64_MAX && t->shape[0] != rows))
         return fail(err,
                     "%s: tensor %s: %s with %d dimensions, [%" PRIu64 ", %" PRIu64 "], expected %s [%" PRId64
                     ", %" PRIu64 "]",
@@ -272,7 +273,7 @@ static bool free_running(Comparison *c, int i, int first, int *equal, int *near_
     Model *m = c->model;
     m->kv.len[0] = p->n_prompt;
     for (int step = 0, id = first; step < p->n_tokens; step++) {
-        if (*c->interrupted) return fail(err, "interrupted");
+        if (*c->interrupted) return fail_interrupted(err);
         if (step > 0) {
             if (!model_decode(m, 0, p->tokens[step - 1], err))
                 return false; // equal to our own, or we would not be here
@@ -312,7 +313,7 @@ static bool compare_prompt(Comparison *c, int i, Error *err) {
 bool compare_run(Model *m, const Dump *d, FILE *out, const volatile sig_atomic_t *interrupted, bool *held, Error *err) {
     Comparison c = {.model = m, .dump = d, .out = out, .interrupted = interrupted};
     for (int i = 0; i < d->n_prompts; i++) {
-        if (*interrupted) return fail(err, "interrupted");
+        if (*interrupted) return fail_interrupted(err);
         if (!compare_prompt(&c, i, err)) return false;
     }
     const Totals *t = &c.sum;

@@ -2,6 +2,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 bool fail(Error *err, const char *format, ...) {
     if (err->text[0]) return false;
@@ -13,4 +14,14 @@ bool fail(Error *err, const char *format, ...) {
     for (char *c = err->text; *c; c++)
         if ((unsigned char)*c < 0x20 || *c == 0x7F) *c = '?';
     return false;
+}
+
+static const char interrupt[] = "interrupted";
+
+bool fail_interrupted(Error *err) {
+    return fail(err, interrupt);
+}
+
+bool is_interrupt(const Error *err) {
+    return strcmp(err->text, interrupt) == 0;
 }

@@ -11,4 +11,8 @@ typedef struct {
 // Writes the message, unless one is there already (the first cause is the one worth reading), and returns false.
 bool fail(Error *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+// The one failure that is nobody's fault: the user had enough. It says so and is not printed.
+bool fail_interrupted(Error *err);
+bool is_interrupt(const Error *err);
+
 #endif

@@ -2,6 +2,7 @@
 // (Touvron et al. 2023; Grattafiori et al. 2024. The names are those of llama2.c and Meta's own code.)
 #include <errno.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -78,8 +79,9 @@ static void add(float *x, const float *y, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] += y[i];
 }
 
-// The rows of a batch, behind what their sequences have. Their logits go to logits [n_logits][vocab_size].
-static void forward(Model *m, const Batch *b, float *logits) {
+// The rows of a batch, behind what their sequences have. Their logits go to logits [n_logits][vocab_size]. False: it
+// was interrupted, and the sequences are as they were.
+static bool forward(Model *m, const Batch *b, float *logits) {
     const Config *c = &m->config;
     const Weights *w = &m->weights;
     CpuState *s = m->state;
@@ -96,6 +98,7 @@ static void forward(Model *m, const Batch *b, float *logits) {
 
     for (int i = 0; i < c->n_layers; i++) {
         const LayerWeights *l = &w->layers[i];
+        if (model_interrupted(m)) return false;
 
         // attention: queries, keys and values of the normalised stream
         ops->rmsnorm(s->xb, s->x, l->attention_norm, c->norm_eps, T, c->dim);
@@ -121,10 +124,11 @@ static void forward(Model *m, const Batch *b, float *logits) {
     for (int i = 0; i < b->n_seq; i++) m->kv.len[b->slot[i]] += b->start[i + 1] - b->start[i];
 
     // logits of the rows that were asked for
-    if (b->n_logits == 0) return;
+    if (b->n_logits == 0) return true;
     for (int i = 0; i < b->n_logits; i++)
         ops->rmsnorm(s->xb + (size_t)i * dim, s->x + (size_t)b->logit_rows[i] * dim, w->norm, c->norm_eps, 1, c->dim);
     ops->matmul(logits, s->xb, w->output, w->dtype, b->n_logits, c->vocab_size, c->dim);
+    return true;
 }
 
 // ---- the engine -----------------------------------------------------------------------------------------------------
@@ -136,7 +140,10 @@ static bool run_cpu(Model *m, const Batch *b, Error *err) {
     for (int first = 0; first < b->n_rows; first += s->max_tokens) {
         BatchPart part;
         batch_part(b, first, b->n_rows - first < s->max_tokens ? b->n_rows - first : s->max_tokens, &part);
-        forward(m, &part.batch, m->logits + (size_t)part.first_logit * (size_t)m->config.vocab_size);
+        if (!forward(m, &part.batch, m->logits + (size_t)part.first_logit * (size_t)m->config.vocab_size))
+            return fail_interrupted(err);
+        if (m->progress && b->n_rows > s->max_tokens)
+            m->progress("prefilling", (uint64_t)(first + part.batch.n_rows), (uint64_t)b->n_rows);
     }
     for (int i = 0; i < b->n_logits; i++) {
         const float *logits = m->logits + (size_t)i * (size_t)m->config.vocab_size;
@@ -161,6 +168,7 @@ static char *allocate_weights(uint64_t bytes) {
 
 // WeightVisitors for a synthetic model: the first lays the tensors out, the second fills them.
 typedef struct {
+    const Model *model;
     char *base;
     uint64_t at, seed;
     DType dtype;
@@ -181,8 +189,9 @@ static bool lay_out(void *context, const char *name, const void **slot, uint64_t
 // Norms of one; matrices uniform with a standard deviation of 1.7/√cols, so that attention has something to tell apart.
 // Element i of a tensor depends on the seed, the tensor's place and i alone.
 static bool synthesize(void *context, const char *name, const void **slot, uint64_t rows, uint64_t cols, Error *err) {
-    (void)name, (void)err;
+    (void)name;
     Synthesis *y = context;
+    if (model_interrupted(y->model)) return fail_interrupted(err);
     char *to = y->base + y->at;
     *slot = to;
     if (!cols)
@@ -204,7 +213,7 @@ static bool synthesize(void *context, const char *name, const void **slot, uint6
 }
 
 static bool load_weights(Model *m, CpuState *s, Error *err) {
-    Synthesis y = {.seed = m->seed, .dtype = m->weights.dtype};
+    Synthesis y = {.model = m, .seed = m->seed, .dtype = m->weights.dtype};
     bool synthetic = m->file.n_tensors == 0;
     if (synthetic) {
         if (!weights_visit(m, lay_out, &y, err)) return false;
@@ -255,7 +264,9 @@ static bool allocate_state(Model *m, CpuState *s, Error *err) {
                 "out of memory: %.3f GB for %d contexts of %d (their cache takes %.3f GB in all); try a smaller -c",
                 (double)buffers[i].rows * (double)buffers[i].columns * 4e-9, m->kv.n_slots, m->kv.max_len,
                 (double)m->kv.bytes * 1e-9);
+        m->buffer_bytes += bytes;
     }
+    m->buffer_bytes -= m->kv.bytes;
     return true;
 }
 
@@ -264,10 +275,18 @@ static bool usable_cpu(const Model *m, Error *err) { // always
     return true;
 }
 
+static int count_threads(void) {
+    int n = 0;
+#pragma omp parallel reduction(+ : n)
+    n++;
+    return n;
+}
+
 static bool open_cpu(Model *m, Error *err) {
     CpuState *s = m->state = calloc(1, sizeof *s);
     if (!s) return fail(err, "out of memory: the engine's state");
     s->ops = ops_select();
+    snprintf(m->note, sizeof m->note, "%s, %d threads", s->ops->name, count_threads());
     m->precision = PRECISION_F32; // always: there is nothing to gain here from less
     return allocate_state(m, s, err) && load_weights(m, s, err);
 }

@@ -1,5 +1,6 @@
 #include "generate.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -84,9 +85,10 @@ void sequence_let_go(Sequence *seq) {
     free(seq->text.data);
     free(seq->held.data);
     free(seq->logprobs);
+    free(seq->gaps);
     free(seq->top_ids);
     seq->text = seq->held = (Bytes){0};
-    seq->logprobs = NULL;
+    seq->logprobs = seq->gaps = NULL;
     seq->top_ids = NULL;
 }
 
@@ -98,10 +100,24 @@ void sequence_free(Sequence *seq) {
     *seq = (Sequence){0};
 }
 
+static int ascending(const void *a, const void *b) {
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+double sequence_gap(Sequence *seq, double share) {
+    if (seq->ids.n < 2) return 0;
+    size_t n = seq->ids.n - 1, rank = (size_t)ceil(share * (double)n);
+    qsort(seq->gaps, n, sizeof *seq->gaps, ascending);
+    return (double)seq->gaps[rank ? rank - 1 : 0];
+}
+
 static bool sequence_begin(Sequence *seq, const Model *m, const GenerateConfig *g, Error *err) {
     int room = m->kv.max_len - (int)seq->prompt.n;
     seq->n_max = g->n < room ? g->n : room;
     seq->admitted = clock_seconds();
+    seq->gaps = malloc((size_t)seq->n_max * sizeof *seq->gaps);
+    if (!seq->gaps) return fail(err, "out of memory: times of %d tokens", seq->n_max);
     if (g->logprobs) {
         seq->logprobs = calloc((size_t)seq->n_max * (size_t)(1 + g->logprobs), sizeof *seq->logprobs);
         seq->top_ids = calloc((size_t)seq->n_max * (size_t)g->logprobs, sizeof *seq->top_ids);
@@ -114,7 +130,6 @@ static bool sequence_begin(Sequence *seq, const Model *m, const GenerateConfig *
 // Lets go of what only a running sequence needs, after its last bytes.
 static bool sequence_end(Sequence *seq, const char *reason, const GenerateSink *sink, Error *err) {
     seq->finish_reason = reason;
-    seq->last = clock_seconds();
     sampler_free(&seq->sampler);
     return text_out(seq, sink, seq->held.n, err);
 }
@@ -149,7 +164,10 @@ static bool sequence_step(Sequence *seq, Model *m, const GenerateConfig *g, cons
     if (g->sampler.temperature > 0) id = sampler_next(&seq->sampler, logits);
     if (g->logprobs) record_logprobs(seq, g->logprobs, logits, m->config.vocab_size, id);
     if (!tokens_append(&seq->ids, id, err)) return false;
-    if (seq->ids.n == 1) seq->first = clock_seconds();
+    double now = clock_seconds();
+    if (seq->ids.n == 1) seq->first = now;
+    if (seq->ids.n > 1) seq->gaps[seq->ids.n - 2] = (float)(now - seq->last);
+    seq->last = now;
     if (is_eos(&m->config, id) && !g->ignore_eos) return sequence_end(seq, "stop", sink, err);
     size_t n;
     bool stopped;
@@ -192,9 +210,10 @@ static bool admit(Run *r, Sequence *seqs, int n, int *next, Error *err) {
     for (int i = 0; ok && i < m->kv.n_slots && *next < n; i++) {
         if (r->live[i]) continue;
         Sequence *seq = r->live[i] = &seqs[(*next)++];
-        m->kv.len[i] = 0;
+        m->kv.len[i] = seq->n_cached;
         ok = sequence_begin(seq, m, r->config, err);
-        for (size_t t = 0; ok && t < seq->prompt.n; t++) ok = tokens_append(&tokens, seq->prompt.ids[t], err);
+        for (size_t t = (size_t)seq->n_cached; ok && t < seq->prompt.n; t++)
+            ok = tokens_append(&tokens, seq->prompt.ids[t], err);
         slot[n_seq++] = i;
         start[n_seq] = (int)tokens.n;
         last[n_seq - 1] = start[n_seq] - 1;
@@ -232,7 +251,10 @@ bool generate(Model *m, const GenerateConfig *config, Sequence *seqs, int n, con
     Run r = {.model = m, .config = config, .sink = sink};
     int next = 0; // to be admitted
     for (int done = 0; done < n;) {
-        if (!*interrupted && !(admit(&r, seqs, n, &next, err) && (*interrupted || step(&r, err)))) return false;
+        if (!*interrupted && !(admit(&r, seqs, n, &next, err) && (*interrupted || step(&r, err)))) {
+            if (!is_interrupt(err)) return false;
+            *err = (Error){""}; // not a failure here: what there is will be passed on
+        }
         for (int i = 0; *interrupted && i < m->kv.n_slots; i++) {
             if (r.live[i] && !sequence_end(r.live[i], "interrupted", sink, err)) return false;
             r.live[i] = NULL;

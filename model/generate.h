@@ -27,12 +27,14 @@ typedef struct {
 } GenerateConfig;
 
 typedef struct {
+    int n_cached;                 // tokens of the prompt that slot 0 of the cache has already; with one slot only
     int index;                    // in the input; also its random stream
     TokenList prompt, ids;        // ids: what was generated, with the end id if one ended it
-    const char *finish_reason;    // NULL while it runs; stop, length, stop_string, interrupted
+    const char *finish_reason;    // stop, length, stop_string, interrupted; NULL: it runs, or never began
     Bytes text;                   // what was generated, unless it is passed on as it comes
     float *logprobs;              // [ids.n][1 + K]: of the token, then of the K most likely
     int *top_ids;                 // [ids.n][K]
+    float *gaps;                  // [ids.n - 1]: seconds between a token and the next
     double admitted, first, last; // seconds on the clock: its prompt's start, its first and its last token
     // while it runs:
     int n_max;  // new tokens that the context leaves room for
@@ -43,6 +45,8 @@ typedef struct {
 void sequence_free(Sequence *seq);
 // Frees a finished sequence's text and log-probabilities, once they have been printed.
 void sequence_let_go(Sequence *seq);
+// Seconds that this share of the steps from token to token did not exceed (0.5: the median), of a finished sequence.
+double sequence_gap(Sequence *seq, double share);
 
 // Where a sequence's text and its end go. text NULL: kept in seq->text. Both may fail, which ends the run.
 typedef struct {

@@ -15,7 +15,7 @@ extern const Engine engine_fused, engine_cublas;
 #endif
 
 static const Engine *const engines[] = {
-    // the fastest first
+// the fastest first
 #ifdef LLAMA_CUDA
     &engine_fused,
     &engine_cublas,
@@ -32,10 +32,9 @@ bool model_has_engine(const char *name) {
 
 const char *model_engines(void) {
     static char list[64];
-    list[0] = 0;
-    for (int i = 0; i < N_ENGINES; i++) {
-        if (i) strcat(list, ", ");
-        strcat(list, engines[i]->name);
+    for (int i = 0, n = 0; i < N_ENGINES; i++) {
+        const Engine *e = engines[i]; // never NULL, but an analyser cannot see that
+        n += snprintf(list + n, sizeof list - (size_t)n, "%s%s", i ? ", " : "", e->name); // NOLINT
     }
     return list;
 }
@@ -204,7 +203,7 @@ bool model_start(Model *m, const char *engine, Precision precision, int n_slots,
     m->rope_freq = malloc((size_t)c->head_dim / 2 * sizeof *m->rope_freq);
     if (!m->kv.len || !m->rope_freq) return fail(err, "out of memory: %d slots and RoPE frequencies", n_slots);
     rope_frequencies(c, m->rope_freq);
-    return m->engine->open(m, err);
+    return m->engine->open(m, err) && (m->file.n_tensors == 0 || safetensors_unchanged(&m->file, err));
 }
 
 bool model_has_room(const Model *m, const Batch *b, Error *err) {

@@ -2,9 +2,10 @@
 #ifndef MODEL_H
 #define MODEL_H
 
+#include <signal.h>
 #include <stdint.h>
 
-#include "../tokenizer/tokenizer.h"
+#include "../tokenizer/chat.h"
 #include "batch.h"
 #include "error.h"
 #include "kv_cache.h"
@@ -13,7 +14,6 @@
 enum { MAX_EOS = 16, MAX_HEAD_DIM = 256 };
 
 typedef enum { ROPE_DEFAULT, ROPE_LLAMA3 } RopeType;
-typedef enum { CHAT_NONE, CHAT_LLAMA3, CHAT_LLAMA3_1 } ChatFormat;
 typedef enum { PRECISION_BF16, PRECISION_F32 } Precision;
 
 typedef struct {
@@ -77,11 +77,15 @@ struct Model {
     float *logits;          // [LOGIT_ROWS][vocab_size], the engine's, in host memory
     Precision precision;
     const Engine *engine;
-    Error not_used;   // why a faster engine than this was not chosen; empty: none is faster, or one was named
-    void *state;      // the engine's own buffers
-    SafeTensors file; // open until the engine has its weights; n_tensors is 0 for a synthetic model
-    uint64_t seed;    // of a synthetic model's weights
-    void (*progress)(const char *what, uint64_t done, uint64_t total); // NULL: nobody watches
+    Error not_used;        // why a faster engine than this was not chosen; empty: none is faster, or one was named
+    void *state;           // the engine's own buffers
+    SafeTensors file;      // open until the engine has its weights; n_tensors is 0 for a synthetic model
+    uint64_t seed;         // of a synthetic model's weights
+    char note[64];         // how the engine computes, for people
+    uint64_t buffer_bytes; // of the engine's activations and logits
+    // "loading" counts bytes, "prefilling" tokens. NULL: nobody watches.
+    void (*progress)(const char *what, uint64_t done, uint64_t total);
+    const volatile sig_atomic_t *interrupted; // non-zero: stop loading and computing. NULL: never
 };
 
 // Opens a model.bin: configuration, tokenizer and the place of every tensor. vocab_only: a file without weights is
@@ -102,6 +106,9 @@ bool model_decode(Model *model, int slot, int token, Error *err);
 // Refuses a batch that its slots have no room for.
 bool model_has_room(const Model *model, const Batch *batch, Error *err);
 void model_close(Model *model);
+static inline bool model_interrupted(const Model *model) {
+    return model->interrupted && *model->interrupted;
+}
 bool model_has_engine(const char *name);
 // A list of the engines in this build, for messages.
 const char *model_engines(void);

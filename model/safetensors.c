@@ -224,6 +224,7 @@ static bool open_checked(SafeTensors *st, Error *err) {
                     st->path, st->path);
     if (!S_ISREG(info.st_mode)) return fail(err, "%s: not a regular file", st->path);
     st->file_bytes = (uint64_t)info.st_size;
+    st->changed = info.st_mtim;
 
     uint8_t first[28];
     size_t have = st->file_bytes < sizeof first ? (size_t)st->file_bytes : sizeof first;
@@ -285,4 +286,14 @@ bool safetensors_read(const SafeTensors *st, void *dst, uint64_t begin, uint64_t
             fail(err, "%s", own.text);
     }
     return !err->text[0];
+}
+
+bool safetensors_unchanged(const SafeTensors *st, Error *err) {
+    struct stat info;
+    if (fstat(st->fd, &info) != 0) return fail(err, "%s: %s", st->path, strerror(errno));
+    if ((uint64_t)info.st_size != st->file_bytes)
+        return fail(err, "%s: changed while it was read: %" PRIu64 " bytes long at first, now %" PRIu64, st->path,
+                    st->file_bytes, (uint64_t)info.st_size);
+    return (info.st_mtim.tv_sec == st->changed.tv_sec && info.st_mtim.tv_nsec == st->changed.tv_nsec) ||
+           fail(err, "%s: was written to while it was read", st->path);
 }

@@ -6,6 +6,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <time.h>
 
 #include "error.h"
 
@@ -30,8 +31,9 @@ typedef struct {
     const char *path; // the caller's string, for messages
     int fd;
     uint64_t file_bytes, data_start, data_bytes;
-    char *header;    // owns every name and value
-    Tensor *tensors; // sorted by offset
+    struct timespec changed; // when it was opened: the time of its last change
+    char *header;            // owns every name and value
+    Tensor *tensors;         // sorted by offset
     size_t n_tensors;
     Tensor **by_name; // the same, sorted by name
     MetaEntry *meta;  // sorted by key
@@ -49,5 +51,8 @@ const char *safetensors_meta(const SafeTensors *st, const char *key);
 // Reads bytes [begin, begin + n) of the data into dst, by several threads when n is large. The file is read, never
 // mapped: one that shrinks meanwhile is an error here and not a SIGBUS somewhere else.
 bool safetensors_read(const SafeTensors *st, void *dst, uint64_t begin, uint64_t n, Error *err);
+
+// Whether the file is the one that was opened, as long and as old: what was read belongs together.
+bool safetensors_unchanged(const SafeTensors *st, Error *err);
 
 #endif

@@ -658,8 +658,13 @@ def chat_format(directory, vocabulary):
     path = os.path.join(directory, "chat_template.jinja")
     if os.path.exists(path):
         template = read_file(path).decode("utf-8", "replace")
-    if not isinstance(template, str) or "<|start_header_id|>" not in template:
+    if not isinstance(template, str):
         return "none"
+    # What the program writes, and every template of LLaMA 3 and 3.1 holds. Another one is not used rather than guessed at.
+    for part in ("<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>", "trim"):
+        if part not in template.replace("\\n", "\n"):
+            note("the chat template is not LLaMA 3's (it has no %r) and is not used" % part)
+            return "none"
     for token in (b"<|start_header_id|>", b"<|end_header_id|>", b"<|eot_id|>"):
         if token not in vocabulary.specials.values():
             note("the chat template is not used: the vocabulary has no %s" % token.decode())

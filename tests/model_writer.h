@@ -453,6 +453,49 @@ __attribute__((unused)) static void draft_vocab_only(Draft *d) {
     while (d->n_parts > 3) draft_remove(d, d->parts[0].name);
 }
 
+// ---- a model for chat -----------------------------------------------------------------------------------------------
+
+__attribute__((unused)) static void add_rows(Draft *d, const char *name, int rows) {
+    Part *p = draft_part(d, name);
+    uint64_t width = p->n / p->shape[0], n = (uint64_t)rows * width;
+    p->data = must(realloc(p->data, n));
+    for (uint64_t i = p->n; i < n; i += 4) {
+        float x = writer_random();
+        memcpy(p->data + i, &x, 4);
+    }
+    p->shape[0] = (uint64_t)rows;
+    p->n = n;
+}
+
+enum { START = TINY_VOCAB, END, CHAT_VOCAB };
+
+// The tiny model with the two tokens of a header, <|eot_id|> as its end.
+__attribute__((unused)) static void draft_chat(Draft *d, int max_seq_len) {
+    Shape s = tiny_shape;
+    s.dim = 64, s.hidden_dim = 96, s.n_layers = 2, s.head_dim = 16, s.max_seq_len = max_seq_len;
+    draft_tiny(d, s, 5);
+    draft_meta(d, "chat_format", "llama3.1");
+    draft_meta(d, "eos_ids", "257,258");
+    draft_meta(d, "vocab_size", "261");
+    add_rows(d, "tok_embeddings", CHAT_VOCAB);
+    add_rows(d, "output", CHAT_VOCAB);
+    static const char *const more[] = {"<|start_header_id|>", "<|end_header_id|>"};
+    Part *offsets = draft_part(d, "tokenizer.offsets"), *kind = draft_part(d, "tokenizer.kind"),
+         *bytes = draft_part(d, "tokenizer.bytes");
+    offsets->data = must(realloc(offsets->data, 4 * (CHAT_VOCAB + 1)));
+    kind->data = must(realloc(kind->data, CHAT_VOCAB));
+    bytes->data = must(realloc(bytes->data, bytes->n + 64));
+    for (int i = 0; i < 2; i++) {
+        memcpy(bytes->data + bytes->n, more[i], strlen(more[i]));
+        bytes->n += strlen(more[i]);
+        ((uint32_t *)offsets->data)[TINY_VOCAB + 1 + i] = (uint32_t)bytes->n;
+        kind->data[TINY_VOCAB + i] = 1;
+    }
+    offsets->shape[0] = CHAT_VOCAB + 1, offsets->n = 4 * (CHAT_VOCAB + 1);
+    kind->shape[0] = kind->n = CHAT_VOCAB;
+    bytes->shape[0] = bytes->n;
+}
+
 // ---- a model with a script ------------------------------------------------------------------------------------------
 // Its next token depends on the last one alone: the layer adds nothing, embeddings are random signs, and the output row
 // of next[t] is the embedding of t. So a test knows the text and the logits without asking the program.

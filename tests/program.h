@@ -39,7 +39,8 @@ typedef struct {
     size_t n_out, n_err;
 } Run;
 
-static char test_dir[256]; // for temporary files; removed at exit
+static const char *injected_library; // to be loaded before the program; NULL: none
+static char test_dir[256];           // for temporary files; removed at exit
 
 __attribute__((unused)) static const char *program_path(void) {
     const char *path = getenv("LLAMA");
@@ -114,6 +115,7 @@ static void exec_program(const char *const *args) {
     setrlimit(RLIMIT_CORE, &no_core);
     signal(SIGPIPE, SIG_DFL);
     alarm(MAX_SECONDS);
+    if (injected_library) setenv("LD_PRELOAD", injected_library, 1);
     execv(program_path(), (char *const *)argv);
     _exit(127);
 }

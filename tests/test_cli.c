@@ -168,7 +168,7 @@ static void expect(const char *name, const Io *io, const char *out, size_t n, co
 
 #define ARGS(...) ((const char *const[]){__VA_ARGS__, "--quiet", NULL})
 #define EXPECT(name, out, ...) expect(name, NULL, out, sizeof(out) - 1, ARGS(__VA_ARGS__))
-#define EXPECT_INPUT(name, in, out, ...)                                                                               \
+#define EXPECT_INPUT(name, in, out, ...) \
     expect(name, &(Io){.input = in, .n_input = sizeof(in) - 1}, out, sizeof(out) - 1, ARGS(__VA_ARGS__))
 
 // ---- version and help -----------------------------------------------------------------------------------------------
@@ -176,18 +176,19 @@ static void expect(const char *name, const Io *io, const char *out, size_t n, co
 static void test_help(void) {
     Run r = run_program(NULL, "--version", NULL);
     if (check_status(&r, 0) &&
-        (strncmp(r.out, "llama ", 6) != 0 || !strstr(r.out, "cpu") || strchr(r.out, '\n') != r.out + r.n_out - 1))
+        (strncmp(r.out, "llama ", 6) != 0 || !strstr(r.out, "cpu") || !strstr(r.out, "(commit ") ||
+         !strstr(r.out, "CUDA") || strchr(r.out, '\n') != r.out + r.n_out - 1))
         test_fail("printed %s", shown(r.out, r.n_out));
     CHECK(r.n_err == 0);
     test_end("version");
     run_free(&r);
 
-    static const char *const promised[] = {"-p",           "-f",      "-n",          "-c",           "-s",
-                                           "--temp",       "--top-k", "--top-p",     "--min-p",      "--stop",
-                                           "--ignore-eos", "--ids",   "--tokenize",  "--detokenize", "--hex",
-                                           "--special",    "--echo",  "--json",      "--logprobs",   "--perplexity",
-                                           "--compare",    "--bench", "--synthetic", "--engine",     "--precision",
-                                           "--verbose",    "--quiet", "--version",   "--help"};
+    static const char *const promised[] = {
+        "-p",      "-f",          "-n",       "-c",           "-s",         "--temp",       "--top-k",
+        "--top-p", "--min-p",     "--stop",   "--ignore-eos", "--ids",      "--tokenize",   "--detokenize",
+        "--hex",   "--special",   "--echo",   "--json",       "--logprobs", "--perplexity", "--compare",
+        "--bench", "--synthetic", "--engine", "--precision",  "--verbose",  "--quiet",      "--version",
+        "--help",  "--chat",      "--system", "--date",       "--stride",   "--prompts",    "-b"};
     r = run_program(NULL, "--help", NULL);
     check_status(&r, 0);
     for (size_t i = 0; i < sizeof promised / sizeof *promised; i++) {
@@ -252,6 +253,17 @@ static void test_prompts(void) {
     test_end("prompt_newlines_as_they_are");
     run_free(&r);
 
+    // 10 MB: refused by its bytes, whatever its tokens would be.
+    size_t ten = 10 << 20;
+    char *longer = must(malloc(ten));
+    for (size_t i = 0; i < ten; i++) longer[i] = (char)('a' + i % 26);
+    r = run_program(&(Io){.input = longer, .n_input = ten}, script_path, "-f", "-", NULL);
+    check_failure(&r, 1, "the prompt of 10485760 bytes has at least ", NULL);
+    CHECK(strstr(r.err, " tokens, the model's maximum is 1000") != NULL);
+    test_end("prompt_of_10_MB");
+    run_free(&r);
+    free(longer);
+
     // ids
     static const char *const lists[] = {"107,108,109", "107 108 109", " 107,\t108\n109 ", "107, 108,, 109,",
                                         "0107 00108 109"};
@@ -311,7 +323,8 @@ static void test_tokenizer_modes(void) {
     EXPECT("tokenize_with_weights", "104 105 33\n", script_path, "--tokenize", "-p", "hi!");
     EXPECT("tokenize_json", "{\"ids\": [104, 105, 33]}\n", vocab_path, "--tokenize", "--json", "-p", "hi!");
     EXPECT("tokenize_json_empty", "{\"ids\": []}\n", vocab_path, "--tokenize", "--json", "-p", "");
-    EXPECT("detokenize_json", "{\"text\": \"h\\\"\xEF\xBF\xBD\"}\n", vocab_path, "--detokenize", "--json", "-p", "104 34 255");
+    EXPECT("detokenize_json", "{\"text\": \"h\\\"\xEF\xBF\xBD\"}\n", vocab_path, "--detokenize", "--json", "-p",
+           "104 34 255");
     EXPECT("tokenize_empty", "\n", vocab_path, "--tokenize", "-p", "");
     EXPECT("detokenize", "hi!", vocab_path, "--detokenize", "-p", "104 105,33");
     EXPECT("detokenize_special", "a<|eot_id|>", vocab_path, "--detokenize", "-p", "97 258");
@@ -427,6 +440,16 @@ static void test_ends(void) {
         check_json(&r, "finish_reason", reasons[i].reason);
         const char *timings = json_find(r.out, "timings");
         CHECK(timings && *timings == '{');
+        double first = -1, decode = -1, each = -1, p50 = -1, p95 = -1;
+        const char *at = timings ? strstr(timings, "\"first_token_ms\"") : NULL;
+        if (!at || sscanf(at,
+                          "\"first_token_ms\": %lf, \"decode_ms\": %lf, \"ms_per_token\": %lf, \"p50_ms\": %lf, "
+                          "\"p95_ms\": %lf}}",
+                          &first, &decode, &each, &p50, &p95) != 5)
+            test_fail("timings are %s", timings ? shown(timings, strlen(timings)) : "missing");
+        // Half of the gaps are p50 or more, so their sum is at least half their number times p50.
+        if (!(first > 0 && decode > 0 && each > 0 && p50 > 0 && p95 >= p50 && decode + 0.002 >= p95))
+            test_fail("timings: first %g, decode %g, each %g, p50 %g, p95 %g", first, decode, each, p50, p95);
         test_end(reasons[i].name);
         run_free(&r);
     }
@@ -619,6 +642,7 @@ static void test_perplexity(void) {
     if (check_status(&r, 0)) {
         double value = perplexity(&r, &tokens);
         if (fabs(value - 259) > 1e-3 || tokens != 5) test_fail("%g over %d tokens, expected 259 over 5", value, tokens);
+        CHECK(strstr(r.out, " ± 0.0000 over ") != NULL && strstr(r.out, "; window 128, stride 64, ") != NULL);
         CHECK(strstr(r.out, "8.0168 bits per byte") != NULL); // log2(259), a byte a token
     }
     check_quiet(&r);
@@ -649,6 +673,31 @@ static void test_perplexity(void) {
                 test_fail("%g over %d tokens, expected %g over %zu", value, tokens, expected, n);
         }
         snprintf(name, sizeof name, "perplexity_in_windows_of_%s", windows[i]);
+        test_end(name);
+        run_free(&r);
+    }
+
+    // Of any stride, too; and with its standard error, which the log-probabilities give as well.
+    double squares = 0;
+    for (size_t i = 0, t = BOS; i < n; t = (uint8_t)text[i++])
+        squares += pow(script_logprob(&script, (int)t, (uint8_t)text[i]) + nll / (double)n, 2);
+    double error = exp(nll / (double)n) * sqrt(squares / (double)n / (double)n);
+    static const char *const strides[] = {"1", "2", "7", "15"};
+    for (size_t i = 0; i < sizeof strides / sizeof *strides; i++) {
+        char name[64], said[64];
+        r = run_program(NULL, script_path, "--perplexity", temporary("text"), "-c", "16", "--stride", strides[i],
+                        "--quiet", NULL);
+        double found = NAN;
+        const char *plus = strstr(r.out, "± ");
+        if (check_status(&r, 0)) {
+            double value = perplexity(&r, &tokens), expected = exp(nll / (double)n);
+            if (plus) found = atof(plus + strlen("± "));
+            snprintf(said, sizeof said, "; window 16, stride %s, ", strides[i]);
+            if (fabs(value / expected - 1) > 1e-4 || tokens != (int)n || !(fabs(found / error - 1) < 1e-3) ||
+                !strstr(r.out, said))
+                test_fail("printed %s, expected %g ± %g over %zu", shown(r.out, r.n_out), expected, error, n);
+        }
+        snprintf(name, sizeof name, "perplexity_with_a_stride_of_%s", strides[i]);
         test_end(name);
         run_free(&r);
     }

@@ -39,8 +39,9 @@ SPECIALS = ["begin_of_text", "end_of_text", "reserved_special_token_0", "reserve
             "eot_id", "python_tag"]
 MERGES = [(b"t", b"h"), (b" ", b"th"), (b"th", b"e"), (b"a", b"n"), (b" th", b"e"), (b"\xc3", b"\xa9")]
 NORMS = ("attention_norm", "ffn_norm", "norm")
-TEMPLATE_31 = "{{ '<|start_header_id|>' }}Cutting Knowledge Date: December 2023"
-TEMPLATE_3 = "{{ '<|start_header_id|>' + role + '<|end_header_id|>' }}"
+TEMPLATE_3 = ("{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim"
+              " + '<|eot_id|>' }}")
+TEMPLATE_31 = '{{- "Cutting Knowledge Date: December 2023\\n" }}' + TEMPLATE_3
 
 
 class Skip(Exception):
@@ -470,6 +471,13 @@ def test_chat_formats():
         checkpoint.files = files
         metadata, _, stderr = converted(checkpoint)
         assert metadata["chat_format"] == wanted and "chat format " + wanted in stderr, (template, files)
+    checkpoint = Checkpoint()
+    checkpoint.settings["chat_template"] = TEMPLATE_3.replace("\\n", "\n")      # the newlines themselves, as YAML gives them
+    assert converted(checkpoint)[0]["chat_format"] == "llama3"
+    for part in ("<|start_header_id|>", "\\n\\n", "<|eot_id|>", " | trim"):      # the frame of some other model
+        checkpoint.settings["chat_template"] = TEMPLATE_31.replace(part, "")
+        metadata, _, stderr = converted(checkpoint)
+        assert metadata["chat_format"] == "none" and "is not LLaMA 3's" in stderr, part
     checkpoint = Checkpoint(n_special=8)        # no <|eot_id|>
     checkpoint.settings["chat_template"] = TEMPLATE_31
     checkpoint.generation = {"eos_token_id": 263}

@@ -1,103 +1,11 @@
 // The tokenizer against golden ids, against a naive BPE written here, and rule by rule. What needs LLaMA 3's vocabulary
-// reads it from ../shared/tokenizer, where its README explains the files, and is skipped without it.
+// is skipped where ../shared/tokenizer is not there.
 #include "../tokenizer/tokenizer.h"
-
-#include <sys/stat.h>
 
 #include "../model/model.h"
 #include "../tokenizer/unicode_tables.h"
 #include "../tokenizer/utf8.h"
-#include "check.h"
-
-#define SHARED "../shared/tokenizer/"
-#define LENGTH(array) ((int)(sizeof(array) / sizeof *(array)))
-
-// ---- what the tests share -------------------------------------------------------------------------------------------
-
-static uint64_t random_state = 1;
-
-static uint32_t random_below(uint32_t n) {
-    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)((random_state >> 32) * n >> 32);
-}
-
-// A whole file, with a NUL after it; NULL if there is none.
-static char *read_file(const char *path, size_t *n) {
-    struct stat info;
-    FILE *f = fopen(path, "rb");
-    if (!f) return NULL;
-    char *text = fstat(fileno(f), &info) == 0 ? malloc((size_t)info.st_size + 1) : NULL;
-    *n = text ? fread(text, 1, (size_t)info.st_size, f) : 0;
-    if (text) text[*n] = 0;
-    fclose(f);
-    return text;
-}
-
-// The next line of *at, without its end; NULL after the last.
-static char *next_line(char **at) {
-    char *line = *at;
-    if (!*line) return NULL;
-    char *end = strchr(line, '\n');
-    *at = end ? end + 1 : line + strlen(line);
-    if (end) *end = 0;
-    return line;
-}
-
-// Cuts a line at its tabs into at most max fields.
-static int split_fields(char *line, char **fields, int max) {
-    int n = 0;
-    for (fields[n++] = line; n < max && (line = strchr(line, '\t')); fields[n++] = ++line) *line = 0;
-    return n;
-}
-
-static uint8_t *from_hex(const char *hex, size_t *n) {
-    *n = strlen(hex) / 2;
-    uint8_t *bytes = malloc(*n + 1);
-    for (size_t i = 0; i < *n; i++) {
-        unsigned byte = 0;
-        sscanf(hex + 2 * i, "%2x", &byte);
-        bytes[i] = (uint8_t)byte;
-    }
-    return bytes;
-}
-
-static TokenList parse_ids(const char *text) {
-    TokenList list = {0};
-    Error err = {""};
-    for (char *end; *text; text = end) {
-        int id = (int)strtol(text, &end, 10);
-        if (end == text) break;
-        tokens_append(&list, id, &err);
-    }
-    return list;
-}
-
-static TokenList encode(const Tokenizer *t, const uint8_t *text, size_t n, bool special) {
-    TokenList list = {0};
-    Error err = {""};
-    uint8_t *exact = malloc(n ? n : 1); // of just that size: the sanitizers see a byte read too many
-    memcpy(exact, text, n);
-    if (!tokenizer_encode(t, exact, n, special, &list, &err)) test_fail("tokenizer_encode: %s", err.text);
-    free(exact);
-    return list;
-}
-
-static bool same_ids(const TokenList *a, const TokenList *b) {
-    return a->n == b->n && (a->n == 0 || memcmp(a->ids, b->ids, a->n * sizeof *a->ids) == 0);
-}
-
-// Whether the tokens' bytes, one after another, are the text.
-static bool decodes_to(const Tokenizer *t, const TokenList *list, const uint8_t *text, size_t n) {
-    size_t at = 0;
-    for (size_t i = 0; i < list->n; i++) {
-        size_t length;
-        if (list->ids[i] < 0 || list->ids[i] >= t->vocab_size) return false;
-        const uint8_t *bytes = tokenizer_bytes(t, list->ids[i], &length);
-        if (length > n - at || memcmp(bytes, text + at, length) != 0) return false;
-        at += length;
-    }
-    return at == n;
-}
+#include "vocabulary.h"
 
 // ---- UTF-8 ----------------------------------------------------------------------------------------------------------
 
@@ -251,10 +159,10 @@ static void check_split(const char *name, const Row *rows, int n_rows) {
     test_end(name);
 }
 
-#define SPLIT(name, ...)                                                                                               \
-    do {                                                                                                               \
-        static const Row rows[] = {__VA_ARGS__};                                                                       \
-        check_split(name, rows, LENGTH(rows));                                                                         \
+#define SPLIT(name, ...) \
+    do { \
+        static const Row rows[] = {__VA_ARGS__}; \
+        check_split(name, rows, LENGTH(rows)); \
     } while (0)
 
 static void test_split_rules(void) {
@@ -320,38 +228,6 @@ static void test_split_covers_any_text(void) {
 
 // ---- refusals -------------------------------------------------------------------------------------------------------
 
-typedef struct {
-    int vocab_size;
-    uint32_t offsets[300];
-    uint8_t kind[300], bytes[600];
-} Vocabulary;
-
-// Every single byte, then "ab", a special token, and an unused id without text.
-static Vocabulary small_vocabulary(void) {
-    Vocabulary v = {.vocab_size = 259};
-    for (uint32_t b = 0; b < 256; b++) {
-        v.offsets[b] = b;
-        v.bytes[b] = (uint8_t)b;
-    }
-    memcpy(v.bytes + 256, "ab<end>", 7);
-    v.offsets[256] = 256;
-    v.offsets[257] = 258;
-    v.kind[257] = TOKEN_SPECIAL;
-    v.offsets[258] = v.offsets[259] = 263;
-    v.kind[258] = TOKEN_UNUSED;
-    return v;
-}
-
-static bool init_vocabulary(Tokenizer *t, const Vocabulary *v, uint32_t n_bytes, Error *err) {
-    size_t n = (size_t)v->vocab_size;
-    uint32_t *offsets = malloc((n + 1) * sizeof *offsets);
-    uint8_t *kind = malloc(n + 1), *bytes = malloc(n_bytes + 1);
-    memcpy(offsets, v->offsets, (n + 1) * sizeof *offsets);
-    memcpy(kind, v->kind, n);
-    memcpy(bytes, v->bytes, n_bytes);
-    return tokenizer_init(t, v->vocab_size, offsets, kind, bytes, n_bytes, err);
-}
-
 static void check_refused(const char *name, const Vocabulary *v, uint32_t n_bytes, const char *message) {
     Tokenizer t;
     Error err = {""};
@@ -360,7 +236,7 @@ static void check_refused(const char *name, const Vocabulary *v, uint32_t n_byte
         tokenizer_free(&t);
     } else {
         if (!strstr(err.text, message)) test_fail("\"%s\", expected: %s", err.text, message);
-        CHECK(!t.offsets && !t.kind && !t.bytes && !t.slots && !t.special);
+        CHECK(!t.offsets && !t.kind && !t.bytes && !t.slots && !t.pair_ids && !t.spans && !t.special);
     }
     test_end(name);
 }
@@ -427,55 +303,6 @@ static void test_vocabulary_refusals(void) {
 
 // ---- with a vocabulary ----------------------------------------------------------------------------------------------
 
-static int base64_value(char c) {
-    const char *digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/",
-               *found = c ? strchr(digits, c) : NULL;
-    return found ? (int)(found - digits) : -1;
-}
-
-static size_t from_base64(const char *text, uint8_t *out) {
-    uint32_t bits = 0;
-    int n_bits = 0;
-    size_t n = 0;
-    for (int v; (v = base64_value(*text)) >= 0; text++) {
-        bits = bits << 6 | (uint32_t)v;
-        if ((n_bits += 6) >= 8) out[n++] = (uint8_t)(bits >> (n_bits -= 8));
-    }
-    return n;
-}
-
-// tokenizer.model's ranks, then the special tokens by HuggingFace's names.
-static bool load_llama3(Tokenizer *t) {
-    enum { RANKS = 128000, SPECIALS = 256 };
-    size_t n_ranks, n_special;
-    char *ranks = read_file(SHARED "tokenizer.model", &n_ranks),
-         *special = read_file(SHARED "special_tokens.tsv", &n_special);
-    bool ok = ranks && special;
-    if (ok) {
-        uint32_t *offsets = calloc(RANKS + SPECIALS + 1, sizeof *offsets);
-        uint8_t *kind = calloc(RANKS + SPECIALS, 1), *bytes = malloc(n_ranks + n_special);
-        int id = 0;
-        char *at = ranks, *fields[3];
-        for (char *line; id < RANKS && (line = next_line(&at)); id++)
-            offsets[id + 1] = offsets[id] + (uint32_t)from_base64(line, bytes + offsets[id]);
-        at = special;
-        next_line(&at); // names of the columns
-        for (char *line; id < RANKS + SPECIALS && (line = next_line(&at)) && split_fields(line, fields, 3) == 3; id++) {
-            size_t n = strlen(fields[2]);
-            memcpy(bytes + offsets[id], fields[2], n);
-            offsets[id + 1] = offsets[id] + (uint32_t)n;
-            kind[id] = TOKEN_SPECIAL;
-        }
-        Error err = {""};
-        ok = tokenizer_init(t, id, offsets, kind, bytes, offsets[id], &err);
-        if (!ok || id != RANKS + SPECIALS) test_fail("the LLaMA 3 vocabulary: %d tokens, %s", id, err.text);
-        test_end("test_llama3_vocabulary_is_accepted");
-    }
-    free(ranks);
-    free(special);
-    return ok;
-}
-
 static void check_golden(const Tokenizer *t, int line, const uint8_t *text, size_t n, bool special, const char *ids) {
     TokenList got = encode(t, text, n, special), want = parse_ids(ids);
     if (!same_ids(&got, &want)) {
@@ -530,6 +357,33 @@ static void test_golden(const Tokenizer *t) {
         free(file);
         if (rows < modes[m].least) test_fail("%d rows, expected %d or more", rows, modes[m].least);
         test_end(modes[m].name);
+    }
+}
+
+// The same rules with a vocabulary that is here wherever the program is.
+static void test_stories_vectors(const Tokenizer *t) {
+    static const struct {
+        const char *kind, *name;
+        int least;
+    } kinds[] = {{"text", "test_stories_vectors_of_texts", 300},
+                 {"bytes", "test_stories_vectors_of_bytes_that_are_not_utf8", 90},
+                 {"special", "test_stories_vectors_of_special_tokens", 11}};
+    for (int k = 0; k < LENGTH(kinds); k++) {
+        size_t size;
+        char *file = read_file("tests/vectors/stories-tokenizer.tsv", &size), *at = file, *fields[3];
+        int rows = 0, line_number = 0;
+        for (char *line; file && (line = next_line(&at));) {
+            line_number++;
+            if (split_fields(line, fields, 3) != 3 || strcmp(fields[0], kinds[k].kind) != 0) continue;
+            size_t n;
+            uint8_t *text = from_hex(fields[1], &n);
+            check_golden(t, line_number, text, n, k == 2, fields[2]);
+            free(text);
+            rows++;
+        }
+        free(file);
+        if (rows < kinds[k].least) test_fail("%d rows, expected %d or more", rows, kinds[k].least);
+        test_end(kinds[k].name);
     }
 }
 
@@ -756,6 +610,53 @@ static void test_bpe_equals_the_naive_rule(const Tokenizer *t, const char *name)
     test_end(name);
 }
 
+// What bpe_encode_text does with a cache and with cuts, done without: the pieces one by one, each by the rule.
+static void test_encode_equals_its_pieces_one_by_one(const Tokenizer *t, const char *name) {
+    static const uint32_t some[] = {' ',    ' ',    '\n',   'a',     'e',     't',    '1',     '!',    '\'',   's',
+                                    0x301,  0x416,  0x43E,  0x440,   0x430,   0x4E00, 0x4E16,  0x754C, 0x4E2D, 0x56FD,
+                                    0x3042, 0x3044, 0x306E, 0x30FC,  0xFF0C,  0x3002, 0xAC00,  0xD55C, 0x0E01, 0x0E32,
+                                    0x0939, 0x093F, 0x628,  0x1F600, 0x1F44D, 0x200D, 0x1F3FD, 0xFE0F};
+    for (int round = 0; round < 3000; round++) {
+        uint8_t text[4 * 400];
+        size_t n = 0;
+        // few characters, so that pieces come again; or all, so that places are taken over
+        uint32_t first = random_below(LENGTH(some)), kinds = round % 3 ? 1 + random_below(4) : LENGTH(some);
+        for (uint32_t left = 1 + random_below(round % 16 ? 60 : 400); left > 0; left--)
+            n += (size_t)utf8_encode(some[(first + random_below(kinds)) % LENGTH(some)], text + n);
+        TokenList got = encode(t, text, n, false), want = {0};
+        Error err = {""};
+        for (size_t at = 0, length; at < n; at += length) {
+            length = split_next(text + at, n - at);
+            TokenList piece = naive_bpe(t, text + at, length);
+            for (size_t i = 0; i < piece.n; i++) tokens_append(&want, piece.ids[i], &err);
+            tokens_free(&piece);
+        }
+        if (!same_ids(&got, &want)) test_fail("round %d, %zu bytes: %zu ids, expected %zu", round, n, got.n, want.n);
+        tokens_free(&got);
+        tokens_free(&want);
+    }
+    test_end(name);
+}
+
+// The promise that cuts rest on: each step inside a token is known to be one, whatever lies around the token.
+static void test_every_step_inside_a_token_is_spanned(const Tokenizer *t, const char *name) {
+    for (int id = 0; id < t->vocab_size; id++) {
+        size_t n;
+        const uint8_t *bytes = tokenizer_bytes(t, id, &n);
+        if (t->kind[id] != TOKEN_MERGEABLE || n > 200) continue;
+        uint8_t text[208];
+        for (int around = 0; around < 3; around++) {
+            size_t before = (size_t)around;
+            memset(text, 0xE4, sizeof text);
+            memcpy(text + before, bytes, n);
+            for (size_t at = 1; at < n; at++)
+                if (!tokenizer_spans(t, text, before + at, before + n + (size_t)around))
+                    test_fail("token %d: the step before byte %zu is taken for none", id, at);
+        }
+    }
+    test_end(name);
+}
+
 // A megabyte that the pattern does not cut, or cuts into very many pieces.
 static void test_megabyte(const Tokenizer *t, const char *name, const char *alphabet, bool valid) {
     enum { N = 1 << 20 };
@@ -794,6 +695,8 @@ static void test_with_llama3(void) {
     test_every_token_is_found(&t, "test_every_llama3_token_is_found");
     test_random_bytes_round_trip(&t, "test_random_bytes_round_trip_with_llama3");
     test_bpe_equals_the_naive_rule(&t, "test_bpe_equals_the_naive_rule_with_llama3");
+    test_encode_equals_its_pieces_one_by_one(&t, "test_encode_equals_its_pieces_one_by_one_with_llama3");
+    test_every_step_inside_a_token_is_spanned(&t, "test_every_step_inside_a_token_is_spanned_with_llama3");
     test_bad_byte_takes_the_piece_and_spaces_before_it(&t);
     test_megabytes(&t);
     tokenizer_free(&t);
@@ -812,9 +715,12 @@ static void test_with_stories(void) {
     if (!model_open(&m, path, true, &err)) test_fail("%s", err.text);
     test_end("test_stories_vocabulary_is_accepted");
     if (err.text[0]) return;
+    test_stories_vectors(&m.tokenizer);
     test_every_token_is_found(&m.tokenizer, "test_every_stories_token_is_found");
     test_random_bytes_round_trip(&m.tokenizer, "test_random_bytes_round_trip_with_stories");
     test_bpe_equals_the_naive_rule(&m.tokenizer, "test_bpe_equals_the_naive_rule_with_stories");
+    test_encode_equals_its_pieces_one_by_one(&m.tokenizer, "test_encode_equals_its_pieces_one_by_one_with_stories");
+    test_every_step_inside_a_token_is_spanned(&m.tokenizer, "test_every_step_inside_a_token_is_spanned_with_stories");
     test_megabyte(&m.tokenizer, "test_megabyte_round_trips_with_stories", "etaoin shrdlu\n", true);
     model_close(&m);
 }

@@ -1,117 +1,305 @@
 // Byte-pair encoding of one piece, tiktoken's way: of all adjacent pairs whose joined bytes are a token, merge the one
-// of lowest rank, leftmost first, until there is none.
+// of lowest rank, leftmost first, until there is none. A short piece is searched for that pair after every merge, a
+// long one keeps its pairs in a heap. Pieces that come again are found in a cache.
 #include <stdlib.h>
 #include <string.h>
 
 #include "tokenizer.h"
 
-enum { SHORT_PIECE = 64 }; // up to here a linear search for the lowest rank beats a heap
+enum { SHORT_PIECE = 64 }; // up to here a search along the piece beats a heap
 
-// ---- short pieces: O(n²), all on the stack
-// -----------------------------------------------------------------------------
+// ---- short pieces: O(n²), all on the stack --------------------------------------------------------------------------
 
-static int pair_rank(const Tokenizer *t, const uint8_t *piece, size_t begin, size_t end) {
-    int id = tokenizer_find(t, piece + begin, end - begin);
-    return id < 0 ? t->vocab_size : id; // above every rank: no merge
+enum { NO_PAIR = INT32_MAX, LANES = 8 };
+
+// What pair[] holds for part i and the next, joined to this id (of 24 bits); -1: they make no token.
+static inline int pair_value(int id, uint32_t i) {
+    return id < 0 ? NO_PAIR : id << 6 | (int)i;
 }
 
-static bool encode_short(const Tokenizer *t, const uint8_t *piece, size_t n, TokenList *out, Error *err) {
-    size_t start[SHORT_PIECE + 1]; // part i is piece[start[i] .. start[i+1])
-    int rank[SHORT_PIECE];         // of part i joined with part i+1
-    size_t parts = n;
-    for (size_t i = 0; i <= n; i++) start[i] = i;
-    for (size_t i = 0; i + 1 < n; i++) rank[i] = pair_rank(t, piece, i, i + 2);
-    while (parts > 1) {
-        size_t best = 0;
-        for (size_t i = 1; i + 1 < parts; i++)
-            if (rank[i] < rank[best]) best = i;
-        if (rank[best] == t->vocab_size) break;
-        memmove(start + best + 1, start + best + 2, (parts - best - 1) * sizeof *start);
-        memmove(rank + best, rank + best + 1, (parts - best - 2) * sizeof *rank);
-        parts--;
-        if (best + 1 < parts) rank[best] = pair_rank(t, piece, start[best], start[best + 2]);
-        if (best > 0) rank[best - 1] = pair_rank(t, piece, start[best - 1], start[best + 1]);
+// Part i begins at byte i. The least of pair[], which are rank << 6 | i, is the merge that is due: the lowest rank, and
+// the leftmost of equals.
+static bool merge_short(const Tokenizer *t, const uint8_t *piece, size_t n, TokenList *out, Error *err) {
+    uint8_t padded[SHORT_PIECE + 8] = {0}, next[SHORT_PIECE + 1], prev[SHORT_PIECE + 1];
+    int id[SHORT_PIECE], pair[SHORT_PIECE];
+    size_t lanes = (n + LANES - 1) / LANES * LANES; // whole vectors, for the compiler's sake
+    memcpy(padded, piece, n);
+    for (uint32_t i = 0; i < n; i++) {
+        id[i] = t->byte_ids[piece[i]];
+        next[i] = (uint8_t)(i + 1);
+        prev[i + 1] = (uint8_t)i;
+        pair[i] = i + 1 < n ? pair_value(t->pair_ids[piece[i]][piece[i + 1]], i) : NO_PAIR;
     }
-    for (size_t i = 0; i < parts; i++)
-        if (!tokens_append(out, tokenizer_find(t, piece + start[i], start[i + 1] - start[i]), err)) return false;
+    for (size_t i = n; i < lanes; i++) pair[i] = NO_PAIR;
+    for (;;) {
+        int least = NO_PAIR, lane[LANES];
+        for (size_t k = 0; k < LANES; k++) lane[k] = pair[k];
+        for (size_t i = LANES; i < lanes; i += LANES)
+            for (size_t k = 0; k < LANES; k++) lane[k] = pair[i + k] < lane[k] ? pair[i + k] : lane[k];
+        for (size_t k = 0; k < LANES; k++) least = lane[k] < least ? lane[k] : least;
+        if (least == NO_PAIR) break;
+        uint32_t begin = (uint32_t)least & 63, middle = next[begin], end = next[middle];
+        id[begin] = least >> 6;
+        next[begin] = (uint8_t)end;
+        prev[end] = (uint8_t)begin;
+        pair[middle] = NO_PAIR;
+        pair[begin] = NO_PAIR;
+        if (end < n) pair[begin] = pair_value(tokenizer_find_padded(t, padded + begin, next[end] - begin), begin);
+        if (begin == 0) continue;
+        uint32_t before = prev[begin];
+        pair[before] = pair_value(tokenizer_find_padded(t, padded + before, end - before), before);
+    }
+    if (!tokens_reserve(out, n, err)) return false;
+    for (size_t i = 0; i < n; i = next[i]) out->ids[out->n++] = id[i];
     return true;
 }
 
-// ---- long pieces: O(n log n)
-// ------------------------------------------------------------------------------------------
+// ---- long pieces: O(n log n), 32 bytes of memory for each of the piece ----------------------------------------------
 
 typedef struct {
-    size_t end;        // the part that begins at this byte ends here; 0: no part begins here any more
-    size_t prev, next; // where the neighbours begin; next of the last is n
+    uint32_t prev, next; // where the neighbours begin; next of the last is n
+    int id;              // -1: no part begins here any more
+    int rank;            // of this part joined with the next; -1: no merge
 } Part;
 
+// A heap of rank << 32 | begin: the lowest rank, then the leftmost, first. Four children each: half the levels of two,
+// and those of one parent lie together. A pair that has changed since it was pushed is known by its part's rank, and is
+// passed over.
 typedef struct {
-    int rank;
-    size_t begin, middle, end; // piece[begin..middle) and piece[middle..end): valid while these are still parts
-} Merge;
-
-typedef struct {
-    Merge *merges; // a binary heap, the lowest rank, then the leftmost, first
+    uint64_t *keys;
     size_t n;
 } Heap;
 
-static bool merge_before(const Merge *a, const Merge *b) {
-    return a->rank != b->rank ? a->rank < b->rank : a->begin < b->begin;
-}
-
-static void heap_push(Heap *heap, Merge merge) {
-    size_t i = heap->n++;
-    for (size_t parent; i > 0 && merge_before(&merge, &heap->merges[parent = (i - 1) / 2]); i = parent)
-        heap->merges[i] = heap->merges[parent];
-    heap->merges[i] = merge;
-}
-
-static Merge heap_pop(Heap *heap) {
-    Merge top = heap->merges[0], last = heap->merges[--heap->n];
-    size_t i = 0;
-    for (size_t child; (child = 2 * i + 1) < heap->n; i = child) {
-        if (child + 1 < heap->n && merge_before(&heap->merges[child + 1], &heap->merges[child])) child++;
-        if (!merge_before(&heap->merges[child], &last)) break;
-        heap->merges[i] = heap->merges[child];
+static void heap_down(Heap *heap, size_t i) {
+    uint64_t key = heap->keys[i];
+    for (size_t child; (child = 4 * i + 1) < heap->n; i = child) {
+        size_t end = child + 4 < heap->n ? child + 4 : heap->n;
+        for (size_t other = child + 1; other < end; other++)
+            if (heap->keys[other] < heap->keys[child]) child = other;
+        if (heap->keys[child] >= key) break;
+        heap->keys[i] = heap->keys[child];
     }
-    heap->merges[i] = last;
+    heap->keys[i] = key;
+}
+
+static void heap_push(Heap *heap, uint64_t key) {
+    size_t i = heap->n++;
+    for (size_t parent; i > 0 && key < heap->keys[parent = (i - 1) / 4]; i = parent) heap->keys[i] = heap->keys[parent];
+    heap->keys[i] = key;
+}
+
+static uint64_t heap_pop(Heap *heap) {
+    uint64_t top = heap->keys[0];
+    heap->keys[0] = heap->keys[--heap->n];
+    if (heap->n) heap_down(heap, 0);
     return top;
 }
 
-static void push_pair(const Tokenizer *t, const uint8_t *piece, const Part *parts, size_t begin, size_t n, Heap *heap) {
-    size_t middle = parts[begin].next;
-    if (middle == n) return;
-    int id = tokenizer_find(t, piece + begin, parts[middle].end - begin);
-    if (id >= 0) heap_push(heap, (Merge){id, begin, middle, parts[middle].end});
+// Looks up the pair that begins at begin, notes it in the part, and pushes it if it makes a token.
+static void push_pair(const Tokenizer *t, const uint8_t *piece, size_t n, Part *parts, uint32_t begin, Heap *heap) {
+    uint32_t middle = parts[begin].next;
+    parts[begin].rank = middle == n ? -1 : tokenizer_find(t, piece + begin, parts[middle].next - begin);
+    if (parts[begin].rank >= 0) heap_push(heap, (uint64_t)parts[begin].rank << 32 | begin);
 }
 
-static bool encode_long(const Tokenizer *t, const uint8_t *piece, size_t n, TokenList *out, Error *err) {
+static bool merge_long(const Tokenizer *t, const uint8_t *piece, size_t n, TokenList *out, Error *err) {
+    if (n > UINT32_MAX - 1) return fail(err, "a piece of %zu bytes, expected at most %u", n, UINT32_MAX - 1);
     Part *parts = malloc(n * sizeof *parts);
-    Heap heap = {malloc(3 * n * sizeof(Merge)), 0}; // n-1 pairs at first, and two more for each of at most n-1 merges
-    bool ok = parts && heap.merges;
+    // n-1 pairs at first; every merge takes at least one out, and puts at most two in.
+    Heap heap = {malloc(2 * n * sizeof *heap.keys), 0};
+    bool ok = parts && heap.keys;
     if (!ok) fail(err, "out of memory: a piece of %zu bytes", n);
-    for (size_t i = 0; ok && i < n; i++) parts[i] = (Part){i + 1, i - 1, i + 1};
-    for (size_t i = 0; ok && i + 1 < n; i++) push_pair(t, piece, parts, i, n, &heap);
-    while (ok && heap.n > 0) {
-        Merge m = heap_pop(&heap);
-        if (parts[m.begin].end != m.middle || parts[m.middle].end != m.end)
-            continue; // one of them was merged meanwhile
-        parts[m.begin].end = m.end;
-        parts[m.begin].next = parts[m.middle].next;
-        parts[m.middle].end = 0;
-        if (parts[m.begin].next < n) parts[parts[m.begin].next].prev = m.begin;
-        push_pair(t, piece, parts, m.begin, n, &heap);
-        if (m.begin > 0) push_pair(t, piece, parts, parts[m.begin].prev, n, &heap);
+    for (uint32_t i = 0; ok && i < n; i++) {
+        int rank = i + 1 < n ? t->pair_ids[piece[i]][piece[i + 1]] : -1;
+        parts[i] = (Part){i - 1, i + 1, t->byte_ids[piece[i]], rank};
+        if (rank >= 0) heap.keys[heap.n++] = (uint64_t)rank << 32 | i;
     }
-    for (size_t i = 0; ok && i < n; i = parts[i].next)
-        ok = tokens_append(out, tokenizer_find(t, piece + i, parts[i].end - i), err);
+    for (size_t i = ok ? heap.n / 4 + 1 : 0; i-- > 0;)
+        if (i < heap.n) heap_down(&heap, i);
+    while (ok && heap.n > 0) {
+        uint64_t key = heap_pop(&heap);
+        uint32_t begin = (uint32_t)key;
+        if (parts[begin].id < 0 || parts[begin].rank != (int)(key >> 32)) continue;
+        uint32_t middle = parts[begin].next, next = parts[middle].next;
+        parts[begin].id = parts[begin].rank;
+        parts[begin].next = next;
+        parts[middle].id = -1;
+        if (next < n) parts[next].prev = begin;
+        push_pair(t, piece, n, parts, begin, &heap);
+        if (begin > 0) push_pair(t, piece, n, parts, parts[begin].prev, &heap);
+    }
+    for (size_t i = 0; ok && i < n; i = parts[i].next) ok = tokens_append(out, parts[i].id, err);
     free(parts);
-    free(heap.merges);
+    free(heap.keys);
     return ok;
+}
+
+// Where no token spans a step, what lies on its two sides merges apart: of a long piece often little is left together.
+static bool merge(const Tokenizer *t, const uint8_t *piece, size_t n, TokenList *out, Error *err) {
+    for (size_t begin = 0, end; begin < n; begin = end) {
+        for (end = n > SHORT_PIECE ? begin + 1 : n; end < n && tokenizer_spans(t, piece, end, n);) end++;
+        bool ok = end - begin == 1             ? tokens_append(out, t->byte_ids[piece[begin]], err)
+                  : end - begin <= SHORT_PIECE ? merge_short(t, piece + begin, end - begin, out, err)
+                                               : merge_long(t, piece + begin, end - begin, out, err);
+        if (!ok) return false;
+    }
+    return true;
 }
 
 bool bpe_encode(const Tokenizer *t, const uint8_t *piece, size_t n, TokenList *out, Error *err) {
     int whole = tokenizer_find(t, piece, n); // before any merging: some tokens no merge would reach
+    return whole >= 0 ? tokens_append(out, whole, err) : merge(t, piece, n, out, err);
+}
+
+// ---- the cache ------------------------------------------------------------------------------------------------------
+
+enum { MAX_CACHED_BYTES = 32, MAX_CACHED_IDS = 7, FEW_BYTES = 8 };
+
+// A piece as the cache knows it: its bytes, with zeros behind them.
+typedef struct {
+    uint64_t words[4]; // of up to 16 bytes only the first two are set and compared
+    uint8_t n;         // bytes; 0: nothing
+    bool segment;
+} PieceKey;
+
+// A line of the processor's cache (64 bytes). A later piece that belongs in the same place takes it over.
+struct CachedPiece {
+    uint64_t words[4];
+    int ids[MAX_CACHED_IDS];
+    uint8_t n, n_ids;
+    bool segment;
+};
+
+bool piece_cache_init(PieceCache *c, const Tokenizer *t, size_t text_bytes, Error *err) {
+    int bits = 4;
+    while (bits < 16 && text_bytes >> (bits + 5)) bits++; // a place for every 32 bytes of text, up to 4 MB
+    *c = (PieceCache){.tokenizer = t, .shift = 64 - bits};
+    c->places = aligned_alloc(sizeof *c->places, sizeof *c->places << bits);
+    if (!c->places) return fail(err, "out of memory: a cache of %d pieces", 1 << bits);
+    memset(c->places, 0, sizeof *c->places << bits);
+    return true;
+}
+
+void piece_cache_free(PieceCache *c) {
+    free(c->places);
+    *c = (PieceCache){0};
+}
+
+// s[0..n), n <= MAX_CACHED_BYTES; readable: so many bytes from s on are memory of the text.
+static inline void key_set(PieceKey *key, const uint8_t *s, size_t n, size_t readable, bool segment) {
+    static const uint8_t masks[32] = // 16 bytes from masks + 16 - n on let n bytes through
+        {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
+    key->n = (uint8_t)n;
+    key->segment = segment;
+    if (n <= 16 && readable >= 16) {
+        uint64_t mask[2];
+        memcpy(mask, masks + 16 - n, 16);
+        memcpy(key->words, s, 16);
+        key->words[0] &= mask[0];
+        key->words[1] &= mask[1];
+    } else {
+        memset(key->words, 0, sizeof key->words);
+        memcpy(key->words, s, n);
+    }
+}
+
+static inline struct CachedPiece *place_of(const PieceCache *c, const PieceKey *key) {
+    uint64_t h = (key->words[0] + key->n) * 0x9E3779B97F4A7C15u ^ key->words[1] * 0xC2B2AE3D27D4EB4Fu;
+    if (key->n > 16) h ^= key->words[2] * 0x165667B19E3779F9u ^ key->words[3] * 0xD6E8FEB86659FD93u;
+    return &c->places[(h ^ h >> 32) * 0x9E3779B97F4A7C15u >> c->shift];
+}
+
+static inline bool is_at(const struct CachedPiece *place, const PieceKey *key) {
+    if (place->n != key->n || place->segment != key->segment) return false;
+    if (((place->words[0] ^ key->words[0]) | (place->words[1] ^ key->words[1])) != 0) return false;
+    return key->n <= 16 || (place->words[2] == key->words[2] && place->words[3] == key->words[3]);
+}
+
+// Room for MAX_CACHED_IDS must be there.
+static inline void append_place(const struct CachedPiece *place, TokenList *out) {
+    memcpy(out->ids + out->n, place->ids, sizeof place->ids);
+    out->n += place->n_ids;
+}
+
+// Gives a place to what was appended from out->ids[first] on.
+static void keep(struct CachedPiece *place, const PieceKey *key, const TokenList *out, size_t first) {
+    size_t n_ids = out->n - first;
+    if (n_ids > MAX_CACHED_IDS) return;
+    memcpy(place->words, key->words, key->n <= 16 ? 16 : 32);
+    memcpy(place->ids, out->ids + first, n_ids * sizeof *out->ids);
+    place->n = key->n;
+    place->n_ids = (uint8_t)n_ids;
+    place->segment = key->segment;
+}
+
+// ---- a text ---------------------------------------------------------------------------------------------------------
+
+// Part of a piece. It is merged even if it is a token: only a whole piece may be one that no merge reaches.
+static bool encode_segment(PieceCache *c, const uint8_t *s, size_t n, size_t readable, TokenList *out, Error *err) {
+    if (n > MAX_CACHED_BYTES) return merge(c->tokenizer, s, n, out, err);
+    PieceKey key;
+    key_set(&key, s, n, readable, true);
+    struct CachedPiece *place = place_of(c, &key);
+    if (!tokens_reserve(out, MAX_CACHED_IDS, err)) return false;
+    if (is_at(place, &key)) {
+        append_place(place, out);
+        return true;
+    }
+    size_t first = out->n;
+    if (!merge(c->tokenizer, s, n, out, err)) return false;
+    keep(place, &key, out, first);
+    return true;
+}
+
+// Ideographs and other scripts without spaces come in pieces of many words, which seldom come again. Where no token
+// spans the step from one character to the next, the two sides merge apart: such segments are short and do come again.
+static bool encode_piece(PieceCache *c, const uint8_t *piece, size_t n, size_t readable, TokenList *out, Error *err) {
+    int whole = readable >= 8 ? tokenizer_find_padded(c->tokenizer, piece, n) : tokenizer_find(c->tokenizer, piece, n);
     if (whole >= 0) return tokens_append(out, whole, err);
-    return n <= SHORT_PIECE ? encode_short(t, piece, n, out, err) : encode_long(t, piece, n, out, err);
+    size_t begin = 0;
+    for (size_t i = 1; n > FEW_BYTES && i < n; i++) {
+        if (piece[i] < 0xE0 || tokenizer_spans(c->tokenizer, piece, i, n)) continue;
+        if (!encode_segment(c, piece + begin, i - begin, readable - begin, out, err)) return false;
+        begin = i;
+    }
+    return begin ? encode_segment(c, piece + begin, n - begin, readable - begin, out, err)
+                 : merge(c->tokenizer, piece, n, out, err);
+}
+
+bool bpe_encode_text(PieceCache *c, const uint8_t *text, size_t n, TokenList *out, size_t *last_piece, Error *err) {
+    enum { AHEAD = 16 }; // pieces whose places are on their way from memory
+    struct {
+        size_t begin, n;
+        struct CachedPiece *place; // NULL: too long for one
+        PieceKey key;
+    } pieces[AHEAD];
+    *last_piece = out->n;
+    for (size_t at = 0; at < n;) {
+        int n_pieces = 0;
+        for (; n_pieces < AHEAD && at < n; n_pieces++) {
+            size_t length = split_next(text + at, n - at);
+            pieces[n_pieces].begin = at;
+            pieces[n_pieces].n = length;
+            pieces[n_pieces].place = NULL;
+            if (length <= MAX_CACHED_BYTES) {
+                key_set(&pieces[n_pieces].key, text + at, length, n - at, false);
+                pieces[n_pieces].place = place_of(c, &pieces[n_pieces].key);
+                __builtin_prefetch(pieces[n_pieces].place);
+            }
+            at += length;
+        }
+        if (!tokens_reserve(out, AHEAD * MAX_CACHED_IDS, err)) return false;
+        for (int i = 0; i < n_pieces; i++) {
+            struct CachedPiece *place = pieces[i].place;
+            size_t first = *last_piece = out->n, begin = pieces[i].begin;
+            if (place && is_at(place, &pieces[i].key)) {
+                append_place(place, out);
+                continue;
+            }
+            if (!encode_piece(c, text + begin, pieces[i].n, n - begin, out, err)) return false;
+            if (place) keep(place, &pieces[i].key, out, first);
+            if (!tokens_reserve(out, AHEAD * MAX_CACHED_IDS, err)) return false;
+        }
+    }
+    return true;
 }

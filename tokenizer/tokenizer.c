@@ -7,15 +7,12 @@
 
 // ---- lists ----------------------------------------------------------------------------------------------------------
 
-bool tokens_append(TokenList *list, int id, Error *err) {
-    if (list->n == list->capacity) {
-        size_t capacity = list->capacity ? 2 * list->capacity : 256;
-        int *ids = realloc(list->ids, capacity * sizeof *ids);
-        if (!ids) return fail(err, "out of memory: %zu token ids", capacity);
-        list->ids = ids;
-        list->capacity = capacity;
-    }
-    list->ids[list->n++] = id;
+bool tokens_grow(TokenList *list, size_t n, Error *err) {
+    size_t capacity = 2 * list->capacity + n + 256;
+    int *ids = realloc(list->ids, capacity * sizeof *ids);
+    if (!ids) return fail(err, "out of memory: %zu token ids", capacity);
+    list->ids = ids;
+    list->capacity = capacity;
     return true;
 }
 
@@ -26,24 +23,47 @@ void tokens_free(TokenList *list) {
 
 // ---- the vocabulary -------------------------------------------------------------------------------------------------
 
-// FNV-1a over the bytes, with a last mix so that the low bits depend on all of them.
-static uint32_t hash_bytes(const uint8_t *s, size_t n) {
-    uint32_t h = 2166136261u;
-    for (size_t i = 0; i < n; i++) h = (h ^ s[i]) * 16777619u;
-    h ^= h >> 15;
-    h *= 0x2C1B3C6Du;
-    return h ^ h >> 12;
+static uint64_t hash_mix(uint64_t h) {
+    h = (h ^ h >> 32) * 0x9E3779B97F4A7C15u;
+    return h ^ h >> 29;
+}
+
+static uint64_t load64(const uint8_t *s) {
+    uint64_t v;
+    memcpy(&v, s, sizeof v);
+    return v;
+}
+
+// Of a token longer than eight bytes: eight at a time, the last ones again if they fill no eight.
+static uint64_t long_key(const uint8_t *s, size_t n) {
+    uint64_t h = n;
+    for (size_t i = 0; i + 8 < n; i += 8) h = hash_mix(h ^ load64(s + i));
+    return hash_mix(h ^ load64(s + n - 8));
+}
+
+// Where the token of these bytes is, or the empty slot where it would be.
+static inline TokenSlot *find_slot(const Tokenizer *t, const uint8_t *s, size_t n, uint64_t key) {
+    for (uint32_t at = (uint32_t)hash_mix(key + n) & (t->n_slots - 1);; at = (at + 1) & (t->n_slots - 1)) {
+        TokenSlot *slot = &t->slots[at];
+        if (!slot->length) return slot;
+        if (slot->key == key && slot->length == n && (n <= 8 || memcmp(t->bytes + t->offsets[slot->id], s, n) == 0))
+            return slot;
+    }
+}
+
+// An empty slot's id is -1.
+int tokenizer_find_padded(const Tokenizer *t, const uint8_t *s, size_t n) {
+    static const uint64_t masks[9] = {
+        0, 0xFF, 0xFFFF, 0xFFFFFF, 0xFFFFFFFF, 0xFFFFFFFFFF, 0xFFFFFFFFFFFF, 0xFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF};
+    if (n > t->max_token_bytes) return -1;
+    return find_slot(t, s, n, n <= 8 ? load64(s) & masks[n] : long_key(s, n))->id;
 }
 
 int tokenizer_find(const Tokenizer *t, const uint8_t *s, size_t n) {
-    if (n > t->max_token_bytes) return -1;
-    for (uint32_t slot = hash_bytes(s, n) & (t->n_slots - 1);; slot = (slot + 1) & (t->n_slots - 1)) {
-        int id = t->slots[slot];
-        if (id < 0) return -1;
-        size_t length;
-        const uint8_t *bytes = tokenizer_bytes(t, id, &length);
-        if (length == n && memcmp(bytes, s, n) == 0) return id;
-    }
+    if (n >= 8) return tokenizer_find_padded(t, s, n);
+    uint8_t padded[8] = {0};
+    if (n) memcpy(padded, s, n);
+    return n ? tokenizer_find_padded(t, padded, n) : -1;
 }
 
 int tokenizer_special(const Tokenizer *t, const char *text) {
@@ -55,6 +75,7 @@ int tokenizer_special(const Tokenizer *t, const char *text) {
 }
 
 static bool check_tables(Tokenizer *t, uint32_t n_bytes, Error *err) {
+    if (t->vocab_size > 1 << 24) return fail(err, "tokenizer: %d ids, expected at most %d", t->vocab_size, 1 << 24);
     if (t->offsets[0] != 0) return fail(err, "tokenizer.offsets begins with %u, expected 0", t->offsets[0]);
     if (t->offsets[t->vocab_size] != n_bytes)
         return fail(err, "tokenizer.offsets ends with %u, tokenizer.bytes has %u bytes", t->offsets[t->vocab_size],
@@ -85,30 +106,78 @@ static int longest_first(const void *a, const void *b) {
     return (x->id > y->id) - (x->id < y->id);
 }
 
+// ---- steps that tokens span -----------------------------------------------------------------------------------------
+
+// Steps to an ideograph, or to another character of three or four bytes, have a part of the bitmap of their own: they
+// are fewer, and asked for more often.
+enum { IDEOGRAPH_BITS = 17, OTHER_BITS = 20, SPAN_PLACES = (1 << IDEOGRAPH_BITS) + (1 << OTHER_BITS) };
+
+// How many bytes on each side of a step tell it from others: two, and the three of an ideograph.
+static size_t span_width(const uint8_t *step) {
+    return *step >= 0xE0 ? 3 : 2;
+}
+
+// The place in the bitmap of a step with n bytes on each side, 1 to 3.
+static uint32_t span_place(const uint8_t *step, size_t n) {
+    uint64_t around = n;
+    for (size_t i = 0; i < n; i++) around = around << 16 | (uint64_t)step[-1 - (ptrdiff_t)i] << 8 | step[i];
+    around *= 0x9E3779B97F4A7C15u;
+    return *step >= 0xE0 ? (uint32_t)(around >> (64 - IDEOGRAPH_BITS))
+                         : (1u << IDEOGRAPH_BITS) + (uint32_t)(around >> (64 - OTHER_BITS));
+}
+
+// A token notes each of its steps with the bytes around it: as many on either side as it has on both, up to the width.
+static void note_spans(Tokenizer *t, const uint8_t *s, size_t n) {
+    for (size_t at = 1; at < n; at++) {
+        size_t width = span_width(s + at), least = at < n - at ? at : n - at;
+        uint32_t place = span_place(s + at, least < width ? least : width);
+        t->spans[place / 64] |= 1ull << place % 64;
+    }
+}
+
+bool tokenizer_spans(const Tokenizer *t, const uint8_t *text, size_t at, size_t n) {
+    size_t width = span_width(text + at);
+    for (size_t i = 1; i <= width && i <= at && i <= n - at; i++) {
+        uint32_t place = span_place(text + at, i);
+        if (t->spans[place / 64] >> place % 64 & 1) return true;
+    }
+    return false;
+}
+
+// ---- the index ------------------------------------------------------------------------------------------------------
+
 static bool build_index(Tokenizer *t, Error *err) {
     t->n_slots = 1024;
     while (t->n_slots < 2 * (uint32_t)t->vocab_size) t->n_slots *= 2;
     t->slots = malloc(t->n_slots * sizeof *t->slots);
+    t->pair_ids = malloc(256 * sizeof *t->pair_ids);
+    t->spans = calloc(SPAN_PLACES / 64, sizeof *t->spans);
     t->special = malloc(((size_t)t->n_special + 1) * sizeof *t->special);
-    if (!t->slots || !t->special) return fail(err, "out of memory: the index of %d tokens", t->vocab_size);
-    memset(t->slots, -1, t->n_slots * sizeof *t->slots);
+    if (!t->slots || !t->pair_ids || !t->spans || !t->special)
+        return fail(err, "out of memory: the index of %d tokens", t->vocab_size);
+    for (uint32_t i = 0; i < t->n_slots; i++) t->slots[i] = (TokenSlot){0, 0, -1};
+    memset(t->byte_ids, -1, sizeof t->byte_ids);
+    memset(t->pair_ids, -1, 256 * sizeof *t->pair_ids);
     t->n_special = 0;
     for (int id = 0; id < t->vocab_size; id++) {
         size_t n;
         const uint8_t *s = tokenizer_bytes(t, id, &n);
         if (t->kind[id] == TOKEN_SPECIAL) t->special[t->n_special++] = (SpecialToken){id, (uint32_t)n};
         if (t->kind[id] != TOKEN_MERGEABLE) continue;
-        int same = tokenizer_find(t, s, n);
-        if (same >= 0) return fail(err, "tokenizer: tokens %d and %d have the same bytes", same, id);
-        uint32_t slot = hash_bytes(s, n) & (t->n_slots - 1);
-        while (t->slots[slot] >= 0) slot = (slot + 1) & (t->n_slots - 1);
-        t->slots[slot] = id;
+        uint64_t key = 0;
+        if (n > 8)
+            key = long_key(s, n);
+        else
+            memcpy(&key, s, n);
+        TokenSlot *slot = find_slot(t, s, n, key);
+        if (slot->length) return fail(err, "tokenizer: tokens %d and %d have the same bytes", slot->id, id);
+        *slot = (TokenSlot){key, (uint32_t)n, id};
+        if (n == 1) t->byte_ids[s[0]] = id;
+        if (n == 2) t->pair_ids[s[0]][s[1]] = id;
+        note_spans(t, s, n);
     }
-    for (int b = 0; b < 256; b++) {
-        uint8_t byte = (uint8_t)b;
-        t->byte_ids[b] = tokenizer_find(t, &byte, 1);
+    for (int b = 0; b < 256; b++)
         if (t->byte_ids[b] < 0) return fail(err, "tokenizer: no token for the single byte 0x%02X", b);
-    }
     qsort(t->special, (size_t)t->n_special, sizeof *t->special, longest_first);
     return true;
 }
@@ -125,25 +194,14 @@ void tokenizer_free(Tokenizer *t) {
     free(t->offsets);
     free(t->kind);
     free(t->bytes);
+    free(t->pair_ids);
     free(t->slots);
+    free(t->spans);
     free(t->special);
     *t = (Tokenizer){0};
 }
 
 // ---- encoding -------------------------------------------------------------------------------------------------------
-
-static bool encode_valid(const Tokenizer *t, const uint8_t *text, size_t n, TokenList *out, size_t *last_piece,
-                         Error *err) {
-    *last_piece = out->n;
-    while (n > 0) {
-        *last_piece = out->n;
-        size_t piece = split_next(text, n);
-        if (!bpe_encode(t, text, piece, out, err)) return false;
-        text += piece;
-        n -= piece;
-    }
-    return true;
-}
 
 static bool only_space(const Tokenizer *t, int id) {
     size_t n;
@@ -156,11 +214,10 @@ static bool only_space(const Tokenizer *t, int id) {
 // Text without special tokens. Bytes that are not UTF-8 as tiktoken's _encode_bytes treats them: the last piece of the
 // valid prefix, and tokens of white space before it, may have belonged to what follows; they and the rest are one
 // piece.
-static bool encode_ordinary(const Tokenizer *t, const uint8_t *text, size_t n, TokenList *out, Error *err) {
-    size_t valid = 0, first = out->n, last_piece;
-    uint32_t cp;
-    for (int length; valid < n && (length = utf8_decode(text + valid, n - valid, &cp)) > 0;) valid += (size_t)length;
-    if (!encode_valid(t, text, valid, out, &last_piece, err)) return false;
+static bool encode_ordinary(PieceCache *c, const uint8_t *text, size_t n, TokenList *out, Error *err) {
+    const Tokenizer *t = c->tokenizer;
+    size_t valid = utf8_valid_prefix(text, n), first = out->n, last_piece;
+    if (!bpe_encode_text(c, text, valid, out, &last_piece, err)) return false;
     if (valid == n) return true;
     size_t keep = last_piece;
     if (keep < out->n && only_space(t, out->ids[keep]))
@@ -184,8 +241,8 @@ static int match_special(const Tokenizer *t, const uint8_t *text, size_t n) {
     return -1;
 }
 
-bool tokenizer_encode(const Tokenizer *t, const uint8_t *text, size_t n, bool special, TokenList *out, Error *err) {
-    if (!special) return encode_ordinary(t, text, n, out, err);
+static bool encode_special(PieceCache *c, const uint8_t *text, size_t n, TokenList *out, Error *err) {
+    const Tokenizer *t = c->tokenizer;
     bool begins[256] = {false};
     for (int i = 0; i < t->n_special; i++) begins[t->bytes[t->offsets[t->special[i].id]]] = true;
     size_t start = 0; // of the ordinary text not yet encoded
@@ -195,10 +252,18 @@ bool tokenizer_encode(const Tokenizer *t, const uint8_t *text, size_t n, bool sp
             at++;
             continue;
         }
-        if (!encode_ordinary(t, text + start, at - start, out, err) || !tokens_append(out, id, err)) return false;
+        if (!encode_ordinary(c, text + start, at - start, out, err) || !tokens_append(out, id, err)) return false;
         size_t length;
         tokenizer_bytes(t, id, &length);
         start = at += length;
     }
-    return encode_ordinary(t, text + start, n - start, out, err);
+    return encode_ordinary(c, text + start, n - start, out, err);
+}
+
+bool tokenizer_encode(const Tokenizer *t, const uint8_t *text, size_t n, bool special, TokenList *out, Error *err) {
+    PieceCache cache;
+    bool ok =
+        piece_cache_init(&cache, t, n, err) && (special ? encode_special : encode_ordinary)(&cache, text, n, out, err);
+    piece_cache_free(&cache);
+    return ok;
 }

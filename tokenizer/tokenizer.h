@@ -14,6 +14,14 @@ typedef struct {
     uint32_t length; // of its text
 } SpecialToken;
 
+// A mergeable token in the hash table: its bytes themselves up to eight of them, else a hash that the bytes then
+// confirm.
+typedef struct {
+    uint64_t key;
+    uint32_t length; // 0: an empty slot
+    int id;
+} TokenSlot;
+
 typedef struct {
     int vocab_size;
     uint32_t *offsets; // [vocab_size+1]: token i is bytes[offsets[i] .. offsets[i+1])
@@ -21,8 +29,10 @@ typedef struct {
     uint8_t *bytes;
     uint32_t max_token_bytes; // of the mergeable tokens
     int byte_ids[256];        // the token of each single byte
-    int32_t *slots;           // [n_slots]: hash of a mergeable token's bytes to its id, -1: empty
+    int (*pair_ids)[256];     // [256]: the token of each two bytes, -1: none
+    TokenSlot *slots;         // [n_slots]
     uint32_t n_slots;         // a power of two
+    uint64_t *spans;          // bits at the hashes of what lies around a step inside a token: tokenizer_spans
     SpecialToken *special;    // [n_special], longest text first
     int n_special;
 } Tokenizer;
@@ -33,7 +43,16 @@ typedef struct {
     size_t n, capacity;
 } TokenList;
 
-bool tokens_append(TokenList *list, int id, Error *err);
+// Makes room for n more.
+bool tokens_grow(TokenList *list, size_t n, Error *err);
+static inline bool tokens_reserve(TokenList *list, size_t n, Error *err) {
+    return list->capacity - list->n >= n || tokens_grow(list, n, err);
+}
+static inline bool tokens_append(TokenList *list, int id, Error *err) {
+    if (!tokens_reserve(list, 1, err)) return false;
+    list->ids[list->n++] = id;
+    return true;
+}
 void tokens_free(TokenList *list);
 
 // Takes ownership of the three arrays (malloc'd), checks them and builds the index. n_bytes: length of bytes.
@@ -57,10 +76,31 @@ int tokenizer_special(const Tokenizer *t, const char *text);
 // The id of a mergeable token by its bytes, or -1.
 int tokenizer_find(const Tokenizer *t, const uint8_t *bytes, size_t n);
 
+// The same, faster, where eight bytes or more can be read at bytes whatever n is. n > 0.
+int tokenizer_find_padded(const Tokenizer *t, const uint8_t *bytes, size_t n);
+
+// Whether some mergeable token may lie across the step from text[at-1] to text[at], 0 < at < n. If not, no merge ever
+// joins the two sides.
+bool tokenizer_spans(const Tokenizer *t, const uint8_t *text, size_t at, size_t n);
+
 // Length of the first piece of text[0..n), n > 0 and text valid UTF-8: split.c.
 size_t split_next(const uint8_t *text, size_t n);
 
 // Appends the ids of one piece, any bytes, n > 0: bpe.c.
 bool bpe_encode(const Tokenizer *t, const uint8_t *piece, size_t n, TokenList *out, Error *err);
+
+// The pieces that a text had so far, and their ids: bpe.c.
+typedef struct {
+    const Tokenizer *tokenizer;
+    struct CachedPiece *places; // [1 << (64 - shift)]
+    int shift;
+} PieceCache;
+
+bool piece_cache_init(PieceCache *c, const Tokenizer *t, size_t text_bytes, Error *err);
+void piece_cache_free(PieceCache *c);
+
+// Appends the ids of text[0..n), valid UTF-8 without special tokens, piece by piece: bpe.c. *last_piece: how many ids
+// there were before the last piece.
+bool bpe_encode_text(PieceCache *c, const uint8_t *text, size_t n, TokenList *out, size_t *last_piece, Error *err);
 
 #endif

@@ -4,6 +4,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 // Decodes the character at s (n > 0 bytes there) into *cp and returns its length, 1 to 4; 0 if it is not valid.
 static inline int utf8_decode(const uint8_t *s, size_t n, uint32_t *cp) {
@@ -23,6 +24,35 @@ static inline int utf8_decode(const uint8_t *s, size_t n, uint32_t *cp) {
     if (c < smallest[len] || c > 0x10FFFF || (c >= 0xD800 && c <= 0xDFFF)) return 0;
     *cp = c;
     return len;
+}
+
+// How many bytes of s[0..n), from its beginning on, are valid UTF-8.
+static inline size_t utf8_valid_prefix(const uint8_t *s, size_t n) {
+    size_t at = 0;
+    while (at < n) {
+        uint64_t eight;
+        uint32_t cp;
+        uint8_t a = s[at];
+        if (n - at >= sizeof eight) { // ASCII eight at a time; two and three bytes without their value
+            memcpy(&eight, s + at, sizeof eight);
+            if (!(eight & 0x8080808080808080u)) {
+                at += sizeof eight;
+                continue;
+            }
+            if (a >= 0xC2 && a <= 0xDF && (s[at + 1] & 0xC0) == 0x80) {
+                at += 2;
+                continue;
+            }
+            if (a >= 0xE1 && a <= 0xEC && (s[at + 1] & 0xC0) == 0x80 && (s[at + 2] & 0xC0) == 0x80) {
+                at += 3;
+                continue;
+            }
+        }
+        int length = utf8_decode(s + at, n - at, &cp);
+        if (length == 0) break;
+        at += (size_t)length;
+    }
+    return at;
 }
 
 // Encodes cp into s (room for 4) and returns the length.

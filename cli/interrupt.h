@@ -1,0 +1,23 @@
+// SIGINT and SIGTERM: the first ends the work at hand in good order, a second one ends the program at once.
+#ifndef INTERRUPT_H
+#define INTERRUPT_H
+
+#include <signal.h>
+
+#include "../model/error.h"
+
+extern volatile sig_atomic_t interrupted; // the signal; 0: none came
+
+// From here on signals are noticed: a read of a terminal or a pipe that waits ends with EINTR.
+void interrupt_begin(void);
+// For chat: from here on signals are noticed as often as they come, SIGHUP and SIGQUIT too: whoever reads a terminal
+// puts it back first. interrupt_pipe can be read once one has come, whichever thread it came to. False: there is
+// no pipe, or a signal has come already.
+bool interrupt_begin_chat(Error *err);
+extern int interrupt_pipe;
+// Goes on after a SIGINT. The others stay: they end the program.
+void interrupt_forget(void);
+// From here on nothing is read, and a signal must not cut a write short.
+void interrupt_spare_writes(void);
+
+#endif

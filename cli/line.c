@@ -1,0 +1,50 @@
+#include "line.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "interrupt.h"
+
+int line_byte(char *byte, Error *err) {
+    static char block[4096];
+    static size_t at, n;
+    while (at == n) {
+        struct pollfd in[] = {{.fd = STDIN_FILENO, .events = POLLIN}, {.fd = interrupt_pipe, .events = POLLIN}};
+        int ready = poll(in, 2, -1);
+        char drained[16];
+        while (in[1].revents & POLLIN && read(interrupt_pipe, drained, sizeof drained) > 0) {
+        }
+        if (interrupted) return -1;
+        if (ready < 0 && errno == EINTR) continue; // a window's new size, say
+        if (ready < 0) return fail(err, "standard input: %s", strerror(errno)), -1;
+        if (!in[0].revents) continue;
+        ssize_t got = read(STDIN_FILENO, block, sizeof block);
+        if (got < 0 && (errno == EINTR || errno == EAGAIN)) continue;
+        if (got < 0) return fail(err, "standard input: %s", strerror(errno)), -1;
+        if (got == 0) return 0;
+        at = 0;
+        n = (size_t)got;
+    }
+    *byte = block[at++];
+    return 1;
+}
+
+LineResult line_read(const char *prompt, Bytes *line, Error *err) {
+    line->n = 0;
+    bool terminal = isatty(STDIN_FILENO);
+    if (terminal && line_editor && isatty(STDERR_FILENO)) return line_edit(prompt, line, err);
+    if (terminal) fputs(prompt, stderr);
+    char byte = 0;
+    int found;
+    while ((found = line_byte(&byte, err)) > 0 && byte != '\n')
+        if (!bytes_append(line, &byte, 1, err)) return LINE_FAILED;
+    if (found < 0) return err->text[0] ? LINE_FAILED : LINE_INTERRUPTED;
+    if (found == 0 && line->n == 0) return LINE_END;
+    if (line->n && line->data[line->n - 1] == '\r') line->n--;
+    if (!bytes_append(line, "", 1, err)) return LINE_FAILED;
+    line->n--;
+    return LINE_READ;
+}

@@ -1,0 +1,161 @@
+#include "output.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "../model/bench.h"
+#include "../tokenizer/utf8.h"
+
+// Flushes standard output: a full disk or a closed pipe is a failure, not a shorter answer.
+bool flush_output(Error *err) {
+    if (fflush(stdout) == 0 && !ferror(stdout)) return true;
+    return fail(err, "standard output: %s", strerror(errno));
+}
+
+void write_json_text(FILE *out, const char *data, size_t n) {
+    const uint8_t *s = (const uint8_t *)data;
+    for (size_t i = 0; i < n;) {
+        uint32_t cp;
+        int length = utf8_decode(s + i, n - i, &cp);
+        if (length == 0) {
+            fputs("\xEF\xBF\xBD", out);
+            size_t part = 1;
+            for (size_t k = 2; k <= 3 && k <= n - i; k++)
+                if (utf8_incomplete_tail(s + i, k) == k) part = k;
+            i += part;
+            continue;
+        }
+        if (cp == '"' || cp == '\\')
+            fprintf(out, "\\%c", (char)cp);
+        else if (cp == '\n')
+            fputs("\\n", out);
+        else if (cp < 0x20 || cp == 0x7F)
+            fprintf(out, "\\u%04x", cp);
+        else
+            fwrite(s + i, 1, (size_t)length, out);
+        i += (size_t)length;
+    }
+}
+
+static void write_json_ids(FILE *out, const char *key, const int *ids, size_t n) {
+    fprintf(out, "\"%s\": [", key);
+    for (size_t i = 0; i < n; i++) fprintf(out, "%s%d", i ? ", " : "", ids[i]);
+    fputs("], ", out);
+}
+
+static void write_json_logprobs(const Sequence *seq, int k) {
+    printf("\"logprobs\": [");
+    for (size_t i = 0; i < seq->ids.n; i++) {
+        const float *row = seq->logprobs + i * (size_t)(1 + k);
+        const int *top = seq->top_ids + i * (size_t)k;
+        printf("%s{\"id\": %d, \"logprob\": %.6f, \"top\": [", i ? ", " : "", seq->ids.ids[i], (double)row[0]);
+        for (int j = 0; j < k; j++)
+            printf("%s{\"id\": %d, \"logprob\": %.6f}", j ? ", " : "", top[j], (double)row[1 + j]);
+        printf("]}");
+    }
+    printf("], ");
+}
+
+// Seconds for each token after the first; 0 if there is none.
+static double seconds_per_token(const Sequence *seq) {
+    return seq->ids.n > 1 ? (seq->last - seq->first) / (double)(seq->ids.n - 1) : 0;
+}
+
+bool print_json(Sequence *seq, const Options *o, double ready, Error *err) {
+    printf("{\"index\": %d, ", seq->index);
+    write_json_ids(stdout, "prompt_ids", seq->prompt.ids, seq->prompt.n);
+    write_json_ids(stdout, "ids", seq->ids.ids, seq->ids.n);
+    printf("\"text\": \"");
+    write_json_text(stdout, seq->text.data, seq->text.n);
+    printf("\", \"finish_reason\": \"%s\", ", seq->finish_reason);
+    if (o->logprobs) write_json_logprobs(seq, o->logprobs);
+    printf("\"timings\": {\"ready_ms\": %.3f, \"first_token_ms\": %.3f, \"decode_ms\": %.3f, \"ms_per_token\": %.4f, "
+           "\"p50_ms\": %.4f, \"p95_ms\": %.4f}}\n",
+           ready * 1e3, seq->ids.n ? (seq->first - seq->admitted) * 1e3 : 0.0,
+           seq->ids.n ? (seq->last - seq->first) * 1e3 : 0.0, seconds_per_token(seq) * 1e3,
+           sequence_gap(seq, 0.5) * 1e3, sequence_gap(seq, 0.95) * 1e3);
+    return flush_output(err);
+}
+
+void print_engine(const Model *m, const Options *o) {
+    fprintf(stderr, "; engine %s, %s", m->engine->name, m->precision == PRECISION_F32 ? "f32" : "bf16");
+    if (m->not_used.text[0]) fprintf(stderr, " (%s)", m->not_used.text);
+    if (o->sampler.temperature > 0) fprintf(stderr, ", seed %" PRIu64, o->seed);
+    fprintf(stderr, "\n");
+}
+
+void print_statistics(const Model *m, const Options *o, const Sequence *seq, double ready) {
+    double prefill = seq->first - seq->admitted, per_token = seconds_per_token(seq);
+    fprintf(stderr, "llama: ready in %.1f ms; prompt of %zu tokens", ready * 1e3, seq->prompt.n);
+    if (seq->ids.n) fprintf(stderr, " in %.1f ms (%.0f tokens/s)", prefill * 1e3, (double)seq->prompt.n / prefill);
+    fprintf(stderr, "; %zu new tokens", seq->ids.n);
+    if (per_token > 0)
+        fprintf(stderr, ", %.3f ms each (%.0f tokens/s, %.1f GB/s of weights)", per_token * 1e3, 1 / per_token,
+                (double)weights_read(m, 1) / per_token * 1e-9);
+    print_engine(m, o);
+}
+
+void print_model(const Model *m, const Options *o) {
+    const Config *c = &m->config;
+    double kv = (double)m->kv.bytes, positions = (double)m->kv.n_slots * m->kv.max_len;
+    fprintf(stderr,
+            "llama: dim %d, %d layers, %d heads of %d over %d K/V heads, hidden %d, vocabulary %d, at most %d tokens\n",
+            c->dim, c->n_layers, c->n_heads, c->head_dim, c->n_kv_heads, c->hidden_dim, c->vocab_size, c->max_seq_len);
+    fprintf(stderr, "llama: engine %s%s%s%s", m->engine->name, m->note[0] ? " (" : "", m->note, m->note[0] ? ")" : "");
+    fprintf(stderr, ", %s%s, computing in %s\n",
+            o->engine             ? "as asked"
+            : m->not_used.text[0] ? "for "
+                                  : "the fastest in this build",
+            m->not_used.text, m->precision == PRECISION_F32 ? "float32" : "bf16 products and cache, float32 sums");
+    fprintf(stderr,
+            "llama: memory: %.3f GB of weights (%s in the file), K/V cache %.3f MB: %d x %d positions of %.0f bytes "
+            "(with a K/V head "
+            "for every head %.0f)",
+            (double)m->weights.bytes * 1e-9, dtype_names[m->weights.dtype], kv * 1e-6, m->kv.n_slots, m->kv.max_len,
+            kv / positions, kv / positions * c->group);
+    if (m->buffer_bytes) fprintf(stderr, ", buffers %.3f MB", (double)m->buffer_bytes * 1e-6);
+    fputc('\n', stderr);
+    if (m->precision != PRECISION_F32 && m->weights.dtype == DTYPE_F32)
+        fprintf(stderr, "llama: weights rounded to bf16\n");
+}
+
+bool use_colour(void) {
+    const char *no = getenv("NO_COLOR"), *term = getenv("TERM");
+    return isatty(STDERR_FILENO) && !(no && *no) && !(term && strcmp(term, "dumb") == 0);
+}
+
+// ---- the status line ------------------------------------------------------------------------------------------------
+
+static bool status_line; // there is one on the terminal
+
+void show_progress(const char *what, uint64_t done, uint64_t total) {
+    static const char *current = "";
+    static double start, shown;
+    static uint64_t before;
+    enum { WIDTH = 24 };
+    double now = clock_seconds();
+    if (strcmp(what, current) != 0 || done < before) start = now, before = done; // a new work begins
+    if (status_line && now - shown < 0.1 && done < total) return;
+    current = what;
+    shown = now;
+    bool bytes = strcmp(what, "loading") == 0;
+    double scale = bytes ? 1e-9 : 1, rate = now > start ? (double)(done - before) / (now - start) : 0;
+    char bar[WIDTH + 1] = "";
+    for (int i = 0; i < WIDTH; i++) bar[i] = (uint64_t)i * total < (uint64_t)WIDTH * done ? '#' : '.';
+    fprintf(stderr, bytes ? "\rllama: %s [%s] %.2f of %.2f GB" : "\rllama: %s [%s] %.0f of %.0f tokens", what, bar,
+            (double)done * scale, (double)total * scale);
+    if (rate > 0)
+        fprintf(stderr, bytes ? ", %.1f GB/s, %.1f s left" : ", %.0f tokens/s, %.1f s left", rate * scale,
+                (double)(total - done) / rate);
+    fputs("\033[K", stderr);
+    status_line = true;
+    if (done >= total) clear_progress();
+}
+
+void clear_progress(void) {
+    if (status_line) fputs("\r\033[K", stderr);
+    status_line = false;
+}

@@ -1,0 +1,28 @@
+// What a user sees: JSON and statistics.
+#ifndef OUTPUT_H
+#define OUTPUT_H
+
+#include "../model/generate.h"
+#include "flags.h"
+
+// Flushes standard output: a full disk or a closed pipe is a failure, not a shorter answer.
+bool flush_output(Error *err);
+// Bytes as the inside of a JSON string. What is not UTF-8 becomes U+FFFD, one for each maximal part of a character.
+void write_json_text(FILE *out, const char *data, size_t n);
+
+// A finished sequence as one line of JSON. ready: seconds from the program's start to the model's.
+bool print_json(Sequence *seq, const Options *o, double ready, Error *err);
+// On standard error, for --verbose: what was loaded, and where it runs.
+void print_model(const Model *m, const Options *o);
+// On standard error: how long it took.
+void print_statistics(const Model *m, const Options *o, const Sequence *seq, double ready);
+// The end of such a line: what computed.
+void print_engine(const Model *m, const Options *o);
+// Whether standard error may have colour: a terminal, and NO_COLOR (https://no-color.org) is not set.
+bool use_colour(void);
+// Model.progress on a terminal: one line with a bar, the rate and the time left, gone when it is done.
+void show_progress(const char *what, uint64_t done, uint64_t total);
+// Takes that line away where its work ended early.
+void clear_progress(void);
+
+#endif
