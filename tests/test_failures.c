@@ -136,7 +136,7 @@ int main(void) {
     }
     const char *name = getenv("INJECT_LIBRARY");
     if (!name || access(name, R_OK) != 0) {
-        test_skip("failures", "no INJECT_LIBRARY: it is for the C library of GNU");
+        test_skip("failures", "no INJECT_LIBRARY: make CUDA=0 test has it");
         return tests_summary();
     }
     if (!realpath(name, library)) die(name);
