@@ -161,7 +161,7 @@ test: all $(TESTS) $(GPU_TESTS) $(BUILD)/tests/inject.so
 	@INJECT_LIBRARY=$(if $(NVCC),,$(BUILD)/tests/inject.so) SIGNALS=$${SIGNALS:-$(if $(NVCC),200,1000)} LLAMA=./$(PROGRAM) sh tests/run.sh $(TESTS) $(GPU_TESTS) $(wildcard tests/test_*.sh tests/test_*.py)
 
 test-gpu: all $(GPU_TESTS)
-	@LLAMA=./$(PROGRAM) sh tests/run.sh $(GPU_TESTS) tests/test_engine_cublas.sh
+	@LLAMA=./$(PROGRAM) sh tests/run.sh $(GPU_TESTS) tests/test_engine_gpu.sh
 
 # The attention of GPUs other than Hopper, on whichever is here: code for compute_80, which the driver compiles at start.
 $(BUILD)/tests/test_attention_plain: tests/test_attention.cu attention.cu $(BUILD)/libattention.so

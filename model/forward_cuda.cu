@@ -118,6 +118,16 @@ __global__ void choose_kernel(int *choice, const float *logits, int vocab) {
     if (threadIdx.x == 0) choice[blockIdx.x] = bad ? -1 : id_of[0];
 }
 
+// Computes: nothing; tells the host the choice, and makes it the next step's input.   Reads: choice [n].   Writes:
+// choice_host [n], pinned; of step (NULL: none) tokens and lens.   Grid × block: 1 × MAX_SLOTS.   Preconditions: n <=
+// MAX_SLOTS if there is a step.
+__global__ void publish_kernel(int *choice_host, const int *choice, StepInput *step, int n) {
+    for (int i = threadIdx.x; i < n; i += blockDim.x) choice_host[i] = choice[i];
+    if (!step || threadIdx.x >= n) return;
+    step->tokens[threadIdx.x] = max(choice[threadIdx.x], 0); // -1: the caller stops here
+    step->lens[threadIdx.x]++;
+}
+
 // Computes: rows of a matrix in their new dtype and order.   Reads: src S [rows][cols], rows first .. of the matrix.
 // Writes: dst D, the whole matrix. head_dim > 0: row i of a head's first half becomes its row 2i, of its second half
 // 2i+1. Grid × block: rows × 256; a block owns a row.   Preconditions: first + rows within the matrix.
@@ -344,12 +354,19 @@ static bool head(Model *m, const int *rows, int first, int n, Error *err) {
     return choose(s, first, n, c->vocab_size, err);
 }
 
+// Sends the choice to the host. step: it is the next step's input, too.
+static bool publish(CudaState *s, int n, StepInput *step, Error *err) {
+    publish_kernel<<<1, MAX_SLOTS, 0, s->stream>>>(s->choice_host, s->choice, step, n);
+    CUDA_TRY(cudaGetLastError());
+    CUDA_TRY(cudaEventRecord(s->chosen, s->stream));
+    return true;
+}
+
+// Waits for the choice, and counts the batch's positions.
 static bool finish(Model *m, const Batch *b, Error *err) {
     CudaState *s = (CudaState *)m->state;
     s->n_logits = b->n_logits;
-    CUDA_TRY(cudaMemcpyAsync(s->choice_host, s->choice, (size_t)b->n_logits * sizeof(int), cudaMemcpyDeviceToHost,
-                             s->stream));
-    CUDA_TRY(cudaStreamSynchronize(s->stream));
+    CUDA_TRY(cudaEventSynchronize(s->chosen));
     memcpy(m->choice, s->choice_host, (size_t)b->n_logits * sizeof(int));
     for (int i = 0; i < b->n_seq; i++) m->kv.len[b->slot[i]] += b->start[i + 1] - b->start[i];
     return true;
@@ -379,17 +396,22 @@ static bool prefill_part(Model *m, const Batch *b, int first_logit, Error *err) 
 bool prefill_cuda(Model *m, const Batch *b, Error *err) {
     CudaState *s = (CudaState *)m->state;
     if (!model_has_room(m, b, err)) return false;
+    s->ahead.running = false;
+    s->ahead.n = 0;
     for (int first = 0; first < b->n_rows; first += s->max_rows) {
         BatchPart part;
         batch_part(b, first, b->n_rows - first < s->max_rows ? b->n_rows - first : s->max_rows, &part);
+        if (model_interrupted(m)) return fail_interrupted(err);
         if (!prefill_part(m, &part.batch, part.first_logit, err)) return false;
         Batch counted = part.batch; // its positions are taken now; its logits are the whole batch's
         counted.n_logits = 0;
-        if (!finish(m, &counted, err)) return false;
+        if (!publish(s, 0, NULL, err) || !finish(m, &counted, err)) return false;
+        if (m->progress && b->n_rows > s->max_rows)
+            m->progress("prefilling", (uint64_t)(first + part.batch.n_rows), (uint64_t)b->n_rows);
     }
     Batch logits = *b; // the positions are counted; what is left are the logits
     logits.n_seq = 0;
-    return finish(m, &logits, err);
+    return publish(s, b->n_logits, NULL, err) && finish(m, &logits, err);
 }
 
 bool decode_step_cublas(Model *m, int n, Error *err) {
@@ -414,22 +436,55 @@ static bool capture_step(Model *m, int n, Error *err) {
     return true;
 }
 
+// Whether a batch is the step after the last one, for the tokens that one chose.
+static bool goes_on(const Model *m, const CudaState *s, const Batch *b) {
+    if (s->ahead.n != b->n_seq) return false;
+    for (int i = 0; i < b->n_seq; i++)
+        if (b->slot[i] != s->ahead.slots[i] || m->kv.len[b->slot[i]] != s->ahead.lens[i] ||
+            b->tokens[i] != m->choice[i])
+            return false;
+    return true;
+}
+
+static bool launch_step(Model *m, int n, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    if (!s->ran[n]) {
+        s->ran[n] = true;
+        return s->decode_step(m, n, err);
+    }
+    if (!s->graphs[n] && !capture_step(m, n, err)) return false;
+    CUDA_TRY(cudaGraphLaunch(s->graphs[n], s->stream));
+    return true;
+}
+
 bool decode_cuda(Model *m, const Batch *b, Error *err) {
     CudaState *s = (CudaState *)m->state;
     int n = b->n_seq;
     if (!model_has_room(m, b, err)) return false;
-    for (int i = 0; i < n; i++) {
-        s->step_host->tokens[i] = b->tokens[i];
-        s->step_host->lens[i] = m->kv.len[b->slot[i]];
-        s->step_host->slots[i] = b->slot[i];
+    bool follows = goes_on(m, s, b), room = true;
+    if (!(follows && s->ahead.running)) {
+        for (int i = 0; i < n; i++) {
+            s->step_host->tokens[i] = b->tokens[i];
+            s->step_host->lens[i] = m->kv.len[b->slot[i]];
+            s->step_host->slots[i] = b->slot[i];
+        }
+        CUDA_TRY(cudaMemcpyAsync(s->step, s->step_host, sizeof *s->step, cudaMemcpyHostToDevice, s->stream));
+        if (!launch_step(m, n, err)) return false;
     }
-    CUDA_TRY(cudaMemcpyAsync(s->step, s->step_host, sizeof *s->step, cudaMemcpyHostToDevice, s->stream));
-    if (!s->ran[n]) {
-        s->ran[n] = true;
-        if (!s->decode_step(m, n, err)) return false;
-    } else {
-        if (!s->graphs[n] && !capture_step(m, n, err)) return false;
-        CUDA_TRY(cudaGraphLaunch(s->graphs[n], s->stream));
+    s->ahead.n = n;
+    for (int i = 0; i < n; i++) {
+        s->ahead.slots[i] = b->slot[i];
+        s->ahead.lens[i] = m->kv.len[b->slot[i]] + 1;
+        room = room && s->ahead.lens[i] < m->kv.max_len;
+    }
+    // One that follows is followed: who samples, or changes the batch, never has a step run in vain twice.
+    s->ahead.running = follows && room && s->graphs[n];
+    if (!publish(s, n, s->ahead.running ? s->step : NULL, err)) return false;
+    if (s->ahead.running) {
+        size_t bytes = (size_t)n * (size_t)m->config.vocab_size * sizeof(float);
+        CUDA_TRY(cudaMemcpyAsync(s->kept_logits, s->logits, bytes, cudaMemcpyDeviceToDevice, s->stream));
+        CUDA_TRY(cudaEventRecord(s->kept, s->stream));
+        if (!launch_step(m, n, err)) return false;
     }
     return finish(m, b, err);
 }
@@ -437,7 +492,11 @@ bool decode_cuda(Model *m, const Batch *b, Error *err) {
 bool read_logits_cuda(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
     size_t bytes = (size_t)s->n_logits * (size_t)m->config.vocab_size * sizeof(float);
-    CUDA_TRY(cudaMemcpy(m->logits, s->logits, bytes, cudaMemcpyDeviceToHost));
+    bool kept = s->ahead.running; // the next step is already writing the others
+    cudaStream_t stream = kept ? s->side : s->stream;
+    if (kept) CUDA_TRY(cudaStreamWaitEvent(s->side, s->kept, 0));
+    CUDA_TRY(cudaMemcpyAsync(m->logits, kept ? s->kept_logits : s->logits, bytes, cudaMemcpyDeviceToHost, stream));
+    CUDA_TRY(cudaStreamSynchronize(stream));
     return true;
 }
 
@@ -588,6 +647,7 @@ static bool upload(const Model *m, CudaState *s, const Plan *p, Error *err) {
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < (int64_t)n_pieces; i++) {
             const Piece *piece = &pieces[i];
+            if (ok && model_interrupted(m)) ok = fail_interrupted(&own);
             ok = ok && stager_send(&g, m, s, piece->tensor, piece->first, piece->rows, &own);
             if (!m->progress) continue;
 #pragma omp critical
@@ -658,6 +718,7 @@ static int list_buffers(Model *m, CudaState *s, Buffer *list) {
         {(void **)&s->pos, T * 4},
         {(void **)&s->logit_rows, LOGIT_ROWS * 4},
         {(void **)&s->logits, (uint64_t)s->max_logits * (uint64_t)c->vocab_size * 4},
+        {(void **)&s->kept_logits, (uint64_t)m->kv.n_slots * (uint64_t)c->vocab_size * 4},
         {(void **)&s->choice, LOGIT_ROWS * 4},
         {(void **)&s->step, sizeof *s->step},
         {(void **)&s->slots, MAX_SLOTS * 4},
@@ -764,6 +825,9 @@ static bool connect(Model *m, CudaState *s, Error *err) {
     CUBLAS_TRY(cublasSetWorkspace(s->blas, s->blas_workspace, WORKSPACE_BYTES));
     CUBLAS_TRY(cublasSetMathMode(s->blas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)); // every sum in float32
     CUDA_TRY(cudaMallocHost((void **)&s->step_host, sizeof *s->step_host));
+    CUDA_TRY(cudaStreamCreateWithFlags(&s->side, cudaStreamNonBlocking));
+    CUDA_TRY(cudaEventCreateWithFlags(&s->chosen, cudaEventDisableTiming));
+    CUDA_TRY(cudaEventCreateWithFlags(&s->kept, cudaEventDisableTiming));
     CUDA_TRY(cudaMallocHost((void **)&s->choice_host, LOGIT_ROWS * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&s->pos_host, (size_t)s->max_rows * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&m->logits, (size_t)s->max_logits * (size_t)m->config.vocab_size * sizeof(float)));
@@ -800,6 +864,12 @@ bool open_cuda(Model *m, bool narrow, Error *err) {
     if (ok && s->type == CUDA_R_32F) s->qkv_in = s->qkv;
     ok = ok && connect(m, s, err) && (m->file.n_tensors ? upload(m, s, &plan, err) : synthesize(m, s, &plan, err));
     m->weights.bytes = plan.bytes;
+    m->buffer_bytes = 0;
+    for (int i = 0; i < n_buffers; i++) m->buffer_bytes += buffers[i].bytes;
+    m->buffer_bytes -= n_buffers ? m->kv.bytes : 0;
+    cudaDeviceProp properties;
+    if (ok && cudaGetDeviceProperties(&properties, 0) == cudaSuccess)
+        snprintf(m->note, sizeof m->note, "%.60s", properties.name);
     free(plan.tensors);
     return ok;
 }
@@ -810,6 +880,9 @@ void close_cuda(Model *m) {
     if (s->stream) cudaStreamSynchronize(s->stream);
     for (int i = 0; i <= MAX_SLOTS; i++)
         if (s->graphs[i]) cudaGraphExecDestroy(s->graphs[i]);
+    if (s->chosen) cudaEventDestroy(s->chosen);
+    if (s->kept) cudaEventDestroy(s->kept);
+    if (s->side) cudaStreamDestroy(s->side);
     if (s->blas) cublasDestroy(s->blas);
     Buffer buffers[N_BUFFERS];
     int n = list_buffers(m, s, buffers);

@@ -14,6 +14,13 @@ struct StepInput {
     int tokens[MAX_SLOTS], lens[MAX_SLOTS], slots[MAX_SLOTS];
 };
 
+// The step after the last one, for the tokens that the last one chose: it is enqueued before they are printed, so that
+// the GPU never waits for the CPU. A caller who decodes something else has lost nothing but the GPU's time.
+struct Ahead {
+    bool running;
+    int n, lens[MAX_SLOTS], slots[MAX_SLOTS]; // of the step that runs; or, if none does, that would come next
+};
+
 struct FusedState;
 
 struct CudaState {
@@ -44,13 +51,17 @@ struct CudaState {
     int *choice;          // [LOGIT_ROWS]
     StepInput *step;      // device
     StepInput *step_host; // pinned
-    int *choice_host;     // pinned [LOGIT_ROWS]
+    int *choice_host;     // pinned [LOGIT_ROWS], written by the GPU
     int *pos_host;        // pinned [T]
     int *slots;           // [MAX_SLOTS]: attention's block table, one block a sequence
     void *attention_workspace, *blas_workspace;
     size_t attention_workspace_bytes;
     int n_logits;                          // of the last call
     cudaGraphExec_t graphs[MAX_SLOTS + 1]; // decode of so many rows
+    Ahead ahead;
+    float *kept_logits;                    // [MAX_SLOTS][vocab_size]: the last step's, while the next one runs
+    cudaStream_t side;                     // brings them to the host meanwhile
+    cudaEvent_t chosen, kept;              // after the last call's choice; after kept_logits
     bool ran[MAX_SLOTS + 1];               // once without a graph, so that cuBLAS has loaded what it needs
     // Enqueues a step of n rows from `step` to `choice`.
     bool (*decode_step)(Model *m, int n, Error *err);

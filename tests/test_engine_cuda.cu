@@ -1,4 +1,4 @@
-// Engine cublas from the inside: memory over many steps, prompts in parts, a broken weight, logits against engine cpu.
+// The GPU's engines from the inside: memory over many steps, prompts in parts, a broken weight, logits against engine cpu.
 extern "C" {
 #include "../model/bench.h"
 #include "../model/generate.h"
@@ -8,11 +8,17 @@ extern "C" {
 
 #include "check.h"
 
-static const char *skip_reason;
+static const char *skip_reason, *engine; // engine: under test
 
-static bool start(Model *m, const char *engine, Precision precision, int slots, int max_len) {
+static void end(const char *what) {
+    char name[128];
+    snprintf(name, sizeof name, "test_%s_%s", engine, what);
+    test_end(name);
+}
+
+static bool start(Model *m, const char *name, Precision precision, int slots, int max_len) {
     Error err = {""};
-    if (model_open(m, "model/stories.bin", false, &err) && model_start(m, engine, precision, slots, max_len, &err))
+    if (model_open(m, "model/stories.bin", false, &err) && model_start(m, name, precision, slots, max_len, &err))
         return true;
     test_fail("%s", err.text);
     return false;
@@ -23,12 +29,12 @@ static void random_tokens(int *tokens, int n, const Model *m) {
 }
 
 // What a step, or the replay of its graph, allocated and kept would be missing afterwards.
-static void test_cublas_1000_steps_leave_memory_unchanged(void) {
+static void test_1000_steps_leave_memory_unchanged(void) {
     Model m;
     Error err = {""};
     size_t before = 0, after = 0, total;
     int slot[3] = {2, 0, 1}, rows[4] = {0, 1, 2, 3}, tokens[3] = {300, 400, 500};
-    if (start(&m, "cublas", PRECISION_BF16, 3, 1100)) {
+    if (start(&m, engine, PRECISION_BF16, 3, 1100)) {
         Batch b = {3, 3, 3, tokens, slot, rows, rows};
         for (int i = 0; i < 1020; i++) {
             if (i == 20) cudaMemGetInfo(&before, &total); // by then every graph is there
@@ -39,17 +45,17 @@ static void test_cublas_1000_steps_leave_memory_unchanged(void) {
         if (before != after) test_fail("%zu bytes free before, %zu after", before, after);
     }
     model_close(&m);
-    test_end("test_cublas_1000_steps_leave_memory_unchanged");
+    end("1000_steps_leave_memory_unchanged");
 }
 
-// The largest |Δlogit| between engine cublas in float32 and engine cpu after a prompt of n tokens in pieces of `step`.
+// The largest |Δlogit| between the engine in float32 and engine cpu after a prompt of n tokens in pieces of `step`.
 static double delta_from_cpu(int n, int step, double *largest) {
     Model gpu, cpu;
     Error err = {""};
     double delta = 0;
     int *tokens = (int *)malloc((size_t)n * sizeof *tokens);
     *largest = 0;
-    if (start(&gpu, "cublas", PRECISION_F32, 2, n) && start(&cpu, "cpu", PRECISION_F32, 1, n)) {
+    if (start(&gpu, engine, PRECISION_F32, 2, n) && start(&cpu, "cpu", PRECISION_F32, 1, n)) {
         random_tokens(tokens, n, &gpu);
         CHECK(model_prefill(&cpu, 0, tokens, n, 1, &err));
         for (int at = 0; at < n; at += step)
@@ -68,7 +74,7 @@ static double delta_from_cpu(int n, int step, double *largest) {
 }
 
 // Eight layers of float32 sums of up to 640 terms, in two orders: a few hundred roundings of 6e-8 of the largest logit.
-static void test_cublas_logits_equal_the_cpus(void) {
+static void test_logits_equal_the_cpus(void) {
     const int sizes[][2] = {{1, 1}, {2, 2}, {63, 63}, {65, 65}, {300, 7}, {1500, 1500}, {1500, 700}};
     double worst = 0;
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
@@ -77,17 +83,17 @@ static void test_cublas_logits_equal_the_cpus(void) {
             test_fail("%d tokens in pieces of %d: |Δlogit| %.3g, bound %.3g", sizes[i][0], sizes[i][1], delta, bound);
         if (delta / bound > worst) worst = delta / bound;
     }
-    test_end("test_cublas_logits_equal_the_cpus");
+    end("logits_equal_the_cpus");
     printf("   largest error: %.3f of its bound\n", worst);
 }
 
 // A decode step after a prompt gives what the same tokens give as one prompt.
-static void test_cublas_decode_continues_prefill(void) {
+static void test_decode_continues_prefill(void) {
     Model m;
     Error err = {""};
     int tokens[40];
     float *whole = NULL;
-    if (start(&m, "cublas", PRECISION_F32, 2, 64)) {
+    if (start(&m, engine, PRECISION_F32, 2, 64)) {
         random_tokens(tokens, 40, &m);
         size_t bytes = (size_t)m.config.vocab_size * sizeof(float);
         whole = (float *)malloc(bytes);
@@ -106,31 +112,31 @@ static void test_cublas_decode_continues_prefill(void) {
     }
     free(whole);
     model_close(&m);
-    test_end("test_cublas_decode_continues_prefill");
+    end("decode_continues_prefill");
 }
 
 // A NaN in a matrix reaches the logits, and the choice says so; engine and caller stay in order.
-static void test_cublas_nan_weight_is_noticed(void) {
+static void test_nan_weight_is_noticed(void) {
     Model m;
     Error err = {""};
     int token = 300;
     unsigned short nan = 0x7FC0;
-    if (start(&m, "cublas", PRECISION_BF16, 1, 8)) {
+    if (start(&m, engine, PRECISION_BF16, 1, 8)) {
         CHECK(model_prefill(&m, 0, &token, 1, 1, &err) && m.choice[0] >= 0);
         cudaMemcpy((void *)m.weights.layers[3].w2, &nan, sizeof nan, cudaMemcpyHostToDevice);
         CHECK(model_decode(&m, 0, token, &err) && m.choice[0] == -1);
     }
     model_close(&m);
-    test_end("test_cublas_nan_weight_is_noticed");
+    end("nan_weight_is_noticed");
 }
 
 // Every position of the benchmark's cache is a random number in ±1, in the cache's own dtype.
-static void test_cublas_cache_is_filled_for_the_benchmark(void) {
+static void test_cache_is_filled_for_the_benchmark(void) {
     const Precision precisions[] = {PRECISION_BF16, PRECISION_F32};
     for (int p = 0; p < 2; p++) {
         Model m;
         Error err = {""};
-        if (start(&m, "cublas", precisions[p], 3, 100)) {
+        if (start(&m, engine, precisions[p], 3, 100)) {
             size_t element = p ? 4 : 2, n = m.kv.bytes / 2 / element;
             uint8_t *host = (uint8_t *)malloc(m.kv.bytes / 2);
             void *caches[] = {m.kv.k, m.kv.v};
@@ -155,24 +161,24 @@ static void test_cublas_cache_is_filled_for_the_benchmark(void) {
         }
         model_close(&m);
     }
-    test_end("test_cublas_cache_is_filled_for_the_benchmark");
+    end("cache_is_filled_for_the_benchmark");
 }
 
 // Stopped and started with caches of other sizes, one of them refused: the same token each time, and no memory lost.
-static void test_cublas_starts_again_with_another_cache(void) {
+static void test_starts_again_with_another_cache(void) {
     Model m;
     Error err = {""};
     int token = 300, choice = -1;
     size_t before = 0, after = 0, total;
-    if (start(&m, "cublas", PRECISION_BF16, 1, 100)) {
+    if (start(&m, engine, PRECISION_BF16, 1, 100)) {
         for (int i = 0; i < 6; i++) {
             Error refused = {""};
             model_stop(&m);
             if (i == 1) cudaMemGetInfo(&before, &total);
-            CHECK(!model_start(&m, NULL, PRECISION_BF16, MAX_SLOTS, 1 << 22, &refused));
+            CHECK(!model_start(&m, engine, PRECISION_BF16, MAX_SLOTS, 1 << 22, &refused));
             CHECK(strstr(refused.text, "are free"));
             model_stop(&m);
-            if (!model_start(&m, NULL, PRECISION_BF16, 1 + i, 100 + 100 * i, &err)) test_fail("%s", err.text);
+            if (!model_start(&m, engine, PRECISION_BF16, 1 + i, 100 + 100 * i, &err)) test_fail("%s", err.text);
             if (!model_prefill(&m, 0, &token, 1, 1, &err)) test_fail("%s", err.text);
             if (i == 0) choice = m.choice[0];
             CHECK(m.choice[0] >= 0 && m.choice[0] == choice);
@@ -182,25 +188,121 @@ static void test_cublas_starts_again_with_another_cache(void) {
         if (before != after) test_fail("%zu bytes free before, %zu after", before, after);
     }
     model_close(&m);
-    test_end("test_cublas_starts_again_with_another_cache");
+    end("starts_again_with_another_cache");
+}
+
+// Logits of one step, of the slots [n] that decode tokens; fails the test if the engine does.
+static void step(Model *m, int n, const int *slots, const int *tokens, float *logits) {
+    Error err = {""};
+    int rows[MAX_SLOTS + 1];
+    for (int i = 0; i <= n; i++) rows[i] = i;
+    Batch b = {n, n, n, tokens, slots, rows, rows};
+    if (!m->engine->decode(m, &b, &err) || !m->engine->read_logits(m, &err)) test_fail("%s", err.text);
+    memcpy(logits, m->logits, (size_t)n * (size_t)m->config.vocab_size * sizeof(float));
+}
+
+// A sequence gets the same bits alone and among 2 to 8, of other lengths, and so in a second run. (cuBLAS may add up in
+// another order for another number of rows: engine fused promises this.)
+static void test_same_bits_alone_and_among_eight(void) {
+    const Precision precisions[] = {PRECISION_BF16, PRECISION_F32};
+    enum { LONGEST = 150, STEPS = 12 };
+    for (int p = 0; p < 2; p++) {
+        Model m;
+        Error err = {""};
+        if (start(&m, engine, precisions[p], 8, LONGEST + STEPS)) {
+            size_t vocab = (size_t)m.config.vocab_size, bytes = vocab * sizeof(float);
+            float *alone = (float *)malloc(8 * STEPS * bytes), *among = (float *)malloc(8 * bytes);
+            int tokens[LONGEST + STEPS], slots[8] = {0, 1, 2, 3, 4, 5, 6, 7}, lens[8], next[8];
+            random_tokens(tokens, LONGEST + STEPS, &m);
+            for (int i = 0; i < 8; i++) lens[i] = 1 + i * (LONGEST - 2) / 7;
+            for (int n = 1; n <= 8; n++) {
+                for (int i = 0; i < 8; i++) {
+                    m.kv.len[i] = 0;
+                    if (!model_prefill(&m, i, tokens, lens[i], 1, &err)) test_fail("%s", err.text);
+                }
+                for (int k = 0; k < STEPS; k++)
+                    for (int first = 0; first < 8; first += n) {
+                        int count = 8 - first < n ? 8 - first : n;
+                        for (int i = 0; i < count; i++) next[i] = tokens[lens[first + i] + k];
+                        step(&m, count, slots + first, next, among);
+                        for (int i = 0; i < count; i++) {
+                            float *reference = alone + ((size_t)k * 8 + (size_t)(first + i)) * vocab;
+                            if (n == 1) memcpy(reference, among + (size_t)i * vocab, bytes);
+                            else if (memcmp(reference, among + (size_t)i * vocab, bytes) != 0)
+                                test_fail("%s: sequence %d, step %d: other bits among %d", p ? "f32" : "bf16", first + i, k, count);
+                        }
+                    }
+            }
+            free(alone);
+            free(among);
+        }
+        model_close(&m);
+    }
+    end("same_bits_alone_and_among_eight");
+}
+
+// The engine begins the next step before it is asked for. Logits of steps that go on with the chosen token, of one that
+// does not, and of one that follows an interruption by another sequence, are those of an engine that was never ahead.
+static void test_steps_begun_ahead_change_nothing(void) {
+    enum { STEPS = 24 };
+    Model m;
+    Error err = {""};
+    int slots[2] = {0, 1}, first = 300, token = first, given[STEPS];
+    if (start(&m, engine, PRECISION_BF16, 2, STEPS + 2)) {
+        size_t vocab = (size_t)m.config.vocab_size, bytes = vocab * sizeof(float);
+        float *ahead = (float *)malloc(STEPS * bytes), *never = (float *)malloc(bytes), *other = (float *)malloc(bytes);
+        for (int k = 0; k < STEPS; k++) {
+            if (k == 15 && !model_prefill(&m, 1, &first, 1, 1, &err)) test_fail("%s", err.text);
+            given[k] = token;
+            step(&m, 1, slots, &token, ahead + (size_t)k * vocab);
+            token = k % 8 == 6 ? (m.choice[0] + 1) % m.config.vocab_size : m.choice[0];
+        }
+        m.kv.len[0] = m.kv.len[1] = 0;
+        for (int k = 0; k < STEPS; k++) { // by turns with another sequence, no step follows the one before
+            step(&m, 1, slots, &given[k], never);
+            if (memcmp(never, ahead + (size_t)k * vocab, bytes) != 0) test_fail("step %d: other logits", k);
+            step(&m, 1, slots + 1, &given[k], other);
+            if (memcmp(never, other, bytes) != 0) test_fail("step %d: other logits in another slot", k);
+        }
+        free(ahead);
+        free(never);
+        free(other);
+    }
+    model_close(&m);
+    end("steps_begun_ahead_change_nothing");
 }
 
 int main(void) {
-    void (*tests[])(void) = {
-        test_cublas_1000_steps_leave_memory_unchanged, test_cublas_logits_equal_the_cpus,
-        test_cublas_decode_continues_prefill,          test_cublas_nan_weight_is_noticed,
-        test_cublas_cache_is_filled_for_the_benchmark, test_cublas_starts_again_with_another_cache};
-    const char *names[] = {
-        "test_cublas_1000_steps_leave_memory_unchanged", "test_cublas_logits_equal_the_cpus",
-        "test_cublas_decode_continues_prefill",          "test_cublas_nan_weight_is_noticed",
-        "test_cublas_cache_is_filled_for_the_benchmark", "test_cublas_starts_again_with_another_cache"};
+    static const struct {
+        const char *name;
+        void (*run)(void);
+    } tests[] = {{"1000_steps_leave_memory_unchanged", test_1000_steps_leave_memory_unchanged},
+                 {"logits_equal_the_cpus", test_logits_equal_the_cpus},
+                 {"decode_continues_prefill", test_decode_continues_prefill},
+                 {"nan_weight_is_noticed", test_nan_weight_is_noticed},
+                 {"cache_is_filled_for_the_benchmark", test_cache_is_filled_for_the_benchmark},
+                 {"starts_again_with_another_cache", test_starts_again_with_another_cache},
+                 {"steps_begun_ahead_change_nothing", test_steps_begun_ahead_change_nothing},
+                 {"same_bits_alone_and_among_eight", test_same_bits_alone_and_among_eight}};
+    const char *engines[] = {"cublas", "fused"};
     int n = 0;
     cudaError_t status = cudaGetDeviceCount(&n);
     if (status != cudaSuccess || n == 0) skip_reason = "no GPU";
-    for (size_t i = 0; i < sizeof tests / sizeof *tests; i++)
-        if (skip_reason)
-            test_skip(names[i], skip_reason);
-        else
-            tests[i]();
+    for (int e = 0; e < 2; e++) {
+        Model m;
+        Error err = {""}, closed = {""};
+        engine = engines[e];
+        if (!skip_reason && e == 1 && model_open(&m, "model/stories.bin", false, &closed)) { // an older GPU has only cublas
+            if (!model_start(&m, engine, PRECISION_BF16, 1, 8, &err)) skip_reason = err.text;
+            model_close(&m);
+        }
+        for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
+            char name[128];
+            if (e == 0 && tests[i].run == test_same_bits_alone_and_among_eight) continue;
+            snprintf(name, sizeof name, "test_%s_%s", engine, tests[i].name);
+            if (skip_reason) test_skip(name, skip_reason);
+            else tests[i].run();
+        }
+    }
     return tests_summary();
 }

@@ -1,0 +1,64 @@
+#!/bin/sh
+# The GPU's engines against HuggingFace's tokens and against engine cpu. Needs a GPU; every test says SKIP without one.
+LLAMA=${LLAMA:-./llama}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+model=model/stories.bin
+check() { # NAME COMMAND...: ok if the command exits 0; what it printed last stands behind a failure
+    name=$1
+    shift
+    case $gpu in *"; engine $engine,"*) ;; *) echo "SKIP $name: ${gpu#llama: }" && return ;; esac
+    if "$@" > "$work/out" 2>&1; then echo "ok $name"; else echo "FAIL $name: $(tail -n 1 "$work/out")"; failed=1; fi
+    grep -h 'Δlogit' "$work/out"
+}
+
+refused() { # FRAGMENT COMMAND...: exit 1, one line on standard error that has the fragment, nothing on standard output
+    fragment=$1
+    shift
+    "$@" > "$work/stdout" 2> "$work/stderr"
+    status=$?
+    [ $status -eq 1 ] && [ ! -s "$work/stdout" ] && [ "$(wc -l < "$work/stderr")" -eq 1 ] && grep -q "$fragment" "$work/stderr" && return
+    echo "exit status $status: $(cat "$work/stderr")"
+    return 1
+}
+
+same_tokens() { # two files of JSON lines, but for their timings
+    sed 's/"timings.*//' "$1" > "$work/a"
+    sed 's/"timings.*//' "$2" > "$work/b"
+    [ -s "$work/a" ] && cmp "$work/a" "$work/b"
+}
+
+batch_equals_single() {
+    printf '{"text": "Once upon a time"}\n{"text": "The king"}\n{"ids": [300]}\n{"text": "In the morning, when the sun rose over the hills,"}\n' > "$work/prompts"
+    $LLAMA $model --prompts "$work/prompts" -b 1 -n 200 --engine cpu --ignore-eos > "$work/cpu" &&
+        for b in 1 2 3 4; do
+            $LLAMA $model --prompts "$work/prompts" -b $b -n 200 --engine $engine --precision f32 --ignore-eos > "$work/gpu" &&
+                same_tokens "$work/cpu" "$work/gpu" || return 1
+        done
+}
+
+repeatable() {
+    for run in 1 2; do
+        $LLAMA $model -p "Once upon a time" -n 300 --ignore-eos --engine $engine --json --logprobs 5 | sed 's/"timings.*//' > "$work/run$run" || return 1
+    done
+    [ -s "$work/run1" ] && cmp "$work/run1" "$work/run2"
+}
+
+for engine in cublas fused; do
+    gpu=$($LLAMA $model -p x -n 1 --engine $engine 2>&1 > /dev/null | tail -n 1)
+    check test_${engine}_stories_equal_huggingface $LLAMA $model --compare tests/vectors/stories-dump.safetensors --engine $engine --precision f32
+    for dump in ../shared/reference/*/dump.safetensors; do
+        dir=$(dirname "$dump")
+        name=test_${engine}_$(basename "$dir" | tr - _)_equal_huggingface
+        if [ ! -f "$dump" ]; then echo "SKIP test_${engine}_reference_checkpoints: ../shared/reference is not there" && continue; fi
+        if ! command -v python3 > /dev/null; then echo "SKIP $name: no python3 to convert with" && continue; fi
+        case $gpu in *"; engine $engine,"*) python3 scripts/convert.py "$dir" "$work/model.bin" 2> /dev/null ;; esac
+        check "$name" $LLAMA "$work/model.bin" --compare "$dump" --engine $engine --precision f32
+    done
+    check test_${engine}_batch_equals_single_runs_on_the_cpu batch_equals_single
+    check test_${engine}_two_runs_are_identical repeatable
+    # (in float32 cublas holds float32 matrices, fused the file's)
+    [ $engine = fused ] || check test_${engine}_weights_too_large_are_refused_before_allocation refused "GB of weights" $LLAMA --synthetic llama-3.1-70b -p x -n 1 --engine $engine --precision f32
+    check test_${engine}_context_too_large_names_the_one_that_fits refused "would fit" $LLAMA --synthetic llama-3.1-8b --prompts "$work/prompts" -b 4 -c 131072 -n 1 --engine $engine --precision f32
+done
+exit ${failed:-0}
