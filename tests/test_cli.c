@@ -478,6 +478,8 @@ static void test_streams(void) {
     r = run_program(NULL, script_path, "-p", "a", "-n", "5", "--verbose", NULL);
     check_output(&r, "bcdef", 5);
     CHECK(strstr(r.err, "vocabulary 259") != NULL);
+    CHECK(strstr(r.err, "llama: memory: ") != NULL && strstr(r.err, " K/V cache ") != NULL);
+    CHECK(strstr(r.err, ", buffers ") != NULL && strstr(r.err, "computing in float32") != NULL);
     test_end("verbose_on_standard_error");
     run_free(&r);
     r = run_program(NULL, script_path, "-p", "abc", "-n", "100", "-c", "10", NULL);
