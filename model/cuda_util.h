@@ -55,6 +55,35 @@ template <typename T> __device__ inline void store4(T *p, float4 v) {
     *(uint2 *)p = packed.all;
 }
 
+// Programmatic dependent launch (Hopper and later): a kernel that launch_kernel starts early begins while the one in front
+// of it ends, and calls wait_for_previous_kernel before it reads what others wrote, or writes. let_next_kernel_start:
+// the one behind may do likewise from here on.
+__device__ inline void wait_for_previous_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ inline void let_next_kernel_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+template <typename... P, typename... A>
+inline cudaError_t launch_kernel(void (*kernel)(P...), unsigned blocks, unsigned threads, size_t shared, bool early,
+                                 cudaStream_t stream, A... args) {
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(blocks);
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = early ? 1 : 0;
+    return cudaLaunchKernelEx(&config, kernel, args...);
+}
+
 // The sum over a block of whole warps, in a fixed order, for every thread.
 __device__ inline float block_sum(float x) {
     __shared__ float parts[33];

@@ -88,9 +88,6 @@ struct Segment {
 
 __device__ __forceinline__ uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
-__device__ __forceinline__ void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-__device__ __forceinline__ void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int count) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
@@ -704,33 +701,15 @@ static void split_phase(Segment *s) {
     }
 }
 
-// Launches a kernel that may start while the one before it runs; it waits for it itself.
-template <typename... P, typename... A>
-static bool launch(void (*kernel)(P...), int blocks, int threads, size_t shared, bool early, cudaStream_t stream, Error *err, A... args) {
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(blocks);
-    config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = shared;
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = early ? 1 : 0;
-    CUDA_TRY(cudaLaunchKernelEx(&config, kernel, args...));
-    return true;
-}
-
 template <typename N> static bool step_of(Model *m, int first, int n, Error *err) {
     const Config *c = &m->config;
     const Weights *w = &m->weights;
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
     int largest = largest_piece(c), n_done = 2 * (c->n_layers + 1) * MAX_PHASES;
-    if (!launch(decode_begin_kernel<typename N::W>, n, 256, 0, false, s->stream, err, s->x, (const typename N::W *)w->tok_embeddings,
-                (const int *)s->step->tokens + first, c->dim, s->phases, (const int *)s->step->lens + first, (const float *)s->rope_freq,
-                c->head_dim / 2, f->done, n_done))
-        return false;
+    CUDA_TRY(launch_kernel(decode_begin_kernel<typename N::W>, n, 256, 0, false, s->stream, s->x,
+                           (const typename N::W *)w->tok_embeddings, (const int *)s->step->tokens + first, c->dim, s->phases,
+                           (const int *)s->step->lens + first, (const float *)s->rope_freq, c->head_dim / 2, f->done, n_done));
     for (int i = 0; i <= c->n_layers; i++) {
         const LayerWeights *l = &w->layers[i], *before = l - 1;
         Segment g;
@@ -767,8 +746,8 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
         g.logits = s->logits + (size_t)first * c->vocab_size;
         g.done = f->done + i * MAX_PHASES;
         g.claimed = (int *)f->done + (c->n_layers + 1 + i) * MAX_PHASES;
-        if (!launch(decode_segment_kernel<N>, f->n_blocks, THREADS, g.ring_offset + (size_t)g.n_stages * g.stage_bytes, i > 0, s->stream, err, g))
-            return false;
+        size_t shared = g.ring_offset + (size_t)g.n_stages * g.stage_bytes;
+        CUDA_TRY(launch_kernel(decode_segment_kernel<N>, f->n_blocks, THREADS, shared, i > 0, s->stream, g));
     }
     return choose(s, first, n, c->vocab_size, err);
 }

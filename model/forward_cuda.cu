@@ -36,6 +36,7 @@ template <typename T> __global__ void embed_kernel(float *x, const T *table, con
 // of y.   Preconditions: dim % 4 = 0 (usable_cuda).
 template <typename T>
 __global__ void rmsnorm_kernel(T *y, const float *x, const float *weight, const int *rows, float eps, int dim) {
+    wait_for_previous_kernel();
     const float4 *from = (const float4 *)(x + (size_t)(rows ? rows[blockIdx.x] : blockIdx.x) * dim);
     float squares = 0;
     for (int i = threadIdx.x; i < dim / 4; i += blockDim.x) {
@@ -60,6 +61,8 @@ __global__ void phases_kernel(float2 *phases, const int *pos, const float *freq,
 // Computes: y = x rounded to T.   Reads: x [n].   Writes: y [n].
 // Grid × block: enough × 256; a thread owns four elements.   Preconditions: n % 4 = 0.
 template <typename T> __global__ void round_kernel(T *y, const float *x, size_t n) {
+    wait_for_previous_kernel();
+    let_next_kernel_start(); // attention
     size_t i = 4 * ((size_t)blockIdx.x * blockDim.x + threadIdx.x);
     if (i < n) store4(y + i, *(const float4 *)(x + i));
 }
@@ -78,6 +81,7 @@ __device__ static float silu(float x) {
 // Computes: h = gate / (1 + exp(-gate)) * up (Shazeer 2020), rounded to T.   Reads: gate, up [n].   Writes: h [n].
 // Grid × block: enough × 256; a thread owns four elements.   Preconditions: n % 4 = 0.
 template <typename T> __global__ void swiglu_kernel(T *h, const float *gate, const float *up, size_t n) {
+    wait_for_previous_kernel();
     size_t i = 4 * ((size_t)blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= n) return;
     float4 g = *(const float4 *)(gate + i), u = *(const float4 *)(up + i);
@@ -168,29 +172,39 @@ static bool embed(CudaState *s, const Model *m, const int *tokens, int T, Error 
     return true;
 }
 
+template <typename T>
+static cudaError_t rmsnorm_as(CudaState *s, const float *weight, const int *rows, float eps, int n, int dim) {
+    return launch_kernel(rmsnorm_kernel<T>, n, 512, 0, s->early, s->stream, (T *)s->xb, (const float *)s->x, weight,
+                         rows, eps, dim);
+}
+
 static bool rmsnorm(CudaState *s, const float *weight, const int *rows, float eps, int T, int dim, Error *err) {
-    if (s->type == CUDA_R_16BF)
-        rmsnorm_kernel<<<T, 512, 0, s->stream>>>((__nv_bfloat16 *)s->xb, s->x, weight, rows, eps, dim);
-    if (s->type == CUDA_R_16F) rmsnorm_kernel<<<T, 512, 0, s->stream>>>((__half *)s->xb, s->x, weight, rows, eps, dim);
-    if (s->type == CUDA_R_32F) rmsnorm_kernel<<<T, 512, 0, s->stream>>>((float *)s->xb, s->x, weight, rows, eps, dim);
-    CUDA_TRY(cudaGetLastError());
+    if (s->type == CUDA_R_16BF) CUDA_TRY(rmsnorm_as<__nv_bfloat16>(s, weight, rows, eps, T, dim));
+    if (s->type == CUDA_R_16F) CUDA_TRY(rmsnorm_as<__half>(s, weight, rows, eps, T, dim));
+    if (s->type == CUDA_R_32F) CUDA_TRY(rmsnorm_as<float>(s, weight, rows, eps, T, dim));
     return true;
+}
+
+template <typename T> static cudaError_t round_as(CudaState *s, void *out, const float *in, size_t n) {
+    return launch_kernel(round_kernel<T>, blocks_for(n), 256, 0, s->early, s->stream, (T *)out, in, n);
 }
 
 // To the dtype of products; nothing to do in float32, where out is in.
 static bool round_to_type(CudaState *s, void *out, const float *in, size_t n, Error *err) {
-    if (s->type == CUDA_R_16BF) round_kernel<<<blocks_for(n), 256, 0, s->stream>>>((__nv_bfloat16 *)out, in, n);
-    if (s->type == CUDA_R_16F) round_kernel<<<blocks_for(n), 256, 0, s->stream>>>((__half *)out, in, n);
-    CUDA_TRY(cudaGetLastError());
+    if (s->type == CUDA_R_16BF) CUDA_TRY(round_as<__nv_bfloat16>(s, out, in, n));
+    if (s->type == CUDA_R_16F) CUDA_TRY(round_as<__half>(s, out, in, n));
     return true;
 }
 
+template <typename T> static cudaError_t swiglu_as(CudaState *s, size_t n) {
+    return launch_kernel(swiglu_kernel<T>, blocks_for(n), 256, 0, s->early, s->stream, (T *)s->h,
+                         (const float *)s->gate_up, (const float *)s->gate_up + n, n);
+}
+
 static bool swiglu(CudaState *s, size_t n, Error *err) {
-    const float *gate = s->gate_up, *up = s->gate_up + n;
-    if (s->type == CUDA_R_16BF) swiglu_kernel<<<blocks_for(n), 256, 0, s->stream>>>((__nv_bfloat16 *)s->h, gate, up, n);
-    if (s->type == CUDA_R_16F) swiglu_kernel<<<blocks_for(n), 256, 0, s->stream>>>((__half *)s->h, gate, up, n);
-    if (s->type == CUDA_R_32F) swiglu_kernel<<<blocks_for(n), 256, 0, s->stream>>>((float *)s->h, gate, up, n);
-    CUDA_TRY(cudaGetLastError());
+    if (s->type == CUDA_R_16BF) CUDA_TRY(swiglu_as<__nv_bfloat16>(s, n));
+    if (s->type == CUDA_R_16F) CUDA_TRY(swiglu_as<__half>(s, n));
+    if (s->type == CUDA_R_32F) CUDA_TRY(swiglu_as<float>(s, n));
     return true;
 }
 
@@ -609,7 +623,22 @@ struct Piece {
     uint64_t first, rows;
 };
 
-static bool upload(const Model *m, CudaState *s, const Plan *p, Error *err) {
+// Computes two short prompts on whatever is in memory, so that the first real one does not wait for cuBLAS's kernels to be
+// loaded, which takes longer than to run them. Nothing of it stays: no position is counted.
+static bool warm_up(Model *m, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    static const int lengths[] = {12, 512};
+    int slot = 0, zeros[512] = {0};
+    for (int i = 0; i < 2 && lengths[i] <= s->max_rows && lengths[i] <= m->kv.max_len; i++) {
+        int start[2] = {0, lengths[i]}, last = lengths[i] - 1;
+        Batch b = {lengths[i], 1, 1, zeros, &slot, start, &last};
+        if (!prefill_part(m, &b, 0, err)) return false;
+        CUDA_TRY(cudaStreamSynchronize(s->stream));
+    }
+    return true;
+}
+
+static bool upload(Model *m, CudaState *s, const Plan *p, Error *err) {
     uint64_t largest_row = UPLOAD_BYTES;
     size_t n_pieces = 0;
     for (size_t i = 0; i < p->n; i++) {
@@ -644,6 +673,7 @@ static bool upload(const Model *m, CudaState *s, const Plan *p, Error *err) {
         uint64_t mine = 2 * largest_row * (uint64_t)omp_get_thread_num();
         bool ok = !err->text[0] && stager_open(&g, host + mine, device + mine, largest_row, &own);
 #pragma omp barrier // before a failure of another thread shows in err
+        if (ok && omp_get_thread_num() == 0) ok = warm_up(m, &own);
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < (int64_t)n_pieces; i++) {
             const Piece *piece = &pieces[i];
@@ -819,6 +849,9 @@ static void choose_types(const Model *m, CudaState *s, bool narrow) {
 
 // Stream, cuBLAS handle, pinned memory, RoPE's frequencies.
 static bool connect(Model *m, CudaState *s, Error *err) {
+    cudaFuncAttributes attributes;
+    CUDA_TRY(cudaFuncGetAttributes(&attributes, phases_kernel));
+    s->early = attributes.ptxVersion >= 90; // not code for older GPUs that the driver compiled for this one
     CUDA_TRY(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking));
     CUBLAS_TRY(cublasCreate(&s->blas));
     CUBLAS_TRY(cublasSetStream(s->blas, s->stream));
@@ -862,7 +895,7 @@ bool open_cuda(Model *m, bool narrow, Error *err) {
     }
     if (ok && m->config.tie_embeddings) m->weights.output = m->weights.tok_embeddings;
     if (ok && s->type == CUDA_R_32F) s->qkv_in = s->qkv;
-    ok = ok && connect(m, s, err) && (m->file.n_tensors ? upload(m, s, &plan, err) : synthesize(m, s, &plan, err));
+    ok = ok && connect(m, s, err) && (m->file.n_tensors ? upload(m, s, &plan, err) : synthesize(m, s, &plan, err) && warm_up(m, err));
     m->weights.bytes = plan.bytes;
     m->buffer_bytes = 0;
     for (int i = 0; i < n_buffers; i++) m->buffer_bytes += buffers[i].bytes;

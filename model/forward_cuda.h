@@ -29,6 +29,7 @@ struct CudaState {
     cudaDataType_t type;
     int attention_dtype;
     size_t element; // bytes of type
+    bool early;     // kernels may start before the one in front is done
     // Of the matrices on the device: type, or with --precision f32 what the file has, if the engine reads that.
     cudaDataType_t weight_type;
     size_t weight_element;
