@@ -45,7 +45,7 @@ constexpr int CHUNKS = MAX_PIECE / CONSUMERS / 64;           // a warp's share o
 constexpr int WINDOW_BYTES = 65536;                          // in flight
 constexpr int MAX_STAGES = 12;
 constexpr int PARTS = 4;                                     // buffers of partial sums
-constexpr int MAX_TERM_ROWS = 8;                             // rows of an m16n8k16 product that are used
+constexpr int MAX_TERM_ROWS = 8;                             // rows of terms of one pass
 constexpr int MAX_PHASES = 10;
 constexpr int MAX_DIM = 8192;
 
@@ -69,7 +69,8 @@ struct Phase {
 
 struct Segment {
     Phase phase[MAX_PHASES];
-    int n_phases, n_rows, n_stages, stage_bytes, window, part_floats, ring_offset, parts_offset; // n_rows: sequences; offsets in shared memory
+    int n_phases, n_rows;      // n_rows: sequences
+    int n_stages, stage_bytes, window, part_floats, ring_offset, parts_offset; // offsets in shared memory
     int n_heads, n_kv_heads, head_dim, dim, hidden_dim, q_dim, vocab_size;
     float eps;
     float *x;                  // [n_rows][dim]: the residual stream
@@ -81,7 +82,6 @@ struct Segment {
     float *logits;             // [n_rows][vocab_size]
     unsigned *done;            // [n_phases]: blocks that are through with a phase
     int *claimed;              // [n_phases]: tiles taken, beyond each block's first
-    int next_share;
 };
 
 // ---- primitives -----------------------------------------------------------------------------------------------------
