@@ -131,6 +131,11 @@ FILE *fopen(const char *path, const char *mode) {
 
 static int (*program_main)(int, char **, char **);
 
+// What comes behind the program is not its own: gcov's memory, say. (Standard output's last flush is.)
+static void after_program(void) {
+    if (is("alloc") || is("allocs")) armed = false;
+}
+
 static int counted_main(int argc, char **argv, char **env) {
     const char *inject = getenv("INJECT"), *colon = inject ? strchr(inject, ':') : NULL;
     if (!colon) return 125;
@@ -138,10 +143,9 @@ static int counted_main(int argc, char **argv, char **env) {
     wanted = atol(colon + 1);
     stdin = fopencookie((void *)0, "r", (cookie_io_functions_t){.read = stream_read});
     stdout = fopencookie((void *)1, "w", (cookie_io_functions_t){.write = stream_write});
+    if (atexit(after_program) != 0) return 125;
     armed = true;
-    int status = program_main(argc, argv, env);
-    if (is("alloc") || is("allocs")) armed = false; // what comes behind main is not the program's: gcov's memory, say
-    return status;
+    return program_main(argc, argv, env);
 }
 
 int __libc_start_main(int (*main)(int, char **, char **), int argc, char **argv, void (*init)(void), void (*fini)(void),
