@@ -342,31 +342,35 @@ __device__ __forceinline__ void store_normalised(const Segment &s, const Phase &
     }
 }
 
-// n pieces of 16 bytes, eight of a thread's in flight; EXCHANGE: to the places of activations.
-template <bool EXCHANGE> __device__ __forceinline__ void copy_row(uint4 *to, const uint4 *from, int n) {
-    for (int at = threadIdx.x; at < n; at += 8 * 256) {
+// n pieces of 16 bytes of each of so many rows, eight of a thread's in flight; EXCHANGE: to the places of activations.
+template <bool EXCHANGE> __device__ __forceinline__ void copy_rows(char *to, int to_pitch, const uint4 *from, int from_pitch, int n, int rows) {
+    for (int at = threadIdx.x; at < n * rows; at += 8 * 256) {
         uint4 v[8];
+        int place[8];
         #pragma unroll
-        for (int j = 0; j < 8; j++) v[j] = at + j * 256 < n ? load_global16(from + at + j * 256) : make_uint4(0, 0, 0, 0);
+        for (int j = 0; j < 8; j++) {
+            int i = at + j * 256, row = i / n, column = i - row * n;
+            place[j] = row * to_pitch + column * 16;
+            v[j] = row < rows ? load_global16(from + (size_t)row * from_pitch + column) : make_uint4(0, 0, 0, 0);
+        }
         #pragma unroll
         for (int j = 0; j < 8; j++)
-            if (at + j * 256 < n) to[at + j * 256] = EXCHANGE ? make_uint4(v[j].x, v[j].z, v[j].y, v[j].w) : v[j];
+            if (at + j * 256 < n * rows) *(uint4 *)(to + place[j]) = EXCHANGE ? make_uint4(v[j].x, v[j].z, v[j].y, v[j].w) : v[j];
     }
 }
 
 // Attention's output: as it is, or split.
 template <typename N> __device__ __forceinline__ void store_attention(const Segment &s, const Phase &f, char *to) {
-    for (int b = 0; b < s.n_rows; b++)
-        if constexpr (N::TERMS == 1) copy_row<true>((uint4 *)(to + (size_t)b * f.pitch), (const uint4 *)s.att + (size_t)b * (f.cols / 8), f.cols / 8);
-        else
+    if constexpr (N::TERMS == 1) copy_rows<true>(to, f.pitch, (const uint4 *)s.att, f.cols / 8, f.cols / 8, s.n_rows);
+    else
+        for (int b = 0; b < s.n_rows; b++)
             for (int i = threadIdx.x; i < f.cols / 4; i += 32 * CONSUMERS)
                 store_terms<N>(to + (size_t)b * N::TERMS * f.pitch, f.pitch, 4 * i, load_floats((const float *)s.att + (size_t)b * f.cols + 4 * i));
 }
 
 // What gate and up left, split and in place already; a section of its columns.
 template <typename N> __device__ __forceinline__ void store_hidden(const Segment &s, const Phase &f, char *to) {
-    for (int r = 0; r < s.n_rows * N::TERMS; r++)
-        copy_row<false>((uint4 *)(to + (size_t)r * f.pitch), (const uint4 *)s.h + ((size_t)r * f.stride + f.column) / 8, f.cols / 8);
+    copy_rows<false>(to, f.pitch, (const uint4 *)s.h + f.column / 8, f.stride / 8, f.cols / 8, s.n_rows * N::TERMS);
 }
 
 // ---- what is done with a product ------------------------------------------------------------------------------------
