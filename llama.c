@@ -37,6 +37,7 @@ static bool start_model(const Options *o, Model *m, int slots, int context, Erro
         return fail(err, "a context of %d tokens, the model's maximum is %d", context, m->config.max_seq_len);
     if (isatty(STDERR_FILENO) && !o->quiet) m->progress = show_progress;
     m->interrupted = &interrupted;
+    m->verbose = o->verbose;
     if (!model_start(m, o->engine, precision_of(o), slots, context, err)) return false;
     if (o->verbose) print_model(m, o);
     return true;

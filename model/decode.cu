@@ -710,6 +710,7 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
     const Weights *w = &m->weights;
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
+    bool verbose = first_time(m, &s->said_decode);
     int largest = largest_piece(c), n_done = 2 * (c->n_layers + 1) * MAX_PHASES;
     CUDA_TRY(launch_kernel(decode_begin_kernel<typename N::W>, n, 256, 0, false, s->stream, s->x,
                            (const typename N::W *)w->tok_embeddings, (const int *)s->step->tokens + first, c->dim, s->phases,
@@ -724,6 +725,7 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
             AttentionArgs a = attention_args(m, s, n, n, i - 1);
             a.seq_lens_device = s->step->lens + first;
             a.block_table = s->step->slots + first;
+            a.verbose = verbose && i == 1; // every layer is launched alike
             if (attention_decode(&a, s->stream) != 0) return fail(err, "%s", attention_error());
             add_phase(&g, f->n_blocks, largest, PHASE_OUT, before->wo, NULL, NULL, c->dim, c->q_dim);
             add_phase(&g, f->n_blocks, largest, PHASE_GATE_UP, before->w1, before->w3, before->ffn_norm, 2 * c->hidden_dim, c->dim);
@@ -751,6 +753,9 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
         g.done = f->done + i * MAX_PHASES;
         g.claimed = (int *)f->done + (c->n_layers + 1 + i) * MAX_PHASES;
         size_t shared = g.ring_offset + (size_t)g.n_stages * g.stage_bytes;
+        if (verbose && i <= 1)
+            fprintf(stderr, "decode: decode_segment_kernel %d products, %d rows, grid %d, block %d, shared %zu: a ring of %d x %d bytes, %d in flight\n",
+                    g.n_phases, n, f->n_blocks, THREADS, shared, g.n_stages, g.stage_bytes, g.window);
         CUDA_TRY(launch_kernel(decode_segment_kernel<N>, f->n_blocks, THREADS, shared, i > 0, s->stream, g));
     }
     return choose(s, first, n, c->vocab_size, err);

@@ -311,6 +311,12 @@ AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int 
     return a;
 }
 
+bool first_time(const Model *m, bool *said) {
+    bool first = m->verbose && !*said && !((CudaState *)m->state)->warming;
+    *said = *said || first;
+    return first;
+}
+
 // The steps of forward_cpu.c over T rows whose tokens and positions are on the device. host: the batch, for prefill,
 // which shapes its launches by it; NULL: decode, one row for each of T sequences, whose lengths are on the device.
 static bool forward(Model *m, const Batch *host, const int *host_lens, const int *tokens, const int *pos, int T,
@@ -318,6 +324,7 @@ static bool forward(Model *m, const Batch *host, const int *host_lens, const int
     const Config *c = &m->config;
     const Weights *w = &m->weights;
     CudaState *s = (CudaState *)m->state;
+    bool verbose = first_time(m, host ? &s->said_prefill : &s->said_decode);
 
     if (!embed(s, m, tokens, T, err)) return false;
     phases_kernel<<<T, 128, 0, s->stream>>>(s->phases, pos, s->rope_freq, c->head_dim / 2);
@@ -334,6 +341,7 @@ static bool forward(Model *m, const Batch *host, const int *host_lens, const int
         if (!round_to_type(s, s->qkv_in, s->qkv, (size_t)T * (c->q_dim + 2 * c->kv_dim), err)) return false;
         // every token attends to itself and to all before it
         AttentionArgs a = attention_args(m, s, host ? host->n_seq : T, T, i);
+        a.verbose = verbose && i == 0; // every layer is launched alike
         a.q_start = host ? host->start : NULL;
         a.seq_lens = host_lens;
         a.seq_lens_device = pos;
@@ -628,6 +636,7 @@ struct Piece {
 static bool warm_up(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
     static const int lengths[] = {12, 512};
+    s->warming = true;
     int slot = 0, zeros[512] = {0};
     for (int i = 0; i < 2 && lengths[i] <= s->max_rows && lengths[i] <= m->kv.max_len; i++) {
         int start[2] = {0, lengths[i]}, last = lengths[i] - 1;
@@ -635,6 +644,7 @@ static bool warm_up(Model *m, Error *err) {
         if (!prefill_part(m, &b, 0, err)) return false;
         CUDA_TRY(cudaStreamSynchronize(s->stream));
     }
+    s->warming = false;
     return true;
 }
 

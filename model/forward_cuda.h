@@ -64,6 +64,7 @@ struct CudaState {
     cudaStream_t side;                     // brings them to the host meanwhile
     cudaEvent_t chosen, kept;              // after the last call's choice; after kept_logits
     bool ran[MAX_SLOTS + 1];               // once without a graph, so that cuBLAS has loaded what it needs
+    bool said_prefill, said_decode, warming; // --verbose: what was told; computing for nobody
     // Enqueues a step of n rows from `step` to `choice`.
     bool (*decode_step)(Model *m, int n, Error *err);
     struct FusedState *fused; // engine fused's own
@@ -85,6 +86,8 @@ bool decode_cuda(Model *m, const Batch *b, Error *err);
 bool read_logits_cuda(Model *m, Error *err);
 // Engine cublas's step.
 bool decode_step_cublas(Model *m, int n, Error *err);
+// With --verbose, whether this is the first prompt or step, whose launches are told.
+bool first_time(const Model *m, bool *said);
 // The attention of one layer for T rows of n_seq sequences, on the state's buffers.
 AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int T, int layer);
 // The most likely token of n rows of logits, from row `first` on.

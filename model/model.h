@@ -82,6 +82,7 @@ struct Model {
     SafeTensors file;      // open until the engine has its weights; n_tensors is 0 for a synthetic model
     uint64_t seed;         // of a synthetic model's weights
     char note[64];         // how the engine computes, for people
+    bool verbose;          // GPU engines: launch parameters on standard error, of the first prompt and the first step
     uint64_t buffer_bytes; // of the engine's activations and logits
     // "loading" counts bytes, "prefilling" tokens. NULL: nobody watches.
     void (*progress)(const char *what, uint64_t done, uint64_t total);
