@@ -227,8 +227,10 @@ coverage:
 	 status=$$?; sh tests/coverage.sh build/coverage > build/coverage/summary; cat build/coverage/summary >&2; exit $$status
 
 VALGRIND_TESTS := bad_input cli compare batch
+VALGRIND_UNITS := safetensors chat
 
 valgrind: all $(TESTS)
+	@for unit in $(VALGRIND_UNITS); do valgrind -q --error-exitcode=99 $(BUILD)/tests/test_$$unit || exit 1; done
 	@LLAMA=tests/valgrind.sh PROGRAM=./$(PROGRAM) sh tests/run.sh $(VALGRIND_TESTS:%=$(BUILD)/tests/test_%)
 
 # ---- fuzzing --------------------------------------------------------------------------------------------------------
