@@ -125,7 +125,7 @@ static bool time_prompt(Bench *b, int n, double *seconds, Error *err) {
 }
 
 static bool measure_prompt(Bench *b, Row *row, Error *err) {
-    double samples[MAX_SAMPLES], start;
+    double samples[MAX_SAMPLES] = {0}, start;
     int n = 0;
     show(b, "a prompt of", row);
     if (!time_prompt(b, row->length, samples, err)) return false; // warm-up
@@ -155,7 +155,7 @@ static bool time_step(Bench *b, int batch, int *tokens, double *seconds, Error *
 }
 
 static bool measure_steps(Bench *b, Row *row, Error *err) {
-    double samples[MAX_SAMPLES], seconds, began = 0;
+    double samples[MAX_SAMPLES] = {0}, seconds, began = 0;
     int tokens[MAX_SLOTS], *len = b->m->kv.len, last = b->m->kv.max_len - WINDOW, n = 0;
     int start = row->length < last ? row->length : last; // the model's longest context has no room behind it
     bool warm = false;
