@@ -111,7 +111,7 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void *from, int byt
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
 }
-// What other blocks wrote: from L2. (__ldcg would do the same, but the compiler may move it across a barrier.)
+// What other blocks wrote: from L2, and not before what stands in front (the memory clobber).
 __device__ __forceinline__ uint4 load_global16(const void *p) {
     uint4 v;
     asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
@@ -584,7 +584,7 @@ template <typename N> __device__ __forceinline__ void consume(const Segment &s, 
     }
 }
 
-// Computes: up to four matrix products that follow each other, with what is around them: RMSNorm, the residual sums,
+// Computes: the matrix products of a segment, one after another, with what is around them: RMSNorm, the residual sums,
 // SwiGLU, RoPE. Reads: weights 16-bit, x, att, phases. Writes: x, h, qkv, logits (see Segment), done.
 // Grid × block: one block of ten warps per SM, all resident at once, since they wait for each other; a tile of four rows of
 // weights is one block's. Preconditions: done = claimed = 0; cols % 8 = 0; rows × terms <= 8.
@@ -630,7 +630,7 @@ __global__ void decode_begin_kernel(float *x, const W *table, const int *tokens,
 
 // ---- launches -------------------------------------------------------------------------------------------------------
 
-// Whether a phase's activations of so many rows of terms lie in shared memory, and how many bytes that takes.
+// Bytes of so many rows of terms in shared memory.
 size_t activation_bytes(int cols, int term_rows) { return (size_t)term_rows * ((cols + 63) / 64 * 128); }
 
 // A stage holds a tile of the model's dim, if that is not too long: most rows are.
@@ -646,7 +646,7 @@ struct FusedState {
     size_t shared_limit;
     void *h;                         // 16-bit [MAX_TERM_ROWS][hidden_dim]
     float *carry;                    // [MAX_TERM_ROWS][dim]
-    unsigned *done;                  // [n_layers + 1][MAX_PHASES]
+    unsigned *done;                  // [n_layers + 1][MAX_PHASES], and as many counters of claimed tiles behind them
 };
 
 // What a segment of n rows keeps in shared memory: activations, partial sums, and a ring in the rest. Activations of down
