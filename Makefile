@@ -226,11 +226,13 @@ coverage:
 	+@OMP_NUM_THREADS=1 SIGNALS=40 $(MAKE) BUILD=build/coverage PROGRAM=build/coverage/llama CUDA=0 CFLAGS="$(CFLAGS) -g --coverage" LDFLAGS="$(LDFLAGS) --coverage" test; \
 	 status=$$?; sh tests/coverage.sh build/coverage > build/coverage/summary; cat build/coverage/summary >&2; exit $$status
 
-VALGRIND_TESTS := bad_input cli compare batch
+VALGRIND_TESTS := bad_input cli batch
 VALGRIND_UNITS := safetensors chat
 
+# Of the comparisons those of a model of one layer: under valgrind the story model's take minutes each.
 valgrind: all $(TESTS)
 	@for unit in $(VALGRIND_UNITS); do valgrind -q --error-exitcode=99 $(BUILD)/tests/test_$$unit || exit 1; done
+	@LLAMA=tests/valgrind.sh PROGRAM=./$(PROGRAM) $(BUILD)/tests/test_compare --script
 	@LLAMA=tests/valgrind.sh PROGRAM=./$(PROGRAM) sh tests/run.sh $(VALGRIND_TESTS:%=$(BUILD)/tests/test_%)
 
 # ---- fuzzing --------------------------------------------------------------------------------------------------------
