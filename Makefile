@@ -8,7 +8,8 @@
 # make bench-tokenizer  encoding beside tiktoken and HuggingFace tokenizers; make check-tokenizer compares their ids on a
 #                 million strings and more. They fetch both from PyPI, and need LLaMA 3's vocabulary (RANKS, a tokenizer.model)
 # make asan       the tests once more, under AddressSanitizer and UBSan
-# make fuzz       the readers under libFuzzer (clang): FUZZ_SECONDS for each target, or FUZZ_RUNS; FUZZ names the targets
+# make fuzz       the readers under libFuzzer (clang): FUZZ_SECONDS for each target, or FUZZ_RUNS; FUZZ names the targets;
+#                 make fuzz-tokenizer does ten minutes of that one
 # make install    the program and its manual page, to PREFIX/bin and PREFIX/share/man/man1 (PREFIX=/usr/local; DESTDIR before it)
 # make lint       clang-tidy and cppcheck; what they are not asked is in .clang-tidy and tests/cppcheck.txt, with reasons
 # make coverage   how many lines of the CPU's sources the tests reach
@@ -73,7 +74,7 @@ TESTS           := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*
 GPU_TESTS       := $(if $(NVCC),$(patsubst tests/%.cu,$(BUILD)/tests/%,$(wildcard tests/test_*.cu)))
 
 .SECONDARY: # objects of tests stay
-.PHONY: all demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib install bench bench-cpu bench-tokenizer check-tokenizer asan lint coverage valgrind fuzz clean FORCE
+.PHONY: all demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib install bench bench-cpu bench-tokenizer check-tokenizer asan lint coverage valgrind fuzz fuzz-tokenizer clean FORCE
 
 all: $(PROGRAM)
 	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(CUDA_ARCHS) ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA)),CUDA=0,no nvcc in CUDA_HOME or PATH))"
@@ -253,6 +254,9 @@ fuzz:
 	    $(FUZZ_BUILD)/corpus/$$target tests/fuzz/$$target > $(FUZZ_BUILD)/$$target.log 2>&1; \
 	  status=$$?; grep -E 'number_of_executed_units|average_exec' $(FUZZ_BUILD)/$$target.log; \
 	  [ $$status -eq 0 ] || { tail -n 40 $(FUZZ_BUILD)/$$target.log; exit 1; }; done
+
+fuzz-tokenizer:
+	+@$(MAKE) fuzz FUZZ=tokenizer FUZZ_SECONDS=$(if $(filter file,$(origin FUZZ_SECONDS)),600,$(FUZZ_SECONDS))
 
 clean:
 	rm -rf build llama

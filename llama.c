@@ -1,5 +1,6 @@
 // llama: loads a model.bin and continues a prompt. main and what it can do: generate, chat, tokenize, perplexity,
 // compare, bench.
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -131,22 +132,25 @@ static bool run_sequences(const Options *o, Model *m, Sequence *seqs, int n, int
 
 static bool run_generate(const Options *o, Model *m, const Bytes *text, double start, Error *err) {
     Sequence seq = {.index = 0};
-    bool ok = (o->ids || check_prompt_bytes(m, text->n, err)) && encode_prompt(o, m, text, &seq.prompt, err) &&
+    bool ok = (o->ids || check_prompt_bytes(m, text->n, "the prompt", err)) && encode_prompt(o, m, text, &seq.prompt, err) &&
               run_sequences(o, m, &seq, 1, 1, context_for(o, m, (int64_t)seq.prompt.n + o->n), start, err);
     if (ok && !o->quiet) print_statistics(m, o, &seq, output.ready);
     sequence_free(&seq);
     return ok;
 }
 
-// ---- many prompts ---------------------------------------------------------------------------------------------------
+// ---- chat -----------------------------------------------------------------------------------------------------------
 
 static bool run_chat(const Options *o, Model *m, Error *err) {
     Chat chat;
-    if (!chat_init(&chat, &m->tokenizer, m->config.chat_format, m->config.bos_id, err) ||
-        !start_model(o, m, 1, context_for(o, m, 0), err))
-        return false;
+    if (!chat_init(&chat, &m->tokenizer, m->config.chat_format, m->config.bos_id, err)) return false;
+    if (o->date && m->config.chat_format != CHAT_LLAMA3_1)
+        return fail(err, "--date: this model's chat format is llama3, expected llama3.1: llama3 has no date");
+    if (!start_model(o, m, 1, context_for(o, m, 0), err)) return false;
     return interrupt_begin_chat(err) && converse(o, m, &chat, err);
 }
+
+// ---- many prompts ---------------------------------------------------------------------------------------------------
 
 static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
     Bytes file = {0};
@@ -184,12 +188,12 @@ static int hex_digit(char c) {
     return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
-// Bytes of one line of hex, into the line's own memory.
-static bool parse_hex(char *line, size_t n, size_t *n_bytes, Error *err) {
-    if (n % 2) return fail(err, "--hex: %zu digits, expected an even number", n);
+// Bytes of one line of hex, into the line's own memory. number: the line's, from 1.
+static bool parse_hex(char *line, size_t n, int number, size_t *n_bytes, Error *err) {
+    if (n % 2) return fail(err, "--hex: line %d: %zu digits, expected an even number", number, n);
     for (size_t i = 0; i < n; i += 2) {
         int high = hex_digit(line[i]), low = hex_digit(line[i + 1]);
-        if (high < 0 || low < 0) return fail(err, "--hex: \"%.2s\" is no byte", line + i);
+        if (high < 0 || low < 0) return fail(err, "--hex: line %d: \"%.2s\" is no byte", number, line + i);
         line[i / 2] = (char)(high << 4 | low);
     }
     *n_bytes = n / 2;
@@ -231,12 +235,13 @@ static bool run_tokenizer(const Options *o, const Model *m, Bytes *text, Error *
         if (!(o->tokenize ? tokenize : detokenize)(o, m, text->data, text->n, err)) return false;
         return flush_output(err);
     }
-    for (size_t at = 0; at == 0 || at < text->n;) {
+    int number = 1;
+    for (size_t at = 0; at == 0 || at < text->n; number++) {
         char *line = text->data + at, *end = text->n > at ? memchr(line, '\n', text->n - at) : NULL;
         size_t n = end ? (size_t)(end - line) : text->n - at, length = n;
         at += n + 1;
         if (n && line[n - 1] == '\r') length = n = n - 1;
-        if (o->tokenize && !parse_hex(line, n, &length, err)) return false;
+        if (o->tokenize && !parse_hex(line, n, number, &length, err)) return false;
         if (!(o->tokenize ? tokenize : detokenize)(o, m, line, length, err)) return false;
     }
     return flush_output(err);
@@ -319,11 +324,18 @@ static bool run(const Options *o, double start, Error *err) {
     return ok;
 }
 
+// A stream that is closed stays of no use: its number must not go to the next file that is opened, the model say.
+static void hold_closed_streams(void) {
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0) (void)!open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+}
+
 int main(int argc, char **argv) {
     double start = clock_seconds();
     Options o = flags_default();
     Error err = {""};
     int status = EXIT_OK;
+    hold_closed_streams();
     interrupt_begin();
     if (!flags_parse(&o, argc, argv, &err)) {
         status = EXIT_USAGE;

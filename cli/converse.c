@@ -1,5 +1,6 @@
 #include "converse.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +10,9 @@
 #include "line.h"
 #include "output.h"
 
-enum { LOW_ROOM = 256 }; // tokens of context: fewer are told before an answer
+// Tokens that the context has room for: fewer are told before an answer that has no smaller limit (-n), and in the middle
+// of one that has come so far.
+enum { LOW_ROOM = 256, LAST_ROOM = 64 };
 
 typedef struct {
     const Options *options;
@@ -28,10 +31,23 @@ static bool begin(Conversation *c, Error *err) {
                       c->options->date ? c->options->date : CHAT_DATE, &c->ids, err);
 }
 
+static struct {
+    int context, limit; // tokens of the conversation and of the answer, at most
+    bool told;          // how much room there is
+} answering;
+
+static void tell_room(int room, bool inside) {
+    answering.told = true;
+    fprintf(stderr, "%sllama: the context of %d tokens has room for %d more; /clear begins anew\n",
+            inside && isatty(STDOUT_FILENO) && isatty(STDERR_FILENO) ? "\n" : "", answering.context, room);
+}
+
 static bool print_piece(Sequence *seq, const char *data, size_t n, Error *err) {
-    (void)seq;
     fwrite(data, 1, n, stdout);
-    return flush_output(err);
+    if (!flush_output(err)) return false;
+    int room = answering.context - (int)(seq->prompt.n + seq->ids.n), left = answering.limit - (int)seq->ids.n;
+    if (!answering.told && room > 0 && room <= LAST_ROOM && room < left) tell_room(room, true);
+    return true;
 }
 
 static bool print_newline(Sequence *seq, Error *err) {
@@ -40,12 +56,13 @@ static bool print_newline(Sequence *seq, Error *err) {
     return flush_output(err);
 }
 
-// Says what the context has room for, before the answer and not after it.
+// Says what the context has room for where that may be less than the answer takes: before it, and not after.
 static void announce_room(const Conversation *c) {
-    int room = c->model->kv.max_len - (int)c->ids.n;
-    if (room < LOW_ROOM && room < c->options->n && !c->options->quiet)
-        fprintf(stderr, "llama: the context of %d tokens has room for %d more; /clear begins anew\n",
-                c->model->kv.max_len, room);
+    int room = c->model->kv.max_len - (int)c->ids.n, limit = c->options->n;
+    answering.context = c->model->kv.max_len;
+    answering.limit = limit;
+    answering.told = false;
+    if (room < limit && (room < LOW_ROOM || limit < INT_MAX)) tell_room(room, false);
 }
 
 // The answer to what ids ends with, behind them.
@@ -102,12 +119,23 @@ static bool turn(Conversation *c, const Bytes *line, Error *err) {
     return true;
 }
 
-static bool command(Conversation *c, const char *line, Error *err) {
-    if (strcmp(line, "/clear") == 0) {
+enum { COMMAND_NONE, COMMAND_CLEAR, COMMAND_HELP, COMMAND_UNKNOWN };
+
+// What a line asks for. Through a pipe what only looks like a command is a message: nobody is there to mend it.
+static int command_of(const Conversation *c, const char *line) {
+    size_t n = strlen(line);
+    while (n && strchr(" \t", line[n - 1])) n--;
+    if (n == 6 && memcmp(line, "/clear", 6) == 0) return COMMAND_CLEAR;
+    if (n == 5 && memcmp(line, "/help", 5) == 0) return COMMAND_HELP;
+    return line[0] == '/' && c->terminal ? COMMAND_UNKNOWN : COMMAND_NONE;
+}
+
+static bool command(Conversation *c, int which, const char *line, Error *err) {
+    if (which == COMMAND_CLEAR) {
         if (!c->options->quiet) fprintf(stderr, "llama: a new conversation\n");
         return begin(c, err);
     }
-    if (strcmp(line, "/help") == 0)
+    if (which == COMMAND_HELP)
         fprintf(
             stderr,
             "/clear  begins a new conversation\n/help   prints this\nCtrl-C  stops the answer and keeps the "
@@ -135,8 +163,11 @@ bool converse(const Options *o, Model *m, const Chat *chat, Error *err) {
         LineResult result = line_read(prompt, &line, err);
         if (result == LINE_FAILED) ok = false;
         if (result == LINE_END) break;
-        if (result == LINE_READ && line.n > 0)
-            ok = line.data[0] == '/' ? command(&c, line.data, err) : turn(&c, &line, err);
+        int which = result == LINE_READ ? command_of(&c, line.data) : COMMAND_NONE;
+        if (which != COMMAND_NONE)
+            ok = command(&c, which, line.data, err);
+        else if (result == LINE_READ && strspn(line.data, " \t\r") < line.n)
+            ok = turn(&c, &line, err);
         if (interrupted && (interrupted != SIGINT || !c.terminal)) break;
         if (result == LINE_INTERRUPTED) fputs("\n", stderr);
         interrupt_forget();

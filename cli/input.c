@@ -73,12 +73,12 @@ bool encode_prompt(const Options *o, const Model *m, const Bytes *text, TokenLis
     return ok;
 }
 
-bool check_prompt_bytes(const Model *m, size_t n, Error *err) {
+bool check_prompt_bytes(const Model *m, size_t n, const char *what, Error *err) {
     const Tokenizer *t = &m->tokenizer;
     size_t longest = t->max_token_bytes, max_len = (size_t)m->config.max_seq_len;
     if (t->n_special && t->special[0].length > longest) longest = t->special[0].length;
     return n / longest < max_len ||
-           fail(err, "the prompt of %zu bytes has at least %zu tokens, the model's maximum is %zu", n, n / longest,
+           fail(err, "%s of %zu bytes has at least %zu tokens, the model's maximum is %zu", what, n, n / longest,
                 max_len);
 }
 
@@ -92,7 +92,9 @@ static bool parse_prompt_line(const Options *o, const Model *m, char *line, size
     if (strcmp(key, "text") == 0) {
         if (!json_string(&j, &text, &length) || !json_expect(&j, '}') || !json_end(&j)) return false;
         Bytes bytes = {.data = text, .n = length};
-        return check_prompt_bytes(m, length, err) && encode_prompt(o, m, &bytes, ids, err);
+        char named[300];
+        snprintf(named, sizeof named, "%s: the prompt", what);
+        return check_prompt_bytes(m, length, named, err) && encode_prompt(o, m, &bytes, ids, err);
     }
     if (strcmp(key, "ids") != 0) return fail(err, "%s: key \"%s\", expected \"text\" or \"ids\"", what, key);
     if (!json_expect(&j, '[')) return false;

@@ -11,6 +11,7 @@ volatile sig_atomic_t interrupted;
 int interrupt_pipe = -1;
 static volatile sig_atomic_t ending; // one that is not forgotten
 static int wake = -1;                // its other end
+volatile sig_atomic_t interrupt_stop_wanted;
 
 static void on_interrupt(int signal_number) {
     int before = errno;
@@ -23,6 +24,26 @@ static void on_interrupt(int signal_number) {
 static void install(int signal_number, int flags) {
     struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = flags};
     sigaction(signal_number, &action, NULL);
+}
+
+static void on_stop(int signal_number) {
+    int before = errno;
+    interrupt_stop_wanted = signal_number;
+    if (wake >= 0 && write(wake, "", 1) < 0) interrupt_stop_wanted = signal_number; // as above
+    errno = before;
+}
+
+void interrupt_catch_stop(bool caught) {
+    struct sigaction action = {.sa_handler = on_stop, .sa_flags = SA_RESTART}, now;
+    sigaction(SIGTSTP, NULL, &now);
+    if (now.sa_handler == SIG_IGN) return; // a shell without jobs: nobody could let it go on
+    if (!caught) action.sa_handler = SIG_DFL;
+    sigaction(SIGTSTP, &action, NULL);
+}
+
+void interrupt_stop(void) {
+    interrupt_stop_wanted = 0;
+    raise(SIGSTOP);
 }
 
 void interrupt_begin(void) {

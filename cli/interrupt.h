@@ -15,6 +15,11 @@ void interrupt_begin(void);
 // no pipe, or a signal has come already.
 bool interrupt_begin_chat(Error *err);
 extern int interrupt_pipe;
+// Ctrl-Z while a terminal is not as the shell wants it: SIGTSTP is noticed, too (interrupt_stop_wanted, interrupt_pipe),
+// and whoever has put the terminal back stops the program, until it is told to go on.
+void interrupt_catch_stop(bool caught);
+void interrupt_stop(void);
+extern volatile sig_atomic_t interrupt_stop_wanted;
 // Goes on after a SIGINT. The others stay: they end the program.
 void interrupt_forget(void);
 // From here on nothing is read, and a signal must not cut a write short.

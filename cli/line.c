@@ -17,7 +17,7 @@ int line_byte(char *byte, Error *err) {
         char drained[16];
         while (in[1].revents & POLLIN && read(interrupt_pipe, drained, sizeof drained) > 0) {
         }
-        if (interrupted) return -1;
+        if (interrupted || interrupt_stop_wanted) return -1;
         if (ready < 0 && errno == EINTR) continue; // a window's new size, say
         if (ready < 0) return fail(err, "standard input: %s", strerror(errno)), -1;
         if (!in[0].revents) continue;

@@ -10,8 +10,8 @@ typedef enum { LINE_READ, LINE_END, LINE_INTERRUPTED, LINE_FAILED } LineResult;
 // ends it at once, whenever it comes, with LINE_INTERRUPTED.
 LineResult line_read(const char *prompt, Bytes *line, Error *err);
 
-// Waits for standard input, letting signals through meanwhile. 1: there is a byte, 0: the end, -1: a signal or, with
-// err, a failure.
+// Waits for standard input, letting signals through meanwhile. 1: there is a byte, 0: the end, -1: a signal
+// (interrupted or interrupt_stop_wanted) or, with err, a failure.
 int line_byte(char *byte, Error *err);
 
 // ---- what line_readline.c and line_plain.c have ---------------------------------------------------------------------

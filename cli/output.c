@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "../model/bench.h"
@@ -131,11 +132,17 @@ bool use_colour(void) {
 
 static bool status_line; // there is one on the terminal
 
+// Of the terminal that standard error is; 80 if it does not tell.
+static int terminal_columns(void) {
+    struct winsize size;
+    return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col ? size.ws_col : 80;
+}
+
 void show_progress(const char *what, uint64_t done, uint64_t total) {
     static const char *current = "";
     static double start, shown;
     static uint64_t before;
-    enum { WIDTH = 24 };
+    enum { MOST = 24, LEAST = 4 }; // of the bar
     double now = clock_seconds();
     if (strcmp(what, current) != 0 || done < before) start = now, before = done; // a new work begins
     if (status_line && now - shown < 0.1 && done < total) return;
@@ -143,14 +150,21 @@ void show_progress(const char *what, uint64_t done, uint64_t total) {
     shown = now;
     bool bytes = strcmp(what, "loading") == 0;
     double scale = bytes ? 1e-9 : 1, rate = now > start ? (double)(done - before) / (now - start) : 0;
-    char bar[WIDTH + 1] = "";
-    for (int i = 0; i < WIDTH; i++) bar[i] = (uint64_t)i * total < (uint64_t)WIDTH * done ? '#' : '.';
-    fprintf(stderr, bytes ? "\rllama: %s [%s] %.2f of %.2f GB" : "\rllama: %s [%s] %.0f of %.0f tokens", what, bar,
-            (double)done * scale, (double)total * scale);
+    char figures[128], bar[MOST + 4] = "", line[256];
+    int n = snprintf(figures, sizeof figures, bytes ? "%.2f of %.2f GB" : "%.0f of %.0f tokens", (double)done * scale,
+                     (double)total * scale);
     if (rate > 0)
-        fprintf(stderr, bytes ? ", %.1f GB/s, %.1f s left" : ", %.0f tokens/s, %.1f s left", rate * scale,
-                (double)(total - done) / rate);
-    fputs("\033[K", stderr);
+        n += snprintf(figures + n, sizeof figures - (size_t)n,
+                      bytes ? ", %.1f GB/s, %.1f s left" : ", %.0f tokens/s, %.1f s left", rate * scale,
+                      (double)(total - done) / rate);
+    // A line that wraps could not be written over: the bar takes what the figures leave, and the last column is free.
+    int columns = terminal_columns() - 1, width = columns - n - (int)strlen("llama:  [] ") - (int)strlen(what);
+    if (width > MOST) width = MOST;
+    for (int i = 0; width >= LEAST && i < width; i++)
+        bar[1 + i] = (uint64_t)i * total < (uint64_t)width * done ? '#' : '.';
+    if (width >= LEAST) bar[0] = '[', memcpy(bar + 1 + width, "] ", 2);
+    snprintf(line, sizeof line, "llama: %s %s%s", what, bar, figures);
+    fprintf(stderr, "\r%.*s\033[K", columns, line);
     status_line = true;
     if (done >= total) clear_progress();
 }

@@ -98,15 +98,28 @@ static void test_pipe(void) {
     test_turns("system_and_date", "12", "You are terse.", "1 January 2030");
 
     // /clear: the same again, from nothing.
-    const char *input = "Hi\n/clear\nHi\n/nonsense\n/help\n";
+    const char *input = "Hi\n/clear \nHi\n/help\n";
     Io io = {.input = input, .n_input = strlen(input)};
     Run r = run_program(&io, chat_path, "--chat", "-n", "20", "--verbose", NULL);
     check_status(&r, 0);
     if (r.n_out % 2 || memcmp(r.out, r.out + r.n_out / 2, r.n_out / 2) != 0)
         test_fail("not twice the same: %s", shown(r.out, r.n_out));
     CHECK(strstr(r.err, "turn 2: 0 tokens from the cache") != NULL);
-    CHECK(strstr(r.err, "/nonsense: no such command") != NULL && strstr(r.err, "Ctrl-D  ends") != NULL);
-    test_end("clear_help_and_unknown_commands");
+    CHECK(strstr(r.err, "Ctrl-D  ends") != NULL && strstr(r.err, "turn 3") == NULL);
+    test_end("clear_and_help");
+    run_free(&r);
+
+    // Every line of a pipe is a message, whatever it begins with; a blank one is none.
+    input = " \t\n/etc/passwd is a file\n   \n";
+    io = (Io){.input = input, .n_input = strlen(input)};
+    r = run_program(&io, chat_path, "--chat", "-n", "20", "--quiet", NULL);
+    char text[4096];
+    Ids ids;
+    begin_ids(&ids, "26 Jul 2024", "");
+    add_message(&ids, "user", "/etc/passwd is a file");
+    add_message(&ids, "assistant", NULL);
+    check_output(&r, text, ask(&ids, "20", text));
+    test_end("message_that_begins_with_a_slash");
     run_free(&r);
 
     // The context: told before it runs out, told when it is full, and a message without room is refused.
@@ -122,6 +135,22 @@ static void test_pipe(void) {
         test_fail("standard error has %s", shown(r.err, r.n_err));
     test_end("context_is_told_before_it_ends");
     run_free(&r);
+
+    // Much room is told when it becomes little; an answer of a given length that does not fit, at once.
+    static const char *const limits[] = {NULL, "1000"};
+    for (int i = 0; i < 2; i++) {
+        input = "Hi\n";
+        io = (Io){.input = input, .n_input = strlen(input)};
+        r = run_program(&io, chat_path, "--chat", "--ignore-eos", "-c", "600", "--temp", "1", "--quiet",
+                        limits[i] ? "-n" : NULL, limits[i], NULL);
+        check_status(&r, 0);
+        told = strstr(r.err, "has room for ");
+        if (i == 0) CHECK(told && atoi(told + 13) <= 64 && atoi(told + 13) > 0);
+        if (i == 1) CHECK(told && atoi(told + 13) > 256);
+        CHECK(told && !strstr(told + 1, "has room for ") && strstr(told, "is full: the answer ends here"));
+        test_end(i == 0 ? "context_is_told_when_little_is_left" : "context_is_told_to_be_less_than_n");
+        run_free(&r);
+    }
 
     // A long message is refused by its length, not after it was split.
     size_t n = 3 << 20;
@@ -316,6 +345,48 @@ static void test_terminal(void) {
     CHECK(strstr(t.shown, "llama: /wrnog") == NULL);
     terminal_end(&t, 0);
     test_end("terminal_line_editing");
+
+    // Ctrl-Z: the shell finds its terminal; when the program goes on the line is there again.
+    t = START_CHAT(NULL, "-n", "5", "--verbose");
+    terminal_expect(&t, "> ");
+    terminal_type(&t, "/hel");
+    terminal_expect(&t, "/hel");
+    terminal_type(&t, "\032");
+    siginfo_t stopped = {.si_pid = 0};
+    if (waitid(P_PID, (id_t)t.child, &stopped, WSTOPPED | WEXITED) != 0 || stopped.si_code != CLD_STOPPED)
+        test_fail("not stopped");
+    struct termios now;
+    if (tcgetattr(t.screen, &now) != 0 || now.c_lflag != t.before.c_lflag || now.c_iflag != t.before.c_iflag)
+        test_fail("the terminal is not as it was");
+    kill(t.child, SIGCONT);
+    terminal_expect(&t, "/hel");
+    terminal_type(&t, "p\r");
+    terminal_expect(&t, "Ctrl-D  ends");
+    terminal_expect(&t, "> ");
+    terminal_type(&t, "\004");
+    terminal_end(&t, 0);
+    test_end("terminal_ctrl_z");
+
+    // A tab is a tab, not the name of a file.
+    t = START_CHAT(NULL, "-n", "5");
+    terminal_expect(&t, "> ");
+    terminal_type(&t, "/ch\tx\r");
+    terminal_expect(&t, "x: no such command");
+    CHECK(strstr(t.shown, "/ch\tx: no such command") != NULL);
+    terminal_expect(&t, "> ");
+    terminal_type(&t, "\004");
+    terminal_end(&t, 0);
+    test_end("terminal_tab");
+
+    // Ctrl-D during an answer ends the conversation after it.
+    write_file(out, "", 0);
+    t = START_CHAT(out, "--ignore-eos", "-n", "2000", "--temp", "1");
+    terminal_expect(&t, "> ");
+    terminal_type(&t, "Hi\r");
+    wait_for_growth(&t, out, 0);
+    terminal_type(&t, "\004");
+    terminal_end(&t, 0);
+    test_end("terminal_ctrl_d_during_an_answer");
 }
 
 // ---- the status line ------------------------------------------------------------------------------------------------
@@ -338,6 +409,28 @@ static void test_status_line(void) {
     terminal_expect(&t, "new tokens");
     terminal_end(&t, 0);
     test_end("status_line");
+    // On a narrow terminal it is never wider than a line, without its bar if need be.
+    static const int columns[] = {80, 50, 20};
+    for (int i = 0; i < 3; i++) {
+        t = terminal_start(out, args);
+        struct winsize size = {.ws_row = 24, .ws_col = (unsigned short)columns[i]};
+        if (ioctl(t.screen, TIOCSWINSZ, &size) != 0) die("the terminal's size");
+        terminal_expect(&t, "llama: prefilling ");
+        terminal_wait(&t, "new tokens");
+        int lines = 0;
+        for (char *at = strstr(t.shown, "\rllama: prefilling"), *end; at; at = strstr(end, "\rllama: prefilling")) {
+            end = strstr(at, "\033[K");
+            if (!end) break;
+            lines++;
+            if (end - (at + 1) >= columns[i])
+                test_fail("%td columns of %d: %s", end - (at + 1), columns[i], shown(at + 1, (size_t)(end - at - 1)));
+        }
+        CHECK(lines > 0);
+        terminal_end(&t, 0);
+        char name[40];
+        snprintf(name, sizeof name, "status_line_in_%d_columns", columns[i]);
+        test_end(name);
+    }
     const char *const quiet[] = {chat_path, "-p", text, "-n", "2", "--quiet", NULL};
     t = terminal_start(out, quiet);
     terminal_wait(&t, NULL);
