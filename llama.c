@@ -132,7 +132,8 @@ static bool run_sequences(const Options *o, Model *m, Sequence *seqs, int n, int
 
 static bool run_generate(const Options *o, Model *m, const Bytes *text, double start, Error *err) {
     Sequence seq = {.index = 0};
-    bool ok = (o->ids || check_prompt_bytes(m, text->n, "the prompt", err)) && encode_prompt(o, m, text, &seq.prompt, err) &&
+    bool ok = (o->ids || check_prompt_bytes(m, text->n, "the prompt", err)) &&
+              encode_prompt(o, m, text, &seq.prompt, err) &&
               run_sequences(o, m, &seq, 1, 1, context_for(o, m, (int64_t)seq.prompt.n + o->n), start, err);
     if (ok && !o->quiet) print_statistics(m, o, &seq, output.ready);
     sequence_free(&seq);

@@ -77,9 +77,8 @@ bool check_prompt_bytes(const Model *m, size_t n, const char *what, Error *err) 
     const Tokenizer *t = &m->tokenizer;
     size_t longest = t->max_token_bytes, max_len = (size_t)m->config.max_seq_len;
     if (t->n_special && t->special[0].length > longest) longest = t->special[0].length;
-    return n / longest < max_len ||
-           fail(err, "%s of %zu bytes has at least %zu tokens, the model's maximum is %zu", what, n, n / longest,
-                max_len);
+    return n / longest < max_len || fail(err, "%s of %zu bytes has at least %zu tokens, the model's maximum is %zu",
+                                         what, n, n / longest, max_len);
 }
 
 // One line of a prompts file: {"text": "..."} or {"ids": [1, 2]}.

@@ -609,6 +609,11 @@ def check_tokenizer_config(settings, vocabulary):
     if not has_bos and str(settings.get("tokenizer_class")).startswith("LlamaTokenizer"):
         settings.one_of("add_bos_token", False)         # by default this class puts one, whatever the template says
     settings.one_of("add_bos_token", has_bos, None)
+    check_named_tokens(settings, vocabulary)
+
+
+def check_named_tokens(settings, vocabulary):
+    """Tokens that tokenizer_config.json or special_tokens_map.json names are added to the vocabulary if they are not there."""
     named = [(key, value) for key, value in settings.values.items() if key.endswith("_token")]
     for key in ("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder"):
         values = settings.get(key, [])
@@ -624,12 +629,22 @@ def check_tokenizer_config(settings, vocabulary):
             check_flags(token)
 
 
+def check_added_tokens(added, vocabulary):
+    """added_tokens.json, {text: id}, adds to the vocabulary, too."""
+    for text, rank in added.values.items():
+        token = vocabulary.specials.get(rank) if is_int(rank) else None
+        require(token is not None and token.decode() == text, added.where, show(text),
+                "the id of that special token in tokenizer.json", rank)
+
+
 def read_tokenizer(directory, config, vocab_size):
     """The vocabulary from tokenizer.json, from original/tokenizer.model, or from both, which then must agree."""
     vocabulary = None
     if os.path.exists(os.path.join(directory, "tokenizer.json")):
         vocabulary = read_tokenizer_json(directory)
         check_tokenizer_config(Section.load(directory, "tokenizer_config.json", needed=False), vocabulary)
+        check_named_tokens(Section.load(directory, "special_tokens_map.json", needed=False), vocabulary)
+        check_added_tokens(Section.load(directory, "added_tokens.json", needed=False), vocabulary)
     for path in (os.path.join(directory, "original", "tokenizer.model"), os.path.join(directory, "tokenizer.model")):
         if not os.path.exists(path):
             continue
@@ -660,7 +675,8 @@ def chat_format(directory, vocabulary):
         template = read_file(path).decode("utf-8", "replace")
     if not isinstance(template, str):
         return "none"
-    # What the program writes, and every template of LLaMA 3 and 3.1 holds. Another one is not used rather than guessed at.
+    # What the program writes, and every template of LLaMA 3 and 3.1 holds. One without it is not used; of one with it what
+    # else it may write, a system message of its own say, is not known, since templates are programs.
     for part in ("<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>", "trim"):
         if part not in template.replace("\\n", "\n"):
             note("the chat template is not LLaMA 3's (it has no %r) and is not used" % part)

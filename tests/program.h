@@ -29,6 +29,7 @@ typedef enum { STDOUT_KEPT, STDOUT_FULL, STDOUT_NO_READER, STDOUT_CLOSED } Stdou
 typedef struct {
     const char *input; // standard input; NULL: empty
     size_t n_input;
+    bool input_closed; // there is no standard input
     StdoutKind out;
     size_t memory; // a limit on the address space; 0: none
 } Io;
@@ -140,6 +141,7 @@ __attribute__((unused)) static Run run_args(const Io *io, const char *const *arg
     if (child < 0) die("fork");
     if (child == 0) {
         redirect(0, in, O_RDONLY);
+        if (io && io->input_closed) close(0);
         redirect(2, err, O_WRONLY | O_CREAT | O_TRUNC);
         if (kind == STDOUT_KEPT) redirect(1, out, O_WRONLY | O_TRUNC);
         if (kind == STDOUT_FULL) redirect(1, "/dev/full", O_WRONLY);

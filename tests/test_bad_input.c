@@ -816,9 +816,9 @@ static const FlagCase flag_cases[] = {
     {"ids_only_separators", "@model --ids -p ,,,", FAILED, "the prompt is empty"},
     {"detokenize_at_vocabulary", "@model --detokenize -p 259", FAILED, "expected whole numbers below 259"},
     {"detokenize_garbage", "@model --detokenize -p abc", FAILED, "id \"abc\" at byte 0: expected whole numbers below 259"},
-    {"hex_odd_digits", "@model --tokenize --hex -p 616", FAILED, "--hex: 3 digits, expected an even number"},
-    {"hex_no_digit", "@model --tokenize --hex -p 61zz", FAILED, "--hex: \"zz\" is no byte"},
-    {"hex_half_a_digit", "@model --tokenize --hex -p 6g", FAILED, "--hex: \"6g\" is no byte"},
+    {"hex_odd_digits", "@model --tokenize --hex -p 616", FAILED, "--hex: line 1: 3 digits, expected an even number"},
+    {"hex_no_digit", "@model --tokenize --hex -p 61zz", FAILED, "--hex: line 1: \"zz\" is no byte"},
+    {"hex_half_a_digit", "@model --tokenize --hex -p 6g", FAILED, "--hex: line 1: \"6g\" is no byte"},
     {"prompt_longer_than_c", "@model -p abcdefgh -c 4", FAILED, "the prompt has 9 tokens, the context holds 4"},
     {"prompt_fills_c", "@model -p abc -c 4", FAILED, "the prompt has 4 tokens, the context holds 4"},
     {"prompt_of_1_in_1", "@model -p @empty -c 1", FAILED, "the prompt has 1 tokens, the context holds 1"},
@@ -876,7 +876,8 @@ static void test_flags(void) {
     } inputs[] = {
         {"ids_with_nul", "@model --ids -f -", "id \"", "1\0002", 3},
         {"hex_with_nul", "@model --tokenize --hex -f -", "is no byte", "61\0\000", 4},
-        {"hex_second_line_odd", "@vocab --tokenize --hex -f -", "--hex: 1 digits, expected an even number", "\n6", 2},
+        {"hex_second_line_odd", "@vocab --tokenize --hex -f -", "--hex: line 2: 1 digits, expected an even number",
+         "\n6", 2},
     };
     for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {
         Io io = {.input = inputs[i].input, .n_input = inputs[i].n};
@@ -1058,6 +1059,17 @@ static void test_output_failures(void) {
             test_end(name);
             run_free(&r);
         }
+
+    // No standard input: what is opened after that must not be taken for it.
+    static const char *const inputs[] = {"@model -p -", "@model --perplexity -", "@model --prompts -"};
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {
+        Run r = run_args(&(Io){.input_closed = true}, expand(inputs[i]));
+        check_failure(&r, FAILED, "standard input: Bad file descriptor", NULL);
+        char name[64];
+        snprintf(name, sizeof name, "closed_stdin%s", strchr(inputs[i], ' '));
+        test_end(name);
+        run_free(&r);
+    }
 }
 
 static void test_out_of_memory(void) {

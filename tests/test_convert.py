@@ -383,6 +383,9 @@ def test_harmless_fields_and_buffers():
     checkpoint.settings.update(add_bos_token=True, pad_token={"content": "<|end_of_text|>", "lstrip": False},
                                added_tokens_decoder={"262": {"content": "<|begin_of_text|>", "special": True}},
                                additional_special_tokens=["<|eom_id|>"], clean_up_tokenization_spaces=True)
+    checkpoint.files = {"added_tokens.json": b'{"<|begin_of_text|>": 262}',
+                        "special_tokens_map.json": json.dumps({"bos_token": "<|begin_of_text|>", "eos_token": {
+                            "content": "<|end_of_text|>", "lstrip": False}}).encode()}
     assert converted(checkpoint)[:2] == plain[:2]
 
 
@@ -1028,6 +1031,13 @@ REFUSALS = [
      edits("settings/added_tokens_decoder", {"263": {"content": "<|begin_of_text|>"}})),
     ("extra tokens unknown", "additional_special_tokens: content", edits("settings/additional_special_tokens", ["x"])),
     ("token of odd type", "sep_token: content", edits("settings/sep_token", ["x"])),
+    # other files that add tokens
+    ("added token elsewhere", "added_tokens.json: \"<foo>\", expected the id of that special token",
+     raw("added_tokens.json", b'{"<foo>": 274}')),
+    ("added token of another id", "added_tokens.json: \"<|begin_of_text|>\", expected the id of that special token in "
+     "tokenizer.json, found 263", raw("added_tokens.json", b'{"<|begin_of_text|>": 263}')),
+    ("special map with a pad token", 'special_tokens_map.json: pad_token: content, expected a special token',
+     raw("special_tokens_map.json", b'{"pad_token": "<pad>"}')),
     # tokenizer.model
     ("SentencePiece", "expected tiktoken ranks, found a binary file (SentencePiece is not supported)",
      lambda c: (model_ranks(SENTENCEPIECE, "tokenizer.model")(c), raw("tokenizer.json", None)(c))),

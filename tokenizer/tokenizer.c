@@ -106,6 +106,37 @@ static int longest_first(const void *a, const void *b) {
     return (x->id > y->id) - (x->id < y->id);
 }
 
+// The child of a node for this byte; 0: none.
+static uint32_t special_child(const SpecialNode *tree, uint32_t node, uint8_t byte) {
+    uint32_t child = tree[node].child;
+    while (child && tree[child].byte != byte) child = tree[child].sibling;
+    return child;
+}
+
+static bool build_special_tree(Tokenizer *t, Error *err) {
+    size_t most = 1;
+    for (int i = 0; i < t->n_special; i++) most += t->special[i].length;
+    SpecialNode *tree = t->special_tree = malloc(most * sizeof *tree);
+    if (!tree) return fail(err, "out of memory: the texts of %d special tokens", t->n_special);
+    uint32_t n = 0;
+    tree[n++] = (SpecialNode){.id = -1};
+    for (int i = 0; i < t->n_special; i++) {
+        const uint8_t *s = t->bytes + t->offsets[t->special[i].id];
+        uint32_t node = 0;
+        for (uint32_t at = 0; at < t->special[i].length; at++) {
+            uint32_t next = special_child(tree, node, s[at]);
+            if (!next) {
+                next = n++;
+                tree[next] = (SpecialNode){.sibling = tree[node].child, .id = -1, .byte = s[at]};
+                tree[node].child = next;
+            }
+            node = next;
+        }
+        if (tree[node].id < 0) tree[node].id = t->special[i].id; // of two with one text the lower id
+    }
+    return true;
+}
+
 // ---- steps that tokens span -----------------------------------------------------------------------------------------
 
 // Steps to an ideograph, or to another character of three or four bytes, have a part of the bitmap of their own: they
@@ -179,7 +210,7 @@ static bool build_index(Tokenizer *t, Error *err) {
     for (int b = 0; b < 256; b++)
         if (t->byte_ids[b] < 0) return fail(err, "tokenizer: no token for the single byte 0x%02X", b);
     qsort(t->special, (size_t)t->n_special, sizeof *t->special, longest_first);
-    return true;
+    return build_special_tree(t, err);
 }
 
 bool tokenizer_init(Tokenizer *t, int vocab_size, uint32_t *offsets, uint8_t *kind, uint8_t *bytes, uint32_t n_bytes,
@@ -198,6 +229,7 @@ void tokenizer_free(Tokenizer *t) {
     free(t->slots);
     free(t->spans);
     free(t->special);
+    free(t->special_tree);
     *t = (Tokenizer){0};
 }
 
@@ -233,12 +265,11 @@ static bool encode_ordinary(PieceCache *c, const uint8_t *text, size_t n, TokenL
 
 // The special token whose text begins text[0..n), the longest if several do; -1 if none.
 static int match_special(const Tokenizer *t, const uint8_t *text, size_t n) {
-    for (int i = 0; i < t->n_special; i++) {
-        SpecialToken token = t->special[i];
-        const uint8_t *s = t->bytes + t->offsets[token.id];
-        if (token.length <= n && text[0] == s[0] && memcmp(text, s, token.length) == 0) return token.id;
-    }
-    return -1;
+    int found = -1;
+    uint32_t node = 0;
+    for (size_t at = 0; at < n && (node = special_child(t->special_tree, node, text[at])); at++)
+        if (t->special_tree[node].id >= 0) found = t->special_tree[node].id;
+    return found;
 }
 
 static bool encode_special(PieceCache *c, const uint8_t *text, size_t n, TokenList *out, Error *err) {
@@ -252,7 +283,8 @@ static bool encode_special(PieceCache *c, const uint8_t *text, size_t n, TokenLi
             at++;
             continue;
         }
-        if (!encode_ordinary(c, text + start, at - start, out, err) || !tokens_append(out, id, err)) return false;
+        if (at > start && !encode_ordinary(c, text + start, at - start, out, err)) return false;
+        if (!tokens_append(out, id, err)) return false;
         size_t length;
         tokenizer_bytes(t, id, &length);
         start = at += length;

@@ -14,6 +14,13 @@ typedef struct {
     uint32_t length; // of its text
 } SpecialToken;
 
+// A byte of the texts of special tokens, behind those on the way to it. 0: there is no such node.
+typedef struct {
+    uint32_t child, sibling;
+    int id; // of the token that ends here; -1: none
+    uint8_t byte;
+} SpecialNode;
+
 // A mergeable token in the hash table: its bytes themselves up to eight of them, else a hash that the bytes then
 // confirm.
 typedef struct {
@@ -35,6 +42,7 @@ typedef struct {
     uint64_t *spans;          // bits at the hashes of what lies around a step inside a token: tokenizer_spans
     SpecialToken *special;    // [n_special], longest text first
     int n_special;
+    SpecialNode *special_tree; // their texts byte by byte, from the root, [0]
 } Tokenizer;
 
 // Ids that grow as they are appended to.
