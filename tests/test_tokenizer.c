@@ -236,7 +236,8 @@ static void check_refused(const char *name, const Vocabulary *v, uint32_t n_byte
         tokenizer_free(&t);
     } else {
         if (!strstr(err.text, message)) test_fail("\"%s\", expected: %s", err.text, message);
-        CHECK(!t.offsets && !t.kind && !t.bytes && !t.slots && !t.pair_ids && !t.spans && !t.special);
+        CHECK(!t.offsets && !t.kind && !t.bytes && !t.slots && !t.pair_ids && !t.spans && !t.special &&
+              !t.special_tree);
     }
     test_end(name);
 }
