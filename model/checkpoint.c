@@ -264,7 +264,8 @@ static bool read_tokenizer(Model *m, Error *err) {
 // ---- the file -------------------------------------------------------------------------------------------------------
 
 bool checkpoint_open(Model *m, const char *path, bool vocab_only, Error *err) {
-    if (!safetensors_open(&m->file, path, err)) return false;
+    const char *cure = "convert the HuggingFace directory with: python3 scripts/convert.py DIR model.bin";
+    if (!safetensors_open(&m->file, path, cure, err)) return false;
     const char *format = safetensors_meta(&m->file, "format");
     if (!format || strncmp(format, "llama-model/", 12) != 0)
         return fail(err,

@@ -834,7 +834,7 @@ static const FlagCase flag_cases[] = {
     {"vocabulary_asked_to_compare", "@vocab --compare @prompt", FAILED, "a vocabulary without weights"},
     {"vocabulary_asked_to_bench", "@vocab --bench", FAILED, "a vocabulary without weights"},
     {"dump_missing", "@model --compare @none", FAILED, "none: No such file or directory"},
-    {"dump_directory", "@model --compare @dir", FAILED, "a directory"},
+    {"dump_directory", "@model --compare @dir", FAILED, "a directory, expected a file; dumps come from: python3 scripts/dump_hf.py"},
     {"dump_text", "@model --compare @prompt", FAILED, "5 bytes long, expected"},
     {"dump_is_a_model", "@model --compare @model", FAILED, "format is \"llama-model/1\", expected \"hf-greedy-dump/1\""},
 };

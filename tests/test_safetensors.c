@@ -8,6 +8,8 @@
 #include "../model/json.h"
 #include "check.h"
 
+#define CURE "what to do about it"
+
 #define LENGTH(array) ((int)(sizeof(array) / sizeof *(array)))
 #define TEXT(literal) literal, sizeof(literal) - 1 // with any NUL inside
 
@@ -223,7 +225,7 @@ static void write_file(const char *header, size_t n_header, size_t n_data) {
 static void check_refused(const char *what, const char *message) {
     SafeTensors st;
     Error err = {""};
-    if (safetensors_open(&st, path, &err)) {
+    if (safetensors_open(&st, path, CURE, &err)) {
         test_fail("%s: accepted, expected: %s", what, message);
         safetensors_close(&st);
     } else {
@@ -247,7 +249,7 @@ static void test_open_reads_a_header(void) {
     write_file(TEXT(header), 29);
     SafeTensors st;
     Error err = {""};
-    if (safetensors_open(&st, path, &err)) {
+    if (safetensors_open(&st, path, CURE, &err)) {
         CHECK(st.n_tensors == 7 && st.n_meta == 3 && st.data_bytes == 29 && st.data_start == 8 + sizeof header - 1);
         for (int i = 0; i < LENGTH(in_order); i++) {
             const Tensor *t = safetensors_find(&st, in_order[i]);
@@ -268,7 +270,7 @@ static void test_open_reads_a_header(void) {
     } else
         test_fail("%s", err.text);
     write_file(TEXT("{}"), 0);
-    if (safetensors_open(&st, path, &err)) {
+    if (safetensors_open(&st, path, CURE, &err)) {
         CHECK(st.n_tensors == 0 && !safetensors_find(&st, "a") && !safetensors_meta(&st, "a"));
         safetensors_close(&st);
     } else
@@ -367,8 +369,7 @@ static void test_open_refuses_other_files(void) {
         {"header_over_100_mb", TEXT("\1\xE1\xF5\5\0\0\0\0{}"), "header of 100000001 bytes, at most 100000000"},
         {"header_length_of_64_bits", TEXT("\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF{}"),
          "header of 18446744073709551615 bytes, at most"},
-        {"gguf", TEXT("GGUF\3\0\0\0\x23\1\0\0\0\0\0\0"),
-         "a GGUF file (llama.cpp); convert the HuggingFace directory with: python3 scripts/convert.py"},
+        {"gguf", TEXT("GGUF\3\0\0\0\x23\1\0\0\0\0\0\0"), "a GGUF file (llama.cpp); " CURE},
         {"pytorch_zip", TEXT("PK\3\4\0\0\x08\x08\0\0\0\0\0\0archive/data.pkl"),
          "a PyTorch pickle (zip); save it as safetensors, then"},
         {"pytorch_pickle", TEXT("\x80\2\x8A\x0Al\xFC\x9C\x46\xF9 j\xA8P\x19.\x80\2M\xE9\3."),
@@ -378,12 +379,12 @@ static void test_open_refuses_other_files(void) {
         {"pickle_of_protocol_5_with_a_large_frame", TEXT("\x80\5\x95\x1A\x2B\1\0\0\0\0\0}\x94\x8C\1a\x94K\1s."),
          "a Python pickle; save it as safetensors, then"},
         {"llama2c_ak42", TEXT("24ka\1\0\0\0\x20\1\0\0\0\3\0\0\6\0\0\0\6\0\0\0\6\0\0\0\0\x7D\0\0"),
-         "a llama2.c .bin file; convert the HuggingFace directory with"},
+         "a llama2.c .bin file; " CURE},
         // stories15M: dim 288, hidden 768, 6 layers, 6 heads, 6 K/V heads, 32000 tokens, 256 positions
         {"llama2c_version_0", TEXT("\x20\1\0\0\0\3\0\0\6\0\0\0\6\0\0\0\6\0\0\0\0\x7D\0\0\0\1\0\0\1\2\3\4"),
-         "a llama2.c .bin file; convert"},
+         "a llama2.c .bin file; " CURE},
         {"llama2c_version_0_untied", TEXT("\x20\1\0\0\0\3\0\0\6\0\0\0\6\0\0\0\6\0\0\0\0\x83\xFF\xFF\0\1\0\0\1\2\3\4"),
-         "a llama2.c .bin file; convert"},
+         "a llama2.c .bin file; " CURE},
         {"text", TEXT("Once upon a time there was a file of text.\n"), "not a safetensors file (header of "},
         {"zeros", TEXT("\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"),
          "bad JSON at byte 0: expected '{'"},
@@ -400,7 +401,7 @@ static void test_open_refuses_other_files(void) {
     test_end("test_open_refuses_missing_file");
 
     if (mkdir(path, 0700) != 0) test_fail("mkdir %s", path);
-    check_refused("directory", ": a directory, expected a model.bin; make one with: python3 scripts/convert.py");
+    check_refused("directory", ": a directory, expected a file; " CURE);
     rmdir(path);
     test_end("test_open_refuses_directory");
 
@@ -428,7 +429,7 @@ static void test_open_survives_any_changed_byte(void) {
             write_bytes(file, i < LENGTH(values) ? N : (size_t)at); // last: cut before this byte
             SafeTensors st;
             Error err = {""};
-            if (safetensors_open(&st, path, &err)) {
+            if (safetensors_open(&st, path, CURE, &err)) {
                 uint64_t total = 0;
                 for (size_t t = 0; t < st.n_tensors; t++) total += st.tensors[t].end - st.tensors[t].begin;
                 CHECK(!err.text[0] && total == st.data_bytes && st.data_start + total == N);
@@ -460,7 +461,7 @@ static void test_read(void) {
                  {7, 2 * chunk}, {n - 1, 1}, {n, 0},     {chunk, chunk}, {5, 2 * chunk + 1}};
     SafeTensors st;
     Error err = {""};
-    if (!safetensors_open(&st, path, &err)) {
+    if (!safetensors_open(&st, path, CURE, &err)) {
         test_fail("%s", err.text);
         test_end("test_read_across_chunks");
         free(data);
