@@ -6,7 +6,7 @@
 
 enum { MOST_IDS = 4096 };
 
-static char chat_path[300], stories_path[300];
+static char chat_path[300], stories_path[300], llama3_path[300];
 
 // ---- what a conversation is -----------------------------------------------------------------------------------------
 
@@ -207,6 +207,10 @@ static void test_pipe(void) {
     r = run_program(NULL, chat_path, "-p", "x", "--system", "y", NULL);
     check_failure(&r, 2, "--system and --date go with --chat", NULL);
     test_end("system_without_chat");
+    run_free(&r);
+    r = run_program(NULL, llama3_path, "--chat", "--date", "1 January 2030", NULL);
+    check_failure(&r, 1, "--date: this model's chat format is llama3, expected llama3.1", NULL);
+    test_end("date_without_a_place_for_it");
     run_free(&r);
 }
 
@@ -449,6 +453,7 @@ int main(void) {
     program_setup();
     Draft d;
     snprintf(chat_path, sizeof chat_path, "%s/chat.bin", test_dir);
+    snprintf(llama3_path, sizeof llama3_path, "%s/llama3.bin", test_dir);
     snprintf(stories_path, sizeof stories_path, "%s/stories.bin", test_dir);
     draft_chat(&d, 1 << 20);
     draft_write(&d, chat_path);
@@ -456,6 +461,8 @@ int main(void) {
     draft_read(&d, "model/stories.bin");
     draft_meta(&d, "chat_format", "llama3.1");
     draft_write(&d, stories_path);
+    draft_meta(&d, "chat_format", "llama3");
+    draft_write(&d, llama3_path);
     draft_free(&d);
     test_pipe();
     test_terminal();
