@@ -23,6 +23,10 @@ def tokens(n):
     return f"{n // 1024}k" if n >= 1024 and n % 1024 == 0 else str(n)
 
 
+def milliseconds(ms):
+    return f"{ms:,.0f} ms" if ms >= 1000 else f"{ms:.4g} ms"
+
+
 def length_axis(ax, lengths, label):
     ax.set_xscale("log", base=2)
     ax.set_xticks(lengths, [tokens(n) for n in lengths])
@@ -64,7 +68,8 @@ def draw(bench):
     draw_decode(middle, decode, lambda row, ms: ms / row["batch"], colours)
     middle.set(yscale="log", ylabel="ms per token", title="Decode: time per token")
     middle.yaxis.set_major_formatter("{x:g}")
-    middle.yaxis.set_minor_formatter("")
+    low, high = middle.get_ylim()
+    middle.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
     middle.grid(which="minor", axis="y", alpha=0.12)
     one = [row for row in decode if row["batch"] == 1]
     for row in one:
@@ -76,7 +81,7 @@ def draw(bench):
                                                             row["ms"]["median"] / ms)
     right.bar(places, heights, yerr=spread, capsize=3, width=0.6, color=shades(0.35))
     for x, row in zip(places, prefill):
-        right.annotate(f"{100 * row['share']:.0f} %\n{row['ms']['median']:.4g} ms", (x, heights[x]), xytext=(0, 6),
+        right.annotate(f"{100 * row['share']:.0f} %\n{milliseconds(row['ms']['median'])}", (x, heights[x]), xytext=(0, 6),
                        textcoords="offset points", ha="center", fontsize=9, color=INK)
     right.axhline(scale * product, color=GREY, lw=1, ls="--")
     right.annotate(bench["product"]["how"], (0.01, scale * product), xycoords=("axes fraction", "data"), xytext=(2, 3),
