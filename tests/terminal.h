@@ -20,12 +20,14 @@ typedef struct {
     struct termios before;
 } Terminal;
 
+static unsigned short terminal_columns = 160; // of those that are started from here on
+
 // Starts the program with all its streams on a terminal; out: a file for standard output instead, or NULL.
 __attribute__((unused)) static Terminal terminal_start(const char *out, const char *const *args) {
     Terminal t = {.keyboard = posix_openpt(O_RDWR | O_NOCTTY)};
     if (t.keyboard < 0 || grantpt(t.keyboard) != 0 || unlockpt(t.keyboard) != 0) die("a pseudo-terminal");
     const char *name = ptsname(t.keyboard);
-    struct winsize size = {.ws_row = 24, .ws_col = 160};
+    struct winsize size = {.ws_row = 24, .ws_col = terminal_columns};
     t.screen = open(name, O_RDWR | O_NOCTTY);
     if (t.screen < 0 || tcgetattr(t.screen, &t.before) != 0 || ioctl(t.screen, TIOCSWINSZ, &size) != 0) die(name);
     fflush(NULL);

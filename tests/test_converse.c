@@ -414,11 +414,10 @@ static void test_status_line(void) {
     terminal_end(&t, 0);
     test_end("status_line");
     // On a narrow terminal it is never wider than a line, without its bar if need be.
-    static const int columns[] = {80, 50, 20};
+    static const unsigned short columns[] = {80, 50, 20};
     for (int i = 0; i < 3; i++) {
+        terminal_columns = columns[i];
         t = terminal_start(out, args);
-        struct winsize size = {.ws_row = 24, .ws_col = (unsigned short)columns[i]};
-        if (ioctl(t.screen, TIOCSWINSZ, &size) != 0) die("the terminal's size");
         terminal_expect(&t, "llama: prefilling ");
         terminal_wait(&t, "new tokens");
         int lines = 0;
@@ -435,6 +434,7 @@ static void test_status_line(void) {
         snprintf(name, sizeof name, "status_line_in_%d_columns", columns[i]);
         test_end(name);
     }
+    terminal_columns = 160;
     const char *const quiet[] = {chat_path, "-p", text, "-n", "2", "--quiet", NULL};
     t = terminal_start(out, quiet);
     terminal_wait(&t, NULL);
