@@ -203,8 +203,9 @@ struct DecodeCursor {
     // else an even share of the chunks' lengths, wherever that begins and ends.
     __device__ __forceinline__ void start(const DecodeParams &p, int lane) {
         unsigned per_seq = p.cache.n_kv_heads * p.head_blocks, groups = p.n_seq * per_seq, sum = 0, mine = 0, least = ~0u, most = 0;
-        int length = 0;
+        int length = 0, own_block = 0;    // of sequence `lane`, where there are no more than 32
         for (int i = lane; i < p.n_seq; i += 32) {
+            own_block = block_of(p, i);
             length = decode_total(p, i);
             mine = decode_group_weight(length);
             sum += mine;
@@ -222,10 +223,10 @@ struct DecodeCursor {
         if (least == most && groups <= gridDim.x) {    // a part of one group, if that costs no more than 1/8
             int any = p.n_seq <= 32 ? __shfl_sync(~0u, length, 0) : decode_total(p, 0);
             unsigned n = decode_chunks(any), weight = decode_weight(any), parts = min(small_quotient(gridDim.x, groups), n);
-            bool few = n <= 2 && 8 * groups >= 3 * gridDim.x;    // not worth sharing, when most of the GPU has a group as it is
-            if (few) parts = 1;
+            bool alone = n <= 2 && 8 * groups >= 3 * gridDim.x;    // not worth sharing, when most of the GPU has a group as it is
+            if (alone) parts = 1;
             unsigned longest = small_quotient(n + parts - 1, parts) * weight;
-            if (few || longest * gridDim.x <= work + work / 8 || (longest - 1) * gridDim.x < work) {
+            if (alone || longest * gridDim.x <= work + work / 8 || (longest - 1) * gridDim.x < work) {
                 unsigned group = small_quotient(blockIdx.x, parts), part = blockIdx.x - group * parts;
                 if (group >= groups) return;
                 seq = small_quotient(group, per_seq);
@@ -233,7 +234,8 @@ struct DecodeCursor {
                 chunk = small_quotient(part * n, parts);
                 left = (small_quotient((part + 1) * n, parts) - chunk) * weight;
                 owner = group * parts;
-                find(p, p.n_seq <= 32 ? __shfl_sync(~0u, length, seq) : decode_total(p, seq));
+                bool few = p.n_seq <= 32;
+                find(p, few ? __shfl_sync(~0u, length, seq) : decode_total(p, seq), few ? __shfl_sync(~0u, own_block, seq) : block_of(p, seq));
                 return;
             }
         }
@@ -272,7 +274,7 @@ struct DecodeCursor {
         kv_head = at / group_weight;
         at -= kv_head * group_weight;
         chunk = (at + (1 << log2_weight) - 1) >> log2_weight;
-        find(p, length);
+        find(p, length, p.n_seq <= 32 ? __shfl_sync(~0u, own_block, seq) : block_of(p, seq));
         if (at > 0) {    // `at` is within a group, maybe within a chunk: that one belongs to the block before
             index -= at;
             owner = index < rest * (share + 1) ? index / (share + 1) : rest + (index - rest * (share + 1)) / share;
@@ -284,12 +286,15 @@ struct DecodeCursor {
             }
         }
     }
+    __device__ __forceinline__ static int block_of(const DecodeParams &p, int seq) {
+        return p.cache.table && p.cache.table_width == 1 ? __ldcg(p.cache.table + seq) : seq;
+    }
     // The rest of a place: kv_head counts head blocks as well.
-    __device__ __forceinline__ void find(const DecodeParams &p, int length) {
+    __device__ __forceinline__ void find(const DecodeParams &p, int length, int cache_block) {
         total = length;
+        block = cache_block;
         log2 = decode_chunk_log2(total);
         n_chunks = (total + (1 << log2) - 1) >> log2;
-        block = p.cache.table && p.cache.table_width == 1 ? __ldcg(p.cache.table + seq) : seq;
         head_block = 0;
         if (p.head_blocks > 1) {
             head_block = kv_head % p.head_blocks;
@@ -309,7 +314,7 @@ struct DecodeCursor {
         while (total == 0);    // there is another item, so there is another sequence
         log2 = decode_chunk_log2(total);
         n_chunks = (total + (1 << log2) - 1) >> log2;
-        block = p.cache.table && p.cache.table_width == 1 ? __ldcg(p.cache.table + seq) : seq;
+        block = block_of(p, seq);
     }
     __device__ __forceinline__ int begin() const { return chunk << log2; }
     __device__ __forceinline__ int end() const { return min(total, (chunk + 1) << log2); }
@@ -464,20 +469,26 @@ template <typename T> struct alignas(4 * sizeof(T)) Four { T x[4]; };
 
 // The block that brought the last chunks of a group folds all of them from the workspace, with the operations of
 // DecodeState and DecodeFold, element by element. A warp takes a row; lane k computes the weights of chunk k, for all
-// lanes, and owns dims 4k .. 4k+3; 32 chunks are in flight at a time.
-template <typename T, int D> __device__ __forceinline__ void decode_fold_parts(const DecodeParams &p, const DecodeShared &shared) {
-    int lane = threadIdx.x & 31, n_chunks = shared.n_chunks, dim = min(lane, D / 4 - 1) * 4;
-    for (int row = threadIdx.x >> 5; row < shared.rows; row += blockDim.x >> 5) {
+// lanes, and owns dims 4k .. 4k+3; 32 chunks at a time are copied to shared memory, `smem` of DECODE_FOLD_BYTES for each
+// warp. The code is short on purpose: it runs once, so what it costs is the way of its instructions from L2.
+template <int D> constexpr int DECODE_FOLD_BYTES = 32 * D * (int)sizeof(float);
+
+template <typename T, int D> __device__ __forceinline__ void decode_fold_parts(const DecodeParams &p, const DecodeShared &shared, char *smem) {
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_chunks = shared.n_chunks, dim = lane * 4;
+    bool has_dims = lane < D / 4;
+    const float4 *o = (const float4 *)(smem + warp * DECODE_FOLD_BYTES<D>) + lane;    // a lane reads what it has copied itself
+    for (int row = warp; row < shared.rows; row += blockDim.x >> 5) {
         size_t part = ((size_t)shared.seq * p.n_heads + shared.head0 + row) * p.max_chunks;
         float all_m = 0.0f, all_l = 0.0f;
         float4 all = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         #pragma unroll 1
         for (int c = 0; c < n_chunks; c += 32) {
-            float2 ml = c + lane < n_chunks ? __ldcg(p.part_ml + part + c + lane) : make_float2(-INFINITY, 0.0f);
-            const float4 *at = (const float4 *)(p.part_o + (part + c) * D + dim);
-            float4 o[32];
-            #pragma unroll
-            for (int k = 0; k < 32; k++) o[k] = c + k < n_chunks ? __ldcg(at + k * (D / 4)) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            int n = min(32, n_chunks - c);
+            const float *from = p.part_o + (part + c) * D + dim;
+            #pragma unroll 4
+            for (int k = 0; k < n && has_dims; k++) copy_async16(smem_address(o + k * (D / 4)), from + k * D);
+            copy_async_commit();
+            float2 ml = lane < n ? __ldcg(p.part_ml + part + c + lane) : make_float2(-INFINITY, 0.0f);
             float top = ml.x;    // the largest score so far of the eight
             #pragma unroll
             for (int x = 1; x < 8; x *= 2) {
@@ -485,21 +496,24 @@ template <typename T, int D> __device__ __forceinline__ void decode_fold_parts(c
                 if ((lane & 7) >= x) top = fmaxf(top, y);
             }
             float a = exp2_fast(__shfl_up_sync(~0u, top, 1, 8) - top), b = exp2_fast(ml.x - top);
-            #pragma unroll
-            for (int e = 0; e < 32; e += 8) {
-                if (c + e >= n_chunks) break;
+            copy_async_wait<0>();
+            #pragma unroll 1
+            for (int e = 0; e < n; e += 8) {
                 bool in_eight = __shfl_sync(~0u, ml.y, e + 1) == DECODE_IN_EIGHT;
                 float m = __shfl_sync(~0u, in_eight ? ml.x : top, in_eight ? e : e + 7), l = __shfl_sync(~0u, ml.y, e);
-                float4 sum = o[e];
+                float4 sum = has_dims ? o[e * (D / 4)] : all;
                 if (!in_eight)
                     #pragma unroll
-                    for (int k = e + 1; k < e + 8; k++) {    // past the end: adding nothing
+                    for (int i = 1; i < 8; i++) {
+                        int k = e + i;
                         float ak = __shfl_sync(~0u, a, k), bk = __shfl_sync(~0u, b, k), lk = __shfl_sync(~0u, ml.y, k);
+                        if (k >= n || !has_dims) continue;
+                        float4 x = o[k * (D / 4)];
                         l = __fmaf_rn(lk, bk, __fmul_rn(l, ak));
-                        sum.x = __fmaf_rn(o[k].x, bk, __fmul_rn(sum.x, ak));
-                        sum.y = __fmaf_rn(o[k].y, bk, __fmul_rn(sum.y, ak));
-                        sum.z = __fmaf_rn(o[k].z, bk, __fmul_rn(sum.z, ak));
-                        sum.w = __fmaf_rn(o[k].w, bk, __fmul_rn(sum.w, ak));
+                        sum.x = __fmaf_rn(x.x, bk, __fmul_rn(sum.x, ak));
+                        sum.y = __fmaf_rn(x.y, bk, __fmul_rn(sum.y, ak));
+                        sum.z = __fmaf_rn(x.z, bk, __fmul_rn(sum.z, ak));
+                        sum.w = __fmaf_rn(x.w, bk, __fmul_rn(sum.w, ak));
                     }
                 if (c + e == 0) {
                     all_m = m;
@@ -517,7 +531,7 @@ template <typename T, int D> __device__ __forceinline__ void decode_fold_parts(c
             }
         }
         T *out = (T *)p.out + shared.seq * p.out_token_stride + (shared.head0 + row) * p.out_head_stride + dim;
-        if (lane >= D / 4) continue;
+        if (!has_dims) continue;
         float inverse = __frcp_rn(all_l);
         Four<T> four = {{from_fold<T>(all.x, inverse), from_fold<T>(all.y, inverse), from_fold<T>(all.z, inverse), from_fold<T>(all.w, inverse)}};
         *(Four<T> *)out = four;
@@ -530,7 +544,7 @@ __device__ __forceinline__ DecodeShared *decode_shared() {
     __shared__ DecodeShared shared[2];
     return shared;
 }
-template <typename T, int D> __device__ __forceinline__ void decode_arrive(const DecodeParams &p, int n_shared) {
+template <typename T, int D> __device__ __forceinline__ void decode_arrive(const DecodeParams &p, int n_shared, char *smem) {
     DecodeShared *shared = decode_shared();
     __syncthreads();    // all of this block's parts are written
     if (threadIdx.x < n_shared) {
@@ -541,7 +555,7 @@ template <typename T, int D> __device__ __forceinline__ void decode_arrive(const
     __syncthreads();    // is_last is known
     #pragma unroll 1
     for (int i = 0; i < n_shared; i++)
-        if (shared[i].is_last) decode_fold_parts<T, D>(p, shared[i]);
+        if (shared[i].is_last) decode_fold_parts<T, D>(p, shared[i], smem);
 }
 // Thread 0 notes the group that the block is about to begin its part of.
 __device__ __forceinline__ void decode_share(const DecodeParams &p, const DecodeCursor &item, int heads, int i) {
@@ -796,7 +810,8 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
         item.next(p);
         pos = item.begin();
     }
-    if (n_shared) decode_arrive<T, D>(p, n_shared);
+    static_assert(DECODE_STAGES * decode_stage_bytes<D>() >= DECODE_THREADS / 32 * DECODE_FOLD_BYTES<D>, "the fold takes the ring's place");
+    if (n_shared) decode_arrive<T, D>(p, n_shared, smem);
     if (item.refused) decode_refuse<T, D>(p);
 }
 

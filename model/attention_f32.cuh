@@ -262,7 +262,8 @@ template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1
         }
         visited = 0;
     }
-    if (n_shared) decode_arrive<T, D>(p, n_shared);
+    static_assert(F32_STAGES * 2 * TILE_BYTES >= DECODE_FOLD_BYTES<D>, "the fold takes the rings' place");
+    if (n_shared) decode_arrive<T, D>(p, n_shared, smem);
     if (item.refused) decode_refuse<T, D>(p);
 }
 

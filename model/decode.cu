@@ -45,6 +45,7 @@ constexpr int CHUNKS = MAX_PIECE / CONSUMERS / 64;           // a warp's share o
 constexpr int WINDOW_BYTES = 65536;                          // in flight
 constexpr int MAX_STAGES = 12;
 constexpr int PARTS = 4;                                     // buffers of partial sums
+constexpr int RESIDUALS = 32;                                // of tiles: more than lie between the producer and the finisher
 constexpr int MAX_TERM_ROWS = 8;                             // rows of terms of one pass
 constexpr int MAX_PHASES = 10;
 constexpr int MAX_DIM = 8192;
@@ -70,8 +71,11 @@ struct Phase {
 struct Segment {
     Phase phase[MAX_PHASES];
     int n_phases, n_rows;      // n_rows: sequences
-    int n_stages, stage_bytes, window, part_floats, ring_offset, parts_offset; // offsets in shared memory
+    int n_stages, stage_bytes, part_floats;
+    int window, window_ahead;  // stages in flight: within a phase, and ahead of it
+    int ring_offset, parts_offset, turns_offset, residuals_offset; // in shared memory
     int n_heads, n_kv_heads, head_dim, dim, hidden_dim, q_dim, vocab_size;
+    unsigned head_dim_inverse; // 2^32 / head_dim, rounded up: row / head_dim is the upper half of their product
     float eps;
     float *x;                  // [n_rows][dim]: the residual stream
     void *qkv;                 // KV type [n_heads + 2 n_kv_heads][n_rows][head_dim]
@@ -220,6 +224,9 @@ struct Block {
     float *parts;           // [PARTS][part_floats]: partial sums
     float *sums;            // [4][CONSUMERS]: squares
     int *tile_of, *part_of; // [stage], [PARTS]: which tile it belongs to
+    float2 *turns;          // [n_rows][head_dim/2]: cosine and sine
+    float4 *residuals;      // [RESIDUALS][n_rows]: what the rows of a tile of PHASE_OUT are added to
+    volatile int *begun;    // phases whose input the consumers have
 };
 
 __device__ __forceinline__ int first_tile(const Phase &f) {
@@ -245,33 +252,48 @@ __device__ __forceinline__ Share share_of(const Phase &f, int tile, int p) {
     return {weight_row(f, tile, first) + (size_t)p * f.piece * 2, first, n * 2 * min(f.piece, f.cols - p * f.piece)};
 }
 
+// A tile of a phase that no block has yet, for lane 0. The answer is not waited for here: under load it takes as long as a
+// tile. (An increment, since ptxas makes an addition one for the whole warp, and waits at once to share out the answer.)
+__device__ __forceinline__ int claim_tile(int *claimed) {
+    int before = 0;
+    if (threadIdx.x % 32 == 0) asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], 0x7fffffff;" : "=r"(before) : "l"(claimed) : "memory");
+    return before + gridDim.x;
+}
+
 // The producer warp: every piece of every tile of this block, in order. Its first tile of a phase is given, the others go to
-// whoever asks first: the SMs' shares of the memory's speed are not equal.
+// whoever asks first: the SMs' shares of the memory's speed are not equal. While the consumers still wait for a phase's
+// input, fewer copies are in flight: what they wait for has to get past them. All that can be known before the last wait is,
+// so that a copy follows at once upon the one that landed.
 __device__ __forceinline__ void produce(const Segment &s, const Block &block, Ring ring) {
-    int lane = threadIdx.x % 32, issued = 0;
+    int lane = threadIdx.x % 32, in_flight = 0, n_residuals = 0;
     Ring landed = ring;
     for (int i = 0; i < s.n_phases; i++) {
         const Phase &f = s.phase[i];
         const int n_tiles = (f.rows + TILE - 1) / TILE;
+        const bool fixed = f.carry_in || f.carry_out; // every section's tiles stay with their block: see wait
         for (int tile = first_tile(f), next = 0;; tile = __shfl_sync(~0u, next, 0)) {
             bool end = tile >= n_tiles;
-            if (f.carry_in || f.carry_out) next = tile + gridDim.x; // every section's tiles stay with their block: see wait
-            else if (lane == 0 && !end) next = atomicAdd(s.claimed + i, 1) + gridDim.x;
+            if (!end) next = fixed ? tile + gridDim.x : claim_tile(s.claimed + i);
             for (int p = 0; p < (end ? 1 : f.n_pieces); p++) {
+                Share share = share_of(f, tile, p);
+                uint32_t to = block.stages + ring.slot * s.stage_bytes + share.first * f.weight_pitch, full = ring.full + 8 * ring.slot;
+                int bytes = min(TILE, f.rows - tile * TILE) * 2 * min(f.piece, f.cols - p * f.piece);
+                int most = *block.begun > i ? s.window : s.window_ahead;
+                bool adds = f.kind == PHASE_OUT && p == 0 && !end; // to x of the segment before
                 ring.wait_empty();
-                if (issued++ >= s.window) {
+                if (lane == 0) block.tile_of[ring.slot] = end ? END_OF_PHASE : tile;
+                for (; in_flight >= most; in_flight--) {
                     landed.wait_full();
                     landed.next();
                 }
-                Share share = share_of(f, tile, p);
-                if (lane == 0) {
-                    block.tile_of[ring.slot] = end ? END_OF_PHASE : tile;
-                    if (end) barrier_arrive(ring.full + 8 * ring.slot);
-                    else barrier_expect(ring.full + 8 * ring.slot, min(TILE, f.rows - tile * TILE) * 2 * min(f.piece, f.cols - p * f.piece));
-                }
+                in_flight++;
+                if (lane == 0 && end) barrier_arrive(full);
+                if (lane == 0 && !end) barrier_expect(full, bytes + (adds ? s.n_rows * 16 : 0));
                 __syncwarp();
-                uint32_t to = block.stages + ring.slot * s.stage_bytes + share.first * f.weight_pitch;
-                if (share.bytes > 0) copy_bulk(to, share.from, share.bytes, ring.full + 8 * ring.slot);
+                if (share.bytes > 0) copy_bulk(to, share.from, share.bytes, full);
+                if (adds && lane < s.n_rows)
+                    copy_bulk(shared_address(block.residuals + n_residuals % RESIDUALS * s.n_rows + lane), s.x + (size_t)lane * s.dim + tile * TILE, 16, full);
+                if (adds) n_residuals++;
                 ring.next();
             }
             if (end) break;
@@ -383,7 +405,10 @@ template <typename N> __device__ __forceinline__ void finish(const Segment &s, c
     int lane = threadIdx.x % 32, n = lane % TILE, b = lane / TILE;
     const int term_rows = s.n_rows * N::TERMS;
     bool in_batch = b < s.n_rows;
+    int n_residuals = 0;
     wait_for_previous_kernel();
+    for (int i = lane; i < s.n_rows * (s.head_dim / 2); i += 32) block.turns[i] = s.phases[i];
+    __syncwarp();
     for (int i = 0; i < s.n_phases; i++) {
         const Phase &f = s.phase[i];
         const PhaseKind kind = f.kind;
@@ -397,7 +422,8 @@ template <typename N> __device__ __forceinline__ void finish(const Segment &s, c
             if (tile == END_OF_PHASE) break;
             bool there = in_batch && row < rows;
             float x = 0, sum = 0;
-            if (kind == PHASE_OUT || kind == PHASE_DOWN) {
+            if (kind == PHASE_OUT && in_batch) x = ((const float *)(block.residuals + n_residuals++ % RESIDUALS * s.n_rows + b))[n];
+            if (kind == PHASE_DOWN) {
                 if (there && !f.carry_out) x = load_global4(to + tile * TILE);
                 if (there && f.carry_in) sum = load_global4(s.carry + (size_t)b * s.dim + row);
             }
@@ -417,7 +443,9 @@ template <typename N> __device__ __forceinline__ void finish(const Segment &s, c
             __syncwarp();
             if (lane == 0) barrier_arrive_after(ring.empty + 8 * ring.slot, sum);
             ring.next();
-            if (kind == PHASE_OUT || kind == PHASE_DOWN) {
+            if (kind == PHASE_OUT) {
+                if (there) to[tile * TILE] = x + sum;
+            } else if (kind == PHASE_DOWN) {
                 if (held) *held = held_x + held_sum;
                 held = there ? to + tile * TILE : NULL;
                 held_x = x;
@@ -432,11 +460,11 @@ template <typename N> __device__ __forceinline__ void finish(const Segment &s, c
                         v -= to_float(from_float<typename N::E>(v));
                     }
             } else if (kind == PHASE_QKV) {
-                int head = row / s.head_dim, d = row % s.head_dim;
+                int head = __umulhi((unsigned)row, s.head_dim_inverse), d = row - head * s.head_dim;
                 float other = __shfl_xor_sync(~0u, sum, 1);
                 if (there) {
                     if (head < s.n_heads + s.n_kv_heads) { // (even + i odd) times the phase
-                        float2 phase = s.phases[(size_t)b * (s.head_dim / 2) + d / 2];
+                        float2 phase = block.turns[b * (s.head_dim / 2) + d / 2];
                         sum = d % 2 ? __fmaf_rn(other, phase.y, __fmul_rn(sum, phase.x)) : __fmaf_rn(-other, phase.y, __fmul_rn(sum, phase.x));
                     }
                     ((KV *)s.qkv)[((size_t)head * s.n_rows + b) * s.head_dim + d] = from_float<KV>(sum);
@@ -577,6 +605,7 @@ template <typename N> __device__ __forceinline__ void consume(const Segment &s, 
             else store_hidden<N>(s, f, block.shared);
         }
         consumers_sync();
+        if (threadIdx.x == 0) *block.begun = i + 1;
         const int pairs = (s.n_rows * N::TERMS + 1) / 2;
         if (pairs == 1) consume_tiles<N, 1>(s, f, block, ring, parts_ring);
         else if (pairs == 2) consume_tiles<N, 2>(s, f, block, ring, parts_ring);
@@ -592,13 +621,14 @@ template <typename N> __global__ void __launch_bounds__(THREADS, 1) decode_segme
     extern __shared__ __align__(128) char shared[];
     __shared__ uint64_t barriers[2 * MAX_STAGES + 2 * PARTS];
     __shared__ float sums[4 * CONSUMERS];
-    __shared__ int tile_of[MAX_STAGES], part_of[PARTS];
+    __shared__ int tile_of[MAX_STAGES], part_of[PARTS], begun;
     uint32_t first = shared_address(barriers);
     Block block = {shared_address(shared) + s.ring_offset, shared_address(shared), shared, (float *)(shared + s.parts_offset), sums,
-                   tile_of, part_of};
+                   tile_of, part_of, (float2 *)(shared + s.turns_offset), (float4 *)(shared + s.residuals_offset), &begun};
     Ring ring = {first, first + 8 * MAX_STAGES, s.n_stages, 0, 0};
     Ring parts_ring = {first + 16 * MAX_STAGES, first + 16 * MAX_STAGES + 8 * PARTS, PARTS, 0, 0};
     if (threadIdx.x == 0) {
+        begun = 0;
         for (int i = 0; i < s.n_stages; i++) {
             barrier_init(ring.full + 8 * i, 1);
             barrier_init(ring.empty + 8 * i, CONSUMERS);
@@ -660,12 +690,15 @@ static bool segment_layout(const Model *m, const FusedState *f, int n, Segment *
         size_t act = activation_bytes(hidden > widest ? hidden : widest, rows);
         s->part_floats = (whole ? n_sections : 1) * CONSUMERS * rows * TILE;
         s->parts_offset = (int)act;
-        s->ring_offset = s->parts_offset + (PARTS * s->part_floats * (int)sizeof(float) + 127) / 128 * 128;
+        s->turns_offset = s->parts_offset + PARTS * s->part_floats * (int)sizeof(float);
+        s->residuals_offset = s->turns_offset + n * c->head_dim * (int)sizeof(float);
+        s->ring_offset = (s->residuals_offset + RESIDUALS * n * (int)sizeof(float4) + 127) / 128 * 128;
         s->stage_bytes = TILE * 2 * largest;
         int stages = ((int)f->shared_limit - s->ring_offset) / s->stage_bytes;
         s->n_stages = stages < MAX_STAGES ? stages : MAX_STAGES;
         s->window = (WINDOW_BYTES + s->stage_bytes - 1) / s->stage_bytes;
         if (s->window > s->n_stages) s->window = s->n_stages;
+        s->window_ahead = (s->window + 1) / 2;
         *sections = !whole;
         if (s->n_stages >= (whole ? 4 : 2)) return whole || n_sections <= MAX_PHASES - 3;
     }
@@ -738,6 +771,7 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
         g.n_heads = c->n_heads;
         g.n_kv_heads = c->n_kv_heads;
         g.head_dim = c->head_dim;
+        g.head_dim_inverse = 0xffffffffu / (unsigned)c->head_dim + 1;
         g.dim = c->dim;
         g.hidden_dim = c->hidden_dim;
         g.q_dim = c->q_dim;
