@@ -484,11 +484,12 @@ template <typename T, int D> __device__ __forceinline__ void decode_fold_parts(c
         #pragma unroll 1
         for (int c = 0; c < n_chunks; c += 32) {
             int n = min(32, n_chunks - c);
-            const float *from = p.part_o + (part + c) * D + dim;
-            #pragma unroll 4
-            for (int k = 0; k < n && has_dims; k++) copy_async16(smem_address(o + k * (D / 4)), from + k * D);
-            copy_async_commit();
             float2 ml = lane < n ? __ldcg(p.part_ml + part + c + lane) : make_float2(-INFINITY, 0.0f);
+            const float *from = p.part_o + (part + c) * D + dim;
+            #pragma unroll 8
+            for (int k = 0; k < n; k++)
+                if (has_dims) copy_async16(smem_address(o + k * (D / 4)), from + k * D);
+            copy_async_commit();
             float top = ml.x;    // the largest score so far of the eight
             #pragma unroll
             for (int x = 1; x < 8; x *= 2) {
@@ -501,19 +502,19 @@ template <typename T, int D> __device__ __forceinline__ void decode_fold_parts(c
             for (int e = 0; e < n; e += 8) {
                 bool in_eight = __shfl_sync(~0u, ml.y, e + 1) == DECODE_IN_EIGHT;
                 float m = __shfl_sync(~0u, in_eight ? ml.x : top, in_eight ? e : e + 7), l = __shfl_sync(~0u, ml.y, e);
-                float4 sum = has_dims ? o[e * (D / 4)] : all;
+                float4 x[8], sum;
+                #pragma unroll
+                for (int i = 0; i < 8; i++) x[i] = e + i < n && has_dims ? o[(e + i) * (D / 4)] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                sum = x[0];
                 if (!in_eight)
                     #pragma unroll
-                    for (int i = 1; i < 8; i++) {
-                        int k = e + i;
-                        float ak = __shfl_sync(~0u, a, k), bk = __shfl_sync(~0u, b, k), lk = __shfl_sync(~0u, ml.y, k);
-                        if (k >= n || !has_dims) continue;
-                        float4 x = o[k * (D / 4)];
-                        l = __fmaf_rn(lk, bk, __fmul_rn(l, ak));
-                        sum.x = __fmaf_rn(x.x, bk, __fmul_rn(sum.x, ak));
-                        sum.y = __fmaf_rn(x.y, bk, __fmul_rn(sum.y, ak));
-                        sum.z = __fmaf_rn(x.z, bk, __fmul_rn(sum.z, ak));
-                        sum.w = __fmaf_rn(x.w, bk, __fmul_rn(sum.w, ak));
+                    for (int i = 1; i < 8; i++) {    // past the end: adding nothing
+                        float ai = __shfl_sync(~0u, a, e + i), bi = __shfl_sync(~0u, b, e + i), li = __shfl_sync(~0u, ml.y, e + i);
+                        l = __fmaf_rn(li, bi, __fmul_rn(l, ai));
+                        sum.x = __fmaf_rn(x[i].x, bi, __fmul_rn(sum.x, ai));
+                        sum.y = __fmaf_rn(x[i].y, bi, __fmul_rn(sum.y, ai));
+                        sum.z = __fmaf_rn(x[i].z, bi, __fmul_rn(sum.z, ai));
+                        sum.w = __fmaf_rn(x[i].w, bi, __fmul_rn(sum.w, ai));
                     }
                 if (c + e == 0) {
                     all_m = m;

@@ -115,6 +115,16 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void *from, int byt
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
 }
+// The same of what is read once in a step: let it not drive out of L2 what is read again soon, instructions among it.
+__device__ __forceinline__ void stream_bulk(uint32_t to, const void *from, int bytes, uint32_t barrier, uint64_t policy) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+                 ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "l"(policy) : "memory");
+}
+__device__ __forceinline__ uint64_t evict_first() {
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
 // What other blocks wrote: from L2, and not before what stands in front (the memory clobber).
 __device__ __forceinline__ uint4 load_global16(const void *p) {
     uint4 v;
@@ -267,6 +277,7 @@ __device__ __forceinline__ int claim_tile(int *claimed) {
 __device__ __forceinline__ void produce(const Segment &s, const Block &block, Ring ring) {
     int lane = threadIdx.x % 32, in_flight = 0, n_residuals = 0;
     Ring landed = ring;
+    const uint64_t policy = evict_first();
     for (int i = 0; i < s.n_phases; i++) {
         const Phase &f = s.phase[i];
         const int n_tiles = (f.rows + TILE - 1) / TILE;
@@ -290,7 +301,7 @@ __device__ __forceinline__ void produce(const Segment &s, const Block &block, Ri
                 if (lane == 0 && end) barrier_arrive(full);
                 if (lane == 0 && !end) barrier_expect(full, bytes + (adds ? s.n_rows * 16 : 0));
                 __syncwarp();
-                if (share.bytes > 0) copy_bulk(to, share.from, share.bytes, full);
+                if (share.bytes > 0) stream_bulk(to, share.from, share.bytes, full, policy);
                 if (adds && lane < s.n_rows)
                     copy_bulk(shared_address(block.residuals + n_residuals % RESIDUALS * s.n_rows + lane), s.x + (size_t)lane * s.dim + tile * TILE, 16, full);
                 if (adds) n_residuals++;
