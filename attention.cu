@@ -204,17 +204,24 @@ struct DecodeCursor {
     __device__ __forceinline__ void start(const DecodeParams &p, int lane) {
         unsigned per_seq = p.cache.n_kv_heads * p.head_blocks, groups = p.n_seq * per_seq, sum = 0, mine = 0, least = ~0u, most = 0;
         int length = 0, own_block = 0;    // of sequence `lane`, where there are no more than 32
-        for (int i = lane; i < p.n_seq; i += 32) {
-            own_block = block_of(p, i);
-            length = decode_total(p, i);
-            mine = decode_group_weight(length);
-            sum += mine;
-            least = min(least, mine);
-            most = max(most, mine);
+        if (p.n_seq == 1) {
+            own_block = block_of(p, 0);
+            length = decode_total(p, 0);
+            sum = least = most = decode_group_weight(length);
+            mine = lane == 0 ? sum : 0;
+        } else {
+            for (int i = lane; i < p.n_seq; i += 32) {
+                own_block = block_of(p, i);
+                length = decode_total(p, i);
+                mine = decode_group_weight(length);
+                sum += mine;
+                least = min(least, mine);
+                most = max(most, mine);
+            }
+            sum = __reduce_add_sync(~0u, sum);
+            least = __reduce_min_sync(~0u, least);
+            most = __reduce_max_sync(~0u, most);
         }
-        sum = __reduce_add_sync(~0u, sum);
-        least = __reduce_min_sync(~0u, least);
-        most = __reduce_max_sync(~0u, most);
         unsigned work = sum * per_seq;
         owner = blockIdx.x;
         refused = least == 0;
@@ -365,30 +372,36 @@ __device__ __forceinline__ void decode_load_step(const DecodeParams &p, const De
     constexpr int STEP = decode_step<D>(), CHUNKS = D / 8, COPIERS = D == 96 ? 96 : 128, ROWS = COPIERS / CHUNKS, V = STEP * D * 2;
     const Cache<T> &cache = (const Cache<T> &)p.cache;
     if (COPIERS < DECODE_THREADS && threadIdx.x >= COPIERS) return;
-    bool one_piece = cache.table_width == 1 || cache.block_size % STEP == 0;
-    if (pos + STEP <= item.total - p.append && one_piece) {    // all of it there
-        size_t base = decode_row(cache, item, pos) + threadIdx.x * 8;
-        const T *k = cache.k + base, *v = cache.v + base;
-        #pragma unroll
-        for (int i = 0; i < STEP / ROWS; i++) {
-            copy_async16(stage + thread_dst + i * ROWS * D * 2, k + i * ROWS * D);
-            copy_async16(stage + thread_dst + V + i * ROWS * D * 2, v + i * ROWS * D);
-        }
-    } else {
-        size_t first = decode_row(cache, item, pos);
-        #pragma unroll 1
-        for (int i = 0; i < STEP / ROWS; i++) {
-            int at = pos + i * ROWS + threadIdx.x / CHUNKS;
-            bool valid = at < item.total;
-            size_t row = !valid ? first : one_piece ? first + (at - pos) * D : decode_row(cache, item, at);
-            const T *k = cache.k + row, *v = cache.v + row;
-            if (p.append && at == item.total - 1) {    // the new token: not in the cache yet
-                k = (const T *)p.k_new + item.seq * p.k_token_stride + item.kv_head * p.k_head_stride;
-                v = (const T *)p.v_new + item.seq * p.v_token_stride + item.kv_head * p.v_head_stride;
+    const T *k_new = (const T *)p.k_new + item.seq * p.k_token_stride + item.kv_head * p.k_head_stride + threadIdx.x % CHUNKS * 8;
+    const T *v_new = (const T *)p.v_new + item.seq * p.v_token_stride + item.kv_head * p.v_head_stride + threadIdx.x % CHUNKS * 8;
+    size_t first = decode_row(cache, item, pos);
+    int last = item.total - p.append;    // from here on nothing is in the cache, and there is one new token at most
+    if (cache.table_width == 1 || cache.block_size % STEP == 0) {    // all in one piece
+        const T *k = cache.k + first + threadIdx.x * 8, *v = cache.v + first + threadIdx.x * 8;
+        if (pos + STEP <= last) {
+            #pragma unroll
+            for (int i = 0; i < STEP / ROWS; i++) {
+                copy_async16(stage + thread_dst + i * ROWS * D * 2, k + i * ROWS * D);
+                copy_async16(stage + thread_dst + V + i * ROWS * D * 2, v + i * ROWS * D);
             }
-            copy_async16(stage + thread_dst + i * ROWS * D * 2, k + threadIdx.x % CHUNKS * 8, valid);
-            copy_async16(stage + thread_dst + V + i * ROWS * D * 2, v + threadIdx.x % CHUNKS * 8, valid);
+            return;
         }
+        int at = pos + threadIdx.x / CHUNKS;
+        #pragma unroll
+        for (int i = 0; i < STEP / ROWS; i++, at += ROWS) {
+            bool is_new = p.append && at == last, valid = at < item.total;
+            copy_async16(stage + thread_dst + i * ROWS * D * 2, is_new ? k_new : valid ? k + i * ROWS * D : cache.k + first, valid);
+            copy_async16(stage + thread_dst + V + i * ROWS * D * 2, is_new ? v_new : valid ? v + i * ROWS * D : cache.v + first, valid);
+        }
+        return;
+    }
+    int at = pos + threadIdx.x / CHUNKS;
+    #pragma unroll 1
+    for (int i = 0; i < STEP / ROWS; i++, at += ROWS) {
+        bool is_new = p.append && at == last, valid = at < item.total;
+        size_t row = (valid ? decode_row(cache, item, at) : first) + threadIdx.x % CHUNKS * 8;
+        copy_async16(stage + thread_dst + i * ROWS * D * 2, is_new ? k_new : cache.k + row, valid);
+        copy_async16(stage + thread_dst + V + i * ROWS * D * 2, is_new ? v_new : cache.v + row, valid);
     }
 }
 
