@@ -84,6 +84,7 @@ struct Segment {
     void *h;                   // 16-bit [n_rows × terms][hidden_dim]
     const float2 *phases;      // [n_rows][head_dim/2]: cosine and sine
     float *logits;             // [n_rows][vocab_size]
+    int2 *best;                // [n_rows][blocks]: of a block's logits the largest (its bits) and its token; -1: one is not finite
     unsigned *done;            // [n_phases]: blocks that are through with a phase
     int *claimed;              // [n_phases]: tiles taken, beyond each block's first
 };
@@ -408,6 +409,12 @@ template <typename N> __device__ __forceinline__ void store_hidden(const Segment
 
 // ---- what is done with a product ------------------------------------------------------------------------------------
 
+// The better of two candidates for the most likely token: the larger logit, of equals the lower token; none, -1, if one is.
+__device__ __forceinline__ void take_best(float &best, int &row, float other, int other_row) {
+    if (other_row < 0) row = -1;
+    if (row >= 0 && (other > best || (other == best && other_row < row))) best = other, row = other_row;
+}
+
 // The finisher warp adds up the partial sums of every tile, in the order of sections, of terms, the smallest first, and of
 // warps, and does what follows. A lane has row b = lane / 4 of the batch, and row lane % 4 of the tile. When a phase is done
 // it says so to the other blocks.
@@ -425,6 +432,8 @@ template <typename N> __device__ __forceinline__ void finish(const Segment &s, c
         const PhaseKind kind = f.kind;
         const int rows = f.rows, n_sections = (f.n_pieces + f.section - 1) / f.section;
         float *to = (f.carry_out ? s.carry : s.x) + (size_t)b * s.dim + n; // of residual sums
+        float best = -INFINITY;           // PHASE_HEAD: of this lane's logits
+        int best_row = rows;
         float held_sum = 0, held_x = 0;   // the last tile's: what it adds to is on its way while the next is summed
         float *held = NULL;
         for (;;) {
@@ -480,10 +489,18 @@ template <typename N> __device__ __forceinline__ void finish(const Segment &s, c
                     }
                     ((KV *)s.qkv)[((size_t)head * s.n_rows + b) * s.head_dim + d] = from_float<KV>(sum);
                 }
-            } else if (there) s.logits[(size_t)b * s.vocab_size + row] = sum;
+            } else if (there) {
+                s.logits[(size_t)b * s.vocab_size + row] = sum;
+                if (!isfinite(sum)) best_row = -1;
+                if (best_row >= 0 && (sum > best || (sum == best && row < best_row))) best = sum, best_row = row;
+            }
         }
         if (held) *held = held_x + held_sum;
         __syncwarp();
+        if (kind == PHASE_HEAD) {
+            for (int step = 1; step < TILE; step *= 2) take_best(best, best_row, __shfl_xor_sync(~0u, best, step), __shfl_xor_sync(~0u, best_row, step));
+            if (in_batch && n == 0) s.best[b * gridDim.x + blockIdx.x] = make_int2(__float_as_int(best), best_row);
+        }
         if (lane == 0) barrier_arrive(ring.empty + 8 * ring.slot);
         ring.next();
         if (lane == 0 && i + 1 < s.n_phases && !f.carry_out) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(s.done + i) : "memory");
@@ -656,17 +673,39 @@ template <typename N> __global__ void __launch_bounds__(THREADS, 1) decode_segme
     else consume<N>(s, block, ring, parts_ring);
 }
 
-// Computes: what a step begins with: the embedding of each row's token; cosine and sine of its position's angles; the
-// segments' counters at zero. Reads: table [vocab][dim] W, tokens [rows], pos [rows], freq [half]. Writes: x [rows][dim],
-// phases [rows][half], done [n_done]. Grid × block: rows × 256; a block owns a row, the first also the counters.
+// Computes: what a step begins with: the embedding of each row's token; cosine and sine of its position's angles.
+// Reads: table [vocab][dim] W, tokens [rows], pos [rows], freq [half]. Writes: x [rows][dim], phases [rows][half].
+// Grid × block: rows × 256; a block owns a row. Preconditions: the kernels before are over.
 template <typename W>
-__global__ void decode_begin_kernel(float *x, const W *table, const int *tokens, int dim, float2 *phases, const int *pos, const float *freq,
-                                    int half, unsigned *done, int n_done) {
+__global__ void decode_begin_kernel(float *x, const W *table, const int *tokens, int dim, float2 *phases, const int *pos, const float *freq, int half) {
+    let_next_kernel_start();
     const W *from = table + (size_t)tokens[blockIdx.x] * dim;
     for (int i = threadIdx.x; i < dim; i += blockDim.x) x[(size_t)blockIdx.x * dim + i] = to_float(from[i]);
     for (int i = threadIdx.x; i < half; i += blockDim.x) phases[(size_t)blockIdx.x * half + i] = phase_of(pos[blockIdx.x], freq[i]);
-    if (blockIdx.x == 0)
-        for (int i = threadIdx.x; i < n_done; i += blockDim.x) done[i] = 0;
+}
+
+// Computes: what a step ends with: each row's most likely token, -1 if a logit is not finite, to the host and as the next
+// step's; the segments' counters at zero for that one.
+// Reads: best [rows][n_best]. Writes: choice and choice_host [rows]; of step, from row `first` on, tokens and lens; done
+// [n_done]. Grid × block: 1 × 32 rows at least; a warp owns a row. Preconditions: none.
+__global__ void decode_end_kernel(const int2 *best, int n_best, int vocab, int *choice, int *choice_host, StepInput *step, int first, int rows,
+                                  unsigned *done, int n_done) {
+    wait_for_previous_kernel();
+    int lane = threadIdx.x % 32, b = threadIdx.x / 32;
+    for (int i = threadIdx.x; i < n_done; i += blockDim.x) done[i] = 0;
+    if (b >= rows) return;
+    float logit = -INFINITY;
+    int token = vocab;
+    for (int i = lane; i < n_best; i += 32) {
+        int2 x = best[b * n_best + i];
+        take_best(logit, token, __int_as_float(x.x), x.y);
+    }
+    #pragma unroll
+    for (int i = 1; i < 32; i *= 2) take_best(logit, token, __shfl_xor_sync(~0u, logit, i), __shfl_xor_sync(~0u, token, i));
+    if (lane > 0) return;
+    choice[b] = choice_host[b] = token;
+    step->tokens[first + b] = max(token, 0); // -1: the caller stops here
+    step->lens[first + b]++;
 }
 
 // ---- launches -------------------------------------------------------------------------------------------------------
@@ -688,6 +727,7 @@ struct FusedState {
     void *h;                         // 16-bit [MAX_TERM_ROWS][hidden_dim]
     float *carry;                    // [MAX_TERM_ROWS][dim]
     unsigned *done;                  // [n_layers + 1][MAX_PHASES], and as many counters of claimed tiles behind them
+    int2 *best;                      // [MAX_TERM_ROWS][n_blocks]
 };
 
 // What a segment of n rows keeps in shared memory: activations, partial sums, and a ring in the rest. Activations of down
@@ -758,7 +798,7 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
     int largest = largest_piece(c), n_done = 2 * (c->n_layers + 1) * MAX_PHASES;
     CUDA_TRY(launch_kernel(decode_begin_kernel<typename N::W>, n, 256, 0, false, s->stream, s->x,
                            (const typename N::W *)w->tok_embeddings, (const int *)s->step->tokens + first, c->dim, s->phases,
-                           (const int *)s->step->lens + first, (const float *)s->rope_freq, c->head_dim / 2, f->done, n_done));
+                           (const int *)s->step->lens + first, (const float *)s->rope_freq, c->head_dim / 2));
     for (int i = 0; i <= c->n_layers; i++) {
         const LayerWeights *l = &w->layers[i], *before = l - 1;
         Segment g;
@@ -795,15 +835,18 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
         g.carry = f->carry;
         g.phases = s->phases;
         g.logits = s->logits + (size_t)first * c->vocab_size;
+        g.best = f->best;
         g.done = f->done + i * MAX_PHASES;
         g.claimed = (int *)f->done + (c->n_layers + 1 + i) * MAX_PHASES;
         size_t shared = g.ring_offset + (size_t)g.n_stages * g.stage_bytes;
         if (verbose && i <= 1)
             fprintf(stderr, "decode: decode_segment_kernel %d products, %d rows, grid %d, block %d, shared %zu: a ring of %d x %d bytes, %d in flight\n",
                     g.n_phases, n, f->n_blocks, THREADS, shared, g.n_stages, g.stage_bytes, g.window);
-        CUDA_TRY(launch_kernel(decode_segment_kernel<N>, f->n_blocks, THREADS, shared, i > 0, s->stream, g));
+        CUDA_TRY(launch_kernel(decode_segment_kernel<N>, f->n_blocks, THREADS, shared, true, s->stream, g));
     }
-    return choose(s, first, n, c->vocab_size, err);
+    CUDA_TRY(launch_kernel(decode_end_kernel, 1, 32 * MAX_TERM_ROWS, 0, true, s->stream, (const int2 *)f->best, f->n_blocks, c->vocab_size,
+                           s->choice + first, s->choice_host + first, s->step, first, n, f->done, n_done));
+    return true;
 }
 
 // Calls body with the Numbers that the model's weights and precision ask for.
@@ -862,7 +905,10 @@ static bool prepare_fused(Model *m, Error *err) {
     if (!size_fused(m, f, err)) return false;
     CUDA_TRY(cudaMalloc(&f->h, (size_t)MAX_TERM_ROWS * m->config.hidden_dim * 2));
     CUDA_TRY(cudaMalloc((void **)&f->carry, (size_t)MAX_TERM_ROWS * m->config.dim * sizeof(float)));
-    CUDA_TRY(cudaMalloc((void **)&f->done, 2 * (size_t)(m->config.n_layers + 1) * MAX_PHASES * sizeof(unsigned)));
+    size_t counters = 2 * (size_t)(m->config.n_layers + 1) * MAX_PHASES * sizeof(unsigned);
+    CUDA_TRY(cudaMalloc((void **)&f->done, counters));
+    CUDA_TRY(cudaMalloc((void **)&f->best, (size_t)MAX_TERM_ROWS * f->n_blocks * sizeof(int2)));
+    CUDA_TRY(cudaMemsetAsync(f->done, 0, counters, s->stream)); // once; every step leaves them so
     return for_numbers(s, [&](auto numbers) {
         CUDA_TRY(cudaFuncSetAttribute((const void *)decode_segment_kernel<decltype(numbers)>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       (int)f->shared_limit));
@@ -878,6 +924,7 @@ static void close_fused(Model *m) {
     cudaFree(f->h);
     cudaFree(f->carry);
     cudaFree(f->done);
+    cudaFree(f->best);
     free(f);
 }
 

@@ -360,7 +360,8 @@ static bool forward(Model *m, const Batch *host, const int *host_lens, const int
     return true;
 }
 
-bool choose(CudaState *s, int first, int n, int vocab, Error *err) {
+// The most likely token of n rows of logits, from row `first` on.
+static bool choose(CudaState *s, int first, int n, int vocab, Error *err) {
     choose_kernel<<<n, 1024, 0, s->stream>>>(s->choice + first, s->logits + (size_t)first * vocab, vocab);
     CUDA_TRY(cudaGetLastError());
     return true;
@@ -380,16 +381,15 @@ static bool head(Model *m, const int *rows, int first, int n, Error *err) {
 static bool publish(CudaState *s, int n, StepInput *step, Error *err) {
     publish_kernel<<<1, MAX_SLOTS, 0, s->stream>>>(s->choice_host, s->choice, step, n);
     CUDA_TRY(cudaGetLastError());
-    CUDA_TRY(cudaEventRecord(s->chosen, s->stream));
     return true;
 }
 
-// Waits for the choice, and counts the batch's positions.
+// Waits for the choice, at the event `chosen`, and counts the batch's positions.
 static bool finish(Model *m, const Batch *b, Error *err) {
     CudaState *s = (CudaState *)m->state;
     s->n_logits = b->n_logits;
     CUDA_TRY(cudaEventSynchronize(s->chosen));
-    memcpy(m->choice, s->choice_host, (size_t)b->n_logits * sizeof(int));
+    memcpy(m->choice, s->ahead.running ? s->kept_choice : s->choice_host, (size_t)b->n_logits * sizeof(int));
     for (int i = 0; i < b->n_seq; i++) m->kv.len[b->slot[i]] += b->start[i + 1] - b->start[i];
     return true;
 }
@@ -427,19 +427,33 @@ bool prefill_cuda(Model *m, const Batch *b, Error *err) {
         if (!prefill_part(m, &part.batch, part.first_logit, err)) return false;
         Batch counted = part.batch; // its positions are taken now; its logits are the whole batch's
         counted.n_logits = 0;
-        if (!publish(s, 0, NULL, err) || !finish(m, &counted, err)) return false;
+        CUDA_TRY(cudaEventRecord(s->chosen, s->stream));
+        if (!finish(m, &counted, err)) return false;
         if (m->progress && b->n_rows > s->max_rows)
             m->progress("prefilling", (uint64_t)(first + part.batch.n_rows), (uint64_t)b->n_rows);
     }
     Batch logits = *b; // the positions are counted; what is left are the logits
     logits.n_seq = 0;
-    return publish(s, b->n_logits, NULL, err) && finish(m, &logits, err);
+    if (!publish(s, b->n_logits, NULL, err)) return false;
+    CUDA_TRY(cudaEventRecord(s->chosen, s->stream));
+    return finish(m, &logits, err);
 }
 
 bool decode_step_cublas(Model *m, int n, Error *err) {
     CudaState *s = (CudaState *)m->state;
     CUDA_TRY(cudaMemcpyAsync(s->slots, s->step->slots, (size_t)n * sizeof(int), cudaMemcpyDeviceToDevice, s->stream));
-    return forward(m, NULL, NULL, s->step->tokens, s->step->lens, n, err) && head(m, NULL, 0, n, err);
+    return forward(m, NULL, NULL, s->step->tokens, s->step->lens, n, err) && head(m, NULL, 0, n, err) && publish(s, n, s->step, err);
+}
+
+// The last call's logits and choice stay as they are; what comes next writes the others.
+static void keep_results(CudaState *s) {
+    float *logits = s->logits;
+    int *choice = s->choice_host;
+    s->logits = s->kept_logits;
+    s->choice_host = s->kept_choice;
+    s->kept_logits = logits;
+    s->kept_choice = choice;
+    s->swapped = !s->swapped;
 }
 
 // The second step of so many rows is captured into a graph, and replayed from then on: launching 500 kernels one by one
@@ -452,7 +466,7 @@ static bool capture_step(Model *m, int n, Error *err) {
     cudaError_t ended = cudaStreamEndCapture(s->stream, &graph);
     if (!ok) return false;
     CUDA_TRY(ended);
-    ended = cudaGraphInstantiate(&s->graphs[n], graph, 0);
+    ended = cudaGraphInstantiate(&s->graphs[s->swapped][n], graph, 0);
     cudaGraphDestroy(graph);
     CUDA_TRY(ended);
     return true;
@@ -474,8 +488,8 @@ static bool launch_step(Model *m, int n, Error *err) {
         s->ran[n] = true;
         return s->decode_step(m, n, err);
     }
-    if (!s->graphs[n] && !capture_step(m, n, err)) return false;
-    CUDA_TRY(cudaGraphLaunch(s->graphs[n], s->stream));
+    if (!s->graphs[s->swapped][n] && !capture_step(m, n, err)) return false;
+    CUDA_TRY(cudaGraphLaunch(s->graphs[s->swapped][n], s->stream));
     return true;
 }
 
@@ -500,12 +514,10 @@ bool decode_cuda(Model *m, const Batch *b, Error *err) {
         room = room && s->ahead.lens[i] < m->kv.max_len;
     }
     // One that follows is followed: who samples, or changes the batch, never has a step run in vain twice.
-    s->ahead.running = follows && room && s->graphs[n];
-    if (!publish(s, n, s->ahead.running ? s->step : NULL, err)) return false;
+    s->ahead.running = follows && room && s->graphs[s->swapped][n];
+    CUDA_TRY(cudaEventRecord(s->chosen, s->stream));
     if (s->ahead.running) {
-        size_t bytes = (size_t)n * (size_t)m->config.vocab_size * sizeof(float);
-        CUDA_TRY(cudaMemcpyAsync(s->kept_logits, s->logits, bytes, cudaMemcpyDeviceToDevice, s->stream));
-        CUDA_TRY(cudaEventRecord(s->kept, s->stream));
+        keep_results(s);
         if (!launch_step(m, n, err)) return false;
     }
     return finish(m, b, err);
@@ -514,9 +526,8 @@ bool decode_cuda(Model *m, const Batch *b, Error *err) {
 bool read_logits_cuda(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
     size_t bytes = (size_t)s->n_logits * (size_t)m->config.vocab_size * sizeof(float);
-    bool kept = s->ahead.running; // the next step is already writing the others
+    bool kept = s->ahead.running; // the next step is already at work in the stream
     cudaStream_t stream = kept ? s->side : s->stream;
-    if (kept) CUDA_TRY(cudaStreamWaitEvent(s->side, s->kept, 0));
     CUDA_TRY(cudaMemcpyAsync(m->logits, kept ? s->kept_logits : s->logits, bytes, cudaMemcpyDeviceToHost, stream));
     CUDA_TRY(cudaStreamSynchronize(stream));
     return true;
@@ -758,7 +769,7 @@ static int list_buffers(Model *m, CudaState *s, Buffer *list) {
         {(void **)&s->pos, T * 4},
         {(void **)&s->logit_rows, LOGIT_ROWS * 4},
         {(void **)&s->logits, (uint64_t)s->max_logits * (uint64_t)c->vocab_size * 4},
-        {(void **)&s->kept_logits, (uint64_t)m->kv.n_slots * (uint64_t)c->vocab_size * 4},
+        {(void **)&s->kept_logits, (uint64_t)s->max_logits * (uint64_t)c->vocab_size * 4},
         {(void **)&s->choice, LOGIT_ROWS * 4},
         {(void **)&s->step, sizeof *s->step},
         {(void **)&s->slots, MAX_SLOTS * 4},
@@ -870,8 +881,8 @@ static bool connect(Model *m, CudaState *s, Error *err) {
     CUDA_TRY(cudaMallocHost((void **)&s->step_host, sizeof *s->step_host));
     CUDA_TRY(cudaStreamCreateWithFlags(&s->side, cudaStreamNonBlocking));
     CUDA_TRY(cudaEventCreateWithFlags(&s->chosen, cudaEventDisableTiming));
-    CUDA_TRY(cudaEventCreateWithFlags(&s->kept, cudaEventDisableTiming));
     CUDA_TRY(cudaMallocHost((void **)&s->choice_host, LOGIT_ROWS * sizeof(int)));
+    CUDA_TRY(cudaMallocHost((void **)&s->kept_choice, LOGIT_ROWS * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&s->pos_host, (size_t)s->max_rows * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&m->logits, (size_t)s->max_logits * (size_t)m->config.vocab_size * sizeof(float)));
     CUDA_TRY(cudaMemset(s->attention_workspace, 0, s->attention_workspace_bytes)); // once; every call leaves it ready
@@ -921,10 +932,9 @@ void close_cuda(Model *m) {
     CudaState *s = (CudaState *)m->state;
     if (!s) return;
     if (s->stream) cudaStreamSynchronize(s->stream);
-    for (int i = 0; i <= MAX_SLOTS; i++)
-        if (s->graphs[i]) cudaGraphExecDestroy(s->graphs[i]);
+    for (int i = 0; i < 2 * (MAX_SLOTS + 1); i++)
+        if (s->graphs[i / (MAX_SLOTS + 1)][i % (MAX_SLOTS + 1)]) cudaGraphExecDestroy(s->graphs[i / (MAX_SLOTS + 1)][i % (MAX_SLOTS + 1)]);
     if (s->chosen) cudaEventDestroy(s->chosen);
-    if (s->kept) cudaEventDestroy(s->kept);
     if (s->side) cudaStreamDestroy(s->side);
     if (s->blas) cublasDestroy(s->blas);
     Buffer buffers[N_BUFFERS];
@@ -933,6 +943,7 @@ void close_cuda(Model *m) {
     cudaFree(s->weights);
     cudaFreeHost(s->step_host);
     cudaFreeHost(s->choice_host);
+    cudaFreeHost(s->kept_choice);
     cudaFreeHost(s->pos_host);
     cudaFreeHost(m->logits);
     if (s->stream) cudaStreamDestroy(s->stream);

@@ -49,23 +49,25 @@ struct CudaState {
     int *tokens, *pos;    // [T]
     int *logit_rows;      // [LOGIT_ROWS]
     float *logits;        // [max_logits][vocab_size]
-    int *choice;          // [LOGIT_ROWS]
+    int *choice;          // [LOGIT_ROWS]: the most likely token of each row of logits
     StepInput *step;      // device
     StepInput *step_host; // pinned
-    int *choice_host;     // pinned [LOGIT_ROWS], written by the GPU
+    int *choice_host;     // pinned [LOGIT_ROWS]: the same, written by the GPU
     int *pos_host;        // pinned [T]
     int *slots;           // [MAX_SLOTS]: attention's block table, one block a sequence
     void *attention_workspace, *blas_workspace;
     size_t attention_workspace_bytes;
     int n_logits;                          // of the last call
-    cudaGraphExec_t graphs[MAX_SLOTS + 1]; // decode of so many rows
     Ahead ahead;
-    float *kept_logits;                    // [MAX_SLOTS][vocab_size]: the last step's, while the next one runs
-    cudaStream_t side;                     // brings them to the host meanwhile
-    cudaEvent_t chosen, kept;              // after the last call's choice; after kept_logits
+    float *kept_logits;                    // the last step's logits and choice, while the next one runs: it writes the
+    int *kept_choice;                      // others, and then they change places
+    bool swapped;                          // have they, from where they were?
+    cudaGraphExec_t graphs[2][MAX_SLOTS + 1]; // decode of so many rows, swapped or not
+    cudaStream_t side;                     // brings kept logits to the host
+    cudaEvent_t chosen;                    // after the last call's choice
     bool ran[MAX_SLOTS + 1];               // once without a graph, so that cuBLAS has loaded what it needs
     bool said_prefill, said_decode, warming; // --verbose: what was told; computing for nobody
-    // Enqueues a step of n rows from `step` to `choice`.
+    // Enqueues a step of n rows from `step` to logits, choice and choice_host. `step` is the next step's then.
     bool (*decode_step)(Model *m, int n, Error *err);
     struct FusedState *fused; // engine fused's own
 };
@@ -90,7 +92,5 @@ bool decode_step_cublas(Model *m, int n, Error *err);
 bool first_time(const Model *m, bool *said);
 // The attention of one layer for T rows of n_seq sequences, on the state's buffers.
 AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int T, int layer);
-// The most likely token of n rows of logits, from row `first` on.
-bool choose(CudaState *s, int first, int n, int vocab, Error *err);
 
 #endif
