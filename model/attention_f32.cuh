@@ -29,7 +29,7 @@ template <int D> struct FmaTile {
         for (int h = 0; h < HEADS; h++)
             #pragma unroll
             for (int j = 0; j < D / 32; j++)
-                q[h][j] = h < n_rows ? *(const float4 *)(q_rows + h * head_stride + (lane & 7) * 4 + j * 32) : make_float4(0, 0, 0, 0);
+                q[h][j] = h < n_rows ? __ldcg((const float4 *)(q_rows + h * head_stride + (lane & 7) * 4 + j * 32)) : make_float4(0, 0, 0, 0);
     }
     __device__ __forceinline__ void reset() {
         #pragma unroll
@@ -177,17 +177,17 @@ template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1
     #pragma unroll
     for (int i = 0; i < f32_copies<Tile>(); i++) dst[i] = tile_offset<T, D>((i * 32 + lane) / CHUNKS, (i * 32 + lane) % CHUNKS);
 
-    wait_for_previous_kernel();
-    let_next_kernel_start();
-
+    if (!p.settled) wait_for_previous_kernel();
     DecodeCursor item, ahead;    // ahead: the item whose tiles are being fetched
     item.start(p, lane);
     ahead = item;
     int ahead_tile = 0, stage = 0;
+    bool early = true;
     auto fetch = [&](int to) {    // this warp's next tile, wherever it is
         for (; ahead.left > 0; ahead.next(p), ahead_tile = 0) {
             int pos = ahead.begin() + (ahead_tile * WARPS + warp) * Tile::TOKENS;
             if (pos >= ahead.end()) continue;
+            if (early && p.append && pos + Tile::TOKENS >= ahead.total) wait_for_previous_kernel();    // the new token is among these
             uint32_t tile = ring + to * 2 * TILE_BYTES;
             f32_load_tile<Tile>(p, ahead, pos, tile, tile + TILE_BYTES, dst, lane);
             ahead_tile++;
@@ -195,8 +195,11 @@ template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1
         }
         copy_async_commit();    // always: the waits below count groups
     };
-    #pragma unroll
+    #pragma unroll 1
     for (int i = 0; i < F32_STAGES; i++) fetch(i);
+    wait_for_previous_kernel();    // from here on q, k_new and v_new are there, and all may be written
+    let_next_kernel_start();
+    early = false;
 
     Tile state;
     DecodeFold<F32Sum> fold[ELEMENTS];
