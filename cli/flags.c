@@ -178,6 +178,8 @@ bool flags_check(const Options *o, Error *err) {
         return fail(err, "--precision %s: expected bf16 or f32", o->precision);
     if (o->engine && !model_has_engine(o->engine))
         return fail(err, "--engine %s: this build has: %s", o->engine, model_engines());
+    if (o->synthetic && !model_has_shape(o->synthetic))
+        return fail(err, "--synthetic %s: unknown shape, expected one of: %s", o->synthetic, model_shapes());
     return true;
 }
 

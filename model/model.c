@@ -139,21 +139,34 @@ static bool byte_vocabulary(Model *m, Error *err) {
     return tokenizer_init(&m->tokenizer, (int)n, offsets, kind, bytes, 256, err);
 }
 
+// Shapes of Meta's models, from their config.json.
+static const struct {
+    const char *name;
+    int dim, hidden_dim, n_layers, n_heads, head_dim;
+    float rope_factor;
+    bool tied;
+} shapes[] = {{"llama-3.2-1b", 2048, 8192, 16, 32, 64, 32, true},
+              {"llama-3.2-3b", 3072, 8192, 28, 24, 128, 32, true},
+              {"llama-3.1-8b", 4096, 14336, 32, 32, 128, 8, false},
+              {"llama-3.1-70b", 8192, 28672, 80, 64, 128, 8, false}};
+enum { N_SHAPES = sizeof shapes / sizeof *shapes };
+
+bool model_has_shape(const char *name) {
+    for (int i = 0; i < N_SHAPES; i++)
+        if (strcmp(name, shapes[i].name) == 0) return true;
+    return false;
+}
+
+const char *model_shapes(void) {
+    static char list[128];
+    for (int i = 0, n = 0; i < N_SHAPES; i++)
+        n += snprintf(list + n, sizeof list - (size_t)n, "%s%s", i ? ", " : "", shapes[i].name);
+    return list;
+}
+
 bool model_open_synthetic(Model *m, const char *shape, uint64_t seed, Error *err) {
-    // Shapes of Meta's models, from their config.json.
-    static const struct {
-        const char *name;
-        int dim, hidden_dim, n_layers, n_heads, head_dim;
-        float rope_factor;
-        bool tied;
-    } shapes[] = {{"llama-3.2-1b", 2048, 8192, 16, 32, 64, 32, true},
-                  {"llama-3.2-3b", 3072, 8192, 28, 24, 128, 32, true},
-                  {"llama-3.1-8b", 4096, 14336, 32, 32, 128, 8, false},
-                  {"llama-3.1-70b", 8192, 28672, 80, 64, 128, 8, false}};
     *m = (Model){.file.fd = -1, .seed = seed};
-    char known[128] = "";
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "", shapes[i].name);
+    for (int i = 0; i < N_SHAPES; i++) {
         if (strcmp(shape, shapes[i].name) != 0) continue;
         m->config = (Config){.dim = shapes[i].dim,
                              .hidden_dim = shapes[i].hidden_dim,
@@ -176,7 +189,7 @@ bool model_open_synthetic(Model *m, const char *shape, uint64_t seed, Error *err
         derive_dims(&m->config);
         return byte_vocabulary(m, err);
     }
-    return fail(err, "--synthetic %s: unknown shape, expected one of: %s", shape, known);
+    return fail(err, "--synthetic %s: unknown shape, expected one of: %s", shape, model_shapes());
 }
 
 bool model_choose(Model *m, const char *engine, Precision precision, Error *err) {

@@ -113,6 +113,9 @@ static inline bool model_interrupted(const Model *model) {
 bool model_has_engine(const char *name);
 // A list of the engines in this build, for messages.
 const char *model_engines(void);
+// The same of the shapes that there are synthetic models of.
+bool model_has_shape(const char *name);
+const char *model_shapes(void);
 
 // The engines' way through the tensors, in file order: calls visit for each with the pointer to set and its extent.
 // (checkpoint.c checks shapes with it, engines bind addresses with it, so that no list of tensors is written twice.)

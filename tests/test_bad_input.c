@@ -795,7 +795,7 @@ static const FlagCase flag_cases[] = {
     {"compare_and_a_prompt", "@model -p x --compare @prompt", USAGE, "a prompt, which"},
     {"perplexity_and_a_prompt", "@model -p x --perplexity @prompt", USAGE, "a prompt, which"},
     {"synthetic_and_a_model", "@model --synthetic llama-3.2-1b --bench", USAGE, "expected one of them"},
-    {"synthetic_unknown", "--synthetic llama-9 --bench", FAILED, "--synthetic llama-9: unknown shape, expected one of: llama-3.2-1b"},
+    {"synthetic_unknown", "--synthetic llama-9 --bench", USAGE, "--synthetic llama-9: unknown shape, expected one of: llama-3.2-1b"},
     {"bench_and_a_prompt", "@model --bench -p x", USAGE, "a prompt, which"},
     {"bench_context_too_short", "@model --bench -c 64 --engine cpu", FAILED, "-c 64: --bench measures contexts from 128 on"},
     {"bench_context_above_the_model", "@model --bench -c 129", FAILED, "a context of 129 tokens, the model's maximum is 128"},
