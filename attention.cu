@@ -33,12 +33,15 @@ template <typename T> struct Cache {
     int n_kv_heads, head_dim, block_size, table_width;
 };
 
+// From the L2 cache: a block that starts before the kernels before it are over may find old lines in L1.
+__device__ __forceinline__ int load_early(const int *p) { return __ldcg(p); }
+
 // Offset in elements of the K (and V) row of one position. Rows of 16 positions that start on a multiple of 16 lie one
 // after another, in a paged cache as well: block_size is a multiple of 16 there.
 template <typename T> __device__ __forceinline__ size_t cache_row(const Cache<T> &c, int seq, int kv_head, int pos) {
     int block = seq;
     if (c.table) {
-        block = c.table[(size_t)seq * c.table_width + pos / c.block_size];
+        block = load_early(c.table + (size_t)seq * c.table_width + pos / c.block_size);
         pos %= c.block_size;
     }
     return (((size_t)block * c.n_kv_heads + kv_head) * c.block_size + pos) * c.head_dim;
@@ -178,10 +181,9 @@ struct DecodeParams {
     float scale_log2;
 };
 
-// Positions that sequence seq sees, the new one included; 0 for one that would overflow its cache. From the L2 cache: a
-// block that starts before the kernels before it are over may find old lines in L1.
+// Positions that sequence seq sees, the new one included; 0 for one that would overflow its cache.
 __device__ __forceinline__ int decode_total(const DecodeParams &p, int seq) {
-    int total = __ldcg(p.seq_lens + seq) + 1;
+    int total = load_early(p.seq_lens + seq) + 1;
     return total >= 1 && total <= p.cache_max_len ? total : 0;
 }
 __device__ __forceinline__ unsigned decode_group_weight(int total) { return decode_chunks(total) * decode_weight(total); }
@@ -294,7 +296,7 @@ struct DecodeCursor {
         }
     }
     __device__ __forceinline__ static int block_of(const DecodeParams &p, int seq) {
-        return p.cache.table && p.cache.table_width == 1 ? __ldcg(p.cache.table + seq) : seq;
+        return p.cache.table && p.cache.table_width == 1 ? load_early(p.cache.table + seq) : seq;
     }
     // The rest of a place: kv_head counts head blocks as well.
     __device__ __forceinline__ void find(const DecodeParams &p, int length, int cache_block) {
@@ -359,7 +361,7 @@ template <typename T> __device__ __forceinline__ size_t decode_row(const Cache<T
     int block = item.block;
     if (c.table_width > 1) {
         int i = pos / c.block_size;
-        block = __ldcg(c.table + (size_t)item.seq * c.table_width + i);
+        block = load_early(c.table + (size_t)item.seq * c.table_width + i);
         pos -= i * c.block_size;
     }
     return (((size_t)block * c.n_kv_heads + item.kv_head) * c.block_size + pos) * c.head_dim;

@@ -299,7 +299,8 @@ __device__ __forceinline__ void produce(const Segment &s, const Block &block, Ri
                 uint32_t to = block.stages + ring.slot * s.stage_bytes + share.first * f.weight_pitch, full = ring.full + 8 * ring.slot;
                 int bytes = min(TILE, f.rows - tile * TILE) * 2 * min(f.piece, f.cols - p * f.piece);
                 int most = *block.begun > i ? s.window : s.window_ahead;
-                bool adds = f.kind == PHASE_OUT && p == 0 && !end; // to x of the segment before
+                // To x of the segment before, which is over: attention lets this one start when it has waited for that.
+                bool adds = f.kind == PHASE_OUT && p == 0 && !end;
                 ring.wait_empty();
                 if (lane == 0) block.tile_of[ring.slot] = end ? END_OF_PHASE : tile;
                 for (; in_flight >= most; in_flight--) {
@@ -864,6 +865,8 @@ template <class Body> static bool for_numbers(const CudaState *s, Body body) {
     return f32 ? body(Numbers<f16, 3>()) : body(Numbers<f16, 1>());
 }
 
+static size_t counter_bytes(const Model *m) { return 2 * (size_t)(m->config.n_layers + 1) * MAX_PHASES * sizeof(unsigned); }
+
 // A step of n rows: in passes of max_rows, each of which reads all weights once; more than one pass of bf16 is cublas's.
 static bool decode_step_fused(Model *m, int n, Error *err) {
     CudaState *s = (CudaState *)m->state;
@@ -871,7 +874,9 @@ static bool decode_step_fused(Model *m, int n, Error *err) {
     if (n > f->max_rows && (f->terms == 1 || n > 8)) return decode_step_cublas(m, n, err);
     for (int first = 0; first < n; first += f->max_rows) {
         int rows = n - first < f->max_rows ? n - first : f->max_rows;
-        if (!for_numbers(s, [&](auto numbers) { return step_of<decltype(numbers)>(m, first, rows, err); })) return false;
+        if (for_numbers(s, [&](auto numbers) { return step_of<decltype(numbers)>(m, first, rows, err); })) continue;
+        cudaMemsetAsync(f->done, 0, counter_bytes(m), s->stream); // what was launched is not followed by the step's end
+        return false;
     }
     return true;
 }
@@ -913,10 +918,9 @@ static bool prepare_fused(Model *m, Error *err) {
     if (!size_fused(m, f, err)) return false;
     CUDA_TRY(cudaMalloc(&f->h, (size_t)MAX_TERM_ROWS * m->config.hidden_dim * 2));
     CUDA_TRY(cudaMalloc((void **)&f->carry, (size_t)MAX_TERM_ROWS * m->config.dim * sizeof(float)));
-    size_t counters = 2 * (size_t)(m->config.n_layers + 1) * MAX_PHASES * sizeof(unsigned);
-    CUDA_TRY(cudaMalloc((void **)&f->done, counters));
+    CUDA_TRY(cudaMalloc((void **)&f->done, counter_bytes(m)));
     CUDA_TRY(cudaMalloc((void **)&f->best, (size_t)MAX_TERM_ROWS * f->n_blocks * sizeof(int2)));
-    CUDA_TRY(cudaMemsetAsync(f->done, 0, counters, s->stream)); // once; every step leaves them so
+    CUDA_TRY(cudaMemsetAsync(f->done, 0, counter_bytes(m), s->stream)); // once; every step leaves them so
     return for_numbers(s, [&](auto numbers) {
         CUDA_TRY(cudaFuncSetAttribute((const void *)decode_segment_kernel<decltype(numbers)>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       (int)f->shared_limit));
