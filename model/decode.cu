@@ -3,11 +3,12 @@
 //
 // A step is a chain of kernels: begin, then for each layer attention (attention.cu) and one resident kernel, the segment,
 // that computes all matrix products between two attentions: output projection, gate and up, down, and the next layer's
-// queries, keys and values; the last segment ends with the logits. In a segment every SM holds one block of ten warps:
+// queries, keys and values; the last segment ends with the logits, and the kernel `end` chooses the token. In a segment every
+// SM holds one block of ten warps:
 //   producer     streams the block's share of the weights through a ring in shared memory. Weights do not depend on what is
 //                computed, so it runs ahead across phases, and starts before the attention in front is done
 //   consumers    eight warps, each with its columns of every piece of a row, multiply on tensor cores
-//   finisher     adds up the eight partial sums of a row and does what follows: residual sum, SwiGLU, RoPE
+//   finisher     adds up the eight partial sums of a row and does what follows: residual sum, SwiGLU, RoPE, a block's best logit
 // Between two phases the blocks wait for each other at a counter; the ring fills meanwhile.
 //
 // How a product meets the tensor cores: a tile is four rows of weights. A lane takes 16 bytes of a row, and these four
@@ -651,7 +652,8 @@ template <typename N> __device__ __forceinline__ void consume(const Segment &s, 
 }
 
 // Computes: the matrix products of a segment, one after another, with what is around them: RMSNorm, the residual sums,
-// SwiGLU, RoPE. Reads: weights 16-bit, x, att, phases. Writes: x, h, qkv, logits (see Segment), done.
+// SwiGLU, RoPE, each block's best logit. Reads: weights 16-bit, x, att, phases. Writes: x, h, qkv, logits, best (see Segment),
+// done, claimed.
 // Grid × block: one block of ten warps per SM, all resident at once, since they wait for each other; a tile of four rows of
 // weights is one block's. Preconditions: done = claimed = 0; cols % 8 = 0; rows × terms <= 8.
 template <typename N> __global__ void __launch_bounds__(THREADS, 1) decode_segment_kernel(const __grid_constant__ Segment s) {
@@ -798,13 +800,16 @@ static void split_phase(Segment *s) {
     }
 }
 
+// Of a step, in FusedState.done.
+static int n_counters(const Model *m) { return 2 * (m->config.n_layers + 1) * MAX_PHASES; }
+
 template <typename N> static bool step_of(Model *m, int first, int n, Error *err) {
     const Config *c = &m->config;
     const Weights *w = &m->weights;
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
     bool verbose = first_time(m, &s->said_decode);
-    int largest = largest_piece(c), n_done = 2 * (c->n_layers + 1) * MAX_PHASES;
+    int largest = largest_piece(c);
     CUDA_TRY(launch_kernel(decode_begin_kernel<typename N::W>, n, 256, 0, false, s->stream, s->x,
                            (const typename N::W *)w->tok_embeddings, (const int *)s->step->tokens + first, c->dim, s->phases,
                            (const int *)s->step->lens + first, (const float *)s->rope_freq, c->head_dim / 2));
@@ -854,7 +859,7 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
         CUDA_TRY(launch_kernel(decode_segment_kernel<N>, f->n_blocks, THREADS, shared, true, s->stream, g));
     }
     CUDA_TRY(launch_kernel(decode_end_kernel, 1, 32 * MAX_TERM_ROWS, 0, true, s->stream, (const int2 *)f->best, f->n_blocks, c->vocab_size,
-                           s->choice + first, s->choice_host + first, s->step, first, n, f->done, n_done));
+                           s->choice + first, s->choice_host + first, s->step, first, n, f->done, n_counters(m)));
     return true;
 }
 
@@ -865,8 +870,6 @@ template <class Body> static bool for_numbers(const CudaState *s, Body body) {
     return f32 ? body(Numbers<f16, 3>()) : body(Numbers<f16, 1>());
 }
 
-static size_t counter_bytes(const Model *m) { return 2 * (size_t)(m->config.n_layers + 1) * MAX_PHASES * sizeof(unsigned); }
-
 // A step of n rows: in passes of max_rows, each of which reads all weights once; more than one pass of bf16 is cublas's.
 static bool decode_step_fused(Model *m, int n, Error *err) {
     CudaState *s = (CudaState *)m->state;
@@ -875,7 +878,7 @@ static bool decode_step_fused(Model *m, int n, Error *err) {
     for (int first = 0; first < n; first += f->max_rows) {
         int rows = n - first < f->max_rows ? n - first : f->max_rows;
         if (for_numbers(s, [&](auto numbers) { return step_of<decltype(numbers)>(m, first, rows, err); })) continue;
-        cudaMemsetAsync(f->done, 0, counter_bytes(m), s->stream); // what was launched is not followed by the step's end
+        cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream); // what was launched is not followed by the step's end
         return false;
     }
     return true;
@@ -918,9 +921,9 @@ static bool prepare_fused(Model *m, Error *err) {
     if (!size_fused(m, f, err)) return false;
     CUDA_TRY(cudaMalloc(&f->h, (size_t)MAX_TERM_ROWS * m->config.hidden_dim * 2));
     CUDA_TRY(cudaMalloc((void **)&f->carry, (size_t)MAX_TERM_ROWS * m->config.dim * sizeof(float)));
-    CUDA_TRY(cudaMalloc((void **)&f->done, counter_bytes(m)));
+    CUDA_TRY(cudaMalloc((void **)&f->done, n_counters(m) * sizeof *f->done));
     CUDA_TRY(cudaMalloc((void **)&f->best, (size_t)MAX_TERM_ROWS * f->n_blocks * sizeof(int2)));
-    CUDA_TRY(cudaMemsetAsync(f->done, 0, counter_bytes(m), s->stream)); // once; every step leaves them so
+    CUDA_TRY(cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream)); // once; every step leaves them so
     return for_numbers(s, [&](auto numbers) {
         CUDA_TRY(cudaFuncSetAttribute((const void *)decode_segment_kernel<decltype(numbers)>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       (int)f->shared_limit));

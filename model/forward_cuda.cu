@@ -932,8 +932,9 @@ void close_cuda(Model *m) {
     CudaState *s = (CudaState *)m->state;
     if (!s) return;
     if (s->stream) cudaStreamSynchronize(s->stream);
-    for (int i = 0; i < 2 * (MAX_SLOTS + 1); i++)
-        if (s->graphs[i / (MAX_SLOTS + 1)][i % (MAX_SLOTS + 1)]) cudaGraphExecDestroy(s->graphs[i / (MAX_SLOTS + 1)][i % (MAX_SLOTS + 1)]);
+    for (auto &graphs : s->graphs)
+        for (cudaGraphExec_t graph : graphs)
+            if (graph) cudaGraphExecDestroy(graph);
     if (s->chosen) cudaEventDestroy(s->chosen);
     if (s->side) cudaStreamDestroy(s->side);
     if (s->blas) cublasDestroy(s->blas);
