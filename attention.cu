@@ -368,9 +368,9 @@ template <typename T> __device__ __forceinline__ size_t decode_row(const Cache<T
 }
 
 // The block starts the copy of one step: positions pos .. pos+STEP-1 of one KV head to K and V at `stage`; zeros from
-// `total` on. A thread copies 16 bytes of every ROWS-th row.
+// `total` on. A thread copies 16 bytes of every ROWS-th row. Without with_new it leaves out the new token.
 template <typename T, int D>
-__device__ __forceinline__ void decode_load_step(const DecodeParams &p, const DecodeCursor &item, int pos, uint32_t stage, uint32_t thread_dst) {
+__device__ __forceinline__ void decode_load_step(const DecodeParams &p, const DecodeCursor &item, int pos, uint32_t stage, uint32_t thread_dst, bool with_new) {
     constexpr int STEP = decode_step<D>(), CHUNKS = D / 8, COPIERS = D == 96 ? 96 : 128, ROWS = COPIERS / CHUNKS, V = STEP * D * 2;
     const Cache<T> &cache = (const Cache<T> &)p.cache;
     if (COPIERS < DECODE_THREADS && threadIdx.x >= COPIERS) return;
@@ -392,6 +392,7 @@ __device__ __forceinline__ void decode_load_step(const DecodeParams &p, const De
         #pragma unroll
         for (int i = 0; i < STEP / ROWS; i++, at += ROWS) {
             bool is_new = p.append && at == last, valid = at < item.total;
+            if (is_new && !with_new) continue;
             copy_async16(stage + thread_dst + i * ROWS * D * 2, is_new ? k_new : valid ? k + i * ROWS * D : cache.k + first, valid);
             copy_async16(stage + thread_dst + V + i * ROWS * D * 2, is_new ? v_new : valid ? v + i * ROWS * D : cache.v + first, valid);
         }
@@ -401,11 +402,26 @@ __device__ __forceinline__ void decode_load_step(const DecodeParams &p, const De
     #pragma unroll 1
     for (int i = 0; i < STEP / ROWS; i++, at += ROWS) {
         bool is_new = p.append && at == last, valid = at < item.total;
+        if (is_new && !with_new) continue;
         size_t row = (valid ? decode_row(cache, item, at) : first) + threadIdx.x % CHUNKS * 8;
         copy_async16(stage + thread_dst + i * ROWS * D * 2, is_new ? k_new : cache.k + row, valid);
         copy_async16(stage + thread_dst + V + i * ROWS * D * 2, is_new ? v_new : cache.v + row, valid);
     }
 }
+
+// A new token that a copy left out: its row in the step, -1 if there is none.
+struct DecodeNew {
+    int seq, kv_head, row;
+    __device__ __forceinline__ DecodeNew() : row(-1) {}
+    __device__ __forceinline__ DecodeNew(const DecodeParams &p, const DecodeCursor &item, int pos, int step)
+        : seq(item.seq), kv_head(item.kv_head), row(p.append && item.total - 1 < pos + step ? item.total - 1 - pos : -1) {}
+    // Starts the copy of 16 bytes of its K and V, which are at k_tile and v_tile.
+    template <typename T, int D> __device__ __forceinline__ void load(const DecodeParams &p, uint32_t k_tile, uint32_t v_tile, int chunk) const {
+        uint32_t at = tile_offset<T, D>(row, chunk);
+        copy_async16(k_tile + at, (const T *)p.k_new + seq * p.k_token_stride + kv_head * p.k_head_stride + chunk * (16 / sizeof(T)));
+        copy_async16(v_tile + at, (const T *)p.v_new + seq * p.v_token_stride + kv_head * p.v_head_stride + chunk * (16 / sizeof(T)));
+    }
+};
 
 // The block writes the new token's K and V of one KV head to the cache.
 template <typename T, int D> __device__ __forceinline__ void decode_append(const DecodeParams &p, const DecodeCursor &item) {
@@ -614,6 +630,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
     item.start(p, lane);
     ahead = item;
     int pos = item.left > 0 ? item.begin() : 0, ahead_pos = pos, stage = 0, ahead_stage = 0;
+    DecodeNew first, second; // new tokens among the steps that are copied before the wait
     bool whole = false;      // does this block do all chunks of the present group?
     bool eight = false;      // or at least all of the present eight?
     int visited = 0;         // those it has done
@@ -638,13 +655,16 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
                 if (!whole) decode_share(p, item, HEADS, n_shared++);
             }
             if (p.append && item.head_block == 0 && pos == item.begin() && item.end() == item.total) decode_append<T, D>(p, item);
-            if (step < DECODE_STAGES) copy_async_wait<DECODE_STAGES - 1>();    // one of those that were started before the loop,
-            else copy_async_wait<DECODE_STAGES - 2>();                         // or later: there is one fewer, as step 0 starts none
+            if (step > 0 ? step < DECODE_STAGES : first.row < 0) copy_async_wait<DECODE_STAGES - 1>();    // one of those that were started before the wait,
+            else copy_async_wait<DECODE_STAGES - 2>();    // or later: there is one fewer, as step 0 starts none; and new tokens came with the last before
             __syncthreads();    // everyone's copies of this step have landed; everyone is done with the stage filled next
         }
+        if (step < 0) {
+            first = second;
+            second = ahead.left > 0 ? DecodeNew(p, ahead, ahead_pos, STEP) : DecodeNew();
+        }
         if (ahead.left > 0 && step != 0) {
-            if (step < 0 && p.append && ahead_pos + STEP >= ahead.total) wait_for_previous_kernel();    // the new token is among these
-            decode_load_step<T, D>(p, ahead, ahead_pos, ring + ahead_stage * decode_stage_bytes<D>(), thread_dst);
+            decode_load_step<T, D>(p, ahead, ahead_pos, ring + ahead_stage * decode_stage_bytes<D>(), thread_dst, step > 0);
             ahead_stage = ahead_stage + 1 == DECODE_STAGES ? 0 : ahead_stage + 1;
             ahead_pos += STEP;
             if (ahead_pos >= ahead.end()) {
@@ -652,14 +672,15 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
                 ahead_pos = ahead.begin();
             }
         }
-        copy_async_commit();    // always: the waits above count groups
-        if (step < 0) {
-            if (step == -1) {    // from here on q, k_new and v_new are there, and all may be written
-                wait_for_previous_kernel();
-                let_next_kernel_start();
-            }
-            continue;
+        if (step == -1) {    // from here on q, k_new and v_new are there, and all may be written
+            wait_for_previous_kernel();
+            let_next_kernel_start();
+            DecodeNew mine = threadIdx.x < CHUNKS ? first : second;
+            uint32_t tile = ring + (threadIdx.x < CHUNKS ? 0 : decode_stage_bytes<D>());
+            if (threadIdx.x < 2 * CHUNKS && mine.row >= 0) mine.load<T, D>(p, tile, tile + V, threadIdx.x % CHUNKS);
         }
+        copy_async_commit();    // always: the waits above count groups
+        if (step < 0) continue;
 
         if (pos == item.begin()) {    // a new chunk
             #pragma unroll

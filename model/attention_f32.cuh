@@ -42,7 +42,7 @@ template <int D> struct FmaTile {
     }
 
     __device__ __forceinline__ void accumulate(uint32_t k_tile, uint32_t v_tile, int n_valid, float scale_log2, int lane) {
-        #pragma unroll
+        #pragma unroll 1    // short: see decode_fold_parts
         for (int pass = 0; pass < TOKENS / 4; pass++) {
             int token = pass * 4 + (lane >> 3);
             float s[HEADS] = {};
@@ -122,10 +122,10 @@ template <class Tile> __host__ __device__ constexpr int f32_copy_rows() { return
 template <class Tile> __host__ __device__ constexpr int f32_copies() { return f32_copy_rows<Tile>() * Tile::DIM * (int)sizeof(typename Tile::Elem) / 512; }
 
 // A warp starts the copy of one tile: positions pos .. pos+TOKENS-1 of one KV head; zeros from `total` on. dst: where in
-// the tile each of the lane's copies goes.
+// the tile each of the lane's copies goes. Without with_new it leaves out the new token.
 template <class Tile>
 __device__ __forceinline__ void f32_load_tile(const DecodeParams &p, const DecodeCursor &item, int pos, uint32_t k_tile, uint32_t v_tile,
-                                                 const uint32_t (&dst)[f32_copies<Tile>()], int lane) {
+                                                 const uint32_t (&dst)[f32_copies<Tile>()], bool with_new, int lane) {
     typedef typename Tile::Elem T;
     constexpr int D = Tile::DIM, CHUNKS = D * (int)sizeof(T) / 16, ROWS = f32_copy_rows<Tile>();
     const Cache<T> &cache = (const Cache<T> &)p.cache;
@@ -140,17 +140,19 @@ __device__ __forceinline__ void f32_load_tile(const DecodeParams &p, const Decod
                 copy_async16(v_tile + dst[i], v + i * 512);
             }
         } else {
-            #pragma unroll
+            #pragma unroll 1    // short: see decode_fold_parts
             for (int i = 0; i < f32_copies<Tile>(); i++) {
                 int row = (i * 32 + lane) / CHUNKS, chunk = (i * 32 + lane) % CHUNKS;
+                uint32_t at = tile_offset<T, D>(row, chunk);
                 bool valid = pos + row < item.total;
                 const char *ki = valid ? k + i * 512 : (const char *)cache.k, *vi = valid ? v + i * 512 : (const char *)cache.v;
                 if (p.append && pos + row == item.total - 1) {    // the new token: not in the cache yet
+                    if (!with_new) continue;
                     ki = (const char *)((const T *)p.k_new + item.seq * p.k_token_stride + item.kv_head * p.k_head_stride) + chunk * 16;
                     vi = (const char *)((const T *)p.v_new + item.seq * p.v_token_stride + item.kv_head * p.v_head_stride) + chunk * 16;
                 }
-                copy_async16(k_tile + dst[i], ki, valid);
-                copy_async16(v_tile + dst[i], vi, valid);
+                copy_async16(k_tile + at, ki, valid);
+                copy_async16(v_tile + at, vi, valid);
             }
         }
     }
@@ -182,24 +184,33 @@ template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1
     item.start(p, lane);
     ahead = item;
     int ahead_tile = 0, stage = 0;
-    bool early = true;
+    bool waited = false;
     auto fetch = [&](int to) {    // this warp's next tile, wherever it is
+        DecodeNew left_out;
         for (; ahead.left > 0; ahead.next(p), ahead_tile = 0) {
             int pos = ahead.begin() + (ahead_tile * WARPS + warp) * Tile::TOKENS;
             if (pos >= ahead.end()) continue;
-            if (early && p.append && pos + Tile::TOKENS >= ahead.total) wait_for_previous_kernel();    // the new token is among these
             uint32_t tile = ring + to * 2 * TILE_BYTES;
-            f32_load_tile<Tile>(p, ahead, pos, tile, tile + TILE_BYTES, dst, lane);
+            f32_load_tile<Tile>(p, ahead, pos, tile, tile + TILE_BYTES, dst, waited, lane);
+            if (!waited) left_out = DecodeNew(p, ahead, pos, Tile::TOKENS);
             ahead_tile++;
             break;
         }
-        copy_async_commit();    // always: the waits below count groups
+        return left_out;
     };
+    DecodeNew first, second;    // new tokens among the tiles that are copied before the wait
     #pragma unroll 1
-    for (int i = 0; i < F32_STAGES; i++) fetch(i);
+    for (int i = 0; i < F32_STAGES; i++) {
+        first = second;
+        second = fetch(i);
+        if (i + 1 < F32_STAGES) copy_async_commit();
+    }
     wait_for_previous_kernel();    // from here on q, k_new and v_new are there, and all may be written
     let_next_kernel_start();
-    early = false;
+    waited = true;
+    if (first.row >= 0 && lane < CHUNKS) first.load<T, D>(p, ring, ring + TILE_BYTES, lane);
+    if (second.row >= 0 && lane < CHUNKS) second.load<T, D>(p, ring + 2 * TILE_BYTES, ring + 3 * TILE_BYTES, lane);
+    copy_async_commit();
 
     Tile state;
     DecodeFold<F32Sum> fold[ELEMENTS];
@@ -218,13 +229,16 @@ template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1
 
         state.reset();
         for (int pos = item.begin() + warp * Tile::TOKENS; pos < end; pos += WARPS * Tile::TOKENS) {
-            copy_async_wait<F32_STAGES - 1>();
+            if (first.row < 0) copy_async_wait<F32_STAGES - 1>();
+            else copy_async_wait<0>();    // new tokens came with the last tile before the wait
             __syncwarp();    // the other lanes' copies have landed too
             uint32_t tile = ring + stage * 2 * TILE_BYTES;
             state.accumulate(tile, tile + TILE_BYTES, end - pos, p.scale_log2, lane);
             __syncwarp();    // every lane has read the stage before it is filled again
             fetch(stage);
             stage = stage + 1 == F32_STAGES ? 0 : stage + 1;
+            copy_async_commit();    // always: the waits above count groups
+            first.row = -1;
         }
 
         __syncthreads();    // the sums of the item before have been read

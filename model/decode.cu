@@ -11,7 +11,7 @@
 //   finisher     adds up the eight partial sums of a row and does what follows: residual sum, SwiGLU, RoPE, a block's best logit
 // Between two phases the blocks wait for each other at a counter; the ring fills meanwhile.
 //
-// How a product meets the tensor cores: a tile is four rows of weights. A lane takes 16 bytes of a row, and these four
+// How a product meets the tensor cores: it takes a group of four rows of weights. A lane takes 16 bytes of a row, and these four
 // registers are the whole left operand of an m16n8k16 product, without a move: rows 2r, 2r + 1, 2r + 8 and 2r + 9 of that
 // operand are the same row r of weights, the first and the second 32 of 64 columns, words 0 and 2 of a lane's four, and 1
 // and 3. So a row of activations takes four columns of the right operand, one for each of these quarters, and its result
@@ -48,9 +48,9 @@ typedef __nv_bfloat16 bf16;
 typedef __half f16;
 
 constexpr int CONSUMERS = 8, FINISHER = CONSUMERS, PRODUCER = CONSUMERS + 1, THREADS = 32 * (CONSUMERS + 2); // warps
-constexpr int TILE = 4;                                      // rows of weights that are computed together
-constexpr int MAX_PIECE = 4096;                              // of their columns in one stage of the ring, at most
-constexpr int CHUNKS = MAX_PIECE / CONSUMERS / 64;           // a warp's share of a piece, in products of 64 columns
+constexpr int GROUP = 4;                                     // rows of weights that one product takes
+constexpr int MAX_GROUPS = 2;                                // of a tile, which is what a stage of the ring holds: a piece of its rows
+constexpr int MAX_PIECE = 4096;                              // columns of a tile of one group in one stage, at most; half of that of two
 constexpr int WINDOW_BYTES = 65536;                          // in flight
 constexpr int MAX_STAGES = 12;
 constexpr int PARTS = 4;                                     // buffers of partial sums
@@ -80,6 +80,7 @@ struct Phase {
 struct Segment {
     Phase phase[MAX_PHASES];
     int n_phases, n_rows;      // n_rows: sequences
+    int tile;                  // rows of weights in a tile
     int n_stages, stage_bytes, part_floats;
     int window, window_ahead;  // stages in flight: within a phase, and ahead of it
     int ring_offset, parts_offset, turns_offset, residuals_offset; // in shared memory
@@ -125,7 +126,7 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void *from, int byt
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
 }
-// The same of what is read once in a step: let it not drive out of L2 what is read again soon, instructions among it.
+// The same, of what is read once in a step: let it not drive out of L2 what is read again soon, instructions among it.
 __device__ __forceinline__ void stream_bulk(uint32_t to, const void *from, int bytes, uint32_t barrier, uint64_t policy) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
                  ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "l"(policy) : "memory");
@@ -141,13 +142,20 @@ __device__ __forceinline__ uint4 load_global16(const void *p) {
     asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
     return v;
 }
+// The same, or zeros: a predicate in place of a branch, so that many loads are in flight.
+__device__ __forceinline__ uint4 load_global16(const void *p, bool there) {
+    uint4 v;
+    asm volatile("{\n.reg .pred there;\nsetp.ne.s32 there, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
+                 "@there ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
+                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w) : "l"(p), "r"((int)there) : "memory");
+    return v;
+}
 __device__ __forceinline__ float load_global4(const float *p) {
     float v;
     asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
     return v;
 }
-__device__ __forceinline__ float4 load_floats(const float *p) {
-    uint4 v = load_global16(p);
+__device__ __forceinline__ float4 floats_of(uint4 v) {
     return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
 }
 
@@ -156,12 +164,7 @@ __device__ __forceinline__ uint4 load_shared16(uint32_t address) {
     asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
     return v;
 }
-__device__ __forceinline__ uint2 load_shared8(uint32_t address) {
-    uint2 v;
-    asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
-    return v;
-}
-// 16 or 8 bytes, or zeros: a predicate in place of a branch, so that many loads are in flight.
+// 16 or 8 bytes, or zeros.
 __device__ __forceinline__ uint4 load_shared16(uint32_t address, bool there) {
     uint4 v;
     asm volatile("{\n.reg .pred there;\nsetp.ne.s32 there, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
@@ -196,10 +199,11 @@ __device__ __forceinline__ void split_f16(uint32_t pair, uint32_t &hi, uint32_t 
     lo = *(uint32_t *)&l;
 }
 
-// What a kernel computes in: W the stored weights, TERMS rows for each row of activations, E their type, KV the cache's.
-template <typename W_, int TERMS_> struct Numbers {
+// What a kernel computes in: W the stored weights, TERMS rows for each row of activations, E their type, KV the cache's;
+// GROUPS of rows in a tile, and a warp's share of a piece in CHUNKS, products of 64 columns.
+template <typename W_, int TERMS_, int GROUPS_> struct Numbers {
     typedef W_ W;
-    static constexpr int TERMS = TERMS_;
+    static constexpr int TERMS = TERMS_, GROUPS = GROUPS_, TILE = GROUPS * GROUP, CHUNKS = MAX_PIECE / GROUPS / CONSUMERS / 64;
     typedef typename std::conditional<TERMS == 1, W, bf16>::type E;
     typedef typename std::conditional<TERMS == 1, W, float>::type KV;
 };
@@ -245,7 +249,7 @@ struct Block {
     float *sums;            // [4][CONSUMERS]: squares
     int *tile_of, *part_of; // [stage], [PARTS]: which tile it belongs to
     float2 *turns;          // [n_rows][head_dim/2]: cosine and sine
-    float4 *residuals;      // [RESIDUALS][n_rows]: what the rows of a tile of PHASE_OUT are added to
+    float4 *residuals;      // [RESIDUALS][n_rows][groups]: what the rows of a tile of PHASE_OUT are added to
     volatile int *begun;    // phases whose input the consumers have
 };
 
@@ -254,8 +258,10 @@ __device__ __forceinline__ int first_tile(const Phase &f) {
     return at < 0 ? at + gridDim.x : at;
 }
 
-__device__ __forceinline__ const char *weight_row(const Phase &f, int tile, int row) {
-    if (f.kind == PHASE_GATE_UP) return (row < 2 ? f.weights : f.up) + (size_t)(tile * 2 + row % 2) * f.cols * 2;
+// Of gate and up a tile has as many rows of the one, then of the other.
+template <int TILE> __device__ __forceinline__ const char *weight_row(const Phase &f, int tile, int row) {
+    constexpr int HALF = TILE / 2;
+    if (f.kind == PHASE_GATE_UP) return (row < HALF ? f.weights : f.up) + (size_t)(tile * HALF + row % HALF) * f.cols * 2;
     return f.weights + ((size_t)(tile * TILE + row) * f.stride + f.column) * 2;
 }
 
@@ -266,10 +272,10 @@ struct Share {
     const char *from;
     int first, bytes; // the first row's number in the tile; 0 bytes: nothing
 };
-__device__ __forceinline__ Share share_of(const Phase &f, int tile, int p) {
+template <int TILE> __device__ __forceinline__ Share share_of(const Phase &f, int tile, int p) {
     int each = f.weight_pitch != f.stride * 2 ? 1 : f.kind == PHASE_GATE_UP ? TILE / 2 : TILE;
     int first = threadIdx.x % 32 * each, n = max(0, min(each, min(TILE, f.rows - tile * TILE) - first));
-    return {weight_row(f, tile, first) + (size_t)p * f.piece * 2, first, n * 2 * min(f.piece, f.cols - p * f.piece)};
+    return {weight_row<TILE>(f, tile, first) + (size_t)p * f.piece * 2, first, n * 2 * min(f.piece, f.cols - p * f.piece)};
 }
 
 // A tile of a phase that no block has yet, for lane 0. The answer is not waited for here: under load it takes as long as a
@@ -284,7 +290,7 @@ __device__ __forceinline__ int claim_tile(int *claimed) {
 // whoever asks first: the SMs' shares of the memory's speed are not equal. While the consumers still wait for a phase's
 // input, fewer copies are in flight: what they wait for has to get past them. All that can be known before the last wait is,
 // so that a copy follows at once upon the one that landed.
-__device__ __forceinline__ void produce(const Segment &s, const Block &block, Ring ring) {
+template <int TILE> __device__ __forceinline__ void produce(const Segment &s, const Block &block, Ring ring) {
     int lane = threadIdx.x % 32, in_flight = 0, n_residuals = 0;
     Ring landed = ring;
     const uint64_t policy = evict_first();
@@ -296,7 +302,7 @@ __device__ __forceinline__ void produce(const Segment &s, const Block &block, Ri
             bool end = tile >= n_tiles;
             if (!end) next = fixed ? tile + gridDim.x : claim_tile(s.claimed + i);
             for (int p = 0; p < (end ? 1 : f.n_pieces); p++) {
-                Share share = share_of(f, tile, p);
+                Share share = share_of<TILE>(f, tile, p);
                 uint32_t to = block.stages + ring.slot * s.stage_bytes + share.first * f.weight_pitch, full = ring.full + 8 * ring.slot;
                 int bytes = min(TILE, f.rows - tile * TILE) * 2 * min(f.piece, f.cols - p * f.piece);
                 int most = *block.begun > i ? s.window : s.window_ahead;
@@ -310,11 +316,12 @@ __device__ __forceinline__ void produce(const Segment &s, const Block &block, Ri
                 }
                 in_flight++;
                 if (lane == 0 && end) barrier_arrive(full);
-                if (lane == 0 && !end) barrier_expect(full, bytes + (adds ? s.n_rows * 16 : 0));
+                if (lane == 0 && !end) barrier_expect(full, bytes + (adds ? s.n_rows * TILE * (int)sizeof(float) : 0));
                 __syncwarp();
                 if (share.bytes > 0) stream_bulk(to, share.from, share.bytes, full, policy);
                 if (adds && lane < s.n_rows)
-                    copy_bulk(shared_address(block.residuals + n_residuals % RESIDUALS * s.n_rows + lane), s.x + (size_t)lane * s.dim + tile * TILE, 16, full);
+                    copy_bulk(shared_address(block.residuals + (n_residuals % RESIDUALS * s.n_rows + lane) * (TILE / GROUP)),
+                              s.x + (size_t)lane * s.dim + tile * TILE, TILE * sizeof(float), full);
                 if (adds) n_residuals++;
                 ring.next();
             }
@@ -359,7 +366,7 @@ __device__ __forceinline__ void store_normalised(const Segment &s, const Phase &
             #pragma unroll
             for (int j = 0; j < EACH; j++) {
                 bool there = b0 + r < s.n_rows && tid + j * 256 < n;
-                held[r][j] = there ? load_floats(s.x + (size_t)(b0 + r) * f.cols + 4 * (tid + j * 256)) : make_float4(0, 0, 0, 0);
+                held[r][j] = floats_of(load_global16(s.x + (size_t)(b0 + r) * f.cols + 4 * (tid + j * 256), there));
             }
         if (b0 > 0) consumers_sync(); // everyone has read the sums of the rows before
         #pragma unroll
@@ -386,35 +393,40 @@ __device__ __forceinline__ void store_normalised(const Segment &s, const Phase &
     }
 }
 
-// n pieces of 16 bytes of each of so many rows, eight of a thread's in flight; EXCHANGE: to the places of activations.
-template <bool EXCHANGE> __device__ __forceinline__ void copy_rows(char *to, int to_pitch, const uint4 *from, int from_pitch, int n, int rows) {
-    for (int at = threadIdx.x; at < n * rows; at += 8 * 256) {
+// Loads 16 bytes each of n × rows, rows from_pitch of them apart, eight of a thread's in flight, and hands them to
+// store(row, column, what was loaded).
+template <class Store> __device__ __forceinline__ void for_rows(const uint4 *from, int from_pitch, int n, int rows, Store store) {
+    int row = threadIdx.x / n, column = threadIdx.x - row * n;
+    while (row < rows) {
         uint4 v[8];
-        int place[8];
+        int row_of[8], column_of[8];
         #pragma unroll
         for (int j = 0; j < 8; j++) {
-            int i = at + j * 256, row = i / n, column = i - row * n;
-            place[j] = row * to_pitch + column * 16;
-            v[j] = row < rows ? load_global16(from + (size_t)row * from_pitch + column) : make_uint4(0, 0, 0, 0);
+            row_of[j] = row;
+            column_of[j] = column;
+            v[j] = load_global16(from + (size_t)row * from_pitch + column, row < rows);
+            for (column += 256; column >= n; column -= n) row++;
         }
         #pragma unroll
         for (int j = 0; j < 8; j++)
-            if (at + j * 256 < n * rows) *(uint4 *)(to + place[j]) = EXCHANGE ? make_uint4(v[j].x, v[j].z, v[j].y, v[j].w) : v[j];
+            if (row_of[j] < rows) store(row_of[j], column_of[j], v[j]);
     }
 }
 
-// Attention's output: as it is, or split.
+// Attention's output, to the places of activations: as it is, or split.
 template <typename N> __device__ __forceinline__ void store_attention(const Segment &s, const Phase &f, char *to) {
-    if constexpr (N::TERMS == 1) copy_rows<true>(to, f.pitch, (const uint4 *)s.att, f.cols / 8, f.cols / 8, s.n_rows);
-    else
-        for (int b = 0; b < s.n_rows; b++)
-            for (int i = threadIdx.x; i < f.cols / 4; i += 32 * CONSUMERS)
-                store_terms<N>(to + (size_t)b * N::TERMS * f.pitch, f.pitch, 4 * i, load_floats((const float *)s.att + (size_t)b * f.cols + 4 * i));
+    constexpr int EACH = 16 / sizeof(typename N::KV);
+    for_rows((const uint4 *)s.att, f.cols / EACH, f.cols / EACH, s.n_rows, [&](int b, int column, uint4 v) {
+        char *row = to + b * N::TERMS * f.pitch;
+        if constexpr (N::TERMS == 1) *(uint4 *)(row + column * 16) = make_uint4(v.x, v.z, v.y, v.w);
+        else store_terms<N>(row, f.pitch, column * EACH, floats_of(v));
+    });
 }
 
 // What gate and up left, split and in place already; a section of its columns.
 template <typename N> __device__ __forceinline__ void store_hidden(const Segment &s, const Phase &f, char *to) {
-    copy_rows<false>(to, f.pitch, (const uint4 *)s.h + f.column / 8, f.stride / 8, f.cols / 8, s.n_rows * N::TERMS);
+    for_rows((const uint4 *)s.h + f.column / 8, f.stride / 8, f.cols / 8, s.n_rows * N::TERMS,
+             [&](int row, int column, uint4 v) { *(uint4 *)(to + row * f.pitch + column * 16) = v; });
 }
 
 // ---- what is done with a product ------------------------------------------------------------------------------------
@@ -426,11 +438,12 @@ __device__ __forceinline__ void take_best(float &best, int &row, float other, in
 }
 
 // The finisher warp adds up the partial sums of every tile, in the order of sections, of terms, the smallest first, and of
-// warps, and does what follows. A lane has row b = lane / 4 of the batch, and row lane % 4 of the tile. When a phase is done
-// it says so to the other blocks.
+// warps, and does what follows. A lane has row b = lane / 4 of the batch, and row lane % 4 of each group of the tile. When a
+// phase is done it says so to the other blocks.
 template <typename N> __device__ __forceinline__ void finish(const Segment &s, const Block &block, Ring ring) {
     typedef typename N::KV KV;
-    int lane = threadIdx.x % 32, n = lane % TILE, b = lane / TILE;
+    constexpr int GROUPS = N::GROUPS, TILE = N::TILE;
+    int lane = threadIdx.x % 32, n = lane % GROUP, b = lane / GROUP;
     const int term_rows = s.n_rows * N::TERMS;
     bool in_batch = b < s.n_rows;
     int n_residuals = 0;
@@ -444,71 +457,94 @@ template <typename N> __device__ __forceinline__ void finish(const Segment &s, c
         float *to = (f.carry_out ? s.carry : s.x) + (size_t)b * s.dim + n; // of residual sums
         float best = -INFINITY;           // PHASE_HEAD: of this lane's logits
         int best_row = rows;
-        float held_sum = 0, held_x = 0;   // the last tile's: what it adds to is on its way while the next is summed
+        float held_sum[GROUPS] = {}, held_x[GROUPS] = {}; // the last tile's: what it adds to is on its way while the next is summed
         float *held = NULL;
         for (;;) {
             ring.wait_full();
             int tile = *(volatile const int *)(block.part_of + ring.slot), row = tile * TILE + n;
             if (tile == END_OF_PHASE) break;
-            bool there = in_batch && row < rows;
-            float x = 0, sum = 0;
-            if (kind == PHASE_OUT && in_batch) x = ((const float *)(block.residuals + n_residuals++ % RESIDUALS * s.n_rows + b))[n];
-            if (kind == PHASE_DOWN) {
-                if (there && !f.carry_out) x = load_global4(to + tile * TILE);
-                if (there && f.carry_in) sum = load_global4(s.carry + (size_t)b * s.dim + row);
+            float x[GROUPS] = {}, sum[GROUPS] = {}, all = 0;
+            if (kind == PHASE_OUT && in_batch) {
+                const float *from = (const float *)(block.residuals + (n_residuals++ % RESIDUALS * s.n_rows + b) * GROUPS) + n;
+                #pragma unroll
+                for (int g = 0; g < GROUPS; g++) x[g] = from[g * GROUP];
             }
+            if (kind == PHASE_DOWN && in_batch) // dim is a multiple of 8: a tile is whole
+                #pragma unroll
+                for (int g = 0; g < GROUPS; g++) {
+                    if (!f.carry_out) x[g] = load_global4(to + tile * TILE + g * GROUP);
+                    if (f.carry_in) sum[g] = load_global4(s.carry + (size_t)b * s.dim + row + g * GROUP);
+                }
             const float *parts = block.parts + ring.slot * s.part_floats + b * N::TERMS * TILE + n;
             if (in_batch)
                 for (int c = 0; c < n_sections; c++) {
-                    float section = 0;
                     #pragma unroll
-                    for (int t = N::TERMS - 1; t >= 0; t--) {
-                        float term = 0;
+                    for (int g = 0; g < GROUPS; g++) {
+                        float section = 0;
                         #pragma unroll
-                        for (int w = 0; w < CONSUMERS; w++) term += parts[((c * CONSUMERS + w) * term_rows + t) * TILE];
-                        section += term;
+                        for (int t = N::TERMS - 1; t >= 0; t--) {
+                            float term = 0;
+                            #pragma unroll
+                            for (int w = 0; w < CONSUMERS; w++) term += parts[((c * CONSUMERS + w) * term_rows + t) * TILE + g * GROUP];
+                            section += term;
+                        }
+                        sum[g] += section;
                     }
-                    sum += section;
                 }
+            #pragma unroll
+            for (int g = 0; g < GROUPS; g++) all += sum[g];
             __syncwarp();
-            if (lane == 0) barrier_arrive_after(ring.empty + 8 * ring.slot, sum);
+            if (lane == 0) barrier_arrive_after(ring.empty + 8 * ring.slot, all);
             ring.next();
             if (kind == PHASE_OUT) {
-                if (there) to[tile * TILE] = x + sum;
+                #pragma unroll
+                for (int g = 0; g < GROUPS; g++)
+                    if (in_batch) to[tile * TILE + g * GROUP] = x[g] + sum[g];
             } else if (kind == PHASE_DOWN) {
-                if (held) *held = held_x + held_sum;
-                held = there ? to + tile * TILE : NULL;
-                held_x = x;
-                held_sum = sum;
-            } else if (kind == PHASE_GATE_UP) { // rows 0 and 1 are gates, 2 and 3 the same rows of up
-                float up = __shfl_down_sync(~0u, sum, 2), v = sum / (1.0f + expf(-sum)) * up;
-                typename N::E *h = (typename N::E *)s.h + (size_t)b * N::TERMS * s.hidden_dim + place_of(tile * 2 + n);
-                if (there && n < 2)
+                #pragma unroll
+                for (int g = 0; g < GROUPS; g++) {
+                    if (held) held[g * GROUP] = held_x[g] + held_sum[g];
+                    held_x[g] = x[g];
+                    held_sum[g] = sum[g];
+                }
+                held = in_batch ? to + tile * TILE : NULL;
+            } else if (kind == PHASE_GATE_UP) { // the first half of the tile's rows are gates, the second the same rows of up
+                float up = GROUPS > 1 ? sum[GROUPS - 1] : __shfl_down_sync(~0u, sum[0], 2), v = sum[0] / (1.0f + expf(-sum[0])) * up;
+                typename N::E *h = (typename N::E *)s.h + (size_t)b * N::TERMS * s.hidden_dim + place_of(tile * (TILE / 2) + n);
+                if (in_batch && n < TILE / 2)
                     #pragma unroll
                     for (int t = 0; t < N::TERMS; t++) {
                         h[(size_t)t * s.hidden_dim] = from_float<typename N::E>(v);
                         v -= to_float(from_float<typename N::E>(v));
                     }
             } else if (kind == PHASE_QKV) {
-                int head = __umulhi((unsigned)row, s.head_dim_inverse), d = row - head * s.head_dim;
-                float other = __shfl_xor_sync(~0u, sum, 1);
-                if (there) {
+                #pragma unroll
+                for (int g = 0; g < GROUPS; g++, row += GROUP) {
+                    int head = __umulhi((unsigned)row, s.head_dim_inverse), d = row - head * s.head_dim;
+                    float other = __shfl_xor_sync(~0u, sum[g], 1);
+                    if (!in_batch) continue;
                     if (head < s.n_heads + s.n_kv_heads) { // (even + i odd) times the phase
                         float2 phase = block.turns[b * (s.head_dim / 2) + d / 2];
-                        sum = d % 2 ? __fmaf_rn(other, phase.y, __fmul_rn(sum, phase.x)) : __fmaf_rn(-other, phase.y, __fmul_rn(sum, phase.x));
+                        sum[g] = d % 2 ? __fmaf_rn(other, phase.y, __fmul_rn(sum[g], phase.x)) : __fmaf_rn(-other, phase.y, __fmul_rn(sum[g], phase.x));
                     }
-                    ((KV *)s.qkv)[((size_t)head * s.n_rows + b) * s.head_dim + d] = from_float<KV>(sum);
+                    ((KV *)s.qkv)[((size_t)head * s.n_rows + b) * s.head_dim + d] = from_float<KV>(sum[g]);
                 }
-            } else if (there) {
-                s.logits[(size_t)b * s.vocab_size + row] = sum;
-                if (!isfinite(sum)) best_row = -1;
-                if (best_row >= 0 && (sum > best || (sum == best && row < best_row))) best = sum, best_row = row;
+            } else {
+                #pragma unroll
+                for (int g = 0; g < GROUPS; g++, row += GROUP) {
+                    if (!in_batch || row >= rows) continue;
+                    s.logits[(size_t)b * s.vocab_size + row] = sum[g];
+                    if (!isfinite(sum[g])) best_row = -1;
+                    if (best_row >= 0 && (sum[g] > best || (sum[g] == best && row < best_row))) best = sum[g], best_row = row;
+                }
             }
         }
-        if (held) *held = held_x + held_sum;
+        #pragma unroll
+        for (int g = 0; g < GROUPS; g++)
+            if (held) held[g * GROUP] = held_x[g] + held_sum[g];
         __syncwarp();
         if (kind == PHASE_HEAD) {
-            for (int step = 1; step < TILE; step *= 2) take_best(best, best_row, __shfl_xor_sync(~0u, best, step), __shfl_xor_sync(~0u, best_row, step));
+            for (int step = 1; step < GROUP; step *= 2) take_best(best, best_row, __shfl_xor_sync(~0u, best, step), __shfl_xor_sync(~0u, best_row, step));
             if (in_batch && n == 0) s.best[b * gridDim.x + blockIdx.x] = make_int2(__float_as_int(best), best_row);
         }
         if (lane == 0) barrier_arrive(ring.empty + 8 * ring.slot);
@@ -519,71 +555,82 @@ template <typename N> __device__ __forceinline__ void finish(const Segment &s, c
 
 // ---- the consumers --------------------------------------------------------------------------------------------------
 
-// acc += a stage's weights times activations, this warp's columns of it: all of them, or so many as are there.
+// acc += a stage's weights, rows `pitch` bytes apart, times activations: all of a warp's columns, or n products' worth.
 template <typename N, int PAIRS, bool ALL>
-__device__ __forceinline__ void multiply(float (&acc)[PAIRS][2][4], uint32_t weights, const uint32_t (&act)[PAIRS], int n_weight, int n_act) {
-    uint4 w[CHUNKS];
-    uint2 a[PAIRS][CHUNKS];
+__device__ __forceinline__ void multiply(float (&acc)[N::GROUPS][PAIRS][2][4], uint32_t weights, int pitch, const uint2 (&a)[PAIRS][N::CHUNKS], int n) {
+    uint4 w[N::GROUPS][N::CHUNKS];
     #pragma unroll
-    for (int c = 0; c < CHUNKS; c++) {
-        w[c] = ALL ? load_shared16(weights + c * 128) : load_shared16(weights + c * 128, c < n_weight);
+    for (int g = 0; g < N::GROUPS; g++)
         #pragma unroll
-        for (int r = 0; r < PAIRS; r++) a[r][c] = ALL ? load_shared8(act[r] + c * 128) : load_shared8(act[r] + c * 128, c < n_act);
-    }
+        for (int c = 0; c < N::CHUNKS; c++) {
+            uint32_t from = weights + g * GROUP * pitch + c * 128;
+            w[g][c] = ALL ? load_shared16(from) : load_shared16(from, c < n);
+        }
     #pragma unroll
-    for (int c = 0; c < CHUNKS; c++) {
-        if constexpr (std::is_same<typename N::E, typename N::W>::value) {
-            #pragma unroll
-            for (int r = 0; r < PAIRS; r++) mma<typename N::E>(acc[r][c % 2], w[c], a[r][c]);
-        } else {
-            uint4 hi, lo;
-            split_f16(w[c].x, hi.x, lo.x), split_f16(w[c].y, hi.y, lo.y), split_f16(w[c].z, hi.z, lo.z), split_f16(w[c].w, hi.w, lo.w);
-            #pragma unroll
-            for (int r = 0; r < PAIRS; r++) {
-                mma<typename N::E>(acc[r][c % 2], lo, a[r][c]);
-                mma<typename N::E>(acc[r][c % 2], hi, a[r][c]);
+    for (int c = 0; c < N::CHUNKS; c++)
+        #pragma unroll
+        for (int g = 0; g < N::GROUPS; g++) {
+            uint4 v = w[g][c];
+            if constexpr (std::is_same<typename N::E, typename N::W>::value) {
+                #pragma unroll
+                for (int r = 0; r < PAIRS; r++) mma<typename N::E>(acc[g][r][c % 2], v, a[r][c]);
+            } else {
+                uint4 hi, lo;
+                split_f16(v.x, hi.x, lo.x), split_f16(v.y, hi.y, lo.y), split_f16(v.z, hi.z, lo.z), split_f16(v.w, hi.w, lo.w);
+                #pragma unroll
+                for (int r = 0; r < PAIRS; r++) {
+                    mma<typename N::E>(acc[g][r][c % 2], lo, a[r][c]);
+                    mma<typename N::E>(acc[g][r][c % 2], hi, a[r][c]);
+                }
             }
         }
-    }
 }
 
 // A phase's tiles. Every warp has its columns of every piece. PAIRS of rows of terms; rows that are not there are row 0
 // again: a column of a product that no one reads.
 template <typename N, int PAIRS>
 __device__ __forceinline__ void consume_tiles(const Segment &s, const Phase &f, const Block &block, Ring &ring, Ring &parts_ring) {
+    constexpr int GROUPS = N::GROUPS, CHUNKS = N::CHUNKS, TILE = N::TILE;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const int term_rows = s.n_rows * N::TERMS, n_pieces = f.n_pieces, piece = f.piece, cols = f.cols, section = f.section;
+    const int term_rows = s.n_rows * N::TERMS, n_pieces = f.n_pieces, piece = f.piece, cols = f.cols, section = f.section, pitch = f.weight_pitch;
     const int span = piece / CONSUMERS; // columns of a piece that are this warp's
     const int weight_column = warp * span + g % 2 * 32 + t * 8, act_column = warp * span + g / 2 % 2 * 32 + t * 8;
     const int section_floats = CONSUMERS * term_rows * TILE, part_floats = s.part_floats, stage_bytes = s.stage_bytes;
-    const uint32_t weights = block.stages + g / 2 * f.weight_pitch + weight_column * 2;
+    const uint32_t weights = block.stages + g / 2 * pitch + weight_column * 2;
     float *parts = block.parts + (warp * term_rows + t / 2) * TILE + g / 2;
-    uint32_t first_act[PAIRS];
+    uint32_t act[PAIRS];
     #pragma unroll
     for (int r = 0; r < PAIRS; r++) {
         int row = r * 2 + g / 4 < term_rows ? r * 2 + g / 4 : 0;
-        first_act[r] = block.act + row * f.pitch + act_column * 2 + g % 2 * 8;
+        act[r] = block.act + row * f.pitch + act_column * 2 + g % 2 * 8;
     }
     for (;;) {
         int tile = 0, in_section = 0, part = 0;
-        float sum[PAIRS] = {};
+        float sum[GROUPS][PAIRS] = {};
         for (int p = 0; p < n_pieces; p++) {
+            int left = cols - p * piece;
+            bool whole = span == CHUNKS * 64 && left >= piece;
+            int n_act = whole ? CHUNKS : min(span, left - act_column + 63) >> 6;
+            uint2 a[PAIRS][CHUNKS];
+            #pragma unroll
+            for (int r = 0; r < PAIRS; r++)
+                #pragma unroll
+                for (int c = 0; c < CHUNKS; c++) a[r][c] = load_shared8(act[r] + p * piece * 2 + c * 128, c < n_act);
             ring.wait_full();
             if (p == 0) tile = *(volatile const int *)(block.tile_of + ring.slot);
-            float acc[PAIRS][2][4] = {};
-            uint32_t act[PAIRS], stage = weights + ring.slot * stage_bytes;
-            #pragma unroll
-            for (int r = 0; r < PAIRS; r++) act[r] = first_act[r] + p * piece * 2;
-            int left = cols - p * piece;
-            if (span == CHUNKS * 64 && left >= piece) multiply<N, PAIRS, true>(acc, stage, act, 0, 0);
-            else multiply<N, PAIRS, false>(acc, stage, act, min(span, left - weight_column + 63) >> 6, min(span, left - act_column + 63) >> 6);
+            float acc[GROUPS][PAIRS][2][4] = {};
+            uint32_t stage = weights + ring.slot * stage_bytes;
+            if (whole) multiply<N, PAIRS, true>(acc, stage, pitch, a, 0);
+            else multiply<N, PAIRS, false>(acc, stage, pitch, a, min(span, left - weight_column + 63) >> 6);
             // Added here, rounded to nearest: tensor cores truncate, and a long chain of that would be a bias.
             float all = 0;
             #pragma unroll
-            for (int r = 0; r < PAIRS; r++) {
-                sum[r] += (acc[r][0][0] + acc[r][0][3]) + (acc[r][1][0] + acc[r][1][3]);
-                all += sum[r];
-            }
+            for (int i = 0; i < GROUPS; i++)
+                #pragma unroll
+                for (int r = 0; r < PAIRS; r++) {
+                    sum[i][r] += (acc[i][r][0][0] + acc[i][r][0][3]) + (acc[i][r][1][0] + acc[i][r][1][3]);
+                    all += sum[i][r];
+                }
             if (lane == 0) barrier_arrive_after(ring.empty + 8 * ring.slot, all);
             ring.next();
             if (p == 0) {
@@ -595,11 +642,13 @@ __device__ __forceinline__ void consume_tiles(const Segment &s, const Phase &f, 
             float *to = parts + parts_ring.slot * part_floats + part++ * section_floats;
             in_section = 0;
             #pragma unroll
-            for (int r = 0; r < PAIRS; r++) {
-                sum[r] += __shfl_xor_sync(~0u, sum[r], 5); // both halves of 64 columns
-                if (g % 2 == 0 && t % 2 == 0 && r * 2 + t / 2 < term_rows) to[r * 2 * TILE] = sum[r];
-                sum[r] = 0;
-            }
+            for (int i = 0; i < GROUPS; i++)
+                #pragma unroll
+                for (int r = 0; r < PAIRS; r++) {
+                    sum[i][r] += __shfl_xor_sync(~0u, sum[i][r], 5); // both halves of 64 columns
+                    if (g % 2 == 0 && t % 2 == 0 && r * 2 + t / 2 < term_rows) to[r * 2 * TILE + i * GROUP] = sum[i][r];
+                    sum[i][r] = 0;
+                }
         }
         __syncwarp();
         if (lane == 0) barrier_arrive(parts_ring.full + 8 * parts_ring.slot);
@@ -635,7 +684,8 @@ template <typename N> __device__ __forceinline__ void consume(const Segment &s, 
             store_normalised<N, rows.value, each.value>(s, f, w, block.shared, block.sums);
         };
         if (f.norm) { // 16 float4s a thread at most
-            if (f.cols <= 4096) normalised(std::integral_constant<int, 4>(), std::integral_constant<int, 4>());
+            if (s.n_rows == 1 && f.cols <= 4096) normalised(std::integral_constant<int, 1>(), std::integral_constant<int, 4>());
+            else if (f.cols <= 4096) normalised(std::integral_constant<int, 4>(), std::integral_constant<int, 4>());
             else normalised(std::integral_constant<int, 2>(), std::integral_constant<int, MAX_DIM / 1024>());
         } else {
             wait();
@@ -654,7 +704,7 @@ template <typename N> __device__ __forceinline__ void consume(const Segment &s, 
 // Computes: the matrix products of a segment, one after another, with what is around them: RMSNorm, the residual sums,
 // SwiGLU, RoPE, each block's best logit. Reads: weights 16-bit, x, att, phases. Writes: x, h, qkv, logits, best (see Segment),
 // done, claimed.
-// Grid × block: one block of ten warps per SM, all resident at once, since they wait for each other; a tile of four rows of
+// Grid × block: one block of ten warps per SM, all resident at once, since they wait for each other; a tile of rows of
 // weights is one block's. Preconditions: done = claimed = 0; cols % 8 = 0; rows × terms <= 8.
 template <typename N> __global__ void __launch_bounds__(THREADS, 1) decode_segment_kernel(const __grid_constant__ Segment s) {
     extern __shared__ __align__(128) char shared[];
@@ -679,7 +729,7 @@ template <typename N> __global__ void __launch_bounds__(THREADS, 1) decode_segme
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
-    if (threadIdx.x / 32 == PRODUCER) produce(s, block, ring);
+    if (threadIdx.x / 32 == PRODUCER) produce<N::TILE>(s, block, ring);
     else if (threadIdx.x / 32 == FINISHER) finish<N>(s, block, parts_ring);
     else consume<N>(s, block, ring, parts_ring);
 }
@@ -741,29 +791,32 @@ struct FusedState {
     int2 *best;                      // [MAX_TERM_ROWS][n_blocks]
 };
 
-// What a segment of n rows keeps in shared memory: activations, partial sums, and a ring in the rest. Activations of down
-// that are too long for that come in sections. False: it does not fit.
+// What a segment of n rows keeps in shared memory: activations, partial sums, and a ring in the rest. Short rows come two
+// groups in a tile, where that leaves room for a ring. Activations of down that are too long come in sections. False: it
+// does not fit.
 static bool segment_layout(const Model *m, const FusedState *f, int n, Segment *s, bool *sections) {
     const Config *c = &m->config;
     int rows = n * f->terms, largest = largest_piece(c), widest = c->dim > c->q_dim ? c->dim : c->q_dim;
     int n_sections = (c->hidden_dim + largest - 1) / largest;
-    for (int whole = 1; whole >= 0; whole--) {
-        int hidden = whole || c->hidden_dim < largest ? c->hidden_dim : largest;
-        size_t act = activation_bytes(hidden > widest ? hidden : widest, rows);
-        s->part_floats = (whole ? n_sections : 1) * CONSUMERS * rows * TILE;
-        s->parts_offset = (int)act;
-        s->turns_offset = s->parts_offset + PARTS * s->part_floats * (int)sizeof(float);
-        s->residuals_offset = s->turns_offset + n * c->head_dim * (int)sizeof(float);
-        s->ring_offset = (s->residuals_offset + RESIDUALS * n * (int)sizeof(float4) + 127) / 128 * 128;
-        s->stage_bytes = TILE * 2 * largest;
-        int stages = ((int)f->shared_limit - s->ring_offset) / s->stage_bytes;
-        s->n_stages = stages < MAX_STAGES ? stages : MAX_STAGES;
-        s->window = (WINDOW_BYTES + s->stage_bytes - 1) / s->stage_bytes;
-        if (s->window > s->n_stages) s->window = s->n_stages;
-        s->window_ahead = (s->window + 1) / 2;
-        *sections = !whole;
-        if (s->n_stages >= (whole ? 4 : 2)) return whole || n_sections <= MAX_PHASES - 3;
-    }
+    for (int whole = 1; whole >= 0; whole--)
+        for (int groups = whole && largest * MAX_GROUPS <= MAX_PIECE ? MAX_GROUPS : 1; groups > 0; groups--) {
+            int hidden = whole || c->hidden_dim < largest ? c->hidden_dim : largest;
+            size_t act = activation_bytes(hidden > widest ? hidden : widest, rows);
+            s->tile = groups * GROUP;
+            s->part_floats = (whole ? n_sections : 1) * CONSUMERS * rows * s->tile;
+            s->parts_offset = (int)act;
+            s->turns_offset = s->parts_offset + PARTS * s->part_floats * (int)sizeof(float);
+            s->residuals_offset = s->turns_offset + n * c->head_dim * (int)sizeof(float);
+            s->ring_offset = (s->residuals_offset + RESIDUALS * n * s->tile * (int)sizeof(float) + 127) / 128 * 128;
+            s->stage_bytes = s->tile * 2 * largest;
+            int stages = ((int)f->shared_limit - s->ring_offset) / s->stage_bytes;
+            s->n_stages = stages < MAX_STAGES ? stages : MAX_STAGES;
+            s->window = (WINDOW_BYTES + s->stage_bytes - 1) / s->stage_bytes;
+            if (s->window > s->n_stages) s->window = s->n_stages;
+            s->window_ahead = (s->window + 1) / 2;
+            *sections = !whole;
+            if (s->n_stages >= (whole ? 4 : 2)) return whole || n_sections <= MAX_PHASES - 3;
+        }
     return false;
 }
 
@@ -781,7 +834,7 @@ static void add_phase(Segment *s, int n_blocks, int largest, PhaseKind kind, con
     f->weight_pitch = 2 * (f->n_pieces > 1 ? f->piece : cols);
     f->section = kind == PHASE_DOWN ? 1 : f->n_pieces;
     f->pitch = (int)activation_bytes(cols, 1);
-    if (s->n_phases > 1) f->first_block = (f[-1].first_block + (f[-1].rows + TILE - 1) / TILE) % n_blocks;
+    if (s->n_phases > 1) f->first_block = (f[-1].first_block + (f[-1].rows + s->tile - 1) / s->tile) % n_blocks;
 }
 
 // Makes the last phase, down, several, a section each.
@@ -803,7 +856,8 @@ static void split_phase(Segment *s) {
 // Of a step, in FusedState.done.
 static int n_counters(const Model *m) { return 2 * (m->config.n_layers + 1) * MAX_PHASES; }
 
-template <typename N> static bool step_of(Model *m, int first, int n, Error *err) {
+// A step of n rows from row `first` on, in segments as laid out.
+template <typename N> static bool step_of(Model *m, const Segment &layout, bool sections, int first, int n, Error *err) {
     const Config *c = &m->config;
     const Weights *w = &m->weights;
     CudaState *s = (CudaState *)m->state;
@@ -815,10 +869,7 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
                            (const int *)s->step->lens + first, (const float *)s->rope_freq, c->head_dim / 2));
     for (int i = 0; i <= c->n_layers; i++) {
         const LayerWeights *l = &w->layers[i], *before = l - 1;
-        Segment g;
-        bool sections;
-        memset(&g, 0, sizeof g);
-        if (!segment_layout(m, f, n, &g, &sections)) return fail(err, "%d rows do not fit in %zu bytes of shared memory", n, f->shared_limit);
+        Segment g = layout;
         if (i > 0) {
             AttentionArgs a = attention_args(m, s, n, n, i - 1);
             a.seq_lens_device = s->step->lens + first;
@@ -854,8 +905,8 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
         g.claimed = (int *)f->done + (c->n_layers + 1 + i) * MAX_PHASES;
         size_t shared = g.ring_offset + (size_t)g.n_stages * g.stage_bytes;
         if (verbose && i <= 1)
-            fprintf(stderr, "decode: decode_segment_kernel %d products, %d rows, grid %d, block %d, shared %zu: a ring of %d x %d bytes, %d in flight\n",
-                    g.n_phases, n, f->n_blocks, THREADS, shared, g.n_stages, g.stage_bytes, g.window);
+            fprintf(stderr, "decode: decode_segment_kernel %d products, %d rows, tiles of %d, grid %d, block %d, shared %zu: a ring of %d x %d bytes, %d in flight\n",
+                    g.n_phases, n, g.tile, f->n_blocks, THREADS, shared, g.n_stages, g.stage_bytes, g.window);
         CUDA_TRY(launch_kernel(decode_segment_kernel<N>, f->n_blocks, THREADS, shared, true, s->stream, g));
     }
     CUDA_TRY(launch_kernel(decode_end_kernel, 1, 32 * MAX_TERM_ROWS, 0, true, s->stream, (const int2 *)f->best, f->n_blocks, c->vocab_size,
@@ -863,11 +914,14 @@ template <typename N> static bool step_of(Model *m, int first, int n, Error *err
     return true;
 }
 
-// Calls body with the Numbers that the model's weights and precision ask for.
-template <class Body> static bool for_numbers(const CudaState *s, Body body) {
+// Calls body with the Numbers that the model's weights and precision ask for, and tiles of so many rows.
+template <typename W, int TERMS, class Body> static bool with_tile(int tile, Body body) {
+    return tile == GROUP ? body(Numbers<W, TERMS, 1>()) : body(Numbers<W, TERMS, MAX_GROUPS>());
+}
+template <class Body> static bool for_numbers(const CudaState *s, int tile, Body body) {
     bool f32 = s->type == CUDA_R_32F;
-    if (s->weight_type == CUDA_R_16BF) return f32 ? body(Numbers<bf16, 3>()) : body(Numbers<bf16, 1>());
-    return f32 ? body(Numbers<f16, 3>()) : body(Numbers<f16, 1>());
+    if (s->weight_type == CUDA_R_16BF) return f32 ? with_tile<bf16, 3>(tile, body) : with_tile<bf16, 1>(tile, body);
+    return f32 ? with_tile<f16, 3>(tile, body) : with_tile<f16, 1>(tile, body);
 }
 
 // A step of n rows: in passes of max_rows, each of which reads all weights once; more than one pass of bf16 is cublas's.
@@ -877,7 +931,11 @@ static bool decode_step_fused(Model *m, int n, Error *err) {
     if (n > f->max_rows && (f->terms == 1 || n > 8)) return decode_step_cublas(m, n, err);
     for (int first = 0; first < n; first += f->max_rows) {
         int rows = n - first < f->max_rows ? n - first : f->max_rows;
-        if (for_numbers(s, [&](auto numbers) { return step_of<decltype(numbers)>(m, first, rows, err); })) continue;
+        Segment g;
+        bool sections;
+        memset(&g, 0, sizeof g);
+        if (!segment_layout(m, f, rows, &g, &sections)) return fail(err, "%d rows do not fit in %zu bytes of shared memory", rows, f->shared_limit);
+        if (for_numbers(s, g.tile, [&](auto numbers) { return step_of<decltype(numbers)>(m, g, sections, first, rows, err); })) continue;
         cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream); // what was launched is not followed by the step's end
         return false;
     }
@@ -924,11 +982,14 @@ static bool prepare_fused(Model *m, Error *err) {
     CUDA_TRY(cudaMalloc((void **)&f->done, n_counters(m) * sizeof *f->done));
     CUDA_TRY(cudaMalloc((void **)&f->best, (size_t)MAX_TERM_ROWS * f->n_blocks * sizeof(int2)));
     CUDA_TRY(cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream)); // once; every step leaves them so
-    return for_numbers(s, [&](auto numbers) {
-        CUDA_TRY(cudaFuncSetAttribute((const void *)decode_segment_kernel<decltype(numbers)>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      (int)f->shared_limit));
-        return true;
-    });
+    for (int groups = 1; groups <= MAX_GROUPS; groups++)
+        if (!for_numbers(s, groups * GROUP, [&](auto numbers) {
+                CUDA_TRY(cudaFuncSetAttribute((const void *)decode_segment_kernel<decltype(numbers)>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                              (int)f->shared_limit));
+                return true;
+            }))
+            return false;
+    return true;
 }
 
 static void close_fused(Model *m) {
