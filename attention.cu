@@ -89,6 +89,11 @@ __device__ __forceinline__ unsigned atomic_add_acq_rel(unsigned *to, unsigned x)
     return before;
 }
 
+__device__ __forceinline__ uint4 load_shared16(uint32_t address) {
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(address) : "memory");
+    return x;
+}
 __device__ __forceinline__ void store_shared(uint32_t address, uint32_t x) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory"); }
 
 // Four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8.
@@ -423,16 +428,11 @@ struct DecodeNew {
     }
 };
 
-// The block writes the new token's K and V of one KV head to the cache.
-template <typename T, int D> __device__ __forceinline__ void decode_append(const DecodeParams &p, const DecodeCursor &item) {
-    constexpr int CHUNKS = D * sizeof(T) / 16;
-    if (threadIdx.x >= 2 * CHUNKS) return;
-    int chunk = threadIdx.x % CHUNKS;
-    size_t row = decode_row((const Cache<T> &)p.cache, item, item.total - 1);
-    const T *k = (const T *)p.k_new + item.seq * p.k_token_stride + item.kv_head * p.k_head_stride;
-    const T *v = (const T *)p.v_new + item.seq * p.v_token_stride + item.kv_head * p.v_head_stride;
-    if (threadIdx.x < CHUNKS) ((uint4 *)((T *)p.cache.k + row))[chunk] = ((const uint4 *)k)[chunk];
-    else ((uint4 *)((T *)p.cache.v + row))[chunk] = ((const uint4 *)v)[chunk];
+// Writes 16 bytes of the new token's K or V, row `row` of a tile in shared memory, to their place in the cache: not from
+// where they came from, as the way to L2 and back would hold up everyone.
+template <typename T, int D> __device__ __forceinline__ void decode_append(const DecodeParams &p, const DecodeCursor &item, uint32_t tile, int row, bool is_v, int chunk) {
+    uint4 *to = (uint4 *)((T *)(is_v ? p.cache.v : p.cache.k) + decode_row((const Cache<T> &)p.cache, item, item.total - 1));
+    to[chunk] = load_shared16(tile + tile_offset<T, D>(row, chunk));
 }
 
 // A thread's part of a chunk's result, or of several: for heads 2t and 2t+1 of every column block the largest score (log2)
@@ -654,7 +654,6 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
                 }
                 if (!whole) decode_share(p, item, HEADS, n_shared++);
             }
-            if (p.append && item.head_block == 0 && pos == item.begin() && item.end() == item.total) decode_append<T, D>(p, item);
             if (step > 0 ? step < DECODE_STAGES : first.row < 0) copy_async_wait<DECODE_STAGES - 1>();    // one of those that were started before the wait,
             else copy_async_wait<DECODE_STAGES - 2>();    // or later: there is one fewer, as step 0 starts none; and new tokens came with the last before
             __syncthreads();    // everyone's copies of this step have landed; everyone is done with the stage filled next
@@ -692,8 +691,11 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
             }
         }
 
-        // Scores of this warp's positions.
         uint32_t k_tile = ring + stage * decode_stage_bytes<D>(), v_tile = k_tile + V;
+        if (p.append && item.head_block == 0 && item.total <= pos + STEP && threadIdx.x < 2 * CHUNKS)
+            decode_append<T, D>(p, item, threadIdx.x < CHUNKS ? k_tile : v_tile, item.total - 1 - pos, threadIdx.x >= CHUNKS, threadIdx.x % CHUNKS);
+
+        // Scores of this warp's positions.
         stage = stage + 1 == DECODE_STAGES ? 0 : stage + 1;
         float s[SUBS][NT][4];
         #pragma unroll

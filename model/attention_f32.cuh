@@ -41,44 +41,69 @@ template <int D> struct FmaTile {
         }
     }
 
+    // Two keys a lane at a time, which share one correction of what there is.
     __device__ __forceinline__ void accumulate(uint32_t k_tile, uint32_t v_tile, int n_valid, float scale_log2, int lane) {
-        #pragma unroll 1    // short: see decode_fold_parts
-        for (int pass = 0; pass < TOKENS / 4; pass++) {
-            int token = pass * 4 + (lane >> 3);
-            float s[HEADS] = {};
+        #pragma unroll 1
+        for (int first = lane >> 3; first < TOKENS; first += 8) {
+            float s[2][HEADS] = {};
             #pragma unroll
-            for (int j = 0; j < D / 32; j++) {
-                float4 k = load4(k_tile, token, j, lane);
+            for (int j = 0; j < D / 32; j++)
+                #pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    float4 k = load4(k_tile, first + 4 * i, j, lane);
+                    #pragma unroll
+                    for (int h = 0; h < HEADS; h++) {
+                        s[i][h] = fmaf(q[h][j].x, k.x, s[i][h]);
+                        s[i][h] = fmaf(q[h][j].y, k.y, s[i][h]);
+                        s[i][h] = fmaf(q[h][j].z, k.z, s[i][h]);
+                        s[i][h] = fmaf(q[h][j].w, k.w, s[i][h]);
+                    }
+                }
+            #pragma unroll
+            for (int x = 1; x < 8; x *= 2)
                 #pragma unroll
                 for (int h = 0; h < HEADS; h++)
-                    s[h] += q[h][j].x * k.x + q[h][j].y * k.y + q[h][j].z * k.z + q[h][j].w * k.w;
-            }
-            float p[HEADS];
+                    #pragma unroll
+                    for (int i = 0; i < 2; i++) s[i][h] += __shfl_xor_sync(~0u, s[i][h], x);
+            float alpha[HEADS];
+            bool changed = false;
             #pragma unroll
             for (int h = 0; h < HEADS; h++) {
+                float top = m[h];
                 #pragma unroll
-                for (int x = 1; x < 8; x *= 2) s[h] += __shfl_xor_sync(~0u, s[h], x);
-                s[h] = token < n_valid ? s[h] * scale_log2 : -INFINITY;
-                float top = fmaxf(m[h], s[h]), base = top == -INFINITY ? 0.0f : top;    // no key yet: all weights 0
-                float alpha = exp2_fast(m[h] - base);
-                p[h] = exp2_fast(s[h] - base);
+                for (int i = 0; i < 2; i++) {
+                    s[i][h] = first + 4 * i < n_valid ? s[i][h] * scale_log2 : -INFINITY;
+                    top = fmaxf(top, s[i][h]);
+                }
+                float base = top == -INFINITY ? 0.0f : top;    // no key yet: all weights 0
+                alpha[h] = exp2_fast(m[h] - base);
+                changed |= alpha[h] != 1.0f;
                 m[h] = top;
-                l[h] = l[h] * alpha + p[h];
-                if (__any_sync(~0u, alpha != 1.0f))
-                    #pragma unroll
-                    for (int j = 0; j < D / 32; j++) {
-                        o[h][j].x *= alpha; o[h][j].y *= alpha; o[h][j].z *= alpha; o[h][j].w *= alpha;
-                    }
-            }
-            #pragma unroll
-            for (int j = 0; j < D / 32; j++) {
-                float4 v = load4(v_tile, token, j, lane);
+                l[h] *= alpha[h];
                 #pragma unroll
-                for (int h = 0; h < HEADS; h++) {
-                    o[h][j].x += p[h] * v.x; o[h][j].y += p[h] * v.y;
-                    o[h][j].z += p[h] * v.z; o[h][j].w += p[h] * v.w;
+                for (int i = 0; i < 2; i++) {
+                    s[i][h] = exp2_fast(s[i][h] - base);    // a weight from here on
+                    l[h] += s[i][h];
                 }
             }
+            if (__any_sync(~0u, changed))
+                #pragma unroll
+                for (int h = 0; h < HEADS; h++)
+                    #pragma unroll
+                    for (int j = 0; j < D / 32; j++) {
+                        o[h][j].x *= alpha[h]; o[h][j].y *= alpha[h]; o[h][j].z *= alpha[h]; o[h][j].w *= alpha[h];
+                    }
+            #pragma unroll
+            for (int j = 0; j < D / 32; j++)
+                #pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    float4 v = load4(v_tile, first + 4 * i, j, lane);
+                    #pragma unroll
+                    for (int h = 0; h < HEADS; h++) {
+                        o[h][j].x += s[i][h] * v.x; o[h][j].y += s[i][h] * v.y;
+                        o[h][j].z += s[i][h] * v.z; o[h][j].w += s[i][h] * v.w;
+                    }
+                }
         }
     }
 
@@ -225,14 +250,14 @@ template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1
             if (!whole) decode_share(p, item, Tile::HEADS, n_shared++);
             state.load_q((const T *)p.q + seq * p.q_token_stride + head0 * p.q_head_stride, p.q_head_stride, rows, lane);
         }
-        if (p.append && item.head_block == 0 && end == item.total) decode_append<T, D>(p, item);
-
         state.reset();
         for (int pos = item.begin() + warp * Tile::TOKENS; pos < end; pos += WARPS * Tile::TOKENS) {
             if (first.row < 0) copy_async_wait<F32_STAGES - 1>();
             else copy_async_wait<0>();    // new tokens came with the last tile before the wait
             __syncwarp();    // the other lanes' copies have landed too
             uint32_t tile = ring + stage * 2 * TILE_BYTES;
+            if (p.append && item.head_block == 0 && item.total <= pos + Tile::TOKENS && lane < CHUNKS)
+                for (int v = 0; v < 2; v++) decode_append<T, D>(p, item, tile + v * TILE_BYTES, item.total - 1 - pos, v, lane);
             state.accumulate(tile, tile + TILE_BYTES, end - pos, p.scale_log2, lane);
             __syncwarp();    // every lane has read the stage before it is filled again
             fetch(stage);

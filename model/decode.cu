@@ -393,22 +393,22 @@ __device__ __forceinline__ void store_normalised(const Segment &s, const Phase &
     }
 }
 
-// Loads 16 bytes each of n × rows, rows from_pitch of them apart, eight of a thread's in flight, and hands them to
+// Loads 16 bytes each of n × rows, rows from_pitch of them apart, DEPTH of a thread's in flight, and hands them to
 // store(row, column, what was loaded).
-template <class Store> __device__ __forceinline__ void for_rows(const uint4 *from, int from_pitch, int n, int rows, Store store) {
+template <int DEPTH, class Store> __device__ __forceinline__ void for_rows(const uint4 *from, int from_pitch, int n, int rows, Store store) {
     int row = threadIdx.x / n, column = threadIdx.x - row * n;
     while (row < rows) {
-        uint4 v[8];
-        int row_of[8], column_of[8];
+        uint4 v[DEPTH];
+        int row_of[DEPTH], column_of[DEPTH];
         #pragma unroll
-        for (int j = 0; j < 8; j++) {
+        for (int j = 0; j < DEPTH; j++) {
             row_of[j] = row;
             column_of[j] = column;
             v[j] = load_global16(from + (size_t)row * from_pitch + column, row < rows);
             for (column += 256; column >= n; column -= n) row++;
         }
         #pragma unroll
-        for (int j = 0; j < 8; j++)
+        for (int j = 0; j < DEPTH; j++)
             if (row_of[j] < rows) store(row_of[j], column_of[j], v[j]);
     }
 }
@@ -416,7 +416,7 @@ template <class Store> __device__ __forceinline__ void for_rows(const uint4 *fro
 // Attention's output, to the places of activations: as it is, or split.
 template <typename N> __device__ __forceinline__ void store_attention(const Segment &s, const Phase &f, char *to) {
     constexpr int EACH = 16 / sizeof(typename N::KV);
-    for_rows((const uint4 *)s.att, f.cols / EACH, f.cols / EACH, s.n_rows, [&](int b, int column, uint4 v) {
+    for_rows<N::TERMS == 1 ? 8 : 4>((const uint4 *)s.att, f.cols / EACH, f.cols / EACH, s.n_rows, [&](int b, int column, uint4 v) {
         char *row = to + b * N::TERMS * f.pitch;
         if constexpr (N::TERMS == 1) *(uint4 *)(row + column * 16) = make_uint4(v.x, v.z, v.y, v.w);
         else store_terms<N>(row, f.pitch, column * EACH, floats_of(v));
@@ -425,7 +425,7 @@ template <typename N> __device__ __forceinline__ void store_attention(const Segm
 
 // What gate and up left, split and in place already; a section of its columns.
 template <typename N> __device__ __forceinline__ void store_hidden(const Segment &s, const Phase &f, char *to) {
-    for_rows((const uint4 *)s.h + f.column / 8, f.stride / 8, f.cols / 8, s.n_rows * N::TERMS,
+    for_rows<N::TERMS == 1 ? 8 : 12>((const uint4 *)s.h + f.column / 8, f.stride / 8, f.cols / 8, s.n_rows * N::TERMS,
              [&](int row, int column, uint4 v) { *(uint4 *)(to + row * f.pitch + column * 16) = v; });
 }
 

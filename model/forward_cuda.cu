@@ -36,19 +36,26 @@ template <typename T> __global__ void embed_kernel(float *x, const T *table, con
 // of y.   Preconditions: dim % 4 = 0 (usable_cuda).
 template <typename T>
 __global__ void rmsnorm_kernel(T *y, const float *x, const float *weight, const int *rows, float eps, int dim) {
+    constexpr int HELD = 4; // of a thread's float4s in registers: up to a dim of 8192 x is read once
+    const int n = dim / 4, first = threadIdx.x;
+    float4 v[HELD], w[HELD];
+    for (int j = 0; j < HELD; j++)
+        if (first + j * 512 < n) w[j] = ((const float4 *)weight)[first + j * 512];
     wait_for_previous_kernel();
     const float4 *from = (const float4 *)(x + (size_t)(rows ? rows[blockIdx.x] : blockIdx.x) * dim);
     float squares = 0;
-    for (int i = threadIdx.x; i < dim / 4; i += blockDim.x) {
-        float4 v = from[i];
-        squares += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
-    }
+    auto add = [&](float4 v) { squares += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w); };
+    for (int j = 0; j < HELD; j++)
+        if (first + j * 512 < n) add(v[j] = from[first + j * 512]);
+    for (int i = first + HELD * 512; i < n; i += 512) add(from[i]);
     float scale = 1.0f / sqrtf(block_sum(squares) / (float)dim + eps);
-    for (int i = threadIdx.x; i < dim / 4; i += blockDim.x) {
-        float4 v = from[i], w = ((const float4 *)weight)[i];
+    auto store = [&](int i, float4 v, float4 w) {
         store4(y + (size_t)blockIdx.x * dim + 4 * i,
                make_float4(w.x * (v.x * scale), w.y * (v.y * scale), w.z * (v.z * scale), w.w * (v.w * scale)));
-    }
+    };
+    for (int j = 0; j < HELD; j++)
+        if (first + j * 512 < n) store(first + j * 512, v[j], w[j]);
+    for (int i = first + HELD * 512; i < n; i += 512) store(i, from[i], ((const float4 *)weight)[i]);
 }
 
 // Computes: cosine and sine of the float32 angle pos × freq.   Reads: pos [rows], freq [half].   Writes: phases
