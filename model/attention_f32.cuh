@@ -122,15 +122,28 @@ template <int D> struct FmaTile {
             float w = top == -INFINITY ? 0.0f : exp2_fast(m[h] - top), sum = l[h] * w;
             #pragma unroll
             for (int x = 8; x < 32; x *= 2) sum += __shfl_xor_sync(~0u, sum, x);
+            // Of the sums over four lanes each keeps a quarter: half of them crosses over, then half of the rest.
+            float v[D / 8];
             #pragma unroll
-            for (int j = 0; j < D / 32; j++) {
-                float v[4] = {o[h][j].x * w, o[h][j].y * w, o[h][j].z * w, o[h][j].w * w};
+            for (int j = 0; j < D / 32; j++) v[4 * j] = o[h][j].x * w, v[4 * j + 1] = o[h][j].y * w, v[4 * j + 2] = o[h][j].z * w, v[4 * j + 3] = o[h][j].w * w;
+            auto halve = [&](auto count, int x) {
+                constexpr int n = decltype(count)::value;
                 #pragma unroll
-                for (int i = 0; i < 4; i++)
-                    #pragma unroll
-                    for (int x = 8; x < 32; x *= 2) v[i] += __shfl_xor_sync(~0u, v[i], x);
-                if (h < n_rows && lane < 8) *(float4 *)(rows + h * pitch + lane * 4 + j * 32) = make_float4(v[0], v[1], v[2], v[3]);
-            }
+                for (int i = 0; i < n; i++) {
+                    float other = __shfl_xor_sync(~0u, lane & x ? v[i] : v[i + n], x);
+                    v[i] = (lane & x ? v[i + n] : v[i]) + other;
+                }
+            };
+            halve(std::integral_constant<int, D / 16>(), 16);
+            halve(std::integral_constant<int, D / 32>(), 8);
+            int first = lane / 16 * (D / 16) + lane / 8 % 2 * (D / 32);    // of all D / 8 of a lane
+            float *row = rows + h * pitch + lane % 8 * 4;
+            if constexpr (D == 128) {
+                if (h < n_rows) *(float4 *)(row + first * 8) = make_float4(v[0], v[1], v[2], v[3]);
+            } else
+                #pragma unroll
+                for (int i = 0; i < D / 32; i++)
+                    if (h < n_rows) row[(first + i) / 4 * 32 + (first + i) % 4] = v[i];
             if (h < n_rows && lane == 0) ml[h] = make_float2(top, sum);
         }
     }

@@ -27,6 +27,11 @@
 //   - the finisher may not wait for memory, or it holds up everyone: x comes along with a tile of the output projection,
 //     cosines and sines lie in shared memory (2 %). It may not poll a barrier in a loop of its own either (8 % more)
 //   - one warp of a block asks whether a phase is over; all eight asking is 2 % more
+//   - what stands between two phases costs by the instruction: code for four rows where there is one is 1 %, parameters that
+//     are fetched one line after another and a producer that starts after the others are another 1 %
+//   - of a tile of 16 KB (1B's dim) neither the claim nor the wait for it are over when the next one is due: two groups in a
+//     tile where rows are short made 1B's step a third shorter
+//   - no gain: activations of a phase in registers; stages that only some phases have room for; 96 KB in flight
 //   - an arrival at an mbarrier does not queue behind loads from shared memory that are still on their way: the slot of such
 //     a load may be filled anew (barrier_arrive_after)
 //   - the stream drives everything else out of L2, instructions too, and every launch fetches them again: weights are marked
@@ -126,7 +131,12 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void *from, int byt
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
 }
-// The same, of what is read once in a step: let it not drive out of L2 what is read again soon, instructions among it.
+// 16 bytes a thread, from L2.
+__device__ __forceinline__ void copy_16(uint32_t to, const void *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// The same as copy_bulk, of what is read once in a step: let it not drive out of L2 what is read again soon, instructions among it.
 __device__ __forceinline__ void stream_bulk(uint32_t to, const void *from, int bytes, uint32_t barrier, uint64_t policy) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
                  ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "l"(policy) : "memory");
@@ -393,40 +403,41 @@ __device__ __forceinline__ void store_normalised(const Segment &s, const Phase &
     }
 }
 
-// Loads 16 bytes each of n × rows, rows from_pitch of them apart, DEPTH of a thread's in flight, and hands them to
-// store(row, column, what was loaded).
-template <int DEPTH, class Store> __device__ __forceinline__ void for_rows(const uint4 *from, int from_pitch, int n, int rows, Store store) {
-    int row = threadIdx.x / n, column = threadIdx.x - row * n;
-    while (row < rows) {
-        uint4 v[DEPTH];
-        int row_of[DEPTH], column_of[DEPTH];
-        #pragma unroll
-        for (int j = 0; j < DEPTH; j++) {
-            row_of[j] = row;
-            column_of[j] = column;
-            v[j] = load_global16(from + (size_t)row * from_pitch + column, row < rows);
-            for (column += 256; column >= n; column -= n) row++;
+// Loads 16 bytes each of n × rows, rows from_pitch of them apart, and hands them to store(row, column, what was loaded).
+// Of a thread's, ROWS × DEPTH are in flight.
+template <int ROWS, int DEPTH, class Store> __device__ __forceinline__ void for_rows(const uint4 *from, int from_pitch, int n, int rows, Store store) {
+    for (int row = 0; row < rows; row += ROWS)
+        for (int first = threadIdx.x; first < n; first += DEPTH * 256) {
+            uint4 v[ROWS][DEPTH];
+            #pragma unroll
+            for (int r = 0; r < ROWS; r++)
+                #pragma unroll
+                for (int j = 0; j < DEPTH; j++)
+                    v[r][j] = load_global16(from + (size_t)(row + r) * from_pitch + first + j * 256, row + r < rows && first + j * 256 < n);
+            #pragma unroll
+            for (int r = 0; r < ROWS; r++)
+                #pragma unroll
+                for (int j = 0; j < DEPTH; j++)
+                    if (row + r < rows && first + j * 256 < n) store(row + r, first + j * 256, v[r][j]);
         }
-        #pragma unroll
-        for (int j = 0; j < DEPTH; j++)
-            if (row_of[j] < rows) store(row_of[j], column_of[j], v[j]);
-    }
 }
 
 // Attention's output, to the places of activations: as it is, or split.
 template <typename N> __device__ __forceinline__ void store_attention(const Segment &s, const Phase &f, char *to) {
     constexpr int EACH = 16 / sizeof(typename N::KV);
-    for_rows<N::TERMS == 1 ? 8 : 4>((const uint4 *)s.att, f.cols / EACH, f.cols / EACH, s.n_rows, [&](int b, int column, uint4 v) {
+    for_rows<N::TERMS == 1 ? 4 : 1, N::TERMS == 1 ? 2 : 4>((const uint4 *)s.att, f.cols / EACH, f.cols / EACH, s.n_rows, [&](int b, int column, uint4 v) {
         char *row = to + b * N::TERMS * f.pitch;
         if constexpr (N::TERMS == 1) *(uint4 *)(row + column * 16) = make_uint4(v.x, v.z, v.y, v.w);
         else store_terms<N>(row, f.pitch, column * EACH, floats_of(v));
     });
 }
 
-// What gate and up left, split and in place already; a section of its columns.
+// What gate and up left, split and in place already; a section of its columns. All of it is in flight at once.
 template <typename N> __device__ __forceinline__ void store_hidden(const Segment &s, const Phase &f, char *to) {
-    for_rows<N::TERMS == 1 ? 8 : 12>((const uint4 *)s.h + f.column / 8, f.stride / 8, f.cols / 8, s.n_rows * N::TERMS,
-             [&](int row, int column, uint4 v) { *(uint4 *)(to + row * f.pitch + column * 16) = v; });
+    for (int r = 0; r < s.n_rows * N::TERMS; r++)
+        for (int i = threadIdx.x; i < f.cols / 8; i += 256)
+            copy_16(shared_address(to + (size_t)r * f.pitch + i * 16), (const uint4 *)s.h + ((size_t)r * f.stride + f.column) / 8 + i);
+    copies_wait();
 }
 
 // ---- what is done with a product ------------------------------------------------------------------------------------
@@ -716,21 +727,27 @@ template <typename N> __global__ void __launch_bounds__(THREADS, 1) decode_segme
                    tile_of, part_of, (float2 *)(shared + s.turns_offset), (float4 *)(shared + s.residuals_offset), &begun};
     Ring ring = {first, first + 8 * MAX_STAGES, s.n_stages, 0, 0};
     Ring parts_ring = {first + 16 * MAX_STAGES, first + 16 * MAX_STAGES + 8 * PARTS, PARTS, 0, 0};
-    if (threadIdx.x == 0) {
-        begun = 0;
-        for (int i = 0; i < s.n_stages; i++) {
-            barrier_init(ring.full + 8 * i, 1);
-            barrier_init(ring.empty + 8 * i, CONSUMERS);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // Parameters are constants that every launch fetches anew: all lines of them at once, a few a warp.
+    for (int i = warp * 64; i < (int)sizeof s; i += 64 * THREADS / 32) asm volatile("" ::"r"(*(const int *)((const char *)&s + i)));
+    if (warp == PRODUCER) { // does not wait for the others: memory has nothing to do before its first copy
+        if (lane == 0) begun = 0;
+        if (lane < s.n_stages) {
+            barrier_init(ring.full + 8 * lane, 1);
+            barrier_init(ring.empty + 8 * lane, CONSUMERS);
         }
-        for (int i = 0; i < PARTS; i++) {
-            barrier_init(parts_ring.full + 8 * i, CONSUMERS);
-            barrier_init(parts_ring.empty + 8 * i, 1);
+        if (lane < PARTS) {
+            barrier_init(parts_ring.full + 8 * lane, CONSUMERS);
+            barrier_init(parts_ring.empty + 8 * lane, 1);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        __syncwarp();
+        asm volatile("bar.arrive 2, %0;" ::"n"(THREADS) : "memory");
+        produce<N::TILE>(s, block, ring);
+        return;
     }
-    __syncthreads();
-    if (threadIdx.x / 32 == PRODUCER) produce<N::TILE>(s, block, ring);
-    else if (threadIdx.x / 32 == FINISHER) finish<N>(s, block, parts_ring);
+    asm volatile("bar.sync 2, %0;" ::"n"(THREADS) : "memory");
+    if (warp == FINISHER) finish<N>(s, block, parts_ring);
     else consume<N>(s, block, ring, parts_ring);
 }
 
