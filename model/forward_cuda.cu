@@ -31,18 +31,17 @@ template <typename T> __global__ void embed_kernel(float *x, const T *table, con
     for (int i = threadIdx.x; i < dim; i += blockDim.x) x[(size_t)blockIdx.x * dim + i] = to_float(from[i]);
 }
 
-// Computes: y = x / sqrt(mean(x²) + eps) * weight (Zhang & Sennrich 2019), rounded to T.   Reads: x [*][dim], weight
-// [dim], rows [grid] (NULL: every row in order).   Writes: y [grid][dim]. Grid × block: rows × 512; a block owns a row
-// of y.   Preconditions: dim % 4 = 0 (usable_cuda).
-template <typename T>
-__global__ void rmsnorm_kernel(T *y, const float *x, const float *weight, const int *rows, float eps, int dim) {
+// Computes: y = x / sqrt(mean(x²) + eps) * weight (Zhang & Sennrich 2019), rounded to T.   Reads: x [rows][dim],
+// weight [dim].   Writes: y [rows][dim].   Grid × block: rows × 512; a block owns a row.   Preconditions: dim % 4 = 0
+// (usable_cuda).
+template <typename T> __global__ void rmsnorm_kernel(T *y, const float *x, const float *weight, float eps, int dim) {
     constexpr int HELD = 4; // of a thread's float4s in registers: up to a dim of 8192 x is read once
     const int n = dim / 4, first = threadIdx.x;
     float4 v[HELD], w[HELD];
     for (int j = 0; j < HELD; j++)
         if (first + j * 512 < n) w[j] = ((const float4 *)weight)[first + j * 512];
     wait_for_previous_kernel();
-    const float4 *from = (const float4 *)(x + (size_t)(rows ? rows[blockIdx.x] : blockIdx.x) * dim);
+    const float4 *from = (const float4 *)(x + (size_t)blockIdx.x * dim);
     float squares = 0;
     auto add = [&](float4 v) { squares += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w); };
     for (int j = 0; j < HELD; j++)
@@ -93,6 +92,14 @@ template <typename T> __global__ void swiglu_kernel(T *h, const float *gate, con
     if (i >= n) return;
     float4 g = *(const float4 *)(gate + i), u = *(const float4 *)(up + i);
     store4(h + i, make_float4(silu(g.x) * u.x, silu(g.y) * u.y, silu(g.z) * u.z, silu(g.w) * u.w));
+}
+
+// Computes: y and v = some rows of x and u, which are all that is still needed.   Reads: x, u [*][n_x, n_u] in 16 bytes
+// each, rows [grid].   Writes: y, v [grid][n_x, n_u].   Grid × block: rows × 256; a block owns a row.   Preconditions: none.
+__global__ void gather_kernel(uint4 *y, const uint4 *x, int n_x, uint4 *v, const uint4 *u, int n_u, const int *rows) {
+    size_t to = blockIdx.x, from = rows[blockIdx.x];
+    for (int i = threadIdx.x; i < n_x; i += blockDim.x) y[to * n_x + i] = x[from * n_x + i];
+    for (int i = threadIdx.x; i < n_u; i += blockDim.x) v[to * n_u + i] = u[from * n_u + i];
 }
 
 // Computes: the largest logit's id, the lowest of equals; -1 if one is not finite.   Reads: logits [rows][vocab].
@@ -180,15 +187,14 @@ static bool embed(CudaState *s, const Model *m, const int *tokens, int T, Error 
 }
 
 template <typename T>
-static cudaError_t rmsnorm_as(CudaState *s, const float *weight, const int *rows, float eps, int n, int dim) {
-    return launch_kernel(rmsnorm_kernel<T>, n, 512, 0, s->early, s->stream, (T *)s->xb, (const float *)s->x, weight,
-                         rows, eps, dim);
+static cudaError_t rmsnorm_as(CudaState *s, const float *weight, float eps, int n, int dim) {
+    return launch_kernel(rmsnorm_kernel<T>, n, 512, 0, s->early, s->stream, (T *)s->xb, (const float *)s->x, weight, eps, dim);
 }
 
-static bool rmsnorm(CudaState *s, const float *weight, const int *rows, float eps, int T, int dim, Error *err) {
-    if (s->type == CUDA_R_16BF) CUDA_TRY(rmsnorm_as<__nv_bfloat16>(s, weight, rows, eps, T, dim));
-    if (s->type == CUDA_R_16F) CUDA_TRY(rmsnorm_as<__half>(s, weight, rows, eps, T, dim));
-    if (s->type == CUDA_R_32F) CUDA_TRY(rmsnorm_as<float>(s, weight, rows, eps, T, dim));
+static bool rmsnorm(CudaState *s, const float *weight, float eps, int T, int dim, Error *err) {
+    if (s->type == CUDA_R_16BF) CUDA_TRY(rmsnorm_as<__nv_bfloat16>(s, weight, eps, T, dim));
+    if (s->type == CUDA_R_16F) CUDA_TRY(rmsnorm_as<__half>(s, weight, eps, T, dim));
+    if (s->type == CUDA_R_32F) CUDA_TRY(rmsnorm_as<float>(s, weight, eps, T, dim));
     return true;
 }
 
@@ -324,8 +330,19 @@ bool first_time(const Model *m, bool *said) {
     return first;
 }
 
+// Of the residual stream and of attention's output the rows in s->logit_rows: the stream in its place again, the other in xb.
+static bool keep_logit_rows(CudaState *s, const Config *c, int n, Error *err) {
+    size_t x = (size_t)c->dim * sizeof(float), att = (size_t)c->q_dim * s->element;
+    gather_kernel<<<n, 256, 0, s->stream>>>((uint4 *)s->gate_up, (const uint4 *)s->x, (int)(x / 16), (uint4 *)s->xb, (const uint4 *)s->att,
+                                            (int)(att / 16), s->logit_rows);
+    CUDA_TRY(cudaGetLastError());
+    CUDA_TRY(cudaMemcpyAsync(s->x, s->gate_up, n * x, cudaMemcpyDeviceToDevice, s->stream));
+    return true;
+}
+
 // The steps of forward_cpu.c over T rows whose tokens and positions are on the device. host: the batch, for prefill,
-// which shapes its launches by it; NULL: decode, one row for each of T sequences, whose lengths are on the device.
+// which shapes its launches by it; NULL: decode, one row for each of T sequences, whose lengths are on the device. Behind
+// the last attention only rows that have logits (s->logit_rows) go on, and are all that is in x at the end.
 static bool forward(Model *m, const Batch *host, const int *host_lens, const int *tokens, const int *pos, int T,
                     Error *err) {
     const Config *c = &m->config;
@@ -341,7 +358,7 @@ static bool forward(Model *m, const Batch *host, const int *host_lens, const int
         const LayerWeights *l = &w->layers[i];
 
         // attention: queries, keys and values of the normalised stream
-        if (!rmsnorm(s, l->attention_norm, NULL, c->norm_eps, T, c->dim, err)) return false;
+        if (!rmsnorm(s, l->attention_norm, c->norm_eps, T, c->dim, err)) return false;
         if (!matmul_heads(s, c, l, T, err)) return false;
         // positions, as rotations of pairs
         if (!rope(s, s->qkv, T, c->n_heads + c->n_kv_heads, c->head_dim, err)) return false;
@@ -354,11 +371,18 @@ static bool forward(Model *m, const Batch *host, const int *host_lens, const int
         a.seq_lens_device = pos;
         if ((host ? attention_prefill : attention_decode)(&a, s->stream) != 0)
             return fail(err, "%s", attention_error());
+        const void *att = s->att;
+        if (host && i + 1 == c->n_layers && host->n_logits < T) {
+            if (host->n_logits == 0) return true;
+            if (!keep_logit_rows(s, c, host->n_logits, err)) return false;
+            T = host->n_logits;
+            att = s->xb;
+        }
         // back to the stream
-        if (!matmul(s, s->x, l->wo, s->att, T, c->dim, c->q_dim, 1, err)) return false;
+        if (!matmul(s, s->x, l->wo, att, T, c->dim, c->q_dim, 1, err)) return false;
 
         // feed-forward: down(silu(gate) * up)
-        if (!rmsnorm(s, l->ffn_norm, NULL, c->norm_eps, T, c->dim, err)) return false;
+        if (!rmsnorm(s, l->ffn_norm, c->norm_eps, T, c->dim, err)) return false;
         long long from_w1_to_w3 = ((const char *)l->w3 - (const char *)l->w1) / (long long)s->weight_element;
         if (!matmul_many(s, s->gate_up, l->w1, from_w1_to_w3, s->xb, T, 2, c->hidden_dim, c->dim, err)) return false;
         if (!swiglu(s, (size_t)T * c->hidden_dim, err)) return false;
@@ -374,12 +398,12 @@ static bool choose(CudaState *s, int first, int n, int vocab, Error *err) {
     return true;
 }
 
-// Logits, and the choice, of n rows (rows NULL: the first n), from row `first` of the logits on.
-static bool head(Model *m, const int *rows, int first, int n, Error *err) {
+// Logits, and the choice, of the n rows in x, from row `first` of the logits on.
+static bool head(Model *m, int first, int n, Error *err) {
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
     float *logits = s->logits + (size_t)first * c->vocab_size;
-    if (!rmsnorm(s, m->weights.norm, rows, c->norm_eps, n, c->dim, err)) return false;
+    if (!rmsnorm(s, m->weights.norm, c->norm_eps, n, c->dim, err)) return false;
     if (!matmul(s, logits, m->weights.output, s->xb, n, c->vocab_size, c->dim, 0, err)) return false;
     return choose(s, first, n, c->vocab_size, err);
 }
@@ -413,13 +437,9 @@ static bool prefill_part(Model *m, const Batch *b, int first_logit, Error *err) 
     CUDA_TRY(cudaMemcpyAsync(s->tokens, b->tokens, (size_t)b->n_rows * sizeof(int), cudaMemcpyHostToDevice, s->stream));
     CUDA_TRY(cudaMemcpyAsync(s->pos, pos, (size_t)b->n_rows * sizeof(int), cudaMemcpyHostToDevice, s->stream));
     CUDA_TRY(cudaMemcpyAsync(s->slots, b->slot, (size_t)b->n_seq * sizeof(int), cudaMemcpyHostToDevice, s->stream));
+    CUDA_TRY(cudaMemcpyAsync(s->logit_rows, b->logit_rows, (size_t)b->n_logits * sizeof(int), cudaMemcpyHostToDevice, s->stream));
     if (!forward(m, b, lens, s->tokens, s->pos, b->n_rows, err)) return false;
-    if (b->n_logits > 0) {
-        CUDA_TRY(cudaMemcpyAsync(s->logit_rows, b->logit_rows, (size_t)b->n_logits * sizeof(int),
-                                 cudaMemcpyHostToDevice, s->stream));
-        if (!head(m, s->logit_rows, first_logit, b->n_logits, err)) return false;
-    }
-    return true;
+    return b->n_logits == 0 || head(m, first_logit, b->n_logits, err);
 }
 
 bool prefill_cuda(Model *m, const Batch *b, Error *err) {
@@ -449,7 +469,7 @@ bool prefill_cuda(Model *m, const Batch *b, Error *err) {
 bool decode_step_cublas(Model *m, int n, Error *err) {
     CudaState *s = (CudaState *)m->state;
     CUDA_TRY(cudaMemcpyAsync(s->slots, s->step->slots, (size_t)n * sizeof(int), cudaMemcpyDeviceToDevice, s->stream));
-    return forward(m, NULL, NULL, s->step->tokens, s->step->lens, n, err) && head(m, NULL, 0, n, err) && publish(s, n, s->step, err);
+    return forward(m, NULL, NULL, s->step->tokens, s->step->lens, n, err) && head(m, 0, n, err) && publish(s, n, s->step, err);
 }
 
 // The last call's logits and choice stay as they are; what comes next writes the others.
