@@ -95,7 +95,8 @@ template <typename T> __global__ void swiglu_kernel(T *h, const float *gate, con
 }
 
 // Computes: y and v = some rows of x and u, which are all that is still needed.   Reads: x, u [*][n_x, n_u] in 16 bytes
-// each, rows [grid].   Writes: y, v [grid][n_x, n_u].   Grid × block: rows × 256; a block owns a row.   Preconditions: none.
+// each, rows [grid].   Writes: y, v [grid][n_x, n_u].   Grid × block: rows × 256; a block owns a row.   Preconditions:
+// none.
 __global__ void gather_kernel(uint4 *y, const uint4 *x, int n_x, uint4 *v, const uint4 *u, int n_u, const int *rows) {
     size_t to = blockIdx.x, from = rows[blockIdx.x];
     for (int i = threadIdx.x; i < n_x; i += blockDim.x) y[to * n_x + i] = x[from * n_x + i];
@@ -186,9 +187,9 @@ static bool embed(CudaState *s, const Model *m, const int *tokens, int T, Error 
     return true;
 }
 
-template <typename T>
-static cudaError_t rmsnorm_as(CudaState *s, const float *weight, float eps, int n, int dim) {
-    return launch_kernel(rmsnorm_kernel<T>, n, 512, 0, s->early, s->stream, (T *)s->xb, (const float *)s->x, weight, eps, dim);
+template <typename T> static cudaError_t rmsnorm_as(CudaState *s, const float *weight, float eps, int n, int dim) {
+    return launch_kernel(rmsnorm_kernel<T>, n, 512, 0, s->early, s->stream, (T *)s->xb, (const float *)s->x, weight,
+                         eps, dim);
 }
 
 static bool rmsnorm(CudaState *s, const float *weight, float eps, int T, int dim, Error *err) {
@@ -330,19 +331,20 @@ bool first_time(const Model *m, bool *said) {
     return first;
 }
 
-// Of the residual stream and of attention's output the rows in s->logit_rows: the stream in its place again, the other in xb.
+// Of the residual stream and of attention's output the rows in s->logit_rows: the stream in its place again, by way of
+// gate_up, the other in xb.
 static bool keep_logit_rows(CudaState *s, const Config *c, int n, Error *err) {
     size_t x = (size_t)c->dim * sizeof(float), att = (size_t)c->q_dim * s->element;
-    gather_kernel<<<n, 256, 0, s->stream>>>((uint4 *)s->gate_up, (const uint4 *)s->x, (int)(x / 16), (uint4 *)s->xb, (const uint4 *)s->att,
-                                            (int)(att / 16), s->logit_rows);
+    gather_kernel<<<n, 256, 0, s->stream>>>((uint4 *)s->gate_up, (const uint4 *)s->x, (int)(x / 16), (uint4 *)s->xb,
+                                            (const uint4 *)s->att, (int)(att / 16), s->logit_rows);
     CUDA_TRY(cudaGetLastError());
     CUDA_TRY(cudaMemcpyAsync(s->x, s->gate_up, n * x, cudaMemcpyDeviceToDevice, s->stream));
     return true;
 }
 
 // The steps of forward_cpu.c over T rows whose tokens and positions are on the device. host: the batch, for prefill,
-// which shapes its launches by it; NULL: decode, one row for each of T sequences, whose lengths are on the device. Behind
-// the last attention only rows that have logits (s->logit_rows) go on, and are all that is in x at the end.
+// which shapes its launches by it; NULL: decode, one row for each of T sequences, whose lengths are on the device.
+// Behind the last attention only rows that have logits (s->logit_rows) go on, and are all that is in x at the end.
 static bool forward(Model *m, const Batch *host, const int *host_lens, const int *tokens, const int *pos, int T,
                     Error *err) {
     const Config *c = &m->config;
@@ -437,7 +439,8 @@ static bool prefill_part(Model *m, const Batch *b, int first_logit, Error *err) 
     CUDA_TRY(cudaMemcpyAsync(s->tokens, b->tokens, (size_t)b->n_rows * sizeof(int), cudaMemcpyHostToDevice, s->stream));
     CUDA_TRY(cudaMemcpyAsync(s->pos, pos, (size_t)b->n_rows * sizeof(int), cudaMemcpyHostToDevice, s->stream));
     CUDA_TRY(cudaMemcpyAsync(s->slots, b->slot, (size_t)b->n_seq * sizeof(int), cudaMemcpyHostToDevice, s->stream));
-    CUDA_TRY(cudaMemcpyAsync(s->logit_rows, b->logit_rows, (size_t)b->n_logits * sizeof(int), cudaMemcpyHostToDevice, s->stream));
+    CUDA_TRY(cudaMemcpyAsync(s->logit_rows, b->logit_rows, (size_t)b->n_logits * sizeof(int), cudaMemcpyHostToDevice,
+                             s->stream));
     if (!forward(m, b, lens, s->tokens, s->pos, b->n_rows, err)) return false;
     return b->n_logits == 0 || head(m, first_logit, b->n_logits, err);
 }
@@ -469,7 +472,8 @@ bool prefill_cuda(Model *m, const Batch *b, Error *err) {
 bool decode_step_cublas(Model *m, int n, Error *err) {
     CudaState *s = (CudaState *)m->state;
     CUDA_TRY(cudaMemcpyAsync(s->slots, s->step->slots, (size_t)n * sizeof(int), cudaMemcpyDeviceToDevice, s->stream));
-    return forward(m, NULL, NULL, s->step->tokens, s->step->lens, n, err) && head(m, 0, n, err) && publish(s, n, s->step, err);
+    return forward(m, NULL, NULL, s->step->tokens, s->step->lens, n, err) && head(m, 0, n, err) &&
+           publish(s, n, s->step, err);
 }
 
 // The last call's logits and choice stay as they are; what comes next writes the others.
@@ -789,7 +793,7 @@ static int list_buffers(Model *m, CudaState *s, Buffer *list) {
         {(void **)&s->qkv, T * (uint64_t)(c->q_dim + 2 * c->kv_dim) * 4},
         {s->type == CUDA_R_32F ? NULL : &s->qkv_in, T * (uint64_t)(c->q_dim + 2 * c->kv_dim) * e},
         {&s->att, T * (uint64_t)c->q_dim * e},
-        {(void **)&s->gate_up, 2 * T * (uint64_t)c->hidden_dim * 4},
+        {(void **)&s->gate_up, T * (uint64_t)(2 * c->hidden_dim > c->dim ? 2 * c->hidden_dim : c->dim) * 4},
         {&s->h, T * (uint64_t)c->hidden_dim * e},
         {(void **)&s->phases, T * (uint64_t)c->head_dim / 2 * 8},
         {(void **)&s->tokens, T * 4},

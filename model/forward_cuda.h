@@ -43,7 +43,7 @@ struct CudaState {
     float *qkv;           // [n_heads + 2 × n_kv_heads][T][head_dim]: queries, keys, values
     void *qkv_in;         // type, the same: rotated and rounded, as they enter attention and the cache
     void *att;            // type [T][q_dim]
-    float *gate_up;       // [2][T][hidden_dim]
+    float *gate_up;       // [2][T][hidden_dim], and at least [T][dim]
     void *h;              // type [T][hidden_dim]
     float2 *phases;       // [T][head_dim/2]: cosine and sine
     int *tokens, *pos;    // [T]
