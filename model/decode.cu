@@ -146,13 +146,8 @@ __device__ __forceinline__ uint64_t evict_first() {
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
-// What other blocks wrote: from L2, and not before what stands in front (the memory clobber).
-__device__ __forceinline__ uint4 load_global16(const void *p) {
-    uint4 v;
-    asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
-    return v;
-}
-// The same, or zeros: a predicate in place of a branch, so that many loads are in flight.
+// What other blocks wrote: from L2, and not before what stands in front (the memory clobber). Zeros in place of what is not
+// there: a predicate, not a branch, so that many loads are in flight.
 __device__ __forceinline__ uint4 load_global16(const void *p, bool there) {
     uint4 v;
     asm volatile("{\n.reg .pred there;\nsetp.ne.s32 there, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
