@@ -94,6 +94,14 @@ __device__ __forceinline__ uint4 load_shared16(uint32_t address) {
     asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(address) : "memory");
     return x;
 }
+__device__ __forceinline__ float2 load_shared_float2(uint32_t address) {
+    float2 x;
+    asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(address) : "memory");
+    return x;
+}
+__device__ __forceinline__ void store_shared(uint32_t address, float2 x) {
+    asm volatile("st.shared.v2.f32 [%0], {%1,%2};" ::"r"(address), "f"(x.x), "f"(x.y) : "memory");
+}
 __device__ __forceinline__ void store_shared(uint32_t address, uint32_t x) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory"); }
 
 // Four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8.
@@ -204,6 +212,7 @@ struct DecodeCursor {
     int block;              // of the cache that has seq, if one has it all
     int left;               // work of this block, the present item included: its items are those that begin in it
     int owner;              // the block that has the group's first chunk: a counter belongs to it
+    bool eights;            // is the group shared, and parted between eights of chunks only?
     bool refused;           // is there a sequence that would overflow its cache?
 
     // The block's share of all work; every warp computes it for itself. Equal lengths: a part of one group, or whole groups;
@@ -231,6 +240,7 @@ struct DecodeCursor {
         }
         unsigned work = sum * per_seq;
         owner = blockIdx.x;
+        eights = false;
         refused = least == 0;
         left = 0;
         if (work == 0) return;
@@ -248,6 +258,8 @@ struct DecodeCursor {
                 chunk = small_quotient(part * n, parts);
                 left = (small_quotient((part + 1) * n, parts) - chunk) * weight;
                 owner = group * parts;
+                eights = n >= 8 * parts;
+                for (unsigned i = 1; eights && i < parts; i++) eights = small_quotient(i * n, parts) % 8 == 0;
                 bool few = p.n_seq <= 32;
                 find(p, few ? __shfl_sync(~0u, length, seq) : decode_total(p, seq), few ? __shfl_sync(~0u, own_block, seq) : block_of(p, seq));
                 return;
@@ -315,9 +327,9 @@ struct DecodeCursor {
             kv_head /= p.head_blocks;
         }
     }
-    __device__ __forceinline__ void next(const DecodeParams &p) {
-        left -= 1 << (log2 - 7);
-        if (left <= 0 || ++chunk < n_chunks) return;
+    __device__ __forceinline__ void next(const DecodeParams &p, int n = 1) {    // n chunks of this group on
+        left -= n << (log2 - 7);
+        if (left <= 0 || (chunk += n) < n_chunks) return;
         chunk = 0;
         owner = blockIdx.x;
         if (++head_block < p.head_blocks) return;
@@ -347,8 +359,8 @@ template <typename T, int D> __device__ __forceinline__ void decode_refuse(const
                     ((T *)p.out)[seq * p.out_token_stride + i / D * p.out_head_stride + i % D] = from_float<T>(NAN);
 }
 
-// 16-bit decode, on tensor cores. A block of four warps walks over its items in steps of STEP positions, with a ring of
-// steps in shared memory ahead of it. Keys are the rows and query heads the columns of S^T = K Q^T, and likewise O^T =
+// 16-bit decode, on tensor cores. A block of four warps walks over its groups, their chunks, and these in steps of STEP
+// positions, with a ring of steps in shared memory ahead of it. Keys are the rows and query heads the columns of S^T = K Q^T, and likewise O^T =
 // V^T P^T, so a group of up to 8 heads fills the instruction's 8 columns (NT such column blocks) and each K/V element is
 // loaded once for all heads. For the scores the warps share out the positions, for the output the dims of the head: the
 // weights cross over through shared memory, and no sums across warps are left to do. P enters the second product as the
@@ -372,47 +384,73 @@ template <typename T> __device__ __forceinline__ size_t decode_row(const Cache<T
     return (((size_t)block * c.n_kv_heads + item.kv_head) * c.block_size + pos) * c.head_dim;
 }
 
-// The block starts the copy of one step: positions pos .. pos+STEP-1 of one KV head to K and V at `stage`; zeros from
-// `total` on. A thread copies 16 bytes of every ROWS-th row. Without with_new it leaves out the new token.
-template <typename T, int D>
-__device__ __forceinline__ void decode_load_step(const DecodeParams &p, const DecodeCursor &item, int pos, uint32_t stage, uint32_t thread_dst, bool with_new) {
-    constexpr int STEP = decode_step<D>(), CHUNKS = D / 8, COPIERS = D == 96 ? 96 : 128, ROWS = COPIERS / CHUNKS, V = STEP * D * 2;
-    const Cache<T> &cache = (const Cache<T> &)p.cache;
-    if (COPIERS < DECODE_THREADS && threadIdx.x >= COPIERS) return;
-    const T *k_new = (const T *)p.k_new + item.seq * p.k_token_stride + item.kv_head * p.k_head_stride + threadIdx.x % CHUNKS * 8;
-    const T *v_new = (const T *)p.v_new + item.seq * p.v_token_stride + item.kv_head * p.v_head_stride + threadIdx.x % CHUNKS * 8;
-    size_t first = decode_row(cache, item, pos);
-    int last = item.total - p.append;    // from here on nothing is in the cache, and there is one new token at most
-    if (cache.table_width == 1 || cache.block_size % STEP == 0) {    // all in one piece
-        const T *k = cache.k + first + threadIdx.x * 8, *v = cache.v + first + threadIdx.x * 8;
-        if (pos + STEP <= last) {
-            #pragma unroll
-            for (int i = 0; i < STEP / ROWS; i++) {
-                copy_async16(stage + thread_dst + i * ROWS * D * 2, k + i * ROWS * D);
-                copy_async16(stage + thread_dst + V + i * ROWS * D * 2, v + i * ROWS * D);
-            }
-            return;
-        }
-        int at = pos + threadIdx.x / CHUNKS;
-        #pragma unroll
-        for (int i = 0; i < STEP / ROWS; i++, at += ROWS) {
-            bool is_new = p.append && at == last, valid = at < item.total;
+// The copies of a block's steps, one after another: positions pos .. pos+STEP-1 of one KV head to K and V at `stage`; zeros
+// from the sequence's end on. A thread copies 16 bytes of every ROWS-th row. Nearly all steps are plain, and cost no more
+// than their copies: what finds the next place lies out of their way.
+template <typename T, int D> struct DecodeCopies {
+    static constexpr int STEP = decode_step<D>(), CHUNKS = D / 8, COPIERS = D == 96 ? 96 : 128, ROWS = COPIERS / CHUNKS, V = STEP * D * 2;
+    DecodeCursor item;      // the group
+    int pos, end;           // the next step, and where the block's part of the group ends
+    int plain;              // steps from here on that lie in one piece of the cache, as a whole
+    const T *k, *v;         // where this thread's part of the next step is, if it is plain
+    uint32_t dst;           // and where in the tile it goes
+
+    __device__ __forceinline__ void start(const DecodeParams &p, const DecodeCursor &first) {
+        item = first;
+        dst = tile_offset<T, D>(threadIdx.x / CHUNKS, threadIdx.x % CHUNKS);
+        enter(p);
+    }
+    __device__ __forceinline__ bool done() const { return item.left <= 0; }
+    __device__ __forceinline__ void enter(const DecodeParams &p) {    // a group
+        if (done()) return;
+        pos = item.begin();
+        end = min(item.total, (item.chunk + item.count()) << item.log2);
+        find(p);
+    }
+    __device__ __forceinline__ void find(const DecodeParams &p) {
+        const Cache<T> &cache = (const Cache<T> &)p.cache;
+        int in_cache = min(end, item.total - p.append);    // behind it there is one new token at most
+        size_t at = decode_row(cache, item, pos) + threadIdx.x * 8;
+        k = cache.k + at;
+        v = cache.v + at;
+        if (cache.table_width > 1) in_cache = min(in_cache, (pos / cache.block_size + 1) * cache.block_size);
+        plain = max(in_cache - pos, 0) / STEP;
+    }
+    // Starts the copies of the next step, and goes on to the one after. Without with_new it leaves out a new token.
+    __device__ __forceinline__ void copy(const DecodeParams &p, uint32_t stage, bool with_new) {
+        if (__builtin_expect(plain > 0, 1)) {
+            if (COPIERS == DECODE_THREADS || threadIdx.x < COPIERS)
+                #pragma unroll
+                for (int i = 0; i < STEP / ROWS; i++) {
+                    copy_async16(stage + dst + i * ROWS * D * 2, k + i * ROWS * D);
+                    copy_async16(stage + dst + V + i * ROWS * D * 2, v + i * ROWS * D);
+                }
+            k += STEP * D;
+            v += STEP * D;
+            plain--;
+        } else copy_rows(p, stage, with_new);
+        pos += STEP;
+        if (__builtin_expect(plain > 0, 1)) return;
+        if (pos >= end) {
+            item.next(p, item.count());
+            enter(p);
+        } else find(p);
+    }
+    __device__ __forceinline__ void copy_rows(const DecodeParams &p, uint32_t stage, bool with_new) {
+        const Cache<T> &cache = (const Cache<T> &)p.cache;
+        int at = pos + threadIdx.x / CHUNKS, dim = threadIdx.x % CHUNKS * 8;
+        const T *k_new = (const T *)p.k_new + item.seq * p.k_token_stride + item.kv_head * p.k_head_stride;
+        const T *v_new = (const T *)p.v_new + item.seq * p.v_token_stride + item.kv_head * p.v_head_stride;
+        #pragma unroll 1
+        for (int i = 0; i < STEP / ROWS && threadIdx.x < COPIERS; i++, at += ROWS) {
+            bool is_new = p.append && at == item.total - 1, valid = at < item.total;
             if (is_new && !with_new) continue;
-            copy_async16(stage + thread_dst + i * ROWS * D * 2, is_new ? k_new : valid ? k + i * ROWS * D : cache.k + first, valid);
-            copy_async16(stage + thread_dst + V + i * ROWS * D * 2, is_new ? v_new : valid ? v + i * ROWS * D : cache.v + first, valid);
+            size_t row = decode_row(cache, item, valid ? at : pos);
+            copy_async16(stage + dst + i * ROWS * D * 2, (is_new ? k_new : cache.k + row) + dim, valid);
+            copy_async16(stage + dst + V + i * ROWS * D * 2, (is_new ? v_new : cache.v + row) + dim, valid);
         }
-        return;
     }
-    int at = pos + threadIdx.x / CHUNKS;
-    #pragma unroll 1
-    for (int i = 0; i < STEP / ROWS; i++, at += ROWS) {
-        bool is_new = p.append && at == last, valid = at < item.total;
-        if (is_new && !with_new) continue;
-        size_t row = (valid ? decode_row(cache, item, at) : first) + threadIdx.x % CHUNKS * 8;
-        copy_async16(stage + thread_dst + i * ROWS * D * 2, is_new ? k_new : cache.k + row, valid);
-        copy_async16(stage + thread_dst + V + i * ROWS * D * 2, is_new ? v_new : cache.v + row, valid);
-    }
-}
+};
 
 // A new token that a copy left out: its row in the step, -1 if there is none.
 struct DecodeNew {
@@ -430,7 +468,8 @@ struct DecodeNew {
 
 // Writes 16 bytes of the new token's K or V, row `row` of a tile in shared memory, to their place in the cache: not from
 // where they came from, as the way to L2 and back would hold up everyone.
-template <typename T, int D> __device__ __forceinline__ void decode_append(const DecodeParams &p, const DecodeCursor &item, uint32_t tile, int row, bool is_v, int chunk) {
+template <typename T, int D>
+__device__ __forceinline__ void decode_append(const DecodeParams &p, const DecodeCursor &item, uint32_t tile, int row, bool is_v, int chunk) {
     uint4 *to = (uint4 *)((T *)(is_v ? p.cache.v : p.cache.k) + decode_row((const Cache<T> &)p.cache, item, item.total - 1));
     to[chunk] = load_shared16(tile + tile_offset<T, D>(row, chunk));
 }
@@ -493,34 +532,51 @@ constexpr float DECODE_IN_EIGHT = -1.0f;
 // A group of which this block has some chunks and others have the rest: the first or the last of the block's run.
 struct DecodeShared {
     int seq, head0, rows, n_chunks, owner, visited;    // visited: those of this block
-    int is_last;
+    int eights, is_last;    // eights: every eight is left as one
 };
 
 template <typename T> struct alignas(4 * sizeof(T)) Four { T x[4]; };
 
 // The block that brought the last chunks of a group folds all of them from the workspace, with the operations of
 // DecodeState and DecodeFold, element by element. A warp takes a row; lane k computes the weights of chunk k, for all
-// lanes, and owns dims 4k .. 4k+3; 32 chunks at a time are copied to shared memory, `smem` of DECODE_FOLD_BYTES for each
-// warp. The code is short on purpose: it runs once, so what it costs is the way of its instructions from L2.
-template <int D> constexpr int DECODE_FOLD_BYTES = 32 * D * (int)sizeof(float);
-
-template <typename T, int D> __device__ __forceinline__ void decode_fold_parts(const DecodeParams &p, const DecodeShared &shared, char *smem) {
+// lanes, and owns dims 4k .. 4k+3. It runs once, so what it costs is two ways through L2, of its data and of its code.
+template <typename T, int D> __device__ __forceinline__ void decode_fold_parts(const DecodeParams &p, const DecodeShared &shared) {
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_chunks = shared.n_chunks, dim = lane * 4;
     bool has_dims = lane < D / 4;
-    const float4 *o = (const float4 *)(smem + warp * DECODE_FOLD_BYTES<D>) + lane;    // a lane reads what it has copied itself
     for (int row = warp; row < shared.rows; row += blockDim.x >> 5) {
         size_t part = ((size_t)shared.seq * p.n_heads + shared.head0 + row) * p.max_chunks;
         float all_m = 0.0f, all_l = 0.0f;
         float4 all = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        auto add = [&](bool first, float m, float l, float4 sum) {    // an eight
+            float most = first ? m : fmaxf(all_m, m), a = first ? 0.0f : exp2_fast(all_m - most), b = first ? 1.0f : exp2_fast(m - most);
+            all_m = most;
+            all_l = __fmaf_rn(l, b, __fmul_rn(all_l, a));
+            all.x = __fmaf_rn(sum.x, b, __fmul_rn(all.x, a));
+            all.y = __fmaf_rn(sum.y, b, __fmul_rn(all.y, a));
+            all.z = __fmaf_rn(sum.z, b, __fmul_rn(all.z, a));
+            all.w = __fmaf_rn(sum.w, b, __fmul_rn(all.w, a));
+        };
+        if (shared.eights && has_dims) {    // four of them at most
+            float2 ml[4];
+            float4 x[4];
+            #pragma unroll
+            for (int e = 0; e < 4; e++)
+                if (8 * e < n_chunks) {
+                    ml[e] = __ldcg(p.part_ml + part + 8 * e);
+                    x[e] = __ldcg((const float4 *)(p.part_o + (part + 8 * e) * D + dim));
+                }
+            #pragma unroll
+            for (int e = 0; e < 4; e++)
+                if (8 * e < n_chunks) add(e == 0, ml[e].x, ml[e].y, x[e]);
+        }
         #pragma unroll 1
-        for (int c = 0; c < n_chunks; c += 32) {
-            int n = min(32, n_chunks - c);
+        for (int c = 0; c < n_chunks && !shared.eights; c += 16) {
+            int n = min(16, n_chunks - c);
             float2 ml = lane < n ? __ldcg(p.part_ml + part + c + lane) : make_float2(-INFINITY, 0.0f);
-            const float *from = p.part_o + (part + c) * D + dim;
-            #pragma unroll 8
-            for (int k = 0; k < n; k++)
-                if (has_dims) copy_async16(smem_address(o + k * (D / 4)), from + k * D);
-            copy_async_commit();
+            const float4 *from = (const float4 *)(p.part_o + (part + c) * D + dim);
+            float4 x[16];
+            #pragma unroll
+            for (int k = 0; k < 16; k++) x[k] = k < n && has_dims ? __ldcg(from + k * (D / 4)) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
             float top = ml.x;    // the largest score so far of the eight
             #pragma unroll
             for (int x = 1; x < 8; x *= 2) {
@@ -528,38 +584,23 @@ template <typename T, int D> __device__ __forceinline__ void decode_fold_parts(c
                 if ((lane & 7) >= x) top = fmaxf(top, y);
             }
             float a = exp2_fast(__shfl_up_sync(~0u, top, 1, 8) - top), b = exp2_fast(ml.x - top);
-            copy_async_wait<0>();
-            #pragma unroll 1
-            for (int e = 0; e < n; e += 8) {
+            #pragma unroll
+            for (int e = 0; e < 16; e += 8) {
+                if (e >= n) break;
                 bool in_eight = __shfl_sync(~0u, ml.y, e + 1) == DECODE_IN_EIGHT;
                 float m = __shfl_sync(~0u, in_eight ? ml.x : top, in_eight ? e : e + 7), l = __shfl_sync(~0u, ml.y, e);
-                float4 x[8], sum;
-                #pragma unroll
-                for (int i = 0; i < 8; i++) x[i] = e + i < n && has_dims ? o[(e + i) * (D / 4)] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-                sum = x[0];
+                float4 sum = x[e];
                 if (!in_eight)
                     #pragma unroll
                     for (int i = 1; i < 8; i++) {    // past the end: adding nothing
                         float ai = __shfl_sync(~0u, a, e + i), bi = __shfl_sync(~0u, b, e + i), li = __shfl_sync(~0u, ml.y, e + i);
                         l = __fmaf_rn(li, bi, __fmul_rn(l, ai));
-                        sum.x = __fmaf_rn(x[i].x, bi, __fmul_rn(sum.x, ai));
-                        sum.y = __fmaf_rn(x[i].y, bi, __fmul_rn(sum.y, ai));
-                        sum.z = __fmaf_rn(x[i].z, bi, __fmul_rn(sum.z, ai));
-                        sum.w = __fmaf_rn(x[i].w, bi, __fmul_rn(sum.w, ai));
+                        sum.x = __fmaf_rn(x[e + i].x, bi, __fmul_rn(sum.x, ai));
+                        sum.y = __fmaf_rn(x[e + i].y, bi, __fmul_rn(sum.y, ai));
+                        sum.z = __fmaf_rn(x[e + i].z, bi, __fmul_rn(sum.z, ai));
+                        sum.w = __fmaf_rn(x[e + i].w, bi, __fmul_rn(sum.w, ai));
                     }
-                if (c + e == 0) {
-                    all_m = m;
-                    all_l = l;
-                    all = sum;
-                    continue;
-                }
-                float most = fmaxf(all_m, m), ae = exp2_fast(all_m - most), be = exp2_fast(m - most);
-                all_m = most;
-                all_l = __fmaf_rn(l, be, __fmul_rn(all_l, ae));
-                all.x = __fmaf_rn(sum.x, be, __fmul_rn(all.x, ae));
-                all.y = __fmaf_rn(sum.y, be, __fmul_rn(all.y, ae));
-                all.z = __fmaf_rn(sum.z, be, __fmul_rn(all.z, ae));
-                all.w = __fmaf_rn(sum.w, be, __fmul_rn(all.w, ae));
+                add(c + e == 0, m, l, sum);
             }
         }
         T *out = (T *)p.out + shared.seq * p.out_token_stride + (shared.head0 + row) * p.out_head_stride + dim;
@@ -576,7 +617,7 @@ __device__ __forceinline__ DecodeShared *decode_shared() {
     __shared__ DecodeShared shared[2];
     return shared;
 }
-template <typename T, int D> __device__ __forceinline__ void decode_arrive(const DecodeParams &p, int n_shared, char *smem) {
+template <typename T, int D> __device__ __forceinline__ void decode_arrive(const DecodeParams &p, int n_shared) {
     DecodeShared *shared = decode_shared();
     __syncthreads();    // all of this block's parts are written
     if (threadIdx.x < n_shared) {
@@ -587,13 +628,139 @@ template <typename T, int D> __device__ __forceinline__ void decode_arrive(const
     __syncthreads();    // is_last is known
     #pragma unroll 1
     for (int i = 0; i < n_shared; i++)
-        if (shared[i].is_last) decode_fold_parts<T, D>(p, shared[i], smem);
+        if (shared[i].is_last) decode_fold_parts<T, D>(p, shared[i]);
 }
 // Thread 0 notes the group that the block is about to begin its part of.
-__device__ __forceinline__ void decode_share(const DecodeParams &p, const DecodeCursor &item, int heads, int i) {
+__device__ __forceinline__ void decode_share(const DecodeParams &p, const DecodeCursor &item, int heads, bool eights, int i) {
     if (threadIdx.x == 0)
         decode_shared()[i] = {item.seq, item.kv_head * p.group + item.head_block * heads, min(heads, p.group - item.head_block * heads), item.n_chunks,
-                              item.owner, item.count(), 0};
+                              item.owner, item.count(), eights, 0};
+}
+
+// One step of a chunk: keys and values of STEP positions at `stage`, of which the first n_valid count, into `now`. q: query
+// fragments; weights and tops: where weights and largest scores cross over between the warps.
+template <typename T, int D, int NT, int TILES>
+__device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, const uint32_t (&q)[NT][D / 16][2], uint32_t stage, uint32_t weights,
+                                                  uint32_t tops, int n_valid, float scale_log2) {
+    constexpr int STEP = decode_step<D>(), SUBS = STEP / 64, HEADS = 8 * NT, ROW = D * 2, V = STEP * ROW;
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+    // Where this lane's rows for ldmatrix are: K rows of its warp's positions, V rows of a 16-position step of the product.
+    uint32_t k_lane = tile_offset<T, D>(warp * 16 * SUBS + (lane & 15), lane >> 4);
+    uint32_t v_lane = tile_offset<T, D>((lane >> 4) * 8 + (lane & 7), (lane >> 3) & 1);
+    auto chunk_pair = [](uint32_t base, int d) { return D == 96 ? (base ^ (d & 1) << 5) + (d >> 1) * 64 : base ^ d << 5; };    // 32 d bytes on, permuted
+    constexpr uint32_t ONE2 = std::is_same<T, bf16>::value ? 0x3f803f80u : 0x3c003c00u;
+    const uint32_t ones[4] = {ONE2, ONE2, ONE2, ONE2};
+
+    // Scores of this warp's positions.
+    float s[SUBS][NT][4];
+    #pragma unroll
+    for (int u = 0; u < SUBS; u++) {
+        #pragma unroll
+        for (int n = 0; n < NT; n++) s[u][n][0] = s[u][n][1] = s[u][n][2] = s[u][n][3] = 0.0f;
+        float odd[NT][4] = {};    // the sum of every second product: two chains, for their latency
+        #pragma unroll
+        for (int d = 0; d < D / 16; d++) {
+            uint32_t a[4];
+            load_matrix4(a, chunk_pair(stage + k_lane + u * 16 * ROW, d));
+            #pragma unroll
+            for (int n = 0; n < NT; n++) mma_16x8x16<T>(d % 2 ? odd[n] : s[u][n], a, q[n][d][0], q[n][d][1]);
+        }
+        #pragma unroll
+        for (int n = 0; n < NT; n++)
+            #pragma unroll
+            for (int i = 0; i < 4; i++) s[u][n][i] += odd[n][i];
+    }
+    n_valid -= warp * 16 * SUBS;    // of this warp's positions
+    float top[NT][2];
+    #pragma unroll
+    for (int n = 0; n < NT; n++) {
+        top[n][0] = top[n][1] = -INFINITY;
+        #pragma unroll
+        for (int u = 0; u < SUBS; u++)
+            #pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float &x = s[u][n][i];
+                x *= scale_log2;
+                if (n_valid < 16 * SUBS && u * 16 + g + 8 * (i >> 1) >= n_valid) x = -INFINITY;
+                top[n][i & 1] = fmaxf(top[n][i & 1], x);
+            }
+        #pragma unroll
+        for (int h = 0; h < 2; h++)
+            #pragma unroll
+            for (int x = 4; x < 32; x *= 2) top[n][h] = fmaxf(top[n][h], __shfl_xor_sync(~0u, top[n][h], x));
+        if (g == 0) store_shared(tops + (warp * HEADS + n * 8 + 2 * t) * 4, make_float2(top[n][0], top[n][1]));
+    }
+    __syncthreads();    // all warps' largest scores are there
+
+    // Weights, relative to the largest score so far.
+    #pragma unroll
+    for (int n = 0; n < NT; n++) {
+        #pragma unroll
+        for (int w = 0; w < 4; w++) {
+            float2 x = load_shared_float2(tops + (w * HEADS + n * 8 + 2 * t) * 4);
+            top[n][0] = fmaxf(top[n][0], x.x);
+            top[n][1] = fmaxf(top[n][1], x.y);
+        }
+        float alpha[2];
+        #pragma unroll
+        for (int h = 0; h < 2; h++) {
+            top[n][h] = fmaxf(top[n][h], now.m[n][h]);    // finite: a step has at least one position
+            alpha[h] = exp2_fast(now.m[n][h] - top[n][h]);
+            now.m[n][h] = top[n][h];
+            now.l[n][h] *= alpha[h];
+        }
+        #pragma unroll
+        for (int i = 0; i < TILES; i++)
+            #pragma unroll
+            for (int j = 0; j < 4; j++) now.o[n][i][j] *= alpha[j & 1];
+        #pragma unroll
+        for (int u = 0; u < SUBS; u++)
+            #pragma unroll
+            for (int i = 0; i < 2; i++) {
+                float x = exp2_fast(s[u][n][2 * i] - top[n][0]), y = exp2_fast(s[u][n][2 * i + 1] - top[n][1]);
+                uint32_t hi = pack2<T>(x, y), row = (n * STEP + (warp * SUBS + u) * 16 + i * 8 + g) * 16 + t * 4;
+                store_shared(weights + row, hi);
+                store_shared(weights + NT * STEP * 16 + row, pack2_rest<T>(x, y, hi));
+            }
+    }
+    __syncthreads();    // all weights are there
+
+    // Output dims of this warp; their sum comes from the same product, with ones in place of V.
+    float sums[NT][4] = {};
+    float low[NT][TILES][4] = {}, low_sums[NT][4] = {};    // of the lower terms: again two chains
+    #pragma unroll
+    for (int k = 0; k < STEP / 16; k++) {
+        uint32_t w[NT][4];    // hi of positions 0-7 and 8-15, lo of both
+        #pragma unroll
+        for (int n = 0; n < NT; n++) {
+            load_matrix4_transposed(w[n], weights + ((lane >> 4) * NT * STEP + n * STEP + k * 16 + (lane & 15)) * 16);
+            mma_16x8x16<T>(low_sums[n], ones, w[n][2], w[n][3]);
+            mma_16x8x16<T>(sums[n], ones, w[n][0], w[n][1]);
+        }
+        #pragma unroll
+        for (int i = 0; i < TILES; i++) {
+            if (D / 16 % 4 && i * 4 + warp >= D / 16) break;
+            uint32_t a[4], at = stage + V + v_lane + k * 16 * ROW;
+            load_matrix4_transposed(a, D == 96 ? (at ^ (warp & 1) << 5) + (i * 4 + warp >> 1) * 64 : at ^ (i * 4 + warp) << 5);
+            #pragma unroll
+            for (int n = 0; n < NT; n++) {
+                mma_16x8x16<T>(low[n][i], a, w[n][2], w[n][3]);
+                mma_16x8x16<T>(now.o[n][i], a, w[n][0], w[n][1]);
+            }
+        }
+    }
+    #pragma unroll
+    for (int n = 0; n < NT; n++) {
+        sums[n][0] += low_sums[n][0];
+        sums[n][1] += low_sums[n][1];
+        #pragma unroll
+        for (int i = 0; i < TILES; i++)
+            #pragma unroll
+            for (int j = 0; j < 4; j++) now.o[n][i][j] += low[n][i][j];
+        now.l[n][0] += sums[n][0];
+        now.l[n][1] += sums[n][1];
+    }
+
 }
 
 // Computes: attention of one new token per sequence to its cache, in chunks of fixed length; appends K and V if asked.
@@ -604,253 +771,127 @@ __device__ __forceinline__ void decode_share(const DecodeParams &p, const Decode
 //           of a step's positions in the scores and every fourth 16 dims of the output.
 // Requires: head_dim = D, group <= 8 NT * head_blocks, 16-byte rows, scale > 0, arrived = 0; shared memory of decode_smem_bytes.
 // Two blocks per SM, which the launcher sees to. Were there room for a third, blocks of the next call would wait in it, then
-// three of them be on one SM and one on another: B = 64 at 2048 took a third longer.
+// three of them be on one SM and one on another: B = 64 at 2048 took a third longer. Nor did room for a whole second call help:
+// one block on an SM cannot keep up, and blocks of half the step need more time for their steps than they save at the ends.
 template <typename T, int D, int NT>
 __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_constant__ DecodeParams p) {
-    constexpr int STEP = decode_step<D>(), SUBS = STEP / 64, HEADS = 8 * NT, TILES = (D / 16 + 3) / 4, ROW = D * 2, V = STEP * ROW;
-    constexpr int CHUNKS = D / 8;
+    constexpr int STEP = decode_step<D>(), HEADS = 8 * NT, TILES = (D / 16 + 3) / 4, V = STEP * D * 2, CHUNKS = D / 8, STAGE = decode_stage_bytes<D>();
     typedef DecodeState<NT, TILES> State;
     extern __shared__ __align__(1024) char smem[];
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-    uint32_t ring = smem_address(smem), weights = ring + DECODE_STAGES * decode_stage_bytes<D>();
-    float *tops = (float *)(smem + DECODE_STAGES * decode_stage_bytes<D>() + 2 * NT * STEP * 16);    // [warp][HEADS]
-    uint32_t thread_dst = tile_offset<T, D>(threadIdx.x / CHUNKS, threadIdx.x % CHUNKS);
-    // Where this lane's rows for ldmatrix are: K rows of its warp's positions, V rows of a 16-position step of the product.
-    uint32_t k_lane = tile_offset<T, D>(warp * 16 * SUBS + (lane & 15), lane >> 4);
-    uint32_t v_lane = tile_offset<T, D>((lane >> 4) * 8 + (lane & 7), (lane >> 3) & 1);
-    auto chunk_pair = [](uint32_t base, int d) { return D == 96 ? (base ^ (d & 1) << 5) + (d >> 1) * 64 : base ^ d << 5; };    // 32 d bytes on, permuted
-    constexpr uint32_t ONE2 = std::is_same<T, bf16>::value ? 0x3f803f80u : 0x3c003c00u;
-    const uint32_t ones[4] = {ONE2, ONE2, ONE2, ONE2};
-
+    uint32_t ring = smem_address(smem), weights = ring + DECODE_STAGES * STAGE, tops = weights + 2 * NT * STEP * 16;
     if (!p.settled) {
         wait_for_previous_kernel();
         let_next_kernel_start();
     }
-    DecodeCursor item, ahead;    // ahead: the item whose steps are being fetched
+    DecodeCursor item;
     item.start(p, lane);
-    ahead = item;
-    int pos = item.left > 0 ? item.begin() : 0, ahead_pos = pos, stage = 0, ahead_stage = 0;
-    DecodeNew first, second; // new tokens among the steps that are copied before the wait
-    bool whole = false;      // does this block do all chunks of the present group?
-    bool eight = false;      // or at least all of the present eight?
-    int visited = 0;         // those it has done
+    DecodeCopies<T, D> ahead;
+    ahead.start(p, item);
+    DecodeNew mine;          // of the new tokens that are left out before the wait: the one of step threadIdx.x / CHUNKS
+    bool new_in_first = false;
+    #pragma unroll 1
+    for (int i = 0; i < DECODE_STAGES; i++) {
+        if (!ahead.done()) {
+            DecodeNew left_out(p, ahead.item, ahead.pos, STEP);
+            if (threadIdx.x / CHUNKS == i) mine = left_out;
+            if (i == 0) new_in_first = left_out.row >= 0;
+            ahead.copy(p, ring + i * STAGE, false);
+        }
+        if (i + 1 < DECODE_STAGES) copy_async_commit();
+    }
+    wait_for_previous_kernel();    // from here on q, k_new and v_new are there, and all may be written
+    let_next_kernel_start();
+    if (mine.row >= 0) {
+        uint32_t tile = ring + threadIdx.x / CHUNKS * STAGE;
+        mine.load<T, D>(p, tile, tile + V, threadIdx.x % CHUNKS);
+    }
+    copy_async_commit();
+
     int n_shared = 0;        // groups that it shares with others
+    bool first = true;       // step of all
+    uint32_t stage = ring, other = ring + STAGE;    // of this step; of the one before and the one after
     uint32_t q[NT][D / 16][2];
     State now;
     DecodeFold<State> fold;
 
-    for (int step = -DECODE_STAGES; step < 0 || item.left > 0; step++) {
+    for (int n = 0; item.left > 0; item.next(p, n)) {    // groups
         int head0 = item.kv_head * p.group + item.head_block * HEADS, rows = min(HEADS, p.group - item.head_block * HEADS);
-        if (step >= 0) {
-            if (visited == 0 && pos == item.begin()) {    // a new group
-                whole = item.chunk == 0 && item.reaches(item.n_chunks - 1);
-                #pragma unroll
-                for (int n = 0; n < NT; n++) {
-                    const T *row = (const T *)p.q + item.seq * p.q_token_stride + (head0 + n * 8 + g) * p.q_head_stride + 2 * t;
-                    #pragma unroll
-                    for (int d = 0; d < D / 16; d++)
-                        #pragma unroll
-                        for (int i = 0; i < 2; i++) q[n][d][i] = n * 8 + g < rows ? __ldcg((const uint32_t *)(row + d * 16 + i * 8)) : 0u;
-                }
-                if (!whole) decode_share(p, item, HEADS, n_shared++);
-            }
-            if (step > 0 ? step < DECODE_STAGES : first.row < 0) copy_async_wait<DECODE_STAGES - 1>();    // one of those that were started before the wait,
-            else copy_async_wait<DECODE_STAGES - 2>();    // or later: there is one fewer, as step 0 starts none; and new tokens came with the last before
-            __syncthreads();    // everyone's copies of this step have landed; everyone is done with the stage filled next
-        }
-        if (step < 0) {
-            first = second;
-            second = ahead.left > 0 ? DecodeNew(p, ahead, ahead_pos, STEP) : DecodeNew();
-        }
-        if (ahead.left > 0 && step != 0) {
-            decode_load_step<T, D>(p, ahead, ahead_pos, ring + ahead_stage * decode_stage_bytes<D>(), thread_dst, step > 0);
-            ahead_stage = ahead_stage + 1 == DECODE_STAGES ? 0 : ahead_stage + 1;
-            ahead_pos += STEP;
-            if (ahead_pos >= ahead.end()) {
-                ahead.next(p);
-                ahead_pos = ahead.begin();
-            }
-        }
-        if (step == -1) {    // from here on q, k_new and v_new are there, and all may be written
-            wait_for_previous_kernel();
-            let_next_kernel_start();
-            DecodeNew mine = threadIdx.x < CHUNKS ? first : second;
-            uint32_t tile = ring + (threadIdx.x < CHUNKS ? 0 : decode_stage_bytes<D>());
-            if (threadIdx.x < 2 * CHUNKS && mine.row >= 0) mine.load<T, D>(p, tile, tile + V, threadIdx.x % CHUNKS);
-        }
-        copy_async_commit();    // always: the waits above count groups
-        if (step < 0) continue;
-
-        if (pos == item.begin()) {    // a new chunk
-            #pragma unroll
-            for (int n = 0; n < NT; n++) {
-                now.m[n][0] = now.m[n][1] = -INFINITY;
-                now.l[n][0] = now.l[n][1] = 0.0f;
-                #pragma unroll
-                for (int i = 0; i < TILES; i++) now.o[n][i][0] = now.o[n][i][1] = now.o[n][i][2] = now.o[n][i][3] = 0.0f;
-            }
-        }
-
-        uint32_t k_tile = ring + stage * decode_stage_bytes<D>(), v_tile = k_tile + V;
-        if (p.append && item.head_block == 0 && item.total <= pos + STEP && threadIdx.x < 2 * CHUNKS)
-            decode_append<T, D>(p, item, threadIdx.x < CHUNKS ? k_tile : v_tile, item.total - 1 - pos, threadIdx.x >= CHUNKS, threadIdx.x % CHUNKS);
-
-        // Scores of this warp's positions.
-        stage = stage + 1 == DECODE_STAGES ? 0 : stage + 1;
-        float s[SUBS][NT][4];
+        n = item.count();
+        const bool whole = n == item.n_chunks;    // does this block do all chunks of the group?
+        bool eight = false;                       // or at least all of the present eight?
+        if (!whole) decode_share(p, item, HEADS, item.eights, n_shared++);
         #pragma unroll
-        for (int u = 0; u < SUBS; u++) {
+        for (int c = 0; c < NT; c++) {
+            const T *row = (const T *)p.q + item.seq * p.q_token_stride + (head0 + c * 8 + g) * p.q_head_stride + 2 * t;
             #pragma unroll
-            for (int n = 0; n < NT; n++) s[u][n][0] = s[u][n][1] = s[u][n][2] = s[u][n][3] = 0.0f;
-            float odd[NT][4] = {};    // the sum of every second product: two chains, for their latency
-            #pragma unroll
-            for (int d = 0; d < D / 16; d++) {
-                uint32_t a[4];
-                load_matrix4(a, chunk_pair(k_tile + k_lane + u * 16 * ROW, d));
+            for (int d = 0; d < D / 16; d++)
                 #pragma unroll
-                for (int n = 0; n < NT; n++) mma_16x8x16<T>(d % 2 ? odd[n] : s[u][n], a, q[n][d][0], q[n][d][1]);
-            }
-            #pragma unroll
-            for (int n = 0; n < NT; n++)
-                #pragma unroll
-                for (int i = 0; i < 4; i++) s[u][n][i] += odd[n][i];
+                for (int i = 0; i < 2; i++) q[c][d][i] = c * 8 + g < rows ? __ldcg((const uint32_t *)(row + d * 16 + i * 8)) : 0u;
         }
-        int n_valid = item.end() - pos - warp * 16 * SUBS;    // of this warp's positions
-        float top[NT][2];
-        #pragma unroll
-        for (int n = 0; n < NT; n++) {
-            top[n][0] = top[n][1] = -INFINITY;
-            #pragma unroll
-            for (int u = 0; u < SUBS; u++)
-                #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    float &x = s[u][n][i];
-                    x *= p.scale_log2;
-                    if (n_valid < 16 * SUBS && u * 16 + g + 8 * (i >> 1) >= n_valid) x = -INFINITY;
-                    top[n][i & 1] = fmaxf(top[n][i & 1], x);
-                }
-            #pragma unroll
-            for (int h = 0; h < 2; h++)
-                #pragma unroll
-                for (int x = 4; x < 32; x *= 2) top[n][h] = fmaxf(top[n][h], __shfl_xor_sync(~0u, top[n][h], x));
-            if (g == 0) *(float2 *)(tops + warp * HEADS + n * 8 + 2 * t) = make_float2(top[n][0], top[n][1]);
-        }
-        __syncthreads();    // all warps' largest scores are there
-
-        // Weights, relative to the largest score so far.
-        #pragma unroll
-        for (int n = 0; n < NT; n++) {
-            #pragma unroll
-            for (int w = 0; w < 4; w++) {
-                float2 x = *(float2 *)(tops + w * HEADS + n * 8 + 2 * t);
-                top[n][0] = fmaxf(top[n][0], x.x);
-                top[n][1] = fmaxf(top[n][1], x.y);
-            }
-            float alpha[2];
-            #pragma unroll
-            for (int h = 0; h < 2; h++) {
-                top[n][h] = fmaxf(top[n][h], now.m[n][h]);    // finite: a step has at least one position
-                alpha[h] = exp2_fast(now.m[n][h] - top[n][h]);
-                now.m[n][h] = top[n][h];
-                now.l[n][h] *= alpha[h];
-            }
-            #pragma unroll
-            for (int i = 0; i < TILES; i++)
-                #pragma unroll
-                for (int j = 0; j < 4; j++) now.o[n][i][j] *= alpha[j & 1];
-            #pragma unroll
-            for (int u = 0; u < SUBS; u++)
-                #pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    float x = exp2_fast(s[u][n][2 * i] - top[n][0]), y = exp2_fast(s[u][n][2 * i + 1] - top[n][1]);
-                    uint32_t hi = pack2<T>(x, y), row = (n * STEP + (warp * SUBS + u) * 16 + i * 8 + g) * 16 + t * 4;
-                    store_shared(weights + row, hi);
-                    store_shared(weights + NT * STEP * 16 + row, pack2_rest<T>(x, y, hi));
-                }
-        }
-        __syncthreads();    // all weights are there
-
-        // Output dims of this warp; their sum comes from the same product, with ones in place of V.
-        float sums[NT][4] = {};
-        float low[NT][TILES][4] = {}, low_sums[NT][4] = {};    // of the lower terms: again two chains
-        #pragma unroll
-        for (int k = 0; k < STEP / 16; k++) {
-            uint32_t w[NT][4];    // hi of positions 0-7 and 8-15, lo of both
-            #pragma unroll
-            for (int n = 0; n < NT; n++) {
-                load_matrix4_transposed(w[n], weights + ((lane >> 4) * NT * STEP + n * STEP + k * 16 + (lane & 15)) * 16);
-                mma_16x8x16<T>(low_sums[n], ones, w[n][2], w[n][3]);
-                mma_16x8x16<T>(sums[n], ones, w[n][0], w[n][1]);
-            }
-            #pragma unroll
-            for (int i = 0; i < TILES; i++) {
-                if (D / 16 % 4 && i * 4 + warp >= D / 16) break;
-                uint32_t a[4], at = v_tile + v_lane + k * 16 * ROW;
-                load_matrix4_transposed(a, D == 96 ? (at ^ (warp & 1) << 5) + (i * 4 + warp >> 1) * 64 : at ^ (i * 4 + warp) << 5);
-                #pragma unroll
-                for (int n = 0; n < NT; n++) {
-                    mma_16x8x16<T>(low[n][i], a, w[n][2], w[n][3]);
-                    mma_16x8x16<T>(now.o[n][i], a, w[n][0], w[n][1]);
-                }
-            }
-        }
-        #pragma unroll
-        for (int n = 0; n < NT; n++) {
-            sums[n][0] += low_sums[n][0];
-            sums[n][1] += low_sums[n][1];
-            #pragma unroll
-            for (int i = 0; i < TILES; i++)
-                #pragma unroll
-                for (int j = 0; j < 4; j++) now.o[n][i][j] += low[n][i][j];
-            now.l[n][0] += sums[n][0];
-            now.l[n][1] += sums[n][1];
-        }
-
-        pos += STEP;
-        if (pos < item.end()) continue;
-
-        // The chunk is done: fold it, or leave it for the fold.
-        visited++;
         size_t first_head = (size_t)item.seq * p.n_heads + head0;
         auto each = [&](auto body) {    // body(column block, which of its two heads, head) for what this thread owns
             #pragma unroll
-            for (int n = 0; n < NT; n++)
+            for (int c = 0; c < NT; c++)
                 #pragma unroll
                 for (int h = 0; h < 2; h++)
-                    if (n * 8 + 2 * t + h < rows) body(n, h, n * 8 + 2 * t + h);
+                    if (c * 8 + 2 * t + h < rows) body(c, h, c * 8 + 2 * t + h);
         };
-        if (whole) fold.add(now, item.chunk, item.n_chunks);
-        else {    // eight chunks that lie in this block are left as one
-            int in_eight = item.chunk % 8;
-            if (visited == 1 || in_eight == 0) eight = in_eight == 0 && item.reaches(min(item.chunk + 7, item.n_chunks - 1));
+        #pragma unroll 1
+        for (int chunk = item.chunk; chunk < item.chunk + n; chunk++) {
+            #pragma unroll
+            for (int c = 0; c < NT; c++) {
+                now.m[c][0] = now.m[c][1] = -INFINITY;
+                now.l[c][0] = now.l[c][1] = 0.0f;
+                #pragma unroll
+                for (int i = 0; i < TILES; i++) now.o[c][i][0] = now.o[c][i][1] = now.o[c][i][2] = now.o[c][i][3] = 0.0f;
+            }
+            const int end = min(item.total, (chunk + 1) << item.log2);
+            #pragma unroll 1
+            for (int pos = chunk << item.log2; pos < end; pos += STEP) {
+                if (first && !new_in_first) copy_async_wait<1>();    // new tokens came with the last step before the wait
+                else copy_async_wait<0>();
+                __syncthreads();    // everyone's copies of this step have landed; everyone is done with the step before
+                if (!first && !ahead.done()) ahead.copy(p, other, true);
+                copy_async_commit();
+                first = false;
+                if (__builtin_expect(p.append && item.head_block == 0 && item.total <= pos + STEP && threadIdx.x < 2 * CHUNKS, 0))
+                    decode_append<T, D>(p, item, threadIdx.x < CHUNKS ? stage : stage + V, item.total - 1 - pos, threadIdx.x >= CHUNKS, threadIdx.x % CHUNKS);
+
+                decode_accumulate<T, D>(now, q, stage, weights, tops, end - pos, p.scale_log2);
+                uint32_t done = stage;
+                stage = other;
+                other = done;
+            }
+
+            // The chunk is done: fold it, or leave it for the fold.
+            if (whole) {
+                fold.add(now, chunk, item.n_chunks);
+                continue;
+            }
+            int in_eight = chunk % 8;    // eight chunks that lie in this block are left as one
+            if (chunk == item.chunk || in_eight == 0) eight = in_eight == 0 && min(chunk + 8, item.n_chunks) <= item.chunk + n;
             if (eight && in_eight > 0) fold.eight.add(now);
             else fold.eight = now;
-            if (!eight || in_eight == 7 || item.chunk + 1 == item.n_chunks) {
-                int slot = eight ? item.chunk - in_eight : item.chunk;
-                each([&](int n, int h, int head) {
-                    size_t part = (first_head + head) * p.max_chunks + slot;
-                    decode_store_row<float, D>(p.part_o + part * D, fold.eight.o[n], h, warp, g, [](float x) { return x; });
-                    if (warp + g == 0) {
-                        p.part_ml[part] = make_float2(fold.eight.m[n][h], fold.eight.l[n][h]);
-                        if (slot < item.chunk) p.part_ml[part + 1] = make_float2(0.0f, DECODE_IN_EIGHT);
-                    }
-                });
-            }
+            if (eight && in_eight < 7 && chunk + 1 < item.n_chunks) continue;
+            int slot = eight ? chunk - in_eight : chunk;
+            each([&](int c, int h, int head) {
+                size_t part = (first_head + head) * p.max_chunks + slot;
+                decode_store_row<float, D>(p.part_o + part * D, fold.eight.o[c], h, warp, g, [](float x) { return x; });
+                if (warp + g == 0) {
+                    p.part_ml[part] = make_float2(fold.eight.m[c][h], fold.eight.l[c][h]);
+                    if (slot < chunk) p.part_ml[part + 1] = make_float2(0.0f, DECODE_IN_EIGHT);
+                }
+            });
         }
-        if (item.chunk + 1 == item.n_chunks) {    // the group is done
-            if (whole)
-                each([&](int n, int h, int head) {
-                    float inverse = __frcp_rn(fold.all.l[n][h]);
-                    decode_store_row<T, D>((T *)p.out + item.seq * p.out_token_stride + (head0 + head) * p.out_head_stride, fold.all.o[n], h, warp, g,
-                                           [=](float x) { return from_fold<T>(x, inverse); });
-                });
-            visited = 0;
-        }
-        item.next(p);
-        pos = item.begin();
+        if (whole)
+            each([&](int c, int h, int head) {
+                float inverse = __frcp_rn(fold.all.l[c][h]);
+                decode_store_row<T, D>((T *)p.out + item.seq * p.out_token_stride + (head0 + head) * p.out_head_stride, fold.all.o[c], h, warp, g,
+                                       [=](float x) { return from_fold<T>(x, inverse); });
+            });
     }
-    static_assert(DECODE_STAGES * decode_stage_bytes<D>() >= DECODE_THREADS / 32 * DECODE_FOLD_BYTES<D>, "the fold takes the ring's place");
-    if (n_shared) decode_arrive<T, D>(p, n_shared, smem);
+    if (n_shared) decode_arrive<T, D>(p, n_shared);
     if (item.refused) decode_refuse<T, D>(p);
 }
 

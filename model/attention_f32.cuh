@@ -178,7 +178,7 @@ __device__ __forceinline__ void f32_load_tile(const DecodeParams &p, const Decod
                 copy_async16(v_tile + dst[i], v + i * 512);
             }
         } else {
-            #pragma unroll 1    // short: see decode_fold_parts
+            #pragma unroll 1    // short: it runs once
             for (int i = 0; i < f32_copies<Tile>(); i++) {
                 int row = (i * 32 + lane) / CHUNKS, chunk = (i * 32 + lane) % CHUNKS;
                 uint32_t at = tile_offset<T, D>(row, chunk);
@@ -260,7 +260,7 @@ template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1
         int rows = min(Tile::HEADS, p.group - item.head_block * Tile::HEADS);
         if (visited == 0) {
             whole = item.chunk == 0 && item.reaches(item.n_chunks - 1);
-            if (!whole) decode_share(p, item, Tile::HEADS, n_shared++);
+            if (!whole) decode_share(p, item, Tile::HEADS, false, n_shared++);
             state.load_q((const T *)p.q + seq * p.q_token_stride + head0 * p.q_head_stride, p.q_head_stride, rows, lane);
         }
         state.reset();
@@ -317,8 +317,7 @@ template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1
         }
         visited = 0;
     }
-    static_assert(F32_STAGES * 2 * TILE_BYTES >= DECODE_FOLD_BYTES<D>, "the fold takes the rings' place");
-    if (n_shared) decode_arrive<T, D>(p, n_shared, smem);
+    if (n_shared) decode_arrive<T, D>(p, n_shared);
     if (item.refused) decode_refuse<T, D>(p);
 }
 

@@ -735,6 +735,27 @@ static void test_alone_and_among_16_same_bits(int dtype) {
     }
 }
 
+// Equal lengths, so that a few blocks share each group: between eights of chunks and elsewhere. Alone, a sequence is shared
+// out chunk by chunk.
+static void test_groups_shared_same_bits(int dtype) {
+    // sequences, KV heads, head_dim, positions
+    int shapes[][4] = {{12, 8, 128, 2046}, {12, 8, 64, 2174}, {12, 8, 96, 1300}, {6, 8, 64, 4094}, {16, 4, 128, 3070}};
+    for (auto &x : shapes) {
+        Shape s = {dtype, x[0], 2 * x[1], x[1], x[2], x[3] + 4};
+        Model all(s, x[3]);
+        s.n_seq = 1;
+        s.first_id = x[0] - 1;
+        Model one(s, x[3]);
+        all.step(x[3], 0, false);
+        one.step(x[3], 0, false);
+        for (int i = 0; i < 4; i++) {
+            all.step(1);
+            one.step(1);
+            if (all.row(x[0] - 1) != one.row(0)) fail("step %d after %d positions alone differs", i, x[3]);
+        }
+    }
+}
+
 static void test_graph_replay(int dtype) {    // a captured step, replayed with lengths that grow on the device
     Model m({dtype, 3, 8, 2, 128, 700}, 300), eager({dtype, 3, 8, 2, 128, 700}, 300);
     std::vector<int> lens = {300, 250, 20};
@@ -846,7 +867,7 @@ static const Test TESTS[] = {
     T(test_gqa_ratios, 0), T(test_gqa_14_to_2_heads, 1), T(test_gqa_28_to_4_heads, 1), T(test_gqa_32_heads_of_96, 0), T(test_gqa_cache_a_quarter, 1),
     T(test_causal_against_reference, 1), T(test_causal_mask_visible_in_v, 1), T(test_causal_with_cache_offset, 0), T(test_not_causal, 0),
     T(test_scale_given, 1), T(test_together, 0), T(test_together_300_sequences, 1), T(test_refusals, 1), T(test_two_runs_same_bits, 0),
-    T(test_alone_and_among_16_same_bits, 0), T(test_graph_replay, 0),
+    T(test_alone_and_among_16_same_bits, 0), T(test_groups_shared_same_bits, 0), T(test_graph_replay, 0),
     T(test_settled_before_inputs_are_written, 0), T(test_settled_chain, 1),
 #undef T
 };
