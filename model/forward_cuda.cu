@@ -31,6 +31,11 @@ template <typename T> __global__ void embed_kernel(float *x, const T *table, con
     for (int i = threadIdx.x; i < dim; i += blockDim.x) x[(size_t)blockIdx.x * dim + i] = to_float(from[i]);
 }
 
+// Blocks may take the rows written last first: part of what a product has written is still in L2.
+__device__ static unsigned newest_first() {
+    return gridDim.x - 1 - blockIdx.x;
+}
+
 // Computes: y = x / sqrt(mean(x²) + eps) * weight (Zhang & Sennrich 2019), rounded to T.   Reads: x [rows][dim],
 // weight [dim].   Writes: y [rows][dim].   Grid × block: rows × 512; a block owns a row.   Preconditions: dim % 4 = 0
 // (usable_cuda).
@@ -41,7 +46,8 @@ template <typename T> __global__ void rmsnorm_kernel(T *y, const float *x, const
     for (int j = 0; j < HELD; j++)
         if (first + j * 512 < n) w[j] = ((const float4 *)weight)[first + j * 512];
     wait_for_previous_kernel();
-    const float4 *from = (const float4 *)(x + (size_t)blockIdx.x * dim);
+    size_t row = newest_first();
+    const float4 *from = (const float4 *)(x + row * dim);
     float squares = 0;
     auto add = [&](float4 v) { squares += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w); };
     for (int j = 0; j < HELD; j++)
@@ -49,7 +55,7 @@ template <typename T> __global__ void rmsnorm_kernel(T *y, const float *x, const
     for (int i = first + HELD * 512; i < n; i += 512) add(from[i]);
     float scale = 1.0f / sqrtf(block_sum(squares) / (float)dim + eps);
     auto store = [&](int i, float4 v, float4 w) {
-        store4(y + (size_t)blockIdx.x * dim + 4 * i,
+        store4(y + row * dim + 4 * i,
                make_float4(w.x * (v.x * scale), w.y * (v.y * scale), w.z * (v.z * scale), w.w * (v.w * scale)));
     };
     for (int j = 0; j < HELD; j++)
@@ -69,8 +75,25 @@ __global__ void phases_kernel(float2 *phases, const int *pos, const float *freq,
 template <typename T> __global__ void round_kernel(T *y, const float *x, size_t n) {
     wait_for_previous_kernel();
     let_next_kernel_start(); // attention
-    size_t i = 4 * ((size_t)blockIdx.x * blockDim.x + threadIdx.x);
+    size_t i = 4 * ((size_t)newest_first() * blockDim.x + threadIdx.x);
     if (i < n) store4(y + i, *(const float4 *)(x + i));
+}
+
+// Computes: a prompt's keys and values rounded to T, in their places in the cache.   Reads: x
+// [2][n_kv_heads][T][head_dim]: keys, values; pos and slots [T].   Writes: k, v
+// [slot][n_kv_heads][max_len][head_dim].   Grid × block: T × 256; a block owns a row.   Preconditions: head_dim % 4 =
+// 0, pos < max_len.
+template <typename T>
+__global__ void cache_kernel(T *k, T *v, const float *x, const int *pos, const int *slots, int n_kv_heads, int max_len,
+                             int head_dim) {
+    wait_for_previous_kernel();
+    int row = newest_first(), quads = head_dim / 4;
+    size_t at = (size_t)slots[row] * n_kv_heads * max_len + pos[row];
+    for (int i = threadIdx.x; i < 2 * n_kv_heads * quads; i += blockDim.x) {
+        int head = i / quads, dim = 4 * (i % quads), kv_head = head < n_kv_heads ? head : head - n_kv_heads;
+        store4((head < n_kv_heads ? k : v) + (at + (size_t)kv_head * max_len) * head_dim + dim,
+               *(const float4 *)(x + ((size_t)head * gridDim.x + row) * head_dim + dim));
+    }
 }
 
 // Computes: y = x in float32.   Reads: x [n].   Writes: y [n].
@@ -88,19 +111,22 @@ __device__ static float silu(float x) {
 // Grid × block: enough × 256; a thread owns four elements.   Preconditions: n % 4 = 0.
 template <typename T> __global__ void swiglu_kernel(T *h, const float *gate, const float *up, size_t n) {
     wait_for_previous_kernel();
-    size_t i = 4 * ((size_t)blockIdx.x * blockDim.x + threadIdx.x);
+    size_t i = 4 * ((size_t)newest_first() * blockDim.x + threadIdx.x);
     if (i >= n) return;
     float4 g = *(const float4 *)(gate + i), u = *(const float4 *)(up + i);
     store4(h + i, make_float4(silu(g.x) * u.x, silu(g.y) * u.y, silu(g.z) * u.z, silu(g.w) * u.w));
 }
 
-// Computes: y and v = some rows of x and u, which are all that is still needed.   Reads: x, u [*][n_x, n_u] in 16 bytes
-// each, rows [grid].   Writes: y, v [grid][n_x, n_u].   Grid × block: rows × 256; a block owns a row.   Preconditions:
-// none.
-__global__ void gather_kernel(uint4 *y, const uint4 *x, int n_x, uint4 *v, const uint4 *u, int n_u, const int *rows) {
+// Computes: some rows of x and, in its own order, of what is known about each.   Reads: x [*][n] in 16 bytes each, pos
+// and slots [*], rows [grid].   Writes: y [grid][n], row_pos and row_slots [grid].   Grid × block: rows × 256; a block
+// owns a row.   Preconditions: none.
+__global__ void gather_kernel(uint4 *y, const uint4 *x, int n, int *row_pos, const int *pos, int *row_slots,
+                              const int *slots, const int *rows) {
     size_t to = blockIdx.x, from = rows[blockIdx.x];
-    for (int i = threadIdx.x; i < n_x; i += blockDim.x) y[to * n_x + i] = x[from * n_x + i];
-    for (int i = threadIdx.x; i < n_u; i += blockDim.x) v[to * n_u + i] = u[from * n_u + i];
+    for (int i = threadIdx.x; i < n; i += blockDim.x) y[to * n + i] = x[from * n + i];
+    if (threadIdx.x > 0) return;
+    row_pos[to] = pos[from];
+    row_slots[to] = slots[from];
 }
 
 // Computes: the largest logit's id, the lowest of equals; -1 if one is not finite.   Reads: logits [rows][vocab].
@@ -210,6 +236,21 @@ static bool round_to_type(CudaState *s, void *out, const float *in, size_t n, Er
     return true;
 }
 
+template <typename T> static cudaError_t cache_as(const Model *m, CudaState *s, const float *in, int n, int layer) {
+    const Config *c = &m->config;
+    size_t at = kv_elements(layer, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
+    return launch_kernel(cache_kernel<T>, n, 256, 0, s->early, s->stream, (T *)m->kv.k + at, (T *)m->kv.v + at, in,
+                         (const int *)s->pos, (const int *)s->row_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
+}
+
+// A prompt's keys and values, of T rows, into the cache.
+static bool cache_prompt(const Model *m, CudaState *s, const float *in, int T, int layer, Error *err) {
+    if (s->type == CUDA_R_16BF) CUDA_TRY(cache_as<__nv_bfloat16>(m, s, in, T, layer));
+    if (s->type == CUDA_R_16F) CUDA_TRY(cache_as<__half>(m, s, in, T, layer));
+    if (s->type == CUDA_R_32F) CUDA_TRY(cache_as<float>(m, s, in, T, layer));
+    return true;
+}
+
 template <typename T> static cudaError_t swiglu_as(CudaState *s, size_t n) {
     return launch_kernel(swiglu_kernel<T>, blocks_for(n), 256, 0, s->early, s->stream, (T *)s->h,
                          (const float *)s->gate_up, (const float *)s->gate_up + n, n);
@@ -239,8 +280,8 @@ static bool enter(CudaState *s, const void **w, size_t n, size_t k, size_t at, E
 }
 
 // out[T][n] (+)= in[T][k] · w[n][k]ᵀ, in and w of s->type, sums in float32. cuBLAS counts columns first: the same
-// memory is outᵀ = w · inᵀ there. Float32 stays float32: the default math mode never takes TF32. A matrix that has to be
-// widened comes in slabs of its rows.
+// memory is outᵀ = w · inᵀ there. Float32 stays float32: the default math mode never takes TF32. A matrix that has to
+// be widened comes in slabs of its rows.
 static bool matmul(CudaState *s, void *out, const void *w, const void *in, int T, int n, int k, float beta,
                    Error *err) {
     const float one = 1;
@@ -275,12 +316,11 @@ static bool matmul_many(CudaState *s, float *out, const void *w, long long strid
     return true;
 }
 
-// Queries, keys and values [n_heads + 2 × n_kv_heads][T][head_dim]: wq, wk and wv follow each other in memory, so that
-// one call has a product for every head. Of one row, all heads are one product with the same result in the same place.
-static bool matmul_heads(CudaState *s, const Config *c, const LayerWeights *l, int T, Error *err) {
-    int heads = c->n_heads + 2 * c->n_kv_heads;
-    if (T == 1) return matmul(s, s->qkv, l->wq, s->xb, 1, heads * c->head_dim, c->dim, 0, err);
-    return matmul_many(s, s->qkv, l->wq, (long long)c->head_dim * c->dim, s->xb, T, heads, c->head_dim, c->dim, err);
+// Heads [n_heads][T][head_dim] of the matrices from w on: wq, wk and wv follow each other in memory, so that one call
+// has a product for every head. Of one row, all heads are one product with the same result in the same place.
+static bool matmul_heads(CudaState *s, const Config *c, float *out, const void *w, int T, int n_heads, Error *err) {
+    if (T == 1) return matmul(s, out, w, s->xb, 1, n_heads * c->head_dim, c->dim, 0, err);
+    return matmul_many(s, out, w, (long long)c->head_dim * c->dim, s->xb, T, n_heads, c->head_dim, c->dim, err);
 }
 
 // Rotates x[n_heads][T][head_dim] in place: every pair, as a complex number, times its phase. Queries and keys at once.
@@ -331,20 +371,83 @@ bool first_time(const Model *m, bool *said) {
     return first;
 }
 
-// Of the residual stream and of attention's output the rows in s->logit_rows: the stream in its place again, by way of
-// gate_up, the other in xb.
-static bool keep_logit_rows(CudaState *s, const Config *c, int n, Error *err) {
-    size_t x = (size_t)c->dim * sizeof(float), att = (size_t)c->q_dim * s->element;
-    gather_kernel<<<n, 256, 0, s->stream>>>((uint4 *)s->gate_up, (const uint4 *)s->x, (int)(x / 16), (uint4 *)s->xb,
-                                            (const uint4 *)s->att, (int)(att / 16), s->logit_rows);
+// The phases of T positions, by which rope() rotates queries and keys from here on.
+static bool phases(CudaState *s, const Config *c, const int *pos, int T, Error *err) {
+    phases_kernel<<<T, 128, 0, s->stream>>>(s->phases, pos, s->rope_freq, c->head_dim / 2);
     CUDA_TRY(cudaGetLastError());
-    CUDA_TRY(cudaMemcpyAsync(s->x, s->gate_up, n * x, cudaMemcpyDeviceToDevice, s->stream));
     return true;
 }
 
-// The steps of forward_cpu.c over T rows whose tokens and positions are on the device. host: the batch, for prefill,
-// which shapes its launches by it; NULL: decode, one row for each of T sequences, whose lengths are on the device.
-// Behind the last attention only rows that have logits (s->logit_rows) go on, and are all that is in x at the end.
+// Attention of T rows' queries, one row for each of T sequences whose lengths are on the device: s->att.
+static bool attend_step(Model *m, const int *lens, int T, int layer, bool verbose, Error *err) {
+    const Config *c = &m->config;
+    CudaState *s = (CudaState *)m->state;
+    if (!matmul_heads(s, c, s->qkv, m->weights.layers[layer].wq, T, c->n_heads + 2 * c->n_kv_heads, err)) return false;
+    if (!rope(s, s->qkv, T, c->n_heads + c->n_kv_heads, c->head_dim, err)) return false;
+    if (!round_to_type(s, s->qkv_in, s->qkv, (size_t)T * (c->q_dim + 2 * c->kv_dim), err)) return false;
+    AttentionArgs a = attention_args(m, s, T, T, layer);
+    a.verbose = verbose;
+    a.seq_lens_device = lens;
+    return attention_decode(&a, s->stream) == 0 || fail(err, "%s", attention_error());
+}
+
+// The same for a prompt's rows, which are known on the host, and shape the launches.
+static bool attend_prompt(Model *m, const Batch *b, const int *lens, int layer, bool verbose, Error *err) {
+    const Config *c = &m->config;
+    CudaState *s = (CudaState *)m->state;
+    int T = b->n_rows;
+    if (!matmul_heads(s, c, s->qkv, m->weights.layers[layer].wq, T, c->n_heads + 2 * c->n_kv_heads, err)) return false;
+    if (!rope(s, s->qkv, T, c->n_heads + c->n_kv_heads, c->head_dim, err)) return false;
+    if (!round_to_type(s, s->qkv_in, s->qkv, (size_t)T * c->q_dim, err)) return false;
+    if (!cache_prompt(m, s, s->qkv + (size_t)T * c->q_dim, T, layer, err)) return false;
+    AttentionArgs a = attention_args(m, s, b->n_seq, T, layer);
+    a.verbose = verbose;
+    a.append = 0;
+    a.q_start = b->start;
+    a.seq_lens = lens;
+    return attention_prefill(&a, s->stream) == 0 || fail(err, "%s", attention_error());
+}
+
+// The same in the last layer, where some rows have no logits: their keys and values are all that is still needed of
+// them. From here on only rows with logits are in x, by way of gate_up; for attention each is a sequence with one new
+// token.
+static bool attend_logits(Model *m, const Batch *b, const int *lens, int layer, bool verbose, Error *err) {
+    const Config *c = &m->config;
+    const LayerWeights *l = &m->weights.layers[layer];
+    CudaState *s = (CudaState *)m->state;
+    int T = b->n_rows, n = b->n_logits, start[LOGIT_ROWS + 1], pos[LOGIT_ROWS];
+    if (!matmul_heads(s, c, s->qkv, l->wk, T, 2 * c->n_kv_heads, err)) return false;
+    if (!rope(s, s->qkv, T, c->n_kv_heads, c->head_dim, err)) return false;
+    if (!cache_prompt(m, s, s->qkv, T, layer, err)) return false;
+    if (n == 0) return true;
+    size_t row = (size_t)c->dim * sizeof(float);
+    gather_kernel<<<n, 256, 0, s->stream>>>((uint4 *)s->gate_up, (const uint4 *)s->x, (int)(row / 16), s->logit_pos,
+                                            s->pos, s->logit_slots, s->row_slots, s->logit_rows);
+    CUDA_TRY(cudaGetLastError());
+    CUDA_TRY(cudaMemcpyAsync(s->x, s->gate_up, n * row, cudaMemcpyDeviceToDevice, s->stream));
+    if (!rmsnorm(s, l->attention_norm, c->norm_eps, n, c->dim, err)) return false;
+    if (!matmul_heads(s, c, s->qkv, l->wq, n, c->n_heads, err)) return false;
+    if (!phases(s, c, s->logit_pos, n, err)) return false;
+    if (!rope(s, s->qkv, n, c->n_heads, c->head_dim, err)) return false;
+    if (!round_to_type(s, s->qkv_in, s->qkv, (size_t)n * c->q_dim, err)) return false;
+    for (int i = 0, seq = 0; i < n; i++) {
+        while (b->logit_rows[i] >= b->start[seq + 1]) seq++;
+        start[i] = i;
+        pos[i] = lens[seq] + b->logit_rows[i] - b->start[seq];
+    }
+    start[n] = n;
+    AttentionArgs a = attention_args(m, s, n, n, layer);
+    a.verbose = verbose;
+    a.append = 0;
+    a.block_table = s->logit_slots;
+    a.q_start = start;
+    a.seq_lens = pos;
+    return attention_prefill(&a, s->stream) == 0 || fail(err, "%s", attention_error());
+}
+
+// The steps of forward_cpu.c over T rows whose tokens and positions are on the device. host: the batch, for prefill;
+// NULL: decode, one row for each of T sequences. Behind the last attention of a prompt only rows that have logits are
+// in x.
 static bool forward(Model *m, const Batch *host, const int *host_lens, const int *tokens, const int *pos, int T,
                     Error *err) {
     const Config *c = &m->config;
@@ -353,35 +456,22 @@ static bool forward(Model *m, const Batch *host, const int *host_lens, const int
     bool verbose = first_time(m, host ? &s->said_prefill : &s->said_decode);
 
     if (!embed(s, m, tokens, T, err)) return false;
-    phases_kernel<<<T, 128, 0, s->stream>>>(s->phases, pos, s->rope_freq, c->head_dim / 2);
-    CUDA_TRY(cudaGetLastError());
+    if (!phases(s, c, pos, T, err)) return false;
 
     for (int i = 0; i < c->n_layers; i++) {
         const LayerWeights *l = &w->layers[i];
+        bool say = verbose && i == 0; // every layer is launched alike
 
-        // attention: queries, keys and values of the normalised stream
+        // attention: every token, of the normalised stream, to itself and to all before it
         if (!rmsnorm(s, l->attention_norm, c->norm_eps, T, c->dim, err)) return false;
-        if (!matmul_heads(s, c, l, T, err)) return false;
-        // positions, as rotations of pairs
-        if (!rope(s, s->qkv, T, c->n_heads + c->n_kv_heads, c->head_dim, err)) return false;
-        if (!round_to_type(s, s->qkv_in, s->qkv, (size_t)T * (c->q_dim + 2 * c->kv_dim), err)) return false;
-        // every token attends to itself and to all before it
-        AttentionArgs a = attention_args(m, s, host ? host->n_seq : T, T, i);
-        a.verbose = verbose && i == 0; // every layer is launched alike
-        a.q_start = host ? host->start : NULL;
-        a.seq_lens = host_lens;
-        a.seq_lens_device = pos;
-        if ((host ? attention_prefill : attention_decode)(&a, s->stream) != 0)
-            return fail(err, "%s", attention_error());
-        const void *att = s->att;
         if (host && i + 1 == c->n_layers && host->n_logits < T) {
-            if (host->n_logits == 0) return true;
-            if (!keep_logit_rows(s, c, host->n_logits, err)) return false;
+            if (!attend_logits(m, host, host_lens, i, say, err)) return false;
             T = host->n_logits;
-            att = s->xb;
-        }
+            if (T == 0) return true;
+        } else if (!(host ? attend_prompt(m, host, host_lens, i, say, err) : attend_step(m, pos, T, i, say, err)))
+            return false;
         // back to the stream
-        if (!matmul(s, s->x, l->wo, att, T, c->dim, c->q_dim, 1, err)) return false;
+        if (!matmul(s, s->x, l->wo, s->att, T, c->dim, c->q_dim, 1, err)) return false;
 
         // feed-forward: down(silu(gate) * up)
         if (!rmsnorm(s, l->ffn_norm, c->norm_eps, T, c->dim, err)) return false;
@@ -431,13 +521,17 @@ static bool finish(Model *m, const Batch *b, Error *err) {
 
 static bool prefill_part(Model *m, const Batch *b, int first_logit, Error *err) {
     CudaState *s = (CudaState *)m->state;
-    int lens[MAX_SLOTS], *pos = s->pos_host;
+    int lens[MAX_SLOTS], *pos = s->pos_host, *slots = s->pos_host + s->max_rows;
     for (int i = 0; i < b->n_seq; i++) {
         lens[i] = m->kv.len[b->slot[i]];
-        for (int r = b->start[i]; r < b->start[i + 1]; r++) pos[r] = lens[i] + r - b->start[i];
+        for (int r = b->start[i]; r < b->start[i + 1]; r++) {
+            pos[r] = lens[i] + r - b->start[i];
+            slots[r] = b->slot[i];
+        }
     }
     CUDA_TRY(cudaMemcpyAsync(s->tokens, b->tokens, (size_t)b->n_rows * sizeof(int), cudaMemcpyHostToDevice, s->stream));
     CUDA_TRY(cudaMemcpyAsync(s->pos, pos, (size_t)b->n_rows * sizeof(int), cudaMemcpyHostToDevice, s->stream));
+    CUDA_TRY(cudaMemcpyAsync(s->row_slots, slots, (size_t)b->n_rows * sizeof(int), cudaMemcpyHostToDevice, s->stream));
     CUDA_TRY(cudaMemcpyAsync(s->slots, b->slot, (size_t)b->n_seq * sizeof(int), cudaMemcpyHostToDevice, s->stream));
     CUDA_TRY(cudaMemcpyAsync(s->logit_rows, b->logit_rows, (size_t)b->n_logits * sizeof(int), cudaMemcpyHostToDevice,
                              s->stream));
@@ -673,8 +767,8 @@ struct Piece {
     uint64_t first, rows;
 };
 
-// Computes two short prompts on whatever is in memory, so that the first real one does not wait for cuBLAS's kernels to be
-// loaded, which takes longer than to run them. Nothing of it stays: no position is counted.
+// Computes two short prompts on whatever is in memory, so that the first real one does not wait for cuBLAS's kernels to
+// be loaded, which takes longer than to run them. Nothing of it stays: no position is counted.
 static bool warm_up(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
     static const int lengths[] = {12, 512};
@@ -776,7 +870,7 @@ struct Buffer {
     uint64_t bytes;
 };
 
-enum { N_BUFFERS = 24 };
+enum { N_BUFFERS = 28 };
 
 // Every buffer but the weights, sized for the context; fills list and returns how many.
 static int list_buffers(Model *m, CudaState *s, Buffer *list) {
@@ -798,7 +892,10 @@ static int list_buffers(Model *m, CudaState *s, Buffer *list) {
         {(void **)&s->phases, T * (uint64_t)c->head_dim / 2 * 8},
         {(void **)&s->tokens, T * 4},
         {(void **)&s->pos, T * 4},
+        {(void **)&s->row_slots, T * 4},
         {(void **)&s->logit_rows, LOGIT_ROWS * 4},
+        {(void **)&s->logit_pos, LOGIT_ROWS * 4},
+        {(void **)&s->logit_slots, LOGIT_ROWS * 4},
         {(void **)&s->logits, (uint64_t)s->max_logits * (uint64_t)c->vocab_size * 4},
         {(void **)&s->kept_logits, (uint64_t)s->max_logits * (uint64_t)c->vocab_size * 4},
         {(void **)&s->choice, LOGIT_ROWS * 4},
@@ -914,7 +1011,7 @@ static bool connect(Model *m, CudaState *s, Error *err) {
     CUDA_TRY(cudaEventCreateWithFlags(&s->chosen, cudaEventDisableTiming));
     CUDA_TRY(cudaMallocHost((void **)&s->choice_host, LOGIT_ROWS * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&s->kept_choice, LOGIT_ROWS * sizeof(int)));
-    CUDA_TRY(cudaMallocHost((void **)&s->pos_host, (size_t)s->max_rows * sizeof(int)));
+    CUDA_TRY(cudaMallocHost((void **)&s->pos_host, 2 * (size_t)s->max_rows * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&m->logits, (size_t)s->max_logits * (size_t)m->config.vocab_size * sizeof(float)));
     CUDA_TRY(cudaMemset(s->attention_workspace, 0, s->attention_workspace_bytes)); // once; every call leaves it ready
     CUDA_TRY(

@@ -47,13 +47,15 @@ struct CudaState {
     void *h;              // type [T][hidden_dim]
     float2 *phases;       // [T][head_dim/2]: cosine and sine
     int *tokens, *pos;    // [T]
-    int *logit_rows;      // [LOGIT_ROWS]
+    int *row_slots;       // [T], of a prompt
+    int *logit_rows;      // [LOGIT_ROWS], and what pos and row_slots say of them:
+    int *logit_pos, *logit_slots;
     float *logits;        // [max_logits][vocab_size]
     int *choice;          // [LOGIT_ROWS]: the most likely token of each row of logits
     StepInput *step;      // device
     StepInput *step_host; // pinned
     int *choice_host;     // pinned [LOGIT_ROWS]: the same, written by the GPU
-    int *pos_host;        // pinned [T]
+    int *pos_host;        // pinned [2][max_rows]: pos, row_slots
     int *slots;           // [MAX_SLOTS]: attention's block table, one block a sequence
     void *attention_workspace, *blas_workspace;
     size_t attention_workspace_bytes;

@@ -1,4 +1,5 @@
-// The GPU's engines from the inside: memory over many steps, prompts in parts, a broken weight, logits against engine cpu.
+// The GPU's engines from the inside: memory over many steps, prompts in parts, a broken weight, logits against engine
+// cpu.
 extern "C" {
 #include "../model/bench.h"
 #include "../model/generate.h"
@@ -16,12 +17,18 @@ static void end(const char *what) {
     test_end(name);
 }
 
-static bool start(Model *m, const char *name, Precision precision, int slots, int max_len) {
+// shape: a synthetic model of two layers; NULL: stories.bin.
+static bool start_shape(Model *m, const char *shape, const char *name, Precision precision, int slots, int max_len) {
     Error err = {""};
-    if (model_open(m, "model/stories.bin", false, &err) && model_start(m, name, precision, slots, max_len, &err))
-        return true;
+    bool ok = shape ? model_open_synthetic(m, shape, 1, &err) : model_open(m, "model/stories.bin", false, &err);
+    if (shape) m->config.n_layers = 2;
+    if (ok && model_start(m, name, precision, slots, max_len, &err)) return true;
     test_fail("%s", err.text);
     return false;
+}
+
+static bool start(Model *m, const char *name, Precision precision, int slots, int max_len) {
+    return start_shape(m, NULL, name, precision, slots, max_len);
 }
 
 static void random_tokens(int *tokens, int n, const Model *m) {
@@ -60,8 +67,10 @@ static double delta_from_cpu(int n, int step, double *largest) {
     if (start(&gpu, engine, PRECISION_F32, 2, n) && start(&cpu, "cpu", PRECISION_F32, 1, n)) {
         random_tokens(tokens, n, &gpu);
         CHECK(model_prefill(&cpu, 0, tokens, n, 1, &err));
-        for (int at = 0; at < n; at += step)
-            if (!model_prefill(&gpu, 1, tokens + at, n - at < step ? n - at : step, 1, &err)) test_fail("%s", err.text);
+        for (int at = 0; at < n; at += step) { // of pieces that others follow, every second has no logits
+            int rows = n - at < step ? n - at : step, logits = at + step < n ? at / step % 2 : 1;
+            if (!model_prefill(&gpu, 1, tokens + at, rows, logits, &err)) test_fail("%s", err.text);
+        }
         CHECK(gpu.engine->read_logits(&gpu, &err));
         for (int i = 0; !err.text[0] && i < gpu.config.vocab_size; i++) {
             double d = fabs((double)gpu.logits[i] - (double)cpu.logits[i]), size = fabs((double)cpu.logits[i]);
@@ -87,6 +96,34 @@ static void test_logits_equal_the_cpus(void) {
     }
     end("logits_equal_the_cpus");
     printf("   largest error: %.3f of its bound\n", worst);
+}
+
+// Prompts of three sequences in one batch, two of which go on, with logits of a few rows and of all: engine cpu's.
+static void test_some_rows_have_logits(void) {
+    const int few[] = {3, 19, 20, 40, 53}, start_at[] = {0, 20, 21, 54}, slot[] = {2, 0, 1};
+    int tokens[2 * 54], all[54];
+    for (int i = 0; i < 54; i++) all[i] = i;
+    Model gpu, cpu;
+    Error err = {""};
+    if (start(&gpu, engine, PRECISION_F32, 3, 128) && start(&cpu, "cpu", PRECISION_F32, 3, 128)) {
+        random_tokens(tokens, 2 * 54, &gpu);
+        for (int call = 0; call < 2; call++) {
+            Batch b = {54, 3, call ? 54 : 5, tokens + 54 * call, slot, start_at, call ? all : few};
+            double delta = 0, largest = 0;
+            if (!cpu.engine->prefill(&cpu, &b, &err) || !gpu.engine->prefill(&gpu, &b, &err) ||
+                !gpu.engine->read_logits(&gpu, &err))
+                test_fail("%s", err.text);
+            for (size_t i = 0; !err.text[0] && i < (size_t)b.n_logits * (size_t)gpu.config.vocab_size; i++) {
+                double d = fabs((double)gpu.logits[i] - (double)cpu.logits[i]);
+                if (!(d <= delta)) delta = d;
+                largest = fmax(largest, fabs((double)cpu.logits[i]));
+            }
+            if (!(delta <= 300 * 6e-8 * largest)) test_fail("call %d: |Δlogit| %.3g of %.3g", call, delta, largest);
+        }
+    }
+    model_close(&gpu);
+    model_close(&cpu);
+    end("some_rows_have_logits");
 }
 
 // A decode step after a prompt gives what the same tokens give as one prompt.
@@ -204,14 +241,17 @@ static void step(Model *m, int n, const int *slots, const int *tokens, float *lo
 }
 
 // A sequence gets the same bits alone and among 2 to 8, of other lengths, and so in a second run. (cuBLAS may add up in
-// another order for another number of rows: engine fused promises this.)
+// another order for another number of rows: engine fused promises this.) LLaMA's shapes: weights in tiles of several
+// sizes.
 static void test_same_bits_alone_and_among_eight(void) {
+    const char *const shapes[] = {NULL, "llama-3.2-1b", "llama-3.1-8b"};
     const Precision precisions[] = {PRECISION_BF16, PRECISION_F32};
-    enum { LONGEST = 150, STEPS = 12 };
-    for (int p = 0; p < 2; p++) {
+    enum { LONGEST = 150, STEPS = 8 };
+    for (int p = 0; p < 6; p++) {
+        const char *shape = shapes[p / 2];
         Model m;
         Error err = {""};
-        if (start(&m, engine, precisions[p], 8, LONGEST + STEPS)) {
+        if (start_shape(&m, shape, engine, precisions[p % 2], 8, LONGEST + STEPS)) {
             size_t vocab = (size_t)m.config.vocab_size, bytes = vocab * sizeof(float);
             float *alone = (float *)malloc(8 * STEPS * bytes), *among = (float *)malloc(8 * bytes);
             int tokens[LONGEST + STEPS], slots[8] = {0, 1, 2, 3, 4, 5, 6, 7}, lens[8], next[8];
@@ -231,7 +271,8 @@ static void test_same_bits_alone_and_among_eight(void) {
                             float *reference = alone + ((size_t)k * 8 + (size_t)(first + i)) * vocab;
                             if (n == 1) memcpy(reference, among + (size_t)i * vocab, bytes);
                             else if (memcmp(reference, among + (size_t)i * vocab, bytes) != 0)
-                                test_fail("%s: sequence %d, step %d: other bits among %d", p ? "f32" : "bf16", first + i, k, count);
+                                test_fail("%s, %s: sequence %d, step %d: other bits among %d",
+                                          shape ? shape : "stories", p % 2 ? "f32" : "bf16", first + i, k, count);
                         }
                     }
             }
@@ -280,6 +321,7 @@ int main(void) {
         void (*run)(void);
     } tests[] = {{"1000_steps_leave_memory_unchanged", test_1000_steps_leave_memory_unchanged},
                  {"logits_equal_the_cpus", test_logits_equal_the_cpus},
+                 {"some_rows_have_logits", test_some_rows_have_logits},
                  {"decode_continues_prefill", test_decode_continues_prefill},
                  {"nan_weight_is_noticed", test_nan_weight_is_noticed},
                  {"cache_is_filled_for_the_benchmark", test_cache_is_filled_for_the_benchmark},
