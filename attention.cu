@@ -82,6 +82,28 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
+// Asks for a line to be brought to L2.
+__device__ __forceinline__ void prefetch_L2(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+// A cluster of blocks (Hopper and later). Its barrier: what was written before arriving is there after waiting. And where its
+// first block has what this one has at p in shared memory.
+__device__ __forceinline__ void cluster_arrive() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+template <typename X> __device__ __forceinline__ X *of_first_in_cluster(X *p) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("mapa.u64 %0, %0, 0;" : "+l"(p));
+#endif
+    return p;
+}
+
 // After what this thread, or others before a barrier, have written; before what it, or others after a barrier, read.
 __device__ __forceinline__ unsigned atomic_add_acq_rel(unsigned *to, unsigned x) {
     unsigned before;
@@ -93,6 +115,9 @@ __device__ __forceinline__ uint4 load_shared16(uint32_t address) {
     uint4 x;
     asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(address) : "memory");
     return x;
+}
+__device__ __forceinline__ void store_shared16(uint32_t address, uint4 x) {
+    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
 }
 __device__ __forceinline__ float2 load_shared_float2(uint32_t address) {
     float2 x;
@@ -108,6 +133,9 @@ __device__ __forceinline__ void store_shared(uint32_t address, uint32_t x) { asm
 __device__ __forceinline__ void load_matrix4(uint32_t r[4], uint32_t address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+__device__ __forceinline__ void load_matrix4(uint32_t a[2], uint32_t b[2], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(a[0]), "=r"(a[1]), "=r"(b[0]), "=r"(b[1]) : "r"(address) : "memory");
 }
 __device__ __forceinline__ void load_matrix4_transposed(uint32_t r[4], uint32_t address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -159,9 +187,9 @@ template <typename T, int D> __device__ __forceinline__ uint32_t tile_offset(int
 // chunk of one KV head, with as many query heads of its group as a tile holds. As many blocks as the GPU holds share the
 // work out evenly, each taking a run of neighbours, so the launch does not depend on the lengths and can be replayed from
 // a graph. Copies run ahead through a ring in shared memory, on from item to item. The chunks of a group are folded in
-// their order, first to last: in registers where one block has them all, else from the workspace, with the same
-// operations, by the block that finishes last. So nothing depends on what else is in the batch: a sequence gets the same
-// bits alone and among others.
+// their order, first to last, by eights: in registers where one block has them all; in the first one's shared memory where
+// the two blocks of a cluster have them; else from the workspace, by the block that finishes last. The operations are the
+// same. So nothing depends on what else is in the batch: a sequence gets the same bits alone and among others.
 //
 // Calls follow one another closely (programmatic dependent launch): a call's blocks take the places of the last call's one
 // by one. What they may read before the kernels before them are over is for the caller to say. If cache, table and
@@ -190,6 +218,7 @@ struct DecodeParams {
     float *part_o;                            // [seq][head][max_chunks][D] and its weighted sum of V
     int n_seq, n_heads, group, head_blocks;   // head_blocks: items per chunk and KV head, for groups larger than a tile
     int cache_max_len, max_chunks, append;
+    int cluster;                              // blocks in one, 1: no clusters
     int settled;                              // cache, table and lengths may be read before the kernel before this one is over
     float scale_log2;
 };
@@ -212,7 +241,7 @@ struct DecodeCursor {
     int block;              // of the cache that has seq, if one has it all
     int left;               // work of this block, the present item included: its items are those that begin in it
     int owner;              // the block that has the group's first chunk: a counter belongs to it
-    bool eights;            // is the group shared, and parted between eights of chunks only?
+    bool within;            // does the block's cluster share the group, parted between eights of chunks?
     bool refused;           // is there a sequence that would overflow its cache?
 
     // The block's share of all work; every warp computes it for itself. Equal lengths: a part of one group, or whole groups;
@@ -240,7 +269,7 @@ struct DecodeCursor {
         }
         unsigned work = sum * per_seq;
         owner = blockIdx.x;
-        eights = false;
+        within = false;
         refused = least == 0;
         left = 0;
         if (work == 0) return;
@@ -258,8 +287,8 @@ struct DecodeCursor {
                 chunk = small_quotient(part * n, parts);
                 left = (small_quotient((part + 1) * n, parts) - chunk) * weight;
                 owner = group * parts;
-                eights = n >= 8 * parts;
-                for (unsigned i = 1; eights && i < parts; i++) eights = small_quotient(i * n, parts) % 8 == 0;
+                within = parts > 1 && (int)parts == p.cluster;
+                for (unsigned i = 1; within && i < parts; i++) within = small_quotient(i * n, parts) % 8 == 0;
                 bool few = p.n_seq <= 32;
                 find(p, few ? __shfl_sync(~0u, length, seq) : decode_total(p, seq), few ? __shfl_sync(~0u, own_block, seq) : block_of(p, seq));
                 return;
@@ -368,10 +397,13 @@ template <typename T, int D> __device__ __forceinline__ void decode_refuse(const
 constexpr int DECODE_THREADS = 128, DECODE_STAGES = 2;    // two steps, one in use: a deeper queue only makes the blocks' shares of memory unequal
 template <int D> __host__ __device__ constexpr int decode_step() { return D == 64 ? 128 : 64; }
 template <int D> __host__ __device__ constexpr int decode_stage_bytes() { return 2 * decode_step<D>() * D * 2; }    // K and V
-// The ring, P [hi, lo][column block][position][8 heads], and the warps' largest scores [warp][head].
-template <int D, int NT> inline size_t decode_smem_bytes() {
-    return DECODE_STAGES * decode_stage_bytes<D>() + 2 * NT * decode_step<D>() * 16 + 4 * 8 * NT * sizeof(float);
+template <int D> __host__ __device__ constexpr int decode_q_pitch() { return D * 2 + 16; }    // free of bank conflicts
+// The ring, P [hi, lo][column block][position][8 heads], the warps' largest scores [warp][head], and queries [head][pitch].
+template <int D, int NT> __host__ __device__ constexpr int decode_smem_bytes() {
+    return DECODE_STAGES * decode_stage_bytes<D>() + 2 * NT * decode_step<D>() * 16 + 4 * 8 * NT * (int)sizeof(float) + 8 * NT * decode_q_pitch<D>();
 }
+// Behind it, in a cluster's first block: the results of the cluster's eights, o [eight][head][D] and ml [eight][head].
+template <int D, int NT> __host__ __device__ constexpr int decode_eights_bytes() { return 4 * 8 * NT * (D * (int)sizeof(float) + (int)sizeof(float2)); }
 
 // As cache_row, for a cursor's sequence and head.
 template <typename T> __device__ __forceinline__ size_t decode_row(const Cache<T> &c, const DecodeCursor &item, int pos) {
@@ -532,10 +564,48 @@ constexpr float DECODE_IN_EIGHT = -1.0f;
 // A group of which this block has some chunks and others have the rest: the first or the last of the block's run.
 struct DecodeShared {
     int seq, head0, rows, n_chunks, owner, visited;    // visited: those of this block
-    int eights, is_last;    // eights: every eight is left as one
+    int is_last;
 };
 
 template <typename T> struct alignas(4 * sizeof(T)) Four { T x[4]; };
+
+// The eights of a row's group, four dims of them, added up with the operations of DecodeFold.
+struct DecodeSum {
+    float m, l;
+    float4 o;
+
+    __device__ __forceinline__ DecodeSum() : m(0.0f), l(0.0f), o(make_float4(0.0f, 0.0f, 0.0f, 0.0f)) {}
+    __device__ __forceinline__ void add(bool first, float xm, float xl, float4 x) {
+        float top = first ? xm : fmaxf(m, xm), a = first ? 0.0f : exp2_fast(m - top), b = first ? 1.0f : exp2_fast(xm - top);
+        m = top;
+        l = __fmaf_rn(xl, b, __fmul_rn(l, a));
+        o.x = __fmaf_rn(x.x, b, __fmul_rn(o.x, a));
+        o.y = __fmaf_rn(x.y, b, __fmul_rn(o.y, a));
+        o.z = __fmaf_rn(x.z, b, __fmul_rn(o.z, a));
+        o.w = __fmaf_rn(x.w, b, __fmul_rn(o.w, a));
+    }
+    template <typename T> __device__ __forceinline__ void store(T *out) const {
+        float inverse = __frcp_rn(l);
+        *(Four<T> *)out = {{from_fold<T>(o.x, inverse), from_fold<T>(o.y, inverse), from_fold<T>(o.z, inverse), from_fold<T>(o.w, inverse)}};
+    }
+};
+
+// The first block of a cluster folds the group that the cluster shares: n eights of `rows` heads, from its shared memory.
+template <typename T, int D, int HEADS>
+__device__ __forceinline__ void decode_fold_eights(const float *eights_o, const float2 *eights_ml, int n, int rows, T *out, int64_t out_head_stride) {
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, dim = lane * 4;
+    for (int row = warp; row < rows; row += DECODE_THREADS / 32) {
+        DecodeSum all;
+        if (lane >= D / 4) continue;
+        #pragma unroll
+        for (int e = 0; e < 4; e++)
+            if (e < n) {
+                float2 ml = eights_ml[e * HEADS + row];
+                all.add(e == 0, ml.x, ml.y, *(const float4 *)(eights_o + (e * HEADS + row) * D + dim));
+            }
+        all.store(out + row * out_head_stride + dim);
+    }
+}
 
 // The block that brought the last chunks of a group folds all of them from the workspace, with the operations of
 // DecodeState and DecodeFold, element by element. A warp takes a row; lane k computes the weights of chunk k, for all
@@ -545,32 +615,9 @@ template <typename T, int D> __device__ __forceinline__ void decode_fold_parts(c
     bool has_dims = lane < D / 4;
     for (int row = warp; row < shared.rows; row += blockDim.x >> 5) {
         size_t part = ((size_t)shared.seq * p.n_heads + shared.head0 + row) * p.max_chunks;
-        float all_m = 0.0f, all_l = 0.0f;
-        float4 all = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        auto add = [&](bool first, float m, float l, float4 sum) {    // an eight
-            float most = first ? m : fmaxf(all_m, m), a = first ? 0.0f : exp2_fast(all_m - most), b = first ? 1.0f : exp2_fast(m - most);
-            all_m = most;
-            all_l = __fmaf_rn(l, b, __fmul_rn(all_l, a));
-            all.x = __fmaf_rn(sum.x, b, __fmul_rn(all.x, a));
-            all.y = __fmaf_rn(sum.y, b, __fmul_rn(all.y, a));
-            all.z = __fmaf_rn(sum.z, b, __fmul_rn(all.z, a));
-            all.w = __fmaf_rn(sum.w, b, __fmul_rn(all.w, a));
-        };
-        if (shared.eights && has_dims) {    // four of them at most
-            float2 ml[4];
-            float4 x[4];
-            #pragma unroll
-            for (int e = 0; e < 4; e++)
-                if (8 * e < n_chunks) {
-                    ml[e] = __ldcg(p.part_ml + part + 8 * e);
-                    x[e] = __ldcg((const float4 *)(p.part_o + (part + 8 * e) * D + dim));
-                }
-            #pragma unroll
-            for (int e = 0; e < 4; e++)
-                if (8 * e < n_chunks) add(e == 0, ml[e].x, ml[e].y, x[e]);
-        }
+        DecodeSum all;
         #pragma unroll 1
-        for (int c = 0; c < n_chunks && !shared.eights; c += 16) {
+        for (int c = 0; c < n_chunks; c += 16) {
             int n = min(16, n_chunks - c);
             float2 ml = lane < n ? __ldcg(p.part_ml + part + c + lane) : make_float2(-INFINITY, 0.0f);
             const float4 *from = (const float4 *)(p.part_o + (part + c) * D + dim);
@@ -600,14 +647,10 @@ template <typename T, int D> __device__ __forceinline__ void decode_fold_parts(c
                         sum.z = __fmaf_rn(x[e + i].z, bi, __fmul_rn(sum.z, ai));
                         sum.w = __fmaf_rn(x[e + i].w, bi, __fmul_rn(sum.w, ai));
                     }
-                add(c + e == 0, m, l, sum);
+                all.add(c + e == 0, m, l, sum);
             }
         }
-        T *out = (T *)p.out + shared.seq * p.out_token_stride + (shared.head0 + row) * p.out_head_stride + dim;
-        if (!has_dims) continue;
-        float inverse = __frcp_rn(all_l);
-        Four<T> four = {{from_fold<T>(all.x, inverse), from_fold<T>(all.y, inverse), from_fold<T>(all.z, inverse), from_fold<T>(all.w, inverse)}};
-        *(Four<T> *)out = four;
+        if (has_dims) all.store((T *)p.out + shared.seq * p.out_token_stride + (shared.head0 + row) * p.out_head_stride + dim);
     }
 }
 
@@ -631,10 +674,10 @@ template <typename T, int D> __device__ __forceinline__ void decode_arrive(const
         if (shared[i].is_last) decode_fold_parts<T, D>(p, shared[i]);
 }
 // Thread 0 notes the group that the block is about to begin its part of.
-__device__ __forceinline__ void decode_share(const DecodeParams &p, const DecodeCursor &item, int heads, bool eights, int i) {
+__device__ __forceinline__ void decode_share(const DecodeParams &p, const DecodeCursor &item, int heads, int i) {
     if (threadIdx.x == 0)
         decode_shared()[i] = {item.seq, item.kv_head * p.group + item.head_block * heads, min(heads, p.group - item.head_block * heads), item.n_chunks,
-                              item.owner, item.count(), eights, 0};
+                              item.owner, item.count(), 0};
 }
 
 // One step of a chunk: keys and values of STEP positions at `stage`, of which the first n_valid count, into `now`. q: query
@@ -769,23 +812,29 @@ __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, c
 //           and V; for groups that several blocks share, part_ml and part_o [seq][head][chunk], float32, and arrived.
 // Grid:     as many blocks of 128 threads as fit on the GPU, each with an even share of the work; a warp owns a quarter
 //           of a step's positions in the scores and every fourth 16 dims of the output.
-// Requires: head_dim = D, group <= 8 NT * head_blocks, 16-byte rows, scale > 0, arrived = 0; shared memory of decode_smem_bytes.
+// Requires: head_dim = D, group <= 8 NT * head_blocks, 16-byte rows, scale > 0, arrived = 0; shared memory of decode_smem_bytes,
+//           and in clusters decode_eights_bytes.
 // Two blocks per SM, which the launcher sees to. Were there room for a third, blocks of the next call would wait in it, then
 // three of them be on one SM and one on another: B = 64 at 2048 took a third longer. Nor did room for a whole second call help:
 // one block on an SM cannot keep up, and blocks of half the step need more time for their steps than they save at the ends.
 template <typename T, int D, int NT>
 __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_constant__ DecodeParams p) {
     constexpr int STEP = decode_step<D>(), HEADS = 8 * NT, TILES = (D / 16 + 3) / 4, V = STEP * D * 2, CHUNKS = D / 8, STAGE = decode_stage_bytes<D>();
+    constexpr int Q_PITCH = decode_q_pitch<D>();
     typedef DecodeState<NT, TILES> State;
     extern __shared__ __align__(1024) char smem[];
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-    uint32_t ring = smem_address(smem), weights = ring + DECODE_STAGES * STAGE, tops = weights + 2 * NT * STEP * 16;
+    uint32_t ring = smem_address(smem), weights = ring + DECODE_STAGES * STAGE, tops = weights + 2 * NT * STEP * 16, queries = tops + 4 * HEADS * 4;
+    float *eights_o = (float *)(smem + decode_smem_bytes<D, NT>());
+    float2 *eights_ml = (float2 *)(eights_o + 4 * HEADS * D);
+
     if (!p.settled) {
         wait_for_previous_kernel();
         let_next_kernel_start();
     }
     DecodeCursor item;
     item.start(p, lane);
+    if (item.within) cluster_arrive();    // this block is there
     DecodeCopies<T, D> ahead;
     ahead.start(p, item);
     DecodeNew mine;          // of the new tokens that are left out before the wait: the one of step threadIdx.x / CHUNKS
@@ -799,6 +848,20 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
             ahead.copy(p, ring + i * STAGE, false);
         }
         if (i + 1 < DECODE_STAGES) copy_async_commit();
+    }
+    // Where this thread's 16 bytes of the group's queries are: of head threadIdx.x / CHUNKS, and of every QUERY_STEP-th from there.
+    constexpr int QUERY_STEP = DECODE_THREADS / CHUNKS;
+    bool loads_q = threadIdx.x < QUERY_STEP * CHUNKS;
+    auto own_query = [&] {
+        int head = item.kv_head * p.group + item.head_block * HEADS + threadIdx.x / CHUNKS;
+        return (const T *)p.q + item.seq * p.q_token_stride + head * p.q_head_stride + threadIdx.x % CHUNKS * 8;
+    };
+    const T *query = own_query();
+    if (item.left > 0) {    // to L2, if it is not there, what is small and soon waited for: queries, counter, place of the first results
+        int head0 = item.kv_head * p.group + item.head_block * HEADS, rows = min(HEADS, p.group - item.head_block * HEADS), i = threadIdx.x;
+        if (loads_q && i / CHUNKS < rows) prefetch_L2(query);
+        if (i < rows) prefetch_L2(p.part_ml + ((size_t)item.seq * p.n_heads + head0 + i) * p.max_chunks + item.chunk);
+        if (i == rows) prefetch_L2(p.arrived + item.owner);
     }
     wait_for_previous_kernel();    // from here on q, k_new and v_new are there, and all may be written
     let_next_kernel_start();
@@ -815,20 +878,21 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
     State now;
     DecodeFold<State> fold;
 
-    for (int n = 0; item.left > 0; item.next(p, n)) {    // groups
+    for (int n = 0; item.left > 0; item.next(p, n), query = own_query()) {    // groups
         int head0 = item.kv_head * p.group + item.head_block * HEADS, rows = min(HEADS, p.group - item.head_block * HEADS);
+        // Queries to shared memory; zeros where there are none.
+        for (int head = threadIdx.x / CHUNKS; loads_q && head < HEADS; head += QUERY_STEP, query += QUERY_STEP * p.q_head_stride)
+            store_shared16(queries + head * Q_PITCH + threadIdx.x % CHUNKS * 16, head < rows ? __ldcg((const uint4 *)query) : make_uint4(0, 0, 0, 0));
         n = item.count();
         const bool whole = n == item.n_chunks;    // does this block do all chunks of the group?
         bool eight = false;                       // or at least all of the present eight?
-        if (!whole) decode_share(p, item, HEADS, item.eights, n_shared++);
+        if (!whole && !item.within) decode_share(p, item, HEADS, n_shared++);
+        __syncthreads();
         #pragma unroll
-        for (int c = 0; c < NT; c++) {
-            const T *row = (const T *)p.q + item.seq * p.q_token_stride + (head0 + c * 8 + g) * p.q_head_stride + 2 * t;
+        for (int c = 0; c < NT; c++)
             #pragma unroll
-            for (int d = 0; d < D / 16; d++)
-                #pragma unroll
-                for (int i = 0; i < 2; i++) q[c][d][i] = c * 8 + g < rows ? __ldcg((const uint32_t *)(row + d * 16 + i * 8)) : 0u;
-        }
+            for (int d = 0; d < D / 16; d += 2)
+                load_matrix4(q[c][d], q[c][d + 1], queries + (c * 8 + (lane & 7)) * Q_PITCH + (2 * d + (lane >> 3)) * 16);
         size_t first_head = (size_t)item.seq * p.n_heads + head0;
         auto each = [&](auto body) {    // body(column block, which of its two heads, head) for what this thread owns
             #pragma unroll
@@ -875,14 +939,25 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
             else fold.eight = now;
             if (eight && in_eight < 7 && chunk + 1 < item.n_chunks) continue;
             int slot = eight ? chunk - in_eight : chunk;
+            if (item.within && chunk - in_eight == item.chunk) cluster_wait();    // the first block is there
             each([&](int c, int h, int head) {
-                size_t part = (first_head + head) * p.max_chunks + slot;
-                decode_store_row<float, D>(p.part_o + part * D, fold.eight.o[c], h, warp, g, [](float x) { return x; });
+                size_t part = item.within ? chunk / 8 * HEADS + head : (first_head + head) * p.max_chunks + slot;
+                float *o = item.within ? of_first_in_cluster(eights_o) : p.part_o;
+                float2 *ml = item.within ? of_first_in_cluster(eights_ml) : p.part_ml;
+                decode_store_row<float, D>(o + part * D, fold.eight.o[c], h, warp, g, [](float x) { return x; });
                 if (warp + g == 0) {
-                    p.part_ml[part] = make_float2(fold.eight.m[c][h], fold.eight.l[c][h]);
-                    if (slot < chunk) p.part_ml[part + 1] = make_float2(0.0f, DECODE_IN_EIGHT);
+                    ml[part] = make_float2(fold.eight.m[c][h], fold.eight.l[c][h]);
+                    if (slot < chunk && !item.within) ml[part + 1] = make_float2(0.0f, DECODE_IN_EIGHT);
                 }
             });
+        }
+        if (item.within) {
+            cluster_arrive();
+            if ((int)blockIdx.x != item.owner) break;
+            cluster_wait();    // all eights are there
+            decode_fold_eights<T, D, HEADS>(eights_o, eights_ml, (item.n_chunks + 7) / 8, rows,
+                                            (T *)p.out + item.seq * p.out_token_stride + head0 * p.out_head_stride, p.out_head_stride);
+            break;    // it is the block's only group
         }
         if (whole)
             each([&](int c, int h, int head) {
@@ -1212,19 +1287,28 @@ static Cache<char> cache_view(const AttentionArgs *a) {
 // Launches a kernel of which several are instantiated: sets its shared memory, logs, checks.
 template <typename... P, typename... A>
 static int launch(const char *name, const AttentionArgs *a, void (*kernel)(P...), long long grid, int block, size_t smem, bool dependent,
-                  cudaStream_t stream, A... args) {
+                  int cluster, cudaStream_t stream, A... args) {
     if (grid > 0x7fffffff) return refuse("%s: a grid of %lld blocks, expected at most 2147483647", name, grid);
     if (smem > 48 * 1024) TRY_CUDA(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem));
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[2];
+    int n = 0;
+    if (dependent) {
+        attributes[n].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[n++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster > 1) {
+        attributes[n].id = cudaLaunchAttributeClusterDimension;
+        attributes[n].val.clusterDim.x = cluster;
+        attributes[n].val.clusterDim.y = attributes[n].val.clusterDim.z = 1;
+        n++;
+    }
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3((unsigned)grid);
     config.blockDim = dim3(block);
     config.dynamicSmemBytes = smem;
     config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = dependent ? 1 : 0;
+    config.attrs = attributes;
+    config.numAttrs = n;
     if (a->verbose)
         fprintf(stderr, "attention: %s<%s,%d> %d:%d heads, %d sequences, grid %lld, block %d, shared %zu\n", name,
                 a->dtype == ATTENTION_F32 ? "f32" : a->dtype == ATTENTION_F16 ? "f16" : "bf16", a->head_dim, a->n_heads, a->n_kv_heads,
@@ -1270,10 +1354,13 @@ size_t attention_cache_bytes(const AttentionArgs *a) {
     return (size_t)a->n_seq * a->n_kv_heads * a->cache_max_len * a->head_dim * element_bytes(a->dtype);
 }
 
-static int decode_launch(const AttentionArgs *a, DecodeParams p, void (*kernel)(DecodeParams), int heads, int block, size_t smem, const Device &device,
-                         cudaStream_t stream) {
+// cluster_smem: what a block needs more if clusters are worth while; 0: they are not.
+static int decode_launch(const AttentionArgs *a, DecodeParams p, void (*kernel)(DecodeParams), int heads, int block, size_t smem, size_t cluster_smem,
+                         const Device &device, cudaStream_t stream) {
     int blocks_per_sm;
     p.head_blocks = (p.group + heads - 1) / heads;
+    bool clusters = cluster_smem && device.dependent_launch && 2 * (smem + cluster_smem) <= (size_t)device.block_smem;
+    if (clusters) smem += cluster_smem;
     TRY_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem));
     TRY_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, block, smem));
     if (blocks_per_sm < 1) return refuse("attention_decode: no room on this GPU for a block with %zu bytes of shared memory", smem);
@@ -1282,16 +1369,19 @@ static int decode_launch(const AttentionArgs *a, DecodeParams p, void (*kernel)(
         TRY_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem));
         TRY_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, block, smem));
     }
+    long long groups = (long long)p.n_seq * p.cache.n_kv_heads * p.head_blocks;
     long long items = (long long)p.n_seq * p.cache.n_kv_heads * p.head_blocks * p.max_chunks, grid = device.n_sms * blocks_per_sm;
     long long work = (long long)p.n_seq * p.cache.n_kv_heads * p.head_blocks * (p.cache_max_len / 128 + 32);
     if (work > 0x7fffffff) return refuse("attention_decode: %lld work items, expected at most 2147483647", work);
     if (grid > items) grid = items;
     if (grid > DECODE_MAX_BLOCKS) grid = DECODE_MAX_BLOCKS;
-    return launch("decode_kernel", a, kernel, grid, block, smem, device.dependent_launch, stream, p);
+    if (clusters && grid / groups == 2 && p.max_chunks > 8) p.cluster = 2;    // clusters of four find room too late
+    grid -= grid % p.cluster;
+    return launch("decode_kernel", a, kernel, grid, block, smem, device.dependent_launch, p.cluster, stream, p);
 }
 
 template <typename T, int D, int NT> static int decode_16bit(const AttentionArgs *a, const DecodeParams &p, const Device &device, cudaStream_t stream) {
-    return decode_launch(a, p, decode_kernel<T, D, NT>, 8 * NT, DECODE_THREADS, decode_smem_bytes<D, NT>(), device, stream);
+    return decode_launch(a, p, decode_kernel<T, D, NT>, 8 * NT, DECODE_THREADS, decode_smem_bytes<D, NT>(), decode_eights_bytes<D, NT>(), device, stream);
 }
 
 // Eight warps where their rings fit, else four: a matter of the GPU only, as it shapes the sums.
@@ -1299,8 +1389,8 @@ template <int D> static int decode_f32(const AttentionArgs *a, const DecodeParam
     typedef FmaTile<D> Tile;
     int rows = p.group < Tile::HEADS ? p.group : Tile::HEADS;
     if (f32_smem_bytes<Tile>(8, Tile::HEADS) <= (size_t)device.block_smem)
-        return decode_launch(a, p, decode_f32_kernel<Tile, 8>, Tile::HEADS, 256, f32_smem_bytes<Tile>(8, rows), device, stream);
-    return decode_launch(a, p, decode_f32_kernel<Tile, 4>, Tile::HEADS, 128, f32_smem_bytes<Tile>(4, rows), device, stream);
+        return decode_launch(a, p, decode_f32_kernel<Tile, 8>, Tile::HEADS, 256, f32_smem_bytes<Tile>(8, rows), 0, device, stream);
+    return decode_launch(a, p, decode_f32_kernel<Tile, 4>, Tile::HEADS, 128, f32_smem_bytes<Tile>(4, rows), 0, device, stream);
 }
 
 int attention_decode(const AttentionArgs *a, void *cuda_stream) {
@@ -1320,7 +1410,7 @@ int attention_decode(const AttentionArgs *a, void *cuda_stream) {
                       a->k_token_stride, a->k_head_stride, a->v_token_stride, a->v_head_stride, cache_view(a), a->seq_lens_device,
                       (unsigned *)a->workspace, (float2 *)((char *)a->workspace + ARRIVED_BYTES),
                       (float *)((char *)a->workspace + ARRIVED_BYTES + part_ml_bytes(a)), a->n_seq, a->n_heads,
-                      a->n_heads / a->n_kv_heads, 1, a->cache_max_len, max_chunks(a->cache_max_len), a->append, a->settled, scale_log2(a)};
+                      a->n_heads / a->n_kv_heads, 1, a->cache_max_len, max_chunks(a->cache_max_len), a->append, 1, a->settled, scale_log2(a)};
     return for_types(a, [&](auto zero, auto dim) {
         typedef decltype(zero) T;
         constexpr int D = dim;
@@ -1388,7 +1478,7 @@ template <typename T, int D> static int prefill_hopper(const AttentionArgs *a, P
     if (n_tiles > 0x7fffffff - device.n_sms) return refuse("attention_prefill: %lld query tiles in one launch", n_tiles);
     p.n_tiles = (int)n_tiles;
     return launch("prefill_hopper_kernel", a, prefill_hopper_kernel<T, D>, n_tiles < device.n_sms ? n_tiles : device.n_sms,
-                  (1 + HOPPER_WARPGROUPS) * 128, hopper_smem_bytes<D>(), false, stream, p, b, maps, box_rows);
+                  (1 + HOPPER_WARPGROUPS) * 128, hopper_smem_bytes<D>(), false, 1, stream, p, b, maps, box_rows);
 }
 
 int attention_prefill(const AttentionArgs *a, void *cuda_stream) {
@@ -1414,18 +1504,18 @@ int attention_prefill(const AttentionArgs *a, void *cuda_stream) {
         Batch b;
         int tokens = batch_tokens(a, first, a->n_seq - first < MAX_BATCH ? a->n_seq - first : MAX_BATCH, &b);
         if (tokens == 0) continue;
-        if (a->append && launch("prefill_append_kernel", a, prefill_append_kernel, tokens, 128, 0, false, stream, p, b, element_bytes(a->dtype)))
+        if (a->append && launch("prefill_append_kernel", a, prefill_append_kernel, tokens, 128, 0, false, 1, stream, p, b, element_bytes(a->dtype)))
             return 1;
         int failed = for_types(a, [&](auto zero, auto dim) {
             typedef decltype(zero) T;
             constexpr int D = dim;
             if constexpr (std::is_same<T, float>::value)
                 return launch("prefill_f32_kernel", a, prefill_f32_kernel<D>, batch_order(&b, F32_ROWS) * a->n_heads, 256,
-                              prefill_f32_smem_bytes<D>(), false, stream, p, b);
+                              prefill_f32_smem_bytes<D>(), false, 1, stream, p, b);
             else if (device.hopper) return prefill_hopper<T, D>(a, p, b, device, stream);
             else
                 return launch("prefill_plain_kernel", a, prefill_plain_kernel<T, D>, batch_order(&b, PLAIN_ROWS) * a->n_heads, 128,
-                              prefill_plain_smem_bytes<T, D>(), false, stream, p, b);
+                              prefill_plain_smem_bytes<T, D>(), false, 1, stream, p, b);
         });
         if (failed) return failed;
     }

@@ -260,7 +260,7 @@ template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1
         int rows = min(Tile::HEADS, p.group - item.head_block * Tile::HEADS);
         if (visited == 0) {
             whole = item.chunk == 0 && item.reaches(item.n_chunks - 1);
-            if (!whole) decode_share(p, item, Tile::HEADS, false, n_shared++);
+            if (!whole) decode_share(p, item, Tile::HEADS, n_shared++);
             state.load_q((const T *)p.q + seq * p.q_token_stride + head0 * p.q_head_stride, p.q_head_stride, rows, lane);
         }
         state.reset();
