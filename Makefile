@@ -42,7 +42,7 @@ GPU_HERE    := $(if $(NVCC),$(shell nvidia-smi --query-gpu=compute_cap --format=
 CUDA_ARCHS  ?= $(or $(GPU_HERE),80 86 89 90a 100 120)
 GENCODE      = $(foreach arch,$(CUDA_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch))
 CUDA_ROOT   := $(abspath $(dir $(realpath $(NVCC)))..)
-CUDA_LDFLAGS := $(if $(NVCC),-L$(CUDA_ROOT)/lib64 -Xlinker -rpath -Xlinker $(CUDA_ROOT)/lib64 -lcublas -lcudart -lstdc++)
+CUDA_LDFLAGS := $(if $(NVCC),-L$(CUDA_ROOT)/lib64 -Xlinker -rpath -Xlinker $(CUDA_ROOT)/lib64 -lcublas -lcublasLt -lcudart -lstdc++)
 CUDA_CFLAGS := $(if $(NVCC),-DLLAMA_CUDA)
 
 # ---- flags ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@
 // Residual stream, norms and sums are float32; `type` is what enters a product and what the cache holds (DESIGN: bf16,
 // f16, or float32 with --precision f32).
 #include <inttypes.h>
+#include <cublasLt.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +17,7 @@
 
 enum {
     MAX_ROWS = 8192,        // of one pass over the weights
+    LONG_PROMPT = 4097,     // rows: see matmul_long
     UPLOAD_BYTES = 4 << 20, // of one staging buffer
     UPLOAD_THREADS = 16,
     WORKSPACE_BYTES = 64 << 20 // cuBLAS's own, fixed so that its choices are, and graphs can hold it
@@ -316,6 +318,70 @@ static bool matmul_many(CudaState *s, float *out, const void *w, long long strid
     return true;
 }
 
+// matmul_many for so many rows that the GPU's power is the limit, and what costs least of it is fastest: in tiles of
+// 168 × 128, if cuBLAS offers them. (H200, gate and up of 8B, 8192 rows, one call after another: 2.6 % less time than in
+// its own choice of 320 × 128.)
+static bool matmul_long(CudaState *s, float *out, const void *w, long long stride, const void *in, int T, int count,
+                        int n, int k, Error *err) {
+    if (s->type == CUDA_R_32F) return matmul_many(s, out, w, stride, in, T, count, n, k, err);
+    const float one = 1, zero = 0;
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    const size_t workspace = WORKSPACE_BYTES;
+    const long long in_stride = 0, out_stride = (long long)T * n;
+    cublasLtHandle_t lt = (cublasLtHandle_t)s->blas; // as cuBLAS's manual allows
+    cublasLtMatmulDesc_t product = NULL;
+    cublasLtMatrixLayout_t of_w = NULL, of_in = NULL, of_out = NULL;
+    cublasLtMatmulPreference_t limits = NULL;
+    cublasLtMatmulHeuristicResult_t offers[16];
+    int n_offers = 0, chosen = -1;
+    cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
+    auto then = [&](auto call) {
+        if (status == CUBLAS_STATUS_SUCCESS) status = call();
+    };
+    auto layout = [&](cublasLtMatrixLayout_t *l, cudaDataType_t type, int rows, int cols, long long batch_stride) {
+        then([&] { return cublasLtMatrixLayoutCreate(l, type, rows, cols, rows); });
+        then([&] {
+            return cublasLtMatrixLayoutSetAttribute(*l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count);
+        });
+        then([&] {
+            return cublasLtMatrixLayoutSetAttribute(*l, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &batch_stride,
+                                                    sizeof batch_stride);
+        });
+    };
+    then([&] { return cublasLtMatmulDescCreate(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F); });
+    then([&] {
+        return cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed);
+    });
+    layout(&of_w, s->type, k, n, stride);
+    layout(&of_in, s->type, k, T, in_stride);
+    layout(&of_out, CUDA_R_32F, n, T, out_stride);
+    then([&] { return cublasLtMatmulPreferenceCreate(&limits); });
+    then([&] {
+        return cublasLtMatmulPreferenceSetAttribute(limits, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
+                                                    sizeof workspace);
+    });
+    then([&] {
+        return cublasLtMatmulAlgoGetHeuristic(lt, product, of_w, of_in, of_out, of_out, limits, 16, offers, &n_offers);
+    });
+    for (int i = 0; status == CUBLAS_STATUS_SUCCESS && i < n_offers; i++) {
+        int tile = CUBLASLT_MATMUL_TILE_UNDEFINED;
+        size_t written;
+        cublasLtMatmulAlgoConfigGetAttribute(&offers[i].algo, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof tile, &written);
+        if (chosen < 0 && tile == CUBLASLT_MATMUL_TILE_168x128) chosen = i;
+    }
+    if (chosen >= 0)
+        status = cublasLtMatmul(lt, product, &one, w, of_w, in, of_in, &zero, out, of_out, out, of_out,
+                                &offers[chosen].algo, s->blas_workspace, workspace, s->stream);
+    if (limits) cublasLtMatmulPreferenceDestroy(limits);
+    if (of_out) cublasLtMatrixLayoutDestroy(of_out);
+    if (of_in) cublasLtMatrixLayoutDestroy(of_in);
+    if (of_w) cublasLtMatrixLayoutDestroy(of_w);
+    if (product) cublasLtMatmulDescDestroy(product);
+    if (chosen < 0) return matmul_many(s, out, w, stride, in, T, count, n, k, err);
+    CUBLAS_TRY(status);
+    return true;
+}
+
 // Heads [n_heads][T][head_dim] of the matrices from w on: wq, wk and wv follow each other in memory, so that one call
 // has a product for every head. Of one row, all heads are one product with the same result in the same place.
 static bool matmul_heads(CudaState *s, const Config *c, float *out, const void *w, int T, int n_heads, Error *err) {
@@ -476,7 +542,9 @@ static bool forward(Model *m, const Batch *host, const int *host_lens, const int
         // feed-forward: down(silu(gate) * up)
         if (!rmsnorm(s, l->ffn_norm, c->norm_eps, T, c->dim, err)) return false;
         long long from_w1_to_w3 = ((const char *)l->w3 - (const char *)l->w1) / (long long)s->weight_element;
-        if (!matmul_many(s, s->gate_up, l->w1, from_w1_to_w3, s->xb, T, 2, c->hidden_dim, c->dim, err)) return false;
+        if (!(T < LONG_PROMPT ? matmul_many : matmul_long)(s, s->gate_up, l->w1, from_w1_to_w3, s->xb, T, 2,
+                                                           c->hidden_dim, c->dim, err))
+            return false;
         if (!swiglu(s, (size_t)T * c->hidden_dim, err)) return false;
         if (!matmul(s, s->x, l->w2, s->h, T, c->dim, c->hidden_dim, 1, err)) return false;
     }

@@ -126,6 +126,33 @@ static void test_some_rows_have_logits(void) {
     end("some_rows_have_logits");
 }
 
+// A prompt long enough for other matrix products gives what its parts give, to what rounding in bf16 may change.
+static void test_long_prompt_equals_its_parts(void) {
+    enum { LENGTH = 4200 };
+    Model m;
+    Error err = {""};
+    static int tokens[LENGTH];
+    if (start(&m, engine, PRECISION_BF16, 2, LENGTH)) {
+        size_t bytes = (size_t)m.config.vocab_size * sizeof(float);
+        float *whole = (float *)malloc(bytes);
+        double delta = 0, squares = 0;
+        random_tokens(tokens, LENGTH, &m);
+        CHECK(model_prefill(&m, 0, tokens, LENGTH, 1, &err) && m.engine->read_logits(&m, &err));
+        memcpy(whole, m.logits, bytes);
+        CHECK(model_prefill(&m, 1, tokens, LENGTH / 2, 0, &err));
+        CHECK(model_prefill(&m, 1, tokens + LENGTH / 2, LENGTH / 2, 1, &err) && m.engine->read_logits(&m, &err));
+        for (int i = 0; i < m.config.vocab_size; i++) {
+            delta += pow((double)m.logits[i] - (double)whole[i], 2);
+            squares += pow((double)whole[i], 2);
+        }
+        if (!(delta <= 4e-4 * squares)) // 2 %, five times what one rounding may change
+            test_fail("root mean square of Δlogit is %.3g of the logits'", sqrt(delta / squares));
+        free(whole);
+    }
+    model_close(&m);
+    end("long_prompt_equals_its_parts");
+}
+
 // A decode step after a prompt gives what the same tokens give as one prompt.
 static void test_decode_continues_prefill(void) {
     Model m;
@@ -323,6 +350,7 @@ int main(void) {
                  {"logits_equal_the_cpus", test_logits_equal_the_cpus},
                  {"some_rows_have_logits", test_some_rows_have_logits},
                  {"decode_continues_prefill", test_decode_continues_prefill},
+                 {"long_prompt_equals_its_parts", test_long_prompt_equals_its_parts},
                  {"nan_weight_is_noticed", test_nan_weight_is_noticed},
                  {"cache_is_filled_for_the_benchmark", test_cache_is_filled_for_the_benchmark},
                  {"starts_again_with_another_cache", test_starts_again_with_another_cache},
