@@ -204,6 +204,7 @@ __host__ __device__ inline int decode_chunk_log2(int total) {
 }
 __host__ __device__ inline int decode_chunk(int total) { return 1 << decode_chunk_log2(total); }
 __host__ __device__ inline int decode_chunks(int total) { return (total + decode_chunk(total) - 1) >> decode_chunk_log2(total); }
+constexpr int DECODE_EIGHTS = 4;    // of chunks, up to there
 __host__ __device__ inline int decode_weight(int total) { return decode_chunk(total) >> 7; }    // a chunk's share of work
 
 struct DecodeParams {
@@ -218,7 +219,7 @@ struct DecodeParams {
     float *part_o;                            // [seq][head][max_chunks][D] and its weighted sum of V
     int n_seq, n_heads, group, head_blocks;   // head_blocks: items per chunk and KV head, for groups larger than a tile
     int cache_max_len, max_chunks, append;
-    int cluster;                              // blocks in one, 1: no clusters
+    int cluster;                              // blocks in one, 1: no clusters, for which there may be DECODE_EIGHTS at most
     int settled;                              // cache, table and lengths may be read before the kernel before this one is over
     float scale_log2;
 };
@@ -403,7 +404,9 @@ template <int D, int NT> __host__ __device__ constexpr int decode_smem_bytes() {
     return DECODE_STAGES * decode_stage_bytes<D>() + 2 * NT * decode_step<D>() * 16 + 4 * 8 * NT * (int)sizeof(float) + 8 * NT * decode_q_pitch<D>();
 }
 // Behind it, in a cluster's first block: the results of the cluster's eights, o [eight][head][D] and ml [eight][head].
-template <int D, int NT> __host__ __device__ constexpr int decode_eights_bytes() { return 4 * 8 * NT * (D * (int)sizeof(float) + (int)sizeof(float2)); }
+template <int D, int NT> __host__ __device__ constexpr int decode_eights_bytes() {
+    return DECODE_EIGHTS * 8 * NT * (D * (int)sizeof(float) + (int)sizeof(float2));
+}
 
 // As cache_row, for a cursor's sequence and head.
 template <typename T> __device__ __forceinline__ size_t decode_row(const Cache<T> &c, const DecodeCursor &item, int pos) {
@@ -598,7 +601,7 @@ __device__ __forceinline__ void decode_fold_eights(const float *eights_o, const 
         DecodeSum all;
         if (lane >= D / 4) continue;
         #pragma unroll
-        for (int e = 0; e < 4; e++)
+        for (int e = 0; e < DECODE_EIGHTS; e++)
             if (e < n) {
                 float2 ml = eights_ml[e * HEADS + row];
                 all.add(e == 0, ml.x, ml.y, *(const float4 *)(eights_o + (e * HEADS + row) * D + dim));
@@ -803,7 +806,6 @@ __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, c
         now.l[n][0] += sums[n][0];
         now.l[n][1] += sums[n][1];
     }
-
 }
 
 // Computes: attention of one new token per sequence to its cache, in chunks of fixed length; appends K and V if asked.
@@ -826,7 +828,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     uint32_t ring = smem_address(smem), weights = ring + DECODE_STAGES * STAGE, tops = weights + 2 * NT * STEP * 16, queries = tops + 4 * HEADS * 4;
     float *eights_o = (float *)(smem + decode_smem_bytes<D, NT>());
-    float2 *eights_ml = (float2 *)(eights_o + 4 * HEADS * D);
+    float2 *eights_ml = (float2 *)(eights_o + DECODE_EIGHTS * HEADS * D);
 
     if (!p.settled) {
         wait_for_previous_kernel();
@@ -1375,7 +1377,8 @@ static int decode_launch(const AttentionArgs *a, DecodeParams p, void (*kernel)(
     if (work > 0x7fffffff) return refuse("attention_decode: %lld work items, expected at most 2147483647", work);
     if (grid > items) grid = items;
     if (grid > DECODE_MAX_BLOCKS) grid = DECODE_MAX_BLOCKS;
-    if (clusters && grid / groups == 2 && p.max_chunks > 8) p.cluster = 2;    // clusters of four find room too late
+    // Clusters of four find room too late; with 8 chunks there is no eight for each, and the room is for DECODE_EIGHTS.
+    if (clusters && grid / groups == 2 && p.max_chunks > 8 && p.max_chunks <= 8 * DECODE_EIGHTS) p.cluster = 2;
     grid -= grid % p.cluster;
     return launch("decode_kernel", a, kernel, grid, block, smem, device.dependent_launch, p.cluster, stream, p);
 }

@@ -41,7 +41,7 @@ struct CudaState {
     float *x;             // [T][dim]: the residual stream
     void *xb;             // type [T][dim]: normalised
     float *qkv;           // [n_heads + 2 × n_kv_heads][T][head_dim]: queries, keys, values
-    void *qkv_in;         // type, the same: rotated and rounded, as they enter attention and the cache
+    void *qkv_in;         // type, the same: rotated and rounded, as they enter attention; of a prompt queries only
     void *att;            // type [T][q_dim]
     float *gate_up;       // [2][T][hidden_dim], and at least [T][dim]
     void *h;              // type [T][hidden_dim]

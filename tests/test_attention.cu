@@ -520,6 +520,21 @@ static void gqa(int dtype, int H, int Hkv, int D) {    // against K and V repeat
     CUDA(cudaFree(rv));
 }
 
+// More chunks than up to 131,072 positions, of as many groups as two blocks share each.
+static void test_cache_beyond_131072(int dtype) {
+    const int length = 131080, heads = 128;
+    Model m({dtype, 1, heads, heads, 64, length}, 1);
+    size_t row = 64 * m.bytes;
+    for (int h = 0; h < heads; h++) {
+        CUDA(cudaMemcpy2D(m.kc + h * length * row, row, m.k + h * row, heads * row, row, length - 1, cudaMemcpyDeviceToDevice));
+        CUDA(cudaMemcpy2D(m.vc + h * length * row, row, m.v + h * row, heads * row, row, length - 1, cudaMemcpyDeviceToDevice));
+    }
+    for (int have : {131071, 131072, length - 1}) {
+        m.lens = {have};
+        m.step(1);
+    }
+}
+
 static void test_gqa_ratios(int dtype) {
     for (int ratio : {1, 2, 4, 7, 8, 14, 16, 32})
         for (int D : {64, 128}) gqa(dtype, ratio * 2, 2, D);
@@ -864,6 +879,7 @@ static const Test TESTS[] = {
     T(test_cache_one_step_on_256, 1), T(test_cache_batch_heads_length, 0), T(test_cache_length_per_sequence, 0),
     T(test_cache_lengths_around_tile_edges, 0), T(test_cache_long_steps_memory_unchanged, 1), T(test_cache_overflow_refused, 1),
     T(test_cache_block_table_same_bits, 0), T(test_cache_without_append, 1), T(test_cache_long_context, 1),
+    T(test_cache_beyond_131072, 0),
     T(test_gqa_ratios, 0), T(test_gqa_14_to_2_heads, 1), T(test_gqa_28_to_4_heads, 1), T(test_gqa_32_heads_of_96, 0), T(test_gqa_cache_a_quarter, 1),
     T(test_causal_against_reference, 1), T(test_causal_mask_visible_in_v, 1), T(test_causal_with_cache_offset, 0), T(test_not_causal, 0),
     T(test_scale_given, 1), T(test_together, 0), T(test_together_300_sequences, 1), T(test_refusals, 1), T(test_two_runs_same_bits, 0),
