@@ -390,11 +390,12 @@ template <typename T, int D> __device__ __forceinline__ void decode_refuse(const
 }
 
 // 16-bit decode, on tensor cores. A block of four warps walks over its groups, their chunks, and these in steps of STEP
-// positions, with a ring of steps in shared memory ahead of it. Keys are the rows and query heads the columns of S^T = K Q^T, and likewise O^T =
-// V^T P^T, so a group of up to 8 heads fills the instruction's 8 columns (NT such column blocks) and each K/V element is
-// loaded once for all heads. For the scores the warps share out the positions, for the output the dims of the head: the
-// weights cross over through shared memory, and no sums across warps are left to do. P enters the second product as the
-// sum of two 16-bit terms: there is room, the kernel waits for memory, and the result is exact to the output's rounding.
+// positions, with a ring of steps in shared memory ahead of it. Keys are the rows and query heads the columns of S^T = K
+// Q^T, and likewise O^T = V^T P^T, so a group of up to 8 heads fills the instruction's 8 columns (NT such column blocks)
+// and each K/V element is loaded once for all heads. For the scores the warps share out the positions, for the output the
+// dims of the head: the weights cross over through shared memory, and no sums across warps are left to do. P enters the
+// second product as the sum of two 16-bit terms: there is room, the kernel waits for memory, and the result is exact to the
+// output's rounding.
 constexpr int DECODE_THREADS = 128, DECODE_STAGES = 2;    // two steps, one in use: a deeper queue only makes the blocks' shares of memory unequal
 template <int D> __host__ __device__ constexpr int decode_step() { return D == 64 ? 128 : 64; }
 template <int D> __host__ __device__ constexpr int decode_stage_bytes() { return 2 * decode_step<D>() * D * 2; }    // K and V
