@@ -6,8 +6,8 @@
 //   all rows, times a matrix with a column for each head.
 // Residual stream, norms and sums are float32; `type` is what enters a product and what the cache holds (DESIGN: bf16,
 // f16, or float32 with --precision f32).
-#include <inttypes.h>
 #include <cublasLt.h>
+#include <inttypes.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -946,13 +946,12 @@ static int list_buffers(Model *m, CudaState *s, Buffer *list) {
     const Config *c = &m->config;
     uint64_t T = (uint64_t)s->max_rows, e = s->element;
     uint64_t kv = m->kv.bytes / 2;
-    uint64_t widest = (uint64_t)(c->dim > c->q_dim ? c->dim : c->q_dim);
     const Buffer all[] = {
         {&m->kv.k, kv},
         {&m->kv.v, kv},
         {(void **)&s->rope_freq, (uint64_t)c->head_dim / 2 * 4},
         {(void **)&s->x, T * (uint64_t)c->dim * 4},
-        {&s->xb, T * widest * e},
+        {&s->xb, T * (uint64_t)c->dim * e},
         {(void **)&s->qkv, T * (uint64_t)(c->q_dim + 2 * c->kv_dim) * 4},
         {s->type == CUDA_R_32F ? NULL : &s->qkv_in, T * (uint64_t)(c->q_dim + 2 * c->kv_dim) * e},
         {&s->att, T * (uint64_t)c->q_dim * e},

@@ -273,7 +273,7 @@ static void step(Model *m, int n, const int *slots, const int *tokens, float *lo
 static void test_same_bits_alone_and_among_eight(void) {
     const char *const shapes[] = {NULL, "llama-3.2-1b", "llama-3.1-8b"};
     const Precision precisions[] = {PRECISION_BF16, PRECISION_F32};
-    enum { LONGEST = 150, STEPS = 8 };
+    enum { LONGEST = 150, STEPS = 12 };
     for (int p = 0; p < 6; p++) {
         const char *shape = shapes[p / 2];
         Model m;
