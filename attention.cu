@@ -66,6 +66,15 @@ __device__ __forceinline__ void copy_async16(uint32_t dst, const void *src, bool
 __device__ __forceinline__ void copy_async16(uint32_t dst, const void *src) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
 }
+// The same for what is read once: such lines leave the L2 cache first, so that lengths, queries and results stay.
+__device__ __forceinline__ uint64_t read_once() {
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+__device__ __forceinline__ void copy_async16(uint32_t dst, const void *src, uint64_t policy) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "l"(policy) : "memory");
+}
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void copy_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
@@ -85,11 +94,11 @@ __device__ __forceinline__ void let_next_kernel_start() {
 // Asks for a line to be brought to L2.
 __device__ __forceinline__ void prefetch_L2(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
-// A cluster of blocks (Hopper and later). Its barrier: what was written before arriving is there after waiting. And where its
-// first block has what this one has at p in shared memory.
+// A cluster of blocks (Hopper and later). All threads say that they are there, with the barriers that they have set up, and
+// wait for all to be. (A release of more than that would wait for every copy under way.)
 __device__ __forceinline__ void cluster_arrive() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void cluster_wait() {
@@ -97,11 +106,36 @@ __device__ __forceinline__ void cluster_wait() {
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
-template <typename X> __device__ __forceinline__ X *of_first_in_cluster(X *p) {
+// Where the first block of the cluster has what this one has at `address` in shared memory.
+__device__ __forceinline__ uint32_t of_first_in_cluster(uint32_t address) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("mapa.u64 %0, %0, 0;" : "+l"(p));
+    asm volatile("mapa.shared::cluster.u32 %0, %0, 0;" : "+r"(address));
 #endif
-    return p;
+    return address;
+}
+// A barrier in shared memory for bytes that another block sends: it is over when all of them are there.
+__device__ __forceinline__ void expect_bytes(uint32_t barrier, int bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n"
+                 "fence.mbarrier_init.release.cluster;\n"
+                 "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_bytes(uint32_t barrier) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], 0;\n"
+                 "@!done bra again;\n"
+                 "}" ::"r"(barrier) : "memory");
+#endif
+}
+// Sends 16 bytes to another block: `to` and `barrier` are addresses in its shared memory, from here.
+__device__ __forceinline__ void send16(uint32_t to, float4 x, uint32_t barrier) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];"
+                 ::"r"(to), "r"(__float_as_uint(x.x)), "r"(__float_as_uint(x.y)), "r"(__float_as_uint(x.z)), "r"(__float_as_uint(x.w)), "r"(barrier) : "memory");
+#endif
 }
 
 // After what this thread, or others before a barrier, have written; before what it, or others after a barrier, read.
@@ -187,8 +221,8 @@ template <typename T, int D> __device__ __forceinline__ uint32_t tile_offset(int
 // chunk of one KV head, with as many query heads of its group as a tile holds. As many blocks as the GPU holds share the
 // work out evenly, each taking a run of neighbours, so the launch does not depend on the lengths and can be replayed from
 // a graph. Copies run ahead through a ring in shared memory, on from item to item. The chunks of a group are folded in
-// their order, first to last, by eights: in registers where one block has them all; in the first one's shared memory where
-// the two blocks of a cluster have them; else from the workspace, by the block that finishes last. The operations are the
+// their order, first to last, by eights: in registers where one block has them all, or the two blocks of a cluster, of which the
+// second sends its eights to the first; else from the workspace, by the block that finishes last. The operations are the
 // same. So nothing depends on what else is in the batch: a sequence gets the same bits alone and among others.
 //
 // Calls follow one another closely (programmatic dependent launch): a call's blocks take the places of the last call's one
@@ -200,28 +234,29 @@ template <typename T, int D> __device__ __forceinline__ uint32_t tile_offset(int
 
 // The length of a chunk depends on the length of its own sequence only: 32 chunks at most up to 131,072 positions.
 __host__ __device__ inline int decode_chunk_log2(int total) {
-    return total <= 4096 ? 7 : total <= 8192 ? 8 : total <= 16384 ? 9 : total <= 32768 ? 10 : total <= 65536 ? 11 : 12;
+    return 7 + (total > 4096) + (total > 8192) + (total > 16384) + (total > 32768) + (total > 65536);    // without branches
 }
 __host__ __device__ inline int decode_chunk(int total) { return 1 << decode_chunk_log2(total); }
 __host__ __device__ inline int decode_chunks(int total) { return (total + decode_chunk(total) - 1) >> decode_chunk_log2(total); }
 constexpr int DECODE_EIGHTS = 4;    // of chunks, up to there
 __host__ __device__ inline int decode_weight(int total) { return decode_chunk(total) >> 7; }    // a chunk's share of work
 
-struct DecodeParams {
+struct DecodeParams {    // what a block needs to begin stands together, at the front
+    int n_seq, n_heads, group, head_blocks;   // head_blocks: items per chunk and KV head, for groups larger than a tile
+    int cache_max_len, max_chunks, append;
+    int settled;                              // cache, table and lengths may be read before the kernel before this one is over
+    int cluster;                              // blocks in one, 1: no clusters, for which there may be DECODE_EIGHTS at most
+    int parts, wide;                          // of a group, where all are equally long; is most of the GPU busy with a group a block?
+    float scale_log2;
+    const int *seq_lens;                      // [seq] positions in the cache before the new token
+    Cache<char> cache;
     const void *q; void *out;                 // [seq][head][D]
     const void *k_new, *v_new;                // [seq][kv head][D]
     int64_t q_token_stride, q_head_stride, out_token_stride, out_head_stride;
     int64_t k_token_stride, k_head_stride, v_token_stride, v_head_stride;
-    Cache<char> cache;
-    const int *seq_lens;                      // [seq] positions in the cache before the new token
     unsigned *arrived;                        // [block] chunks done of the group that starts in the block and ends in another
     float2 *part_ml;                          // [seq][head][max_chunks]    a chunk's largest score (log2) and its sum
     float *part_o;                            // [seq][head][max_chunks][D] and its weighted sum of V
-    int n_seq, n_heads, group, head_blocks;   // head_blocks: items per chunk and KV head, for groups larger than a tile
-    int cache_max_len, max_chunks, append;
-    int cluster;                              // blocks in one, 1: no clusters, for which there may be DECODE_EIGHTS at most
-    int settled;                              // cache, table and lengths may be read before the kernel before this one is over
-    float scale_log2;
 };
 
 // Positions that sequence seq sees, the new one included; 0 for one that would overflow its cache.
@@ -246,20 +281,31 @@ struct DecodeCursor {
     bool refused;           // is there a sequence that would overflow its cache?
 
     // The block's share of all work; every warp computes it for itself. Equal lengths: a part of one group, or whole groups;
-    // else an even share of the chunks' lengths, wherever that begins and ends.
+    // else an even share of the chunks' lengths, wherever that begins and ends. No copy can start before it is found, so the
+    // usual case, p.parts for each group, is ready but for the lengths when these arrive.
     __device__ __forceinline__ void start(const DecodeParams &p, int lane) {
-        unsigned per_seq = p.cache.n_kv_heads * p.head_blocks, groups = p.n_seq * per_seq, sum = 0, mine = 0, least = ~0u, most = 0;
-        int length = 0, own_block = 0;    // of sequence `lane`, where there are no more than 32
-        if (p.n_seq == 1) {
-            own_block = block_of(p, 0);
-            length = decode_total(p, 0);
-            sum = least = most = decode_group_weight(length);
-            mine = lane == 0 ? sum : 0;
+        unsigned per_seq = p.cache.n_kv_heads * p.head_blocks, groups = p.n_seq * per_seq, parts = p.parts;
+        unsigned group = small_quotient(blockIdx.x, max(parts, 1)), part = blockIdx.x - group * parts;
+        bool few = p.n_seq <= 32;
+        int mine_is = min(lane, p.n_seq - 1), length = decode_total(p, mine_is), own_block = block_of(p, mine_is);
+        owner = group * parts;
+        seq = small_quotient(group, per_seq);
+        kv_head = group - seq * per_seq;
+        unsigned mine = decode_group_weight(length), n = decode_chunks(length), weight = decode_weight(length), sum, least, most;
+        int equal;
+        __match_all_sync(~0u, mine, &equal);
+        if (few && equal) {
+            sum = mine * p.n_seq;
+            least = most = mine;
+        } else if (few) {
+            sum = __reduce_add_sync(~0u, lane < p.n_seq ? mine : 0);
+            least = __reduce_min_sync(~0u, mine);
+            most = __reduce_max_sync(~0u, mine);
         } else {
+            sum = most = 0;
+            least = ~0u;
             for (int i = lane; i < p.n_seq; i += 32) {
-                own_block = block_of(p, i);
-                length = decode_total(p, i);
-                mine = decode_group_weight(length);
+                mine = decode_group_weight(decode_total(p, i));
                 sum += mine;
                 least = min(least, mine);
                 most = max(most, mine);
@@ -269,32 +315,32 @@ struct DecodeCursor {
             most = __reduce_max_sync(~0u, most);
         }
         unsigned work = sum * per_seq;
-        owner = blockIdx.x;
         within = false;
         refused = least == 0;
         left = 0;
         if (work == 0) return;
-        if (least == most && groups <= gridDim.x) {    // a part of one group, if that costs no more than 1/8
-            int any = p.n_seq <= 32 ? __shfl_sync(~0u, length, 0) : decode_total(p, 0);
-            unsigned n = decode_chunks(any), weight = decode_weight(any), parts = min(small_quotient(gridDim.x, groups), n);
-            bool alone = n <= 2 && 8 * groups >= 3 * gridDim.x;    // not worth sharing, when most of the GPU has a group as it is
-            if (alone) parts = 1;
-            unsigned longest = small_quotient(n + parts - 1, parts) * weight;
-            if (alone || longest * gridDim.x <= work + work / 8 || (longest - 1) * gridDim.x < work) {
-                unsigned group = small_quotient(blockIdx.x, parts), part = blockIdx.x - group * parts;
-                if (group >= groups) return;
+        if (least == most && parts > 0) {    // a part of one group, if that costs no more than 1/8
+            bool alone = n <= 2 && p.wide;
+            if (alone || n < parts) {
+                parts = alone ? 1 : n;
+                group = small_quotient(blockIdx.x, parts);
+                part = blockIdx.x - group * parts;
+                owner = group * parts;
                 seq = small_quotient(group, per_seq);
                 kv_head = group - seq * per_seq;
+            }
+            unsigned longest = small_quotient(n + parts - 1, parts) * weight;
+            if (alone || longest * gridDim.x <= work + work / 8 || (longest - 1) * gridDim.x < work) {
+                if (group >= groups) return;
                 chunk = small_quotient(part * n, parts);
                 left = (small_quotient((part + 1) * n, parts) - chunk) * weight;
-                owner = group * parts;
-                within = parts > 1 && (int)parts == p.cluster;
-                for (unsigned i = 1; within && i < parts; i++) within = small_quotient(i * n, parts) % 8 == 0;
-                bool few = p.n_seq <= 32;
+                within = parts == 2 && p.cluster == 2 && n / 2 % 8 == 0;
                 find(p, few ? __shfl_sync(~0u, length, seq) : decode_total(p, seq), few ? __shfl_sync(~0u, own_block, seq) : block_of(p, seq));
                 return;
             }
         }
+        owner = blockIdx.x;
+        mine = few && lane >= p.n_seq ? 0 : decode_group_weight(length);
         unsigned share = work / gridDim.x, rest = work - share * gridDim.x;
         if (least == most) {    // whole groups
             unsigned even = (share + (rest > 0) + most - 1) / most * most;
@@ -404,10 +450,9 @@ template <int D> __host__ __device__ constexpr int decode_q_pitch() { return D *
 template <int D, int NT> __host__ __device__ constexpr int decode_smem_bytes() {
     return DECODE_STAGES * decode_stage_bytes<D>() + 2 * NT * decode_step<D>() * 16 + 4 * 8 * NT * (int)sizeof(float) + 8 * NT * decode_q_pitch<D>();
 }
-// Behind it, in a cluster's first block: the results of the cluster's eights, o [eight][head][D] and ml [eight][head].
-template <int D, int NT> __host__ __device__ constexpr int decode_eights_bytes() {
-    return DECODE_EIGHTS * 8 * NT * (D * (int)sizeof(float) + (int)sizeof(float2));
-}
+// Behind it, in a cluster's first block: a barrier, and what its second sends, [eight][16 bytes][thread].
+constexpr int DECODE_SENT = DECODE_EIGHTS / 2;    // eights, at most
+template <int D, int NT> __host__ __device__ constexpr int decode_sent_bytes() { return 16 + DECODE_SENT * DECODE_THREADS * NT * (((D / 16 + 3) / 4) + 1) * 16; }
 
 // As cache_row, for a cursor's sequence and head.
 template <typename T> __device__ __forceinline__ size_t decode_row(const Cache<T> &c, const DecodeCursor &item, int pos) {
@@ -455,11 +500,12 @@ template <typename T, int D> struct DecodeCopies {
     // Starts the copies of the next step, and goes on to the one after. Without with_new it leaves out a new token.
     __device__ __forceinline__ void copy(const DecodeParams &p, uint32_t stage, bool with_new) {
         if (__builtin_expect(plain > 0, 1)) {
+            uint64_t policy = read_once();
             if (COPIERS == DECODE_THREADS || threadIdx.x < COPIERS)
                 #pragma unroll
                 for (int i = 0; i < STEP / ROWS; i++) {
-                    copy_async16(stage + dst + i * ROWS * D * 2, k + i * ROWS * D);
-                    copy_async16(stage + dst + V + i * ROWS * D * 2, v + i * ROWS * D);
+                    copy_async16(stage + dst + i * ROWS * D * 2, k + i * ROWS * D, policy);
+                    copy_async16(stage + dst + V + i * ROWS * D * 2, v + i * ROWS * D, policy);
                 }
             k += STEP * D;
             v += STEP * D;
@@ -534,6 +580,30 @@ template <int NT, int TILES> struct DecodeState {
                 for (int j = 0; j < 4; j++) o[n][i][j] = __fmaf_rn(x.o[n][i][j], b[j & 1], __fmul_rn(o[n][i][j], a[j & 1]));
         }
     }
+
+    // To this thread's place in what the first block of a cluster receives, at `at` there, and from it.
+    static constexpr int PIECES = NT * (TILES + 1);
+    __device__ __forceinline__ void send(uint32_t at, uint32_t barrier) const {
+        #pragma unroll
+        for (int n = 0; n < NT; n++) {
+            send16(at + n * (TILES + 1) * DECODE_THREADS * 16, make_float4(m[n][0], m[n][1], l[n][0], l[n][1]), barrier);
+            #pragma unroll
+            for (int i = 0; i < TILES; i++)
+                send16(at + (n * (TILES + 1) + 1 + i) * DECODE_THREADS * 16, make_float4(o[n][i][0], o[n][i][1], o[n][i][2], o[n][i][3]), barrier);
+        }
+    }
+    __device__ __forceinline__ void receive(const float4 *at) {
+        #pragma unroll
+        for (int n = 0; n < NT; n++) {
+            float4 x = at[n * (TILES + 1) * DECODE_THREADS];
+            m[n][0] = x.x, m[n][1] = x.y, l[n][0] = x.z, l[n][1] = x.w;
+            #pragma unroll
+            for (int i = 0; i < TILES; i++) {
+                x = at[(n * (TILES + 1) + 1 + i) * DECODE_THREADS];
+                o[n][i][0] = x.x, o[n][i][1] = x.y, o[n][i][2] = x.z, o[n][i][3] = x.w;
+            }
+        }
+    }
 };
 
 // Writes the dims that a thread has of one head: the first or second (h) of its two in a column block.
@@ -593,23 +663,6 @@ struct DecodeSum {
         *(Four<T> *)out = {{from_fold<T>(o.x, inverse), from_fold<T>(o.y, inverse), from_fold<T>(o.z, inverse), from_fold<T>(o.w, inverse)}};
     }
 };
-
-// The first block of a cluster folds the group that the cluster shares: n eights of `rows` heads, from its shared memory.
-template <typename T, int D, int HEADS>
-__device__ __forceinline__ void decode_fold_eights(const float *eights_o, const float2 *eights_ml, int n, int rows, T *out, int64_t out_head_stride) {
-    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, dim = lane * 4;
-    for (int row = warp; row < rows; row += DECODE_THREADS / 32) {
-        DecodeSum all;
-        if (lane >= D / 4) continue;
-        #pragma unroll
-        for (int e = 0; e < DECODE_EIGHTS; e++)
-            if (e < n) {
-                float2 ml = eights_ml[e * HEADS + row];
-                all.add(e == 0, ml.x, ml.y, *(const float4 *)(eights_o + (e * HEADS + row) * D + dim));
-            }
-        all.store(out + row * out_head_stride + dim);
-    }
-}
 
 // The block that brought the last chunks of a group folds all of them from the workspace, with the operations of
 // DecodeState and DecodeFold, element by element. A warp takes a row; lane k computes the weights of chunk k, for all
@@ -816,7 +869,7 @@ __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, c
 // Grid:     as many blocks of 128 threads as fit on the GPU, each with an even share of the work; a warp owns a quarter
 //           of a step's positions in the scores and every fourth 16 dims of the output.
 // Requires: head_dim = D, group <= 8 NT * head_blocks, 16-byte rows, scale > 0, arrived = 0; shared memory of decode_smem_bytes,
-//           and in clusters decode_eights_bytes.
+//           and in clusters decode_sent_bytes.
 // Two blocks per SM, which the launcher sees to. Were there room for a third, blocks of the next call would wait in it, then
 // three of them be on one SM and one on another: B = 64 at 2048 took a third longer. Nor did room for a whole second call help:
 // one block on an SM cannot keep up, and blocks of half the step need more time for their steps than they save at the ends.
@@ -828,8 +881,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
     extern __shared__ __align__(1024) char smem[];
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     uint32_t ring = smem_address(smem), weights = ring + DECODE_STAGES * STAGE, tops = weights + 2 * NT * STEP * 16, queries = tops + 4 * HEADS * 4;
-    float *eights_o = (float *)(smem + decode_smem_bytes<D, NT>());
-    float2 *eights_ml = (float2 *)(eights_o + DECODE_EIGHTS * HEADS * D);
+    char *sent = smem + decode_smem_bytes<D, NT>();    // barrier, and results
 
     if (!p.settled) {
         wait_for_previous_kernel();
@@ -837,7 +889,6 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
     }
     DecodeCursor item;
     item.start(p, lane);
-    if (item.within) cluster_arrive();    // this block is there
     DecodeCopies<T, D> ahead;
     ahead.start(p, item);
     DecodeNew mine;          // of the new tokens that are left out before the wait: the one of step threadIdx.x / CHUNKS
@@ -851,6 +902,14 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
             ahead.copy(p, ring + i * STAGE, false);
         }
         if (i + 1 < DECODE_STAGES) copy_async_commit();
+    }
+    const bool sends = item.within && (int)blockIdx.x != item.owner;
+    if (item.within) {
+        if (!sends && threadIdx.x == 0) {
+            int eights = (item.n_chunks + 7) / 8 - item.n_chunks / 2 / 8;    // of the second block
+            expect_bytes(smem_address(sent), eights * DECODE_THREADS * State::PIECES * 16);
+        }
+        cluster_arrive();    // the first block's barrier is there
     }
     // Where this thread's 16 bytes of the group's queries are: of head threadIdx.x / CHUNKS, and of every QUERY_STEP-th from there.
     constexpr int QUERY_STEP = DECODE_THREADS / CHUNKS;
@@ -868,6 +927,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
     }
     wait_for_previous_kernel();    // from here on q, k_new and v_new are there, and all may be written
     let_next_kernel_start();
+    if (item.within) cluster_wait();
     if (mine.row >= 0) {
         uint32_t tile = ring + threadIdx.x / CHUNKS * STAGE;
         mine.load<T, D>(p, tile, tile + V, threadIdx.x % CHUNKS);
@@ -932,7 +992,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
             }
 
             // The chunk is done: fold it, or leave it for the fold.
-            if (whole) {
+            if (whole || (item.within && !sends)) {
                 fold.add(now, chunk, item.n_chunks);
                 continue;
             }
@@ -942,27 +1002,29 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
             else fold.eight = now;
             if (eight && in_eight < 7 && chunk + 1 < item.n_chunks) continue;
             int slot = eight ? chunk - in_eight : chunk;
-            if (item.within && chunk - in_eight == item.chunk) cluster_wait();    // the first block is there
+            if (sends) {
+                uint32_t to = of_first_in_cluster(smem_address(sent));
+                fold.eight.send(to + 16 + ((slot - item.chunk) / 8 * State::PIECES * DECODE_THREADS + threadIdx.x) * 16, to);
+                continue;
+            }
             each([&](int c, int h, int head) {
-                size_t part = item.within ? chunk / 8 * HEADS + head : (first_head + head) * p.max_chunks + slot;
-                float *o = item.within ? of_first_in_cluster(eights_o) : p.part_o;
-                float2 *ml = item.within ? of_first_in_cluster(eights_ml) : p.part_ml;
-                decode_store_row<float, D>(o + part * D, fold.eight.o[c], h, warp, g, [](float x) { return x; });
+                size_t part = (first_head + head) * p.max_chunks + slot;
+                decode_store_row<float, D>(p.part_o + part * D, fold.eight.o[c], h, warp, g, [](float x) { return x; });
                 if (warp + g == 0) {
-                    ml[part] = make_float2(fold.eight.m[c][h], fold.eight.l[c][h]);
-                    if (slot < chunk && !item.within) ml[part + 1] = make_float2(0.0f, DECODE_IN_EIGHT);
+                    p.part_ml[part] = make_float2(fold.eight.m[c][h], fold.eight.l[c][h]);
+                    if (slot < chunk) p.part_ml[part + 1] = make_float2(0.0f, DECODE_IN_EIGHT);
                 }
             });
         }
-        if (item.within) {
-            cluster_arrive();
-            if ((int)blockIdx.x != item.owner) break;
-            cluster_wait();    // all eights are there
-            decode_fold_eights<T, D, HEADS>(eights_o, eights_ml, (item.n_chunks + 7) / 8, rows,
-                                            (T *)p.out + item.seq * p.out_token_stride + head0 * p.out_head_stride, p.out_head_stride);
-            break;    // it is the block's only group
+        if (item.within) {    // it is the block's only group
+            if (sends) break;
+            wait_for_bytes(smem_address(sent));
+            for (int i = 0; i < (item.n_chunks - n + 7) / 8; i++) {
+                now.receive((const float4 *)(sent + 16) + i * State::PIECES * DECODE_THREADS + threadIdx.x);
+                fold.all.add(now);
+            }
         }
-        if (whole)
+        if (whole || item.within)
             each([&](int c, int h, int head) {
                 float inverse = __frcp_rn(fold.all.l[c][h]);
                 decode_store_row<T, D>((T *)p.out + item.seq * p.out_token_stride + (head0 + head) * p.out_head_stride, fold.all.o[c], h, warp, g,
@@ -1381,11 +1443,13 @@ static int decode_launch(const AttentionArgs *a, DecodeParams p, void (*kernel)(
     // Clusters of four find room too late; with 8 chunks there is no eight for each, and the room is for DECODE_EIGHTS.
     if (clusters && grid / groups == 2 && p.max_chunks > 8 && p.max_chunks <= 8 * DECODE_EIGHTS) p.cluster = 2;
     grid -= grid % p.cluster;
+    p.parts = (int)(grid / groups);
+    p.wide = 8 * groups >= 3 * grid;
     return launch("decode_kernel", a, kernel, grid, block, smem, device.dependent_launch, p.cluster, stream, p);
 }
 
 template <typename T, int D, int NT> static int decode_16bit(const AttentionArgs *a, const DecodeParams &p, const Device &device, cudaStream_t stream) {
-    return decode_launch(a, p, decode_kernel<T, D, NT>, 8 * NT, DECODE_THREADS, decode_smem_bytes<D, NT>(), decode_eights_bytes<D, NT>(), device, stream);
+    return decode_launch(a, p, decode_kernel<T, D, NT>, 8 * NT, DECODE_THREADS, decode_smem_bytes<D, NT>(), decode_sent_bytes<D, NT>(), device, stream);
 }
 
 // Eight warps where their rings fit, else four: a matter of the GPU only, as it shapes the sums.
@@ -1410,11 +1474,12 @@ int attention_decode(const AttentionArgs *a, void *cuda_stream) {
         return refuse("%s: workspace of %zu bytes, expected at least %zu", who, a->workspace_bytes, attention_workspace_bytes(a));
     if (device_find(&device)) return 1;
 
-    DecodeParams p = {a->q, a->out, a->k_new, a->v_new, a->q_token_stride, a->q_head_stride, a->out_token_stride, a->out_head_stride,
-                      a->k_token_stride, a->k_head_stride, a->v_token_stride, a->v_head_stride, cache_view(a), a->seq_lens_device,
+    DecodeParams p = {a->n_seq, a->n_heads, a->n_heads / a->n_kv_heads, 1, a->cache_max_len, max_chunks(a->cache_max_len), a->append, a->settled, 1, 0, 0,
+                      scale_log2(a), a->seq_lens_device, cache_view(a), a->q, a->out, a->k_new, a->v_new,
+                      a->q_token_stride, a->q_head_stride, a->out_token_stride, a->out_head_stride,
+                      a->k_token_stride, a->k_head_stride, a->v_token_stride, a->v_head_stride,
                       (unsigned *)a->workspace, (float2 *)((char *)a->workspace + ARRIVED_BYTES),
-                      (float *)((char *)a->workspace + ARRIVED_BYTES + part_ml_bytes(a)), a->n_seq, a->n_heads,
-                      a->n_heads / a->n_kv_heads, 1, a->cache_max_len, max_chunks(a->cache_max_len), a->append, 1, a->settled, scale_log2(a)};
+                      (float *)((char *)a->workspace + ARRIVED_BYTES + part_ml_bytes(a))};
     return for_types(a, [&](auto zero, auto dim) {
         typedef decltype(zero) T;
         constexpr int D = dim;
