@@ -3,6 +3,7 @@
 // fold, the kernel), prefill (append, the kernel for any GPU), and the C interface with its checks at the end. Two rooms
 // of their own: model/attention_f32.cuh, the float32 kernels, and model/attention_sm90.cuh, prefill on Hopper.
 #include <float.h>
+#include <limits.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -282,8 +283,9 @@ struct DecodeCursor {
 
     // The block's share of all work; every warp computes it for itself. Equal lengths: a part of one group, or whole groups;
     // else an even share of the chunks' lengths, wherever that begins and ends. No copy can start before it is found, so the
-    // usual case, p.parts for each group, is ready but for the lengths when these arrive.
-    __device__ __forceinline__ void start(const DecodeParams &p, int lane) {
+    // usual case, p.parts for each group, is ready but for the lengths when these arrive; meanwhile(*this) runs until they do,
+    // when seq, kv_head and head_block are those of that case.
+    template <class F> __device__ __forceinline__ void start(const DecodeParams &p, int lane, F meanwhile) {
         unsigned per_seq = p.cache.n_kv_heads * p.head_blocks, groups = p.n_seq * per_seq, parts = p.parts;
         unsigned group = small_quotient(blockIdx.x, max(parts, 1)), part = blockIdx.x - group * parts;
         bool few = p.n_seq <= 32;
@@ -291,6 +293,8 @@ struct DecodeCursor {
         owner = group * parts;
         seq = small_quotient(group, per_seq);
         kv_head = group - seq * per_seq;
+        head_block = 0;
+        meanwhile(*this);
         unsigned mine = decode_group_weight(length), n = decode_chunks(length), weight = decode_weight(length), sum, least, most;
         int equal;
         __match_all_sync(~0u, mine, &equal);
@@ -388,6 +392,9 @@ struct DecodeCursor {
             }
         }
     }
+    __device__ __forceinline__ void start(const DecodeParams &p, int lane) {
+        start(p, lane, [](const DecodeCursor &) {});
+    }
     __device__ __forceinline__ static int block_of(const DecodeParams &p, int seq) {
         return p.cache.table && p.cache.table_width == 1 ? load_early(p.cache.table + seq) : seq;
     }
@@ -442,13 +449,17 @@ template <typename T, int D> __device__ __forceinline__ void decode_refuse(const
 // dims of the head: the weights cross over through shared memory, and no sums across warps are left to do. P enters the
 // second product as the sum of two 16-bit terms: there is room, the kernel waits for memory, and the result is exact to the
 // output's rounding.
-constexpr int DECODE_THREADS = 128, DECODE_STAGES = 2;    // two steps, one in use: a deeper queue only makes the blocks' shares of memory unequal
+constexpr int DECODE_THREADS = 128;
+// Steps in the ring: two, one of them in use. With head_dim 64, and a tile of heads, three where two such blocks share an SM:
+// the more of a call is under way before its queries may be read, the sooner memory is busy. It is worth 2 % there; with
+// head_dim 128 it makes up to 2048 positions faster and everything longer slower, as the blocks' shares of memory grow unequal.
+template <int D, int NT> __host__ __device__ constexpr int decode_most_stages() { return D == 64 && NT == 1 ? 3 : 2; }
 template <int D> __host__ __device__ constexpr int decode_step() { return D == 64 ? 128 : 64; }
 template <int D> __host__ __device__ constexpr int decode_stage_bytes() { return 2 * decode_step<D>() * D * 2; }    // K and V
 template <int D> __host__ __device__ constexpr int decode_q_pitch() { return D * 2 + 16; }    // free of bank conflicts
 // The ring, P [hi, lo][column block][position][8 heads], the warps' largest scores [warp][head], and queries [head][pitch].
-template <int D, int NT> __host__ __device__ constexpr int decode_smem_bytes() {
-    return DECODE_STAGES * decode_stage_bytes<D>() + 2 * NT * decode_step<D>() * 16 + 4 * 8 * NT * (int)sizeof(float) + 8 * NT * decode_q_pitch<D>();
+template <int D, int NT> __host__ __device__ constexpr int decode_smem_bytes(int stages) {
+    return stages * decode_stage_bytes<D>() + 2 * NT * decode_step<D>() * 16 + 4 * 8 * NT * (int)sizeof(float) + 8 * NT * decode_q_pitch<D>();
 }
 // Behind it, in a cluster's first block: a barrier, and what its second sends, [eight][16 bytes][thread].
 constexpr int DECODE_SENT = DECODE_EIGHTS / 2;    // eights, at most
@@ -621,9 +632,15 @@ __device__ __forceinline__ void decode_store_row(X *row, const float (&o)[TILES]
 template <class State> struct DecodeFold {
     State eight, all;
     __device__ __forceinline__ void add(const State &x, int chunk, int n_chunks) {
+        if (add_to_eight(x, chunk, n_chunks)) add_eight(chunk);
+    }
+    // The steps of it: the first says whether its eight is complete, the second adds that one.
+    __device__ __forceinline__ bool add_to_eight(const State &x, int chunk, int n_chunks) {
         if (chunk % 8 == 0) eight = x;
         else eight.add(x);
-        if (chunk % 8 < 7 && chunk + 1 < n_chunks) return;
+        return chunk % 8 == 7 || chunk + 1 == n_chunks;
+    }
+    __device__ __forceinline__ void add_eight(int chunk) {
         if (chunk < 8) all = eight;
         else all.add(eight);
     }
@@ -752,7 +769,7 @@ __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, c
     const uint32_t ones[4] = {ONE2, ONE2, ONE2, ONE2};
 
     // Scores of this warp's positions.
-    float s[SUBS][NT][4];
+    float s[SUBS][NT][4];    // not yet scaled
     #pragma unroll
     for (int u = 0; u < SUBS; u++) {
         #pragma unroll
@@ -780,14 +797,15 @@ __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, c
             #pragma unroll
             for (int i = 0; i < 4; i++) {
                 float &x = s[u][n][i];
-                x *= scale_log2;
                 if (n_valid < 16 * SUBS && u * 16 + g + 8 * (i >> 1) >= n_valid) x = -INFINITY;
                 top[n][i & 1] = fmaxf(top[n][i & 1], x);
             }
         #pragma unroll
-        for (int h = 0; h < 2; h++)
+        for (int h = 0; h < 2; h++) {
             #pragma unroll
             for (int x = 4; x < 32; x *= 2) top[n][h] = fmaxf(top[n][h], __shfl_xor_sync(~0u, top[n][h], x));
+            top[n][h] *= scale_log2;
+        }
         if (g == 0) store_shared(tops + (warp * HEADS + n * 8 + 2 * t) * 4, make_float2(top[n][0], top[n][1]));
     }
     __syncthreads();    // all warps' largest scores are there
@@ -817,7 +835,8 @@ __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, c
         for (int u = 0; u < SUBS; u++)
             #pragma unroll
             for (int i = 0; i < 2; i++) {
-                float x = exp2_fast(s[u][n][2 * i] - top[n][0]), y = exp2_fast(s[u][n][2 * i + 1] - top[n][1]);
+                float x = exp2_fast(__fmaf_rn(s[u][n][2 * i], scale_log2, -top[n][0]));
+                float y = exp2_fast(__fmaf_rn(s[u][n][2 * i + 1], scale_log2, -top[n][1]));
                 uint32_t hi = pack2<T>(x, y), row = (n * STEP + (warp * SUBS + u) * 16 + i * 8 + g) * 16 + t * 4;
                 store_shared(weights + row, hi);
                 store_shared(weights + NT * STEP * 16 + row, pack2_rest<T>(x, y, hi));
@@ -873,55 +892,58 @@ __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, c
 // Two blocks per SM, which the launcher sees to. Were there room for a third, blocks of the next call would wait in it, then
 // three of them be on one SM and one on another: B = 64 at 2048 took a third longer. Nor did room for a whole second call help:
 // one block on an SM cannot keep up, and blocks of half the step need more time for their steps than they save at the ends.
-template <typename T, int D, int NT>
+template <typename T, int D, int NT, int STAGES>
 __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_constant__ DecodeParams p) {
     constexpr int STEP = decode_step<D>(), HEADS = 8 * NT, TILES = (D / 16 + 3) / 4, V = STEP * D * 2, CHUNKS = D / 8, STAGE = decode_stage_bytes<D>();
     constexpr int Q_PITCH = decode_q_pitch<D>();
     typedef DecodeState<NT, TILES> State;
-    extern __shared__ __align__(1024) char smem[];
+    extern __shared__ __align__(256) char decode_smem[];    // 1024 would cost a kilobyte
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-    uint32_t ring = smem_address(smem), weights = ring + DECODE_STAGES * STAGE, tops = weights + 2 * NT * STEP * 16, queries = tops + 4 * HEADS * 4;
-    char *sent = smem + decode_smem_bytes<D, NT>();    // barrier, and results
+    uint32_t ring = smem_address(decode_smem), weights = ring + STAGES * STAGE, tops = weights + 2 * NT * STEP * 16, queries = tops + 4 * HEADS * 4;
+    char *sent = decode_smem + decode_smem_bytes<D, NT>(STAGES);    // barrier, and results
 
     if (!p.settled) {
         wait_for_previous_kernel();
         let_next_kernel_start();
     }
     DecodeCursor item;
-    item.start(p, lane);
+    // Where this thread's 16 bytes of the group's queries are: of head threadIdx.x / CHUNKS, and of every QUERY_STEP-th from there.
+    constexpr int QUERY_STEP = DECODE_THREADS / CHUNKS;
+    const bool loads_q = threadIdx.x < QUERY_STEP * CHUNKS;
+    auto own_query = [&](const DecodeCursor &item) {
+        int head = item.kv_head * p.group + item.head_block * HEADS + threadIdx.x / CHUNKS;
+        return (const T *)p.q + item.seq * p.q_token_stride + head * p.q_head_stride + threadIdx.x % CHUNKS * 8;
+    };
+    item.start(p, lane, [&](const DecodeCursor &item) {    // to L2 with them, ahead of all the keys and values
+        if (p.head_blocks == 1 && loads_q && threadIdx.x / CHUNKS < p.group && item.seq < p.n_seq) prefetch_L2(own_query(item));
+    });
     DecodeCopies<T, D> ahead;
     ahead.start(p, item);
     DecodeNew mine;          // of the new tokens that are left out before the wait: the one of step threadIdx.x / CHUNKS
-    bool new_in_first = false;
+    bool new_is_late = false;    // does any of these steps but the last have one?
     #pragma unroll 1
-    for (int i = 0; i < DECODE_STAGES; i++) {
+    for (int i = 0; i < STAGES; i++) {
         if (!ahead.done()) {
             DecodeNew left_out(p, ahead.item, ahead.pos, STEP);
             if (threadIdx.x / CHUNKS == i) mine = left_out;
-            if (i == 0) new_in_first = left_out.row >= 0;
+            if (i + 1 < STAGES) new_is_late |= left_out.row >= 0;
             ahead.copy(p, ring + i * STAGE, false);
         }
-        if (i + 1 < DECODE_STAGES) copy_async_commit();
+        if (i + 1 < STAGES) copy_async_commit();
     }
     const bool sends = item.within && (int)blockIdx.x != item.owner;
+    uint32_t send_to = 0;
     if (item.within) {
+        send_to = of_first_in_cluster(smem_address(sent));
         if (!sends && threadIdx.x == 0) {
             int eights = (item.n_chunks + 7) / 8 - item.n_chunks / 2 / 8;    // of the second block
             expect_bytes(smem_address(sent), eights * DECODE_THREADS * State::PIECES * 16);
         }
         cluster_arrive();    // the first block's barrier is there
     }
-    // Where this thread's 16 bytes of the group's queries are: of head threadIdx.x / CHUNKS, and of every QUERY_STEP-th from there.
-    constexpr int QUERY_STEP = DECODE_THREADS / CHUNKS;
-    bool loads_q = threadIdx.x < QUERY_STEP * CHUNKS;
-    auto own_query = [&] {
-        int head = item.kv_head * p.group + item.head_block * HEADS + threadIdx.x / CHUNKS;
-        return (const T *)p.q + item.seq * p.q_token_stride + head * p.q_head_stride + threadIdx.x % CHUNKS * 8;
-    };
-    const T *query = own_query();
-    if (item.left > 0) {    // to L2, if it is not there, what is small and soon waited for: queries, counter, place of the first results
+    const T *query = own_query(item);
+    if (item.left > 0 && !item.within) {    // to L2 what is small and needed at the end: the counter and the place of the first results
         int head0 = item.kv_head * p.group + item.head_block * HEADS, rows = min(HEADS, p.group - item.head_block * HEADS), i = threadIdx.x;
-        if (loads_q && i / CHUNKS < rows) prefetch_L2(query);
         if (i < rows) prefetch_L2(p.part_ml + ((size_t)item.seq * p.n_heads + head0 + i) * p.max_chunks + item.chunk);
         if (i == rows) prefetch_L2(p.arrived + item.owner);
     }
@@ -936,20 +958,22 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
 
     int n_shared = 0;        // groups that it shares with others
     bool first = true;       // step of all
-    uint32_t stage = ring, other = ring + STAGE;    // of this step; of the one before and the one after
+    uint32_t stage = ring, before = ring;    // of this step and of the one before
+    int early = STAGES - 1;  // steps to come of those but the last that were copied before the wait
     uint32_t q[NT][D / 16][2];
     State now;
     DecodeFold<State> fold;
 
-    for (int n = 0; item.left > 0; item.next(p, n), query = own_query()) {    // groups
+    while (item.left > 0) {    // groups
         int head0 = item.kv_head * p.group + item.head_block * HEADS, rows = min(HEADS, p.group - item.head_block * HEADS);
         // Queries to shared memory; zeros where there are none.
         for (int head = threadIdx.x / CHUNKS; loads_q && head < HEADS; head += QUERY_STEP, query += QUERY_STEP * p.q_head_stride)
             store_shared16(queries + head * Q_PITCH + threadIdx.x % CHUNKS * 16, head < rows ? __ldcg((const uint4 *)query) : make_uint4(0, 0, 0, 0));
-        n = item.count();
-        const bool whole = n == item.n_chunks;    // does this block do all chunks of the group?
-        bool eight = false;                       // or at least all of the present eight?
-        if (!whole && !item.within) decode_share(p, item, HEADS, n_shared++);
+        const int n = item.count();
+        const bool whole = n == item.n_chunks || item.within;    // does this block, or its cluster, do all chunks of the group?
+        bool eight = false;                                      // or at least this block all of the present eight?
+        const int append_from = p.append && item.head_block == 0 ? item.total - STEP : INT_MAX;    // the step that has the new token
+        if (!whole) decode_share(p, item, HEADS, n_shared++);
         __syncthreads();
         #pragma unroll
         for (int c = 0; c < NT; c++)
@@ -976,37 +1000,40 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
             const int end = min(item.total, (chunk + 1) << item.log2);
             #pragma unroll 1
             for (int pos = chunk << item.log2; pos < end; pos += STEP) {
-                if (first && !new_in_first) copy_async_wait<1>();    // new tokens came with the last step before the wait
-                else copy_async_wait<0>();
+                if (__builtin_expect(early-- > 0, 0)) {
+                    if (new_is_late) copy_async_wait<0>();    // new tokens came with the last of them
+                    else if (first) copy_async_wait<STAGES - 1>();
+                    else copy_async_wait<STAGES - 2>();
+                } else copy_async_wait<STAGES - 2>();
                 __syncthreads();    // everyone's copies of this step have landed; everyone is done with the step before
-                if (!first && !ahead.done()) ahead.copy(p, other, true);
-                copy_async_commit();
+                const bool copies = !first & !ahead.done(), appends = pos >= append_from;
+                if (copies | appends) {
+                    if (copies) ahead.copy(p, before, true);
+                    if (appends && threadIdx.x < 2 * CHUNKS)
+                        decode_append<T, D>(p, item, threadIdx.x < CHUNKS ? stage : stage + V, item.total - 1 - pos, threadIdx.x >= CHUNKS, threadIdx.x % CHUNKS);
+                }
+                if (!first) copy_async_commit();    // if of nothing, as they are counted
                 first = false;
-                if (__builtin_expect(p.append && item.head_block == 0 && item.total <= pos + STEP && threadIdx.x < 2 * CHUNKS, 0))
-                    decode_append<T, D>(p, item, threadIdx.x < CHUNKS ? stage : stage + V, item.total - 1 - pos, threadIdx.x >= CHUNKS, threadIdx.x % CHUNKS);
 
                 decode_accumulate<T, D>(now, q, stage, weights, tops, end - pos, p.scale_log2);
-                uint32_t done = stage;
-                stage = other;
-                other = done;
+                before = stage;
+                stage = stage == ring + (STAGES - 1) * STAGE ? ring : stage + STAGE;
             }
 
             // The chunk is done: fold it, or leave it for the fold.
-            if (whole || (item.within && !sends)) {
-                fold.add(now, chunk, item.n_chunks);
+            const int in_eight = (unsigned)chunk % 8;
+            if (__builtin_expect(whole, 1)) {
+                if (!fold.add_to_eight(now, chunk, item.n_chunks)) continue;
+                if (sends) fold.eight.send(send_to + 16 + ((unsigned)(chunk - item.chunk) / 8 * State::PIECES * DECODE_THREADS + threadIdx.x) * 16, send_to);
+                else fold.add_eight(chunk);
                 continue;
             }
-            int in_eight = chunk % 8;    // eight chunks that lie in this block are left as one
+            // Eight chunks that lie in this block are left as one.
             if (chunk == item.chunk || in_eight == 0) eight = in_eight == 0 && min(chunk + 8, item.n_chunks) <= item.chunk + n;
             if (eight && in_eight > 0) fold.eight.add(now);
             else fold.eight = now;
             if (eight && in_eight < 7 && chunk + 1 < item.n_chunks) continue;
             int slot = eight ? chunk - in_eight : chunk;
-            if (sends) {
-                uint32_t to = of_first_in_cluster(smem_address(sent));
-                fold.eight.send(to + 16 + ((slot - item.chunk) / 8 * State::PIECES * DECODE_THREADS + threadIdx.x) * 16, to);
-                continue;
-            }
             each([&](int c, int h, int head) {
                 size_t part = (first_head + head) * p.max_chunks + slot;
                 decode_store_row<float, D>(p.part_o + part * D, fold.eight.o[c], h, warp, g, [](float x) { return x; });
@@ -1019,17 +1046,19 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
         if (item.within) {    // it is the block's only group
             if (sends) break;
             wait_for_bytes(smem_address(sent));
-            for (int i = 0; i < (item.n_chunks - n + 7) / 8; i++) {
+            for (int i = 0; i < (item.n_chunks - n + 7) / 8; i++) {    // its eights
                 now.receive((const float4 *)(sent + 16) + i * State::PIECES * DECODE_THREADS + threadIdx.x);
                 fold.all.add(now);
             }
         }
-        if (whole || item.within)
+        if (whole)
             each([&](int c, int h, int head) {
                 float inverse = __frcp_rn(fold.all.l[c][h]);
                 decode_store_row<T, D>((T *)p.out + item.seq * p.out_token_stride + (head0 + head) * p.out_head_stride, fold.all.o[c], h, warp, g,
                                        [=](float x) { return from_fold<T>(x, inverse); });
             });
+        item.next(p, n);
+        if (item.left > 0) query = own_query(item);
     }
     if (n_shared) decode_arrive<T, D>(p, n_shared);
     if (item.refused) decode_refuse<T, D>(p);
@@ -1265,7 +1294,7 @@ static int refuse(const char *format, ...) {
     } while (0)
 
 // What this build and this GPU can do together.
-struct Device { int known, n_sms, block_smem, hopper, dependent_launch; };
+struct Device { int known, n_sms, block_smem, sm_smem, hopper, dependent_launch; };
 
 static int device_find(Device *found) {
     static Device devices[64];    // filled once each; two threads that race write the same values
@@ -1278,6 +1307,7 @@ static int device_find(Device *found) {
         cudaFuncAttributes f;
         TRY_CUDA(cudaDeviceGetAttribute(&d.n_sms, cudaDevAttrMultiProcessorCount, id));
         TRY_CUDA(cudaDeviceGetAttribute(&d.block_smem, cudaDevAttrMaxSharedMemoryPerBlockOptin, id));
+        TRY_CUDA(cudaDeviceGetAttribute(&d.sm_smem, cudaDevAttrMaxSharedMemoryPerMultiprocessor, id));
         TRY_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, id));
         TRY_CUDA(cudaFuncGetAttributes(&f, (const void *)prefill_append_kernel));
         d.dependent_launch = major >= 9 && f.ptxVersion >= 90;    // code for older GPUs does not wait for the kernel before it
@@ -1419,12 +1449,15 @@ size_t attention_cache_bytes(const AttentionArgs *a) {
     return (size_t)a->n_seq * a->n_kv_heads * a->cache_max_len * a->head_dim * element_bytes(a->dtype);
 }
 
+// Has an SM room for two blocks with so much shared memory each, beside what the kernel itself and the system take?
+static bool two_fit(const Device &device, size_t smem) { return 2 * (smem + 256 + 1024) <= (size_t)device.sm_smem; }
+
 // cluster_smem: what a block needs more if clusters are worth while; 0: they are not.
 static int decode_launch(const AttentionArgs *a, DecodeParams p, void (*kernel)(DecodeParams), int heads, int block, size_t smem, size_t cluster_smem,
                          const Device &device, cudaStream_t stream) {
     int blocks_per_sm;
     p.head_blocks = (p.group + heads - 1) / heads;
-    bool clusters = cluster_smem && device.dependent_launch && 2 * (smem + cluster_smem) <= (size_t)device.block_smem;
+    bool clusters = cluster_smem && device.dependent_launch && two_fit(device, smem + cluster_smem);
     if (clusters) smem += cluster_smem;
     TRY_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem));
     TRY_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, block, smem));
@@ -1449,7 +1482,14 @@ static int decode_launch(const AttentionArgs *a, DecodeParams p, void (*kernel)(
 }
 
 template <typename T, int D, int NT> static int decode_16bit(const AttentionArgs *a, const DecodeParams &p, const Device &device, cudaStream_t stream) {
-    return decode_launch(a, p, decode_kernel<T, D, NT>, 8 * NT, DECODE_THREADS, decode_smem_bytes<D, NT>(), decode_sent_bytes<D, NT>(), device, stream);
+    auto with = [&](auto stages) {
+        constexpr int STAGES = decltype(stages)::value;
+        return decode_launch(a, p, decode_kernel<T, D, NT, STAGES>, 8 * NT, DECODE_THREADS, decode_smem_bytes<D, NT>(STAGES), decode_sent_bytes<D, NT>(),
+                             device, stream);
+    };
+    constexpr int MOST = decode_most_stages<D, NT>();
+    if (two_fit(device, decode_smem_bytes<D, NT>(MOST) + decode_sent_bytes<D, NT>())) return with(std::integral_constant<int, MOST>());
+    return with(std::integral_constant<int, 2>());
 }
 
 // Eight warps where their rings fit, else four: a matter of the GPU only, as it shapes the sums.

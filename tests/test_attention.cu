@@ -754,7 +754,9 @@ static void test_alone_and_among_16_same_bits(int dtype) {
 // out chunk by chunk.
 static void test_groups_shared_same_bits(int dtype) {
     // sequences, KV heads, head_dim, positions
-    int shapes[][4] = {{12, 8, 128, 2046}, {12, 8, 64, 2174}, {12, 8, 96, 1300}, {6, 8, 64, 4094}, {16, 4, 128, 3070}};
+    // those of 33: a group for every block, whose new token is in one of its first steps
+    int shapes[][4] = {{12, 8, 128, 2046}, {12, 8, 64, 2174}, {12, 8, 96, 1300}, {6, 8, 64, 4094}, {16, 4, 128, 3070},
+                       {33, 8, 64, 126}, {33, 8, 64, 254}, {33, 8, 64, 382}, {33, 8, 96, 62}, {33, 8, 128, 126}};
     for (auto &x : shapes) {
         Shape s = {dtype, x[0], 2 * x[1], x[1], x[2], x[3] + 4};
         Model all(s, x[3]);
