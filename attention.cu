@@ -67,7 +67,7 @@ __device__ __forceinline__ void copy_async16(uint32_t dst, const void *src, bool
 __device__ __forceinline__ void copy_async16(uint32_t dst, const void *src) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
 }
-// The same for what is read once: such lines leave the L2 cache first, so that lengths, queries and results stay.
+// The same for what is read once, or by several blocks at about the same time: such lines leave the L2 cache first, so that lengths, queries and results stay.
 __device__ __forceinline__ uint64_t read_once() {
     uint64_t policy;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -126,7 +126,7 @@ __device__ __forceinline__ void wait_for_bytes(uint32_t barrier) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("{\n"
                  ".reg .pred done;\n"
-                 "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], 0;\n"
+                 "again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
                  "@!done bra again;\n"
                  "}" ::"r"(barrier) : "memory");
 #endif
@@ -246,7 +246,7 @@ struct DecodeParams {    // what a block needs to begin stands together, at the 
     int n_seq, n_heads, group, head_blocks;   // head_blocks: items per chunk and KV head, for groups larger than a tile
     int cache_max_len, max_chunks, append;
     int settled;                              // cache, table and lengths may be read before the kernel before this one is over
-    int cluster;                              // blocks in one, 1: no clusters, for which there may be DECODE_EIGHTS at most
+    int cluster;                              // blocks in one: 2, for DECODE_EIGHTS at most, or 1
     int parts, wide;                          // of a group, where all are equally long; is most of the GPU busy with a group a block?
     float scale_log2;
     const int *seq_lens;                      // [seq] positions in the cache before the new token
@@ -284,7 +284,7 @@ struct DecodeCursor {
     // The block's share of all work; every warp computes it for itself. Equal lengths: a part of one group, or whole groups;
     // else an even share of the chunks' lengths, wherever that begins and ends. No copy can start before it is found, so the
     // usual case, p.parts for each group, is ready but for the lengths when these arrive; meanwhile(*this) runs until they do,
-    // when seq, kv_head and head_block are those of that case.
+    // when seq and kv_head are those of that case (a seq too large for a block without work; kv_head counts head blocks too).
     template <class F> __device__ __forceinline__ void start(const DecodeParams &p, int lane, F meanwhile) {
         unsigned per_seq = p.cache.n_kv_heads * p.head_blocks, groups = p.n_seq * per_seq, parts = p.parts;
         unsigned group = small_quotient(blockIdx.x, max(parts, 1)), part = blockIdx.x - group * parts;
@@ -450,9 +450,9 @@ template <typename T, int D> __device__ __forceinline__ void decode_refuse(const
 // second product as the sum of two 16-bit terms: there is room, the kernel waits for memory, and the result is exact to the
 // output's rounding.
 constexpr int DECODE_THREADS = 128;
-// Steps in the ring: two, one of them in use. With head_dim 64, and a tile of heads, three where two such blocks share an SM:
-// the more of a call is under way before its queries may be read, the sooner memory is busy. It is worth 2 % there; with
-// head_dim 128 it makes up to 2048 positions faster and everything longer slower, as the blocks' shares of memory grow unequal.
+// Steps in the ring: two, one of them in use. With head_dim 64 and groups of up to 8 heads three, where two such blocks fit on
+// an SM: the more of a call is under way before its queries may be read, the sooner memory is busy. That is worth 2 % there;
+// with head_dim 128 short contexts gain from it and long ones lose, as the blocks' shares of memory grow unequal.
 template <int D, int NT> __host__ __device__ constexpr int decode_most_stages() { return D == 64 && NT == 1 ? 3 : 2; }
 template <int D> __host__ __device__ constexpr int decode_step() { return D == 64 ? 128 : 64; }
 template <int D> __host__ __device__ constexpr int decode_stage_bytes() { return 2 * decode_step<D>() * D * 2; }    // K and V
@@ -462,7 +462,7 @@ template <int D, int NT> __host__ __device__ constexpr int decode_smem_bytes(int
     return stages * decode_stage_bytes<D>() + 2 * NT * decode_step<D>() * 16 + 4 * 8 * NT * (int)sizeof(float) + 8 * NT * decode_q_pitch<D>();
 }
 // Behind it, in a cluster's first block: a barrier, and what its second sends, [eight][16 bytes][thread].
-constexpr int DECODE_SENT = DECODE_EIGHTS / 2;    // eights, at most
+constexpr int DECODE_SENT = DECODE_EIGHTS / 2;    // eights, at most: half of them
 template <int D, int NT> __host__ __device__ constexpr int decode_sent_bytes() { return 16 + DECODE_SENT * DECODE_THREADS * NT * (((D / 16 + 3) / 4) + 1) * 16; }
 
 // As cache_row, for a cursor's sequence and head.
@@ -754,7 +754,8 @@ __device__ __forceinline__ void decode_share(const DecodeParams &p, const Decode
                               item.owner, item.count(), 0};
 }
 
-// One step of a chunk: keys and values of STEP positions at `stage`, of which the first n_valid count, into `now`. q: query
+// One step of a chunk: keys and values of STEP positions at `stage`, of which the first n_valid count, into `now`, whose m is
+// not yet scaled: only differences are, so that the largest weight is 1 however large the scores. q: query
 // fragments; weights and tops: where weights and largest scores cross over between the warps.
 template <typename T, int D, int NT, int TILES>
 __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, const uint32_t (&q)[NT][D / 16][2], uint32_t stage, uint32_t weights,
@@ -769,7 +770,7 @@ __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, c
     const uint32_t ones[4] = {ONE2, ONE2, ONE2, ONE2};
 
     // Scores of this warp's positions.
-    float s[SUBS][NT][4];    // not yet scaled
+    float s[SUBS][NT][4];
     #pragma unroll
     for (int u = 0; u < SUBS; u++) {
         #pragma unroll
@@ -801,11 +802,9 @@ __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, c
                 top[n][i & 1] = fmaxf(top[n][i & 1], x);
             }
         #pragma unroll
-        for (int h = 0; h < 2; h++) {
+        for (int h = 0; h < 2; h++)
             #pragma unroll
             for (int x = 4; x < 32; x *= 2) top[n][h] = fmaxf(top[n][h], __shfl_xor_sync(~0u, top[n][h], x));
-            top[n][h] *= scale_log2;
-        }
         if (g == 0) store_shared(tops + (warp * HEADS + n * 8 + 2 * t) * 4, make_float2(top[n][0], top[n][1]));
     }
     __syncthreads();    // all warps' largest scores are there
@@ -823,7 +822,7 @@ __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, c
         #pragma unroll
         for (int h = 0; h < 2; h++) {
             top[n][h] = fmaxf(top[n][h], now.m[n][h]);    // finite: a step has at least one position
-            alpha[h] = exp2_fast(now.m[n][h] - top[n][h]);
+            alpha[h] = exp2_fast((now.m[n][h] - top[n][h]) * scale_log2);
             now.m[n][h] = top[n][h];
             now.l[n][h] *= alpha[h];
         }
@@ -835,8 +834,7 @@ __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, c
         for (int u = 0; u < SUBS; u++)
             #pragma unroll
             for (int i = 0; i < 2; i++) {
-                float x = exp2_fast(__fmaf_rn(s[u][n][2 * i], scale_log2, -top[n][0]));
-                float y = exp2_fast(__fmaf_rn(s[u][n][2 * i + 1], scale_log2, -top[n][1]));
+                float x = exp2_fast((s[u][n][2 * i] - top[n][0]) * scale_log2), y = exp2_fast((s[u][n][2 * i + 1] - top[n][1]) * scale_log2);
                 uint32_t hi = pack2<T>(x, y), row = (n * STEP + (warp * SUBS + u) * 16 + i * 8 + g) * 16 + t * 4;
                 store_shared(weights + row, hi);
                 store_shared(weights + NT * STEP * 16 + row, pack2_rest<T>(x, y, hi));
@@ -897,10 +895,10 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
     constexpr int STEP = decode_step<D>(), HEADS = 8 * NT, TILES = (D / 16 + 3) / 4, V = STEP * D * 2, CHUNKS = D / 8, STAGE = decode_stage_bytes<D>();
     constexpr int Q_PITCH = decode_q_pitch<D>();
     typedef DecodeState<NT, TILES> State;
-    extern __shared__ __align__(256) char decode_smem[];    // 1024 would cost a kilobyte
+    extern __shared__ __align__(1024) char smem[];
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-    uint32_t ring = smem_address(decode_smem), weights = ring + STAGES * STAGE, tops = weights + 2 * NT * STEP * 16, queries = tops + 4 * HEADS * 4;
-    char *sent = decode_smem + decode_smem_bytes<D, NT>(STAGES);    // barrier, and results
+    uint32_t ring = smem_address(smem), weights = ring + STAGES * STAGE, tops = weights + 2 * NT * STEP * 16, queries = tops + 4 * HEADS * 4;
+    char *sent = smem + decode_smem_bytes<D, NT>(STAGES);    // barrier, and results
 
     if (!p.settled) {
         wait_for_previous_kernel();
@@ -1021,6 +1019,8 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
             }
 
             // The chunk is done: fold it, or leave it for the fold.
+            #pragma unroll
+            for (int c = 0; c < NT; c++) now.m[c][0] *= p.scale_log2, now.m[c][1] *= p.scale_log2;
             const int in_eight = (unsigned)chunk % 8;
             if (__builtin_expect(whole, 1)) {
                 if (!fold.add_to_eight(now, chunk, item.n_chunks)) continue;
@@ -1449,8 +1449,9 @@ size_t attention_cache_bytes(const AttentionArgs *a) {
     return (size_t)a->n_seq * a->n_kv_heads * a->cache_max_len * a->head_dim * element_bytes(a->dtype);
 }
 
-// Has an SM room for two blocks with so much shared memory each, beside what the kernel itself and the system take?
-static bool two_fit(const Device &device, size_t smem) { return 2 * (smem + 256 + 1024) <= (size_t)device.sm_smem; }
+// Has an SM room for two blocks with so much shared memory each? The system takes a kilobyte of each, and the variables of
+// the kernel another one, as the rest is aligned to that.
+static bool two_fit(const Device &device, size_t smem) { return 2 * (smem + 2048) <= (size_t)device.sm_smem; }
 
 // cluster_smem: what a block needs more if clusters are worth while; 0: they are not.
 static int decode_launch(const AttentionArgs *a, DecodeParams p, void (*kernel)(DecodeParams), int heads, int block, size_t smem, size_t cluster_smem,
@@ -1473,7 +1474,7 @@ static int decode_launch(const AttentionArgs *a, DecodeParams p, void (*kernel)(
     if (work > 0x7fffffff) return refuse("attention_decode: %lld work items, expected at most 2147483647", work);
     if (grid > items) grid = items;
     if (grid > DECODE_MAX_BLOCKS) grid = DECODE_MAX_BLOCKS;
-    // Clusters of four find room too late; with 8 chunks there is no eight for each, and the room is for DECODE_EIGHTS.
+    // Clusters of four find room too late; with 8 chunks there is no eight for each, and there is room for the second's of DECODE_EIGHTS.
     if (clusters && grid / groups == 2 && p.max_chunks > 8 && p.max_chunks <= 8 * DECODE_EIGHTS) p.cluster = 2;
     grid -= grid % p.cluster;
     p.parts = (int)(grid / groups);

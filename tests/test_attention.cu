@@ -602,6 +602,15 @@ static void test_not_causal(int dtype) {
     }
 }
 
+static void test_scale_huge(int dtype) {    // a weight of 1 and nothing else, whatever the largest score is
+    for (int D : {64, 96, 128}) {
+        Model m({dtype, 2, 8, 2, D, 400}, 300);
+        m.step(300, 0, false);
+        m.args.scale = 1e9f;
+        for (int i = 0; i < 3; i++) m.step(1);
+    }
+}
+
 static void test_scale_given(int dtype) {
     Model m({dtype, 2, 8, 2, 64, 200}, 150);
     m.args.scale = 0.05f;
@@ -753,12 +762,14 @@ static void test_alone_and_among_16_same_bits(int dtype) {
 // Equal lengths, so that a few blocks share each group: between eights of chunks and elsewhere. Alone, a sequence is shared
 // out chunk by chunk.
 static void test_groups_shared_same_bits(int dtype) {
-    // sequences, KV heads, head_dim, positions
-    // those of 33: a group for every block, whose new token is in one of its first steps
-    int shapes[][4] = {{12, 8, 128, 2046}, {12, 8, 64, 2174}, {12, 8, 96, 1300}, {6, 8, 64, 4094}, {16, 4, 128, 3070},
-                       {33, 8, 64, 126}, {33, 8, 64, 254}, {33, 8, 64, 382}, {33, 8, 96, 62}, {33, 8, 128, 126}};
+    // sequences, KV heads, head_dim, positions, group, block size. Those of 33: on an H200 a group for every block, whose new
+    // token is in one of its first steps.
+    int shapes[][6] = {{12, 8, 128, 2046, 2, 0}, {12, 8, 64, 2174, 2, 0}, {12, 8, 96, 1300, 2, 0}, {6, 8, 64, 4094, 2, 0}, {16, 4, 128, 3070, 2, 0},
+                       {12, 8, 64, 4090, 2, 0}, {12, 8, 64, 2044, 16, 0}, {12, 8, 128, 2044, 1, 64}, {12, 8, 96, 4000, 3, 48},
+                       {33, 8, 64, 126, 2, 0}, {33, 8, 64, 254, 2, 0}, {33, 8, 64, 382, 2, 32}, {33, 8, 96, 62, 2, 0}, {33, 8, 128, 126, 2, 0}};
     for (auto &x : shapes) {
-        Shape s = {dtype, x[0], 2 * x[1], x[1], x[2], x[3] + 4};
+        Shape s = {dtype, x[0], x[4] * x[1], x[1], x[2], x[3] + 4};
+        s.block_size = x[5];
         Model all(s, x[3]);
         s.n_seq = 1;
         s.first_id = x[0] - 1;
@@ -768,7 +779,7 @@ static void test_groups_shared_same_bits(int dtype) {
         for (int i = 0; i < 4; i++) {
             all.step(1);
             one.step(1);
-            if (all.row(x[0] - 1) != one.row(0)) fail("step %d after %d positions alone differs", i, x[3]);
+            if (all.row(x[0] - 1) != one.row(0)) fail("step %d after %d positions, group %d, head_dim %d: alone it differs", i, x[3], x[4], x[2]);
         }
     }
 }
@@ -884,7 +895,7 @@ static const Test TESTS[] = {
     T(test_cache_beyond_131072, 0),
     T(test_gqa_ratios, 0), T(test_gqa_14_to_2_heads, 1), T(test_gqa_28_to_4_heads, 1), T(test_gqa_32_heads_of_96, 0), T(test_gqa_cache_a_quarter, 1),
     T(test_causal_against_reference, 1), T(test_causal_mask_visible_in_v, 1), T(test_causal_with_cache_offset, 0), T(test_not_causal, 0),
-    T(test_scale_given, 1), T(test_together, 0), T(test_together_300_sequences, 1), T(test_refusals, 1), T(test_two_runs_same_bits, 0),
+    T(test_scale_given, 1), T(test_scale_huge, 1), T(test_together, 0), T(test_together_300_sequences, 1), T(test_refusals, 1), T(test_two_runs_same_bits, 0),
     T(test_alone_and_among_16_same_bits, 0), T(test_groups_shared_same_bits, 0), T(test_graph_replay, 0),
     T(test_settled_before_inputs_are_written, 0), T(test_settled_chain, 1),
 #undef T
