@@ -67,7 +67,8 @@ __device__ __forceinline__ void copy_async16(uint32_t dst, const void *src, bool
 __device__ __forceinline__ void copy_async16(uint32_t dst, const void *src) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
 }
-// The same for what is read once, or by several blocks at about the same time: such lines leave the L2 cache first, so that lengths, queries and results stay.
+// The same for what is read once, or by several blocks at about the same time: such lines leave the L2 cache first, so that
+// lengths, queries and results stay.
 __device__ __forceinline__ uint64_t read_once() {
     uint64_t policy;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -247,7 +248,8 @@ struct DecodeParams {    // what a block needs to begin stands together, at the 
     int cache_max_len, max_chunks, append;
     int settled;                              // cache, table and lengths may be read before the kernel before this one is over
     int cluster;                              // blocks in one: 2, for DECODE_EIGHTS at most, or 1
-    int parts, wide;                          // of a group, where all are equally long; is most of the GPU busy with a group a block?
+    int parts;                                // blocks for each group, where all are equally long; 0: there are more groups than blocks
+    int wide;                                 // is most of the GPU busy even with one block for each?
     float scale_log2;
     const int *seq_lens;                      // [seq] positions in the cache before the new token
     Cache<char> cache;
@@ -755,8 +757,8 @@ __device__ __forceinline__ void decode_share(const DecodeParams &p, const Decode
 }
 
 // One step of a chunk: keys and values of STEP positions at `stage`, of which the first n_valid count, into `now`, whose m is
-// not yet scaled: only differences are, so that the largest weight is 1 however large the scores. q: query
-// fragments; weights and tops: where weights and largest scores cross over between the warps.
+// not yet scaled: only differences are, so that the largest weight is 1 however large the scores. q: query fragments;
+// weights and tops: where weights and largest scores cross over between the warps.
 template <typename T, int D, int NT, int TILES>
 __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, const uint32_t (&q)[NT][D / 16][2], uint32_t stage, uint32_t weights,
                                                   uint32_t tops, int n_valid, float scale_log2) {
@@ -908,12 +910,12 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
     // Where this thread's 16 bytes of the group's queries are: of head threadIdx.x / CHUNKS, and of every QUERY_STEP-th from there.
     constexpr int QUERY_STEP = DECODE_THREADS / CHUNKS;
     const bool loads_q = threadIdx.x < QUERY_STEP * CHUNKS;
-    auto own_query = [&](const DecodeCursor &item) {
-        int head = item.kv_head * p.group + item.head_block * HEADS + threadIdx.x / CHUNKS;
-        return (const T *)p.q + item.seq * p.q_token_stride + head * p.q_head_stride + threadIdx.x % CHUNKS * 8;
+    auto own_query = [&](const DecodeCursor &at) {
+        int head = at.kv_head * p.group + at.head_block * HEADS + threadIdx.x / CHUNKS;
+        return (const T *)p.q + at.seq * p.q_token_stride + head * p.q_head_stride + threadIdx.x % CHUNKS * 8;
     };
-    item.start(p, lane, [&](const DecodeCursor &item) {    // to L2 with them, ahead of all the keys and values
-        if (p.head_blocks == 1 && loads_q && threadIdx.x / CHUNKS < p.group && item.seq < p.n_seq) prefetch_L2(own_query(item));
+    item.start(p, lane, [&](const DecodeCursor &usual) {    // to L2 with them, ahead of all the keys and values
+        if (p.head_blocks == 1 && loads_q && threadIdx.x / CHUNKS < p.group && usual.seq < p.n_seq) prefetch_L2(own_query(usual));
     });
     DecodeCopies<T, D> ahead;
     ahead.start(p, item);
