@@ -26,7 +26,7 @@ typedef struct {
 static bool begin(Conversation *c, Error *err) {
     const char *system = c->options->system;
     c->ids.n = 0;
-    c->model->kv.len[0] = 0;
+    kv_reset(&c->model->kv, 0);
     return chat_begin(c->chat, (const uint8_t *)system, system ? strlen(system) : 0,
                       c->options->date ? c->options->date : CHAT_DATE, &c->ids, err);
 }

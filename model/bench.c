@@ -116,7 +116,7 @@ static bool time_prompt(Bench *b, int n, double *seconds, Error *err) {
     int *tokens = malloc((size_t)n * sizeof *tokens);
     if (!tokens) return fail(err, "out of memory: %d tokens", n);
     for (int i = 0; i < n; i++) tokens[i] = (int)((uint32_t)i * 2654435761u % (uint32_t)b->m->config.vocab_size);
-    b->m->kv.len[0] = 0;
+    kv_reset(&b->m->kv, 0);
     double start = clock_seconds();
     bool ok = goes_on(b, err) && model_prefill(b->m, 0, tokens, n, 1, err) && logits_are_finite(b, 1, err);
     *seconds = clock_seconds() - start;
@@ -156,14 +156,18 @@ static bool time_step(Bench *b, int batch, int *tokens, double *seconds, Error *
 
 static bool measure_steps(Bench *b, Row *row, Error *err) {
     double samples[MAX_SAMPLES] = {0}, seconds, began = 0;
-    int tokens[MAX_SLOTS], *len = b->m->kv.len, last = b->m->kv.max_len - WINDOW, n = 0;
+    KVCache *kv = &b->m->kv;
+    int tokens[MAX_SLOTS], last = kv->max_len - WINDOW, n = 0;
     int start = row->length < last ? row->length : last; // the model's longest context has no room behind it
     bool warm = false;
     show(b, "a step behind", row);
     for (int i = 0; i < row->batch; i++) tokens[i] = (int)((uint32_t)i * 7919 % (uint32_t)b->m->config.vocab_size);
     for (int step = 0; !warm || wants_more(n, began, STEP_SECONDS); step++) {
         if (step % WINDOW == 0)
-            for (int i = 0; i < row->batch; i++) len[i] = start;
+            for (int i = 0; i < row->batch; i++) {
+                kv_reset(kv, i);
+                kv_append(kv, i, start);
+            }
         if (!time_step(b, row->batch, tokens, &seconds, err)) return false;
         // Not the first of a window: no generation jumps back, and an engine that works ahead has worked in vain.
         if (warm && step % WINDOW != 0) samples[n++] = seconds;

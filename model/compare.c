@@ -246,7 +246,7 @@ static bool compare_step(Comparison *c, int i, int step, const float *logits, Er
 static bool teacher_forced(Comparison *c, int i, int *equal, int *near_ties, int *first, Error *err) {
     const DumpPrompt *p = &c->dump->prompts[i];
     Model *m = c->model;
-    m->kv.len[0] = 0;
+    kv_reset(&m->kv, 0);
     if (!model_prefill(m, 0, p->prompt_ids, p->n_prompt, 1, err) || !m->engine->read_logits(m, err)) return false;
     for (int step = 0, rows = 1; step < p->n_tokens; step += rows) {
         if (step > 0) {
@@ -272,7 +272,7 @@ static bool teacher_forced(Comparison *c, int i, int *equal, int *near_ties, int
 static bool free_running(Comparison *c, int i, int first, int *equal, int *near_ties, Error *err) {
     const DumpPrompt *p = &c->dump->prompts[i];
     Model *m = c->model;
-    m->kv.len[0] = p->n_prompt;
+    kv_truncate(&m->kv, 0, p->n_prompt);
     for (int step = 0, id = first; step < p->n_tokens; step++) {
         if (*c->interrupted) return fail_interrupted(err);
         if (step > 0) {

@@ -121,7 +121,7 @@ static bool forward(Model *m, const Batch *b, float *logits) {
         ops->matmul(s->xb, s->hb, l->w2, w->dtype, T, c->dim, c->hidden_dim);
         add(s->x, s->xb, (size_t)T * dim);
     }
-    for (int i = 0; i < b->n_seq; i++) m->kv.len[b->slot[i]] += b->start[i + 1] - b->start[i];
+    kv_append_batch(&m->kv, b);
 
     // logits of the rows that were asked for
     if (b->n_logits == 0) return true;
@@ -136,7 +136,7 @@ static bool forward(Model *m, const Batch *b, float *logits) {
 // Prefill and decode alike: the weights are read once for at most max_tokens rows.
 static bool run_cpu(Model *m, const Batch *b, Error *err) {
     CpuState *s = m->state;
-    if (!model_has_room(m, b, err)) return false;
+    if (!kv_check_room(&m->kv, b, err)) return false;
     for (int first = 0; first < b->n_rows; first += s->max_tokens) {
         BatchPart part;
         batch_part(b, first, b->n_rows - first < s->max_tokens ? b->n_rows - first : s->max_tokens, &part);

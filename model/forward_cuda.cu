@@ -582,7 +582,7 @@ static bool finish(Model *m, const Batch *b, Error *err) {
     s->n_logits = b->n_logits;
     CUDA_TRY(cudaEventSynchronize(s->chosen));
     memcpy(m->choice, s->ahead.running ? s->kept_choice : s->choice_host, (size_t)b->n_logits * sizeof(int));
-    for (int i = 0; i < b->n_seq; i++) m->kv.len[b->slot[i]] += b->start[i + 1] - b->start[i];
+    kv_append_batch(&m->kv, b);
     return true;
 }
 
@@ -610,7 +610,7 @@ static bool prefill_part(Model *m, const Batch *b, int first_logit, Error *err) 
 
 bool prefill_cuda(Model *m, const Batch *b, Error *err) {
     CudaState *s = (CudaState *)m->state;
-    if (!model_has_room(m, b, err)) return false;
+    if (!kv_check_room(&m->kv, b, err)) return false;
     s->ahead.running = false;
     s->ahead.n = 0;
     for (int first = 0; first < b->n_rows; first += s->max_rows) {
@@ -690,7 +690,7 @@ static bool launch_step(Model *m, int n, Error *err) {
 bool decode_cuda(Model *m, const Batch *b, Error *err) {
     CudaState *s = (CudaState *)m->state;
     int n = b->n_seq;
-    if (!model_has_room(m, b, err)) return false;
+    if (!kv_check_room(&m->kv, b, err)) return false;
     bool follows = goes_on(m, s, b), room = true;
     if (!(follows && s->ahead.running)) {
         for (int i = 0; i < n; i++) {

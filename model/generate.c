@@ -210,7 +210,7 @@ static bool admit(Run *r, Sequence *seqs, int n, int *next, Error *err) {
     for (int i = 0; ok && i < m->kv.n_slots && *next < n; i++) {
         if (r->live[i]) continue;
         Sequence *seq = r->live[i] = &seqs[(*next)++];
-        m->kv.len[i] = seq->n_cached;
+        kv_truncate(&m->kv, i, seq->n_cached);
         ok = sequence_begin(seq, m, r->config, err);
         for (size_t t = (size_t)seq->n_cached; ok && t < seq->prompt.n; t++)
             ok = tokens_append(&tokens, seq->prompt.ids[t], err);

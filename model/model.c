@@ -210,22 +210,11 @@ bool model_choose(Model *m, const char *engine, Precision precision, Error *err)
 bool model_start(Model *m, const char *engine, Precision precision, int n_slots, int max_len, Error *err) {
     const Config *c = &m->config;
     if (!model_choose(m, engine, precision, err)) return false;
-    m->kv.n_slots = n_slots;
-    m->kv.max_len = max_len;
-    m->kv.len = calloc((size_t)n_slots, sizeof *m->kv.len);
+    if (!kv_init(&m->kv, n_slots, max_len, err)) return false;
     m->rope_freq = malloc((size_t)c->head_dim / 2 * sizeof *m->rope_freq);
-    if (!m->kv.len || !m->rope_freq) return fail(err, "out of memory: %d slots and RoPE frequencies", n_slots);
+    if (!m->rope_freq) return fail(err, "out of memory: RoPE frequencies");
     rope_frequencies(c, m->rope_freq);
     return m->engine->open(m, err) && (m->file.n_tensors == 0 || safetensors_unchanged(&m->file, err));
-}
-
-bool model_has_room(const Model *m, const Batch *b, Error *err) {
-    for (int i = 0; i < b->n_seq; i++) {
-        int len = m->kv.len[b->slot[i]], more = b->start[i + 1] - b->start[i];
-        if (more > m->kv.max_len - len)
-            return fail(err, "%d more tokens behind %d, the context holds %d", more, len, m->kv.max_len);
-    }
-    return true;
 }
 
 bool model_prefill(Model *m, int slot, const int *tokens, int n, int n_logits, Error *err) {
@@ -251,9 +240,8 @@ bool model_decode(Model *m, int slot, int token, Error *err) {
 void model_stop(Model *m) {
     if (m->engine) m->engine->close(m);
     free(m->rope_freq);
-    free(m->kv.len);
+    kv_free(&m->kv);
     m->rope_freq = NULL;
-    m->kv = (KVCache){0};
     m->logits = NULL; // the engine's
 }
 

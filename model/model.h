@@ -104,8 +104,6 @@ void model_stop(Model *model);
 // For one sequence: n tokens behind those in its slot, the logits of the last n_logits wanted.
 bool model_prefill(Model *model, int slot, const int *tokens, int n, int n_logits, Error *err);
 bool model_decode(Model *model, int slot, int token, Error *err);
-// Refuses a batch that its slots have no room for.
-bool model_has_room(const Model *model, const Batch *batch, Error *err);
 void model_close(Model *model);
 static inline bool model_interrupted(const Model *model) {
     return model->interrupted && *model->interrupted;

@@ -13,7 +13,7 @@ bool perplexity_run(Model *m, const TokenList *ids, size_t n_bytes, int stride, 
     size_t scored = 0;
     for (size_t begin = 0, done = 1; ok && done < ids->n; begin += (size_t)stride) {
         size_t end = begin + (size_t)window < ids->n ? begin + (size_t)window : ids->n;
-        m->kv.len[0] = 0;
+        kv_reset(&m->kv, 0);
         ok = done - 1 == begin || model_prefill(m, 0, ids->ids + begin, (int)(done - 1 - begin), 0, err);
         while (ok && done < end) { // the logits of token done-1 predict token done
             int rows = end - done < LOGIT_ROWS ? (int)(end - done) : LOGIT_ROWS;

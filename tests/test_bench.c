@@ -36,11 +36,10 @@ static void close_engine(Model *m) {
 }
 
 static bool compute(Model *m, const Batch *b, Error *err) {
-    if (!model_has_room(m, b, err)) return false;
-    for (int i = 0; i < b->n_seq; i++) {
-        m->kv.len[b->slot[i]] += b->start[i + 1] - b->start[i];
+    if (!kv_check_room(&m->kv, b, err)) return false;
+    kv_append_batch(&m->kv, b);
+    for (int i = 0; i < b->n_seq; i++)
         if (m->kv.len[b->slot[i]] > fake.longest) fake.longest = m->kv.len[b->slot[i]];
-    }
     for (int i = 0; i < b->n_rows; i++)
         if (b->tokens[i] < 0 || b->tokens[i] >= m->config.vocab_size) return fail(err, "token %d", b->tokens[i]);
     for (int i = 0; i < b->n_logits; i++)

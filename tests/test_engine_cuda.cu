@@ -286,7 +286,7 @@ static void test_same_bits_alone_and_among_eight(void) {
             for (int i = 0; i < 8; i++) lens[i] = 1 + i * (LONGEST - 2) / 7;
             for (int n = 1; n <= 8; n++) {
                 for (int i = 0; i < 8; i++) {
-                    m.kv.len[i] = 0;
+                    kv_reset(&m.kv, i);
                     if (!model_prefill(&m, i, tokens, lens[i], 1, &err)) test_fail("%s", err.text);
                 }
                 for (int k = 0; k < STEPS; k++)
@@ -327,7 +327,8 @@ static void test_steps_begun_ahead_change_nothing(void) {
             step(&m, 1, slots, &token, ahead + (size_t)k * vocab);
             token = k % 8 == 6 ? (m.choice[0] + 1) % m.config.vocab_size : m.choice[0];
         }
-        m.kv.len[0] = m.kv.len[1] = 0;
+        kv_reset(&m.kv, 0);
+        kv_reset(&m.kv, 1);
         for (int k = 0; k < STEPS; k++) { // by turns with another sequence, no step follows the one before
             step(&m, 1, slots, &given[k], never);
             if (memcmp(never, ahead + (size_t)k * vocab, bytes) != 0) test_fail("step %d: other logits", k);
