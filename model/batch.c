@@ -2,8 +2,12 @@
 
 void batch_part(const Batch *b, int first, int n_rows, BatchPart *p) {
     int end = first + n_rows;
-    p->batch = (Batch){
-        .n_rows = n_rows, .tokens = b->tokens + first, .slot = p->slot, .start = p->start, .logit_rows = p->logit_rows};
+    p->batch = (Batch){.n_rows = n_rows,
+                       .decode = b->decode,
+                       .tokens = b->tokens + first,
+                       .slot = p->slot,
+                       .start = p->start,
+                       .logit_rows = p->logit_rows};
     p->start[0] = 0;
     for (int i = 0; i < b->n_seq; i++) {
         int from = b->start[i] > first ? b->start[i] : first, to = b->start[i + 1] < end ? b->start[i + 1] : end;

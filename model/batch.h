@@ -2,10 +2,13 @@
 #ifndef BATCH_H
 #define BATCH_H
 
+#include <stdbool.h>
+
 enum { MAX_SLOTS = 64, LOGIT_ROWS = 64 };
 
 typedef struct {
     int n_rows, n_seq, n_logits;
+    bool decode;           // a step: one row for each sequence, its logits wanted; else rows of prompts
     const int *tokens;     // [n_rows]
     const int *slot;       // [n_seq]: where each sequence is in the cache; its tokens come behind what is there
     const int *start;      // [n_seq+1]: the first row of each

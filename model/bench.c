@@ -107,7 +107,7 @@ static bool wants_more(int n, double start, double seconds) {
 
 static bool logits_are_finite(const Bench *b, int rows, Error *err) {
     for (int i = 0; i < rows; i++)
-        if (b->m->choice[i] < 0) return fail(err, "logits that are not finite behind position %d", b->m->kv.len[i] - 1);
+        if (b->m->argmax[i] < 0) return fail(err, "logits that are not finite behind position %d", b->m->kv.len[i] - 1);
     return true;
 }
 
@@ -143,13 +143,14 @@ static bool time_step(Bench *b, int batch, int *tokens, double *seconds, Error *
     Batch step = {.n_rows = batch,
                   .n_seq = batch,
                   .n_logits = batch,
+                  .decode = true,
                   .tokens = tokens,
                   .slot = rows,
                   .start = rows,
                   .logit_rows = rows};
     double start = clock_seconds();
-    bool ok = goes_on(b, err) && b->m->engine->decode(b->m, &step, err) && logits_are_finite(b, batch, err);
-    for (int i = 0; ok && i < batch; i++) tokens[i] = b->m->choice[i];
+    bool ok = goes_on(b, err) && model_forward(b->m, &step, err) && logits_are_finite(b, batch, err);
+    for (int i = 0; ok && i < batch; i++) tokens[i] = b->m->argmax[i];
     *seconds = clock_seconds() - start;
     return ok;
 }

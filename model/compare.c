@@ -256,7 +256,7 @@ static bool teacher_forced(Comparison *c, int i, int *equal, int *near_ties, int
         }
         for (int r = 0; r < rows; r++) {
             if (!compare_step(c, i, step + r, m->logits + (size_t)r * (size_t)c->dump->vocab_size, err)) return false;
-            int id = m->choice[r];
+            int id = m->argmax[r];
             if (step + r == 0) *first = id;
             if (id == p->tokens[step + r])
                 ++*equal;
@@ -278,7 +278,7 @@ static bool free_running(Comparison *c, int i, int first, int *equal, int *near_
         if (step > 0) {
             if (!model_decode(m, 0, p->tokens[step - 1], err))
                 return false; // equal to our own, or we would not be here
-            if ((id = m->choice[0]) < 0) return not_finite(i, p->n_prompt + step - 1, err);
+            if ((id = m->argmax[0]) < 0) return not_finite(i, p->n_prompt + step - 1, err);
         }
         if (id == p->tokens[step]) {
             ++*equal;

@@ -18,7 +18,6 @@ enum { MAX_TOKENS = 512 }; // the weights are read once for so many tokens of a 
 
 typedef struct {
     const Ops *ops;
-    int max_tokens;
     float *x;         // [T][dim]: the residual stream
     float *xb;        // [T][dim]: normalised, or what a block adds
     float *q;         // [T][q_dim]
@@ -79,14 +78,13 @@ static void add(float *x, const float *y, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] += y[i];
 }
 
-// The rows of a batch, behind what their sequences have. Their logits go to logits [n_logits][vocab_size]. False: it
-// was interrupted, and the sequences are as they were.
-static bool forward(Model *m, const Batch *b, float *logits) {
+// The rows of a batch, after what their sequences have; rows of prompts and of steps alike.
+static bool forward_cpu(Model *m, const Batch *b, int first_logit, Error *err) {
     const Config *c = &m->config;
     const Weights *w = &m->weights;
     CpuState *s = m->state;
     const Ops *ops = s->ops;
-    int T = b->n_rows;
+    int T = b->n_rows, vocab = c->vocab_size;
     size_t element = (size_t)dtype_bytes[w->dtype], dim = (size_t)c->dim;
 
     // token ids to vectors
@@ -98,7 +96,7 @@ static bool forward(Model *m, const Batch *b, float *logits) {
 
     for (int i = 0; i < c->n_layers; i++) {
         const LayerWeights *l = &w->layers[i];
-        if (model_interrupted(m)) return false;
+        if (model_interrupted(m)) return fail_interrupted(err);
 
         // attention: queries, keys and values of the normalised stream
         ops->rmsnorm(s->xb, s->x, l->attention_norm, c->norm_eps, T, c->dim);
@@ -121,36 +119,19 @@ static bool forward(Model *m, const Batch *b, float *logits) {
         ops->matmul(s->xb, s->hb, l->w2, w->dtype, T, c->dim, c->hidden_dim);
         add(s->x, s->xb, (size_t)T * dim);
     }
-    kv_append_batch(&m->kv, b);
 
     // logits of the rows that were asked for
     if (b->n_logits == 0) return true;
     for (int i = 0; i < b->n_logits; i++)
         ops->rmsnorm(s->xb + (size_t)i * dim, s->x + (size_t)b->logit_rows[i] * dim, w->norm, c->norm_eps, 1, c->dim);
-    ops->matmul(logits, s->xb, w->output, w->dtype, b->n_logits, c->vocab_size, c->dim);
+    float *logits = m->logits + (size_t)first_logit * (size_t)vocab;
+    ops->matmul(logits, s->xb, w->output, w->dtype, b->n_logits, vocab, c->dim);
+    for (int i = 0; i < b->n_logits; i++, logits += vocab)
+        m->argmax[first_logit + i] = find_not_finite(logits, vocab) < 0 ? argmax(logits, vocab) : -1;
     return true;
 }
 
 // ---- the engine -----------------------------------------------------------------------------------------------------
-
-// Prefill and decode alike: the weights are read once for at most max_tokens rows.
-static bool run_cpu(Model *m, const Batch *b, Error *err) {
-    CpuState *s = m->state;
-    if (!kv_check_room(&m->kv, b, err)) return false;
-    for (int first = 0; first < b->n_rows; first += s->max_tokens) {
-        BatchPart part;
-        batch_part(b, first, b->n_rows - first < s->max_tokens ? b->n_rows - first : s->max_tokens, &part);
-        if (!forward(m, &part.batch, m->logits + (size_t)part.first_logit * (size_t)m->config.vocab_size))
-            return fail_interrupted(err);
-        if (m->progress && b->n_rows > s->max_tokens)
-            m->progress("prefilling", (uint64_t)(first + part.batch.n_rows), (uint64_t)b->n_rows);
-    }
-    for (int i = 0; i < b->n_logits; i++) {
-        const float *logits = m->logits + (size_t)i * (size_t)m->config.vocab_size;
-        m->choice[i] = find_not_finite(logits, m->config.vocab_size) < 0 ? argmax(logits, m->config.vocab_size) : -1;
-    }
-    return true;
-}
 
 static bool read_logits_cpu(Model *m, Error *err) { // they are there already
     (void)m, (void)err;
@@ -233,24 +214,24 @@ static bool allocate_state(Model *m, CpuState *s, Error *err) {
     const Config *c = &m->config;
     int widest = c->dim > c->q_dim ? c->dim : c->q_dim;
     size_t positions = (size_t)m->kv.n_slots * (size_t)m->kv.max_len;
-    s->max_tokens = positions < MAX_TOKENS ? (int)positions : MAX_TOKENS;
+    m->max_rows = positions < MAX_TOKENS ? (int)positions : MAX_TOKENS;
     size_t logit_rows = positions < LOGIT_ROWS ? positions : LOGIT_ROWS;
     size_t kv = kv_elements(c->n_layers, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
     m->kv.bytes = 2 * kv * sizeof(float);
     const struct {
         float **buffer;
         size_t rows, columns;
-    } buffers[] = {{&s->x, (size_t)s->max_tokens, (size_t)c->dim},
-                   {&s->xb, (size_t)s->max_tokens, (size_t)widest},
-                   {&s->q, (size_t)s->max_tokens, (size_t)c->q_dim},
-                   {&s->k, (size_t)s->max_tokens, (size_t)c->kv_dim},
-                   {&s->v, (size_t)s->max_tokens, (size_t)c->kv_dim},
-                   {&s->att, (size_t)s->max_tokens, (size_t)c->q_dim},
-                   {&s->hb, (size_t)s->max_tokens, (size_t)c->hidden_dim},
-                   {&s->hb2, (size_t)s->max_tokens, (size_t)c->hidden_dim},
-                   {&s->cos, (size_t)s->max_tokens, (size_t)c->head_dim / 2},
-                   {&s->sin, (size_t)s->max_tokens, (size_t)c->head_dim / 2},
-                   {(float **)&s->pos, (size_t)s->max_tokens, sizeof *s->pos / sizeof(float)},
+    } buffers[] = {{&s->x, (size_t)m->max_rows, (size_t)c->dim},
+                   {&s->xb, (size_t)m->max_rows, (size_t)widest},
+                   {&s->q, (size_t)m->max_rows, (size_t)c->q_dim},
+                   {&s->k, (size_t)m->max_rows, (size_t)c->kv_dim},
+                   {&s->v, (size_t)m->max_rows, (size_t)c->kv_dim},
+                   {&s->att, (size_t)m->max_rows, (size_t)c->q_dim},
+                   {&s->hb, (size_t)m->max_rows, (size_t)c->hidden_dim},
+                   {&s->hb2, (size_t)m->max_rows, (size_t)c->hidden_dim},
+                   {&s->cos, (size_t)m->max_rows, (size_t)c->head_dim / 2},
+                   {&s->sin, (size_t)m->max_rows, (size_t)c->head_dim / 2},
+                   {(float **)&s->pos, (size_t)m->max_rows, sizeof *s->pos / sizeof(float)},
                    {&m->logits, logit_rows, (size_t)c->vocab_size},
                    {(float **)&m->kv.k, 1, kv},
                    {(float **)&m->kv.v, 1, kv}};
@@ -302,4 +283,4 @@ static void close_cpu(Model *m) {
     m->state = NULL;
 }
 
-const Engine engine_cpu = {"cpu", usable_cpu, open_cpu, close_cpu, run_cpu, run_cpu, read_logits_cpu, &machine_cpu};
+const Engine engine_cpu = {"cpu", usable_cpu, open_cpu, close_cpu, forward_cpu, read_logits_cpu, &machine_cpu};

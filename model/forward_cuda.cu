@@ -576,13 +576,12 @@ static bool publish(CudaState *s, int n, StepInput *step, Error *err) {
     return true;
 }
 
-// Waits for the choice, at the event `chosen`, and counts the batch's positions.
-static bool finish(Model *m, const Batch *b, Error *err) {
+// Waits for the next tokens of n_logits rows, at the event `chosen`.
+static bool wait_for_argmax(Model *m, int n_logits, Error *err) {
     CudaState *s = (CudaState *)m->state;
-    s->n_logits = b->n_logits;
+    s->n_logits = n_logits;
     CUDA_TRY(cudaEventSynchronize(s->chosen));
-    memcpy(m->choice, s->ahead.running ? s->kept_choice : s->choice_host, (size_t)b->n_logits * sizeof(int));
-    kv_append_batch(&m->kv, b);
+    memcpy(m->argmax, s->ahead.running ? s->kept_choice : s->choice_host, (size_t)n_logits * sizeof(int));
     return true;
 }
 
@@ -590,7 +589,7 @@ static bool finish(Model *m, const Batch *b, Error *err) {
 
 static bool prefill_part(Model *m, const Batch *b, int first_logit, Error *err) {
     CudaState *s = (CudaState *)m->state;
-    int lens[MAX_SLOTS], *pos = s->pos_host, *slots = s->pos_host + s->max_rows;
+    int lens[MAX_SLOTS], *pos = s->pos_host, *slots = s->pos_host + m->max_rows;
     for (int i = 0; i < b->n_seq; i++) {
         lens[i] = m->kv.len[b->slot[i]];
         for (int r = b->start[i]; r < b->start[i + 1]; r++) {
@@ -608,28 +607,15 @@ static bool prefill_part(Model *m, const Batch *b, int first_logit, Error *err) 
     return b->n_logits == 0 || head(m, first_logit, b->n_logits, err);
 }
 
-bool prefill_cuda(Model *m, const Batch *b, Error *err) {
+static bool prompt_cuda(Model *m, const Batch *b, int first_logit, Error *err) {
     CudaState *s = (CudaState *)m->state;
-    if (!kv_check_room(&m->kv, b, err)) return false;
+    int n_logits = first_logit + b->n_logits; // of the whole batch, so far
     s->ahead.running = false;
     s->ahead.n = 0;
-    for (int first = 0; first < b->n_rows; first += s->max_rows) {
-        BatchPart part;
-        batch_part(b, first, b->n_rows - first < s->max_rows ? b->n_rows - first : s->max_rows, &part);
-        if (model_interrupted(m)) return fail_interrupted(err);
-        if (!prefill_part(m, &part.batch, part.first_logit, err)) return false;
-        Batch counted = part.batch; // its positions are taken now; its logits are the whole batch's
-        counted.n_logits = 0;
-        CUDA_TRY(cudaEventRecord(s->chosen, s->stream));
-        if (!finish(m, &counted, err)) return false;
-        if (m->progress && b->n_rows > s->max_rows)
-            m->progress("prefilling", (uint64_t)(first + part.batch.n_rows), (uint64_t)b->n_rows);
-    }
-    Batch logits = *b; // the positions are counted; what is left are the logits
-    logits.n_seq = 0;
-    if (!publish(s, b->n_logits, NULL, err)) return false;
+    if (!prefill_part(m, b, first_logit, err)) return false;
+    if (n_logits > 0 && !publish(s, n_logits, NULL, err)) return false;
     CUDA_TRY(cudaEventRecord(s->chosen, s->stream));
-    return finish(m, &logits, err);
+    return wait_for_argmax(m, n_logits, err);
 }
 
 bool decode_step_cublas(Model *m, int n, Error *err) {
@@ -671,7 +657,7 @@ static bool goes_on(const Model *m, const CudaState *s, const Batch *b) {
     if (s->ahead.n != b->n_seq) return false;
     for (int i = 0; i < b->n_seq; i++)
         if (b->slot[i] != s->ahead.slots[i] || m->kv.len[b->slot[i]] != s->ahead.lens[i] ||
-            b->tokens[i] != m->choice[i])
+            b->tokens[i] != m->argmax[i])
             return false;
     return true;
 }
@@ -687,10 +673,9 @@ static bool launch_step(Model *m, int n, Error *err) {
     return true;
 }
 
-bool decode_cuda(Model *m, const Batch *b, Error *err) {
+static bool step_cuda(Model *m, const Batch *b, Error *err) {
     CudaState *s = (CudaState *)m->state;
     int n = b->n_seq;
-    if (!kv_check_room(&m->kv, b, err)) return false;
     bool follows = goes_on(m, s, b), room = true;
     if (!(follows && s->ahead.running)) {
         for (int i = 0; i < n; i++) {
@@ -714,7 +699,11 @@ bool decode_cuda(Model *m, const Batch *b, Error *err) {
         keep_results(s);
         if (!launch_step(m, n, err)) return false;
     }
-    return finish(m, b, err);
+    return wait_for_argmax(m, n, err);
+}
+
+bool forward_cuda(Model *m, const Batch *b, int first_logit, Error *err) {
+    return b->decode ? step_cuda(m, b, err) : prompt_cuda(m, b, first_logit, err);
 }
 
 bool read_logits_cuda(Model *m, Error *err) {
@@ -843,9 +832,9 @@ static bool warm_up(Model *m, Error *err) {
     static const int lengths[] = {12, 512};
     s->warming = true;
     int slot = 0, zeros[512] = {0};
-    for (int i = 0; i < 2 && lengths[i] <= s->max_rows && lengths[i] <= m->kv.max_len; i++) {
+    for (int i = 0; i < 2 && lengths[i] <= m->max_rows && lengths[i] <= m->kv.max_len; i++) {
         int start[2] = {0, lengths[i]}, last = lengths[i] - 1;
-        Batch b = {lengths[i], 1, 1, zeros, &slot, start, &last};
+        Batch b = {lengths[i], 1, 1, false, zeros, &slot, start, &last};
         if (!prefill_part(m, &b, 0, err)) return false;
         CUDA_TRY(cudaStreamSynchronize(s->stream));
     }
@@ -944,7 +933,7 @@ enum { N_BUFFERS = 28 };
 // Every buffer but the weights, sized for the context; fills list and returns how many.
 static int list_buffers(Model *m, CudaState *s, Buffer *list) {
     const Config *c = &m->config;
-    uint64_t T = (uint64_t)s->max_rows, e = s->element;
+    uint64_t T = (uint64_t)m->max_rows, e = s->element;
     uint64_t kv = m->kv.bytes / 2;
     const Buffer all[] = {
         {&m->kv.k, kv},
@@ -982,7 +971,7 @@ static int list_buffers(Model *m, CudaState *s, Buffer *list) {
 static bool size_state(Model *m, CudaState *s, Error *err) {
     const Config *c = &m->config;
     uint64_t positions = (uint64_t)m->kv.n_slots * (uint64_t)m->kv.max_len;
-    s->max_rows = positions < MAX_ROWS ? (int)positions : MAX_ROWS;
+    m->max_rows = positions < MAX_ROWS ? (int)positions : MAX_ROWS;
     s->max_logits = positions < LOGIT_ROWS ? (int)positions : LOGIT_ROWS;
     AttentionArgs a;
     memset(&a, 0, sizeof a);
@@ -1079,7 +1068,7 @@ static bool connect(Model *m, CudaState *s, Error *err) {
     CUDA_TRY(cudaEventCreateWithFlags(&s->chosen, cudaEventDisableTiming));
     CUDA_TRY(cudaMallocHost((void **)&s->choice_host, LOGIT_ROWS * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&s->kept_choice, LOGIT_ROWS * sizeof(int)));
-    CUDA_TRY(cudaMallocHost((void **)&s->pos_host, 2 * (size_t)s->max_rows * sizeof(int)));
+    CUDA_TRY(cudaMallocHost((void **)&s->pos_host, 2 * (size_t)m->max_rows * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&m->logits, (size_t)s->max_logits * (size_t)m->config.vocab_size * sizeof(float)));
     CUDA_TRY(cudaMemset(s->attention_workspace, 0, s->attention_workspace_bytes)); // once; every call leaves it ready
     CUDA_TRY(
@@ -1153,5 +1142,4 @@ static bool open_cublas(Model *m, Error *err) {
     return open_cuda(m, false, err);
 }
 
-extern "C" const Engine engine_cublas = {"cublas",     usable_cuda, open_cublas,     close_cuda,
-                                         prefill_cuda, decode_cuda, read_logits_cuda, &machine_cuda};
+extern "C" const Engine engine_cublas = {"cublas",     usable_cuda, open_cublas, close_cuda, forward_cuda, read_logits_cuda, &machine_cuda};

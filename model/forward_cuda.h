@@ -35,7 +35,7 @@ struct CudaState {
     size_t weight_element;
     float *wide; // [wide_elements]: a matrix on its way into a float32 product, if weight_type is not type
     size_t wide_elements;
-    int max_rows, max_logits;
+    int max_logits;
     char *weights;
     float *rope_freq;     // [head_dim/2]
     float *x;             // [T][dim]: the residual stream
@@ -85,8 +85,7 @@ __device__ inline float2 phase_of(int pos, float freq) {
 bool open_cuda(Model *m, bool narrow, Error *err);
 void close_cuda(Model *m);
 bool usable_cuda(const Model *m, Error *err);
-bool prefill_cuda(Model *m, const Batch *b, Error *err);
-bool decode_cuda(Model *m, const Batch *b, Error *err);
+bool forward_cuda(Model *m, const Batch *b, int first_logit, Error *err);
 bool read_logits_cuda(Model *m, Error *err);
 // Engine cublas's step.
 bool decode_step_cublas(Model *m, int n, Error *err);

@@ -154,7 +154,7 @@ static void record_logprobs(Sequence *seq, int k, const float *logits, int vocab
 static bool sequence_step(Sequence *seq, Model *m, const GenerateConfig *g, const GenerateSink *sink, int row,
                           Error *err) {
     const float *logits = m->logits + (size_t)row * (size_t)m->config.vocab_size;
-    int id = m->choice[row];
+    int id = m->argmax[row];
     if (id < 0) {
         if (!m->engine->read_logits(m, err)) return false;
         int bad = find_not_finite(logits, m->config.vocab_size);
@@ -188,10 +188,10 @@ typedef struct {
 } Run;
 
 // Computes a batch with a logit row for each sequence of it, and lets each take its step.
-static bool run_batch(Run *r, bool decode, const Batch *batch, Error *err) {
+static bool run_batch(Run *r, const Batch *batch, Error *err) {
     Model *m = r->model;
     bool needs_logits = r->config->sampler.temperature > 0 || r->config->logprobs > 0;
-    if (!(decode ? m->engine->decode : m->engine->prefill)(m, batch, err)) return false;
+    if (!model_forward(m, batch, err)) return false;
     if (needs_logits && !m->engine->read_logits(m, err)) return false;
     for (int i = 0; i < batch->n_seq; i++) {
         Sequence **place = &r->live[batch->slot[i]];
@@ -225,7 +225,7 @@ static bool admit(Run *r, Sequence *seqs, int n, int *next, Error *err) {
                    .slot = slot,
                    .start = start,
                    .logit_rows = last};
-    ok = ok && (n_seq == 0 || run_batch(r, false, &batch, err));
+    ok = ok && (n_seq == 0 || run_batch(r, &batch, err));
     tokens_free(&tokens);
     return ok;
 }
@@ -241,9 +241,15 @@ static bool step(Run *r, Error *err) {
         slot[n] = i;
         tokens[n++] = seq->ids.ids[seq->ids.n - 1];
     }
-    Batch batch = {
-        .n_rows = n, .n_seq = n, .n_logits = n, .tokens = tokens, .slot = slot, .start = count, .logit_rows = count};
-    return n == 0 || run_batch(r, true, &batch, err);
+    Batch batch = {.n_rows = n,
+                   .n_seq = n,
+                   .n_logits = n,
+                   .decode = true,
+                   .tokens = tokens,
+                   .slot = slot,
+                   .start = count,
+                   .logit_rows = count};
+    return n == 0 || run_batch(r, &batch, err);
 }
 
 bool generate(Model *m, const GenerateConfig *config, Sequence *seqs, int n, const GenerateSink *sink,

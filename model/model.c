@@ -217,6 +217,20 @@ bool model_start(Model *m, const char *engine, Precision precision, int n_slots,
     return m->engine->open(m, err) && (m->file.n_tensors == 0 || safetensors_unchanged(&m->file, err));
 }
 
+bool model_forward(Model *m, const Batch *b, Error *err) {
+    if (!kv_check_room(&m->kv, b, err)) return false;
+    for (int first = 0; first < b->n_rows; first += m->max_rows) {
+        BatchPart part;
+        batch_part(b, first, b->n_rows - first < m->max_rows ? b->n_rows - first : m->max_rows, &part);
+        if (model_interrupted(m)) return fail_interrupted(err);
+        if (!m->engine->forward(m, &part.batch, part.first_logit, err)) return false;
+        kv_append_batch(&m->kv, &part.batch);
+        if (m->progress && b->n_rows > m->max_rows)
+            m->progress("prefilling", (uint64_t)(first + part.batch.n_rows), (uint64_t)b->n_rows);
+    }
+    return true;
+}
+
 bool model_prefill(Model *m, int slot, const int *tokens, int n, int n_logits, Error *err) {
     int start[2] = {0, n}, rows[LOGIT_ROWS];
     for (int i = 0; i < n_logits; i++) rows[i] = n - n_logits + i;
@@ -227,14 +241,20 @@ bool model_prefill(Model *m, int slot, const int *tokens, int n, int n_logits, E
                    .slot = &slot,
                    .start = start,
                    .logit_rows = rows};
-    return m->engine->prefill(m, &batch, err);
+    return model_forward(m, &batch, err);
 }
 
 bool model_decode(Model *m, int slot, int token, Error *err) {
     static const int start[2] = {0, 1};
-    Batch batch = {
-        .n_rows = 1, .n_seq = 1, .n_logits = 1, .tokens = &token, .slot = &slot, .start = start, .logit_rows = start};
-    return m->engine->decode(m, &batch, err);
+    Batch batch = {.n_rows = 1,
+                   .n_seq = 1,
+                   .n_logits = 1,
+                   .decode = true,
+                   .tokens = &token,
+                   .slot = &slot,
+                   .start = start,
+                   .logit_rows = start};
+    return model_forward(m, &batch, err);
 }
 
 void model_stop(Model *m) {

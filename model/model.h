@@ -58,11 +58,11 @@ typedef struct {
     // Brings the weights to where the engine computes, and allocates its state and a cache of model->kv's size.
     bool (*open)(Model *model, Error *err);
     void (*close)(Model *model);
-    // Appends the rows of a batch to the cache, and leaves the most likely token after each of its logit rows in
-    // model->choice. prefill: any rows. decode: one row for each sequence, its logits wanted.
-    bool (*prefill)(Model *model, const Batch *batch, Error *err);
-    bool (*decode)(Model *model, const Batch *batch, Error *err);
-    // Brings the logits of the last call's logit rows to model->logits.
+    // Computes at most model->max_rows rows, writes their keys and values after model->kv.len positions of each sequence,
+    // and leaves the most likely token after each row with logits in model->argmax, from first_logit on: those before it
+    // are of parts of the same batch. model_forward has checked the room, and counts the positions.
+    bool (*forward)(Model *model, const Batch *part, int first_logit, Error *err);
+    // Brings the logits of the last batch's rows with logits to model->logits.
     bool (*read_logits)(Model *model, Error *err);
     const Machine *machine; // where it computes, for the benchmark
 } Engine;
@@ -73,10 +73,11 @@ struct Model {
     Tokenizer tokenizer;
     KVCache kv;
     float *rope_freq;       // [head_dim/2], radians per position
-    int choice[LOGIT_ROWS]; // the most likely token of each logit row, the lowest id of equals; -1: not all are finite
+    int argmax[LOGIT_ROWS]; // the most likely token of each row with logits, the lowest id of equals; -1: not all finite
     float *logits;          // [LOGIT_ROWS][vocab_size], the engine's, in host memory
     Precision precision;
     const Engine *engine;
+    int max_rows;          // rows that the engine computes at once: a longer batch comes in parts
     Error not_used;        // why a faster engine than this was not chosen; empty: none is faster, or one was named
     void *state;           // the engine's own buffers
     SafeTensors file;      // open until the engine has its weights; n_tensors is 0 for a synthetic model
@@ -101,7 +102,10 @@ bool model_choose(Model *model, const char *engine, Precision precision, Error *
 bool model_start(Model *model, const char *engine, Precision precision, int n_slots, int max_len, Error *err);
 // Undoes a start, also one that failed: the engine gives everything back, and may be started with another cache.
 void model_stop(Model *model);
-// For one sequence: n tokens behind those in its slot, the logits of the last n_logits wanted.
+// Computes a batch: refuses it where a slot has no room, cuts it into parts, reports progress, stops when interrupted (the
+// parts before stay in the cache) and counts the positions. Every way to an engine leads through here.
+bool model_forward(Model *model, const Batch *batch, Error *err);
+// For one sequence: n tokens after those in its slot, the logits of the last n_logits wanted.
 bool model_prefill(Model *model, int slot, const int *tokens, int n, int n_logits, Error *err);
 bool model_decode(Model *model, int slot, int token, Error *err);
 void model_close(Model *model);

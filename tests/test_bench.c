@@ -26,6 +26,7 @@ static bool open_engine(Model *m, Error *err) {
     if (positions > ROOM) return fail(err, "a \"cache\" of %lld positions, there is room for %d", positions, ROOM);
     m->kv.bytes = (uint64_t)positions * 131072;
     fake.opened++;
+    m->max_rows = 1 << 20;
     m->state = &fake;
     return true;
 }
@@ -36,23 +37,23 @@ static void close_engine(Model *m) {
 }
 
 static bool compute(Model *m, const Batch *b, Error *err) {
-    if (!kv_check_room(&m->kv, b, err)) return false;
-    kv_append_batch(&m->kv, b);
-    for (int i = 0; i < b->n_seq; i++)
-        if (m->kv.len[b->slot[i]] > fake.longest) fake.longest = m->kv.len[b->slot[i]];
+    for (int i = 0; i < b->n_seq; i++) {
+        int len = m->kv.len[b->slot[i]] + b->start[i + 1] - b->start[i];
+        if (len > fake.longest) fake.longest = len;
+    }
     for (int i = 0; i < b->n_rows; i++)
         if (b->tokens[i] < 0 || b->tokens[i] >= m->config.vocab_size) return fail(err, "token %d", b->tokens[i]);
     for (int i = 0; i < b->n_logits; i++)
-        m->choice[i] = fake.not_finite_from && fake.steps >= fake.not_finite_from ? -1 : i;
+        m->argmax[i] = fake.not_finite_from && fake.steps >= fake.not_finite_from ? -1 : i;
     return true;
 }
 
-static bool prefill(Model *m, const Batch *b, Error *err) {
-    fake.prompts++;
-    return compute(m, b, err);
-}
-
-static bool decode(Model *m, const Batch *b, Error *err) {
+static bool forward(Model *m, const Batch *b, int first_logit, Error *err) {
+    (void)first_logit;
+    if (!b->decode) {
+        fake.prompts++;
+        return compute(m, b, err);
+    }
     if (++fake.steps == fake.fail_from) return fail(err, "step %d broke", fake.steps);
     if (fake.fail_from < 0 && fake.steps == -fake.fail_from) fake.interrupted = 1;
     return compute(m, b, err);
@@ -78,7 +79,7 @@ static bool fill(const Model *m, Error *err) {
 
 static const Machine machine = {
     measure, fill, {512, 2048, 8192, 32768}, {128, 2048, 8192, 32768, 131072}, {1, 2, 4, 8, 16, 64}};
-static const Engine engine = {"fake", usable, open_engine, close_engine, prefill, decode, NULL, &machine};
+static const Engine engine = {"fake", usable, open_engine, close_engine, forward, NULL, &machine};
 
 static Model model;
 

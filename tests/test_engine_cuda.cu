@@ -42,11 +42,11 @@ static void test_1000_steps_leave_memory_unchanged(void) {
     size_t before = 0, after = 0, total;
     int slot[3] = {2, 0, 1}, rows[4] = {0, 1, 2, 3}, tokens[3] = {300, 400, 500};
     if (start(&m, engine, PRECISION_BF16, 3, 1100)) {
-        Batch b = {3, 3, 3, tokens, slot, rows, rows};
+        Batch b = {3, 3, 3, true, tokens, slot, rows, rows};
         for (int i = 0; i < 1020; i++) {
             if (i == 20) cudaMemGetInfo(&before, &total); // by then every graph is there
-            if (!m.engine->decode(&m, &b, &err)) test_fail("step %d: %s", i, err.text);
-            if (i % 100) memcpy(tokens, m.choice, sizeof tokens); // what follows is under way already; then something else
+            if (!model_forward(&m, &b, &err)) test_fail("step %d: %s", i, err.text);
+            if (i % 100) memcpy(tokens, m.argmax, sizeof tokens); // what follows is under way already; then something else
             else tokens[0] = 300;
         }
         cudaMemGetInfo(&after, &total);
@@ -108,9 +108,9 @@ static void test_some_rows_have_logits(void) {
     if (start(&gpu, engine, PRECISION_F32, 3, 128) && start(&cpu, "cpu", PRECISION_F32, 3, 128)) {
         random_tokens(tokens, 2 * 54, &gpu);
         for (int call = 0; call < 2; call++) {
-            Batch b = {54, 3, call ? 54 : 5, tokens + 54 * call, slot, start_at, call ? all : few};
+            Batch b = {54, 3, call ? 54 : 5, false, tokens + 54 * call, slot, start_at, call ? all : few};
             double delta = 0, largest = 0;
-            if (!cpu.engine->prefill(&cpu, &b, &err) || !gpu.engine->prefill(&gpu, &b, &err) ||
+            if (!model_forward(&cpu, &b, &err) || !model_forward(&gpu, &b, &err) ||
                 !gpu.engine->read_logits(&gpu, &err))
                 test_fail("%s", err.text);
             for (size_t i = 0; !err.text[0] && i < (size_t)b.n_logits * (size_t)gpu.config.vocab_size; i++) {
@@ -174,7 +174,7 @@ static void test_decode_continues_prefill(void) {
             largest = fmax(largest, fabs((double)whole[i]));
         }
         CHECK(delta <= 300 * 6e-8 * largest);
-        CHECK(m.choice[0] == argmax(whole, m.config.vocab_size));
+        CHECK(m.argmax[0] == argmax(whole, m.config.vocab_size));
     }
     free(whole);
     model_close(&m);
@@ -188,9 +188,9 @@ static void test_nan_weight_is_noticed(void) {
     int token = 300;
     unsigned short nan = 0x7FC0;
     if (start(&m, engine, PRECISION_BF16, 1, 8)) {
-        CHECK(model_prefill(&m, 0, &token, 1, 1, &err) && m.choice[0] >= 0);
+        CHECK(model_prefill(&m, 0, &token, 1, 1, &err) && m.argmax[0] >= 0);
         cudaMemcpy((void *)m.weights.layers[3].w2, &nan, sizeof nan, cudaMemcpyHostToDevice);
-        CHECK(model_decode(&m, 0, token, &err) && m.choice[0] == -1);
+        CHECK(model_decode(&m, 0, token, &err) && m.argmax[0] == -1);
     }
     model_close(&m);
     end("nan_weight_is_noticed");
@@ -246,8 +246,8 @@ static void test_starts_again_with_another_cache(void) {
             model_stop(&m);
             if (!model_start(&m, engine, PRECISION_BF16, 1 + i, 100 + 100 * i, &err)) test_fail("%s", err.text);
             if (!model_prefill(&m, 0, &token, 1, 1, &err)) test_fail("%s", err.text);
-            if (i == 0) choice = m.choice[0];
-            CHECK(m.choice[0] >= 0 && m.choice[0] == choice);
+            if (i == 0) choice = m.argmax[0];
+            CHECK(m.argmax[0] >= 0 && m.argmax[0] == choice);
         }
         model_stop(&m);
         cudaMemGetInfo(&after, &total);
@@ -262,8 +262,8 @@ static void step(Model *m, int n, const int *slots, const int *tokens, float *lo
     Error err = {""};
     int rows[MAX_SLOTS + 1];
     for (int i = 0; i <= n; i++) rows[i] = i;
-    Batch b = {n, n, n, tokens, slots, rows, rows};
-    if (!m->engine->decode(m, &b, &err) || !m->engine->read_logits(m, &err)) test_fail("%s", err.text);
+    Batch b = {n, n, n, true, tokens, slots, rows, rows};
+    if (!model_forward(m, &b, &err) || !m->engine->read_logits(m, &err)) test_fail("%s", err.text);
     memcpy(logits, m->logits, (size_t)n * (size_t)m->config.vocab_size * sizeof(float));
 }
 
@@ -325,7 +325,7 @@ static void test_steps_begun_ahead_change_nothing(void) {
             if (k == 15 && !model_prefill(&m, 1, &first, 1, 1, &err)) test_fail("%s", err.text);
             given[k] = token;
             step(&m, 1, slots, &token, ahead + (size_t)k * vocab);
-            token = k % 8 == 6 ? (m.choice[0] + 1) % m.config.vocab_size : m.choice[0];
+            token = k % 8 == 6 ? (m.argmax[0] + 1) % m.config.vocab_size : m.argmax[0];
         }
         kv_reset(&m.kv, 0);
         kv_reset(&m.kv, 1);
