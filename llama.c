@@ -17,6 +17,7 @@
 #include "model/generate.h"
 #include "model/model.h"
 #include "model/perplexity.h"
+#include "model/synthetic.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "../model/model.h"
+#include "../model/synthetic.h"
 #include "version.h"
 
 #define FIELD(f) offsetof(Options, f)

@@ -61,17 +61,17 @@ static double embedding_weights(const Config *c) {
     return (double)c->dim * c->vocab_size;
 }
 
-// Elements of all matrices.
-static double all_weights(const Config *c) {
-    return c->n_layers * layer_weights(c) + embedding_weights(c) * (c->tie_embeddings ? 1 : 2);
-}
-
 uint64_t weights_read(const Model *m, int batch) {
     const Config *c = &m->config;
-    // What else is counted in weights.bytes, norms and padding, is far less than a byte for each element.
-    double element = (double)(uint64_t)((double)m->weights.bytes / all_weights(c));
-    double rows = c->tie_embeddings ? 0 : (double)batch * c->dim;
-    return (uint64_t)(element * (c->n_layers * layer_weights(c) + embedding_weights(c) + rows));
+    const Weights *w = &m->weights;
+    uint64_t bytes = matrix_bytes(&w->output);
+    if (!c->tie_embeddings) bytes += (uint64_t)batch * matrix_row_bytes(&w->tok_embeddings);
+    for (int i = 0; i < c->n_layers; i++) {
+        const LayerWeights *l = &w->layers[i];
+        const Matrix *const matrices[] = {&l->wq, &l->wk, &l->wv, &l->wo, &l->w1, &l->w2, &l->w3};
+        for (size_t k = 0; k < sizeof matrices / sizeof *matrices; k++) bytes += matrix_bytes(matrices[k]);
+    }
+    return bytes;
 }
 
 // Bytes of keys and values that a step reads for all its sequences, in the middle of the window that begins at `start`.

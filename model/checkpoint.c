@@ -110,10 +110,10 @@ static bool read_shape_config(Model *m, Error *err) {
     if (c->head_dim % 2 != 0 || c->head_dim > MAX_HEAD_DIM)
         return fail(err, "%s: head_dim is %d, expected an even number up to %d", m->file.path, c->head_dim,
                     MAX_HEAD_DIM);
-    int64_t q_dim = (int64_t)c->n_heads * c->head_dim;
-    if (q_dim > 1 << 24)
+    if ((int64_t)c->n_heads * c->head_dim > 1 << 24)
         return fail(err, "%s: n_heads %d × head_dim %d is more than %d", m->file.path, c->n_heads, c->head_dim,
                     1 << 24);
+    config_derive(c);
 
     static const char *const rope_types[] = {"default", "llama3", NULL}, *const booleans[] = {"false", "true", NULL};
     int rope_type, tied;
@@ -179,21 +179,26 @@ static bool check_norm(Binding *b, const Tensor *t, Error *err) {
     return true;
 }
 
-// WeightVisitor: one norm (cols = 0) or matrix against the header.
-static bool check_tensor(void *context, const char *name, const void **slot, uint64_t rows, uint64_t cols, Error *err) {
-    (void)slot;
+// WeightVisitor: one norm or matrix against the header.
+static bool check_tensor(void *context, const Weight *w, Error *err) {
     Binding *b = context;
     Model *m = b->model;
-    const Tensor *t = find_tensor(m, name, err);
-    if (!t || !check_shape(m, t, cols ? 2 : 1, rows, cols, err) ||
-        !check_dtype(m, t, cols ? m->weights.dtype : DTYPE_F32, err))
+    const Tensor *t = find_tensor(m, w->name, err);
+    if (!t) return false;
+    if (w->matrix) {
+        if (!check_shape(m, t, 2, (uint64_t)w->matrix->rows, (uint64_t)w->matrix->cols, err) ||
+            !check_dtype(m, t, m->weights.dtype, err))
+            return false;
+        w->matrix->dtype = t->dtype;
+    } else if (!check_shape(m, t, 1, (uint64_t)w->n, 0, err) || !check_dtype(m, t, DTYPE_F32, err)) {
         return false;
+    }
     if (t->begin % WEIGHT_ALIGNMENT != 0)
         return fail(err, "%s: tensor %s begins at byte %" PRIu64 " of the data, expected a multiple of %d",
-                    m->file.path, name, t->begin, WEIGHT_ALIGNMENT);
+                    m->file.path, w->name, t->begin, WEIGHT_ALIGNMENT);
     b->used[t - m->file.tensors] = true;
     if (t->end > m->weights.bytes) m->weights.bytes = t->end;
-    return cols || check_norm(b, t, err);
+    return w->matrix || check_norm(b, t, err);
 }
 
 static bool is_tokenizer_tensor(const char *name) {
@@ -292,12 +297,17 @@ bool checkpoint_open(Model *m, const char *path, bool vocab_only, Error *err) {
 }
 
 // WeightVisitor
-static bool bind_tensor(void *context, const char *name, const void **slot, uint64_t rows, uint64_t cols, Error *err) {
-    (void)rows, (void)cols;
+static bool bind_tensor(void *context, const Weight *w, Error *err) {
     Binding *b = context;
-    const Tensor *t = find_tensor(b->model, name, err);
-    if (t) *slot = b->base + t->begin;
-    return t != NULL;
+    const Tensor *t = find_tensor(b->model, w->name, err);
+    if (!t) return false;
+    if (w->matrix) {
+        w->matrix->data = b->base + t->begin;
+        w->matrix->dtype = t->dtype;
+    } else {
+        *w->norm = (const float *)(b->base + t->begin);
+    }
+    return true;
 }
 
 bool checkpoint_load(Model *m, char *base, Error *err) {

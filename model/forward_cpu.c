@@ -13,6 +13,7 @@
 #include "model.h"
 #include "ops_cpu.h"
 #include "sampler.h"
+#include "synthetic.h"
 
 enum { MAX_TOKENS = 512 }; // the weights are read once for so many tokens of a prompt
 
@@ -85,12 +86,13 @@ static bool forward_cpu(Model *m, const Batch *b, int first_logit, Error *err) {
     CpuState *s = m->state;
     const Ops *ops = s->ops;
     int T = b->n_rows, vocab = c->vocab_size;
-    size_t element = (size_t)dtype_bytes[w->dtype], dim = (size_t)c->dim;
+    const Matrix *table = &w->tok_embeddings;
+    size_t dim = (size_t)c->dim, table_row = matrix_row_bytes(table);
 
     // token ids to vectors
     for (int t = 0; t < T; t++)
-        ops->widen(s->x + (size_t)t * dim, (const char *)w->tok_embeddings + (size_t)b->tokens[t] * dim * element,
-                   w->dtype, c->dim);
+        ops->widen(s->x + (size_t)t * dim, (const char *)table->data + (size_t)b->tokens[t] * table_row, table->dtype,
+                   c->dim);
     row_positions(m, b, s->pos);
     rope_angles(m, s, T);
 
@@ -100,23 +102,23 @@ static bool forward_cpu(Model *m, const Batch *b, int first_logit, Error *err) {
 
         // attention: queries, keys and values of the normalised stream
         ops->rmsnorm(s->xb, s->x, l->attention_norm, c->norm_eps, T, c->dim);
-        ops->matmul(s->q, s->xb, l->wq, w->dtype, T, c->q_dim, c->dim);
-        ops->matmul(s->k, s->xb, l->wk, w->dtype, T, c->kv_dim, c->dim);
-        ops->matmul(s->v, s->xb, l->wv, w->dtype, T, c->kv_dim, c->dim);
+        ops->matmul(s->q, s->xb, &l->wq, T);
+        ops->matmul(s->k, s->xb, &l->wk, T);
+        ops->matmul(s->v, s->xb, &l->wv, T);
         // positions, as rotations of pairs
         ops->rope(s->q, s->cos, s->sin, T, c->n_heads, c->head_dim);
         ops->rope(s->k, s->cos, s->sin, T, c->n_kv_heads, c->head_dim);
         attend(m, s, b, i);
         // back to the stream
-        ops->matmul(s->xb, s->att, l->wo, w->dtype, T, c->dim, c->q_dim);
+        ops->matmul(s->xb, s->att, &l->wo, T);
         add(s->x, s->xb, (size_t)T * dim);
 
         // feed-forward: down(silu(gate) * up)
         ops->rmsnorm(s->xb, s->x, l->ffn_norm, c->norm_eps, T, c->dim);
-        ops->matmul(s->hb, s->xb, l->w1, w->dtype, T, c->hidden_dim, c->dim);
-        ops->matmul(s->hb2, s->xb, l->w3, w->dtype, T, c->hidden_dim, c->dim);
+        ops->matmul(s->hb, s->xb, &l->w1, T);
+        ops->matmul(s->hb2, s->xb, &l->w3, T);
         ops->swiglu(s->hb, s->hb2, (int64_t)T * c->hidden_dim);
-        ops->matmul(s->xb, s->hb, l->w2, w->dtype, T, c->dim, c->hidden_dim);
+        ops->matmul(s->xb, s->hb, &l->w2, T);
         add(s->x, s->xb, (size_t)T * dim);
     }
 
@@ -125,7 +127,7 @@ static bool forward_cpu(Model *m, const Batch *b, int first_logit, Error *err) {
     for (int i = 0; i < b->n_logits; i++)
         ops->rmsnorm(s->xb + (size_t)i * dim, s->x + (size_t)b->logit_rows[i] * dim, w->norm, c->norm_eps, 1, c->dim);
     float *logits = m->logits + (size_t)first_logit * (size_t)vocab;
-    ops->matmul(logits, s->xb, w->output, w->dtype, b->n_logits, vocab, c->dim);
+    ops->matmul(logits, s->xb, &w->output, b->n_logits);
     for (int i = 0; i < b->n_logits; i++, logits += vocab)
         m->argmax[first_logit + i] = find_not_finite(logits, vocab) < 0 ? argmax(logits, vocab) : -1;
     return true;
@@ -147,67 +149,52 @@ static char *allocate_weights(uint64_t bytes) {
     return p;
 }
 
-// WeightVisitors for a synthetic model: the first lays the tensors out, the second fills them.
+// WeightVisitors for a synthetic model: the first measures, the second makes the tensors.
 typedef struct {
     const Model *model;
     char *base;
-    uint64_t at, seed;
-    DType dtype;
+    SyntheticCursor cursor;
 } Synthesis;
 
-static uint64_t synthetic_bytes(const Synthesis *y, uint64_t rows, uint64_t cols) {
-    uint64_t bytes = cols ? rows * cols * (uint64_t)dtype_bytes[y->dtype] : rows * sizeof(float);
-    return (bytes + 63) / 64 * 64;
-}
-
-static bool lay_out(void *context, const char *name, const void **slot, uint64_t rows, uint64_t cols, Error *err) {
-    (void)name, (void)slot, (void)err;
-    Synthesis *y = context;
-    y->at += synthetic_bytes(y, rows, cols);
+static bool measure_synthetic(void *context, const Weight *w, Error *err) {
+    (void)err;
+    synthetic_next(&((Synthesis *)context)->cursor, w);
     return true;
 }
 
-// Norms of one; matrices uniform with a standard deviation of 1.7/√cols, so that attention has something to tell apart.
-// Element i of a tensor depends on the seed, the tensor's place and i alone.
-static bool synthesize(void *context, const char *name, const void **slot, uint64_t rows, uint64_t cols, Error *err) {
-    (void)name;
+static bool make_synthetic(void *context, const Weight *w, Error *err) {
     Synthesis *y = context;
+    SyntheticTensor t = synthetic_next(&y->cursor, w);
     if (model_interrupted(y->model)) return fail_interrupted(err);
-    char *to = y->base + y->at;
-    *slot = to;
-    if (!cols)
-        for (uint64_t i = 0; i < rows; i++) ((float *)to)[i] = 1.0f;
-    float range = 2 * 1.7f * 1.7320508f / sqrtf((float)(cols ? cols : 1));
-    uint32_t salt = (uint32_t)((y->seed + y->at) * 0x9E3779B97F4A7C15u >> 32);
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < (int64_t)(rows * cols); i++) {
-        uint32_t h = ((uint32_t)i + salt) * 0x9E3779B1u; // lowbias32, a mix of 32 bits (Wellons 2018)
-        h = (h ^ h >> 16) * 0x21F0AAADu;
-        h = (h ^ h >> 15) * 0xD35A2D97u;
-        float value = ((float)(h >> 8) * 0x1p-24f - 0.5f) * range;
-        uint32_t bits;
-        memcpy(&bits, &value, sizeof bits);
-        ((uint16_t *)to)[i] = (uint16_t)(bits >> 16);
+    if (!w->matrix) {
+        float *norm = (float *)(y->base + t.at);
+        for (int i = 0; i < w->n; i++) norm[i] = 1.0f;
+        *w->norm = norm;
+        return true;
     }
-    y->at += synthetic_bytes(y, rows, cols);
+    uint16_t *data = (uint16_t *)(y->base + t.at);
+    int64_t n = (int64_t)w->matrix->rows * w->matrix->cols;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i++) data[i] = (uint16_t)(synthetic_bits((uint64_t)i, t.salt, t.range) >> 16);
+    w->matrix->data = data;
+    w->matrix->dtype = DTYPE_BF16;
     return true;
 }
 
 static bool load_weights(Model *m, CpuState *s, Error *err) {
-    Synthesis y = {.model = m, .seed = m->seed, .dtype = m->weights.dtype};
-    bool synthetic = m->file.n_tensors == 0;
-    if (synthetic) {
-        if (!weights_visit(m, lay_out, &y, err)) return false;
-        m->weights.bytes = y.at;
+    Synthesis y = {.model = m, .cursor = {.seed = m->seed}};
+    if (model_is_synthetic(m)) {
+        if (!weights_visit(m, measure_synthetic, &y, err)) return false;
+        m->weights.bytes = y.cursor.at;
     }
     s->weights = y.base = allocate_weights(m->weights.bytes);
     if (!s->weights)
         return fail(err, "out of memory: %.2f GB of weights, this machine has %.2f GB in all",
                     (double)m->weights.bytes * 1e-9,
                     (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) * 1e-9);
-    if (!synthetic) return checkpoint_load(m, s->weights, err);
-    y.at = 0;
-    return weights_visit(m, synthesize, &y, err);
+    if (!model_is_synthetic(m)) return checkpoint_load(m, s->weights, err);
+    y.cursor.at = 0;
+    return weights_visit(m, make_synthetic, &y, err);
 }
 
 static bool allocate_state(Model *m, CpuState *s, Error *err) {

@@ -41,41 +41,73 @@ const char *model_engines(void) {
 
 // ---- weights --------------------------------------------------------------------------------------------------------
 
+uint64_t matrix_row_bytes(const Matrix *m) {
+    return (uint64_t)m->cols * (uint64_t)dtype_bytes[m->dtype];
+}
+
+uint64_t matrix_bytes(const Matrix *m) {
+    uint64_t groups = m->group ? ((uint64_t)m->cols + (uint64_t)m->group - 1) / (uint64_t)m->group : 0;
+    return (uint64_t)m->rows * (matrix_row_bytes(m) + groups * sizeof(float));
+}
+
+uint64_t weight_bytes(const Weight *w) {
+    return w->matrix ? matrix_bytes(w->matrix) : (uint64_t)w->n * sizeof **w->norm;
+}
+
+typedef struct {
+    WeightVisitor *visit;
+    void *context;
+} Visit;
+
+static bool visit_matrix(const Visit *v, const char *name, Matrix *matrix, int rows, int cols, Error *err) {
+    matrix->rows = rows;
+    matrix->cols = cols;
+    return v->visit(v->context, &(Weight){.name = name, .matrix = matrix}, err);
+}
+
+static bool visit_norm(const Visit *v, const char *name, const float **norm, int n, Error *err) {
+    return v->visit(v->context, &(Weight){.name = name, .norm = norm, .n = n}, err);
+}
+
+static bool visit_layer(const Visit *v, const Config *c, int i, LayerWeights *l, Error *err) {
+    const struct {
+        const char *name;
+        const float **norm;
+        Matrix *matrix;
+        int rows, cols;
+    } tensors[] = {
+        {"attention_norm", &l->attention_norm, NULL, 0, c->dim},
+        {"wq", NULL, &l->wq, c->q_dim, c->dim},
+        {"wk", NULL, &l->wk, c->kv_dim, c->dim},
+        {"wv", NULL, &l->wv, c->kv_dim, c->dim},
+        {"wo", NULL, &l->wo, c->dim, c->q_dim},
+        {"ffn_norm", &l->ffn_norm, NULL, 0, c->dim},
+        {"w1", NULL, &l->w1, c->hidden_dim, c->dim},
+        {"w2", NULL, &l->w2, c->dim, c->hidden_dim},
+        {"w3", NULL, &l->w3, c->hidden_dim, c->dim},
+    };
+    for (size_t t = 0; t < sizeof tensors / sizeof *tensors; t++) {
+        char name[64];
+        snprintf(name, sizeof name, "layers.%d.%s", i, tensors[t].name);
+        if (!(tensors[t].norm ? visit_norm(v, name, tensors[t].norm, tensors[t].cols, err)
+                              : visit_matrix(v, name, tensors[t].matrix, tensors[t].rows, tensors[t].cols, err)))
+            return false;
+    }
+    return true;
+}
+
 bool weights_visit(Model *m, WeightVisitor *visit, void *context, Error *err) {
     const Config *c = &m->config;
     Weights *w = &m->weights;
-    uint64_t dim = (uint64_t)c->dim, hidden = (uint64_t)c->hidden_dim, vocab = (uint64_t)c->vocab_size;
-    uint64_t q_dim = (uint64_t)c->n_heads * (uint64_t)c->head_dim,
-             kv_dim = (uint64_t)c->n_kv_heads * (uint64_t)c->head_dim;
+    const Visit v = {visit, context};
     if (!w->layers) w->layers = calloc((size_t)c->n_layers, sizeof *w->layers);
     if (!w->layers) return fail(err, "out of memory: %d layers", c->n_layers);
 
-    if (!visit(context, "tok_embeddings", &w->tok_embeddings, vocab, dim, err)) return false;
-    for (int i = 0; i < c->n_layers; i++) {
-        LayerWeights *l = &w->layers[i];
-        const struct {
-            const char *name;
-            const void **slot;
-            uint64_t rows, cols;
-        } parts[] = {
-            {"attention_norm", (const void **)&l->attention_norm, dim, 0},
-            {"wq", &l->wq, q_dim, dim},
-            {"wk", &l->wk, kv_dim, dim},
-            {"wv", &l->wv, kv_dim, dim},
-            {"wo", &l->wo, dim, q_dim},
-            {"ffn_norm", (const void **)&l->ffn_norm, dim, 0},
-            {"w1", &l->w1, hidden, dim},
-            {"w2", &l->w2, dim, hidden},
-            {"w3", &l->w3, hidden, dim},
-        };
-        for (size_t p = 0; p < sizeof parts / sizeof *parts; p++) {
-            char name[64];
-            snprintf(name, sizeof name, "layers.%d.%s", i, parts[p].name);
-            if (!visit(context, name, parts[p].slot, parts[p].rows, parts[p].cols, err)) return false;
-        }
-    }
-    if (!visit(context, "norm", (const void **)&w->norm, dim, 0, err)) return false;
-    if (!c->tie_embeddings) return visit(context, "output", &w->output, vocab, dim, err);
+    if (!visit_matrix(&v, "tok_embeddings", &w->tok_embeddings, c->vocab_size, c->dim, err)) return false;
+    for (int i = 0; i < c->n_layers; i++)
+        if (!visit_layer(&v, c, i, &w->layers[i], err)) return false;
+    if (!visit_norm(&v, "norm", &w->norm, c->dim, err)) return false;
+    if (!c->tie_embeddings) return visit_matrix(&v, "output", &w->output, c->vocab_size, c->dim, err);
     w->output = w->tok_embeddings;
     return true;
 }
@@ -107,7 +139,7 @@ static void rope_frequencies(const Config *c, float *freq) {
 
 // ---- opening --------------------------------------------------------------------------------------------------------
 
-static void derive_dims(Config *c) {
+void config_derive(Config *c) {
     c->q_dim = c->n_heads * c->head_dim;
     c->kv_dim = c->n_kv_heads * c->head_dim;
     c->group = c->n_heads / c->n_kv_heads;
@@ -119,77 +151,7 @@ bool model_open(Model *m, const char *path, bool vocab_only, Error *err) {
         model_close(m);
         return false;
     }
-    if (m->config.n_layers) derive_dims(&m->config);
     return true;
-}
-
-static bool byte_vocabulary(Model *m, Error *err) {
-    size_t n = (size_t)m->config.vocab_size;
-    uint32_t *offsets = malloc((n + 1) * sizeof *offsets);
-    uint8_t *kind = malloc(n), *bytes = malloc(256);
-    if (!offsets || !kind || !bytes) {
-        free(offsets);
-        free(kind);
-        free(bytes);
-        return fail(err, "out of memory: a vocabulary of %zu", n);
-    }
-    for (size_t i = 0; i <= n; i++) offsets[i] = i < 256 ? (uint32_t)i : 256;
-    for (size_t i = 0; i < n; i++) kind[i] = i < 256 ? TOKEN_MERGEABLE : TOKEN_UNUSED;
-    for (int i = 0; i < 256; i++) bytes[i] = (uint8_t)i;
-    return tokenizer_init(&m->tokenizer, (int)n, offsets, kind, bytes, 256, err);
-}
-
-// Shapes of Meta's models, from their config.json.
-static const struct {
-    const char *name;
-    int dim, hidden_dim, n_layers, n_heads, head_dim;
-    float rope_factor;
-    bool tied;
-} shapes[] = {{"llama-3.2-1b", 2048, 8192, 16, 32, 64, 32, true},
-              {"llama-3.2-3b", 3072, 8192, 28, 24, 128, 32, true},
-              {"llama-3.1-8b", 4096, 14336, 32, 32, 128, 8, false},
-              {"llama-3.1-70b", 8192, 28672, 80, 64, 128, 8, false}};
-enum { N_SHAPES = sizeof shapes / sizeof *shapes };
-
-bool model_has_shape(const char *name) {
-    for (int i = 0; i < N_SHAPES; i++)
-        if (strcmp(name, shapes[i].name) == 0) return true;
-    return false;
-}
-
-const char *model_shapes(void) {
-    static char list[128];
-    for (int i = 0, n = 0; i < N_SHAPES; i++)
-        n += snprintf(list + n, sizeof list - (size_t)n, "%s%s", i ? ", " : "", shapes[i].name);
-    return list;
-}
-
-bool model_open_synthetic(Model *m, const char *shape, uint64_t seed, Error *err) {
-    *m = (Model){.file.fd = -1, .seed = seed};
-    for (int i = 0; i < N_SHAPES; i++) {
-        if (strcmp(shape, shapes[i].name) != 0) continue;
-        m->config = (Config){.dim = shapes[i].dim,
-                             .hidden_dim = shapes[i].hidden_dim,
-                             .n_layers = shapes[i].n_layers,
-                             .n_heads = shapes[i].n_heads,
-                             .n_kv_heads = 8,
-                             .head_dim = shapes[i].head_dim,
-                             .vocab_size = 128256,
-                             .max_seq_len = 131072,
-                             .norm_eps = 1e-5f,
-                             .rope_theta = 500000,
-                             .rope_type = ROPE_LLAMA3,
-                             .rope_factor = shapes[i].rope_factor,
-                             .rope_low_freq_factor = 1,
-                             .rope_high_freq_factor = 4,
-                             .rope_original_max_seq_len = 8192,
-                             .tie_embeddings = shapes[i].tied,
-                             .bos_id = -1};
-        m->weights.dtype = DTYPE_BF16;
-        derive_dims(&m->config);
-        return byte_vocabulary(m, err);
-    }
-    return fail(err, "--synthetic %s: unknown shape, expected one of: %s", shape, model_shapes());
 }
 
 bool model_choose(Model *m, const char *engine, Precision precision, Error *err) {

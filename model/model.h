@@ -28,23 +28,32 @@ typedef struct {
     ChatFormat chat_format;
 } Config;
 
+// A weight matrix [rows][cols], row-major, as the engine that computes with it holds it.
+typedef struct {
+    const void *data;  // [rows][cols] of dtype
+    const void *scale; // float32 [rows][(cols + group - 1) / group], what codes are multiplied by; NULL: data are numbers
+    DType dtype;
+    int rows, cols;
+    int group; // columns that share a scale; 0: there are none
+} Matrix;
+
 typedef struct {
     const float *attention_norm; // [dim]
-    const void *wq;              // [q_dim][dim]
-    const void *wk, *wv;         // [kv_dim][dim]
-    const void *wo;              // [dim][q_dim]
+    Matrix wq;                   // [q_dim][dim]
+    Matrix wk, wv;               // [kv_dim][dim]
+    Matrix wo;                   // [dim][q_dim]
     const float *ffn_norm;       // [dim]
-    const void *w1, *w3;         // [hidden_dim][dim]: gate, up
-    const void *w2;              // [dim][hidden_dim]: down
+    Matrix w1, w3;               // [hidden_dim][dim]: gate, up
+    Matrix w2;                   // [dim][hidden_dim]: down
 } LayerWeights;
 
 typedef struct {
-    DType dtype;                // of every matrix: BF16, F16 or F32
-    const void *tok_embeddings; // [vocab_size][dim]
-    LayerWeights *layers;       // [n_layers]
-    const float *norm;          // [dim]
-    const void *output;         // [vocab_size][dim]; the embeddings again when tied
-    uint64_t bytes;             // of all tensors: norms and weights
+    DType dtype;           // of the layers' matrices in the file; what an engine makes of each is the Matrix's own
+    Matrix tok_embeddings; // [vocab_size][dim]
+    LayerWeights *layers;  // [n_layers]
+    const float *norm;     // [dim]
+    Matrix output;         // [vocab_size][dim]; the embeddings again when tied
+    uint64_t bytes;        // of all tensors, norms and weights, where the engine holds them
 } Weights;
 
 typedef struct Model Model;
@@ -93,9 +102,6 @@ struct Model {
 // Opens a model.bin: configuration, tokenizer and the place of every tensor. vocab_only: a file without weights is
 // welcome.
 bool model_open(Model *model, const char *path, bool vocab_only, Error *err);
-// A model of a known shape (llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b) whose weights the engine makes
-// from a seed. Its vocabulary is the 256 bytes; all other ids are unused.
-bool model_open_synthetic(Model *model, const char *shape, uint64_t seed, Error *err);
 // Chooses an engine for that precision (NULL: the fastest here), unless one is chosen already.
 bool model_choose(Model *model, const char *engine, Precision precision, Error *err);
 // The same, and gives it a cache of n_slots sequences of max_len positions.
@@ -109,20 +115,35 @@ bool model_forward(Model *model, const Batch *batch, Error *err);
 bool model_prefill(Model *model, int slot, const int *tokens, int n, int n_logits, Error *err);
 bool model_decode(Model *model, int slot, int token, Error *err);
 void model_close(Model *model);
+// Whether its weights are made from a seed (synthetic.h) and not a file's.
+static inline bool model_is_synthetic(const Model *model) {
+    return model->file.n_tensors == 0;
+}
 static inline bool model_interrupted(const Model *model) {
     return model->interrupted && *model->interrupted;
 }
+// q_dim, kv_dim and group from the other dimensions.
+void config_derive(Config *c);
 bool model_has_engine(const char *name);
 // A list of the engines in this build, for messages.
 const char *model_engines(void);
-// The same of the shapes that there are synthetic models of.
-bool model_has_shape(const char *name);
-const char *model_shapes(void);
 
-// The engines' way through the tensors, in file order: calls visit for each with the pointer to set and its extent.
-// (checkpoint.c checks shapes with it, engines bind addresses with it, so that no list of tensors is written twice.)
-typedef bool WeightVisitor(void *context, const char *name, const void **slot, uint64_t rows, uint64_t cols,
-                           Error *err);
+// Bytes of a row's numbers or codes, and of a whole matrix with its scales.
+uint64_t matrix_row_bytes(const Matrix *m);
+uint64_t matrix_bytes(const Matrix *m);
+
+// One tensor: a matrix, or a norm.
+typedef struct {
+    const char *name;   // in the file
+    Matrix *matrix;     // its rows and cols are set, data and dtype the visitor's to set; NULL: a norm
+    const float **norm; // [n], the visitor's to set; NULL: a matrix
+    int n;
+} Weight;
+uint64_t weight_bytes(const Weight *w);
+
+// The way through all tensors, in file order. (checkpoint.c checks shapes with it, engines bind addresses with it, so
+// that no list of tensors is written twice.)
+typedef bool WeightVisitor(void *context, const Weight *weight, Error *err);
 bool weights_visit(Model *model, WeightVisitor *visit, void *context, Error *err);
 
 #endif

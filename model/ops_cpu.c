@@ -223,11 +223,11 @@ static void matmul_rows(float *y, const float *x, const void *w, DType dtype, in
     }
 }
 
-static void matmul(float *y, const float *x, const void *w, DType dtype, int T, int n, int k) {
+static void matmul(float *y, const float *x, const Matrix *w, int T) {
     if (T == 1)
-        matvec(y, x, w, dtype, n, k);
+        matvec(y, x, w->data, w->dtype, w->rows, w->cols);
     else
-        matmul_rows(y, x, w, dtype, T, n, k);
+        matmul_rows(y, x, w->data, w->dtype, T, w->rows, w->cols);
 }
 
 static void widen(float *x, const void *row, DType dtype, int n) {

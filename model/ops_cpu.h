@@ -9,10 +9,10 @@
 
 typedef struct {
     const char *name; // the instruction set
-    // y[T][n] = x[T][k] · W[n][k]ᵀ, W of dtype BF16, F16 or F32. Each sum in one fixed order, whatever the threads.
-    void (*matmul)(float *y, const float *x, const void *w, DType dtype, int T, int n, int k);
-    // x[n] = row of a matrix, widened.
-    void (*widen)(float *x, const void *row, DType dtype, int n);
+    // y[T][rows] = x[T][cols] · wᵀ, w BF16, F16 or F32. Each sum in one fixed order, whatever the threads.
+    void (*matmul)(float *y, const float *x, const Matrix *w, int T);
+    // x[n], widened from n numbers of dtype.
+    void (*widen)(float *x, const void *from, DType dtype, int n);
     // y[T][n] = x / sqrt(mean(x²) + eps) * weight[n]. Zhang & Sennrich 2019, in the order of HuggingFace's
     // LlamaRMSNorm.
     void (*rmsnorm)(float *y, const float *x, const float *weight, float eps, int T, int n);

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "../model/bench.h"
+#include "../model/synthetic.h"
 #include "check.h"
 
 // ---- a machine with room for 600,000 positions, and an engine that computes nothing
@@ -22,7 +23,6 @@ static bool usable(const Model *m, Error *err) {
 
 static bool open_engine(Model *m, Error *err) {
     long long positions = (long long)m->kv.n_slots * m->kv.max_len;
-    m->weights.bytes = 16061890560; // of LLaMA 3.1 8B, norms and padding with it
     if (positions > ROOM) return fail(err, "a \"cache\" of %lld positions, there is room for %d", positions, ROOM);
     m->kv.bytes = (uint64_t)positions * 131072;
     fake.opened++;
@@ -122,27 +122,36 @@ static void test_bench_figures(void) {
     test_end("test_bench_figures");
 }
 
+static bool set_dtype(void *context, const Weight *w, Error *err) {
+    (void)err;
+    if (w->matrix) w->matrix->dtype = *(const DType *)context;
+    return true;
+}
+
 // Counted by hand from the shapes: layers, head, and rows of an embedding table that is not the head.
 static void test_bench_weights_read(void) {
     static const struct {
         const char *shape;
-        double all, read; // elements
-        int dim;          // of a row that each further sequence adds
-    } cases[] = {{"llama-3.2-1b", 1235746816, 1235746816, 0},
-                 {"llama-3.2-3b", 3212574720, 3212574720, 0},
-                 {"llama-3.1-8b", 8029995008, 7504658432 + 4096, 4096},
-                 {"llama-3.1-70b", 70552387584, 69501714432 + 8192, 8192}};
+        double read; // elements
+        int dim;     // of a row that each further sequence adds
+    } cases[] = {{"llama-3.2-1b", 1235746816, 0},
+                 {"llama-3.2-3b", 3212574720, 0},
+                 {"llama-3.1-8b", 7504658432 + 4096, 4096},
+                 {"llama-3.1-70b", 69501714432 + 8192, 8192}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         for (int element = 2; element <= 4; element += 2) {
             Model m;
+            DType dtype = element == 2 ? DTYPE_F16 : DTYPE_F32;
             Error err = {""};
             CHECK(model_open_synthetic(&m, cases[i].shape, 0, &err));
-            m.weights.bytes = (uint64_t)(cases[i].all * element * 1.0001); // norms, padding
+            CHECK(weights_visit(&m, set_dtype, &dtype, &err));
             double one = (double)weights_read(&m, 1), eight = (double)weights_read(&m, 8);
             if (one != cases[i].read * element) test_fail("%s: %.0f bytes", cases[i].shape, one);
             CHECK(eight - one == 7.0 * element * cases[i].dim);
             model_close(&m);
         }
+    Matrix coded = {.scale = "", .dtype = DTYPE_U8, .rows = 3, .cols = 100, .group = 32}; // four scales a row
+    CHECK(matrix_row_bytes(&coded) == 100 && matrix_bytes(&coded) == 3 * (100 + 4 * 4));
     test_end("test_bench_weights_read");
 }
 

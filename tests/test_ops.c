@@ -151,7 +151,8 @@ static const int token_counts[] = {1, 2, 3, 4, 5, 7, 17, 65};
 
 static void check_matmul(const Ops *ops, DType dtype, int T, int n, int k, const float *x, const void *w) {
     float *y = poisoned((size_t)T * (size_t)n);
-    ops->matmul(y, x, w, dtype, T, n, k);
+    Matrix matrix = {.data = w, .dtype = dtype, .rows = n, .cols = k};
+    ops->matmul(y, x, &matrix, T);
     double *row = malloc((size_t)k * sizeof *row);
     for (int j = 0; j < n; j++) {
         for (int l = 0; l < k; l++) row[l] = weight_value(w, dtype, (size_t)j * (size_t)k + (size_t)l);
@@ -526,9 +527,10 @@ static float *run_all(const Ops *ops, size_t *n_floats) {
     float *x = random_floats(T * K, 1), *gate = random_floats(GATES, 9), *up = random_floats(GATES, 1);
     for (int dtype = 0; dtype <= DTYPE_F32; dtype++) {
         void *w = random_weights((DType)dtype, N * K);
-        ops->matmul(at, x, w, (DType)dtype, T, N, K);
+        Matrix matrix = {.data = w, .dtype = (DType)dtype, .rows = N, .cols = K};
+        ops->matmul(at, x, &matrix, T);
         at += T * N;
-        for (int t = 0; t < T; t++) ops->matmul(at + t * N, x + t * K, w, (DType)dtype, 1, N, K);
+        for (int t = 0; t < T; t++) ops->matmul(at + t * N, x + t * K, &matrix, 1);
         at += T * N;
         free(w);
     }

@@ -1,0 +1,90 @@
+#include "synthetic.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static bool byte_vocabulary(Model *m, Error *err) {
+    size_t n = (size_t)m->config.vocab_size;
+    uint32_t *offsets = malloc((n + 1) * sizeof *offsets);
+    uint8_t *kind = malloc(n), *bytes = malloc(256);
+    if (!offsets || !kind || !bytes) {
+        free(offsets);
+        free(kind);
+        free(bytes);
+        return fail(err, "out of memory: a vocabulary of %zu", n);
+    }
+    for (size_t i = 0; i <= n; i++) offsets[i] = i < 256 ? (uint32_t)i : 256;
+    for (size_t i = 0; i < n; i++) kind[i] = i < 256 ? TOKEN_MERGEABLE : TOKEN_UNUSED;
+    for (int i = 0; i < 256; i++) bytes[i] = (uint8_t)i;
+    return tokenizer_init(&m->tokenizer, (int)n, offsets, kind, bytes, 256, err);
+}
+
+// Shapes of Meta's models, from their config.json.
+static const struct {
+    const char *name;
+    int dim, hidden_dim, n_layers, n_heads, head_dim;
+    float rope_factor;
+    bool tied;
+} shapes[] = {{"llama-3.2-1b", 2048, 8192, 16, 32, 64, 32, true},
+              {"llama-3.2-3b", 3072, 8192, 28, 24, 128, 32, true},
+              {"llama-3.1-8b", 4096, 14336, 32, 32, 128, 8, false},
+              {"llama-3.1-70b", 8192, 28672, 80, 64, 128, 8, false}};
+enum { N_SHAPES = sizeof shapes / sizeof *shapes };
+
+bool model_has_shape(const char *name) {
+    for (int i = 0; i < N_SHAPES; i++)
+        if (strcmp(name, shapes[i].name) == 0) return true;
+    return false;
+}
+
+const char *model_shapes(void) {
+    static char list[128];
+    for (int i = 0, n = 0; i < N_SHAPES; i++)
+        n += snprintf(list + n, sizeof list - (size_t)n, "%s%s", i ? ", " : "", shapes[i].name);
+    return list;
+}
+
+static bool set_dtype(void *context, const Weight *w, Error *err) {
+    (void)context, (void)err;
+    if (w->matrix) w->matrix->dtype = DTYPE_BF16;
+    return true;
+}
+
+bool model_open_synthetic(Model *m, const char *shape, uint64_t seed, Error *err) {
+    *m = (Model){.file.fd = -1, .seed = seed};
+    for (int i = 0; i < N_SHAPES; i++) {
+        if (strcmp(shape, shapes[i].name) != 0) continue;
+        m->config = (Config){.dim = shapes[i].dim,
+                             .hidden_dim = shapes[i].hidden_dim,
+                             .n_layers = shapes[i].n_layers,
+                             .n_heads = shapes[i].n_heads,
+                             .n_kv_heads = 8,
+                             .head_dim = shapes[i].head_dim,
+                             .vocab_size = 128256,
+                             .max_seq_len = 131072,
+                             .norm_eps = 1e-5f,
+                             .rope_theta = 500000,
+                             .rope_type = ROPE_LLAMA3,
+                             .rope_factor = shapes[i].rope_factor,
+                             .rope_low_freq_factor = 1,
+                             .rope_high_freq_factor = 4,
+                             .rope_original_max_seq_len = 8192,
+                             .tie_embeddings = shapes[i].tied,
+                             .bos_id = -1};
+        m->weights.dtype = DTYPE_BF16;
+        config_derive(&m->config);
+        return weights_visit(m, set_dtype, NULL, err) && byte_vocabulary(m, err);
+    }
+    return fail(err, "--synthetic %s: unknown shape, expected one of: %s", shape, model_shapes());
+}
+
+SyntheticTensor synthetic_next(SyntheticCursor *y, const Weight *w) {
+    uint64_t bytes = w->matrix ? 2 * (uint64_t)w->matrix->rows * (uint64_t)w->matrix->cols : (uint64_t)w->n * sizeof(float);
+    SyntheticTensor t = {.at = y->at,
+                         .salt = (uint32_t)((y->seed + y->at) * 0x9E3779B97F4A7C15u >> 32),
+                         .range = w->matrix ? 2 * 1.7f * 1.7320508f / sqrtf((float)w->matrix->cols) : 0};
+    y->at += (bytes + 63) / 64 * 64;
+    return t;
+}
