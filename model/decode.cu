@@ -877,7 +877,7 @@ template <typename N> static bool step_of(Model *m, const Segment &layout, bool 
     bool verbose = first_time(m, &s->said_decode);
     int largest = largest_piece(c);
     CUDA_TRY(launch_kernel(decode_begin_kernel<typename N::W>, n, 256, 0, false, s->stream, s->x,
-                           (const typename N::W *)w->tok_embeddings, (const int *)s->step->tokens + first, c->dim, s->phases,
+                           (const typename N::W *)w->tok_embeddings.data, (const int *)s->step->tokens + first, c->dim, s->phases,
                            (const int *)s->step->lens + first, (const float *)s->rope_freq, c->head_dim / 2));
     for (int i = 0; i <= c->n_layers; i++) {
         const LayerWeights *l = &w->layers[i], *before = l - 1;
@@ -888,13 +888,13 @@ template <typename N> static bool step_of(Model *m, const Segment &layout, bool 
             a.block_table = s->step->slots + first;
             a.verbose = verbose && i == 1; // every layer is launched alike
             if (attention_decode(&a, s->stream) != 0) return fail(err, "%s", attention_error());
-            add_phase(&g, f->n_blocks, largest, PHASE_OUT, before->wo, NULL, NULL, c->dim, c->q_dim);
-            add_phase(&g, f->n_blocks, largest, PHASE_GATE_UP, before->w1, before->w3, before->ffn_norm, 2 * c->hidden_dim, c->dim);
-            add_phase(&g, f->n_blocks, largest, PHASE_DOWN, before->w2, NULL, NULL, c->dim, c->hidden_dim);
+            add_phase(&g, f->n_blocks, largest, PHASE_OUT, before->wo.data, NULL, NULL, c->dim, c->q_dim);
+            add_phase(&g, f->n_blocks, largest, PHASE_GATE_UP, before->w1.data, before->w3.data, before->ffn_norm, 2 * c->hidden_dim, c->dim);
+            add_phase(&g, f->n_blocks, largest, PHASE_DOWN, before->w2.data, NULL, NULL, c->dim, c->hidden_dim);
             if (sections) split_phase(&g);
         }
-        if (i < c->n_layers) add_phase(&g, f->n_blocks, largest, PHASE_QKV, l->wq, NULL, l->attention_norm, c->q_dim + 2 * c->kv_dim, c->dim);
-        else add_phase(&g, f->n_blocks, largest, PHASE_HEAD, w->output, NULL, w->norm, c->vocab_size, c->dim);
+        if (i < c->n_layers) add_phase(&g, f->n_blocks, largest, PHASE_QKV, l->wq.data, NULL, l->attention_norm, c->q_dim + 2 * c->kv_dim, c->dim);
+        else add_phase(&g, f->n_blocks, largest, PHASE_HEAD, w->output.data, NULL, w->norm, c->vocab_size, c->dim);
         g.n_rows = n;
         g.n_heads = c->n_heads;
         g.n_kv_heads = c->n_kv_heads;
@@ -930,9 +930,9 @@ template <typename N> static bool step_of(Model *m, const Segment &layout, bool 
 template <typename W, int TERMS, class Body> static bool with_tile(int tile, Body body) {
     return tile == GROUP ? body(Numbers<W, TERMS, 1>()) : body(Numbers<W, TERMS, MAX_GROUPS>());
 }
-template <class Body> static bool for_numbers(const CudaState *s, int tile, Body body) {
-    bool f32 = s->type == CUDA_R_32F;
-    if (s->weight_type == CUDA_R_16BF) return f32 ? with_tile<bf16, 3>(tile, body) : with_tile<bf16, 1>(tile, body);
+template <class Body> static bool for_numbers(const Model *m, int tile, Body body) {
+    bool f32 = m->precision == PRECISION_F32;
+    if (m->weights.layers[0].wq.dtype == DTYPE_BF16) return f32 ? with_tile<bf16, 3>(tile, body) : with_tile<bf16, 1>(tile, body);
     return f32 ? with_tile<f16, 3>(tile, body) : with_tile<f16, 1>(tile, body);
 }
 
@@ -947,7 +947,7 @@ static bool decode_step_fused(Model *m, int n, Error *err) {
         bool sections;
         memset(&g, 0, sizeof g);
         if (!segment_layout(m, f, rows, &g, &sections)) return fail(err, "%d rows do not fit in %zu bytes of shared memory", rows, f->shared_limit);
-        if (for_numbers(s, g.tile, [&](auto numbers) { return step_of<decltype(numbers)>(m, g, sections, first, rows, err); })) continue;
+        if (for_numbers(m, g.tile, [&](auto numbers) { return step_of<decltype(numbers)>(m, g, sections, first, rows, err); })) continue;
         cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream); // what was launched is not followed by the step's end
         return false;
     }
@@ -995,7 +995,7 @@ static bool prepare_fused(Model *m, Error *err) {
     CUDA_TRY(cudaMalloc((void **)&f->best, (size_t)MAX_TERM_ROWS * f->n_blocks * sizeof(int2)));
     CUDA_TRY(cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream)); // once; every step leaves them so
     for (int groups = 1; groups <= MAX_GROUPS; groups++)
-        if (!for_numbers(s, groups * GROUP, [&](auto numbers) {
+        if (!for_numbers(m, groups * GROUP, [&](auto numbers) {
                 CUDA_TRY(cudaFuncSetAttribute((const void *)decode_segment_kernel<decltype(numbers)>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                               (int)f->shared_limit));
                 return true;

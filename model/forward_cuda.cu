@@ -175,29 +175,32 @@ __global__ void publish_kernel(int *choice_host, const int *choice, StepInput *s
     step->lens[threadIdx.x]++;
 }
 
-// Computes: rows of a matrix in their new dtype and order.   Reads: src S [rows][cols], rows first .. of the matrix.
-// Writes: dst D, the whole matrix. head_dim > 0: row i of a head's first half becomes its row 2i, of its second half
-// 2i+1. Grid × block: rows × 256; a block owns a row.   Preconditions: first + rows within the matrix.
+// Where row `row` of a matrix goes. head_dim > 0: row i of a head's first half becomes its row 2i, of its second half
+// 2i + 1.
+__device__ static uint64_t placed_row(uint64_t row, int head_dim) {
+    if (head_dim == 0) return row;
+    int i = (int)(row % head_dim), half = head_dim / 2;
+    return row - i + (i < half ? 2 * i : 2 * (i - half) + 1);
+}
+
+// Computes: rows of a matrix in their new dtype and order (placed_row).   Reads: src S [rows][cols], rows first .. of the
+// matrix.   Writes: dst D, the whole matrix.   Grid × block: rows × 256; a block owns a row.   Preconditions: first + rows
+// within the matrix.
 template <typename D, typename S>
 __global__ void place_rows_kernel(D *dst, const S *src, uint64_t first, uint64_t cols, int head_dim) {
-    uint64_t row = first + blockIdx.x, to = row;
-    if (head_dim > 0) {
-        int i = (int)(row % head_dim), half = head_dim / 2;
-        to = row - i + (i < half ? 2 * i : 2 * (i - half) + 1);
-    }
+    uint64_t to = placed_row(first + blockIdx.x, head_dim);
     for (uint64_t c = threadIdx.x; c < cols; c += blockDim.x)
         dst[to * cols + c] = from_float<D>(to_float(src[(uint64_t)blockIdx.x * cols + c]));
 }
 
-// Computes: a synthetic tensor, as forward_cpu.c's synthesize: uniform in ±range/2, or ones for a norm.
-// Reads: nothing.   Writes: dst [n].   Grid × block: any × 256, strided.   Preconditions: none.
-template <typename D> __global__ void synthesize_kernel(D *dst, uint64_t n, float range, uint32_t salt) {
+// Computes: a synthetic tensor (synthetic.h), its rows in their order on the device; ones where range is 0.
+// Reads: nothing.   Writes: dst [n/cols][cols].   Grid × block: any × 256, strided.   Preconditions: none.
+template <typename D>
+__global__ void synthesize_kernel(D *dst, uint64_t n, uint64_t cols, float range, uint32_t salt, int head_dim) {
     for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (uint64_t)gridDim.x * blockDim.x) {
-        uint32_t h = ((uint32_t)i + salt) * 0x9E3779B1u;
-        h = (h ^ h >> 16) * 0x21F0AAADu;
-        h = (h ^ h >> 15) * 0xD35A2D97u;
-        float value = range == 0 ? 1.0f : ((float)(h >> 8) * 0x1p-24f - 0.5f) * range;
-        dst[i] = from_float<D>(__uint_as_float(__float_as_uint(value) & (range == 0 ? 0xFFFFFFFFu : 0xFFFF0000u)));
+        uint64_t row = i / cols;
+        dst[placed_row(row, head_dim) * cols + i % cols] =
+            from_float<D>(range == 0 ? 1.0f : __uint_as_float(synthetic_bits(i, salt, range)));
     }
 }
 
@@ -206,126 +209,138 @@ static unsigned blocks_for(size_t n) { // of 256 threads with four elements each
 }
 
 static bool embed(CudaState *s, const Model *m, const int *tokens, int T, Error *err) {
-    int dim = m->config.dim;
-    const void *table = m->weights.tok_embeddings;
-    if (s->weight_type == CUDA_R_16BF) embed_kernel<<<T, 256, 0, s->stream>>>(s->x, (const __nv_bfloat16 *)table, tokens, dim);
-    if (s->weight_type == CUDA_R_16F) embed_kernel<<<T, 256, 0, s->stream>>>(s->x, (const __half *)table, tokens, dim);
-    if (s->weight_type == CUDA_R_32F) embed_kernel<<<T, 256, 0, s->stream>>>(s->x, (const float *)table, tokens, dim);
+    const Matrix *table = &m->weights.tok_embeddings;
+    with_type(table->dtype, [&](auto type) {
+        embed_kernel<<<T, 256, 0, s->stream>>>(s->x, (const decltype(type) *)table->data, tokens, table->cols);
+    });
     CUDA_TRY(cudaGetLastError());
     return true;
 }
 
-template <typename T> static cudaError_t rmsnorm_as(CudaState *s, const float *weight, float eps, int n, int dim) {
-    return launch_kernel(rmsnorm_kernel<T>, n, 512, 0, s->early, s->stream, (T *)s->xb, (const float *)s->x, weight,
-                         eps, dim);
-}
-
 static bool rmsnorm(CudaState *s, const float *weight, float eps, int T, int dim, Error *err) {
-    if (s->type == CUDA_R_16BF) CUDA_TRY(rmsnorm_as<__nv_bfloat16>(s, weight, eps, T, dim));
-    if (s->type == CUDA_R_16F) CUDA_TRY(rmsnorm_as<__half>(s, weight, eps, T, dim));
-    if (s->type == CUDA_R_32F) CUDA_TRY(rmsnorm_as<float>(s, weight, eps, T, dim));
+    CUDA_TRY(with_type(s->type, [&](auto type) {
+        return launch_kernel(rmsnorm_kernel<decltype(type)>, T, 512, 0, s->early, s->stream, (decltype(type) *)s->xb,
+                             (const float *)s->x, weight, eps, dim);
+    }));
     return true;
-}
-
-template <typename T> static cudaError_t round_as(CudaState *s, void *out, const float *in, size_t n) {
-    return launch_kernel(round_kernel<T>, blocks_for(n), 256, 0, s->early, s->stream, (T *)out, in, n);
 }
 
 // To the dtype of products; nothing to do in float32, where out is in.
 static bool round_to_type(CudaState *s, void *out, const float *in, size_t n, Error *err) {
-    if (s->type == CUDA_R_16BF) CUDA_TRY(round_as<__nv_bfloat16>(s, out, in, n));
-    if (s->type == CUDA_R_16F) CUDA_TRY(round_as<__half>(s, out, in, n));
+    if (s->type == DTYPE_F32) return true;
+    CUDA_TRY(with_type(s->type, [&](auto type) {
+        return launch_kernel(round_kernel<decltype(type)>, blocks_for(n), 256, 0, s->early, s->stream,
+                             (decltype(type) *)out, in, n);
+    }));
     return true;
-}
-
-template <typename T> static cudaError_t cache_as(const Model *m, CudaState *s, const float *in, int n, int layer) {
-    const Config *c = &m->config;
-    size_t at = kv_elements(layer, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
-    return launch_kernel(cache_kernel<T>, n, 256, 0, s->early, s->stream, (T *)m->kv.k + at, (T *)m->kv.v + at, in,
-                         (const int *)s->pos, (const int *)s->row_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
 }
 
 // A prompt's keys and values, of T rows, into the cache.
 static bool cache_prompt(const Model *m, CudaState *s, const float *in, int T, int layer, Error *err) {
-    if (s->type == CUDA_R_16BF) CUDA_TRY(cache_as<__nv_bfloat16>(m, s, in, T, layer));
-    if (s->type == CUDA_R_16F) CUDA_TRY(cache_as<__half>(m, s, in, T, layer));
-    if (s->type == CUDA_R_32F) CUDA_TRY(cache_as<float>(m, s, in, T, layer));
+    const Config *c = &m->config;
+    size_t at = kv_elements(layer, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
+    CUDA_TRY(with_type(s->type, [&](auto type) {
+        return launch_kernel(cache_kernel<decltype(type)>, T, 256, 0, s->early, s->stream,
+                             (decltype(type) *)m->kv.k + at, (decltype(type) *)m->kv.v + at, in, (const int *)s->pos,
+                             (const int *)s->row_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
+    }));
     return true;
 }
 
-template <typename T> static cudaError_t swiglu_as(CudaState *s, size_t n) {
-    return launch_kernel(swiglu_kernel<T>, blocks_for(n), 256, 0, s->early, s->stream, (T *)s->h,
-                         (const float *)s->gate_up, (const float *)s->gate_up + n, n);
-}
-
 static bool swiglu(CudaState *s, size_t n, Error *err) {
-    if (s->type == CUDA_R_16BF) CUDA_TRY(swiglu_as<__nv_bfloat16>(s, n));
-    if (s->type == CUDA_R_16F) CUDA_TRY(swiglu_as<__half>(s, n));
-    if (s->type == CUDA_R_32F) CUDA_TRY(swiglu_as<float>(s, n));
+    CUDA_TRY(with_type(s->type, [&](auto type) {
+        return launch_kernel(swiglu_kernel<decltype(type)>, blocks_for(n), 256, 0, s->early, s->stream,
+                             (decltype(type) *)s->h, (const float *)s->gate_up, (const float *)s->gate_up + n, n);
+    }));
     return true;
 }
 
 // ---- cuBLAS ---------------------------------------------------------------------------------------------------------
 
-// A matrix [n][k] as it enters a product: as it is, or widened into s->wide, `at` elements behind its start.
-static bool enter(CudaState *s, const void **w, size_t n, size_t k, size_t at, Error *err) {
-    if (s->weight_type == s->type) return true;
-    if (at + n * k > s->wide_elements)
-        return fail(err, "%zu elements to widen, room for %zu", at + n * k, s->wide_elements);
-    float *to = s->wide + at;
-    if (s->weight_type == CUDA_R_16BF)
-        widen_kernel<<<blocks_for(n * k), 256, 0, s->stream>>>(to, (const __nv_bfloat16 *)*w, n * k);
-    else widen_kernel<<<blocks_for(n * k), 256, 0, s->stream>>>(to, (const __half *)*w, n * k);
-    CUDA_TRY(cudaGetLastError());
-    *w = to;
-    return true;
+static cudaDataType_t cuda_type(DType dtype) {
+    return dtype == DTYPE_F32 ? CUDA_R_32F : dtype == DTYPE_F16 ? CUDA_R_16F : CUDA_R_16BF;
 }
 
-// out[T][n] (+)= in[T][k] · w[n][k]ᵀ, in and w of s->type, sums in float32. cuBLAS counts columns first: the same
-// memory is outᵀ = w · inᵀ there. Float32 stays float32: the default math mode never takes TF32. A matrix that has to
-// be widened comes in slabs of its rows.
-static bool matmul(CudaState *s, void *out, const void *w, const void *in, int T, int n, int k, float beta,
-                   Error *err) {
+// Rows first .. first + n of a matrix.
+static Matrix matrix_rows(const Matrix *w, int first, int n) {
+    Matrix rows = *w;
+    rows.data = (const char *)w->data + (uint64_t)first * matrix_row_bytes(w);
+    rows.rows = n;
+    return rows;
+}
+
+// A matrix as it enters a product: as it is, or widened into s->wide, `at` elements after its start. NULL: failed.
+static const void *enter(CudaState *s, const Matrix *w, size_t at, Error *err) {
+    if (w->dtype == s->type) return w->data;
+    size_t n = (size_t)w->rows * (size_t)w->cols;
+    float *to = s->wide + at;
+    if (at + n > s->wide_elements) {
+        fail(err, "%zu elements to widen, room for %zu", at + n, s->wide_elements);
+        return NULL;
+    }
+    with_type(w->dtype, [&](auto type) {
+        widen_kernel<<<blocks_for(n), 256, 0, s->stream>>>(to, (const decltype(type) *)w->data, n);
+    });
+    cudaError_t status = cudaGetLastError();
+    if (status == cudaSuccess) return to;
+    fail(err, "widening a matrix: %s", cudaGetErrorString(status));
+    return NULL;
+}
+
+// out[T][rows] (+)= in[T][cols] · wᵀ, in of s->type, sums in float32. cuBLAS counts columns first: the same memory is
+// outᵀ = w · inᵀ there. Float32 stays float32: the default math mode never takes TF32. A matrix that has to be widened
+// comes in slabs of its rows.
+static bool matmul(CudaState *s, void *out, const Matrix *w, const void *in, int T, float beta, Error *err) {
     const float one = 1;
-    int slab = s->weight_type == s->type || s->wide_elements / k > (size_t)n ? n : (int)(s->wide_elements / k);
+    int n = w->rows, k = w->cols, slab = n;
+    if (w->dtype != s->type && s->wide_elements / (size_t)k < (size_t)n) slab = (int)(s->wide_elements / (size_t)k);
     for (int first = 0; first < n; first += slab) {
-        int rows = n - first < slab ? n - first : slab;
-        const void *part = (const char *)w + (size_t)first * k * s->weight_element;
-        if (!enter(s, &part, rows, k, 0, err)) return false;
-        CUBLAS_TRY(cublasGemmEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, rows, T, k, &one, part, s->type, k, in, s->type, k,
-                                &beta, (float *)out + first, CUDA_R_32F, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+        Matrix rows = matrix_rows(w, first, n - first < slab ? n - first : slab);
+        const void *part = enter(s, &rows, 0, err);
+        if (!part) return false;
+        CUBLAS_TRY(cublasGemmEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, rows.rows, T, k, &one, part, cuda_type(s->type), k, in,
+                                cuda_type(s->type), k, &beta, (float *)out + first, CUDA_R_32F, n, CUBLAS_COMPUTE_32F,
+                                CUBLAS_GEMM_DEFAULT));
     }
     return true;
 }
 
-// Several products of one input, in one call: out[count][T][n] = in[T][k] · w[i][n][k]ᵀ, the matrices w[i] `stride`
-// elements apart.
-static bool matmul_many(CudaState *s, float *out, const void *w, long long stride, const void *in, int T, int count,
-                        int n, int k, Error *err) {
+// Several matrices of one shape, equally far apart in memory, whose products have one input.
+struct MatrixSeries {
+    Matrix first;
+    long long stride; // elements from one to the next
+    int count;
+};
+
+// All products of a series in one call: out[count][T][rows] = in[T][cols] · wᵀ of each.
+static bool matmul_series(CudaState *s, float *out, const MatrixSeries *w, const void *in, int T, Error *err) {
     const float one = 1, zero = 0;
-    const void *first = w;
-    if (s->weight_type != s->type) {
-        for (int i = 0; i < count; i++) {
-            const void *each = (const char *)w + i * stride * (long long)s->weight_element;
-            if (!enter(s, &each, n, k, (size_t)i * n * k, err)) return false;
+    int n = w->first.rows, k = w->first.cols;
+    const void *first = w->first.data;
+    long long stride = w->stride;
+    if (w->first.dtype != s->type) {
+        for (int i = 0; i < w->count; i++) {
+            Matrix each = w->first;
+            each.data = (const char *)each.data + i * stride * dtype_bytes[each.dtype];
+            if (!enter(s, &each, (size_t)i * n * k, err)) return false;
         }
         first = s->wide;
         stride = (long long)n * k;
     }
-    CUBLAS_TRY(cublasGemmStridedBatchedEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, n, T, k, &one, first, s->type, k, stride,
-                                          in, s->type, k, 0, &zero, out, CUDA_R_32F, n, (long long)T * n, count,
-                                          CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    CUBLAS_TRY(cublasGemmStridedBatchedEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, n, T, k, &one, first, cuda_type(s->type), k,
+                                          stride, in, cuda_type(s->type), k, 0, &zero, out, CUDA_R_32F, n, (long long)T * n,
+                                          w->count, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
     return true;
 }
 
-// matmul_many for so many rows that the GPU's power is the limit, and what costs least of it is fastest: in tiles of
+// matmul_series for so many rows that the GPU's power is the limit, and what costs least of it is fastest: in tiles of
 // 168 × 128, if cuBLAS offers them. (H200, gate and up of 8B, 8192 rows, call after call: 2.6 % less time than in
 // its own choice of 320 × 128.)
-static bool matmul_long(CudaState *s, float *out, const void *w, long long stride, const void *in, int T, int count,
-                        int n, int k, Error *err) {
-    uintptr_t addresses = (uintptr_t)w | (uintptr_t)(stride * (long long)s->element) | (uintptr_t)in | (uintptr_t)out;
-    if (s->type == CUDA_R_32F || addresses % 256) // what cuBLAS offers counts on 256
-        return matmul_many(s, out, w, stride, in, T, count, n, k, err);
+static bool matmul_long(CudaState *s, float *out, const MatrixSeries *w, const void *in, int T, Error *err) {
+    uintptr_t addresses = (uintptr_t)w->first.data | (uintptr_t)(w->stride * (long long)s->element) | (uintptr_t)in | (uintptr_t)out;
+    if (s->type == DTYPE_F32 || w->first.dtype != s->type || addresses % 256) // what cuBLAS offers counts on 256
+        return matmul_series(s, out, w, in, T, err);
+    const int n = w->first.rows, k = w->first.cols, count = w->count;
     const float one = 1, zero = 0;
     const cublasOperation_t transposed = CUBLAS_OP_T;
     const size_t workspace = WORKSPACE_BYTES;
@@ -354,8 +369,8 @@ static bool matmul_long(CudaState *s, float *out, const void *w, long long strid
     then([&] {
         return cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed);
     });
-    layout(&of_w, s->type, k, n, stride);
-    layout(&of_in, s->type, k, T, in_stride);
+    layout(&of_w, cuda_type(s->type), k, n, w->stride);
+    layout(&of_in, cuda_type(s->type), k, T, in_stride);
     layout(&of_out, CUDA_R_32F, n, T, out_stride);
     then([&] { return cublasLtMatmulPreferenceCreate(&limits); });
     then([&] {
@@ -372,7 +387,7 @@ static bool matmul_long(CudaState *s, float *out, const void *w, long long strid
         if (chosen < 0 && offers[i].state == CUBLAS_STATUS_SUCCESS && tile == CUBLASLT_MATMUL_TILE_168x128) chosen = i;
     }
     if (chosen >= 0)
-        status = cublasLtMatmul(lt, product, &one, w, of_w, in, of_in, &zero, out, of_out, out, of_out,
+        status = cublasLtMatmul(lt, product, &one, w->first.data, of_w, in, of_in, &zero, out, of_out, out, of_out,
                                 &offers[chosen].algo, s->blas_workspace, workspace, s->stream);
     if (limits) cublasLtMatmulPreferenceDestroy(limits);
     if (of_out) cublasLtMatrixLayoutDestroy(of_out);
@@ -380,14 +395,24 @@ static bool matmul_long(CudaState *s, float *out, const void *w, long long strid
     if (of_w) cublasLtMatrixLayoutDestroy(of_w);
     if (product) cublasLtMatmulDescDestroy(product);
     bool done = chosen >= 0 && status == CUBLAS_STATUS_SUCCESS;
-    return done || matmul_many(s, out, w, stride, in, T, count, n, k, err);
+    return done || matmul_series(s, out, w, in, T, err);
 }
 
-// Heads [n_heads][T][head_dim] of the matrices from w on: wq, wk and wv follow each other in memory, so that one call
-// has a product for every head. Of one row, all heads are one product with the same result in the same place.
-static bool matmul_heads(CudaState *s, const Config *c, float *out, const void *w, int T, int n_heads, Error *err) {
-    if (T == 1) return matmul(s, out, w, s->xb, 1, n_heads * c->head_dim, c->dim, 0, err);
-    return matmul_many(s, out, w, (long long)c->head_dim * c->dim, s->xb, T, n_heads, c->head_dim, c->dim, err);
+// Heads [n_heads][T][head_dim] of wq, wk and wv, from the first of `first` on: the upload has placed the three one after
+// another (check_placement), so that one call has a product for every head. Of one row, all heads are one product with
+// the same result in the same place.
+static bool matmul_heads(CudaState *s, const Config *c, float *out, const Matrix *first, int T, int n_heads, Error *err) {
+    Matrix all = matrix_rows(first, 0, n_heads * c->head_dim);
+    if (T == 1) return matmul(s, out, &all, s->xb, 1, 0, err);
+    MatrixSeries heads = {matrix_rows(first, 0, c->head_dim), (long long)c->head_dim * c->dim, n_heads};
+    return matmul_series(s, out, &heads, s->xb, T, err);
+}
+
+// gate and up [2][T][hidden_dim]: two matrices of one dtype, in one call.
+static bool matmul_gate_up(CudaState *s, const LayerWeights *l, int T, Error *err) {
+    long long bytes = (const char *)l->w3.data - (const char *)l->w1.data;
+    MatrixSeries both = {l->w1, bytes / dtype_bytes[l->w1.dtype], 2};
+    return (T < LONG_PROMPT ? matmul_series : matmul_long)(s, s->gate_up, &both, s->xb, T, err);
 }
 
 // Rotates x[n_heads][T][head_dim] in place: every pair, as a complex number, times its phase. Queries and keys at once.
@@ -401,12 +426,16 @@ static bool rope(CudaState *s, float *x, int T, int n_heads, int head_dim, Error
 
 // ---- one part of a batch --------------------------------------------------------------------------------------------
 
+static int attention_dtype(DType dtype) {
+    return dtype == DTYPE_F32 ? ATTENTION_F32 : dtype == DTYPE_F16 ? ATTENTION_F16 : ATTENTION_BF16;
+}
+
 AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int T, int layer) {
     const Config *c = &m->config;
     size_t at = kv_elements(layer, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim) * s->element;
     AttentionArgs a;
     memset(&a, 0, sizeof a);
-    a.dtype = s->attention_dtype;
+    a.dtype = attention_dtype(s->type);
     a.n_seq = n_seq;
     a.n_heads = c->n_heads;
     a.n_kv_heads = c->n_kv_heads;
@@ -449,7 +478,7 @@ static bool phases(CudaState *s, const Config *c, const int *pos, int T, Error *
 static bool attend_step(Model *m, const int *lens, int T, int layer, bool verbose, Error *err) {
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
-    if (!matmul_heads(s, c, s->qkv, m->weights.layers[layer].wq, T, c->n_heads + 2 * c->n_kv_heads, err)) return false;
+    if (!matmul_heads(s, c, s->qkv, &m->weights.layers[layer].wq, T, c->n_heads + 2 * c->n_kv_heads, err)) return false;
     if (!rope(s, s->qkv, T, c->n_heads + c->n_kv_heads, c->head_dim, err)) return false;
     if (!round_to_type(s, s->qkv_in, s->qkv, (size_t)T * (c->q_dim + 2 * c->kv_dim), err)) return false;
     AttentionArgs a = attention_args(m, s, T, T, layer);
@@ -463,7 +492,7 @@ static bool attend_prompt(Model *m, const Batch *b, const int *lens, int layer, 
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
     int T = b->n_rows;
-    if (!matmul_heads(s, c, s->qkv, m->weights.layers[layer].wq, T, c->n_heads + 2 * c->n_kv_heads, err)) return false;
+    if (!matmul_heads(s, c, s->qkv, &m->weights.layers[layer].wq, T, c->n_heads + 2 * c->n_kv_heads, err)) return false;
     if (!rope(s, s->qkv, T, c->n_heads + c->n_kv_heads, c->head_dim, err)) return false;
     if (!round_to_type(s, s->qkv_in, s->qkv, (size_t)T * c->q_dim, err)) return false;
     if (!cache_prompt(m, s, s->qkv + (size_t)T * c->q_dim, T, layer, err)) return false;
@@ -483,7 +512,7 @@ static bool attend_logits(Model *m, const Batch *b, const int *lens, int layer, 
     const LayerWeights *l = &m->weights.layers[layer];
     CudaState *s = (CudaState *)m->state;
     int T = b->n_rows, n = b->n_logits, start[LOGIT_ROWS + 1], pos[LOGIT_ROWS];
-    if (!matmul_heads(s, c, s->qkv, l->wk, T, 2 * c->n_kv_heads, err)) return false;
+    if (!matmul_heads(s, c, s->qkv, &l->wk, T, 2 * c->n_kv_heads, err)) return false;
     if (!rope(s, s->qkv, T, c->n_kv_heads, c->head_dim, err)) return false;
     if (!cache_prompt(m, s, s->qkv, T, layer, err)) return false;
     if (n == 0) return true;
@@ -493,7 +522,7 @@ static bool attend_logits(Model *m, const Batch *b, const int *lens, int layer, 
     CUDA_TRY(cudaGetLastError());
     CUDA_TRY(cudaMemcpyAsync(s->x, s->gate_up, n * row, cudaMemcpyDeviceToDevice, s->stream));
     if (!rmsnorm(s, l->attention_norm, c->norm_eps, n, c->dim, err)) return false;
-    if (!matmul_heads(s, c, s->qkv, l->wq, n, c->n_heads, err)) return false;
+    if (!matmul_heads(s, c, s->qkv, &l->wq, n, c->n_heads, err)) return false;
     if (!phases(s, c, s->logit_pos, n, err)) return false;
     if (!rope(s, s->qkv, n, c->n_heads, c->head_dim, err)) return false;
     if (!round_to_type(s, s->qkv_in, s->qkv, (size_t)n * c->q_dim, err)) return false;
@@ -538,16 +567,13 @@ static bool forward(Model *m, const Batch *host, const int *host_lens, const int
         } else if (!(host ? attend_prompt(m, host, host_lens, i, say, err) : attend_step(m, pos, T, i, say, err)))
             return false;
         // back to the stream
-        if (!matmul(s, s->x, l->wo, s->att, T, c->dim, c->q_dim, 1, err)) return false;
+        if (!matmul(s, s->x, &l->wo, s->att, T, 1, err)) return false;
 
         // feed-forward: down(silu(gate) * up)
         if (!rmsnorm(s, l->ffn_norm, c->norm_eps, T, c->dim, err)) return false;
-        long long from_w1_to_w3 = ((const char *)l->w3 - (const char *)l->w1) / (long long)s->weight_element;
-        if (!(T < LONG_PROMPT ? matmul_many : matmul_long)(s, s->gate_up, l->w1, from_w1_to_w3, s->xb, T, 2,
-                                                           c->hidden_dim, c->dim, err))
-            return false;
+        if (!matmul_gate_up(s, l, T, err)) return false;
         if (!swiglu(s, (size_t)T * c->hidden_dim, err)) return false;
-        if (!matmul(s, s->x, l->w2, s->h, T, c->dim, c->hidden_dim, 1, err)) return false;
+        if (!matmul(s, s->x, &l->w2, s->h, T, 1, err)) return false;
     }
     return true;
 }
@@ -565,7 +591,7 @@ static bool head(Model *m, int first, int n, Error *err) {
     CudaState *s = (CudaState *)m->state;
     float *logits = s->logits + (size_t)first * c->vocab_size;
     if (!rmsnorm(s, m->weights.norm, c->norm_eps, n, c->dim, err)) return false;
-    if (!matmul(s, logits, m->weights.output, s->xb, n, c->vocab_size, c->dim, 0, err)) return false;
+    if (!matmul(s, logits, &m->weights.output, s->xb, n, 0, err)) return false;
     return choose(s, first, n, c->vocab_size, err);
 }
 
@@ -720,12 +746,13 @@ bool read_logits_cuda(Model *m, Error *err) {
 
 // One tensor on its way to the device.
 struct Placement {
-    const void **slot;
-    uint64_t rows, cols; // a norm: one row, always float32
+    Weight weight;       // its matrix or norm gets the address; the name is not kept
+    uint64_t rows, cols; // a norm: one row
+    DType from, to;      // in the file, and on the device: a norm is float32 in both
     uint64_t file_begin; // in the file's data; a synthetic model has none
-    char *to;
+    SyntheticTensor synthetic;
+    char *at;     // on the device
     int head_dim; // of wq and wk, whose rows are interleaved; else 0
-    bool norm;
 };
 
 struct Plan {
@@ -734,48 +761,69 @@ struct Plan {
     Placement *tensors;
     size_t n;
     uint64_t bytes; // on the device
+    SyntheticCursor synthetic;
 };
 
+// The dtype on the device of a matrix that the file has as `from`: that of products, unless the engine widens by itself.
+static DType device_dtype(const CudaState *s, DType from) {
+    return s->keeps_16_bits && from != DTYPE_F32 ? from : s->type;
+}
+
 // WeightVisitor: where every tensor goes, 128-byte aligned, which leaves no gap between wq, wk and wv.
-static bool plan_tensor(void *context, const char *name, const void **slot, uint64_t rows, uint64_t cols, Error *err) {
+static bool plan_tensor(void *context, const Weight *w, Error *err) {
     Plan *p = (Plan *)context;
     Placement *more = (Placement *)realloc(p->tensors, (p->n + 1) * sizeof *more);
     if (!more) return fail(err, "out of memory: %zu tensors", p->n + 1);
     p->tensors = more;
-    const char *last = strrchr(name, '.');
+    const char *last = strrchr(w->name, '.');
     bool rotated = last && (strcmp(last, ".wq") == 0 || strcmp(last, ".wk") == 0);
-    const Tensor *in_file = p->model->file.n_tensors ? safetensors_find(&p->model->file, name) : NULL;
-    Placement t = {slot,
-                   cols ? rows : 1,
-                   cols ? cols : rows,
-                   in_file ? in_file->begin : 0,
-                   (char *)p->bytes,
-                   rotated ? p->model->config.head_dim : 0,
-                   cols == 0};
-    uint64_t bytes = t.rows * t.cols * (t.norm ? sizeof(float) : p->state->weight_element);
-    p->bytes += (bytes + 127) / 128 * 128;
+    const Tensor *in_file = model_is_synthetic(p->model) ? NULL : safetensors_find(&p->model->file, w->name);
+    Placement t;
+    memset(&t, 0, sizeof t);
+    t.weight = *w;
+    t.rows = w->matrix ? (uint64_t)w->matrix->rows : 1;
+    t.cols = w->matrix ? (uint64_t)w->matrix->cols : (uint64_t)w->n;
+    t.from = t.to = DTYPE_F32;
+    if (w->matrix) {
+        t.from = in_file ? in_file->dtype : DTYPE_BF16;
+        t.to = w->matrix->dtype = device_dtype(p->state, t.from);
+    }
+    t.file_begin = in_file ? in_file->begin : 0;
+    t.synthetic = synthetic_next(&p->synthetic, w);
+    t.at = (char *)p->bytes; // an offset, until there is memory
+    t.head_dim = rotated ? p->model->config.head_dim : 0;
+    p->bytes += (weight_bytes(w) + 127) / 128 * 128;
     p->tensors[p->n++] = t;
     return true;
 }
 
-template <typename D>
-static void place_as(const Placement *t, const void *staged, DType from, uint64_t first, unsigned rows,
-                     cudaStream_t stream) {
-    if (from == DTYPE_BF16)
-        place_rows_kernel<<<rows, 256, 0, stream>>>((D *)t->to, (const __nv_bfloat16 *)staged, first, t->cols,
-                                                    t->head_dim);
-    if (from == DTYPE_F16)
-        place_rows_kernel<<<rows, 256, 0, stream>>>((D *)t->to, (const __half *)staged, first, t->cols, t->head_dim);
-    if (from == DTYPE_F32)
-        place_rows_kernel<<<rows, 256, 0, stream>>>((D *)t->to, (const float *)staged, first, t->cols, t->head_dim);
+// Gives every tensor its address. matmul_heads relies on wq, wk and wv without a gap, and on one dtype for them and for
+// gate and up.
+static bool place_tensors(Model *m, Plan *p, Error *err) {
+    for (size_t i = 0; i < p->n; i++) {
+        Placement *t = &p->tensors[i];
+        t->at = p->state->weights + (uint64_t)(uintptr_t)t->at;
+        if (t->weight.matrix) t->weight.matrix->data = t->at;
+        else *t->weight.norm = (const float *)t->at;
+    }
+    if (m->config.tie_embeddings) m->weights.output = m->weights.tok_embeddings;
+    for (int i = 0; i < m->config.n_layers; i++) {
+        const LayerWeights *l = &m->weights.layers[i];
+        const char *q = (const char *)l->wq.data, *k = (const char *)l->wk.data, *v = (const char *)l->wv.data;
+        if (k != q + matrix_bytes(&l->wq) || v != k + matrix_bytes(&l->wk) || l->wk.dtype != l->wq.dtype ||
+            l->wv.dtype != l->wq.dtype || l->w3.dtype != l->w1.dtype)
+            return fail(err, "layer %d: wq, wk and wv do not follow each other on the device, or their dtypes differ", i);
+    }
+    return true;
 }
 
-static bool place(CudaState *s, const Placement *t, const void *staged, DType from, uint64_t first, unsigned rows,
-                  cudaStream_t stream, Error *err) {
-    cudaDataType_t type = t->norm ? CUDA_R_32F : s->weight_type;
-    if (type == CUDA_R_16BF) place_as<__nv_bfloat16>(t, staged, from, first, rows, stream);
-    if (type == CUDA_R_16F) place_as<__half>(t, staged, from, first, rows, stream);
-    if (type == CUDA_R_32F) place_as<float>(t, staged, from, first, rows, stream);
+static bool place(const Placement *t, const void *staged, uint64_t first, unsigned rows, cudaStream_t stream, Error *err) {
+    with_type(t->to, [&](auto to) {
+        with_type(t->from, [&](auto from) {
+            place_rows_kernel<<<rows, 256, 0, stream>>>((decltype(to) *)t->at, (const decltype(from) *)staged, first,
+                                                        t->cols, t->head_dim);
+        });
+    });
     CUDA_TRY(cudaGetLastError());
     return true;
 }
@@ -804,17 +852,20 @@ static void stager_close(Stager *g) {
     if (g->stream) cudaStreamDestroy(g->stream);
 }
 
+// Bytes of a tensor's row in the file.
+static uint64_t file_row_bytes(const Placement *t) {
+    return t->cols * (uint64_t)dtype_bytes[t->from];
+}
+
 // Rows first .. first+rows of a tensor.
-static bool stager_send(Stager *g, const Model *m, CudaState *s, const Placement *t, uint64_t first, uint64_t rows,
-                        Error *err) {
-    DType from = t->norm ? DTYPE_F32 : m->weights.dtype;
-    uint64_t row_bytes = t->cols * (uint64_t)dtype_bytes[from];
+static bool stager_send(Stager *g, const Model *m, const Placement *t, uint64_t first, uint64_t rows, Error *err) {
+    uint64_t row_bytes = file_row_bytes(t);
     int i = g->turn;
     g->turn ^= 1;
     CUDA_TRY(cudaEventSynchronize(g->copied[i])); // an event not yet recorded counts as done
     if (!safetensors_read(&m->file, g->host[i], t->file_begin + first * row_bytes, rows * row_bytes, err)) return false;
     CUDA_TRY(cudaMemcpyAsync(g->device[i], g->host[i], rows * row_bytes, cudaMemcpyHostToDevice, g->stream));
-    if (!place(s, t, g->device[i], from, first, (unsigned)rows, g->stream, err)) return false;
+    if (!place(t, g->device[i], first, (unsigned)rows, g->stream, err)) return false;
     CUDA_TRY(cudaEventRecord(g->copied[i], g->stream));
     return true;
 }
@@ -842,13 +893,11 @@ static bool warm_up(Model *m, Error *err) {
     return true;
 }
 
-static bool upload(Model *m, CudaState *s, const Plan *p, Error *err) {
+static bool upload(Model *m, const Plan *p, Error *err) {
     uint64_t largest_row = UPLOAD_BYTES;
     size_t n_pieces = 0;
-    for (size_t i = 0; i < p->n; i++) {
-        uint64_t row = p->tensors[i].cols * (p->tensors[i].norm ? 4 : (uint64_t)dtype_bytes[m->weights.dtype]);
-        if (row > largest_row) largest_row = row;
-    }
+    for (size_t i = 0; i < p->n; i++)
+        if (file_row_bytes(&p->tensors[i]) > largest_row) largest_row = file_row_bytes(&p->tensors[i]);
     Piece *pieces = NULL;
     for (int pass = 0; pass < 2; pass++) { // count, then fill
         if (pass == 1 && !(pieces = (Piece *)malloc((n_pieces + 1) * sizeof *pieces)))
@@ -856,7 +905,7 @@ static bool upload(Model *m, CudaState *s, const Plan *p, Error *err) {
         n_pieces = 0;
         for (size_t i = 0; i < p->n; i++) {
             const Placement *t = &p->tensors[i];
-            uint64_t row = t->cols * (t->norm ? 4 : (uint64_t)dtype_bytes[m->weights.dtype]), step = largest_row / row;
+            uint64_t step = largest_row / file_row_bytes(t);
             for (uint64_t first = 0; first < t->rows; first += step) {
                 if (pass == 1) pieces[n_pieces] = (Piece){t, first, t->rows - first < step ? t->rows - first : step};
                 n_pieces++;
@@ -882,11 +931,11 @@ static bool upload(Model *m, CudaState *s, const Plan *p, Error *err) {
         for (int64_t i = 0; i < (int64_t)n_pieces; i++) {
             const Piece *piece = &pieces[i];
             if (ok && model_interrupted(m)) ok = fail_interrupted(&own);
-            ok = ok && stager_send(&g, m, s, piece->tensor, piece->first, piece->rows, &own);
+            ok = ok && stager_send(&g, m, piece->tensor, piece->first, piece->rows, &own);
             if (!m->progress) continue;
 #pragma omp critical
             {
-                sent += piece->rows * piece->tensor->cols * s->weight_element;
+                sent += piece->rows * piece->tensor->cols * (uint64_t)dtype_bytes[piece->tensor->to];
                 m->progress("loading", sent, p->bytes);
             }
         }
@@ -903,18 +952,15 @@ static bool upload(Model *m, CudaState *s, const Plan *p, Error *err) {
     return !err->text[0];
 }
 
-static bool synthesize(const Model *m, CudaState *s, const Plan *p, Error *err) {
+static bool synthesize(CudaState *s, const Plan *p, Error *err) {
     for (size_t i = 0; i < p->n; i++) {
         const Placement *t = &p->tensors[i];
         uint64_t n = t->rows * t->cols;
-        float range = t->norm ? 0 : 2 * 1.7f * 1.7320508f / sqrtf((float)t->cols);
-        uint32_t salt = (uint32_t)((m->seed + i) * 0x9E3779B97F4A7C15u >> 32);
         unsigned blocks = n / 256 < 8192 ? (unsigned)(n / 256 + 1) : 8192;
-        cudaDataType_t type = t->norm ? CUDA_R_32F : s->weight_type;
-        if (type == CUDA_R_16BF)
-            synthesize_kernel<<<blocks, 256, 0, s->stream>>>((__nv_bfloat16 *)t->to, n, range, salt);
-        if (type == CUDA_R_16F) synthesize_kernel<<<blocks, 256, 0, s->stream>>>((__half *)t->to, n, range, salt);
-        if (type == CUDA_R_32F) synthesize_kernel<<<blocks, 256, 0, s->stream>>>((float *)t->to, n, range, salt);
+        with_type(t->to, [&](auto type) {
+            synthesize_kernel<<<blocks, 256, 0, s->stream>>>((decltype(type) *)t->at, n, t->cols, t->synthetic.range,
+                                                             t->synthetic.salt, t->head_dim);
+        });
         CUDA_TRY(cudaGetLastError());
     }
     CUDA_TRY(cudaStreamSynchronize(s->stream));
@@ -942,7 +988,7 @@ static int list_buffers(Model *m, CudaState *s, Buffer *list) {
         {(void **)&s->x, T * (uint64_t)c->dim * 4},
         {&s->xb, T * (uint64_t)c->dim * e},
         {(void **)&s->qkv, T * (uint64_t)(c->q_dim + 2 * c->kv_dim) * 4},
-        {s->type == CUDA_R_32F ? NULL : &s->qkv_in, T * (uint64_t)(c->q_dim + 2 * c->kv_dim) * e},
+        {s->type == DTYPE_F32 ? NULL : &s->qkv_in, T * (uint64_t)(c->q_dim + 2 * c->kv_dim) * e},
         {&s->att, T * (uint64_t)c->q_dim * e},
         {(void **)&s->gate_up, T * (uint64_t)(2 * c->hidden_dim > c->dim ? 2 * c->hidden_dim : c->dim) * 4},
         {&s->h, T * (uint64_t)c->hidden_dim * e},
@@ -975,7 +1021,7 @@ static bool size_state(Model *m, CudaState *s, Error *err) {
     s->max_logits = positions < LOGIT_ROWS ? (int)positions : LOGIT_ROWS;
     AttentionArgs a;
     memset(&a, 0, sizeof a);
-    a.dtype = s->attention_dtype;
+    a.dtype = attention_dtype(s->type);
     a.n_seq = m->kv.n_slots;
     a.n_heads = c->n_heads;
     a.n_kv_heads = c->n_kv_heads;
@@ -1039,18 +1085,15 @@ bool usable_cuda(const Model *m, Error *err) {
     return d == 64 || d == 96 || d == 128 || fail(err, "head_dim is %d, the GPU's attention has 64, 96 and 128", d);
 }
 
-static void choose_types(const Model *m, CudaState *s, bool narrow) {
+static void choose_types(const Model *m, CudaState *s, bool keeps_16_bits) {
     const Config *c = &m->config;
-    bool f32 = m->precision == PRECISION_F32, f16 = m->weights.dtype == DTYPE_F16;
-    cudaDataType_t half = f16 ? CUDA_R_16F : CUDA_R_16BF;
-    s->type = f32 ? CUDA_R_32F : half;
-    s->attention_dtype = f32 ? ATTENTION_F32 : f16 ? ATTENTION_F16 : ATTENTION_BF16;
-    s->element = f32 ? 4 : 2;
-    narrow = narrow && f32 && m->weights.dtype != DTYPE_F32;
-    s->weight_type = narrow ? half : s->type;
-    s->weight_element = narrow ? 2 : s->element;
+    bool f32 = m->precision == PRECISION_F32;
+    s->type = f32 ? DTYPE_F32 : m->weights.dtype == DTYPE_F16 ? DTYPE_F16 : DTYPE_BF16;
+    s->element = (size_t)dtype_bytes[s->type];
+    s->keeps_16_bits = keeps_16_bits && f32;
     uint64_t qkv = (uint64_t)(c->q_dim + 2 * c->kv_dim) * c->dim, gate_up = 2 * (uint64_t)c->hidden_dim * c->dim;
-    s->wide_elements = !narrow ? 0 : qkv > gate_up ? qkv : gate_up;
+    bool widens = s->keeps_16_bits && m->weights.dtype != DTYPE_F32;
+    s->wide_elements = !widens ? 0 : qkv > gate_up ? qkv : gate_up;
 }
 
 // Stream, cuBLAS handle, pinned memory, RoPE's frequencies.
@@ -1076,13 +1119,17 @@ static bool connect(Model *m, CudaState *s, Error *err) {
     return true;
 }
 
-bool open_cuda(Model *m, bool narrow, Error *err) {
+bool open_cuda(Model *m, bool keeps_16_bits, Error *err) {
     CudaState *s = (CudaState *)calloc(1, sizeof *s);
     m->state = s;
     if (!s) return fail(err, "out of memory: the engine's state");
-    choose_types(m, s, narrow);
+    choose_types(m, s, keeps_16_bits);
     s->decode_step = decode_step_cublas;
-    Plan plan = {m, s, NULL, 0, 0};
+    Plan plan;
+    memset(&plan, 0, sizeof plan);
+    plan.model = m;
+    plan.state = s;
+    plan.synthetic.seed = m->seed;
     Buffer buffers[N_BUFFERS];
     int n_buffers = 0;
     bool ok = size_state(m, s, err) && weights_visit(m, plan_tensor, &plan, err);
@@ -1095,13 +1142,10 @@ bool open_cuda(Model *m, bool narrow, Error *err) {
     }
     if (ok && cudaMalloc((void **)&s->weights, plan.bytes) != cudaSuccess)
         ok = fail(err, "GPU memory: %.2f GB of weights", (double)plan.bytes * 1e-9);
-    for (size_t i = 0; ok && i < plan.n; i++) {
-        plan.tensors[i].to = s->weights + (uint64_t)(uintptr_t)plan.tensors[i].to; // from an offset to an address
-        *plan.tensors[i].slot = plan.tensors[i].to;
-    }
-    if (ok && m->config.tie_embeddings) m->weights.output = m->weights.tok_embeddings;
-    if (ok && s->type == CUDA_R_32F) s->qkv_in = s->qkv;
-    ok = ok && connect(m, s, err) && (m->file.n_tensors ? upload(m, s, &plan, err) : synthesize(m, s, &plan, err) && warm_up(m, err));
+    ok = ok && place_tensors(m, &plan, err);
+    if (ok && s->type == DTYPE_F32) s->qkv_in = s->qkv;
+    ok = ok && connect(m, s, err) &&
+         (model_is_synthetic(m) ? synthesize(s, &plan, err) && warm_up(m, err) : upload(m, &plan, err));
     m->weights.bytes = plan.bytes;
     m->buffer_bytes = 0;
     for (int i = 0; i < n_buffers; i++) m->buffer_bytes += buffers[i].bytes;

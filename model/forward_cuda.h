@@ -6,6 +6,7 @@ extern "C" {
 #include "attention.h"
 #include "bench.h"
 #include "model.h"
+#include "synthetic.h"
 }
 #include "cuda_util.h"
 
@@ -26,14 +27,11 @@ struct FusedState;
 struct CudaState {
     cublasHandle_t blas;
     cudaStream_t stream;
-    cudaDataType_t type;
-    int attention_dtype;
-    size_t element; // bytes of type
+    DType type;     // what enters a product, and what the cache holds
+    size_t element; // bytes of it
     bool early;     // kernels may start before the one in front is done
-    // Of the matrices on the device: type, or with --precision f32 what the file has, if the engine reads that.
-    cudaDataType_t weight_type;
-    size_t weight_element;
-    float *wide; // [wide_elements]: a matrix on its way into a float32 product, if weight_type is not type
+    bool keeps_16_bits; // with --precision f32, of matrices that the file has in 16 bits
+    float *wide;        // [wide_elements]: a matrix on its way into a float32 product, if its dtype is not type
     size_t wide_elements;
     int max_logits;
     char *weights;
@@ -74,6 +72,11 @@ struct CudaState {
     struct FusedState *fused; // engine fused's own
 };
 
+// Calls body with a value of the type that a dtype of 16 or 32 bits has in kernels, and returns what it returns.
+template <class Body> auto with_type(DType dtype, Body body) {
+    return dtype == DTYPE_F32 ? body(float()) : dtype == DTYPE_F16 ? body(__half()) : body(__nv_bfloat16());
+}
+
 // Cosine and sine of the float32 angle pos × freq. In float64: an angle may be 100,000 radians.
 __device__ inline float2 phase_of(int pos, float freq) {
     double s, c;
@@ -81,8 +84,8 @@ __device__ inline float2 phase_of(int pos, float freq) {
     return make_float2((float)c, (float)s);
 }
 
-// narrow: matrices stay in 16 bits on the device where the file has them so, whatever the precision.
-bool open_cuda(Model *m, bool narrow, Error *err);
+// keeps_16_bits: matrices stay in 16 bits on the device where the file has them so, whatever the precision.
+bool open_cuda(Model *m, bool keeps_16_bits, Error *err);
 void close_cuda(Model *m);
 bool usable_cuda(const Model *m, Error *err);
 bool forward_cuda(Model *m, const Batch *b, int first_logit, Error *err);

@@ -3,6 +3,7 @@
 extern "C" {
 #include "../model/bench.h"
 #include "../model/generate.h"
+#include "../model/synthetic.h"
 }
 #include <cuda_runtime.h>
 #include <math.h>
@@ -189,7 +190,7 @@ static void test_nan_weight_is_noticed(void) {
     unsigned short nan = 0x7FC0;
     if (start(&m, engine, PRECISION_BF16, 1, 8)) {
         CHECK(model_prefill(&m, 0, &token, 1, 1, &err) && m.argmax[0] >= 0);
-        cudaMemcpy((void *)m.weights.layers[3].w2, &nan, sizeof nan, cudaMemcpyHostToDevice);
+        cudaMemcpy((void *)m.weights.layers[3].w2.data, &nan, sizeof nan, cudaMemcpyHostToDevice);
         CHECK(model_decode(&m, 0, token, &err) && m.argmax[0] == -1);
     }
     model_close(&m);
