@@ -919,7 +919,7 @@ static const Test TESTS[] = {
 };
 
 int main(int argc, char **argv) {
-    const char *only = nullptr;
+    const char *only = getenv("ONLY");
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--small")) g_small = 1;
         else if (!strcmp(argv[i], "--only") && i + 1 < argc) only = argv[++i];

@@ -159,6 +159,7 @@ static void check_quiet(const Run *r) {
 
 // Runs, expects that output, and ends the test.
 static void expect(const char *name, const Io *io, const char *out, size_t n, const char *const *args) {
+    if (!test_wanted(name)) return;
     Run r = run_args(io, args);
     check_output(&r, out, n);
     check_quiet(&r);

@@ -374,6 +374,7 @@ int main(void) {
             char name[128];
             if (e == 0 && tests[i].run == test_same_bits_alone_and_among_eight) continue;
             snprintf(name, sizeof name, "test_%s_%s", engine, tests[i].name);
+            if (!test_wanted(name)) continue;
             if (skip_reason) test_skip(name, skip_reason);
             else tests[i].run();
         }

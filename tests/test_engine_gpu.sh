@@ -7,6 +7,7 @@ model=model/stories.bin
 check() { # NAME COMMAND...: ok if the command exits 0; what it printed last stands behind a failure
     name=$1
     shift
+    case $name in *"$ONLY"*) ;; *) return ;; esac
     case $gpu in *"; engine $engine,"*) ;; *) echo "SKIP $name: ${gpu#llama: }" && return ;; esac
     if "$@" > "$work/out" 2>&1; then echo "ok $name"; else echo "FAIL $name: $(tail -n 1 "$work/out")"; failed=1; fi
     grep -h 'Δlogit' "$work/out"

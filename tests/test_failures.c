@@ -60,6 +60,7 @@ static void cut_times(Run *r) {
 static void test_kind(const Scenario *s, const char *kind) {
     char name[96];
     snprintf(name, sizeof name, "%s_%s", s->name, kind);
+    if (!test_wanted(name)) return;
     Run good = run_scenario(s, kind, 0);
     check_status(&good, 0);
     cut_times(&good);
@@ -103,6 +104,7 @@ static bool happens(const char *scenario, const char *kind) {
 static void test_changes(const char *kind) {
     char name[64];
     snprintf(name, sizeof name, "model_%s_while_it_is_read", kind);
+    if (!test_wanted(name)) return;
     size_t n;
     char path[300];
     snprintf(path, sizeof path, "%s/script.bin", test_dir);

@@ -85,6 +85,7 @@ static int interrupted_in_all; // when a signal comes is left to chance: of all 
 
 static void test_scenario(const Scenario *s, int rounds) {
     static const int signals[] = {SIGINT, SIGTERM, SIGPIPE};
+    if (!test_wanted(s->name) && !test_wanted("signals_reach_what_runs")) return;
     int interrupted = 0, done = 0, early = 0;
     double start = seconds();
     Run good = run_signalled(s, 0, 0);
@@ -126,6 +127,7 @@ static void test_scenario(const Scenario *s, int rounds) {
 
 // A signal while chat answers, or loads, or waits: SIGTERM ends it, SIGINT goes on until Ctrl-D.
 static void test_chat(int rounds) {
+    if (!test_wanted("chat_in_a_terminal")) return;
     int goes_on = 0, ends = 0;
     setenv("TERM", "xterm", 1);
     for (int i = 0; i < rounds && !test_failure[0]; i++) {
@@ -180,6 +182,7 @@ static void test_threads(void) {
     };
     static const char *const threads[] = {"1", "2", "3", "4", "7", "16"};
     for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+        if (!test_wanted(runs[i].name)) continue;
         const char *args[17] = {NULL};
         for (int a = 0; runs[i].args[a]; a++)
             args[a] = strcmp(runs[i].args[a], "@prompt") == 0    ? prompt_path
