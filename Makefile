@@ -2,7 +2,7 @@
 # make demo       builds it and tells a story with the model that ships here
 # make test       builds and runs every test that this machine can run
 # make test-gpu   the tests that need a GPU, alone; make test-gpu-plain, sanitize-gpu and compare-gpu (beside PyTorch) go further
-# make lib        the attention kernels alone: build/libattention.so (model/attention.h is its interface)
+# make lib        the attention kernels alone: build/libattention.so (model/attention/attention.h is its interface)
 # make bench      measures the GPU on weights of LLaMA 3.1 8B's shape, made from a seed (without a GPU, the CPU on 3.2 1B's)
 # make bench-cpu  measures the CPU engine
 # make bench-tokenizer  encoding beside tiktoken and HuggingFace tokenizers; make check-tokenizer compares their ids on a
@@ -135,7 +135,7 @@ $(BUILD)/tests/inject.so: tests/inject.c $(BUILD)/flags
 
 lib: $(BUILD)/libattention.so
 
-$(BUILD)/libattention.so: attention.cu model/attention.h model/attention_decode.cuh model/attention_f32.cuh model/attention_sm90.cuh $(BUILD)/flags
+$(BUILD)/libattention.so: attention.cu $(wildcard model/attention/*) $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(if $(NVCC),,$(error make lib needs nvcc: none in CUDA_HOME or PATH, or CUDA=0))
 	$(NVCC) $(NVCC_FLAGS) -Xcompiler -fPIC -shared $< -o $@

@@ -1,7 +1,6 @@
-// attention.cu: causal grouped-query attention over the KV cache: prefill, split-KV decode, fold.
-// Interface and promises: model/attention.h. Reading order: the cache, primitives, decode (a room of its own,
-// model/attention_decode.cuh), prefill (append, the kernel for any GPU), and the C interface with its checks at the end. Two
-// more rooms: model/attention_f32.cuh, the float32 kernels, and model/attention_sm90.cuh, prefill on Hopper.
+// attention.cu: causal grouped-query attention over the KV cache: prefill and split-KV decode.
+// Interface and promises: model/attention/attention.h. The kernels are in model/attention/*.cuh; here are the checks and the
+// launches behind the C interface.
 #include <float.h>
 #include <limits.h>
 #include <math.h>
@@ -14,7 +13,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include "model/attention.h"
+#include "model/attention/attention.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #error "build sm_90 as compute_90a/sm_90a: the Hopper prefill kernel uses wgmma"
@@ -25,28 +24,6 @@ typedef __half f16;
 
 constexpr float LOG2E = 1.44269504088896340736f;
 
-// ---------------------------------------------------------------------------------------------------------------------
-// The cache and its addresses
-
-template <typename T> struct Cache {
-    T *k, *v;            // [block][n_kv_heads][block_size][head_dim]
-    const int *table;    // [n_seq][table_width], or NULL: sequence i owns block i
-    int n_kv_heads, head_dim, block_size, table_width;
-};
-
-// From the L2 cache: a block that starts before the kernels before it are over may find old lines in L1.
-__device__ __forceinline__ int load_early(const int *p) { return __ldcg(p); }
-
-// Offset in elements of the K (and V) row of one position. Rows of 16 positions that start on a multiple of 16 lie one
-// after another, in a paged cache as well: block_size is a multiple of 16 there.
-template <typename T> __device__ __forceinline__ size_t cache_row(const Cache<T> &c, int seq, int kv_head, int pos) {
-    int block = seq;
-    if (c.table) {
-        block = load_early(c.table + (size_t)seq * c.table_width + pos / c.block_size);
-        pos %= c.block_size;
-    }
-    return (((size_t)block * c.n_kv_heads + kv_head) * c.block_size + pos) * c.head_dim;
-}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Primitives
@@ -211,221 +188,15 @@ template <typename T> __device__ __forceinline__ T from_float(float x) {
     else return __float2half_rn(x);
 }
 
-// Byte offset of the 16-byte chunk `chunk` of row `row` in a tile of rows of D elements in shared memory. 16-bit tiles
-// permute the chunks so that ldmatrix, which reads one chunk of eight rows, meets eight different bank groups.
-template <typename T, int D> __device__ __forceinline__ uint32_t tile_offset(int row, int chunk) {
-    if constexpr (sizeof(T) == 2) chunk ^= D == 96 ? (row >> 1) & 3 : row & 7;
-    return (uint32_t)(row * D * (int)sizeof(T) + chunk * 16);
-}
-
-#include "model/attention_decode.cuh"
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Prefill. Any number of new tokens per sequence. A block owns a tile of query rows of one head and walks over the keys
-// with an online softmax; tiles that causality hides entirely are never visited. The lengths arrive as kernel
-// parameters, so one launch serves a ragged batch without a copy; larger batches take several launches.
-
-constexpr int MAX_BATCH = 256;
-
-struct Batch {
-    int n_seq, first_seq;            // sequences in this launch; the number of the first in the call
-    int q_start[MAX_BATCH + 1];      // first token of each
-    int seq_len[MAX_BATCH];          // positions in the cache before the new tokens
-    int order[MAX_BATCH];            // sequences by number of query tiles, most first
-};
-
-struct PrefillParams {
-    const void *q; void *out;                 // [token][head][D]
-    const void *k_new, *v_new;                // [token][kv head][D]
-    int64_t q_token_stride, q_head_stride, out_token_stride, out_head_stride;
-    int64_t k_token_stride, k_head_stride, v_token_stride, v_head_stride;
-    Cache<char> cache;
-    int n_heads, group, causal;
-    int n_tiles;                              // query tiles of all sequences and heads
-    float scale_log2;
-};
-
-struct PrefillTile { int seq, head, row0, n_rows, seq_len; };    // row0: first of its rows among the sequence's new tokens
-
-// Work item -> query tile. Heads are innermost, so that the heads of a group share K and V in L2. Tiles come last first:
-// those see most keys, and the short ones fill the gaps at the end.
-__device__ __forceinline__ PrefillTile prefill_tile(const Batch &b, int n_heads, int tile_rows, int index) {
-    int t = index / n_heads, level = 0, active = b.n_seq, seq, tiles;
-    for (;;) {    // `active` sequences have more than `level` tiles
-        seq = b.order[active - 1];
-        tiles = (b.q_start[seq + 1] - b.q_start[seq] + tile_rows - 1) / tile_rows;
-        if (t < (tiles - level) * active) break;
-        t -= (tiles - level) * active;
-        level = tiles;
-        active--;
-    }
-    seq = b.order[t % active];
-    int n_new = b.q_start[seq + 1] - b.q_start[seq];
-    tiles = (n_new + tile_rows - 1) / tile_rows;
-    return {seq, index % n_heads, (tiles - 1 - level - t / active) * tile_rows, n_new, b.seq_len[seq]};
-}
-
-// In bf16, a weight that enters the second product rounded is 2^-9 off, and where a row sees few keys nothing averages
-// that out: measured on normal inputs, up to 1.8 x the bound of tests/test_attention.cu at 2 to 4 keys, 1.0 at 32, 0.73
-// at 64 and 0.56 at 128. So query tiles whose first row sees fewer keys than this use P = hi + lo, as decode always does.
-constexpr int PREFILL_EXACT_BELOW = 256;
-
-// Computes: the append of new K and V to the cache.
-// Reads:    k_new and v_new [token][kv head][D], rows of row_bytes.
-// Writes:   the cache rows seq_len .. seq_len + n_new - 1 of each sequence.
-// Grid:     a block of 128 threads per token; a thread copies 16-byte pieces of any head.
-// Requires: 16-byte rows, room in the cache.
-__global__ void __launch_bounds__(128) prefill_append_kernel(const __grid_constant__ PrefillParams p, const __grid_constant__ Batch b,
-                                                             int element_bytes) {
-    int token = b.q_start[0] + blockIdx.x, low = 0, high = b.n_seq - 1;
-    while (low < high) {    // the last sequence that starts at or before the token
-        int mid = (low + high + 1) / 2;
-        if (b.q_start[mid] <= token) low = mid;
-        else high = mid - 1;
-    }
-    int pos = b.seq_len[low] + token - b.q_start[low], pieces = p.cache.head_dim * element_bytes / 16;
-    for (int i = threadIdx.x; i < p.cache.n_kv_heads * pieces; i += blockDim.x) {
-        int head = i / pieces, piece = i % pieces;
-        size_t row = cache_row(p.cache, b.first_seq + low, head, pos) * element_bytes;
-        const char *k = (const char *)p.k_new + (token * p.k_token_stride + head * p.k_head_stride) * element_bytes;
-        const char *v = (const char *)p.v_new + (token * p.v_token_stride + head * p.v_head_stride) * element_bytes;
-        ((uint4 *)(p.cache.k + row))[piece] = ((const uint4 *)k)[piece];
-        ((uint4 *)(p.cache.v + row))[piece] = ((const uint4 *)v)[piece];
-    }
-}
-
-constexpr int PLAIN_ROWS = 64, PLAIN_KEYS = 64;
-
-template <typename T, int D> constexpr size_t prefill_plain_smem_bytes() { return (size_t)(PLAIN_ROWS + 4 * PLAIN_KEYS) * D * sizeof(T); }
-
-// Computes: attention of 64 query rows of one head to the cache, 16-bit, on any GPU since sm_80 (mma.sync, cp.async).
-// Reads:    q [token][head][D] T; K and V from the cache [block][kv head][position][D] T.
-// Writes:   out [token][head][D] T.
-// Grid:     a block of 128 threads per (query tile, head); a warp owns 16 rows, all threads load K and V tiles of 64 keys.
-// Requires: the new K and V in the cache, head_dim = D, 16-byte rows, scale > 0; shared memory for Q and two tile pairs.
-template <typename T, int D> __global__ void __launch_bounds__(128) prefill_plain_kernel(const __grid_constant__ PrefillParams p,
-                                                                                        const __grid_constant__ Batch b) {
-    constexpr int CHUNKS = D / 8, TILE_BYTES = PLAIN_KEYS * D * (int)sizeof(T);
-    extern __shared__ __align__(1024) char smem[];
-    const Cache<T> &cache = (const Cache<T> &)p.cache;
-    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-    PrefillTile tile = prefill_tile(b, p.n_heads, PLAIN_ROWS, blockIdx.x);
-    int kv_head = tile.head / p.group, total = tile.seq_len + tile.n_rows;
-    int end = p.causal ? tile.seq_len + min(tile.row0 + PLAIN_ROWS, tile.n_rows) : total;    // keys that some row sees
-    int first_sees = p.causal ? tile.seq_len + tile.row0 + 1 : total;                        // keys that every row sees
-    bool exact = std::is_same<T, bf16>::value && first_sees < PREFILL_EXACT_BELOW;
-    uint32_t q_tile = smem_address(smem), kv_tiles = q_tile + PLAIN_ROWS * D * sizeof(T);    // then (K, V), (K, V)
-
-    const T *q = (const T *)p.q + b.q_start[tile.seq] * p.q_token_stride + tile.head * p.q_head_stride;
-    for (int i = threadIdx.x; i < PLAIN_ROWS * CHUNKS; i += 128) {
-        int row = i / CHUNKS, chunk = i % CHUNKS;
-        bool valid = tile.row0 + row < tile.n_rows;
-        copy_async16(q_tile + tile_offset<T, D>(row, chunk), q + (valid ? tile.row0 + row : 0) * p.q_token_stride + chunk * 8, valid);
-    }
-    auto load = [&](int j) {
-        if (j * PLAIN_KEYS < end)
-            for (int i = threadIdx.x; i < PLAIN_KEYS * CHUNKS; i += 128) {
-                int row = i / CHUNKS, chunk = i % CHUNKS, pos = j * PLAIN_KEYS + row;
-                bool valid = pos < end;    // beyond lies memory that nobody wrote: zeros, as 0 x NaN would be NaN
-                size_t offset = cache_row(cache, b.first_seq + tile.seq, kv_head, valid ? pos : 0) + chunk * 8;
-                uint32_t dst = kv_tiles + (j & 1) * 2 * TILE_BYTES + tile_offset<T, D>(row, chunk);
-                copy_async16(dst, cache.k + offset, valid);
-                copy_async16(dst + TILE_BYTES, cache.v + offset, valid);
-            }
-        copy_async_commit();
-    };
-    load(0);
-
-    uint32_t qf[D / 16][4];
-    float o[D / 8][4] = {}, m[2] = {-INFINITY, -INFINITY}, l[2] = {};    // rows g and g + 8 of the warp's 16
-    for (int j = 0; j * PLAIN_KEYS < end; j++) {
-        load(j + 1);
-        copy_async_wait<1>();
-        __syncthreads();    // everyone's share of tile j (and of Q) has landed
-        if (j == 0)
-            #pragma unroll
-            for (int d = 0; d < D / 16; d++) load_matrix4(qf[d], q_tile + tile_offset<T, D>(warp * 16 + (lane & 15), d * 2 + (lane >> 4)));
-        uint32_t k_tile = kv_tiles + (j & 1) * 2 * TILE_BYTES, v_tile = k_tile + TILE_BYTES;
-
-        float s[PLAIN_KEYS / 8][4] = {};
-        #pragma unroll
-        for (int d = 0; d < D / 16; d++)
-            #pragma unroll
-            for (int n = 0; n < PLAIN_KEYS / 16; n++) {
-                uint32_t k[4];
-                load_matrix4(k, k_tile + tile_offset<T, D>(n * 16 + (lane >> 4) * 8 + (lane & 7), d * 2 + ((lane >> 3) & 1)));
-                mma_16x8x16<T>(s[2 * n], qf[d], k[0], k[1]);
-                mma_16x8x16<T>(s[2 * n + 1], qf[d], k[2], k[3]);
-            }
-
-        float alpha[2];
-        #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            int row = tile.row0 + warp * 16 + g + 8 * r, sees = (p.causal ? min(tile.seq_len + row + 1, end) : end) - j * PLAIN_KEYS;
-            float top = -INFINITY;
-            #pragma unroll
-            for (int n = 0; n < PLAIN_KEYS / 8; n++)
-                #pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    float &x = s[n][2 * r + i];
-                    x = n * 8 + 2 * t + i < sees ? x * p.scale_log2 : -INFINITY;
-                    top = fmaxf(top, x);
-                }
-            top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-            top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-            top = fmaxf(top, m[r]);    // finite: every row sees key 0
-            alpha[r] = exp2_fast(m[r] - top);
-            m[r] = top;
-            l[r] *= alpha[r];
-            #pragma unroll
-            for (int n = 0; n < PLAIN_KEYS / 8; n++)
-                #pragma unroll
-                for (int i = 0; i < 2; i++) l[r] += s[n][2 * r + i] = exp2_fast(s[n][2 * r + i] - top);
-        }
-        #pragma unroll
-        for (int d = 0; d < D / 8; d++) {
-            o[d][0] *= alpha[0]; o[d][1] *= alpha[0];
-            o[d][2] *= alpha[1]; o[d][3] *= alpha[1];
-        }
-        #pragma unroll
-        for (int n = 0; n < PLAIN_KEYS / 16; n++) {    // the scores' layout is that of the second product's left operand
-            uint32_t hi[4], lo[4];
-            #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                float x = s[2 * n + (i >> 1)][2 * (i & 1)], y = s[2 * n + (i >> 1)][2 * (i & 1) + 1];
-                hi[i] = pack2<T>(x, y);
-                lo[i] = pack2_rest<T>(x, y, hi[i]);
-            }
-            #pragma unroll
-            for (int d = 0; d < D / 16; d++) {
-                uint32_t v[4];
-                load_matrix4_transposed(v, v_tile + tile_offset<T, D>(n * 16 + ((lane >> 3) & 1) * 8 + (lane & 7), d * 2 + (lane >> 4)));
-                if (exact) {
-                    mma_16x8x16<T>(o[2 * d], lo, v[0], v[1]);
-                    mma_16x8x16<T>(o[2 * d + 1], lo, v[2], v[3]);
-                }
-                mma_16x8x16<T>(o[2 * d], hi, v[0], v[1]);
-                mma_16x8x16<T>(o[2 * d + 1], hi, v[2], v[3]);
-            }
-        }
-        __syncthreads();    // everyone has read tile j before its place is filled again
-    }
-
-    #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        l[r] += __shfl_xor_sync(~0u, l[r], 1);
-        l[r] += __shfl_xor_sync(~0u, l[r], 2);
-        int row = tile.row0 + warp * 16 + g + 8 * r;
-        if (row >= tile.n_rows) continue;
-        T *out = (T *)p.out + (b.q_start[tile.seq] + row) * p.out_token_stride + tile.head * p.out_head_stride;
-        float inverse = 1.0f / l[r];
-        #pragma unroll
-        for (int d = 0; d < D / 8; d++) *(uint32_t *)(out + d * 8 + 2 * t) = pack2<T>(o[d][2 * r] * inverse, o[d][2 * r + 1] * inverse);
-    }
-}
-
-#include "model/attention_f32.cuh"
-#include "model/attention_sm90.cuh"
+#include "model/attention/cache.cuh"
+#include "model/attention/decode_schedule.cuh"
+#include "model/attention/decode_copy.cuh"
+#include "model/attention/decode_combine.cuh"
+#include "model/attention/decode_kernel.cuh"
+#include "model/attention/prefill.cuh"
+#include "model/attention/prefill_sm80.cuh"
+#include "model/attention/f32.cuh"
+#include "model/attention/prefill_sm90.cuh"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The C interface

@@ -3,7 +3,7 @@
 #define FORWARD_CUDA_H
 
 extern "C" {
-#include "attention.h"
+#include "attention/attention.h"
 #include "bench.h"
 #include "model.h"
 }
