@@ -33,7 +33,7 @@
 //     tile where rows are short made 1B's step a third shorter
 //   - no gain: activations of a phase in registers; stages that only some phases have room for; 96 KB in flight
 //   - an arrival at an mbarrier does not queue behind loads from shared memory that are still on their way: the slot of such
-//     a load may be filled anew (barrier_arrive_after)
+//     a load may be filled anew (mbarrier_arrive_after)
 //   - the stream drives everything else out of L2, instructions too, and every launch fetches them again: weights are marked
 //     to go first (1 %), and what runs once in a launch is short (attention's fold: 5 us to 3)
 //
@@ -48,9 +48,6 @@
 #include "forward_cuda.h"
 
 namespace {
-
-typedef __nv_bfloat16 bf16;
-typedef __half f16;
 
 constexpr int CONSUMERS = 8, FINISHER = CONSUMERS, PRODUCER = CONSUMERS + 1, THREADS = 32 * (CONSUMERS + 2); // warps
 constexpr int GROUP = 4;                                     // rows of weights that one product takes
@@ -106,92 +103,8 @@ struct Segment {
 
 // ---- primitives -----------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
-
-__device__ __forceinline__ void barrier_init(uint32_t barrier, int count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-// The same, after `result` is there: loads from shared memory are not complete when the instruction behind them issues, and
-// an arrival does not queue behind them. The count is 1 whatever the result.
-__device__ __forceinline__ void barrier_arrive_after(uint32_t barrier, float result) {
-    asm volatile("{\n.reg .b32 count;\nor.b32 count, %1, 1;\nmin.u32 count, count, 1;\nmbarrier.arrive.shared::cta.b64 _, [%0], count;\n}"
-                 ::"r"(barrier), "r"(__float_as_uint(result)) : "memory");
-}
-__device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity) {
-    asm volatile("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}"
-                 ::"r"(barrier), "r"(parity) : "memory");
-}
-__device__ __forceinline__ void copy_bulk(uint32_t to, const void *from, int bytes, uint32_t barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-                 ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
-}
-// 16 bytes a thread, from L2.
-__device__ __forceinline__ void copy_16(uint32_t to, const void *from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-__device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-// The same as copy_bulk, of what is read once in a step: let it not drive out of L2 what is read again soon, instructions among it.
-__device__ __forceinline__ void stream_bulk(uint32_t to, const void *from, int bytes, uint32_t barrier, uint64_t policy) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-                 ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "l"(policy) : "memory");
-}
-__device__ __forceinline__ uint64_t evict_first() {
-    uint64_t policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-// What other blocks wrote: from L2, and not before what stands in front (the memory clobber). Zeros in place of what is not
-// there: a predicate, not a branch, so that many loads are in flight.
-__device__ __forceinline__ uint4 load_global16(const void *p, bool there) {
-    uint4 v;
-    asm volatile("{\n.reg .pred there;\nsetp.ne.s32 there, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
-                 "@there ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
-                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w) : "l"(p), "r"((int)there) : "memory");
-    return v;
-}
-__device__ __forceinline__ float load_global4(const float *p) {
-    float v;
-    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
-    return v;
-}
 __device__ __forceinline__ float4 floats_of(uint4 v) {
     return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
-}
-
-__device__ __forceinline__ uint4 load_shared16(uint32_t address) {
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
-    return v;
-}
-// 16 or 8 bytes, or zeros.
-__device__ __forceinline__ uint4 load_shared16(uint32_t address, bool there) {
-    uint4 v;
-    asm volatile("{\n.reg .pred there;\nsetp.ne.s32 there, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
-                 "@there ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
-                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w) : "r"(address), "r"((int)there) : "memory");
-    return v;
-}
-__device__ __forceinline__ uint2 load_shared8(uint32_t address, bool there) {
-    uint2 v;
-    asm volatile("{\n.reg .pred there;\nsetp.ne.s32 there, %3, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\n@there ld.shared.v2.u32 {%0,%1}, [%2];\n}"
-                 : "=&r"(v.x), "=&r"(v.y) : "r"(address), "r"((int)there) : "memory");
-    return v;
-}
-
-// c[16×8] += a[16×16] b[16×8], the four words of a as they lie in a row of weights.
-template <typename E> __device__ __forceinline__ void mma(float c[4], uint4 a, uint2 b) {
-    if constexpr (std::is_same<E, bf16>::value)
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
-    else
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
 }
 
 // Two f16 as two bf16 terms each, hi + lo exactly: 11 bits of significand are 8 and 3.
@@ -242,8 +155,8 @@ struct Ring {
     __device__ __forceinline__ void next() {
         if (++slot == n) slot = 0, parity ^= 1;
     }
-    __device__ __forceinline__ void wait_full() const { barrier_wait(full + 8 * slot, parity); }
-    __device__ __forceinline__ void wait_empty() const { barrier_wait(empty + 8 * slot, parity ^ 1); }
+    __device__ __forceinline__ void wait_full() const { mbarrier_wait(full + 8 * slot, parity); }
+    __device__ __forceinline__ void wait_empty() const { mbarrier_wait(empty + 8 * slot, parity ^ 1); }
 };
 
 // What the warps of a block share.
@@ -287,7 +200,7 @@ template <int TILE> __device__ __forceinline__ Share share_of(const Phase &f, in
 // tile. (An increment, since ptxas makes an addition one for the whole warp, and waits at once to share out the answer.)
 __device__ __forceinline__ int claim_tile(int *claimed) {
     int before = 0;
-    if (threadIdx.x % 32 == 0) asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], 0x7fffffff;" : "=r"(before) : "l"(claimed) : "memory");
+    if (threadIdx.x % 32 == 0) before = atomic_increment_relaxed(claimed);
     return before + gridDim.x;
 }
 
@@ -298,7 +211,7 @@ __device__ __forceinline__ int claim_tile(int *claimed) {
 template <int TILE> __device__ __forceinline__ void produce(const Segment &s, const Block &block, Ring ring) {
     int lane = threadIdx.x % 32, in_flight = 0, n_residuals = 0;
     Ring landed = ring;
-    const uint64_t policy = evict_first();
+    const uint64_t policy = l2_evict_first();
     for (int i = 0; i < s.n_phases; i++) {
         const Phase &f = s.phase[i];
         const int n_tiles = (f.rows + TILE - 1) / TILE;
@@ -320,10 +233,10 @@ template <int TILE> __device__ __forceinline__ void produce(const Segment &s, co
                     landed.next();
                 }
                 in_flight++;
-                if (lane == 0 && end) barrier_arrive(full);
-                if (lane == 0 && !end) barrier_expect(full, bytes + (adds ? s.n_rows * TILE * (int)sizeof(float) : 0));
+                if (lane == 0 && end) mbarrier_arrive(full);
+                if (lane == 0 && !end) mbarrier_arrive_expect_tx(full, bytes + (adds ? s.n_rows * TILE * (int)sizeof(float) : 0));
                 __syncwarp();
-                if (share.bytes > 0) stream_bulk(to, share.from, share.bytes, full, policy);
+                if (share.bytes > 0) copy_bulk(to, share.from, share.bytes, full, policy);
                 if (adds && lane < s.n_rows)
                     copy_bulk(shared_address(block.residuals + (n_residuals % RESIDUALS * s.n_rows + lane) * (TILE / GROUP)),
                               s.x + (size_t)lane * s.dim + tile * TILE, TILE * sizeof(float), full);
@@ -337,14 +250,9 @@ template <int TILE> __device__ __forceinline__ void produce(const Segment &s, co
 
 // ---- activations ----------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(32 * CONSUMERS) : "memory"); }
+__device__ __forceinline__ void consumers_sync() { named_barrier_sync(1, 32 * CONSUMERS); }
 
 __device__ __forceinline__ float squares(float4 v) { return (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w); }
-__device__ __forceinline__ float warp_sum(float x) {
-    #pragma unroll
-    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
-    return x;
-}
 __device__ __forceinline__ float4 scaled(float4 v, float scale, float4 w) {
     return make_float4(w.x * (v.x * scale), w.y * (v.y * scale), w.z * (v.z * scale), w.w * (v.w * scale));
 }
@@ -371,7 +279,7 @@ __device__ __forceinline__ void store_normalised(const Segment &s, const Phase &
             #pragma unroll
             for (int j = 0; j < EACH; j++) {
                 bool there = b0 + r < s.n_rows && tid + j * 256 < n;
-                held[r][j] = floats_of(load_global16(s.x + (size_t)(b0 + r) * f.cols + 4 * (tid + j * 256), there));
+                held[r][j] = floats_of(load_l2_16(s.x + (size_t)(b0 + r) * f.cols + 4 * (tid + j * 256), there));
             }
         if (b0 > 0) consumers_sync(); // everyone has read the sums of the rows before
         #pragma unroll
@@ -408,7 +316,7 @@ template <int ROWS, int DEPTH, class Store> __device__ __forceinline__ void for_
             for (int r = 0; r < ROWS; r++)
                 #pragma unroll
                 for (int j = 0; j < DEPTH; j++)
-                    v[r][j] = load_global16(from + (size_t)(row + r) * from_pitch + first + j * 256, row + r < rows && first + j * 256 < n);
+                    v[r][j] = load_l2_16(from + (size_t)(row + r) * from_pitch + first + j * 256, row + r < rows && first + j * 256 < n);
             #pragma unroll
             for (int r = 0; r < ROWS; r++)
                 #pragma unroll
@@ -431,8 +339,8 @@ template <typename N> __device__ __forceinline__ void store_attention(const Segm
 template <typename N> __device__ __forceinline__ void store_hidden(const Segment &s, const Phase &f, char *to) {
     for (int r = 0; r < s.n_rows * N::TERMS; r++)
         for (int i = threadIdx.x; i < f.cols / 8; i += 256)
-            copy_16(shared_address(to + (size_t)r * f.pitch + i * 16), (const uint4 *)s.h + ((size_t)r * f.stride + f.column) / 8 + i);
-    copies_wait();
+            copy_async16_from_l2(shared_address(to + (size_t)r * f.pitch + i * 16), (const uint4 *)s.h + ((size_t)r * f.stride + f.column) / 8 + i);
+    copy_async_wait_all();
 }
 
 // ---- what is done with a product ------------------------------------------------------------------------------------
@@ -478,8 +386,8 @@ template <typename N> __device__ __forceinline__ void finish(const Segment &s, c
             if (kind == PHASE_DOWN && in_batch) // dim is a multiple of 8: a tile is whole
                 #pragma unroll
                 for (int g = 0; g < GROUPS; g++) {
-                    if (!f.carry_out) x[g] = load_global4(to + tile * TILE + g * GROUP);
-                    if (f.carry_in) sum[g] = load_global4(s.carry + (size_t)b * s.dim + row + g * GROUP);
+                    if (!f.carry_out) x[g] = load_l2(to + tile * TILE + g * GROUP);
+                    if (f.carry_in) sum[g] = load_l2(s.carry + (size_t)b * s.dim + row + g * GROUP);
                 }
             const float *parts = block.parts + ring.slot * s.part_floats + b * N::TERMS * TILE + n;
             if (in_batch)
@@ -500,7 +408,7 @@ template <typename N> __device__ __forceinline__ void finish(const Segment &s, c
             #pragma unroll
             for (int g = 0; g < GROUPS; g++) all += sum[g];
             __syncwarp();
-            if (lane == 0) barrier_arrive_after(ring.empty + 8 * ring.slot, all);
+            if (lane == 0) mbarrier_arrive_after(ring.empty + 8 * ring.slot, all);
             ring.next();
             if (kind == PHASE_OUT) {
                 #pragma unroll
@@ -553,9 +461,9 @@ template <typename N> __device__ __forceinline__ void finish(const Segment &s, c
             for (int step = 1; step < GROUP; step *= 2) take_best(best, best_row, __shfl_xor_sync(~0u, best, step), __shfl_xor_sync(~0u, best_row, step));
             if (in_batch && n == 0) s.best[b * gridDim.x + blockIdx.x] = make_int2(__float_as_int(best), best_row);
         }
-        if (lane == 0) barrier_arrive(ring.empty + 8 * ring.slot);
+        if (lane == 0) mbarrier_arrive(ring.empty + 8 * ring.slot);
         ring.next();
-        if (lane == 0 && i + 1 < s.n_phases && !f.carry_out) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(s.done + i) : "memory");
+        if (lane == 0 && i + 1 < s.n_phases && !f.carry_out) reduce_add_release(s.done + i, 1);
     }
 }
 
@@ -579,14 +487,14 @@ __device__ __forceinline__ void multiply(float (&acc)[N::GROUPS][PAIRS][2][4], u
             uint4 v = w[g][c];
             if constexpr (std::is_same<typename N::E, typename N::W>::value) {
                 #pragma unroll
-                for (int r = 0; r < PAIRS; r++) mma<typename N::E>(acc[g][r][c % 2], v, a[r][c]);
+                for (int r = 0; r < PAIRS; r++) mma_16x8x16<typename N::E>(acc[g][r][c % 2], v.x, v.y, v.z, v.w, a[r][c].x, a[r][c].y);
             } else {
                 uint4 hi, lo;
                 split_f16(v.x, hi.x, lo.x), split_f16(v.y, hi.y, lo.y), split_f16(v.z, hi.z, lo.z), split_f16(v.w, hi.w, lo.w);
                 #pragma unroll
                 for (int r = 0; r < PAIRS; r++) {
-                    mma<typename N::E>(acc[g][r][c % 2], lo, a[r][c]);
-                    mma<typename N::E>(acc[g][r][c % 2], hi, a[r][c]);
+                    mma_16x8x16<typename N::E>(acc[g][r][c % 2], lo.x, lo.y, lo.z, lo.w, a[r][c].x, a[r][c].y);
+                    mma_16x8x16<typename N::E>(acc[g][r][c % 2], hi.x, hi.y, hi.z, hi.w, a[r][c].x, a[r][c].y);
                 }
             }
         }
@@ -637,7 +545,7 @@ __device__ __forceinline__ void consume_tiles(const Segment &s, const Phase &f, 
                     sum[i][r] += (acc[i][r][0][0] + acc[i][r][0][3]) + (acc[i][r][1][0] + acc[i][r][1][3]);
                     all += sum[i][r];
                 }
-            if (lane == 0) barrier_arrive_after(ring.empty + 8 * ring.slot, all);
+            if (lane == 0) mbarrier_arrive_after(ring.empty + 8 * ring.slot, all);
             ring.next();
             if (p == 0) {
                 parts_ring.wait_empty();
@@ -657,7 +565,7 @@ __device__ __forceinline__ void consume_tiles(const Segment &s, const Phase &f, 
                 }
         }
         __syncwarp();
-        if (lane == 0) barrier_arrive(parts_ring.full + 8 * parts_ring.slot);
+        if (lane == 0) mbarrier_arrive(parts_ring.full + 8 * parts_ring.slot);
         parts_ring.next();
         if (tile == END_OF_PHASE) return;
     }
@@ -667,7 +575,7 @@ __device__ __forceinline__ void consume_tiles(const Segment &s, const Phase &f, 
 __device__ __forceinline__ void wait_for_phase(const unsigned *done) {
     if (threadIdx.x == 0) {
         unsigned n;
-        do asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(n) : "l"(done) : "memory");
+        do n = load_acquire(done);
         while (n < gridDim.x);
     }
     consumers_sync();
@@ -728,20 +636,20 @@ template <typename N> __global__ void __launch_bounds__(THREADS, 1) decode_segme
     if (warp == PRODUCER) { // does not wait for the others: memory has nothing to do before its first copy
         if (lane == 0) begun = 0;
         if (lane < s.n_stages) {
-            barrier_init(ring.full + 8 * lane, 1);
-            barrier_init(ring.empty + 8 * lane, CONSUMERS);
+            mbarrier_init(ring.full + 8 * lane, 1);
+            mbarrier_init(ring.empty + 8 * lane, CONSUMERS);
         }
         if (lane < PARTS) {
-            barrier_init(parts_ring.full + 8 * lane, CONSUMERS);
-            barrier_init(parts_ring.empty + 8 * lane, 1);
+            mbarrier_init(parts_ring.full + 8 * lane, CONSUMERS);
+            mbarrier_init(parts_ring.empty + 8 * lane, 1);
         }
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        fence_mbarrier_init();
         __syncwarp();
-        asm volatile("bar.arrive 2, %0;" ::"n"(THREADS) : "memory");
+        named_barrier_arrive(2, THREADS);
         produce<N::TILE>(s, block, ring);
         return;
     }
-    asm volatile("bar.sync 2, %0;" ::"n"(THREADS) : "memory");
+    named_barrier_sync(2, THREADS);
     if (warp == FINISHER) finish<N>(s, block, parts_ring);
     else consume<N>(s, block, ring, parts_ring);
 }

@@ -7,7 +7,8 @@ extern "C" {
 #include "bench.h"
 #include "model.h"
 }
-#include "cuda_util.h"
+#include "cuda/check.h"
+#include "cuda/ptx.cuh"
 
 // What decode reads from the host for each step, copied in one piece.
 struct StepInput {

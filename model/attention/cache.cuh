@@ -1,21 +1,22 @@
 // The K/V cache as the kernels see it, and where rows are: of the cache in memory, of a tile in shared memory.
 #pragma once
 
+#include "../cuda/ptx.cuh"
+
+constexpr float LOG2E = 1.44269504088896340736f;
+
 template <typename T> struct Cache {
     T *k, *v;            // [block][n_kv_heads][block_size][head_dim]
     const int *table;    // [n_seq][table_width], or NULL: sequence i owns block i
     int n_kv_heads, head_dim, block_size, table_width;
 };
 
-// From the L2 cache: a block that starts before the kernels before it are over may find old lines in L1.
-__device__ __forceinline__ int load_early(const int *p) { return __ldcg(p); }
-
 // Offset in elements of the K (and V) row of one position. Rows of 16 positions that start on a multiple of 16 lie one
 // after another, in a paged cache as well: block_size is a multiple of 16 there.
 template <typename T> __device__ __forceinline__ size_t cache_row(const Cache<T> &c, int seq, int kv_head, int pos) {
     int block = seq;
     if (c.table) {
-        block = load_early(c.table + (size_t)seq * c.table_width + pos / c.block_size);
+        block = load_l2(c.table + (size_t)seq * c.table_width + pos / c.block_size);
         pos %= c.block_size;
     }
     return (((size_t)block * c.n_kv_heads + kv_head) * c.block_size + pos) * c.head_dim;

@@ -31,10 +31,10 @@ template <int NT, int TILES> struct DecodeState {
     __device__ __forceinline__ void send(uint32_t at, uint32_t barrier) const {
         #pragma unroll
         for (int n = 0; n < NT; n++) {
-            send16(at + n * (TILES + 1) * DECODE_THREADS * 16, make_float4(m[n][0], m[n][1], l[n][0], l[n][1]), barrier);
+            store_async16(at + n * (TILES + 1) * DECODE_THREADS * 16, make_float4(m[n][0], m[n][1], l[n][0], l[n][1]), barrier);
             #pragma unroll
             for (int i = 0; i < TILES; i++)
-                send16(at + (n * (TILES + 1) + 1 + i) * DECODE_THREADS * 16, make_float4(o[n][i][0], o[n][i][1], o[n][i][2], o[n][i][3]), barrier);
+                store_async16(at + (n * (TILES + 1) + 1 + i) * DECODE_THREADS * 16, make_float4(o[n][i][0], o[n][i][1], o[n][i][2], o[n][i][3]), barrier);
         }
     }
     __device__ __forceinline__ void receive(const float4 *at) {

@@ -29,7 +29,7 @@ template <typename T> __device__ __forceinline__ size_t decode_row(const Cache<T
     int block = item.block;
     if (c.table_width > 1) {
         int i = pos / c.block_size;
-        block = load_early(c.table + (size_t)item.seq * c.table_width + i);
+        block = load_l2(c.table + (size_t)item.seq * c.table_width + i);
         pos -= i * c.block_size;
     }
     return (((size_t)block * c.n_kv_heads + item.kv_head) * c.block_size + pos) * c.head_dim;
@@ -70,7 +70,7 @@ template <typename T, int D> struct DecodeCopies {
     // Starts the copies of the next step, and goes on to the one after. Without with_new it leaves out a new token.
     __device__ __forceinline__ void copy(const DecodeParams &p, uint32_t stage, bool with_new) {
         if (__builtin_expect(plain > 0, 1)) {
-            uint64_t policy = read_once();
+            uint64_t policy = l2_evict_first();
             if (COPIERS == DECODE_THREADS || threadIdx.x < COPIERS)
                 #pragma unroll
                 for (int i = 0; i < STEP / ROWS; i++) {

@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
     typedef DecodeState<NT, TILES> State;
     extern __shared__ __align__(1024) char smem[];
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-    uint32_t ring = smem_address(smem), weights = ring + STAGES * STAGE, tops = weights + 2 * NT * STEP * 16, queries = tops + 4 * HEADS * 4;
+    uint32_t ring = shared_address(smem), weights = ring + STAGES * STAGE, tops = weights + 2 * NT * STEP * 16, queries = tops + 4 * HEADS * 4;
     char *sent = smem + decode_smem_bytes<D, NT>(STAGES);    // barrier, and results
 
     if (!p.settled) {
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
         return (const T *)p.q + at.seq * p.q_token_stride + head * p.q_head_stride + threadIdx.x % CHUNKS * 8;
     };
     item.start(p, lane, [&](const DecodeCursor &usual) {    // to L2 with them, ahead of all the keys and values
-        if (p.head_blocks == 1 && loads_q && threadIdx.x / CHUNKS < p.group && usual.seq < p.n_seq) prefetch_L2(own_query(usual));
+        if (p.head_blocks == 1 && loads_q && threadIdx.x / CHUNKS < p.group && usual.seq < p.n_seq) prefetch_l2(own_query(usual));
     });
     DecodeCopies<T, D> ahead;
     ahead.start(p, item);
@@ -179,18 +179,20 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
     const bool sends = item.within && (int)blockIdx.x != item.owner;
     uint32_t send_to = 0;
     if (item.within) {
-        send_to = of_first_in_cluster(smem_address(sent));
+        send_to = address_in_first_block(shared_address(sent));
         if (!sends && threadIdx.x == 0) {
             int eights = (item.n_chunks + 7) / 8 - item.n_chunks / 2 / 8;    // of the second block
-            expect_bytes(smem_address(sent), eights * DECODE_THREADS * State::PIECES * 16);
+            mbarrier_init(shared_address(sent), 1);
+            fence_mbarrier_init();
+            mbarrier_arrive_expect_tx(shared_address(sent), eights * DECODE_THREADS * State::PIECES * 16);
         }
         cluster_arrive();    // the first block's barrier is there
     }
     const T *query = own_query(item);
     if (item.left > 0 && !item.within) {    // to L2 what is small and needed at the end: the counter and the place of the first results
         int head0 = item.kv_head * p.group + item.head_block * HEADS, rows = min(HEADS, p.group - item.head_block * HEADS), i = threadIdx.x;
-        if (i < rows) prefetch_L2(p.part_ml + ((size_t)item.seq * p.n_heads + head0 + i) * p.max_chunks + item.chunk);
-        if (i == rows) prefetch_L2(p.arrived + item.owner);
+        if (i < rows) prefetch_l2(p.part_ml + ((size_t)item.seq * p.n_heads + head0 + i) * p.max_chunks + item.chunk);
+        if (i == rows) prefetch_l2(p.arrived + item.owner);
     }
     wait_for_previous_kernel();    // from here on q, k_new and v_new are there, and all may be written
     let_next_kernel_start();
@@ -292,7 +294,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
         }
         if (item.within) {    // it is the block's only group
             if (sends) break;
-            wait_for_bytes(smem_address(sent));
+            mbarrier_wait_cluster(shared_address(sent));
             for (int i = 0; i < (item.n_chunks - n + 7) / 8; i++) {    // its eights
                 now.receive((const float4 *)(sent + 16) + i * State::PIECES * DECODE_THREADS + threadIdx.x);
                 fold.all.add(now);

@@ -46,7 +46,7 @@ struct DecodeParams {    // what a block needs to begin stands together, at the 
 
 // Positions that sequence seq sees, the new one included; 0 for one that would overflow its cache.
 __device__ __forceinline__ int decode_total(const DecodeParams &p, int seq) {
-    int total = load_early(p.seq_lens + seq) + 1;
+    int total = load_l2(p.seq_lens + seq) + 1;
     return total >= 1 && total <= p.cache_max_len ? total : 0;
 }
 __device__ __forceinline__ unsigned decode_group_weight(int total) { return decode_chunks(total) * decode_weight(total); }
@@ -180,7 +180,7 @@ struct DecodeCursor {
         start(p, lane, [](const DecodeCursor &) {});
     }
     __device__ __forceinline__ static int block_of(const DecodeParams &p, int seq) {
-        return p.cache.table && p.cache.table_width == 1 ? load_early(p.cache.table + seq) : seq;
+        return p.cache.table && p.cache.table_width == 1 ? load_l2(p.cache.table + seq) : seq;
     }
     // The rest of a place: kv_head counts head blocks as well.
     __device__ __forceinline__ void find(const DecodeParams &p, int length, int cache_block) {

@@ -21,7 +21,7 @@ template <typename T, int D> __global__ void __launch_bounds__(128) prefill_plai
     int end = p.causal ? tile.seq_len + min(tile.row0 + PLAIN_ROWS, tile.n_rows) : total;    // keys that some row sees
     int first_sees = p.causal ? tile.seq_len + tile.row0 + 1 : total;                        // keys that every row sees
     bool exact = std::is_same<T, bf16>::value && first_sees < PREFILL_EXACT_BELOW;
-    uint32_t q_tile = smem_address(smem), kv_tiles = q_tile + PLAIN_ROWS * D * sizeof(T);    // then (K, V), (K, V)
+    uint32_t q_tile = shared_address(smem), kv_tiles = q_tile + PLAIN_ROWS * D * sizeof(T);    // then (K, V), (K, V)
 
     const T *q = (const T *)p.q + b.q_start[tile.seq] * p.q_token_stride + tile.head * p.q_head_stride;
     for (int i = threadIdx.x; i < PLAIN_ROWS * CHUNKS; i += 128) {
