@@ -67,7 +67,7 @@ LIBRARY += $(if $(filter none,$(LINE)),cli/line_plain.c,cli/line_readline.c)
 OPS     := portable $(if $(X86),avx2)
 
 # The GPU engine, where there is nvcc.
-CUDA_LIBRARY := $(if $(NVCC),model/forward_cuda.cu model/decode.cu model/machine_cuda.cu attention.cu)
+CUDA_LIBRARY := $(if $(NVCC),model/forward_cuda.cu model/cuda/fused.cu model/machine_cuda.cu attention.cu)
 
 LIBRARY_OBJECTS := $(CUDA_LIBRARY:%.cu=$(BUILD)/%.o) $(LIBRARY:%.c=$(BUILD)/%.o) $(OPS:%=$(BUILD)/model/ops_%.o)
 TESTS           := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
@@ -110,7 +110,7 @@ $(BUILD)/%.o: %.cu $(BUILD)/flags
 
 # Engine fused is for Hopper and later.
 FUSED_ARCHS := $(or $(filter-out 80 86 89,$(CUDA_ARCHS)),90a)
-$(BUILD)/model/decode.o: GENCODE = $(foreach arch,$(FUSED_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch))
+$(BUILD)/model/cuda/fused.o: GENCODE = $(foreach arch,$(FUSED_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch))
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
