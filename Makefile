@@ -2,7 +2,7 @@
 # make demo       builds it and tells a story with the model that ships here
 # make test       builds and runs every test that this machine can run
 # make test-gpu   the tests that need a GPU, alone; make test-gpu-plain, sanitize-gpu and compare-gpu (beside PyTorch) go further
-# make lib        the attention kernels alone: build/libattention.so (model/attention.h is its interface)
+# make lib        the attention kernels alone: build/libattention.so (model/attention/attention.h is its interface)
 # make bench      measures the GPU on weights of LLaMA 3.1 8B's shape, made from a seed (without a GPU, the CPU on 3.2 1B's)
 # make bench-cpu  measures the CPU engine
 # make bench-tokenizer  encoding beside tiktoken and HuggingFace tokenizers; make check-tokenizer compares their ids on a
@@ -67,7 +67,7 @@ LIBRARY += $(if $(filter none,$(LINE)),cli/line_plain.c,cli/line_readline.c)
 OPS     := portable $(if $(X86),avx2)
 
 # The GPU engine, where there is nvcc.
-CUDA_LIBRARY := $(if $(NVCC),model/forward_cuda.cu model/decode.cu model/machine_cuda.cu attention.cu)
+CUDA_LIBRARY := $(if $(NVCC),model/forward_cuda.cu model/cuda/fused.cu model/machine_cuda.cu attention.cu)
 
 LIBRARY_OBJECTS := $(CUDA_LIBRARY:%.cu=$(BUILD)/%.o) $(LIBRARY:%.c=$(BUILD)/%.o) $(OPS:%=$(BUILD)/model/ops_%.o)
 TESTS           := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
@@ -110,7 +110,7 @@ $(BUILD)/%.o: %.cu $(BUILD)/flags
 
 # Engine fused is for Hopper and later.
 FUSED_ARCHS := $(or $(filter-out 80 86 89,$(CUDA_ARCHS)),90a)
-$(BUILD)/model/decode.o: GENCODE = $(foreach arch,$(FUSED_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch))
+$(BUILD)/model/cuda/fused.o: GENCODE = $(foreach arch,$(FUSED_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch))
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
@@ -135,7 +135,7 @@ $(BUILD)/tests/inject.so: tests/inject.c $(BUILD)/flags
 
 lib: $(BUILD)/libattention.so
 
-$(BUILD)/libattention.so: attention.cu model/attention.h model/attention_decode.cuh model/attention_f32.cuh model/attention_sm90.cuh $(BUILD)/flags
+$(BUILD)/libattention.so: attention.cu $(wildcard model/attention/*) model/cuda/ptx.cuh model/cuda/numbers.cuh $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(if $(NVCC),,$(error make lib needs nvcc: none in CUDA_HOME or PATH, or CUDA=0))
 	$(NVCC) $(NVCC_FLAGS) -Xcompiler -fPIC -shared $< -o $@

@@ -4,7 +4,8 @@
 extern "C" {
 #include "bench.h"
 }
-#include "cuda_util.h"
+#include "cuda/check.h"
+#include "cuda/numbers.cuh"
 
 constexpr int CHUNK = 32768, STAGES = 6;
 // Before reading counts, a tenth of a second or more: a driver may still be wiping memory that another program gave

@@ -25,7 +25,7 @@ DTYPES = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
 I, L, P = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 
 
-class AttentionArgs(ctypes.Structure):    # model/attention.h
+class AttentionArgs(ctypes.Structure):    # model/attention/attention.h
     _fields_ = (
         [(n, I) for n in "dtype n_seq n_heads n_kv_heads head_dim causal append verbose".split()] + [("scale", ctypes.c_float)]
         + [(n, P) for n in "q out k_new v_new".split()]

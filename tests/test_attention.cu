@@ -14,7 +14,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include "../model/attention.h"
+#include "../model/attention/attention.h"
 
 #define CUDA(call)                                                                                                     \
     do {                                                                                                               \

@@ -18,80 +18,6 @@ struct HopperMaps { CUtensorMap q, k, v; };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
-__device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive_expect(uint32_t barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity) {
-    asm volatile("{\n"
-                 ".reg .pred done;\n"
-                 "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@!done bra again;\n"
-                 "}" ::"r"(barrier), "r"(parity) : "memory");
-}
-__device__ __forceinline__ void tma_load_2d(uint32_t dst, const CUtensorMap *map, int x, int y, uint32_t barrier) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
-                 ::"r"(dst), "l"(map), "r"(x), "r"(y), "r"(barrier) : "memory");
-}
-__device__ __forceinline__ void tma_load_3d(uint32_t dst, const CUtensorMap *map, int x, int y, int z, uint32_t barrier) {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];"
-                 ::"r"(dst), "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier) : "memory");
-}
-
-// wgmma: 64 rows x N columns x 16, by the four warps of a warpgroup together. An accumulator of N columns is N/2 floats
-// per thread: for every 8 columns, rows g and g + 8 of the warp's 16, columns 2t and 2t + 1 (as in mma.sync).
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int N> __device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
-// Keeps the compiler from moving uses of an accumulator across a wgmma_wait.
-template <int N> __device__ __forceinline__ void wgmma_pin(float (&x)[N]) {
-    #pragma unroll
-    for (int i = 0; i < N; i++) asm volatile("" : "+f"(x[i])::"memory");
-}
-
-// Where an operand lies: its address, the step from one panel to the next, and 1024 bytes from 8 rows to the next 8.
-__device__ __forceinline__ uint64_t wgmma_operand(uint32_t address) {
-    return ((uint64_t)1 << 62) | ((uint64_t)(1024 >> 4) << 32) | ((uint64_t)(PANEL_BYTES >> 4) << 16) | ((address & 0x3ffff) >> 4);
-}
-
-#define ACC_0_31 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define ACC_0_47 ACC_0_31 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-#define ACC_0_63 ACC_0_47 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define REGS_8(x, i) "+f"(x[i]), "+f"(x[i + 1]), "+f"(x[i + 2]), "+f"(x[i + 3]), "+f"(x[i + 4]), "+f"(x[i + 5]), "+f"(x[i + 6]), "+f"(x[i + 7])
-#define REGS_32(x) REGS_8(x, 0), REGS_8(x, 8), REGS_8(x, 16), REGS_8(x, 24)
-#define REGS_48(x) REGS_32(x), REGS_8(x, 32), REGS_8(x, 40)
-#define REGS_64(x) REGS_48(x), REGS_8(x, 48), REGS_8(x, 56)
-
-// s[64 rows x 128 keys] (+)= q[64 x 16] k[128 x 16]^T, both in shared memory
-#define WGMMA_QK(type)                                                                                                        \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"                                                                 \
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" ACC_0_63 "}, %64, %65, p, 1, 1, 0, 0;\n}" \
-                 : REGS_64(s) : "l"(q), "l"(k), "r"(accumulate))
-template <typename T> __device__ __forceinline__ void wgmma_qk(float (&s)[64], uint64_t q, uint64_t k, int accumulate) {
-    if constexpr (std::is_same<T, bf16>::value) WGMMA_QK("bf16");
-    else WGMMA_QK("f16");
-}
-
-// o[64 rows x D dims] += p[64 x 16] v[16 x D], p in registers, v in shared memory with its keys as rows
-#define WGMMA_PV(type, n, acc, regs, a0, a1, a2, a3, b)                                                                           \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" acc "}, {" a0 "," a1 "," a2 "," a3 "}, " b \
-                 ", 1, 1, 1, 1;" : regs : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(v))
-template <typename T, int D> __device__ __forceinline__ void wgmma_pv(float (&o)[D / 2], const uint32_t p[4], uint64_t v) {
-    constexpr bool B = std::is_same<T, bf16>::value;
-    if constexpr (D == 64 && B) WGMMA_PV("bf16", "64", ACC_0_31, REGS_32(o), "%32", "%33", "%34", "%35", "%36");
-    if constexpr (D == 64 && !B) WGMMA_PV("f16", "64", ACC_0_31, REGS_32(o), "%32", "%33", "%34", "%35", "%36");
-    if constexpr (D == 96 && B) WGMMA_PV("bf16", "96", ACC_0_47, REGS_48(o), "%48", "%49", "%50", "%51", "%52");
-    if constexpr (D == 96 && !B) WGMMA_PV("f16", "96", ACC_0_47, REGS_48(o), "%48", "%49", "%50", "%51", "%52");
-    if constexpr (D == 128 && B) WGMMA_PV("bf16", "128", ACC_0_63, REGS_64(o), "%64", "%65", "%66", "%67", "%68");
-    if constexpr (D == 128 && !B) WGMMA_PV("f16", "128", ACC_0_63, REGS_64(o), "%64", "%65", "%66", "%67", "%68");
-}
-
 // The item that a block takes on its round-th turn. Items come longest first; every other round runs backwards, so that
 // whoever took the longest of one takes the shortest of the next, and the blocks' sums come out even.
 __device__ __forceinline__ int hopper_item(int round) {
@@ -104,12 +30,12 @@ __device__ __forceinline__ void hopper_load_tile(const Cache<T> &cache, const T 
                                                  int base, int total, uint32_t dst, uint32_t full, int lane) {
     if (base + HOPPER_KEYS <= total) {
         if (lane == 0) {
-            barrier_arrive_expect(full, hopper_tile_bytes<D>());
+            mbarrier_arrive_expect_tx(full, hopper_tile_bytes<D>());
             for (int row = 0; row < HOPPER_KEYS; row += box_rows) {
                 int y = (int)(cache_row(cache, seq, kv_head, base + row) / D);
                 #pragma unroll
                 for (int panel = 0; panel < hopper_panels<D>(); panel++)
-                    tma_load_2d(dst + panel * PANEL_BYTES + row * 128, map, panel * 64, y, full);
+                    copy_tensor_2d(dst + panel * PANEL_BYTES + row * 128, map, panel * 64, y, full);
             }
         }
     } else {    // beyond `total` lies memory that nobody wrote: copied by hand, with zeros there, as 0 x NaN would be NaN
@@ -121,9 +47,9 @@ __device__ __forceinline__ void hopper_load_tile(const Cache<T> &cache, const T 
         }
         copy_async_commit();
         copy_async_wait<0>();
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");    // ordinary writes, which wgmma reads next
+        fence_proxy_async();    // ordinary writes, which wgmma reads next
         __syncwarp();
-        if (lane == 0) barrier_arrive(full);
+        if (lane == 0) mbarrier_arrive(full);
     }
 }
 
@@ -170,27 +96,27 @@ template <typename T, int D> __global__ void __launch_bounds__((1 + HOPPER_WARPG
 prefill_hopper_kernel(const __grid_constant__ PrefillParams p, const __grid_constant__ Batch b, const __grid_constant__ HopperMaps maps, int box_rows) {
     constexpr int TILE_BYTES = hopper_tile_bytes<D>();
     extern __shared__ char smem_raw[];
-    uint32_t q_tile = (smem_address(smem_raw) + 1023) & ~1023u, k_tiles = q_tile + TILE_BYTES, v_tiles = k_tiles + HOPPER_STAGES * TILE_BYTES;
+    uint32_t q_tile = (shared_address(smem_raw) + 1023) & ~1023u, k_tiles = q_tile + TILE_BYTES, v_tiles = k_tiles + HOPPER_STAGES * TILE_BYTES;
     // A tile is full (it has landed) or empty (all eight warps have used it); each state is a barrier of 8 bytes.
     uint32_t q_full = v_tiles + HOPPER_STAGES * TILE_BYTES, q_empty = q_full + 8, k_full = q_empty + 8, k_empty = k_full + 8 * HOPPER_STAGES,
              v_full = k_empty + 8 * HOPPER_STAGES, v_empty = v_full + 8 * HOPPER_STAGES;
     int warpgroup = threadIdx.x / 128, lane = threadIdx.x & 31;
     if (threadIdx.x == 0) {
-        barrier_init(q_full, 1);
-        barrier_init(q_empty, HOPPER_WARPGROUPS * 4);
+        mbarrier_init(q_full, 1);
+        mbarrier_init(q_empty, HOPPER_WARPGROUPS * 4);
         for (int i = 0; i < HOPPER_STAGES; i++) {
-            barrier_init(k_full + 8 * i, 1);
-            barrier_init(v_full + 8 * i, 1);
-            barrier_init(k_empty + 8 * i, HOPPER_WARPGROUPS * 4);
-            barrier_init(v_empty + 8 * i, HOPPER_WARPGROUPS * 4);
+            mbarrier_init(k_full + 8 * i, 1);
+            mbarrier_init(v_full + 8 * i, 1);
+            mbarrier_init(k_empty + 8 * i, HOPPER_WARPGROUPS * 4);
+            mbarrier_init(v_empty + 8 * i, HOPPER_WARPGROUPS * 4);
         }
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        fence_mbarrier_init();
     }
     __syncthreads();    // the barriers exist
     int n_items = 0;    // items so far
 
     if (warpgroup == 0) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        decrease_registers<40>();
         if (threadIdx.x >= 32) return;
         const Cache<T> &cache = (const Cache<T> &)p.cache;
         int n = 0;    // K/V tiles so far
@@ -200,27 +126,27 @@ prefill_hopper_kernel(const __grid_constant__ PrefillParams p, const __grid_cons
             PrefillTile tile = prefill_tile(b, p.n_heads, HOPPER_ROWS, item);
             int kv_head = tile.head / p.group, total = tile.seq_len + tile.n_rows, seq = b.first_seq + tile.seq;
             int end = p.causal ? tile.seq_len + min(tile.row0 + HOPPER_ROWS, tile.n_rows) : total;
-            barrier_wait(q_empty, (n_items & 1) ^ 1);
+            mbarrier_wait(q_empty, (n_items & 1) ^ 1);
             n_items++;
             if (lane == 0) {
-                barrier_arrive_expect(q_full, TILE_BYTES);
+                mbarrier_arrive_expect_tx(q_full, TILE_BYTES);
                 for (int panel = 0; panel < hopper_panels<D>(); panel++)
-                    tma_load_3d(q_tile + panel * PANEL_BYTES, &maps.q, panel * 64, tile.head, b.q_start[tile.seq] + tile.row0, q_full);
+                    copy_tensor_3d(q_tile + panel * PANEL_BYTES, &maps.q, panel * 64, tile.head, b.q_start[tile.seq] + tile.row0, q_full);
             }
             for (int base = 0; base < end; base += HOPPER_KEYS, n++) {
                 int stage = n % HOPPER_STAGES, parity = (n / HOPPER_STAGES & 1) ^ 1;    // a fresh barrier counts as empty
-                barrier_wait(k_empty + 8 * stage, parity);
+                mbarrier_wait(k_empty + 8 * stage, parity);
                 hopper_load_tile<T, D>(cache, cache.k, &maps.k, box_rows, seq, kv_head, base, total, k_tiles + stage * TILE_BYTES, k_full + 8 * stage, lane);
-                barrier_wait(v_empty + 8 * stage, parity);
+                mbarrier_wait(v_empty + 8 * stage, parity);
                 hopper_load_tile<T, D>(cache, cache.v, &maps.v, box_rows, seq, kv_head, base, total, v_tiles + stage * TILE_BYTES, v_full + 8 * stage, lane);
             }
         }
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        increase_registers<232>();
         int half = warpgroup - 1, warp = threadIdx.x / 32 & 3, g = lane >> 2, t = lane & 3;
-        uint64_t q_operand = wgmma_operand(q_tile + half * 64 * 128);
+        uint64_t q_operand = wgmma_operand(q_tile + half * 64 * 128, PANEL_BYTES);
         auto qk = [&](float (&s)[64], int stage) {    // starts s = Q K^T
-            uint64_t k_operand = wgmma_operand(k_tiles + stage * TILE_BYTES);
+            uint64_t k_operand = wgmma_operand(k_tiles + stage * TILE_BYTES, PANEL_BYTES);
             wgmma_fence();
             #pragma unroll
             for (int d = 0; d < D / 16; d++) {    // 16 dims are 32 bytes; four steps to a panel. Operands count 16 bytes
@@ -232,16 +158,16 @@ prefill_hopper_kernel(const __grid_constant__ PrefillParams p, const __grid_cons
         float o[D / 2], m[2], l[2];
         uint32_t w[32];    // the weights of one tile, in the layout of the second product's left operand
         auto pv = [&](int stage) {    // starts O += P V
-            uint64_t v_operand = wgmma_operand(v_tiles + stage * TILE_BYTES);
+            uint64_t v_operand = wgmma_operand(v_tiles + stage * TILE_BYTES, PANEL_BYTES);
             wgmma_fence();
             #pragma unroll
             for (int i = 0; i < HOPPER_KEYS / 16; i++) wgmma_pv<T, D>(o, w + 4 * i, v_operand + i * (16 * 128 >> 4));
             wgmma_commit();
         };
-        auto release = [&](uint32_t barrier) { if (lane == 0) barrier_arrive(barrier); };
+        auto release = [&](uint32_t barrier) { if (lane == 0) mbarrier_arrive(barrier); };
         // The two warpgroups take turns at the tensor cores, so that the softmax of one runs beside the products of the other.
-        auto my_turn = [&] { asm volatile("bar.sync %0, 256;" ::"r"(1 + half) : "memory"); };
-        auto your_turn = [&] { asm volatile("bar.arrive %0, 256;" ::"r"(2 - half) : "memory"); };
+        auto my_turn = [&] { named_barrier_sync(1 + half, 256); };
+        auto your_turn = [&] { named_barrier_arrive(2 - half, 256); };
         if (half == 1) your_turn();    // warpgroup 1 goes first
 
         int n = 0;
@@ -276,12 +202,12 @@ prefill_hopper_kernel(const __grid_constant__ PrefillParams p, const __grid_cons
                 for (int i = 0; i < 32; i++) w[i] = pack2<T>(s[2 * i], s[2 * i + 1]);
             };
 
-            barrier_wait(q_full, n_items & 1);
+            mbarrier_wait(q_full, n_items & 1);
             n_items++;
             if (exact) {    // few keys: P = hi + lo, one thing after the other
                 for (int j = 0; j < n_kv; j++, n++) {
                     int stage = n % HOPPER_STAGES, parity = n / HOPPER_STAGES & 1;
-                    barrier_wait(k_full + 8 * stage, parity);
+                    mbarrier_wait(k_full + 8 * stage, parity);
                     qk(s, stage);
                     wgmma_wait<0>();
                     wgmma_pin(s);
@@ -289,7 +215,7 @@ prefill_hopper_kernel(const __grid_constant__ PrefillParams p, const __grid_cons
                     if (j == n_kv - 1) release(q_empty);
                     softmax(j);
                     rescale();
-                    barrier_wait(v_full + 8 * stage, parity);
+                    mbarrier_wait(v_full + 8 * stage, parity);
                     uint32_t rest[32];
                     #pragma unroll
                     for (int i = 0; i < 32; i++) {
@@ -307,7 +233,7 @@ prefill_hopper_kernel(const __grid_constant__ PrefillParams p, const __grid_cons
                     release(v_empty + 8 * stage);
                 }
             } else {
-                barrier_wait(k_full + 8 * (n % HOPPER_STAGES), n / HOPPER_STAGES & 1);
+                mbarrier_wait(k_full + 8 * (n % HOPPER_STAGES), n / HOPPER_STAGES & 1);
                 my_turn();
                 qk(s, n % HOPPER_STAGES);
                 your_turn();
@@ -318,10 +244,10 @@ prefill_hopper_kernel(const __grid_constant__ PrefillParams p, const __grid_cons
                 pack();
                 for (int j = 1; j < n_kv; j++, n++) {    // scores of tile j beside the output of tile j - 1
                     int stage = n % HOPPER_STAGES, parity = n / HOPPER_STAGES & 1, next = (n + 1) % HOPPER_STAGES, next_parity = (n + 1) / HOPPER_STAGES & 1;
-                    barrier_wait(k_full + 8 * next, next_parity);
+                    mbarrier_wait(k_full + 8 * next, next_parity);
                     my_turn();
                     qk(s, next);
-                    barrier_wait(v_full + 8 * stage, parity);
+                    mbarrier_wait(v_full + 8 * stage, parity);
                     pv(stage);
                     your_turn();
                     wgmma_wait<1>();
@@ -336,7 +262,7 @@ prefill_hopper_kernel(const __grid_constant__ PrefillParams p, const __grid_cons
                 }
                 release(q_empty);
                 int stage = n % HOPPER_STAGES, parity = n / HOPPER_STAGES & 1;
-                barrier_wait(v_full + 8 * stage, parity);
+                mbarrier_wait(v_full + 8 * stage, parity);
                 pv(stage);
                 wgmma_wait<0>();
                 wgmma_pin(o);

@@ -1,197 +1,16 @@
-// Engine fused: decode at the memory limit, for one to a few rows. One token has to read every weight once; everything
-// here serves to keep that stream from stopping.
-//
-// A step is a chain of kernels: begin, then for each layer attention (attention.cu) and one resident kernel, the segment,
-// that computes all matrix products between two attentions: output projection, gate and up, down, and the next layer's
-// queries, keys and values; the last segment ends with the logits, and the kernel `end` chooses the token. In a segment every
-// SM holds one block of ten warps:
-//   producer     streams the block's share of the weights through a ring in shared memory. Weights do not depend on what is
-//                computed, so it runs ahead across phases, and starts before the attention in front is done
-//   consumers    eight warps, each with its columns of every piece of a row, multiply on tensor cores
-//   finisher     adds up the eight partial sums of a row and does what follows: residual sum, SwiGLU, RoPE, a block's best logit
-// Between two phases the blocks wait for each other at a counter; the ring fills meanwhile.
-//
-// How a product meets the tensor cores: it takes a group of four rows of weights. A lane takes 16 bytes of a row, and these four
-// registers are the whole left operand of an m16n8k16 product, without a move: rows 2r, 2r + 1, 2r + 8 and 2r + 9 of that
-// operand are the same row r of weights, the first and the second 32 of 64 columns, words 0 and 2 of a lane's four, and 1
-// and 3. So a row of activations takes four columns of the right operand, one for each of these quarters, and its result
-// is the sum of the four elements where they meet; the others are of no use. There is room for that: the tensor cores are
-// idle most of the time. Two rows of activations fill the eight columns. (Activations are stored with words 1 and 2 of
-// every four exchanged, so that a lane's two words lie together.)
-//
-// What was measured on the way (H200; shares of a step of LLaMA 3.1 8B at batch 1):
-//   - copies to shared memory run at 4.6 TB/s if their rows there start on 128 bytes, at 4.0 if on 64
-//   - with more than 64 KB an SM in flight every other access waits behind them. Between two phases 32 KB are better still:
-//     stores, counter and input of a phase take 4 us in place of 6 (3 %)
-//   - fetching ahead into L2, while the ring is full or behind a segment's last copy, costs what it brings
-//   - the finisher may not wait for memory, or it holds up everyone: x comes along with a tile of the output projection,
-//     cosines and sines lie in shared memory (2 %). It may not poll a barrier in a loop of its own either (8 % more)
-//   - one warp of a block asks whether a phase is over; all eight asking is 2 % more
-//   - what stands between two phases costs by the instruction: code for four rows where there is one is 1 %, parameters that
-//     are fetched one line after another and a producer that starts after the others are another 1 %
-//   - of a tile of 16 KB (1B's dim) neither the claim nor the wait for it are over when the next one is due: two groups in a
-//     tile where rows are short made 1B's step a third shorter
-//   - no gain: activations of a phase in registers; stages that only some phases have room for; 96 KB in flight
-//   - an arrival at an mbarrier does not queue behind loads from shared memory that are still on their way: the slot of such
-//     a load may be filled anew (barrier_arrive_after)
-//   - the stream drives everything else out of L2, instructions too, and every launch fetches them again: weights are marked
-//     to go first (1 %), and what runs once in a launch is short (attention's fold: 5 us to 3)
-//
-// Numerics: inputs of products are rounded to 16 bits as in the cublas engine. In --precision f32 they are split into
-// three bf16 terms, x = x1 + x2 + x3 to 24 bits, that take a row each; products of 16-bit numbers are exact in float32. A
-// row's sums have one order, whatever else is in the batch and whichever block computes it.
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+// Engine fused: its kernels. The protocol that they keep: fused.h.
+#pragma once
+
 #include <type_traits>
 
-#include "forward_cuda.h"
+#include "fused.h"
 
 namespace {
 
-typedef __nv_bfloat16 bf16;
-typedef __half f16;
-
-constexpr int CONSUMERS = 8, FINISHER = CONSUMERS, PRODUCER = CONSUMERS + 1, THREADS = 32 * (CONSUMERS + 2); // warps
-constexpr int GROUP = 4;                                     // rows of weights that one product takes
-constexpr int MAX_GROUPS = 2;                                // of a tile, which is what a stage of the ring holds: a piece of its rows
-constexpr int MAX_PIECE = 4096;                              // columns of a tile of one group in one stage, at most; half of that of two
-constexpr int WINDOW_BYTES = 65536;                          // in flight
-constexpr int MAX_STAGES = 12;
-constexpr int PARTS = 4;                                     // buffers of partial sums
-constexpr int RESIDUALS = 32;                                // of tiles: more than lie between the producer and the finisher
-constexpr int MAX_TERM_ROWS = 8;                             // rows of terms of one pass
-constexpr int MAX_PHASES = 10;
-constexpr int MAX_DIM = 8192;
-
-enum PhaseKind { PHASE_QKV, PHASE_OUT, PHASE_GATE_UP, PHASE_DOWN, PHASE_HEAD };
-
-// One matrix product of a segment.
-struct Phase {
-    PhaseKind kind;
-    int rows, cols;            // of the weights; gate and up together
-    const char *weights;       // 16-bit [rows][cols]; PHASE_GATE_UP: gate
-    const char *up;            // PHASE_GATE_UP
-    const float *norm;         // [cols], or NULL: the input is not normalised
-    int n_pieces, piece;       // columns are taken in pieces of so many, a multiple of 512
-    int column, stride;        // the first of cols columns, of rows of `stride`: down may come in sections, a phase each
-    int section;               // pieces that are added up as one; the sums of sections are added in order
-    bool carry_in, carry_out;  // the sum of the sections before comes from s.carry, and goes there
-    int weight_pitch;          // bytes between rows of the weights in a stage
-    int pitch;                 // bytes between rows of the activations in shared memory
-    int first_block;           // the one that has the first tile; on from phase to phase, so that shares even out
-};
-
-struct Segment {
-    Phase phase[MAX_PHASES];
-    int n_phases, n_rows;      // n_rows: sequences
-    int tile;                  // rows of weights in a tile
-    int n_stages, stage_bytes, part_floats;
-    int window, window_ahead;  // stages in flight: within a phase, and ahead of it
-    int ring_offset, parts_offset, turns_offset, residuals_offset; // in shared memory
-    int n_heads, n_kv_heads, head_dim, dim, hidden_dim, q_dim, vocab_size;
-    unsigned head_dim_inverse; // 2^32 / head_dim, rounded up: row / head_dim is the upper half of their product
-    float eps;
-    float *x;                  // [n_rows][dim]: the residual stream
-    void *qkv;                 // KV type [n_heads + 2 n_kv_heads][n_rows][head_dim]
-    const void *att;           // KV type [n_rows][q_dim]
-    float *carry;              // [n_rows][dim]: sums of sections of down
-    void *h;                   // 16-bit [n_rows × terms][hidden_dim]
-    const float2 *phases;      // [n_rows][head_dim/2]: cosine and sine
-    float *logits;             // [n_rows][vocab_size]
-    int2 *best;                // [n_rows][blocks]: of a block's logits the largest (its bits) and its token; -1: one is not finite
-    unsigned *done;            // [n_phases]: blocks that are through with a phase
-    int *claimed;              // [n_phases]: tiles taken, beyond each block's first
-};
-
 // ---- primitives -----------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
-
-__device__ __forceinline__ void barrier_init(uint32_t barrier, int count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-// The same, after `result` is there: loads from shared memory are not complete when the instruction behind them issues, and
-// an arrival does not queue behind them. The count is 1 whatever the result.
-__device__ __forceinline__ void barrier_arrive_after(uint32_t barrier, float result) {
-    asm volatile("{\n.reg .b32 count;\nor.b32 count, %1, 1;\nmin.u32 count, count, 1;\nmbarrier.arrive.shared::cta.b64 _, [%0], count;\n}"
-                 ::"r"(barrier), "r"(__float_as_uint(result)) : "memory");
-}
-__device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity) {
-    asm volatile("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}"
-                 ::"r"(barrier), "r"(parity) : "memory");
-}
-__device__ __forceinline__ void copy_bulk(uint32_t to, const void *from, int bytes, uint32_t barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-                 ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
-}
-// 16 bytes a thread, from L2.
-__device__ __forceinline__ void copy_16(uint32_t to, const void *from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-__device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-// The same as copy_bulk, of what is read once in a step: let it not drive out of L2 what is read again soon, instructions among it.
-__device__ __forceinline__ void stream_bulk(uint32_t to, const void *from, int bytes, uint32_t barrier, uint64_t policy) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-                 ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "l"(policy) : "memory");
-}
-__device__ __forceinline__ uint64_t evict_first() {
-    uint64_t policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-// What other blocks wrote: from L2, and not before what stands in front (the memory clobber). Zeros in place of what is not
-// there: a predicate, not a branch, so that many loads are in flight.
-__device__ __forceinline__ uint4 load_global16(const void *p, bool there) {
-    uint4 v;
-    asm volatile("{\n.reg .pred there;\nsetp.ne.s32 there, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
-                 "@there ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
-                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w) : "l"(p), "r"((int)there) : "memory");
-    return v;
-}
-__device__ __forceinline__ float load_global4(const float *p) {
-    float v;
-    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
-    return v;
-}
 __device__ __forceinline__ float4 floats_of(uint4 v) {
     return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
-}
-
-__device__ __forceinline__ uint4 load_shared16(uint32_t address) {
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address) : "memory");
-    return v;
-}
-// 16 or 8 bytes, or zeros.
-__device__ __forceinline__ uint4 load_shared16(uint32_t address, bool there) {
-    uint4 v;
-    asm volatile("{\n.reg .pred there;\nsetp.ne.s32 there, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
-                 "@there ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
-                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w) : "r"(address), "r"((int)there) : "memory");
-    return v;
-}
-__device__ __forceinline__ uint2 load_shared8(uint32_t address, bool there) {
-    uint2 v;
-    asm volatile("{\n.reg .pred there;\nsetp.ne.s32 there, %3, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\n@there ld.shared.v2.u32 {%0,%1}, [%2];\n}"
-                 : "=&r"(v.x), "=&r"(v.y) : "r"(address), "r"((int)there) : "memory");
-    return v;
-}
-
-// c[16×8] += a[16×16] b[16×8], the four words of a as they lie in a row of weights.
-template <typename E> __device__ __forceinline__ void mma(float c[4], uint4 a, uint2 b) {
-    if constexpr (std::is_same<E, bf16>::value)
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
-    else
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
 }
 
 // Two f16 as two bf16 terms each, hi + lo exactly: 11 bits of significand are 8 and 3.
@@ -242,8 +61,8 @@ struct Ring {
     __device__ __forceinline__ void next() {
         if (++slot == n) slot = 0, parity ^= 1;
     }
-    __device__ __forceinline__ void wait_full() const { barrier_wait(full + 8 * slot, parity); }
-    __device__ __forceinline__ void wait_empty() const { barrier_wait(empty + 8 * slot, parity ^ 1); }
+    __device__ __forceinline__ void wait_full() const { mbarrier_wait(full + 8 * slot, parity); }
+    __device__ __forceinline__ void wait_empty() const { mbarrier_wait(empty + 8 * slot, parity ^ 1); }
 };
 
 // What the warps of a block share.
@@ -287,7 +106,7 @@ template <int TILE> __device__ __forceinline__ Share share_of(const Phase &f, in
 // tile. (An increment, since ptxas makes an addition one for the whole warp, and waits at once to share out the answer.)
 __device__ __forceinline__ int claim_tile(int *claimed) {
     int before = 0;
-    if (threadIdx.x % 32 == 0) asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], 0x7fffffff;" : "=r"(before) : "l"(claimed) : "memory");
+    if (threadIdx.x % 32 == 0) before = atomic_increment_relaxed(claimed);
     return before + gridDim.x;
 }
 
@@ -298,7 +117,7 @@ __device__ __forceinline__ int claim_tile(int *claimed) {
 template <int TILE> __device__ __forceinline__ void produce(const Segment &s, const Block &block, Ring ring) {
     int lane = threadIdx.x % 32, in_flight = 0, n_residuals = 0;
     Ring landed = ring;
-    const uint64_t policy = evict_first();
+    const uint64_t policy = l2_evict_first();
     for (int i = 0; i < s.n_phases; i++) {
         const Phase &f = s.phase[i];
         const int n_tiles = (f.rows + TILE - 1) / TILE;
@@ -320,10 +139,10 @@ template <int TILE> __device__ __forceinline__ void produce(const Segment &s, co
                     landed.next();
                 }
                 in_flight++;
-                if (lane == 0 && end) barrier_arrive(full);
-                if (lane == 0 && !end) barrier_expect(full, bytes + (adds ? s.n_rows * TILE * (int)sizeof(float) : 0));
+                if (lane == 0 && end) mbarrier_arrive(full);
+                if (lane == 0 && !end) mbarrier_arrive_expect_tx(full, bytes + (adds ? s.n_rows * TILE * (int)sizeof(float) : 0));
                 __syncwarp();
-                if (share.bytes > 0) stream_bulk(to, share.from, share.bytes, full, policy);
+                if (share.bytes > 0) copy_bulk(to, share.from, share.bytes, full, policy);
                 if (adds && lane < s.n_rows)
                     copy_bulk(shared_address(block.residuals + (n_residuals % RESIDUALS * s.n_rows + lane) * (TILE / GROUP)),
                               s.x + (size_t)lane * s.dim + tile * TILE, TILE * sizeof(float), full);
@@ -337,14 +156,9 @@ template <int TILE> __device__ __forceinline__ void produce(const Segment &s, co
 
 // ---- activations ----------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(32 * CONSUMERS) : "memory"); }
+__device__ __forceinline__ void consumers_sync() { named_barrier_sync(1, 32 * CONSUMERS); }
 
 __device__ __forceinline__ float squares(float4 v) { return (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w); }
-__device__ __forceinline__ float warp_sum(float x) {
-    #pragma unroll
-    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
-    return x;
-}
 __device__ __forceinline__ float4 scaled(float4 v, float scale, float4 w) {
     return make_float4(w.x * (v.x * scale), w.y * (v.y * scale), w.z * (v.z * scale), w.w * (v.w * scale));
 }
@@ -371,7 +185,7 @@ __device__ __forceinline__ void store_normalised(const Segment &s, const Phase &
             #pragma unroll
             for (int j = 0; j < EACH; j++) {
                 bool there = b0 + r < s.n_rows && tid + j * 256 < n;
-                held[r][j] = floats_of(load_global16(s.x + (size_t)(b0 + r) * f.cols + 4 * (tid + j * 256), there));
+                held[r][j] = floats_of(load_l2_16(s.x + (size_t)(b0 + r) * f.cols + 4 * (tid + j * 256), there));
             }
         if (b0 > 0) consumers_sync(); // everyone has read the sums of the rows before
         #pragma unroll
@@ -408,7 +222,7 @@ template <int ROWS, int DEPTH, class Store> __device__ __forceinline__ void for_
             for (int r = 0; r < ROWS; r++)
                 #pragma unroll
                 for (int j = 0; j < DEPTH; j++)
-                    v[r][j] = load_global16(from + (size_t)(row + r) * from_pitch + first + j * 256, row + r < rows && first + j * 256 < n);
+                    v[r][j] = load_l2_16(from + (size_t)(row + r) * from_pitch + first + j * 256, row + r < rows && first + j * 256 < n);
             #pragma unroll
             for (int r = 0; r < ROWS; r++)
                 #pragma unroll
@@ -431,8 +245,8 @@ template <typename N> __device__ __forceinline__ void store_attention(const Segm
 template <typename N> __device__ __forceinline__ void store_hidden(const Segment &s, const Phase &f, char *to) {
     for (int r = 0; r < s.n_rows * N::TERMS; r++)
         for (int i = threadIdx.x; i < f.cols / 8; i += 256)
-            copy_16(shared_address(to + (size_t)r * f.pitch + i * 16), (const uint4 *)s.h + ((size_t)r * f.stride + f.column) / 8 + i);
-    copies_wait();
+            copy_async16_from_l2(shared_address(to + (size_t)r * f.pitch + i * 16), (const uint4 *)s.h + ((size_t)r * f.stride + f.column) / 8 + i);
+    copy_async_wait_all();
 }
 
 // ---- what is done with a product ------------------------------------------------------------------------------------
@@ -478,8 +292,8 @@ template <typename N> __device__ __forceinline__ void finish(const Segment &s, c
             if (kind == PHASE_DOWN && in_batch) // dim is a multiple of 8: a tile is whole
                 #pragma unroll
                 for (int g = 0; g < GROUPS; g++) {
-                    if (!f.carry_out) x[g] = load_global4(to + tile * TILE + g * GROUP);
-                    if (f.carry_in) sum[g] = load_global4(s.carry + (size_t)b * s.dim + row + g * GROUP);
+                    if (!f.carry_out) x[g] = load_l2(to + tile * TILE + g * GROUP);
+                    if (f.carry_in) sum[g] = load_l2(s.carry + (size_t)b * s.dim + row + g * GROUP);
                 }
             const float *parts = block.parts + ring.slot * s.part_floats + b * N::TERMS * TILE + n;
             if (in_batch)
@@ -500,7 +314,7 @@ template <typename N> __device__ __forceinline__ void finish(const Segment &s, c
             #pragma unroll
             for (int g = 0; g < GROUPS; g++) all += sum[g];
             __syncwarp();
-            if (lane == 0) barrier_arrive_after(ring.empty + 8 * ring.slot, all);
+            if (lane == 0) mbarrier_arrive_after(ring.empty + 8 * ring.slot, all);
             ring.next();
             if (kind == PHASE_OUT) {
                 #pragma unroll
@@ -553,9 +367,9 @@ template <typename N> __device__ __forceinline__ void finish(const Segment &s, c
             for (int step = 1; step < GROUP; step *= 2) take_best(best, best_row, __shfl_xor_sync(~0u, best, step), __shfl_xor_sync(~0u, best_row, step));
             if (in_batch && n == 0) s.best[b * gridDim.x + blockIdx.x] = make_int2(__float_as_int(best), best_row);
         }
-        if (lane == 0) barrier_arrive(ring.empty + 8 * ring.slot);
+        if (lane == 0) mbarrier_arrive(ring.empty + 8 * ring.slot);
         ring.next();
-        if (lane == 0 && i + 1 < s.n_phases && !f.carry_out) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(s.done + i) : "memory");
+        if (lane == 0 && i + 1 < s.n_phases && !f.carry_out) reduce_add_release(s.done + i, 1);
     }
 }
 
@@ -579,14 +393,14 @@ __device__ __forceinline__ void multiply(float (&acc)[N::GROUPS][PAIRS][2][4], u
             uint4 v = w[g][c];
             if constexpr (std::is_same<typename N::E, typename N::W>::value) {
                 #pragma unroll
-                for (int r = 0; r < PAIRS; r++) mma<typename N::E>(acc[g][r][c % 2], v, a[r][c]);
+                for (int r = 0; r < PAIRS; r++) mma_16x8x16<typename N::E>(acc[g][r][c % 2], v.x, v.y, v.z, v.w, a[r][c].x, a[r][c].y);
             } else {
                 uint4 hi, lo;
                 split_f16(v.x, hi.x, lo.x), split_f16(v.y, hi.y, lo.y), split_f16(v.z, hi.z, lo.z), split_f16(v.w, hi.w, lo.w);
                 #pragma unroll
                 for (int r = 0; r < PAIRS; r++) {
-                    mma<typename N::E>(acc[g][r][c % 2], lo, a[r][c]);
-                    mma<typename N::E>(acc[g][r][c % 2], hi, a[r][c]);
+                    mma_16x8x16<typename N::E>(acc[g][r][c % 2], lo.x, lo.y, lo.z, lo.w, a[r][c].x, a[r][c].y);
+                    mma_16x8x16<typename N::E>(acc[g][r][c % 2], hi.x, hi.y, hi.z, hi.w, a[r][c].x, a[r][c].y);
                 }
             }
         }
@@ -637,7 +451,7 @@ __device__ __forceinline__ void consume_tiles(const Segment &s, const Phase &f, 
                     sum[i][r] += (acc[i][r][0][0] + acc[i][r][0][3]) + (acc[i][r][1][0] + acc[i][r][1][3]);
                     all += sum[i][r];
                 }
-            if (lane == 0) barrier_arrive_after(ring.empty + 8 * ring.slot, all);
+            if (lane == 0) mbarrier_arrive_after(ring.empty + 8 * ring.slot, all);
             ring.next();
             if (p == 0) {
                 parts_ring.wait_empty();
@@ -657,7 +471,7 @@ __device__ __forceinline__ void consume_tiles(const Segment &s, const Phase &f, 
                 }
         }
         __syncwarp();
-        if (lane == 0) barrier_arrive(parts_ring.full + 8 * parts_ring.slot);
+        if (lane == 0) mbarrier_arrive(parts_ring.full + 8 * parts_ring.slot);
         parts_ring.next();
         if (tile == END_OF_PHASE) return;
     }
@@ -667,7 +481,7 @@ __device__ __forceinline__ void consume_tiles(const Segment &s, const Phase &f, 
 __device__ __forceinline__ void wait_for_phase(const unsigned *done) {
     if (threadIdx.x == 0) {
         unsigned n;
-        do asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(n) : "l"(done) : "memory");
+        do n = load_acquire(done);
         while (n < gridDim.x);
     }
     consumers_sync();
@@ -728,20 +542,20 @@ template <typename N> __global__ void __launch_bounds__(THREADS, 1) decode_segme
     if (warp == PRODUCER) { // does not wait for the others: memory has nothing to do before its first copy
         if (lane == 0) begun = 0;
         if (lane < s.n_stages) {
-            barrier_init(ring.full + 8 * lane, 1);
-            barrier_init(ring.empty + 8 * lane, CONSUMERS);
+            mbarrier_init(ring.full + 8 * lane, 1);
+            mbarrier_init(ring.empty + 8 * lane, CONSUMERS);
         }
         if (lane < PARTS) {
-            barrier_init(parts_ring.full + 8 * lane, CONSUMERS);
-            barrier_init(parts_ring.empty + 8 * lane, 1);
+            mbarrier_init(parts_ring.full + 8 * lane, CONSUMERS);
+            mbarrier_init(parts_ring.empty + 8 * lane, 1);
         }
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        fence_mbarrier_init();
         __syncwarp();
-        asm volatile("bar.arrive 2, %0;" ::"n"(THREADS) : "memory");
+        named_barrier_arrive(2, THREADS);
         produce<N::TILE>(s, block, ring);
         return;
     }
-    asm volatile("bar.sync 2, %0;" ::"n"(THREADS) : "memory");
+    named_barrier_sync(2, THREADS);
     if (warp == FINISHER) finish<N>(s, block, parts_ring);
     else consume<N>(s, block, ring, parts_ring);
 }
@@ -781,247 +595,4 @@ __global__ void decode_end_kernel(const int2 *best, int n_best, int vocab, int *
     step->lens[first + b]++;
 }
 
-// ---- launches -------------------------------------------------------------------------------------------------------
-
-// Bytes of so many rows of terms in shared memory.
-size_t activation_bytes(int cols, int term_rows) { return (size_t)term_rows * ((cols + 63) / 64 * 128); }
-
-// A stage holds a tile of the model's dim, if that is not too long: most rows are.
-int largest_piece(const Config *c) {
-    int piece = (c->dim + 511) / 512 * 512;
-    return piece < MAX_PIECE ? piece : MAX_PIECE;
-}
-
 } // namespace
-
-struct FusedState {
-    int n_blocks, max_rows, terms;   // rows: of one pass over the weights
-    size_t shared_limit;
-    void *h;                         // 16-bit [MAX_TERM_ROWS][hidden_dim]
-    float *carry;                    // [MAX_TERM_ROWS][dim]
-    unsigned *done;                  // [n_layers + 1][MAX_PHASES], and as many counters of claimed tiles behind them
-    int2 *best;                      // [MAX_TERM_ROWS][n_blocks]
-};
-
-// What a segment of n rows keeps in shared memory: activations, partial sums, and a ring in the rest. Short rows come two
-// groups in a tile, where that leaves room for a ring. Activations of down that are too long come in sections. False: it
-// does not fit.
-static bool segment_layout(const Model *m, const FusedState *f, int n, Segment *s, bool *sections) {
-    const Config *c = &m->config;
-    int rows = n * f->terms, largest = largest_piece(c), widest = c->dim > c->q_dim ? c->dim : c->q_dim;
-    int n_sections = (c->hidden_dim + largest - 1) / largest;
-    for (int whole = 1; whole >= 0; whole--)
-        for (int groups = whole && largest * MAX_GROUPS <= MAX_PIECE ? MAX_GROUPS : 1; groups > 0; groups--) {
-            int hidden = whole || c->hidden_dim < largest ? c->hidden_dim : largest;
-            size_t act = activation_bytes(hidden > widest ? hidden : widest, rows);
-            s->tile = groups * GROUP;
-            s->part_floats = (whole ? n_sections : 1) * CONSUMERS * rows * s->tile;
-            s->parts_offset = (int)act;
-            s->turns_offset = s->parts_offset + PARTS * s->part_floats * (int)sizeof(float);
-            s->residuals_offset = s->turns_offset + n * c->head_dim * (int)sizeof(float);
-            s->ring_offset = (s->residuals_offset + RESIDUALS * n * s->tile * (int)sizeof(float) + 127) / 128 * 128;
-            s->stage_bytes = s->tile * 2 * largest;
-            int stages = ((int)f->shared_limit - s->ring_offset) / s->stage_bytes;
-            s->n_stages = stages < MAX_STAGES ? stages : MAX_STAGES;
-            s->window = (WINDOW_BYTES + s->stage_bytes - 1) / s->stage_bytes;
-            if (s->window > s->n_stages) s->window = s->n_stages;
-            s->window_ahead = (s->window + 1) / 2;
-            *sections = !whole;
-            if (s->n_stages >= (whole ? 4 : 2)) return whole || n_sections <= MAX_PHASES - 3;
-        }
-    return false;
-}
-
-static void add_phase(Segment *s, int n_blocks, int largest, PhaseKind kind, const void *weights, const void *up, const float *norm,
-                      int rows, int cols) {
-    Phase *f = &s->phase[s->n_phases++];
-    f->kind = kind;
-    f->rows = rows;
-    f->cols = f->stride = cols;
-    f->weights = (const char *)weights;
-    f->up = (const char *)up;
-    f->norm = norm;
-    f->n_pieces = (cols + largest - 1) / largest;
-    f->piece = cols < largest ? (cols + 511) / 512 * 512 : largest;
-    f->weight_pitch = 2 * (f->n_pieces > 1 ? f->piece : cols);
-    f->section = kind == PHASE_DOWN ? 1 : f->n_pieces;
-    f->pitch = (int)activation_bytes(cols, 1);
-    if (s->n_phases > 1) f->first_block = (f[-1].first_block + (f[-1].rows + s->tile - 1) / s->tile) % n_blocks;
-}
-
-// Makes the last phase, down, several, a section each.
-static void split_phase(Segment *s) {
-    Phase whole = s->phase[--s->n_phases];
-    for (int first = 0; first < whole.cols; first += whole.section * whole.piece) {
-        Phase *f = &s->phase[s->n_phases++];
-        *f = whole;
-        f->column = first;
-        f->cols = whole.cols - first < whole.section * whole.piece ? whole.cols - first : whole.section * whole.piece;
-        f->n_pieces = (f->cols + f->piece - 1) / f->piece;
-        f->weight_pitch = 2 * f->piece;
-        f->pitch = (int)activation_bytes(f->cols, 1);
-        f->carry_in = first > 0;
-        f->carry_out = first + f->cols < whole.cols;
-    }
-}
-
-// Of a step, in FusedState.done.
-static int n_counters(const Model *m) { return 2 * (m->config.n_layers + 1) * MAX_PHASES; }
-
-// A step of n rows from row `first` on, in segments as laid out.
-template <typename N> static bool step_of(Model *m, const Segment &layout, bool sections, int first, int n, Error *err) {
-    const Config *c = &m->config;
-    const Weights *w = &m->weights;
-    CudaState *s = (CudaState *)m->state;
-    FusedState *f = s->fused;
-    bool verbose = first_time(m, &s->said_decode);
-    int largest = largest_piece(c);
-    CUDA_TRY(launch_kernel(decode_begin_kernel<typename N::W>, n, 256, 0, false, s->stream, s->x,
-                           (const typename N::W *)w->tok_embeddings.data, (const int *)s->step->tokens + first, c->dim, s->phases,
-                           (const int *)s->step->lens + first, (const float *)s->rope_freq, c->head_dim / 2));
-    for (int i = 0; i <= c->n_layers; i++) {
-        const LayerWeights *l = &w->layers[i], *before = l - 1;
-        Segment g = layout;
-        if (i > 0) {
-            AttentionArgs a = attention_args(m, s, n, n, i - 1);
-            a.seq_lens_device = s->step->lens + first;
-            a.block_table = s->step->slots + first;
-            a.verbose = verbose && i == 1; // every layer is launched alike
-            if (attention_decode(&a, s->stream) != 0) return fail(err, "%s", attention_error());
-            add_phase(&g, f->n_blocks, largest, PHASE_OUT, before->wo.data, NULL, NULL, c->dim, c->q_dim);
-            add_phase(&g, f->n_blocks, largest, PHASE_GATE_UP, before->w1.data, before->w3.data, before->ffn_norm, 2 * c->hidden_dim, c->dim);
-            add_phase(&g, f->n_blocks, largest, PHASE_DOWN, before->w2.data, NULL, NULL, c->dim, c->hidden_dim);
-            if (sections) split_phase(&g);
-        }
-        if (i < c->n_layers) add_phase(&g, f->n_blocks, largest, PHASE_QKV, l->wq.data, NULL, l->attention_norm, c->q_dim + 2 * c->kv_dim, c->dim);
-        else add_phase(&g, f->n_blocks, largest, PHASE_HEAD, w->output.data, NULL, w->norm, c->vocab_size, c->dim);
-        g.n_rows = n;
-        g.n_heads = c->n_heads;
-        g.n_kv_heads = c->n_kv_heads;
-        g.head_dim = c->head_dim;
-        g.head_dim_inverse = 0xffffffffu / (unsigned)c->head_dim + 1;
-        g.dim = c->dim;
-        g.hidden_dim = c->hidden_dim;
-        g.q_dim = c->q_dim;
-        g.vocab_size = c->vocab_size;
-        g.eps = c->norm_eps;
-        g.x = s->x;
-        g.qkv = s->qkv_in;
-        g.att = s->att;
-        g.h = f->h;
-        g.carry = f->carry;
-        g.phases = s->phases;
-        g.logits = s->logits + (size_t)first * c->vocab_size;
-        g.best = f->best;
-        g.done = f->done + i * MAX_PHASES;
-        g.claimed = (int *)f->done + (c->n_layers + 1 + i) * MAX_PHASES;
-        size_t shared = g.ring_offset + (size_t)g.n_stages * g.stage_bytes;
-        if (verbose && i <= 1)
-            fprintf(stderr, "decode: decode_segment_kernel %d products, %d rows, tiles of %d, grid %d, block %d, shared %zu: a ring of %d x %d bytes, %d in flight\n",
-                    g.n_phases, n, g.tile, f->n_blocks, THREADS, shared, g.n_stages, g.stage_bytes, g.window);
-        CUDA_TRY(launch_kernel(decode_segment_kernel<N>, f->n_blocks, THREADS, shared, true, s->stream, g));
-    }
-    CUDA_TRY(launch_kernel(decode_end_kernel, 1, 32 * MAX_TERM_ROWS, 0, true, s->stream, (const int2 *)f->best, f->n_blocks, c->vocab_size,
-                           s->choice + first, s->choice_host + first, s->step, first, n, f->done, n_counters(m)));
-    return true;
-}
-
-// Calls body with the Numbers that the model's weights and precision ask for, and tiles of so many rows.
-template <typename W, int TERMS, class Body> static bool with_tile(int tile, Body body) {
-    return tile == GROUP ? body(Numbers<W, TERMS, 1>()) : body(Numbers<W, TERMS, MAX_GROUPS>());
-}
-template <class Body> static bool for_numbers(const Model *m, int tile, Body body) {
-    bool f32 = m->precision == PRECISION_F32;
-    if (m->weights.layers[0].wq.dtype == DTYPE_BF16) return f32 ? with_tile<bf16, 3>(tile, body) : with_tile<bf16, 1>(tile, body);
-    return f32 ? with_tile<f16, 3>(tile, body) : with_tile<f16, 1>(tile, body);
-}
-
-// A step of n rows: in passes of max_rows, each of which reads all weights once; more than one pass of bf16 is cublas's.
-static bool decode_step_fused(Model *m, int n, Error *err) {
-    CudaState *s = (CudaState *)m->state;
-    FusedState *f = s->fused;
-    if (n > f->max_rows && (f->terms == 1 || n > 8)) return decode_step_cublas(m, n, err);
-    for (int first = 0; first < n; first += f->max_rows) {
-        int rows = n - first < f->max_rows ? n - first : f->max_rows;
-        Segment g;
-        bool sections;
-        memset(&g, 0, sizeof g);
-        if (!segment_layout(m, f, rows, &g, &sections)) return fail(err, "%d rows do not fit in %zu bytes of shared memory", rows, f->shared_limit);
-        if (for_numbers(m, g.tile, [&](auto numbers) { return step_of<decltype(numbers)>(m, g, sections, first, rows, err); })) continue;
-        cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream); // what was launched is not followed by the step's end
-        return false;
-    }
-    return true;
-}
-
-// What the device gives, and how many rows of this model one pass takes: 0 if it has no room for one.
-static bool size_fused(const Model *m, FusedState *f, Error *err) {
-    int device = 0, limit = 0;
-    CUDA_TRY(cudaGetDevice(&device));
-    CUDA_TRY(cudaDeviceGetAttribute(&f->n_blocks, cudaDevAttrMultiProcessorCount, device));
-    CUDA_TRY(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    f->terms = m->precision == PRECISION_F32 ? 3 : 1;
-    f->shared_limit = (size_t)limit - 1024; // the kernel's own barriers
-    Segment g;
-    bool sections;
-    memset(&g, 0, sizeof g);
-    for (f->max_rows = MAX_TERM_ROWS / f->terms; f->max_rows > 0 && !segment_layout(m, f, f->max_rows, &g, &sections);) f->max_rows--;
-    return true;
-}
-
-static bool usable_fused(const Model *m, Error *err) {
-    if (!usable_cuda(m, err)) return false;
-    int device = 0, major = 0;
-    CUDA_TRY(cudaGetDevice(&device));
-    CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    if (major < 9) return fail(err, "engine fused needs compute capability 9.0, the GPU has %d", major);
-    if (m->weights.dtype == DTYPE_F32 && m->precision == PRECISION_F32)
-        return fail(err, "engine fused has no products of float32 weights, only of BF16 and F16");
-    if (m->config.dim > MAX_DIM) return fail(err, "engine fused takes a dim of %d at most, this model has %d", MAX_DIM, m->config.dim);
-    FusedState f;
-    memset(&f, 0, sizeof f);
-    if (!size_fused(m, &f, err)) return false;
-    return f.max_rows > 0 || fail(err, "engine fused: rows of %d and %d columns do not fit in %zu bytes of shared memory", m->config.dim,
-                                  m->config.hidden_dim, f.shared_limit);
-}
-
-static bool prepare_fused(Model *m, Error *err) {
-    CudaState *s = (CudaState *)m->state;
-    FusedState *f = s->fused;
-    if (!size_fused(m, f, err)) return false;
-    CUDA_TRY(cudaMalloc(&f->h, (size_t)MAX_TERM_ROWS * m->config.hidden_dim * 2));
-    CUDA_TRY(cudaMalloc((void **)&f->carry, (size_t)MAX_TERM_ROWS * m->config.dim * sizeof(float)));
-    CUDA_TRY(cudaMalloc((void **)&f->done, n_counters(m) * sizeof *f->done));
-    CUDA_TRY(cudaMalloc((void **)&f->best, (size_t)MAX_TERM_ROWS * f->n_blocks * sizeof(int2)));
-    CUDA_TRY(cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream)); // once; every step leaves them so
-    for (int groups = 1; groups <= MAX_GROUPS; groups++)
-        if (!for_numbers(m, groups * GROUP, [&](auto numbers) {
-                CUDA_TRY(cudaFuncSetAttribute((const void *)decode_segment_kernel<decltype(numbers)>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              (int)f->shared_limit));
-                return true;
-            }))
-            return false;
-    return true;
-}
-
-static void close_fused(Model *m) {
-    CudaState *s = (CudaState *)m->state;
-    FusedState *f = s ? s->fused : NULL;
-    close_cuda(m);
-    if (!f) return;
-    cudaFree(f->h);
-    cudaFree(f->carry);
-    cudaFree(f->done);
-    cudaFree(f->best);
-    free(f);
-}
-
-static bool open_fused(Model *m, Error *err) {
-    if (!open_cuda(m, true, err)) return false;
-    CudaState *s = (CudaState *)m->state;
-    if (!(s->fused = (FusedState *)calloc(1, sizeof *s->fused))) return fail(err, "out of memory: the engine's state");
-    s->decode_step = decode_step_fused;
-    return prepare_fused(m, err);
-}
-
-extern "C" const Engine engine_fused = {"fused", usable_fused, open_fused, close_fused, forward_cuda, read_logits_cuda, &machine_cuda};

@@ -108,10 +108,7 @@ template <int D> struct FmaTile {
     }
 
     static __device__ __forceinline__ float4 load4(uint32_t tile, int token, int j, int lane) {
-        float4 r;
-        asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(r.x), "=f"(r.y), "=f"(r.z), "=f"(r.w)
-                     : "r"(tile + tile_offset<float, D>(token, (lane & 7) + j * 8)) : "memory");
-        return r;
+        return load_shared_float4(tile + tile_offset<float, D>(token, (lane & 7) + j * 8));
     }
 
     __device__ __forceinline__ void store(float2 *ml, float *rows, int pitch, int n_rows, int lane) {
@@ -210,7 +207,7 @@ template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1
     extern __shared__ __align__(1024) char smem[];
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     int max_rows = min(p.group, Tile::HEADS);
-    uint32_t ring = smem_address(smem) + warp * F32_STAGES * 2 * TILE_BYTES;
+    uint32_t ring = shared_address(smem) + warp * F32_STAGES * 2 * TILE_BYTES;
     float *sum_o = (float *)(smem + WARPS * F32_STAGES * 2 * TILE_BYTES);    // [warp][row][PITCH]
     float2 *sum_ml = (float2 *)(sum_o + WARPS * max_rows * PITCH);              // [warp][row]
     uint32_t dst[f32_copies<Tile>()];
@@ -348,7 +345,7 @@ template <int D> __global__ void __launch_bounds__(256, 2) prefill_f32_kernel(co
     for (int i = threadIdx.x; i < F32_ROWS * CHUNKS; i += 256) {
         int row = i / CHUNKS, chunk = i % CHUNKS;
         bool valid = tile.row0 + row < tile.n_rows;
-        copy_async16(smem_address(q_tile + row * PITCH + chunk * 4), q + (valid ? tile.row0 + row : 0) * p.q_token_stride + chunk * 4, valid);
+        copy_async16(shared_address(q_tile + row * PITCH + chunk * 4), q + (valid ? tile.row0 + row : 0) * p.q_token_stride + chunk * 4, valid);
     }
 
     float o[4][D / 32][2] = {}, m[4], l[4];
@@ -359,8 +356,8 @@ template <int D> __global__ void __launch_bounds__(256, 2) prefill_f32_kernel(co
             int row = i / CHUNKS, chunk = i % CHUNKS;
             bool valid = base + row < end;
             size_t offset = cache_row(cache, b.first_seq + tile.seq, kv_head, valid ? base + row : 0) + chunk * 4;
-            copy_async16(smem_address(k_tile + row * PITCH + chunk * 4), cache.k + offset, valid);
-            copy_async16(smem_address(v_tile + row * D + chunk * 4), cache.v + offset, valid);
+            copy_async16(shared_address(k_tile + row * PITCH + chunk * 4), cache.k + offset, valid);
+            copy_async16(shared_address(v_tile + row * D + chunk * 4), cache.v + offset, valid);
         }
         copy_async_commit();
         copy_async_wait<0>();

@@ -1,0 +1,30 @@
+// The K/V cache as the kernels see it, and where rows are: of the cache in memory, of a tile in shared memory.
+#pragma once
+
+#include "../cuda/ptx.cuh"
+
+constexpr float LOG2E = 1.44269504088896340736f;
+
+template <typename T> struct Cache {
+    T *k, *v;            // [block][n_kv_heads][block_size][head_dim]
+    const int *table;    // [n_seq][table_width], or NULL: sequence i owns block i
+    int n_kv_heads, head_dim, block_size, table_width;
+};
+
+// Offset in elements of the K (and V) row of one position. Rows of 16 positions that start on a multiple of 16 lie one
+// after another, in a paged cache as well: block_size is a multiple of 16 there.
+template <typename T> __device__ __forceinline__ size_t cache_row(const Cache<T> &c, int seq, int kv_head, int pos) {
+    int block = seq;
+    if (c.table) {
+        block = load_l2(c.table + (size_t)seq * c.table_width + pos / c.block_size);
+        pos %= c.block_size;
+    }
+    return (((size_t)block * c.n_kv_heads + kv_head) * c.block_size + pos) * c.head_dim;
+}
+
+// Byte offset of the 16-byte chunk `chunk` of row `row` in a tile of rows of D elements in shared memory. 16-bit tiles
+// permute the chunks so that ldmatrix, which reads one chunk of eight rows, meets eight different bank groups.
+template <typename T, int D> __device__ __forceinline__ uint32_t tile_offset(int row, int chunk) {
+    if constexpr (sizeof(T) == 2) chunk ^= D == 96 ? (row >> 1) & 3 : row & 7;
+    return (uint32_t)(row * D * (int)sizeof(T) + chunk * 16);
+}

@@ -1,0 +1,314 @@
+// Decode: the kernel for 16-bit types.
+#pragma once
+
+// One step of a chunk: keys and values of STEP positions at `stage`, of which the first n_valid count, into `now`, whose m is
+// not yet scaled: only differences are, so that the largest weight is 1 however large the scores. q: query fragments;
+// weights and tops: where weights and largest scores cross over between the warps.
+template <typename T, int D, int NT, int TILES>
+__device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, const uint32_t (&q)[NT][D / 16][2], uint32_t stage, uint32_t weights,
+                                                  uint32_t tops, int n_valid, float scale_log2) {
+    constexpr int STEP = decode_step<D>(), SUBS = STEP / 64, HEADS = 8 * NT, ROW = D * 2, V = STEP * ROW;
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+    // Where this lane's rows for ldmatrix are: K rows of its warp's positions, V rows of a 16-position step of the product.
+    uint32_t k_lane = tile_offset<T, D>(warp * 16 * SUBS + (lane & 15), lane >> 4);
+    uint32_t v_lane = tile_offset<T, D>((lane >> 4) * 8 + (lane & 7), (lane >> 3) & 1);
+    auto chunk_pair = [](uint32_t base, int d) { return D == 96 ? (base ^ (d & 1) << 5) + (d >> 1) * 64 : base ^ d << 5; };    // 32 d bytes on, permuted
+    constexpr uint32_t ONE2 = std::is_same<T, bf16>::value ? 0x3f803f80u : 0x3c003c00u;
+    const uint32_t ones[4] = {ONE2, ONE2, ONE2, ONE2};
+
+    // Scores of this warp's positions.
+    float s[SUBS][NT][4];
+    #pragma unroll
+    for (int u = 0; u < SUBS; u++) {
+        #pragma unroll
+        for (int n = 0; n < NT; n++) s[u][n][0] = s[u][n][1] = s[u][n][2] = s[u][n][3] = 0.0f;
+        float odd[NT][4] = {};    // the sum of every second product: two chains, for their latency
+        #pragma unroll
+        for (int d = 0; d < D / 16; d++) {
+            uint32_t a[4];
+            load_matrix4(a, chunk_pair(stage + k_lane + u * 16 * ROW, d));
+            #pragma unroll
+            for (int n = 0; n < NT; n++) mma_16x8x16<T>(d % 2 ? odd[n] : s[u][n], a, q[n][d][0], q[n][d][1]);
+        }
+        #pragma unroll
+        for (int n = 0; n < NT; n++)
+            #pragma unroll
+            for (int i = 0; i < 4; i++) s[u][n][i] += odd[n][i];
+    }
+    n_valid -= warp * 16 * SUBS;    // of this warp's positions
+    float top[NT][2];
+    #pragma unroll
+    for (int n = 0; n < NT; n++) {
+        top[n][0] = top[n][1] = -INFINITY;
+        #pragma unroll
+        for (int u = 0; u < SUBS; u++)
+            #pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float &x = s[u][n][i];
+                if (n_valid < 16 * SUBS && u * 16 + g + 8 * (i >> 1) >= n_valid) x = -INFINITY;
+                top[n][i & 1] = fmaxf(top[n][i & 1], x);
+            }
+        #pragma unroll
+        for (int h = 0; h < 2; h++)
+            #pragma unroll
+            for (int x = 4; x < 32; x *= 2) top[n][h] = fmaxf(top[n][h], __shfl_xor_sync(~0u, top[n][h], x));
+        if (g == 0) store_shared(tops + (warp * HEADS + n * 8 + 2 * t) * 4, make_float2(top[n][0], top[n][1]));
+    }
+    __syncthreads();    // all warps' largest scores are there
+
+    // Weights, relative to the largest score so far.
+    #pragma unroll
+    for (int n = 0; n < NT; n++) {
+        #pragma unroll
+        for (int w = 0; w < 4; w++) {
+            float2 x = load_shared_float2(tops + (w * HEADS + n * 8 + 2 * t) * 4);
+            top[n][0] = fmaxf(top[n][0], x.x);
+            top[n][1] = fmaxf(top[n][1], x.y);
+        }
+        float alpha[2];
+        #pragma unroll
+        for (int h = 0; h < 2; h++) {
+            top[n][h] = fmaxf(top[n][h], now.m[n][h]);    // finite: a step has at least one position
+            alpha[h] = exp2_fast((now.m[n][h] - top[n][h]) * scale_log2);
+            now.m[n][h] = top[n][h];
+            now.l[n][h] *= alpha[h];
+        }
+        #pragma unroll
+        for (int i = 0; i < TILES; i++)
+            #pragma unroll
+            for (int j = 0; j < 4; j++) now.o[n][i][j] *= alpha[j & 1];
+        #pragma unroll
+        for (int u = 0; u < SUBS; u++)
+            #pragma unroll
+            for (int i = 0; i < 2; i++) {
+                float x = exp2_fast((s[u][n][2 * i] - top[n][0]) * scale_log2), y = exp2_fast((s[u][n][2 * i + 1] - top[n][1]) * scale_log2);
+                uint32_t hi = pack2<T>(x, y), row = (n * STEP + (warp * SUBS + u) * 16 + i * 8 + g) * 16 + t * 4;
+                store_shared(weights + row, hi);
+                store_shared(weights + NT * STEP * 16 + row, pack2_rest<T>(x, y, hi));
+            }
+    }
+    __syncthreads();    // all weights are there
+
+    // Output dims of this warp; their sum comes from the same product, with ones in place of V.
+    float sums[NT][4] = {};
+    float low[NT][TILES][4] = {}, low_sums[NT][4] = {};    // of the lower terms: again two chains
+    #pragma unroll
+    for (int k = 0; k < STEP / 16; k++) {
+        uint32_t w[NT][4];    // hi of positions 0-7 and 8-15, lo of both
+        #pragma unroll
+        for (int n = 0; n < NT; n++) {
+            load_matrix4_transposed(w[n], weights + ((lane >> 4) * NT * STEP + n * STEP + k * 16 + (lane & 15)) * 16);
+            mma_16x8x16<T>(low_sums[n], ones, w[n][2], w[n][3]);
+            mma_16x8x16<T>(sums[n], ones, w[n][0], w[n][1]);
+        }
+        #pragma unroll
+        for (int i = 0; i < TILES; i++) {
+            if (D / 16 % 4 && i * 4 + warp >= D / 16) break;
+            uint32_t a[4], at = stage + V + v_lane + k * 16 * ROW;
+            load_matrix4_transposed(a, D == 96 ? (at ^ (warp & 1) << 5) + (i * 4 + warp >> 1) * 64 : at ^ (i * 4 + warp) << 5);
+            #pragma unroll
+            for (int n = 0; n < NT; n++) {
+                mma_16x8x16<T>(low[n][i], a, w[n][2], w[n][3]);
+                mma_16x8x16<T>(now.o[n][i], a, w[n][0], w[n][1]);
+            }
+        }
+    }
+    #pragma unroll
+    for (int n = 0; n < NT; n++) {
+        sums[n][0] += low_sums[n][0];
+        sums[n][1] += low_sums[n][1];
+        #pragma unroll
+        for (int i = 0; i < TILES; i++)
+            #pragma unroll
+            for (int j = 0; j < 4; j++) now.o[n][i][j] += low[n][i][j];
+        now.l[n][0] += sums[n][0];
+        now.l[n][1] += sums[n][1];
+    }
+}
+
+// Computes: attention of one new token per sequence to its cache, in chunks of fixed length; appends K and V if asked.
+// Reads:    q [seq][head][D], k_new and v_new [seq][kv head][D], the cache, all T; seq_lens [seq] int32.
+// Writes:   out [seq][head][D] T (NaN for a sequence that would overflow its cache); with append, row seq_lens[seq] of K
+//           and V; for groups that several blocks share, part_ml and part_o [seq][head][chunk], float32, and arrived.
+// Grid:     as many blocks of 128 threads as fit on the GPU, each with an even share of the work; a warp owns a quarter
+//           of a step's positions in the scores and every fourth 16 dims of the output.
+// Requires: head_dim = D, group <= 8 NT * head_blocks, 16-byte rows, scale > 0, arrived = 0; shared memory of decode_smem_bytes,
+//           and in clusters decode_sent_bytes.
+// Two blocks per SM, which the launcher sees to. Were there room for a third, blocks of the next call would wait in it, then
+// three of them be on one SM and one on another: B = 64 at 2048 took a third longer. Nor did room for a whole second call help:
+// one block on an SM cannot keep up, and blocks of half the step need more time for their steps than they save at the ends.
+template <typename T, int D, int NT, int STAGES>
+__global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_constant__ DecodeParams p) {
+    constexpr int STEP = decode_step<D>(), HEADS = 8 * NT, TILES = (D / 16 + 3) / 4, V = STEP * D * 2, CHUNKS = D / 8, STAGE = decode_stage_bytes<D>();
+    constexpr int Q_PITCH = decode_q_pitch<D>();
+    typedef DecodeState<NT, TILES> State;
+    extern __shared__ __align__(1024) char smem[];
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+    uint32_t ring = shared_address(smem), weights = ring + STAGES * STAGE, tops = weights + 2 * NT * STEP * 16, queries = tops + 4 * HEADS * 4;
+    char *sent = smem + decode_smem_bytes<D, NT>(STAGES);    // barrier, and results
+
+    if (!p.settled) {
+        wait_for_previous_kernel();
+        let_next_kernel_start();
+    }
+    DecodeCursor item;
+    // Where this thread's 16 bytes of the group's queries are: of head threadIdx.x / CHUNKS, and of every QUERY_STEP-th from there.
+    constexpr int QUERY_STEP = DECODE_THREADS / CHUNKS;
+    const bool loads_q = threadIdx.x < QUERY_STEP * CHUNKS;
+    auto own_query = [&](const DecodeCursor &at) {
+        int head = at.kv_head * p.group + at.head_block * HEADS + threadIdx.x / CHUNKS;
+        return (const T *)p.q + at.seq * p.q_token_stride + head * p.q_head_stride + threadIdx.x % CHUNKS * 8;
+    };
+    item.start(p, lane, [&](const DecodeCursor &usual) {    // to L2 with them, ahead of all the keys and values
+        if (p.head_blocks == 1 && loads_q && threadIdx.x / CHUNKS < p.group && usual.seq < p.n_seq) prefetch_l2(own_query(usual));
+    });
+    DecodeCopies<T, D> ahead;
+    ahead.start(p, item);
+    DecodeNew mine;          // of the new tokens that are left out before the wait: the one of step threadIdx.x / CHUNKS
+    bool new_is_late = false;    // does any of these steps but the last have one?
+    #pragma unroll 1
+    for (int i = 0; i < STAGES; i++) {
+        if (!ahead.done()) {
+            DecodeNew left_out(p, ahead.item, ahead.pos, STEP);
+            if (threadIdx.x / CHUNKS == i) mine = left_out;
+            if (i + 1 < STAGES) new_is_late |= left_out.row >= 0;
+            ahead.copy(p, ring + i * STAGE, false);
+        }
+        if (i + 1 < STAGES) copy_async_commit();
+    }
+    const bool sends = item.within && (int)blockIdx.x != item.owner;
+    uint32_t send_to = 0;
+    if (item.within) {
+        send_to = address_in_first_block(shared_address(sent));
+        if (!sends && threadIdx.x == 0) {
+            int eights = (item.n_chunks + 7) / 8 - item.n_chunks / 2 / 8;    // of the second block
+            mbarrier_init(shared_address(sent), 1);
+            fence_mbarrier_init();
+            mbarrier_arrive_expect_tx(shared_address(sent), eights * DECODE_THREADS * State::PIECES * 16);
+        }
+        cluster_arrive();    // the first block's barrier is there
+    }
+    const T *query = own_query(item);
+    if (item.left > 0 && !item.within) {    // to L2 what is small and needed at the end: the counter and the place of the first results
+        int head0 = item.kv_head * p.group + item.head_block * HEADS, rows = min(HEADS, p.group - item.head_block * HEADS), i = threadIdx.x;
+        if (i < rows) prefetch_l2(p.part_ml + ((size_t)item.seq * p.n_heads + head0 + i) * p.max_chunks + item.chunk);
+        if (i == rows) prefetch_l2(p.arrived + item.owner);
+    }
+    wait_for_previous_kernel();    // from here on q, k_new and v_new are there, and all may be written
+    let_next_kernel_start();
+    if (item.within) cluster_wait();
+    if (mine.row >= 0) {
+        uint32_t tile = ring + threadIdx.x / CHUNKS * STAGE;
+        mine.load<T, D>(p, tile, tile + V, threadIdx.x % CHUNKS);
+    }
+    copy_async_commit();
+
+    int n_shared = 0;        // groups that it shares with others
+    bool first = true;       // step of all
+    uint32_t stage = ring, before = ring;    // of this step and of the one before
+    int early = STAGES - 1;  // steps to come of those but the last that were copied before the wait
+    uint32_t q[NT][D / 16][2];
+    State now;
+    DecodeFold<State> fold;
+
+    while (item.left > 0) {    // groups
+        int head0 = item.kv_head * p.group + item.head_block * HEADS, rows = min(HEADS, p.group - item.head_block * HEADS);
+        // Queries to shared memory; zeros where there are none.
+        for (int head = threadIdx.x / CHUNKS; loads_q && head < HEADS; head += QUERY_STEP, query += QUERY_STEP * p.q_head_stride)
+            store_shared16(queries + head * Q_PITCH + threadIdx.x % CHUNKS * 16, head < rows ? __ldcg((const uint4 *)query) : make_uint4(0, 0, 0, 0));
+        const int n = item.count();
+        const bool whole = n == item.n_chunks || item.within;    // does this block, or its cluster, do all chunks of the group?
+        bool eight = false;                                      // or at least this block all of the present eight?
+        const int append_from = p.append && item.head_block == 0 ? item.total - STEP : INT_MAX;    // the step that has the new token
+        if (!whole) decode_share(p, item, HEADS, n_shared++);
+        __syncthreads();
+        #pragma unroll
+        for (int c = 0; c < NT; c++)
+            #pragma unroll
+            for (int d = 0; d < D / 16; d += 2)
+                load_matrix4(q[c][d], q[c][d + 1], queries + (c * 8 + (lane & 7)) * Q_PITCH + (2 * d + (lane >> 3)) * 16);
+        size_t first_head = (size_t)item.seq * p.n_heads + head0;
+        auto each = [&](auto body) {    // body(column block, which of its two heads, head) for what this thread owns
+            #pragma unroll
+            for (int c = 0; c < NT; c++)
+                #pragma unroll
+                for (int h = 0; h < 2; h++)
+                    if (c * 8 + 2 * t + h < rows) body(c, h, c * 8 + 2 * t + h);
+        };
+        #pragma unroll 1
+        for (int chunk = item.chunk; chunk < item.chunk + n; chunk++) {
+            #pragma unroll
+            for (int c = 0; c < NT; c++) {
+                now.m[c][0] = now.m[c][1] = -INFINITY;
+                now.l[c][0] = now.l[c][1] = 0.0f;
+                #pragma unroll
+                for (int i = 0; i < TILES; i++) now.o[c][i][0] = now.o[c][i][1] = now.o[c][i][2] = now.o[c][i][3] = 0.0f;
+            }
+            const int end = min(item.total, (chunk + 1) << item.log2);
+            #pragma unroll 1
+            for (int pos = chunk << item.log2; pos < end; pos += STEP) {
+                if (__builtin_expect(early-- > 0, 0)) {
+                    if (new_is_late) copy_async_wait<0>();    // new tokens came with the last of them
+                    else if (first) copy_async_wait<STAGES - 1>();
+                    else copy_async_wait<STAGES - 2>();
+                } else copy_async_wait<STAGES - 2>();
+                __syncthreads();    // everyone's copies of this step have landed; everyone is done with the step before
+                const bool copies = !first & !ahead.done(), appends = pos >= append_from;
+                if (copies | appends) {
+                    if (copies) ahead.copy(p, before, true);
+                    if (appends && threadIdx.x < 2 * CHUNKS)
+                        decode_append<T, D>(p, item, threadIdx.x < CHUNKS ? stage : stage + V, item.total - 1 - pos, threadIdx.x >= CHUNKS, threadIdx.x % CHUNKS);
+                }
+                if (!first) copy_async_commit();    // if of nothing, as they are counted
+                first = false;
+
+                decode_accumulate<T, D>(now, q, stage, weights, tops, end - pos, p.scale_log2);
+                before = stage;
+                stage = stage == ring + (STAGES - 1) * STAGE ? ring : stage + STAGE;
+            }
+
+            // The chunk is done: fold it, or leave it for the fold.
+            #pragma unroll
+            for (int c = 0; c < NT; c++) now.m[c][0] *= p.scale_log2, now.m[c][1] *= p.scale_log2;
+            const int in_eight = (unsigned)chunk % 8;
+            if (__builtin_expect(whole, 1)) {
+                if (!fold.add_to_eight(now, chunk, item.n_chunks)) continue;
+                if (sends) fold.eight.send(send_to + 16 + ((unsigned)(chunk - item.chunk) / 8 * State::PIECES * DECODE_THREADS + threadIdx.x) * 16, send_to);
+                else fold.add_eight(chunk);
+                continue;
+            }
+            // Eight chunks that lie in this block are left as one.
+            if (chunk == item.chunk || in_eight == 0) eight = in_eight == 0 && min(chunk + 8, item.n_chunks) <= item.chunk + n;
+            if (eight && in_eight > 0) fold.eight.add(now);
+            else fold.eight = now;
+            if (eight && in_eight < 7 && chunk + 1 < item.n_chunks) continue;
+            int slot = eight ? chunk - in_eight : chunk;
+            each([&](int c, int h, int head) {
+                size_t part = (first_head + head) * p.max_chunks + slot;
+                decode_store_row<float, D>(p.part_o + part * D, fold.eight.o[c], h, warp, g, [](float x) { return x; });
+                if (warp + g == 0) {
+                    p.part_ml[part] = make_float2(fold.eight.m[c][h], fold.eight.l[c][h]);
+                    if (slot < chunk) p.part_ml[part + 1] = make_float2(0.0f, DECODE_IN_EIGHT);
+                }
+            });
+        }
+        if (item.within) {    // it is the block's only group
+            if (sends) break;
+            mbarrier_wait_cluster(shared_address(sent));
+            for (int i = 0; i < (item.n_chunks - n + 7) / 8; i++) {    // its eights
+                now.receive((const float4 *)(sent + 16) + i * State::PIECES * DECODE_THREADS + threadIdx.x);
+                fold.all.add(now);
+            }
+        }
+        if (whole)
+            each([&](int c, int h, int head) {
+                float inverse = __frcp_rn(fold.all.l[c][h]);
+                decode_store_row<T, D>((T *)p.out + item.seq * p.out_token_stride + (head0 + head) * p.out_head_stride, fold.all.o[c], h, warp, g,
+                                       [=](float x) { return from_fold<T>(x, inverse); });
+            });
+        item.next(p, n);
+        if (item.left > 0) query = own_query(item);
+    }
+    if (n_shared) decode_arrive<T, D>(p, n_shared);
+    if (item.refused) decode_refuse<T, D>(p);
+}
