@@ -60,8 +60,8 @@ OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 # ---- sources --------------------------------------------------------------------------------------------------------
 
 LIBRARY := cli/converse.c cli/flags.c cli/input.c cli/interrupt.c cli/line.c cli/output.c cli/version.c \
-           model/batch.c model/bench.c model/checkpoint.c model/compare.c model/error.c model/forward_cpu.c model/generate.c model/json.c model/kv_cache.c model/machine_cpu.c model/model.c model/perplexity.c \
-           model/safetensors.c model/sampler.c model/synthetic.c tokenizer/bpe.c tokenizer/chat.c tokenizer/split.c tokenizer/tokenizer.c
+           model/batch.c model/bench.c model/checkpoint.c model/compare.c model/forward_cpu.c model/generate.c model/json.c model/kv_cache.c model/machine_cpu.c model/model.c model/perplexity.c \
+           model/safetensors.c model/sampler.c model/synthetic.c tokenizer/bpe.c tokenizer/bytes.c tokenizer/chat.c tokenizer/encode.c tokenizer/error.c tokenizer/split.c tokenizer/tokenizer.c
 LIBRARY += $(if $(X86),model/ops_x86.c,model/ops_other.c)
 LIBRARY += $(if $(filter none,$(LINE)),cli/line_plain.c,cli/line_readline.c)
 OPS     := portable $(if $(X86),avx2)

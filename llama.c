@@ -18,6 +18,7 @@
 #include "model/model.h"
 #include "model/perplexity.h"
 #include "model/synthetic.h"
+#include "tokenizer/encode.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 

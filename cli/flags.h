@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
-#include "../model/error.h"
+#include "../tokenizer/error.h"
 #include "../model/sampler.h"
 
 enum { MAX_STOPS = 16, MAX_LOGPROBS = 64, DEFAULT_CONTEXT = 4096, DEFAULT_BATCH = 8, DEFAULT_NEW = 256 };

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "../model/json.h"
+#include "../tokenizer/encode.h"
 #include "interrupt.h"
 
 static bool read_stream(Bytes *b, FILE *in, const char *name, Error *err) {

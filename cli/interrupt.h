@@ -4,7 +4,7 @@
 
 #include <signal.h>
 
-#include "../model/error.h"
+#include "../tokenizer/error.h"
 
 extern volatile sig_atomic_t interrupted; // the signal; 0: none came
 

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../tokenizer/encode.h"
 #include "json.h"
 #include "sampler.h"
 

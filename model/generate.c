@@ -13,19 +13,6 @@ double clock_seconds(void) {
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-bool bytes_append(Bytes *b, const void *data, size_t n, Error *err) {
-    if (n > b->capacity - b->n) {
-        size_t capacity = 2 * b->capacity + n + 256;
-        char *more = realloc(b->data, capacity);
-        if (!more) return fail(err, "out of memory: %zu bytes of text", capacity);
-        b->data = more;
-        b->capacity = capacity;
-    }
-    if (n) memcpy(b->data + b->n, data, n);
-    b->n += n;
-    return true;
-}
-
 // ---- text -----------------------------------------------------------------------------------------------------------
 
 const uint8_t *printed_bytes(const Model *m, bool special, int id, size_t *n) {

@@ -7,14 +7,6 @@
 #include "model.h"
 #include "sampler.h"
 
-// Bytes that grow as they are appended to.
-typedef struct {
-    char *data;
-    size_t n, capacity;
-} Bytes;
-
-bool bytes_append(Bytes *b, const void *data, size_t n, Error *err);
-
 typedef struct {
     int n;        // new tokens at most
     int logprobs; // K: keep log-probabilities of each token and of the K most likely; 0: none

@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 #include "batch.h"
-#include "error.h"
+#include "../tokenizer/error.h"
 
 typedef struct {
     int n_slots;    // sequences at most

@@ -7,7 +7,7 @@
 
 #include "../tokenizer/chat.h"
 #include "batch.h"
-#include "error.h"
+#include "../tokenizer/error.h"
 #include "kv_cache.h"
 #include "safetensors.h"
 

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "error.h"
+#include "../tokenizer/error.h"
 
 typedef struct {
     float temperature; // 0: greedy, and nothing below matters

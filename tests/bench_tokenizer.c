@@ -1,6 +1,7 @@
 // What scripts/bench_tokenizer.py times: loads MODEL's vocabulary, encodes FILE as ordinary text several times in one
 // thread, and prints the figures on standard error and the ids, four bytes each, on standard output.
 #include "../model/generate.h"
+#include "../tokenizer/encode.h"
 #include "vocabulary.h"
 
 enum { REPEATS = 3 };

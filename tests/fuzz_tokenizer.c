@@ -1,7 +1,10 @@
 // For libFuzzer (make fuzz FUZZ=tokenizer): any bytes through splitting, encoding, decoding, the stream's UTF-8 and the
 // chat frame, each held against what it promises. --vocabulary=FILE takes another model.bin than the story model.
 #include "../model/model.h"
+#include "../tokenizer/bpe.h"
 #include "../tokenizer/chat.h"
+#include "../tokenizer/encode.h"
+#include "../tokenizer/split.h"
 #include "../tokenizer/utf8.h"
 #include "vocabulary.h"
 

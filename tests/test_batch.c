@@ -1,5 +1,6 @@
 // Batches: the parts they are cut into, and that many sequences together give what each gives alone.
 #include "../model/generate.h"
+#include "../tokenizer/encode.h"
 #include "check.h"
 
 enum { MODEL_SEQS = 5, TOKENS = 24 };

@@ -1,5 +1,8 @@
 // The tokenizer against golden ids, against a naive BPE written here, and rule by rule. What needs LLaMA 3's vocabulary
 // is skipped where ../shared/tokenizer is not there.
+#include "../tokenizer/bpe.h"
+#include "../tokenizer/encode.h"
+#include "../tokenizer/split.h"
 #include "../tokenizer/tokenizer.h"
 
 #include "../model/model.h"

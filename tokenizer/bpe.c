@@ -1,10 +1,12 @@
 // Byte-pair encoding of one piece, tiktoken's way: of all adjacent pairs whose joined bytes are a token, merge the one
 // of lowest rank, leftmost first, until there is none. A short piece is searched for that pair after every merge, a
 // long one keeps its pairs in a heap. Pieces that come again are found in a cache.
+#include "bpe.h"
+
 #include <stdlib.h>
 #include <string.h>
 
-#include "tokenizer.h"
+#include "split.h"
 
 enum { SHORT_PIECE = 64 }; // up to here a search along the piece beats a heap
 
