@@ -48,7 +48,7 @@ CUDA_CFLAGS := $(if $(NVCC),-DLLAMA_CUDA)
 # ---- flags ----------------------------------------------------------------------------------------------------------
 
 WARNINGS := -Wall -Wextra -Werror
-# No contraction: a product and a sum are fused where ops_cpu.c is compiled and nowhere else, so that RoPE's frequencies,
+# No contraction: a product and a sum are fused where model/cpu/ops.c is compiled and nowhere else, so that RoPE's frequencies,
 # say, are the same on every machine.
 ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) $(OPENMP) -MMD -MP $(CUDA_CFLAGS) $(CFLAGS)
 ALL_LDFLAGS := $(OPENMP) $(LDFLAGS) $(CUDA_LDFLAGS) $(if $(filter-out none,$(LINE)),-l$(LINE)) -lm
@@ -59,17 +59,15 @@ OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 
 # ---- sources --------------------------------------------------------------------------------------------------------
 
-LIBRARY := cli/converse.c cli/flags.c cli/input.c cli/interrupt.c cli/line.c cli/output.c cli/version.c \
-           model/batch.c model/bench.c model/checkpoint.c model/compare.c model/forward_cpu.c model/generate.c model/json.c model/kv_cache.c model/machine_cpu.c model/model.c model/perplexity.c \
-           model/safetensors.c model/sampler.c model/synthetic.c tokenizer/bpe.c tokenizer/bytes.c tokenizer/chat.c tokenizer/encode.c tokenizer/error.c tokenizer/split.c tokenizer/tokenizer.c
-LIBRARY += $(if $(X86),model/ops_x86.c,model/ops_other.c)
+LIBRARY := $(filter-out cli/manual.c cli/line_%.c model/cpu/ops%.c,$(wildcard cli/*.c model/*.c model/*/*.c tokenizer/*.c))
+LIBRARY += $(if $(X86),model/cpu/ops_x86.c,model/cpu/ops_other.c)
 LIBRARY += $(if $(filter none,$(LINE)),cli/line_plain.c,cli/line_readline.c)
 OPS     := portable $(if $(X86),avx2)
 
 # The GPU engine, where there is nvcc.
-CUDA_LIBRARY := $(if $(NVCC),model/forward_cuda.cu model/cuda/fused.cu model/machine_cuda.cu attention.cu)
+CUDA_LIBRARY := $(if $(NVCC),$(wildcard model/*/*.cu) attention.cu)
 
-LIBRARY_OBJECTS := $(CUDA_LIBRARY:%.cu=$(BUILD)/%.o) $(LIBRARY:%.c=$(BUILD)/%.o) $(OPS:%=$(BUILD)/model/ops_%.o)
+LIBRARY_OBJECTS := $(CUDA_LIBRARY:%.cu=$(BUILD)/%.o) $(LIBRARY:%.c=$(BUILD)/%.o) $(OPS:%=$(BUILD)/model/cpu/ops_%.o)
 TESTS           := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 GPU_TESTS       := $(if $(NVCC),$(patsubst tests/%.cu,$(BUILD)/tests/%,$(wildcard tests/test_*.cu)))
 
@@ -117,11 +115,11 @@ $(BUILD)/%.o: %.c $(BUILD)/flags
 	$(CC) $(ALL_CFLAGS) -c $< -o $@
 
 # One source, compiled once for each instruction set.
-$(BUILD)/model/ops_portable.o: model/ops_cpu.c $(BUILD)/flags
+$(BUILD)/model/cpu/ops_portable.o: model/cpu/ops.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(OPS_CFLAGS) -DOPS_TABLE=ops_portable -DOPS_NAME='"portable"' -c $< -o $@
 
-$(BUILD)/model/ops_avx2.o: model/ops_cpu.c $(BUILD)/flags
+$(BUILD)/model/cpu/ops_avx2.o: model/cpu/ops.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(OPS_CFLAGS) -mavx2 -mfma -DOPS_TABLE=ops_avx2 -DOPS_NAME='"AVX2"' -c $< -o $@
 
@@ -214,7 +212,7 @@ check-tokenizer: $(PROGRAM) $(LLAMA3_VOCAB) $(VENV)/installed
 asan:
 	SANITIZERS=1 SIGNALS=60 $(MAKE) BUILD=build/asan PROGRAM=build/asan/llama CUDA=0 CFLAGS="$(CFLAGS) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="$(LDFLAGS) -fsanitize=address,undefined" test
 
-LINTED      := llama.c $(sort $(LIBRARY)) model/ops_cpu.c
+LINTED      := llama.c $(sort $(LIBRARY)) model/cpu/ops.c
 LINT_DEFINE := -DCOMMIT='""' -DCUDA_IS='""' -DOPS_TABLE=ops_portable -DOPS_NAME='""' $(LINE_CFLAGS)
 
 lint:

@@ -2,7 +2,7 @@
 #ifndef CONVERSE_H
 #define CONVERSE_H
 
-#include "../model/generate.h"
+#include "../model/generate/generate.h"
 #include "../tokenizer/chat.h"
 #include "flags.h"
 

@@ -7,7 +7,7 @@
 #include <stdio.h>
 
 #include "../tokenizer/error.h"
-#include "../model/sampler.h"
+#include "../model/generate/sampler.h"
 
 enum { MAX_STOPS = 16, MAX_LOGPROBS = 64, DEFAULT_CONTEXT = 4096, DEFAULT_BATCH = 8, DEFAULT_NEW = 256 };
 

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../model/json.h"
+#include "../model/file/json.h"
 #include "../tokenizer/encode.h"
 #include "interrupt.h"
 

@@ -2,7 +2,7 @@
 #ifndef LINE_H
 #define LINE_H
 
-#include "../model/generate.h"
+#include "../model/generate/generate.h"
 
 typedef enum { LINE_READ, LINE_END, LINE_INTERRUPTED, LINE_FAILED } LineResult;
 

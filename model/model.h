@@ -9,7 +9,7 @@
 #include "batch.h"
 #include "../tokenizer/error.h"
 #include "kv_cache.h"
-#include "safetensors.h"
+#include "file/safetensors.h"
 
 enum { MAX_EOS = 16, MAX_HEAD_DIM = 256 };
 
@@ -57,7 +57,6 @@ typedef struct {
 } Weights;
 
 typedef struct Model Model;
-typedef struct Machine Machine; // bench.h
 
 // What computes the function. One table each; model.c chooses.
 typedef struct {
@@ -73,7 +72,6 @@ typedef struct {
     bool (*forward)(Model *model, const Batch *part, int first_logit, Error *err);
     // Brings the logits of the last batch's rows with logits to model->logits.
     bool (*read_logits)(Model *model, Error *err);
-    const Machine *machine; // where it computes, for the benchmark
 } Engine;
 
 struct Model {
@@ -91,7 +89,7 @@ struct Model {
     void *state;           // the engine's own buffers
     SafeTensors file;      // open until the engine has its weights; n_tensors is 0 for a synthetic model
     uint64_t seed;         // of a synthetic model's weights
-    char note[64];         // how the engine computes, for people
+    char note[64];         // how the engine computes, human-readable
     bool verbose;          // GPU engines: launch parameters on standard error, of the first prompt and the first step
     uint64_t buffer_bytes; // of the engine's activations and logits
     // "loading" counts bytes, "prefilling" tokens. NULL: nobody watches.
@@ -99,9 +97,6 @@ struct Model {
     const volatile sig_atomic_t *interrupted; // non-zero: stop loading and computing. NULL: never
 };
 
-// Opens a model.bin: configuration, tokenizer and the place of every tensor. vocab_only: a file without weights is
-// welcome.
-bool model_open(Model *model, const char *path, bool vocab_only, Error *err);
 // Chooses an engine for that precision (NULL: the fastest here), unless one is chosen already.
 bool model_choose(Model *model, const char *engine, Precision precision, Error *err);
 // The same, and gives it a cache of n_slots sequences of max_len positions.
@@ -124,6 +119,8 @@ static inline bool model_interrupted(const Model *model) {
 }
 // q_dim, kv_dim and group from the other dimensions.
 void config_derive(Config *c);
+// freq [head_dim/2], radians per position: rope.c.
+void rope_frequencies(const Config *c, float *freq);
 bool model_has_engine(const char *name);
 // A list of the engines in this build, for messages.
 const char *model_engines(void);
@@ -140,6 +137,9 @@ typedef struct {
     int n;
 } Weight;
 uint64_t weight_bytes(const Weight *w);
+// Bytes of the matrices that one step of so many sequences reads at least: all weights once, but of the embedding table
+// one row for each sequence, unless it is the output matrix too. (Norms, 0.01 % of a model, are not counted.)
+uint64_t weights_read(const Model *model, int batch);
 
 // The way through all tensors, in file order. (checkpoint.c checks shapes with it, engines bind addresses with it, so
 // that no list of tensors is written twice.)

@@ -52,7 +52,7 @@ static bool set_dtype(void *context, const Weight *w, Error *err) {
     return true;
 }
 
-bool model_open_synthetic(Model *m, const char *shape, uint64_t seed, Error *err) {
+bool synthetic_open(Model *m, const char *shape, uint64_t seed, Error *err) {
     *m = (Model){.file.fd = -1, .seed = seed};
     for (int i = 0; i < N_SHAPES; i++) {
         if (strcmp(shape, shapes[i].name) != 0) continue;

@@ -1,8 +1,10 @@
 // The GPU's engines from the inside: memory over many steps, prompts in parts, a broken weight, logits against engine
 // cpu.
 extern "C" {
-#include "../model/bench.h"
-#include "../model/generate.h"
+#include "../model/file/checkpoint.h"
+#include "../model/logits.h"
+#include "../model/measure/bench.h"
+#include "../model/generate/generate.h"
 #include "../model/synthetic.h"
 }
 #include <cuda_runtime.h>
@@ -21,7 +23,7 @@ static void end(const char *what) {
 // shape: a synthetic model of two layers; NULL: stories.bin.
 static bool start_shape(Model *m, const char *shape, const char *name, Precision precision, int slots, int max_len) {
     Error err = {""};
-    bool ok = shape ? model_open_synthetic(m, shape, 1, &err) : model_open(m, "model/stories.bin", false, &err);
+    bool ok = shape ? synthetic_open(m, shape, 1, &err) : checkpoint_open(m, "model/stories.bin", false, &err);
     if (shape) m->config.n_layers = 2;
     if (ok && model_start(m, name, precision, slots, max_len, &err)) return true;
     test_fail("%s", err.text);
@@ -210,7 +212,7 @@ static void test_cache_is_filled_for_the_benchmark(void) {
             for (int i = 0; i < 2; i++) {
                 double sum = 0, squares = 0;
                 cudaMemset(caches[i], 0xFF, m.kv.bytes / 2); // NaN
-                CHECK(m.engine->machine->fill_cache(&m, &err));
+                CHECK(platform_of(m.engine)->fill_cache(&m, &err));
                 cudaMemcpy(host, caches[i], m.kv.bytes / 2, cudaMemcpyDeviceToHost);
                 for (size_t j = 0; j < n; j++) {
                     uint32_t bits = 0;
@@ -366,7 +368,7 @@ int main(void) {
         Model m;
         Error err = {""}, closed = {""};
         engine = engines[e];
-        if (!skip_reason && e == 1 && model_open(&m, "model/stories.bin", false, &closed)) { // an older GPU has only cublas
+        if (!skip_reason && e == 1 && checkpoint_open(&m, "model/stories.bin", false, &closed)) { // an older GPU has only cublas
             if (!model_start(&m, engine, PRECISION_BF16, 1, 8, &err)) skip_reason = err.text;
             model_close(&m);
         }

@@ -2,7 +2,7 @@
 // NaN first. No tolerance is tuned: each is what rounding can do, counted in units of 2^-24 (half an ulp of float32).
 #include <math.h>
 
-#include "../model/ops_cpu.h"
+#include "../model/cpu/ops.h"
 #include "check.h"
 
 extern const Ops ops_portable;

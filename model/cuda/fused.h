@@ -43,7 +43,7 @@
 #ifndef FUSED_H
 #define FUSED_H
 
-#include "../forward_cuda.h"
+#include "state.h"
 
 namespace {
 

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "../tokenizer/error.h"
+#include "../../tokenizer/error.h"
 
 typedef struct {
     float temperature; // 0: greedy, and nothing below matters
@@ -32,15 +32,6 @@ void sampler_free(Sampler *s);
 // The next token from logits [vocab_size], which must be finite. As HuggingFace: temperature, then top-k, top-p and
 // min-p, each on the probabilities that the one before left, renormalised.
 int sampler_next(Sampler *s, const float *logits);
-
-// The largest logit; the lowest id among equals.
-int argmax(const float *logits, int n);
-// The position of the first NaN or Inf, or -1.
-int find_not_finite(const float *logits, int n);
-// log(sum(exp(logits))), in float64.
-double log_sum_exp(const float *logits, int n);
-// The k ids of the largest logits, largest first, lowest id first among equals. k is small.
-void top_ids(const float *logits, int n, int k, int *ids);
 
 // A uniform number in [0, 1): SplitMix64 (Steele, Lea & Flood 2014), the same on every machine.
 double random_uniform(uint64_t *state);

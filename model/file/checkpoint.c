@@ -268,7 +268,7 @@ static bool read_tokenizer(Model *m, Error *err) {
 
 // ---- the file -------------------------------------------------------------------------------------------------------
 
-bool checkpoint_open(Model *m, const char *path, bool vocab_only, Error *err) {
+static bool open_file(Model *m, const char *path, bool vocab_only, Error *err) {
     const char *cure = "convert the HuggingFace directory with: python3 scripts/convert.py DIR model.bin";
     if (!safetensors_open(&m->file, path, cure, err)) return false;
     const char *format = safetensors_meta(&m->file, "format");
@@ -294,6 +294,13 @@ bool checkpoint_open(Model *m, const char *path, bool vocab_only, Error *err) {
                     m->file.n_tensors);
     if (has_weights && !check_weights(m, err)) return false;
     return read_tokenizer(m, err);
+}
+
+bool checkpoint_open(Model *m, const char *path, bool vocab_only, Error *err) {
+    *m = (Model){.file.fd = -1};
+    if (open_file(m, path, vocab_only, err)) return true;
+    model_close(m);
+    return false;
 }
 
 // WeightVisitor

@@ -5,7 +5,8 @@
 #include <string.h>
 #include <time.h>
 
-#include "../tokenizer/utf8.h"
+#include "../../tokenizer/utf8.h"
+#include "../logits.h"
 
 double clock_seconds(void) {
     struct timespec t;
@@ -42,7 +43,7 @@ static size_t find_stop(const GenerateConfig *g, const Bytes *held) {
 
 static bool text_out(Sequence *seq, const GenerateSink *sink, size_t n, Error *err) {
     if (n == 0) return true;
-    bool ok = sink->text ? sink->text(seq, seq->held.data, n, err) : bytes_append(&seq->text, seq->held.data, n, err);
+    bool ok = sink->text ? sink->text(sink->context, seq, seq->held.data, n, err) : bytes_append(&seq->text, seq->held.data, n, err);
     seq->held.n -= n;
     memmove(seq->held.data, seq->held.data + n, seq->held.n);
     return ok;
@@ -68,19 +69,19 @@ static bool text_add(Sequence *seq, const GenerateConfig *g, const GenerateSink 
 
 // ---- one sequence ---------------------------------------------------------------------------------------------------
 
-void sequence_let_go(Sequence *seq) {
+void sequence_free_results(Sequence *seq) {
     free(seq->text.data);
     free(seq->held.data);
     free(seq->logprobs);
-    free(seq->gaps);
+    free(seq->latencies);
     free(seq->top_ids);
     seq->text = seq->held = (Bytes){0};
-    seq->logprobs = seq->gaps = NULL;
+    seq->logprobs = seq->latencies = NULL;
     seq->top_ids = NULL;
 }
 
 void sequence_free(Sequence *seq) {
-    sequence_let_go(seq);
+    sequence_free_results(seq);
     tokens_free(&seq->prompt);
     tokens_free(&seq->ids);
     sampler_free(&seq->sampler);
@@ -92,19 +93,19 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-double sequence_gap(Sequence *seq, double share) {
+double sequence_latency(Sequence *seq, double quantile) {
     if (seq->ids.n < 2) return 0;
-    size_t n = seq->ids.n - 1, rank = (size_t)ceil(share * (double)n);
-    qsort(seq->gaps, n, sizeof *seq->gaps, ascending);
-    return (double)seq->gaps[rank ? rank - 1 : 0];
+    size_t n = seq->ids.n - 1, rank = (size_t)ceil(quantile * (double)n);
+    qsort(seq->latencies, n, sizeof *seq->latencies, ascending);
+    return (double)seq->latencies[rank ? rank - 1 : 0];
 }
 
 static bool sequence_begin(Sequence *seq, const Model *m, const GenerateConfig *g, Error *err) {
     int room = m->kv.max_len - (int)seq->prompt.n;
     seq->n_max = g->n < room ? g->n : room;
     seq->admitted = clock_seconds();
-    seq->gaps = malloc((size_t)seq->n_max * sizeof *seq->gaps);
-    if (!seq->gaps) return fail(err, "out of memory: times of %d tokens", seq->n_max);
+    seq->latencies = malloc((size_t)seq->n_max * sizeof *seq->latencies);
+    if (!seq->latencies) return fail(err, "out of memory: times of %d tokens", seq->n_max);
     if (g->logprobs) {
         seq->logprobs = calloc((size_t)seq->n_max * (size_t)(1 + g->logprobs), sizeof *seq->logprobs);
         seq->top_ids = calloc((size_t)seq->n_max * (size_t)g->logprobs, sizeof *seq->top_ids);
@@ -153,7 +154,7 @@ static bool sequence_step(Sequence *seq, Model *m, const GenerateConfig *g, cons
     if (!tokens_append(&seq->ids, id, err)) return false;
     double now = clock_seconds();
     if (seq->ids.n == 1) seq->first = now;
-    if (seq->ids.n > 1) seq->gaps[seq->ids.n - 2] = (float)(now - seq->last);
+    if (seq->ids.n > 1) seq->latencies[seq->ids.n - 2] = (float)(now - seq->last);
     seq->last = now;
     if (is_eos(&m->config, id) && !g->ignore_eos) return sequence_end(seq, "stop", sink, err);
     size_t n;
@@ -239,22 +240,21 @@ static bool step(Run *r, Error *err) {
     return n == 0 || run_batch(r, &batch, err);
 }
 
-bool generate(Model *m, const GenerateConfig *config, Sequence *seqs, int n, const GenerateSink *sink,
-              const volatile sig_atomic_t *interrupted, Error *err) {
+bool generate(Model *m, const GenerateConfig *config, Sequence *seqs, int n, const GenerateSink *sink, Error *err) {
     Run r = {.model = m, .config = config, .sink = sink};
     int next = 0; // to be admitted
     for (int done = 0; done < n;) {
-        if (!*interrupted && !(admit(&r, seqs, n, &next, err) && (*interrupted || step(&r, err)))) {
+        if (!model_interrupted(m) && !(admit(&r, seqs, n, &next, err) && (model_interrupted(m) || step(&r, err)))) {
             if (!is_interrupt(err)) return false;
             *err = (Error){""}; // not a failure here: what there is will be passed on
         }
-        for (int i = 0; *interrupted && i < m->kv.n_slots; i++) {
+        for (int i = 0; model_interrupted(m) && i < m->kv.n_slots; i++) {
             if (r.live[i] && !sequence_end(r.live[i], "interrupted", sink, err)) return false;
             r.live[i] = NULL;
         }
         for (; done < n && seqs[done].finish_reason; done++)
-            if (!sink->finished(&seqs[done], err)) return false;
-        if (*interrupted) break;
+            if (!sink->finished(sink->context, &seqs[done], err)) return false;
+        if (model_interrupted(m)) break;
     }
     return true;
 }

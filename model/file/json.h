@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "../tokenizer/error.h"
+#include "../../tokenizer/error.h"
 
 typedef struct {
     char *start, *at, *end;

@@ -1,12 +1,13 @@
 // The processor, as the benchmark sees it: its memory, its multiply-adds, and a cache filled with random numbers.
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "bench.h"
-#include "generate.h"
-#include "ops_cpu.h"
-#include "sampler.h"
+#include "peak.h"
+#include "../generate/generate.h"
+#include "../cpu/ops.h"
+#include "../generate/sampler.h"
 
 enum { ROUNDS = 5 };
 
@@ -37,7 +38,7 @@ static void processor_name(char *name, size_t size) {
     if (in) fclose(in);
 }
 
-static bool measure_cpu(Yardstick *y, Error *err) {
+static bool measure_cpu(Roofline *r, Error *err) {
     const uint64_t bytes = (uint64_t)1 << 30; // past any cache
     const Ops *ops = ops_select();
     double reads[ROUNDS], rates[ROUNDS];
@@ -53,13 +54,13 @@ static bool measure_cpu(Yardstick *y, Error *err) {
         rates[i] = multiply_add_rate(ops, 1 << 24, &threads);
     }
     free(data);
-    y->read = figure_of(reads, ROUNDS);
-    y->product = figure_of(rates, ROUNDS);
-    y->memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
-    processor_name(y->name, sizeof y->name);
-    snprintf(y->software, sizeof y->software, "%s, %d threads", ops->name, threads);
-    snprintf(y->read_how, sizeof y->read_how, "all threads reading 1 GiB");
-    snprintf(y->product_how, sizeof y->product_how, "float32 multiply-adds in registers");
+    r->read = statistic_of(reads, ROUNDS);
+    r->product = statistic_of(rates, ROUNDS);
+    r->memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    processor_name(r->name, sizeof r->name);
+    snprintf(r->software, sizeof r->software, "%s, %d threads", ops->name, threads);
+    snprintf(r->read_how, sizeof r->read_how, "all threads reading 1 GiB");
+    snprintf(r->product_how, sizeof r->product_how, "float32 multiply-adds in registers");
     return true;
 }
 
@@ -73,4 +74,4 @@ static bool fill_cache_cpu(const Model *m, Error *err) {
     return true;
 }
 
-const Machine machine_cpu = {measure_cpu, fill_cache_cpu, {128, 512}, {128, 2048}, {1, 4}};
+const Platform platform_cpu = {measure_cpu, fill_cache_cpu, {128, 512}, {128, 2048}, {1, 4}};

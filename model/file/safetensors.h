@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <time.h>
 
-#include "../tokenizer/error.h"
+#include "../../tokenizer/error.h"
 
 typedef enum { DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_I32, DTYPE_U32, DTYPE_U8, DTYPE_COUNT } DType;
 

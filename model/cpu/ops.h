@@ -1,11 +1,11 @@
 // The operations of a LLaMA layer in float32 on the CPU: the numerical reference of every other engine.
-// ops_cpu.c is compiled once for each instruction set; each gives one table. All matrices row-major, T tokens.
-#ifndef OPS_CPU_H
-#define OPS_CPU_H
+// ops.c is compiled once for each instruction set; each gives one table. All matrices row-major, T tokens.
+#ifndef OPS_H
+#define OPS_H
 
 #include <stdint.h>
 
-#include "model.h"
+#include "../model.h"
 
 typedef struct {
     const char *name; // the instruction set

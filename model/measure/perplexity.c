@@ -2,11 +2,11 @@
 
 #include <math.h>
 
-#include "generate.h"
-#include "sampler.h"
+#include "../generate/generate.h"
+#include "../generate/sampler.h"
+#include "../logits.h"
 
-bool perplexity_run(Model *m, const TokenList *ids, size_t n_bytes, int stride, FILE *out,
-                    const volatile sig_atomic_t *interrupted, Error *err) {
+bool perplexity_run(Model *m, const TokenList *ids, size_t n_bytes, int stride, FILE *out, Error *err) {
     int window = m->kv.max_len;
     bool ok = true;
     double sum = 0, squares = 0, start = clock_seconds();
@@ -26,7 +26,7 @@ bool perplexity_run(Model *m, const TokenList *ids, size_t n_bytes, int stride, 
                 squares += nll * nll;
                 scored++;
             }
-            if (*interrupted) ok = fail_interrupted(err);
+            if (model_interrupted(m)) ok = fail_interrupted(err);
         }
     }
     if (ok) {

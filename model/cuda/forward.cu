@@ -1,4 +1,4 @@
-// Engine cublas: the steps of forward_cpu.c on the GPU, one call or one small kernel each. Matrix products and RoPE are
+// Engine cublas: the steps of cpu/forward.c on the GPU, one call or one small kernel each. Matrix products and RoPE are
 // cuBLAS, attention is attention.cu. What differs from the CPU is where things are:
 // - The rows of wq and wk are interleaved as they are uploaded, first half with second half, so that RoPE's pairs are
 //   adjacent, as complex numbers are. No dot product of q and k changes.
@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "forward_cuda.h"
+#include "state.h"
 
 enum {
     MAX_ROWS = 8192,        // of one pass over the weights
@@ -541,7 +541,7 @@ static bool attend_logits(Model *m, const Batch *b, const int *lens, int layer, 
     return attention_prefill(&a, s->stream) == 0 || fail(err, "%s", attention_error());
 }
 
-// The steps of forward_cpu.c over T rows whose tokens and positions are on the device. host: the batch, for prefill;
+// The steps of cpu/forward.c over T rows whose tokens and positions are on the device. host: the batch, for prefill;
 // NULL: decode, one row for each of T sequences. Behind the last attention of a prompt only rows that have logits are
 // in x.
 static bool forward(Model *m, const Batch *host, const int *host_lens, const int *tokens, const int *pos, int T,
@@ -1186,4 +1186,4 @@ static bool open_cublas(Model *m, Error *err) {
     return open_cuda(m, false, err);
 }
 
-extern "C" const Engine engine_cublas = {"cublas",     usable_cuda, open_cublas, close_cuda, forward_cuda, read_logits_cuda, &machine_cuda};
+extern "C" const Engine engine_cublas = {"cublas",     usable_cuda, open_cublas, close_cuda, forward_cuda, read_logits_cuda};

@@ -1,6 +1,6 @@
 // Written with vectors of eight floats (a GCC and Clang extension); what they become is the Makefile's choice: this
 // file is compiled once for each instruction set, with OPS_TABLE naming the table it fills.
-#include "ops_cpu.h"
+#include "ops.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -2,10 +2,11 @@
 #ifndef CHECKPOINT_H
 #define CHECKPOINT_H
 
-#include "model.h"
+#include "../model.h"
 
-// Opens path into model->file, fills model->config and model->tokenizer, and checks every tensor's name, shape, dtype,
-// alignment and order. vocab_only: a file with n_layers = 0 is accepted.
+// Opens a model.bin: model->file, model->config, model->tokenizer, and the shape and dtype of every weight, after every
+// tensor's name, shape, dtype, alignment and order have been checked. vocab_only: a file without weights (n_layers = 0)
+// is accepted. False: nothing is left open.
 bool checkpoint_open(Model *model, const char *path, bool vocab_only, Error *err);
 
 // Reads norms and weights into one block at base (model->weights.bytes long) and points model->weights into it.

@@ -1,5 +1,5 @@
 // x86-64: AVX2 with FMA where the processor has both.
-#include "ops_cpu.h"
+#include "ops.h"
 
 extern const Ops ops_portable, ops_avx2;
 

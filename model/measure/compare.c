@@ -6,9 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../tokenizer/encode.h"
-#include "json.h"
-#include "sampler.h"
+#include "../../tokenizer/encode.h"
+#include "../file/json.h"
+#include "../generate/sampler.h"
+#include "../logits.h"
 
 // ---- the dump -------------------------------------------------------------------------------------------------------
 
@@ -170,7 +171,6 @@ typedef struct {
     Model *model;
     const Dump *dump;
     FILE *out;
-    const volatile sig_atomic_t *interrupted;
     Totals sum;
 } Comparison;
 
@@ -275,7 +275,7 @@ static bool free_running(Comparison *c, int i, int first, int *equal, int *near_
     Model *m = c->model;
     kv_truncate(&m->kv, 0, p->n_prompt);
     for (int step = 0, id = first; step < p->n_tokens; step++) {
-        if (*c->interrupted) return fail_interrupted(err);
+        if (model_interrupted(m)) return fail_interrupted(err);
         if (step > 0) {
             if (!model_decode(m, 0, p->tokens[step - 1], err))
                 return false; // equal to our own, or we would not be here
@@ -312,10 +312,10 @@ static bool compare_prompt(Comparison *c, int i, Error *err) {
     return true;
 }
 
-bool compare_run(Model *m, const Dump *d, FILE *out, const volatile sig_atomic_t *interrupted, bool *held, Error *err) {
-    Comparison c = {.model = m, .dump = d, .out = out, .interrupted = interrupted};
+bool compare_run(Model *m, const Dump *d, FILE *out, bool *passed, Error *err) {
+    Comparison c = {.model = m, .dump = d, .out = out};
     for (int i = 0; i < d->n_prompts; i++) {
-        if (*interrupted) return fail_interrupted(err);
+        if (model_interrupted(m)) return fail_interrupted(err);
         if (!compare_prompt(&c, i, err)) return false;
     }
     const Totals *t = &c.sum;
@@ -333,7 +333,7 @@ bool compare_run(Model *m, const Dump *d, FILE *out, const volatile sig_atomic_t
     bool equal = t->bad_ids == 0 && t->forced + t->forced_ties == t->tokens && t->free + t->free_ties == t->tokens &&
                  ties * 1000 <= t->tokens;
     bool verdict = d->float32 && m->precision == PRECISION_F32;
-    *held = equal || !verdict;
+    *passed = equal || !verdict;
     fprintf(out, "%s\n",
             !verdict ? "no verdict: it takes a float32 dump and --precision f32"
             : equal  ? "the comparison holds"

@@ -2,9 +2,7 @@
 #ifndef GENERATE_H
 #define GENERATE_H
 
-#include <signal.h>
-
-#include "model.h"
+#include "../model.h"
 #include "sampler.h"
 
 typedef struct {
@@ -26,7 +24,7 @@ typedef struct {
     Bytes text;                   // what was generated, unless it is passed on as it comes
     float *logprobs;              // [ids.n][1 + K]: of the token, then of the K most likely
     int *top_ids;                 // [ids.n][K]
-    float *gaps;                  // [ids.n - 1]: seconds between a token and the next
+    float *latencies;             // [ids.n - 1]: seconds between a token and the next
     double admitted, first, last; // seconds on the clock: its prompt's start, its first and its last token
     // while it runs:
     int n_max;  // new tokens that the context leaves room for
@@ -36,21 +34,20 @@ typedef struct {
 
 void sequence_free(Sequence *seq);
 // Frees a finished sequence's text and log-probabilities, once they have been printed.
-void sequence_let_go(Sequence *seq);
-// Seconds that this share of the steps from token to token did not exceed (0.5: the median), of a finished sequence.
-double sequence_gap(Sequence *seq, double share);
+void sequence_free_results(Sequence *seq);
+// This quantile (0.5: the median) of the inter-token latencies of a finished sequence, in seconds.
+double sequence_latency(Sequence *seq, double quantile);
 
 // Where a sequence's text and its end go. text NULL: kept in seq->text. Both may fail, which ends the run.
 typedef struct {
-    bool (*text)(Sequence *seq, const char *data, size_t n, Error *err);
-    bool (*finished)(Sequence *seq, Error *err); // in input order
+    bool (*text)(void *context, Sequence *seq, const char *data, size_t n, Error *err);
+    bool (*finished)(void *context, Sequence *seq, Error *err); // in input order
+    void *context;
 } GenerateSink;
 
 // Runs the sequences [n], as many at a time as the cache has slots, admitting the next as one finishes. Every prompt
-// must leave room for one token. When *interrupted becomes non-zero, those that run finish as interrupted and no others
-// begin.
-bool generate(Model *model, const GenerateConfig *config, Sequence *seqs, int n, const GenerateSink *sink,
-              const volatile sig_atomic_t *interrupted, Error *err);
+// must leave room for one token. When the model is interrupted, those that run finish as interrupted and no others begin.
+bool generate(Model *model, const GenerateConfig *config, Sequence *seqs, int n, const GenerateSink *sink, Error *err);
 
 // The clock of Sequence's times.
 double clock_seconds(void);

@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-#include "../tokenizer/utf8.h"
+#include "../../tokenizer/utf8.h"
 
 static bool json_fail(Json *j, const char *expected) {
     return fail(j->err, "%s: bad JSON at byte %zu: expected %s", j->what, (size_t)(j->at - j->start), expected);

@@ -3,13 +3,13 @@
 #define FORWARD_CUDA_H
 
 extern "C" {
-#include "attention/attention.h"
-#include "bench.h"
-#include "model.h"
-#include "synthetic.h"
+#include "../attention/attention.h"
+#include "../measure/bench.h"
+#include "../model.h"
+#include "../synthetic.h"
 }
-#include "cuda/check.h"
-#include "cuda/ptx.cuh"
+#include "check.h"
+#include "ptx.cuh"
 
 // What decode reads from the host for each step, copied in one piece.
 struct StepInput {

@@ -1,5 +1,5 @@
 // Any processor without a path of its own.
-#include "ops_cpu.h"
+#include "ops.h"
 
 extern const Ops ops_portable;
 

@@ -3,10 +3,9 @@
 #ifndef COMPARE_H
 #define COMPARE_H
 
-#include <signal.h>
 #include <stdio.h>
 
-#include "model.h"
+#include "../model.h"
 
 enum { DUMP_TOP = 5 };
 
@@ -36,9 +35,8 @@ void dump_close(Dump *dump);
 // The context that the longest of its runs needs.
 int dump_context(const Dump *dump);
 
-// Compares, and prints the report to out. *held: false if a float32 comparison did not hold. Stops early, as a failure,
-// when *interrupted becomes non-zero.
-bool compare_run(Model *model, const Dump *dump, FILE *out, const volatile sig_atomic_t *interrupted, bool *held,
-                 Error *err);
+// Compares, and prints the report to out. *passed: false if a float32 comparison did not hold. Stops early, as a failure,
+// when the model is interrupted.
+bool compare_run(Model *model, const Dump *dump, FILE *out, bool *passed, Error *err);
 
 #endif

@@ -2,10 +2,10 @@
 #include <stdio.h>
 
 extern "C" {
-#include "bench.h"
+#include "peak.h"
 }
-#include "cuda/check.h"
-#include "cuda/numbers.cuh"
+#include "../cuda/check.h"
+#include "../cuda/numbers.cuh"
 
 constexpr int CHUNK = 32768, STAGES = 6;
 // Before reading counts, a tenth of a second or more: a driver may still be wiping memory that another program gave
@@ -78,7 +78,7 @@ template <typename T> static bool fill_random(void *dst, uint64_t n, Error *err)
 }
 
 // What `launch` does, `work` of it each time, per second, after so many warm-ups.
-template <typename Launch> static bool rate_of(Figure *rate, double work, int warm_ups, Launch launch, Error *err) {
+template <typename Launch> static bool rate_of(Statistic *rate, double work, int warm_ups, Launch launch, Error *err) {
     double samples[SAMPLES];
     cudaEvent_t begin, end;
     CUDA_TRY(cudaEventCreate(&begin));
@@ -92,13 +92,13 @@ template <typename Launch> static bool rate_of(Figure *rate, double work, int wa
         CUDA_TRY(cudaEventElapsedTime(&ms, begin, end));
         if (i >= 0) samples[i] = work / ms * 1e3;
     }
-    *rate = figure_of(samples, SAMPLES);
+    *rate = statistic_of(samples, SAMPLES);
     CUDA_TRY(cudaEventDestroy(begin));
     CUDA_TRY(cudaEventDestroy(end));
     return true;
 }
 
-static bool rate_of_reading(char *data, uint64_t bytes, Figure *rate, char *how, size_t how_size, Error *err) {
+static bool rate_of_reading(char *data, uint64_t bytes, Statistic *rate, char *how, size_t how_size, Error *err) {
     long long n_chunks = (long long)(bytes / CHUNK);
     cudaFuncAttributes f;
     int device, sms, major;
@@ -119,7 +119,7 @@ static bool rate_of_reading(char *data, uint64_t bytes, Figure *rate, char *how,
     return rate_of(rate, (double)n_chunks * CHUNK, READ_WARM_UPS, read, err);
 }
 
-bool read_ceiling_cuda(uint64_t bytes, Figure *rate, char *how, size_t how_size, Error *err) {
+bool read_ceiling_cuda(uint64_t bytes, Statistic *rate, char *how, size_t how_size, Error *err) {
     char *data;
     CUDA_TRY(cudaMalloc(&data, bytes));
     bool ok = rate_of_reading(data, bytes, rate, how, how_size, err);
@@ -127,7 +127,7 @@ bool read_ceiling_cuda(uint64_t bytes, Figure *rate, char *how, size_t how_size,
     return ok;
 }
 
-static bool rate_of_product(cublasHandle_t blas, __nv_bfloat16 *data, Figure *rate, Error *err) {
+static bool rate_of_product(cublasHandle_t blas, __nv_bfloat16 *data, Statistic *rate, Error *err) {
     const size_t n = PRODUCT;
     const float one = 1, zero = 0;
     __nv_bfloat16 *a = data, *b = data + n * n, *c = data + 2 * n * n;
@@ -140,17 +140,17 @@ static bool rate_of_product(cublasHandle_t blas, __nv_bfloat16 *data, Figure *ra
     return rate_of(rate, 2.0 * n * n * n, PRODUCT_WARM_UPS, product, err);
 }
 
-static bool measure_product(Yardstick *y, int *version, Error *err) {
+static bool measure_product(Roofline *r, int *version, Error *err) {
     cublasHandle_t blas;
     __nv_bfloat16 *data = NULL;
     CUBLAS_TRY(cublasCreate(&blas));
     cublasGetVersion(blas, version);
     cudaError_t status = cudaMalloc(&data, (size_t)3 * PRODUCT * PRODUCT * sizeof *data);
     bool ok = status == cudaSuccess || fail(err, "GPU memory for a matrix product: %s", cudaGetErrorString(status));
-    ok = ok && rate_of_product(blas, data, &y->product, err);
+    ok = ok && rate_of_product(blas, data, &r->product, err);
     cudaFree(data);
     cublasDestroy(blas);
-    snprintf(y->product_how, sizeof y->product_how, "cuBLAS, bf16, %d x %d x %d", PRODUCT, PRODUCT, PRODUCT);
+    snprintf(r->product_how, sizeof r->product_how, "cuBLAS, bf16, %d x %d x %d", PRODUCT, PRODUCT, PRODUCT);
     return ok;
 }
 
@@ -165,7 +165,7 @@ static void driver_version(char *text, size_t size) {
         snprintf(text, size, "for CUDA %d.%d", driver / 1000, driver % 1000 / 10);
 }
 
-static bool measure_cuda(Yardstick *y, Error *err) {
+static bool measure_cuda(Roofline *r, Error *err) {
     const uint64_t most = (uint64_t)8 << 30;
     size_t free_bytes, total;
     int device, runtime, blas = 0;
@@ -176,12 +176,12 @@ static bool measure_cuda(Yardstick *y, Error *err) {
     CUDA_TRY(cudaRuntimeGetVersion(&runtime));
     CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
     uint64_t bytes = free_bytes / 2 < most ? free_bytes / 2 / CHUNK * CHUNK : most;
-    if (!read_ceiling_cuda(bytes, &y->read, y->read_how, sizeof y->read_how, err)) return false;
-    if (!measure_product(y, &blas, err)) return false;
+    if (!read_ceiling_cuda(bytes, &r->read, r->read_how, sizeof r->read_how, err)) return false;
+    if (!measure_product(r, &blas, err)) return false;
     driver_version(driver, sizeof driver);
-    y->memory_bytes = total;
-    snprintf(y->name, sizeof y->name, "%.100s", properties.name);
-    snprintf(y->software, sizeof y->software, "driver %s, CUDA %d.%d, cuBLAS %d.%d.%d", driver, runtime / 1000,
+    r->memory_bytes = total;
+    snprintf(r->name, sizeof r->name, "%.100s", properties.name);
+    snprintf(r->software, sizeof r->software, "driver %s, CUDA %d.%d, cuBLAS %d.%d.%d", driver, runtime / 1000,
              runtime % 1000 / 10, blas / 10000, blas / 100 % 100, blas % 100);
     return true;
 }
@@ -199,5 +199,5 @@ static bool fill_cache_cuda(const Model *m, Error *err) {
     return true;
 }
 
-extern "C" const Machine machine_cuda = {
+extern "C" const Platform platform_cuda = {
     measure_cuda, fill_cache_cuda, {512, 2048, 8192, 32768}, {128, 2048, 8192, 32768, 131072}, {1, 2, 4, 8, 16, 64}};
