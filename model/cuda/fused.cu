@@ -99,10 +99,10 @@ template <typename N> static bool step_of(Model *m, const Segment &layout, bool 
     const Weights *w = &m->weights;
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
-    bool verbose = first_time(m, &s->said_decode);
+    bool verbose = first_launch(m, &s->logged_decode);
     int largest = largest_piece(c);
     CUDA_TRY(launch_kernel(decode_begin_kernel<typename N::W>, n, 256, 0, false, s->stream, s->x,
-                           (const typename N::W *)w->tok_embeddings.data, (const int *)s->step->tokens + first, c->dim, s->phases,
+                           (const typename N::W *)w->tok_embeddings.data, (const int *)s->step->tokens + first, c->dim, s->rope_table,
                            (const int *)s->step->lens + first, (const float *)s->rope_freq, c->head_dim / 2));
     for (int i = 0; i <= c->n_layers; i++) {
         const LayerWeights *l = &w->layers[i], *before = l - 1;
@@ -135,7 +135,7 @@ template <typename N> static bool step_of(Model *m, const Segment &layout, bool 
         g.att = s->att;
         g.h = f->h;
         g.carry = f->carry;
-        g.phases = s->phases;
+        g.phases = s->rope_table;
         g.logits = s->logits + (size_t)first * c->vocab_size;
         g.best = f->best;
         g.done = f->done + i * MAX_PHASES;
@@ -147,7 +147,7 @@ template <typename N> static bool step_of(Model *m, const Segment &layout, bool 
         CUDA_TRY(launch_kernel(decode_segment_kernel<N>, f->n_blocks, THREADS, shared, true, s->stream, g));
     }
     CUDA_TRY(launch_kernel(decode_end_kernel, 1, 32 * MAX_TERM_ROWS, 0, true, s->stream, (const int2 *)f->best, f->n_blocks, c->vocab_size,
-                           s->choice + first, s->choice_host + first, s->step, first, n, f->done, n_counters(m)));
+                           s->argmax + first, s->argmax_host + first, s->step, first, n, f->done, n_counters(m)));
     return true;
 }
 
@@ -162,10 +162,10 @@ template <class Body> static bool for_numbers(const Model *m, int tile, Body bod
 }
 
 // A step of n rows: in passes of max_rows, each of which reads all weights once; more than one pass of bf16 is cublas's.
-static bool decode_step_fused(Model *m, int n, Error *err) {
+static bool enqueue_step_fused(Model *m, int n, Error *err) {
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
-    if (n > f->max_rows && (f->terms == 1 || n > 8)) return decode_step_cublas(m, n, err);
+    if (n > f->max_rows && (f->terms == 1 || n > 8)) return enqueue_step_cublas(m, n, err);
     for (int first = 0; first < n; first += f->max_rows) {
         int rows = n - first < f->max_rows ? n - first : f->max_rows;
         Segment g;
@@ -245,7 +245,7 @@ static bool open_fused(Model *m, Error *err) {
     if (!open_cuda(m, true, err)) return false;
     CudaState *s = (CudaState *)m->state;
     if (!(s->fused = (FusedState *)calloc(1, sizeof *s->fused))) return fail(err, "out of memory: the engine's state");
-    s->decode_step = decode_step_fused;
+    s->enqueue_step = enqueue_step_fused;
     return prepare_fused(m, err);
 }
 

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "fused.h"
+#include "ops.h"
 
 namespace {
 
@@ -568,7 +569,7 @@ __global__ void decode_begin_kernel(float *x, const W *table, const int *tokens,
     let_next_kernel_start();
     const W *from = table + (size_t)tokens[blockIdx.x] * dim;
     for (int i = threadIdx.x; i < dim; i += blockDim.x) x[(size_t)blockIdx.x * dim + i] = to_float(from[i]);
-    for (int i = threadIdx.x; i < half; i += blockDim.x) phases[(size_t)blockIdx.x * half + i] = phase_of(pos[blockIdx.x], freq[i]);
+    for (int i = threadIdx.x; i < half; i += blockDim.x) phases[(size_t)blockIdx.x * half + i] = rope_angle(pos[blockIdx.x], freq[i]);
 }
 
 // Computes: what a step ends with: each row's most likely token, -1 if a logit is not finite, to the host and as the next
