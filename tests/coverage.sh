@@ -1,9 +1,9 @@
 #!/bin/sh
 # coverage.sh BUILD: lines that were run, file by file and in all.
 build=$1
-for file in llama.c cli/*.c model/*.c tokenizer/*.c; do
+for file in llama.c $(find cli model tokenizer -name '*.c' | sort); do
     object=$build/${file%.c}
-    [ "$file" = model/ops_cpu.c ] && object=$build/model/ops_avx2
+    [ "${file##*/}" = ops_cpu.c ] && object=$build/${file%cpu.c}avx2
     [ -f "$object.gcda" ] || continue
     gcov -n -o "$object.gcno" "$file" 2> /dev/null | awk -v file="$file" '
         /^File/ { mine = ($0 == "File \047" file "\047") }
