@@ -178,7 +178,7 @@ static void test_threads(void) {
         {"threads_sampled",
          {"model/stories.bin", "-p", "Once", "-n", "60", "--json", "--temp", "0.9", "--top-p", "0.9", "-s", "3"}},
         {"threads_batch", {"model/stories.bin", "--prompts", "@prompts", "-b", "3", "-n", "20", "--logprobs", "2"}},
-        {"threads_perplexity", {"model/stories.bin", "--perplexity", "@prompt", "-c", "512"}},
+        {"threads_perplexity", {"model/stories.bin", "--perplexity", "@prompt", "-c", "256"}},
     };
     static const char *const threads[] = {"1", "2", "3", "4", "7", "16"};
     for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
