@@ -1,7 +1,7 @@
 #!/bin/sh
 # coverage.sh BUILD: lines that were run, file by file and in all.
 build=$1
-for file in llama.c cli/*.c model/*.c model/*/*.c tokenizer/*.c; do
+for file in llama.c $(find cli model tokenizer -name '*.c' | sort); do
     object=$build/${file%.c}
     [ "$file" = model/cpu/ops.c ] && object=$build/model/cpu/ops_avx2
     [ -f "$object.gcda" ] || continue

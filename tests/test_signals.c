@@ -178,7 +178,7 @@ static void test_threads(void) {
         {"threads_sampled",
          {"model/stories.bin", "-p", "Once", "-n", "60", "--json", "--temp", "0.9", "--top-p", "0.9", "-s", "3"}},
         {"threads_batch", {"model/stories.bin", "--prompts", "@prompts", "-b", "3", "-n", "20", "--logprobs", "2"}},
-        {"threads_perplexity", {"model/stories.bin", "--perplexity", "@prompt", "-c", "512"}},
+        {"threads_perplexity", {"model/stories.bin", "--perplexity", "@prompt", "-c", "256"}},
     };
     static const char *const threads[] = {"1", "2", "3", "4", "7", "16"};
     for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
@@ -221,7 +221,7 @@ int main(void) {
     draft_free(&d);
     char *text = must(malloc(8192)), *lines = must(malloc(8192));
     size_t n = 0, n_lines = 0;
-    while (n < 2400) n += (size_t)sprintf(text + n, "Once upon a time there were %zu kings. ", n);
+    while (n < 1200) n += (size_t)sprintf(text + n, "Once upon a time there were %zu kings. ", n);
     write_file(prompt_path, text, n);
     for (int i = 0; i < 12; i++)
         n_lines += (size_t)sprintf(lines + n_lines, "{\"text\": \"%.*s\"}\n", 20 * i % 110 + 1, text);
@@ -229,7 +229,7 @@ int main(void) {
     const Scenario scenarios[] = {
         {"load_and_prefill", {"model/stories.bin", "-f", prompt_path, "-n", "1"}, "", false},
         {"decode", {"model/stories.bin", "-p", "Once upon", "-n", "40"}, "", false},
-        {"json", {"model/stories.bin", "-f", "-", "-n", "300", "--ignore-eos", "--json"}, "Once upon a time", true},
+        {"json", {"model/stories.bin", "-f", "-", "-n", "120", "--ignore-eos", "--json"}, "Once upon a time", true},
         {"batch", {"model/stories.bin", "--prompts", prompts_path, "-b", "4", "-n", "6"}, "", true},
         {"chat_in_a_pipe", {chat_path, "--chat", "-n", "60", "--ignore-eos"}, "Hi\nand\nthen\n", false},
     };
