@@ -166,8 +166,8 @@ prefill_hopper_kernel(const __grid_constant__ PrefillParams p, const __grid_cons
         };
         auto release = [&](uint32_t barrier) { if (lane == 0) mbarrier_arrive(barrier); };
         // The two warpgroups take turns at the tensor cores, so that the softmax of one runs beside the products of the other.
-        auto my_turn = [&] { named_barrier_sync(1 + half, 256); };
-        auto your_turn = [&] { named_barrier_arrive(2 - half, 256); };
+        auto my_turn = [&] { named_barrier_sync((NamedBarrier)(BARRIER_PREFILL_TURN_0 + half), 256); };
+        auto your_turn = [&] { named_barrier_arrive((NamedBarrier)(BARRIER_PREFILL_TURN_1 - half), 256); };
         if (half == 1) your_turn();    // warpgroup 1 goes first
 
         int n = 0;

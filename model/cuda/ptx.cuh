@@ -1,12 +1,12 @@
 // PTX instructions as functions, for attention.cu and the CUDA engines: what each does, its shapes, and what it orders.
 //
-// Three memory spaces: addresses of shared memory are 32-bit numbers in the window .shared::cta (shared_address), those of
-// global memory are pointers. "memory" among the clobbers of an asm keeps the compiler, and nothing else, from moving
-// accesses across it; what the hardware orders is said at each function. Loads from shared memory return out of line: the
-// instruction after one may be executed before its value has arrived.
+// Three memory spaces: addresses of shared memory are 32-bit numbers in the window .shared::cta (shared_address), those
+// of global memory are pointers. "memory" among the clobbers of an asm keeps the compiler, and nothing else, from
+// moving accesses across it; what the hardware orders is said at each function. Loads from shared memory return out of
+// line: the instruction after one may be executed before its value has arrived.
 //
-// ASM_SM90: an instruction that GPUs before Hopper do not have, in code that is compiled for them too. There it is nothing,
-// and the launchers see to it that no such GPU depends on it.
+// ASM_SM90: an instruction that GPUs before Hopper do not have, in code that is compiled for them too. There it is
+// nothing, and the launchers see to it that no such GPU depends on it.
 #pragma once
 
 #include <stdint.h>
@@ -31,9 +31,9 @@ __device__ __forceinline__ void wait_for_previous_kernel() { ASM_SM90("griddepco
 __device__ __forceinline__ void let_next_kernel_start() { ASM_SM90("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 // ---- mbarrier: a barrier in shared memory, 8 bytes, with phases -----------------------------------------------------
-// A phase completes when `count` arrivals have been made and every byte that was announced (expect_tx) has been delivered
-// (complete_tx, by asynchronous copies). A fresh barrier is in phase 0: waiting for parity 1 returns at once, for parity 0
-// when the phase has completed.
+// A phase completes when `count` arrivals have been made and every byte that was announced (expect_tx) has been
+// delivered (complete_tx, by asynchronous copies). A fresh barrier is in phase 0: waiting for parity 1 returns at once,
+// for parity 0 when the phase has completed.
 
 __device__ __forceinline__ void mbarrier_init(uint32_t barrier, int count) {
     ASM_SM90("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
@@ -44,8 +44,9 @@ __device__ __forceinline__ void fence_mbarrier_init() { ASM_SM90("fence.mbarrier
 __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
     ASM_SM90("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// The same once `result` has been computed: an arrival does not queue after loads from shared memory that are under way, so
-// a slot whose loads are not complete could be filled anew. The count is 1 whatever the result: a false dependency.
+// The same once `result` has been computed: an arrival does not queue after loads from shared memory that are under
+// way, so a slot whose loads are not complete could be filled anew. The count is 1 whatever the result: a false
+// dependency.
 __device__ __forceinline__ void mbarrier_arrive_after(uint32_t barrier, float result) {
     asm volatile("{\n.reg .b32 count;\nor.b32 count, %1, 1;\nmin.u32 count, count, 1;\nmbarrier.arrive.shared::cta.b64 _, [%0], count;\n}"
                  ::"r"(barrier), "r"(__float_as_uint(result)) : "memory");
@@ -54,7 +55,8 @@ __device__ __forceinline__ void mbarrier_arrive_after(uint32_t barrier, float re
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint32_t barrier, int bytes) {
     ASM_SM90("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-// Waits until the phase of this parity has completed. Acquire, for the block: arrivals' writes and the bytes copied are visible.
+// Waits until the phase of this parity has completed. Acquire, for the block: arrivals' writes and the bytes copied are
+// visible.
 __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, int parity) {
     asm volatile("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}"
                  ::"r"(barrier), "r"(parity) : "memory");
@@ -64,24 +66,33 @@ __device__ __forceinline__ void mbarrier_wait_cluster(uint32_t barrier) {
     ASM_SM90("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n@!done bra again;\n}"
              ::"r"(barrier) : "memory");
 }
-// What this thread wrote to shared memory with ordinary stores or cp.async, before what the asynchronous proxy (wgmma, bulk
-// copies) reads there.
+// What this thread wrote to shared memory with ordinary stores or cp.async, before what the asynchronous proxy (wgmma,
+// bulk copies) reads there.
 __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// ---- named barriers: 0 to 15 in hardware, whole warps ---------------------------------------------------------------
-// sync: waits until `threads` threads, in whole warps, have come with sync or arrive; orders memory among them, within the
-// block. arrive: is counted and does not wait. Barrier 0 is __syncthreads.
-__device__ __forceinline__ void named_barrier_sync(int barrier, int threads) {
-    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+// ---- named barriers: 16 in hardware for each block ------------------------------------------------------------------
+
+enum NamedBarrier {
+    BARRIER_ALL_THREADS = 0,        // __syncthreads
+    BARRIER_FUSED_CONSUMERS = 1,    // fused_kernel.cuh: among the consumer warps
+    BARRIER_FUSED_SETUP = 2,        // once, when the mbarriers are initialised
+    BARRIER_PREFILL_TURN_0 = 1,     // prefill_sm90.cuh: consumer warpgroup 0 may issue its products
+    BARRIER_PREFILL_TURN_1 = 2,     // and warpgroup 1
+};
+
+// sync: waits until `threads` threads, in whole warps, have come with sync or arrive; orders memory among them, within
+// the block. arrive: is counted and does not wait.
+__device__ __forceinline__ void named_barrier_sync(NamedBarrier barrier, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"((int)barrier), "r"(threads) : "memory");
 }
-__device__ __forceinline__ void named_barrier_arrive(int barrier, int threads) {
-    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+__device__ __forceinline__ void named_barrier_arrive(NamedBarrier barrier, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"((int)barrier), "r"(threads) : "memory");
 }
 
 // ---- clusters of blocks (Hopper and later) --------------------------------------------------------------------------
 
-// All threads of a cluster arrive, and wait for all to have arrived. The arrival is relaxed: it orders nothing but what a
-// fence has made visible (fence_mbarrier_init). A release would wait for every copy under way.
+// All threads of a cluster arrive, and wait for all to have arrived. The arrival is relaxed: it orders nothing but what
+// a fence has made visible (fence_mbarrier_init). A release would wait for every copy under way.
 __device__ __forceinline__ void cluster_arrive() { ASM_SM90("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { ASM_SM90("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 // The address, in .shared::cluster, of what the cluster's first block has at this block's `address`.
@@ -89,8 +100,8 @@ __device__ __forceinline__ uint32_t address_in_first_block(uint32_t address) {
     ASM_SM90("mapa.shared::cluster.u32 %0, %0, 0;" : "+r"(address));
     return address;
 }
-// Sends 16 bytes to another block's shared memory, asynchronously: `to` and `barrier` are .shared::cluster addresses in that
-// block. Weak; the bytes are counted at the barrier, and visible to whoever waits there.
+// Sends 16 bytes to another block's shared memory, asynchronously: `to` and `barrier` are .shared::cluster addresses in
+// that block. Weak; the bytes are counted at the barrier, and visible to whoever waits there.
 __device__ __forceinline__ void store_async16(uint32_t to, float4 x, uint32_t barrier) {
     ASM_SM90("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];"
              ::"r"(to), "r"(__float_as_uint(x.x)), "r"(__float_as_uint(x.y)), "r"(__float_as_uint(x.z)), "r"(__float_as_uint(x.w)), "r"(barrier)
@@ -107,8 +118,9 @@ __device__ __forceinline__ uint64_t l2_evict_first() {
     return policy;
 }
 
-// cp.async: 16 bytes a thread, both addresses multiples of 16, past L1; L2 fetches the 128 bytes around. Complete, for this
-// thread, after copy_async_wait; for others after a barrier then. Not valid: zeros, and `src` is not read (it must be legal).
+// cp.async: 16 bytes a thread, both addresses multiples of 16, past L1; L2 fetches the 128 bytes around. Complete, for
+// this thread, after copy_async_wait; for others after a barrier then. Not valid: zeros, and `src` is not read (it must
+// be legal).
 __device__ __forceinline__ void copy_async16(uint32_t dst, const void *src, bool valid) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0) : "memory");
 }
@@ -127,8 +139,8 @@ __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.com
 template <int N> __device__ __forceinline__ void copy_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 __device__ __forceinline__ void copy_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// cp.async.bulk: `bytes` in one copy by the asynchronous proxy; addresses and size are multiples of 16. The bytes are counted
-// at `barrier`, and visible to whoever waits there.
+// cp.async.bulk: `bytes` in one copy by the asynchronous proxy; addresses and size are multiples of 16. The bytes are
+// counted at `barrier`, and visible to whoever waits there.
 __device__ __forceinline__ void copy_bulk(uint32_t to, const void *from, int bytes, uint32_t barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
@@ -149,9 +161,9 @@ __device__ __forceinline__ void copy_tensor_3d(uint32_t dst, const void *map, in
 
 // ---- global memory --------------------------------------------------------------------------------------------------
 
-// Loads from L2, past L1: what other blocks, or a kernel that is not over, may have written. They order nothing themselves,
-// and stay after what is in front of them (volatile, "memory"). Not valid: zeros, by a predicate in place of a branch, so
-// that many loads can be under way.
+// Loads from L2, past L1: what other blocks, or a kernel that is not over, may have written. They order nothing
+// themselves, and stay after what is in front of them (volatile, "memory"). Not valid: zeros, by a predicate in place
+// of a branch, so that many loads can be under way.
 __device__ __forceinline__ int load_l2(const int *p) { return __ldcg(p); }
 __device__ __forceinline__ float load_l2(const float *p) {
     float v;
@@ -168,15 +180,15 @@ __device__ __forceinline__ uint4 load_l2_16(const void *p, bool valid) {
 // Asks for a line to be brought to L2.
 __device__ __forceinline__ void prefetch_l2(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
-// x more; the value before. Acquire and release at GPU scope: after what this thread wrote, or others before a barrier of the
-// block; before what it, or others after a barrier, read.
+// x more; the value before. Acquire and release at GPU scope: after what this thread wrote, or others before a barrier
+// of the block; before what it, or others after a barrier, read.
 __device__ __forceinline__ unsigned atomic_add_acq_rel(unsigned *to, unsigned x) {
     unsigned before;
     asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(to), "r"(x) : "memory");
     return before;
 }
-// 1 more, of a number below 2^31; the value before. Relaxed: it orders nothing. (An increment, since ptxas makes an addition
-// one for the whole warp and waits at once to share out the answer; this one is waited for where it is used.)
+// 1 more, of a number below 2^31; the value before. Relaxed: it orders nothing. (An increment, since ptxas makes an
+// addition one for the whole warp and waits at once to share out the answer; this one is waited for where it is used.)
 __device__ __forceinline__ int atomic_increment_relaxed(int *to) {
     int before;
     asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], 0x7fffffff;" : "=r"(before) : "l"(to) : "memory");
@@ -235,8 +247,8 @@ __device__ __forceinline__ void store_shared(uint32_t address, uint32_t x) { asm
 // ---- tensor cores, by one warp --------------------------------------------------------------------------------------
 // A lane is 4g + t: g = lane / 4 is its row group, t = lane % 4 its column pair.
 
-// ldmatrix: four 8 × 8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8, and gets elements
-// 2t and 2t + 1 of row g of each matrix (transposed: of column g).
+// ldmatrix: four 8 × 8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8, and gets
+// elements 2t and 2t + 1 of row g of each matrix (transposed: of column g).
 __device__ __forceinline__ void load_matrix4(uint32_t r[4], uint32_t address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
@@ -268,8 +280,9 @@ template <typename T> __device__ __forceinline__ void mma_16x8x16(float c[4], co
 }
 
 // ---- tensor cores, by a warpgroup (sm_90a only) ---------------------------------------------------------------------
-// wgmma: 64 rows × N columns × 16, by the four warps of a warpgroup together, asynchronously. An accumulator of N columns is
-// N / 2 floats a thread: for every 8 columns, rows g and g + 8 of the warp's 16, columns 2t and 2t + 1 (as in mma.sync).
+// wgmma: 64 rows × N columns × 16, by the four warps of a warpgroup together, asynchronously. An accumulator of N
+// columns is N / 2 floats a thread: for every 8 columns, rows g and g + 8 of the warp's 16, columns 2t and 2t + 1 (as
+// in mma.sync).
 
 // Before the first wgmma, and where registers that one reads have been written by other instructions.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -285,8 +298,8 @@ template <int N> __device__ __forceinline__ void wgmma_pin(float (&x)[N]) {
 template <int N> __device__ __forceinline__ void decrease_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 template <int N> __device__ __forceinline__ void increase_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
 
-// The descriptor of an operand in shared memory with the 128-byte swizzle: its address, panel_bytes from one panel of 64
-// columns to the next, 1024 bytes from 8 rows to the next 8. All in units of 16 bytes.
+// The descriptor of an operand in shared memory with the 128-byte swizzle: its address, panel_bytes from one panel of
+// 64 columns to the next, 1024 bytes from 8 rows to the next 8. All in units of 16 bytes.
 __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, int panel_bytes) {
     return ((uint64_t)1 << 62) | ((uint64_t)(1024 >> 4) << 32) | ((uint64_t)(panel_bytes >> 4) << 16) | ((address & 0x3ffff) >> 4);
 }
