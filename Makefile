@@ -251,7 +251,7 @@ check-tokenizer: $(PROGRAM) $(LLAMA3_VOCAB) $(VENV)/installed
 
 # All but what has no C in it, needs a GPU or does without sanitizers.
 asan:
-	+@SANITIZERS=1 SIGNALS=60 $(MAKE) BUILD=build/asan PROGRAM=build/asan/llama CUDA=0 CFLAGS="$(CFLAGS) -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="$(LDFLAGS) -fsanitize=address,undefined" \
+	+@SANITIZERS=1 SIGNALS=60 $(MAKE) BUILD=build/asan PROGRAM=build/asan/llama CUDA=0 CFLAGS="$(CFLAGS) -g -O2 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="$(LDFLAGS) -fsanitize=address,undefined" \
 	 TEST="$(filter-out convert engine_gpu failures,$(or $(TEST),$(sort $(patsubst test_%,%,$(basename $(notdir $(TESTS) $(SCRIPT_TESTS)))))))" test
 
 LINTED      := llama.c $(LIBRARY) $(OPS_C)
@@ -283,8 +283,8 @@ check-format: $(FORMAT)/installed
 coverage:
 	+@$(MAKE) COVERAGE=1 test
 
-VALGRIND_TESTS := bad_input cli batch
-VALGRIND_UNITS := safetensors chat
+VALGRIND_TESTS := bad_input cli
+VALGRIND_UNITS := safetensors chat kv_cache
 
 # Of the comparisons those of a model of one layer: under valgrind the story model's take minutes each.
 valgrind: all $(patsubst %,$(BUILD)/tests/test_%,$(VALGRIND_UNITS) $(VALGRIND_TESTS) compare)

@@ -5,7 +5,7 @@
 
 #include "model_writer.h"
 
-static char chat_path[300], prompts_path[300], prompt_path[300];
+static char chat_path[300], prompts_path[300], prompt_path[300], text_path[300];
 
 static uint64_t random_state = 7;
 
@@ -174,18 +174,18 @@ static void test_threads(void) {
         const char *name;
         const char *args[16];
     } runs[] = {
-        {"threads_greedy", {"model/stories.bin", "-f", "@prompt", "-n", "40", "--json", "--logprobs", "5"}},
+        {"threads_greedy", {"model/stories.bin", "-f", "@text", "-n", "40", "--json", "--logprobs", "5"}},
         {"threads_sampled",
          {"model/stories.bin", "-p", "Once", "-n", "60", "--json", "--temp", "0.9", "--top-p", "0.9", "-s", "3"}},
         {"threads_batch", {"model/stories.bin", "--prompts", "@prompts", "-b", "3", "-n", "20", "--logprobs", "2"}},
-        {"threads_perplexity", {"model/stories.bin", "--perplexity", "@prompt", "-c", "256"}},
+        {"threads_perplexity", {"model/stories.bin", "--perplexity", "@text", "-c", "128"}},
     };
     static const char *const threads[] = {"1", "2", "3", "4", "7", "16"};
     for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
         if (!test_wanted(runs[i].name)) continue;
         const char *args[17] = {NULL};
         for (int a = 0; runs[i].args[a]; a++)
-            args[a] = strcmp(runs[i].args[a], "@prompt") == 0    ? prompt_path
+            args[a] = strcmp(runs[i].args[a], "@text") == 0    ? text_path
                       : strcmp(runs[i].args[a], "@prompts") == 0 ? prompts_path
                                                                  : runs[i].args[a];
         Run first = {0};
@@ -216,6 +216,7 @@ int main(void) {
     snprintf(chat_path, sizeof chat_path, "%s/chat.bin", test_dir);
     snprintf(prompts_path, sizeof prompts_path, "%s/prompts", test_dir);
     snprintf(prompt_path, sizeof prompt_path, "%s/prompt", test_dir);
+    snprintf(text_path, sizeof text_path, "%s/text", test_dir);
     draft_chat(&d, 1 << 16);
     draft_write(&d, chat_path);
     draft_free(&d);
@@ -223,6 +224,7 @@ int main(void) {
     size_t n = 0, n_lines = 0;
     while (n < 1200) n += (size_t)sprintf(text + n, "Once upon a time there were %zu kings. ", n);
     write_file(prompt_path, text, n);
+    write_file(text_path, text, n / 2);
     for (int i = 0; i < 12; i++)
         n_lines += (size_t)sprintf(lines + n_lines, "{\"text\": \"%.*s\"}\n", 20 * i % 110 + 1, text);
     write_file(prompts_path, lines, n_lines);
