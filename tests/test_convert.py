@@ -39,10 +39,6 @@ SPECIALS = ["begin_of_text", "end_of_text", "reserved_special_token_0", "reserve
             "eot_id", "python_tag"]
 MERGES = [(b"t", b"h"), (b" ", b"th"), (b"th", b"e"), (b"a", b"n"), (b" th", b"e"), (b"\xc3", b"\xa9")]
 NORMS = ("attention_norm", "ffn_norm", "norm")
-TEMPLATE_3 = ("{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim"
-              " + '<|eot_id|>' }}")
-TEMPLATE_31 = '{{- "Cutting Knowledge Date: December 2023\\n" }}' + TEMPLATE_3
-
 
 class Skip(Exception):
     """This machine cannot run the test."""
@@ -462,32 +458,6 @@ def test_bos_from_the_template():
     assert converted(checkpoint)[0]["bos_id"] == "262"
 
 
-def test_chat_formats():
-    named = [{"name": "tool_use", "template": TEMPLATE_31}, {"name": "default", "template": TEMPLATE_3}]
-    for template, files, wanted in (
-            (TEMPLATE_31, {}, "llama3.1"), (TEMPLATE_3, {}, "llama3"), ("{{ '[INST]' }}", {}, "none"),
-            (named, {}, "llama3"), (None, {"chat_template.jinja": TEMPLATE_31.encode()}, "llama3.1"),
-            (TEMPLATE_3, {"chat_template.jinja": TEMPLATE_31.encode()}, "llama3.1"),
-            (None, {"chat_template.json": json.dumps({"chat_template": TEMPLATE_3}).encode()}, "llama3")):
-        checkpoint = Checkpoint()
-        checkpoint.settings["chat_template"] = template
-        checkpoint.files = files
-        metadata, _, stderr = converted(checkpoint)
-        assert metadata["chat_format"] == wanted and "chat format " + wanted in stderr, (template, files)
-    checkpoint = Checkpoint()
-    checkpoint.settings["chat_template"] = TEMPLATE_3.replace("\\n", "\n")      # the newlines themselves, as YAML gives them
-    assert converted(checkpoint)[0]["chat_format"] == "llama3"
-    for part in ("<|start_header_id|>", "\\n\\n", "<|eot_id|>", " | trim"):      # the frame of some other model
-        checkpoint.settings["chat_template"] = TEMPLATE_31.replace(part, "")
-        metadata, _, stderr = converted(checkpoint)
-        assert metadata["chat_format"] == "none" and "is not LLaMA 3's" in stderr, part
-    checkpoint = Checkpoint(n_special=8)        # no <|eot_id|>
-    checkpoint.settings["chat_template"] = TEMPLATE_31
-    checkpoint.generation = {"eos_token_id": 263}
-    metadata, _, stderr = converted(checkpoint)
-    assert metadata["chat_format"] == "none" and "no <|eot_id|>" in stderr
-
-
 def test_merges_as_text():
     plain = converted(Checkpoint())
     checkpoint = Checkpoint()
@@ -527,12 +497,11 @@ def test_tokenizer_from_ranks():
 
 def test_vocab_only():
     checkpoint = Checkpoint()
-    checkpoint.settings["chat_template"] = TEMPLATE_3
     full = converted(checkpoint)
     checkpoint.files["model.safetensors"] = None
     metadata, tensors, _ = converted(checkpoint, "--vocab-only")
     assert metadata == {"format": "llama-model/1", "n_layers": "0", "vocab_size": "280", "bos_id": "262",
-                        "eos_ids": "263,270,271", "chat_format": "llama3"}, metadata
+                        "eos_ids": "263,270,271", "chat_format": "none"}, metadata
     assert vocabulary_of(tensors) == vocabulary_of(full[1]) and len(tensors) == 3
 
 
@@ -1214,10 +1183,9 @@ def test_llama3_vocabulary():
 
 # ---------------------------------------------------------------------------------------------------------------- main
 
-def main():
+def run_tests(tests):
+    """Runs (name, function) pairs whose name has the first argument in it; the exit status."""
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
-    tests = [(name, test) for name, test in globals().items() if name.startswith("test_") and callable(test)]
-    tests += [("refuses: " + name, refusal_test(fragment, change)) for name, fragment, change in REFUSALS]
     counts = {"ok": 0, "FAIL": 0, "SKIP": 0}
     for name, test in tests:
         if wanted not in name:
@@ -1236,4 +1204,5 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tests([(name, test) for name, test in globals().items() if name.startswith("test_") and callable(test)]
+                       + [("refuses: " + name, refusal_test(fragment, change)) for name, fragment, change in REFUSALS]))
