@@ -819,7 +819,7 @@ def render_jinja2(source, names, conversations):
     """The same by jinja2, in a process of its own."""
     question = json.dumps({"source": source, "names": names, "conversations": conversations})
     try:
-        child = subprocess.run([sys.executable, __file__], input=question.encode(), stdout=subprocess.PIPE,
+        child = subprocess.run([sys.executable, __file__, "--render"], input=question.encode(), stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, timeout=RENDER_SECONDS, check=False)
         answers = json.loads(child.stdout) if child.returncode == 0 else None
     except subprocess.TimeoutExpired:
@@ -1074,4 +1074,7 @@ def first_bos(names, tokens):
 
 
 if __name__ == "__main__":
-    child_main()
+    if sys.argv[1:] == ["--render"]:
+        child_main()
+    else:
+        print(__doc__)

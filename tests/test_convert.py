@@ -9,6 +9,7 @@ import base64
 import contextlib
 import copy
 import errno
+import fcntl
 import functools
 import io
 import json
@@ -40,10 +41,6 @@ SPECIALS = ["begin_of_text", "end_of_text", "reserved_special_token_0", "reserve
             "eot_id", "python_tag"]
 MERGES = [(b"t", b"h"), (b" ", b"th"), (b"th", b"e"), (b"a", b"n"), (b" th", b"e"), (b"\xc3", b"\xa9")]
 NORMS = ("attention_norm", "ffn_norm", "norm")
-TEMPLATE_3 = ("{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim"
-              " + '<|eot_id|>' }}")
-TEMPLATE_31 = '{{- "Cutting Knowledge Date: December 2023\\n" }}' + TEMPLATE_3
-
 
 class Skip(Exception):
     """This machine cannot run the test."""
@@ -296,6 +293,14 @@ def check_weights(tensors, source):
         assert found[name] == expected[name], "%s differs" % name
 
 
+def edited(*changes):
+    """The small checkpoint, changed."""
+    checkpoint = Checkpoint()
+    for change in changes:
+        change(checkpoint)
+    return checkpoint
+
+
 def converted(checkpoint, *flags):
     """Write, convert and parse: (metadata, tensors, standard error)."""
     with tempfile.TemporaryDirectory() as top:
@@ -463,30 +468,244 @@ def test_bos_from_the_template():
     assert converted(checkpoint)[0]["bos_id"] == "262"
 
 
-def test_chat_formats():
-    named = [{"name": "tool_use", "template": TEMPLATE_31}, {"name": "default", "template": TEMPLATE_3}]
-    for template, files, wanted in (
-            (TEMPLATE_31, {}, "llama3.1"), (TEMPLATE_3, {}, "llama3"), ("{{ '[INST]' }}", {}, "none"),
-            (named, {}, "llama3"), (None, {"chat_template.jinja": TEMPLATE_31.encode()}, "llama3.1"),
-            (TEMPLATE_3, {"chat_template.jinja": TEMPLATE_31.encode()}, "llama3.1"),
-            (None, {"chat_template.json": json.dumps({"chat_template": TEMPLATE_3}).encode()}, "llama3")):
-        checkpoint = Checkpoint()
-        checkpoint.settings["chat_template"] = template
-        checkpoint.files = files
-        metadata, _, stderr = converted(checkpoint)
-        assert metadata["chat_format"] == wanted and "chat format " + wanted in stderr, (template, files)
+def test_added_tokens_that_are_not_special():
     checkpoint = Checkpoint()
-    checkpoint.settings["chat_template"] = TEMPLATE_3.replace("\\n", "\n")      # the newlines themselves, as YAML gives them
-    assert converted(checkpoint)[0]["chat_format"] == "llama3"
-    for part in ("<|start_header_id|>", "\\n\\n", "<|eot_id|>", " | trim"):      # the frame of some other model
-        checkpoint.settings["chat_template"] = TEMPLATE_31.replace(part, "")
-        metadata, _, stderr = converted(checkpoint)
-        assert metadata["chat_format"] == "none" and "is not LLaMA 3's" in stderr, part
-    checkpoint = Checkpoint(n_special=8)        # no <|eot_id|>
-    checkpoint.settings["chat_template"] = TEMPLATE_31
-    checkpoint.generation = {"eos_token_id": 263}
-    metadata, _, stderr = converted(checkpoint)
-    assert metadata["chat_format"] == "none" and "no <|eot_id|>" in stderr
+    for i, (special, normalized) in enumerate(((False, False), (False, True), (True, True), (True, False))):
+        added(id=273 + i, content="<%d>" % i, special=special, normalized=normalized)(checkpoint)
+    metadata, tensors, _ = converted(checkpoint)
+    assert metadata["format"] == "llama-model/2" and metadata["normalized_ids"] == "274,275", metadata
+    assert metadata["converter"] == "2"
+    assert vocabulary_of(tensors)[273:277] == [(b"<0>", 3), (b"<1>", 3), (b"<2>", 1), (b"<3>", 1)]
+    metadata, tensors, _ = converted(edited(added(special=False, normalized=False)))
+    assert metadata["format"] == "llama-model/2" and "normalized_ids" not in metadata
+    assert vocabulary_of(tensors)[273] == (b"<|more|>", 3)
+    metadata, tensors, _ = converted(edited(added(special=True, normalized=True)))
+    assert metadata["format"] == "llama-model/2" and metadata["normalized_ids"] == "273"
+
+
+def test_flags_of_added_tokens_elsewhere():
+    """As transformers 5.24 has them: what is named eos_token is special whatever tokenizer.json says, and keeps its pass;
+    added_tokens_decoder sets both flags anew; additional_special_tokens sets neither."""
+    def flags(token, settings=None, files=None):
+        checkpoint = edited(added(**token))
+        checkpoint.settings.update(settings or {})
+        checkpoint.files = {name: json.dumps(value).encode() for name, value in (files or {}).items()}
+        metadata, tensors, _ = converted(checkpoint)
+        return vocabulary_of(tensors)[273][1], metadata.get("normalized_ids")
+
+    plain, entry = {"special": False, "normalized": True}, {"content": "<|more|>", "lstrip": False, "rstrip": False}
+    assert flags(plain) == (3, "273")
+    assert flags(plain, {"eos_token": "<|more|>"}) == (1, "273")
+    assert flags(plain, {"eos_token": dict(entry, special=False, normalized=False)}) == (1, "273")
+    assert flags(dict(plain, normalized=False), {"eos_token": "<|more|>"}) == (1, None)
+    assert flags(plain, files={"special_tokens_map.json": {"pad_token": "<|more|>"}}) == (1, "273")
+    assert flags(plain, {"additional_special_tokens": ["<|more|>"]}) == (3, "273")
+    assert flags(plain, {"added_tokens_decoder": {"273": dict(entry, special=True, normalized=False)}}) == (1, None)
+    assert flags({"special": True}, {"added_tokens_decoder": {"273": dict(entry, special=False, normalized=True)}}) == (3, "273")
+    assert flags({"special": True}, {"added_tokens_decoder": {"273": entry}}) == (3, "273")
+    assert flags(plain, files={"added_tokens.json": {"<|more|>": 273}}) == (3, "273")
+
+
+def test_tokens_beyond_the_embeddings():
+    plain = converted(Checkpoint())
+    checkpoint = edited(*[added(id=273 + i, content="<%d>" % i) for i in range(8)])
+    metadata, tensors, stderr = converted(checkpoint)
+    assert "1 special tokens beyond the embedding table of 280 are left out: 280 \"<7>\"" in stderr, stderr
+    assert vocabulary_of(tensors)[279] == (b"<6>", 1) and metadata == plain[0]
+    checkpoint = edited(*[added(id=273 + i, content="<%d>" % i, special=i < 7, normalized=True) for i in range(8)])
+    checkpoint.settings["pad_token"] = "<7>"    # not special in tokenizer.json, but no text needs it
+    metadata, tensors, stderr = converted(checkpoint)
+    assert "left out" in stderr and metadata["normalized_ids"] == "273,274,275,276,277,278,279"
+
+
+def test_bos_and_eos_flags_that_transformers_ignores():
+    """transformers 5.24 reads neither beside a tokenizer.json, for any class; 4.57 did for LlamaTokenizer alone."""
+    plain = converted(Checkpoint())[:2]
+    for values, noted in (({"add_bos_token": False}, False), ({"add_eos_token": True}, False),
+                          ({"add_bos_token": False, "tokenizer_class": "LlamaTokenizer"}, True),
+                          ({"add_bos_token": True, "tokenizer_class": "LlamaTokenizerFast"}, False)):
+        checkpoint = Checkpoint()
+        checkpoint.settings.update(values)
+        metadata, tensors, stderr = converted(checkpoint)
+        assert (metadata, tensors) == plain and ("transformers 4 would put" in stderr) == noted, (values, stderr)
+        assert ("drops every blank" in stderr) == (values.get("tokenizer_class") is not None), stderr
+    checkpoint = Checkpoint()
+    checkpoint.tokenizer["post_processor"] = None
+    checkpoint.settings["add_bos_token"] = True
+    assert converted(checkpoint)[0]["bos_id"] == ""
+
+
+def test_names_without_model():
+    for tied in (False, True):
+        checkpoint = Checkpoint(tie_word_embeddings=tied)
+        plain = converted(checkpoint)[:2]
+        checkpoint.tensors = {name[6:] if name.startswith("model.") else name: value
+                              for name, value in checkpoint.tensors.items()}
+        assert converted(checkpoint)[:2] == plain
+    checkpoint.config["architectures"] = ["LlamaModel"]
+    assert converted(checkpoint)[:2] == plain
+
+
+def test_tied_tables():
+    """One larger than the buffer, stored twice in one file; and under the head's name alone, as transformers loads it."""
+    checkpoint = Checkpoint(tie_word_embeddings=True, vocab_size=9000)
+    plain = converted(checkpoint)[:2]
+    table = checkpoint.tensors[EMBED]
+    assert len(table[2]) > 2 * convert.READ_BYTES
+    checkpoint.tensors["lm_head.weight"] = table
+    assert converted(checkpoint)[:2] == plain
+    checkpoint.tensors["lm_head.weight"] = ("F32", table[1], widened("BF16", table[2]))
+    assert converted(checkpoint)[:2] == plain, "the same values in another dtype"
+    del checkpoint.tensors[EMBED]
+    checkpoint.tensors["lm_head.weight"] = table
+    assert converted(checkpoint)[:2] == plain
+
+
+def test_index_that_lies():
+    plain = converted(Checkpoint())[:2]
+    for index, shards in ((lambda index: index["weight_map"].update(surplus="model-00001-of-00002.safetensors"), None),
+                          (lambda index: index["weight_map"].pop(NORM) and None, None),
+                          (lambda index: index["weight_map"].__setitem__(NORM, "model-00002-of-00002.safetensors"), None),
+                          (lambda index: index["weight_map"].__setitem__(NORM, "model-00001-of-00002.safetensors"), None),
+                          (lambda index: [index["weight_map"].pop(name) for name, shard in list(index["weight_map"].items())
+                                          if shard.startswith("model-00002")] and None, None),
+                          (None, lambda shards: shards[0].append(shards[1][0]))):
+        checkpoint = edited(sharded(index, shards))
+        assert converted(checkpoint)[:2] == plain, (index, shards)
+
+
+def test_shards_without_an_index():
+    plain = converted(Checkpoint())[:2]
+    checkpoint = edited(sharded(), raw(INDEX, None))
+    metadata, tensors, stderr = converted(checkpoint)
+    assert (metadata, tensors) == plain and "no model.safetensors.index.json; the tensors are taken from 2 shards" in stderr
+
+
+def test_tables_of_another_dtype():
+    def table(name, dtype, data):
+        return tensor(name, dtype, data=data)
+
+    checkpoint = Checkpoint("BF16")
+    exact = widened("BF16", checkpoint.tensors[EMBED][2])
+    plain = converted(checkpoint)[:2]
+    metadata, tensors, stderr = converted(edited(table(EMBED, "F32", exact), table("lm_head.weight", "F32", widened(
+        "BF16", checkpoint.tensors["lm_head.weight"][2]))))
+    assert (metadata, tensors) == plain and stderr.count("F32 among BF16 weights: stored as BF16, in which every value") == 2
+    inexact = exact[:-4] + struct.pack("<f", 0.1)
+    metadata, tensors, stderr = converted(edited(table(EMBED, "F32", inexact)))
+    assert metadata["format"] == "llama-model/2" and tensors["tok_embeddings"] == ("F32", [280, 32], inexact)
+    assert "stored as F32" in stderr and tensors["output"][0] == "BF16"
+    for dtype, values, exact in (("F16", [1.5, -0.0, 6e-8, 65504.0], False), ("F16", [1.5, -2.0, 0.0, 65504.0], False),
+                                 ("F16", [1.5, -2.0, 0.0, 0.25], True)):
+        data = struct.pack("<4e", *values) * (280 * 8)
+        narrow = b"".join(struct.pack("<f", value)[2:] for value in values) * (280 * 8)
+        _, tensors, _ = converted(edited(table("lm_head.weight", dtype, data)))
+        assert tensors["output"] == (("BF16", [280, 32], narrow) if exact else (dtype, [280, 32], data)), values
+    checkpoint = Checkpoint("F16")              # float32 among float16: 65520 is none, 2**-24 is the smallest
+    for values, exact in (([1.0, 2**-24, -65504.0, 0.5], True), ([1.0, 65520.0, 0.0, 0.0], False), ([1e38, 0.0, 0.0, 0.0], False),
+                          ([2**-25, 0.0, 0.0, 0.0], False), ([float("inf"), -0.0, 1.0, 1.0], True)):
+        data = struct.pack("<4f", *values) * (280 * 8)
+        checkpoint.tensors["lm_head.weight"] = ("F32", [280, 32], data)
+        _, tensors, _ = converted(checkpoint)
+        assert tensors["output"] == (("F16", [280, 32], struct.pack("<4e", *values) * (280 * 8)) if exact
+                                     else ("F32", [280, 32], data)), values
+    checkpoint = Checkpoint("F32")              # 16 bits among float32 widen, which format 1 can hold
+    checkpoint.tensors[EMBED] = Checkpoint("BF16").tensors[EMBED]
+    metadata, tensors, _ = converted(checkpoint)
+    assert metadata["format"] == "llama-model/1" and tensors["tok_embeddings"][2] == widened("BF16", checkpoint.tensors[EMBED][2])
+
+
+def test_rope_linear():
+    for layout in ({"rope_scaling": {"type": "linear", "factor": 2}}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+                   {"rope_scaling": None, "rope_theta": None,
+                    "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500000.0}}):
+        metadata = converted(Checkpoint(**layout))[0]
+        assert metadata["format"] == "llama-model/2" and {key: value for key, value in metadata.items() if "rope" in key} == {
+            "rope_type": "linear", "rope_factor": "2.0", "rope_theta": "500000.0"}, layout
+    metadata = converted(Checkpoint(rope_scaling={"type": "linear", "factor": 1.0}))[0]
+    assert metadata["rope_type"] == "default" and metadata["format"] == "llama-model/1" and "rope_factor" not in metadata
+
+
+def test_safetensors_as_mlx_writes_it():
+    """"__metadata__": null, a header of any length, data in another order than the header's and unaligned."""
+    checkpoint = Checkpoint()
+    plain = converted(checkpoint)[:2]
+    at, header = 0, {"__metadata__": None}
+    blobs = []
+    for name in sorted(checkpoint.tensors, key=lambda name: name[::-1]):
+        dtype, shape, data = checkpoint.tensors[name]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
+        blobs.append(data)
+        at += len(data)
+    text = json.dumps({name: header[name] for name in sorted(header)}).encode()
+    text += b" " * (1 - len(text) % 2)
+    checkpoint.files["model.safetensors"] = struct.pack("<Q", len(text)) + text + b"".join(blobs)
+    assert len(text) % 8 and converted(checkpoint)[:2] == plain
+
+
+# ------------------------------------------------------------------------------------------------ what a source is
+
+def test_directories_that_are_no_checkpoint():
+    """Each message says what it is and what helps."""
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n"
+    page = b"<!DOCTYPE html>\n<html><body>Access denied</body></html>"
+    adapter = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "meta-llama/Llama-3.1-8B"}).encode()
+    for files, parts in (
+            ({}, ["an empty directory", "hf download"]),
+            ({"adapter_config.json": adapter, "adapter_model.safetensors": b""},
+             ["a LoRA adapter", '"meta-llama/Llama-3.1-8B"', "merge_and_unload"]),
+            ({"adapter_config.json": b"{", "config.json": b"{}"}, ["a LoRA adapter", "merge_and_unload"]),
+            ({"consolidated.00.pth": b"", "params.json": b"{}", "tokenizer.model": b""}, ["Meta's own layout (consolidated.00.pth)"]),
+            ({"params.json": b"{}", "tokenizer.model": b""}, ["Meta's own layout (params.json)"]),
+            ({"Llama-3.1-8B-Q4_K_M.gguf": b"GGUF"}, ["a directory with a GGUF file", "the checkpoint that it was made from"]),
+            ({"snapshots/0e9e39f/config.json": b"{}", "refs/main": b"0e9e39f"}, ["the hub's cache", "snapshots/0e9e39f"]),
+            ({"checkpoint-500/config.json": b"{}", "trainer_state.json": b"{}"}, ["name that directory", "checkpoint-500"]),
+            ({"model.safetensors.incomplete": b""}, ["an incomplete download (model.safetensors.incomplete)"]),
+            ({"README.md": b"#"}, ["no config.json, so not a checkpoint in HuggingFace layout"]),
+            ({"config.json": pointer}, ["config.json: format, expected JSON, found a Git LFS pointer", "git lfs pull"]),
+            ({"config.json": page}, ["config.json: format, expected JSON, found an HTML page", "hf auth login"]),
+            ({"config.json": b"\n\n<html>"}, ["found an HTML page"]),
+            ({"config.json": b'{"architectures": ["Llama'}, ["JSON that breaks off after 25 bytes", "hf download"])):
+        with tempfile.TemporaryDirectory() as top:
+            source = os.path.join(top, "in")
+            os.mkdir(source)
+            for name, data in files.items():
+                os.makedirs(os.path.dirname(os.path.join(source, name)), exist_ok=True)
+                with open(os.path.join(source, name), "wb") as file:
+                    file.write(data)
+            status, stderr = run(source, os.path.join(top, "out"))
+            assert status == 1 and len(stderr.splitlines()) == 1 and all(part in stderr for part in parts), (files, stderr)
+            assert "No such file" not in stderr and "not valid JSON" not in stderr
+            assert os.listdir(top) == ["in"]
+    for name in ("tokenizer.json", "generation_config.json", "tokenizer_config.json"):
+        with tempfile.TemporaryDirectory() as top:
+            os.mkdir(os.path.join(top, "in"))
+            status, stderr = run(edited(raw(name, pointer)).write(os.path.join(top, "in")), os.path.join(top, "out"))
+            assert status == 1 and name + ": format, expected JSON, found a Git LFS pointer" in stderr, stderr
+
+
+def test_a_hub_id():
+    status, stderr = run("meta-llama/Llama-3.1-8B-Instruct", "/tmp/none")
+    assert status == 1 and "hf download meta-llama/Llama-3.1-8B-Instruct --local-dir Llama-3.1-8B-Instruct" in stderr, stderr
+    status, stderr = run("./no/such", "/tmp/none")
+    assert status == 1 and "./no/such: no such file or directory" in stderr
+
+
+def test_leftover_lora_tensors():
+    for name in ("model.layers.0.self_attn.q_proj.lora_A.weight", "base_model.model.model.norm.weight",
+                 "model.layers.0.self_attn.q_proj.base_layer.weight"):
+        with tempfile.TemporaryDirectory() as top:
+            os.mkdir(os.path.join(top, "in"))
+            status, stderr = run(edited(tensor(name)).write(os.path.join(top, "in")), os.path.join(top, "out"))
+            assert status == 1 and "leftover LoRA tensors" in stderr and "merge_and_unload" in stderr, stderr
+
+
+def test_incomplete_shards():
+    checkpoint = edited(sharded(), raw(INDEX, None), raw("model-00002-of-00002.safetensors", None))
+    with tempfile.TemporaryDirectory() as top:
+        os.mkdir(os.path.join(top, "in"))
+        status, stderr = run(checkpoint.write(os.path.join(top, "in")), os.path.join(top, "out"))
+        assert status == 1 and "model-00002-of-00002.safetensors: not there, 1 of 2 shards are missing" in stderr, stderr
 
 
 def test_merges_as_text():
@@ -528,12 +747,11 @@ def test_tokenizer_from_ranks():
 
 def test_vocab_only():
     checkpoint = Checkpoint()
-    checkpoint.settings["chat_template"] = TEMPLATE_3
     full = converted(checkpoint)
     checkpoint.files["model.safetensors"] = None
     metadata, tensors, _ = converted(checkpoint, "--vocab-only")
     assert metadata == {"format": "llama-model/1", "n_layers": "0", "vocab_size": "280", "bos_id": "262",
-                        "eos_ids": "263,270,271", "chat_format": "llama3"}, metadata
+                        "eos_ids": "263,270,271", "chat_format": "none"}, metadata
     assert vocabulary_of(tensors) == vocabulary_of(full[1]) and len(tensors) == 3
 
 
@@ -643,6 +861,90 @@ def test_replaces_an_old_output(source, out):
     parse_model(out)
     inside = os.path.join(source, "model.bin")
     assert run(source, inside)[0] == 0 and run(source, inside)[0] == 0, "an output inside the checkpoint"
+
+
+@in_directory
+def test_output_through_a_link(source, out):
+    real = os.path.join(os.path.dirname(out), "elsewhere", "real.bin")
+    os.mkdir(os.path.dirname(real))
+    os.symlink(real, out)
+    for _ in range(2):                          # it does not exist yet; it does
+        assert run(source, out)[0] == 0
+        assert os.path.islink(out) and not os.path.islink(real)
+        parse_model(real)
+    assert left_beside(real) == ["real.bin"] and left_beside(out) == ["elsewhere", "model.bin", "tiny"]
+
+
+@in_directory
+def test_a_leftover_part_is_replaced(source, out):
+    with open(out + ".part", "wb") as file:
+        file.write(bytes(10**6))
+    assert run(source, out)[0] == 0 and left_beside(out) == ["model.bin", "tiny"]
+    parse_model(out)
+
+
+@in_directory
+def test_a_part_that_is_being_written(source, out):
+    with open(out + ".part", "wb") as file:
+        file.write(b"half")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        status, stderr = run(source, out)
+        assert status == 1 and "another conversion is writing it" in stderr, stderr
+        with open(out + ".part", "rb") as other:
+            assert other.read() == b"half", "the running one was touched"
+    assert left_beside(out) == ["model.bin.part", "tiny"]
+
+
+@in_directory
+def test_a_part_that_is_no_file(source, out):
+    os.symlink("/tmp/elsewhere", out + ".part")
+    assert run(source, out)[0] == 1 and os.path.islink(out + ".part")
+    os.unlink(out + ".part")
+    os.mkdir(out + ".part")
+    status, stderr = run(source, out)
+    assert status == 1 and ".part" in stderr and len(stderr.splitlines()) == 2, stderr
+
+
+@in_directory
+def test_too_little_space(source, out):
+    usage = shutil.disk_usage(os.path.dirname(out))
+    with mock.patch("convert.shutil.disk_usage", return_value=usage._replace(free=70000)):
+        status, stderr = run(source, out)
+    assert status == 1 and "space, expected 0.000 GB, found 0.000 GB free" in stderr, stderr
+    assert left_beside(out) == ["tiny"]
+    with mock.patch("convert.shutil.disk_usage", return_value=usage._replace(free=10**6)):
+        assert run(source, out)[0] == 0
+
+
+@in_directory
+def test_short_reads(source, out):
+    assert run(source, out)[0] == 0
+    with open(out, "rb") as file:
+        plain = file.read()
+    real = os.pread
+    with mock.patch("convert.os.pread", side_effect=lambda fd, n, at: real(fd, min(n, 1000), at)), \
+            mock.patch("convert.os.sendfile", side_effect=OSError(errno.EINVAL, "no"), create=True):
+        assert run(source, out)[0] == 0
+    with open(out, "rb") as file:
+        assert file.read() == plain
+
+
+def test_help_of_scripts_without_packages():
+    """--help of every script here that has one, with no package to be found but Python's own."""
+    names = ["convert.py", "dump_hf.py", "make_random_hf.py", "train_stories.py", "validate_report.py", "check_tokenizer.py",
+             "check_chat.py", "check_added_tokens.py", "gen_unicode.py", "bench_tokenizer.py", "chat_template.py"]
+    for name in names:
+        process = subprocess.run([sys.executable, "-S", os.path.join(ROOT, "scripts", name), "--help"], stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, universal_newlines=True, check=False)
+        assert process.returncode == 0 and len(process.stdout) > 100 and not process.stderr, (name, process)
+
+
+def test_greedy_token_of_a_tie():
+    """In bf16 the largest logits are often equal; argmax takes the lowest id, topk's first is any of them."""
+    import validate_report
+    assert validate_report.greedy_token([9, 4, 7, 1, 2], [3.5, 3.5, 3.5, 3.25, 3.0]) == 4
+    assert validate_report.greedy_token([9, 4], [3.5, 3.25]) == 9
 
 
 @in_directory
@@ -1215,11 +1517,10 @@ def test_llama3_vocabulary():
 
 # ---------------------------------------------------------------------------------------------------------------- main
 
-def main():
+def run_tests(tests):
+    """Runs (name, function) pairs whose name has the first argument in it; the exit status."""
     if len(sys.argv) > 1:
         os.environ["ONLY"] = sys.argv[1]
-    tests = [(name, test) for name, test in globals().items() if name.startswith("test_") and callable(test)]
-    tests += [("refuses: " + name, refusal_test(fragment, change)) for name, fragment, change in REFUSALS]
     counts = {"ok": 0, "FAIL": 0, "SKIP": 0}
     for name, test in tests:
         if not wanted(name):
@@ -1238,4 +1539,5 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tests([(name, test) for name, test in globals().items() if name.startswith("test_") and callable(test)]
+                       + [("refuses: " + name, refusal_test(fragment, change)) for name, fragment, change in REFUSALS]))
