@@ -135,7 +135,7 @@ $(BUILD)/tests/inject.so: tests/inject.c $(BUILD)/flags
 
 lib: $(BUILD)/libattention.so
 
-$(BUILD)/libattention.so: attention.cu $(wildcard model/attention/*) model/cuda/ptx.cuh model/cuda/numbers.cuh $(BUILD)/flags
+$(BUILD)/libattention.so: attention.cu $(wildcard model/attention/*) model/cuda/ptx.cuh model/cuda/numbers.cuh model/cuda/rule.h $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(if $(NVCC),,$(error make lib needs nvcc: none in CUDA_HOME or PATH, or CUDA=0))
 	$(NVCC) $(NVCC_FLAGS) -Xcompiler -fPIC -shared $< -o $@
