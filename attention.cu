@@ -1,6 +1,6 @@
-// attention.cu: causal grouped-query attention over the KV cache: prefill and split-KV decode.
-// Interface and promises: model/attention/attention.h. The kernels are in model/attention/*.cuh; here are the checks and the
-// launches behind the C interface.
+// attention.cu: causal grouped-query attention over the KV cache, prefill and split-KV decode: the C interface, its
+// checks and its launches. Interface and promises: model/attention/attention.h. The kernels: model/attention/*.cuh;
+// their sizes and tuning rules: decode_plan.h and prefill_plan.h there.
 #include <float.h>
 #include <limits.h>
 #include <math.h>
@@ -11,23 +11,14 @@
 #include <cuda_runtime.h>
 
 #include "model/attention/attention.h"
+#include "model/attention/decode_kernel.cuh"
+#include "model/attention/f32.cuh"
+#include "model/attention/prefill_sm80.cuh"
+#include "model/attention/prefill_sm90.cuh"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #error "build sm_90 as compute_90a/sm_90a: the Hopper prefill kernel uses wgmma"
 #endif
-
-#include "model/attention/cache.cuh"
-#include "model/attention/decode_schedule.cuh"
-#include "model/attention/decode_copy.cuh"
-#include "model/attention/decode_combine.cuh"
-#include "model/attention/decode_kernel.cuh"
-#include "model/attention/prefill.cuh"
-#include "model/attention/prefill_sm80.cuh"
-#include "model/attention/f32.cuh"
-#include "model/attention/prefill_sm90.cuh"
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The C interface
 
 static thread_local char g_error[512];
 
@@ -179,24 +170,15 @@ template <class Body> static int for_types(const AttentionArgs *a, Body body) {
 
 static size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
-// The number of chunks does not grow steadily with the length: take the largest.
-static int max_chunks(int cache_max_len) {
-    int n = decode_chunks(cache_max_len);
-    for (int length = 4096; length < cache_max_len && length <= 65536; length *= 2)
-        if (n < decode_chunks(length)) n = decode_chunks(length);
-    return n;
-}
-
-// The workspace: arrived, of one size for all shapes, as it must stay zero; part_ml; part_o.
-constexpr int DECODE_MAX_BLOCKS = 1024;
+// The workspace: arrived, of one size for all shapes, as it must stay zero; partial_ml; partial_o.
 constexpr size_t ARRIVED_BYTES = DECODE_MAX_BLOCKS * sizeof(unsigned);
-static size_t part_ml_bytes(const AttentionArgs *a) {
-    return round_up((size_t)a->n_seq * a->n_heads * max_chunks(a->cache_max_len) * sizeof(float2), 256);
+static size_t partial_ml_bytes(const AttentionArgs *a) {
+    return round_up((size_t)a->n_seq * a->n_heads * max_kv_splits(a->cache_max_len) * sizeof(float2), 256);
 }
 
 size_t attention_workspace_bytes(const AttentionArgs *a) {
     if (check_dimensions("attention_workspace_bytes", a)) return SIZE_MAX;
-    return ARRIVED_BYTES + part_ml_bytes(a) + (size_t)a->n_seq * a->n_heads * max_chunks(a->cache_max_len) * a->head_dim * sizeof(float);
+    return ARRIVED_BYTES + partial_ml_bytes(a) + (size_t)a->n_seq * a->n_heads * max_kv_splits(a->cache_max_len) * a->head_dim * sizeof(float);
 }
 
 size_t attention_cache_bytes(const AttentionArgs *a) {
@@ -204,55 +186,45 @@ size_t attention_cache_bytes(const AttentionArgs *a) {
     return (size_t)a->n_seq * a->n_kv_heads * a->cache_max_len * a->head_dim * element_bytes(a->dtype);
 }
 
-// Has an SM room for two blocks with so much shared memory each? The system takes a kilobyte of each, and the variables of
-// the kernel another one, as the rest is aligned to that.
-static bool two_fit(const Device &device, size_t smem) { return 2 * (smem + 2048) <= (size_t)device.sm_smem; }
-
-// cluster_smem: what a block needs more if clusters are worth while; 0: they are not.
+// heads: query heads of a tile. cluster_smem: what a block needs more in clusters; 0: the kernel has none.
 static int decode_launch(const AttentionArgs *a, DecodeParams p, void (*kernel)(DecodeParams), int heads, int block, size_t smem, size_t cluster_smem,
                          const Device &device, cudaStream_t stream) {
     int blocks_per_sm;
-    p.head_blocks = (p.group + heads - 1) / heads;
-    bool clusters = cluster_smem && device.dependent_launch && two_fit(device, smem + cluster_smem);
-    if (clusters) smem += cluster_smem;
+    p.head_tiles = (p.heads_per_kv + heads - 1) / heads;
+    bool can_cluster = cluster_smem && device.dependent_launch && two_blocks_fit(smem + cluster_smem, device.sm_smem);
+    if (can_cluster) smem += cluster_smem;
     TRY_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem));
     TRY_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, block, smem));
     if (blocks_per_sm < 1) return refuse("attention_decode: no room on this GPU for a block with %zu bytes of shared memory", smem);
-    while (blocks_per_sm > 2) {    // no room for a third: see decode_kernel
+    while (blocks_per_sm > DECODE_BLOCKS_PER_SM) {    // more shared memory, until there is no room for another
         smem += 4096;
         TRY_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem));
         TRY_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, block, smem));
     }
-    long long groups = (long long)p.n_seq * p.cache.n_kv_heads * p.head_blocks;
-    long long items = (long long)p.n_seq * p.cache.n_kv_heads * p.head_blocks * p.max_chunks, grid = device.n_sms * blocks_per_sm;
-    long long work = (long long)p.n_seq * p.cache.n_kv_heads * p.head_blocks * (p.cache_max_len / 128 + 32);
+    long long query_tiles = (long long)p.n_seq * p.cache.n_kv_heads * p.head_tiles, work = decode_max_work(query_tiles, p.cache_max_len);
     if (work > 0x7fffffff) return refuse("attention_decode: %lld work items, expected at most 2147483647", work);
-    if (grid > items) grid = items;
-    if (grid > DECODE_MAX_BLOCKS) grid = DECODE_MAX_BLOCKS;
-    // Clusters of four find room too late; with 8 chunks there is no eight for each, and there is room for the second's of DECODE_EIGHTS.
-    if (clusters && grid / groups == 2 && p.max_chunks > 8 && p.max_chunks <= 8 * DECODE_EIGHTS) p.cluster = 2;
-    grid -= grid % p.cluster;
-    p.parts = (int)(grid / groups);
-    p.wide = 8 * groups >= 3 * grid;
-    return launch("decode_kernel", a, kernel, grid, block, smem, device.dependent_launch, p.cluster, stream, p);
+    DecodePlan plan = decode_plan(query_tiles, p.max_splits, device.n_sms, blocks_per_sm, can_cluster);
+    p.cluster = plan.cluster;
+    p.blocks_per_tile = plan.blocks_per_tile;
+    p.tiles_fill_gpu = plan.tiles_fill_gpu;
+    return launch("decode_kernel", a, kernel, plan.blocks, block, smem, device.dependent_launch, plan.cluster, stream, p);
 }
 
 template <typename T, int D, int NT> static int decode_16bit(const AttentionArgs *a, const DecodeParams &p, const Device &device, cudaStream_t stream) {
     auto with = [&](auto stages) {
         constexpr int STAGES = decltype(stages)::value;
-        return decode_launch(a, p, decode_kernel<T, D, NT, STAGES>, 8 * NT, DECODE_THREADS, decode_smem_bytes<D, NT>(STAGES), decode_sent_bytes<D, NT>(),
-                             device, stream);
+        return decode_launch(a, p, decode_kernel<T, D, NT, STAGES>, 8 * NT, DECODE_THREADS, decode_smem_bytes(D, NT, STAGES),
+                             decode_cluster_bytes(D, NT), device, stream);
     };
-    constexpr int MOST = decode_most_stages<D, NT>();
-    if (two_fit(device, decode_smem_bytes<D, NT>(MOST) + decode_sent_bytes<D, NT>())) return with(std::integral_constant<int, MOST>());
+    constexpr int MOST = decode_max_stages(D, NT);
+    if (decode_stages(D, NT, device.sm_smem) == MOST) return with(std::integral_constant<int, MOST>());
     return with(std::integral_constant<int, 2>());
 }
 
-// Eight warps where their rings fit, else four: a matter of the GPU only, as it shapes the sums.
 template <int D> static int decode_f32(const AttentionArgs *a, const DecodeParams &p, const Device &device, cudaStream_t stream) {
     typedef FmaTile<D> Tile;
-    int rows = p.group < Tile::HEADS ? p.group : Tile::HEADS;
-    if (f32_smem_bytes<Tile>(8, Tile::HEADS) <= (size_t)device.block_smem)
+    int rows = p.heads_per_kv < Tile::HEADS ? p.heads_per_kv : Tile::HEADS;
+    if (decode_f32_warps(f32_smem_bytes<Tile>(8, Tile::HEADS), device.block_smem) == 8)
         return decode_launch(a, p, decode_f32_kernel<Tile, 8>, Tile::HEADS, 256, f32_smem_bytes<Tile>(8, rows), 0, device, stream);
     return decode_launch(a, p, decode_f32_kernel<Tile, 4>, Tile::HEADS, 128, f32_smem_bytes<Tile>(4, rows), 0, device, stream);
 }
@@ -270,23 +242,23 @@ int attention_decode(const AttentionArgs *a, void *cuda_stream) {
         return refuse("%s: workspace of %zu bytes, expected at least %zu", who, a->workspace_bytes, attention_workspace_bytes(a));
     if (device_find(&device)) return 1;
 
-    DecodeParams p = {a->n_seq, a->n_heads, a->n_heads / a->n_kv_heads, 1, a->cache_max_len, max_chunks(a->cache_max_len), a->append, a->settled, 1, 0, 0,
+    DecodeParams p = {a->n_seq, a->n_heads, a->n_heads / a->n_kv_heads, 1, a->cache_max_len, max_kv_splits(a->cache_max_len), a->append, a->kv_stable, 1, 0, 0,
                       scale_log2(a), a->seq_lens_device, cache_view(a), a->q, a->out, a->k_new, a->v_new,
                       a->q_token_stride, a->q_head_stride, a->out_token_stride, a->out_head_stride,
                       a->k_token_stride, a->k_head_stride, a->v_token_stride, a->v_head_stride,
                       (unsigned *)a->workspace, (float2 *)((char *)a->workspace + ARRIVED_BYTES),
-                      (float *)((char *)a->workspace + ARRIVED_BYTES + part_ml_bytes(a))};
+                      (float *)((char *)a->workspace + ARRIVED_BYTES + partial_ml_bytes(a))};
     return for_types(a, [&](auto zero, auto dim) {
         typedef decltype(zero) T;
         constexpr int D = dim;
         if constexpr (std::is_same<T, float>::value) return decode_f32<D>(a, p, device, stream);
-        else if (p.group <= 8) return decode_16bit<T, D, 1>(a, p, device, stream);
+        else if (p.heads_per_kv <= 8) return decode_16bit<T, D, 1>(a, p, device, stream);
         else return decode_16bit<T, D, 2>(a, p, device, stream);
     });
 }
 
-// Fills in b and p.n_tiles for query tiles of tile_rows; returns the number of new tokens.
-static int batch_tokens(const AttentionArgs *a, int first, int n, Batch *b) {
+// The batch of sequences first .. first+n-1; returns the number of new tokens.
+static int batch_tokens(const AttentionArgs *a, int first, int n, PrefillBatch *b) {
     b->n_seq = n;
     b->first_seq = first;
     memcpy(b->q_start, a->q_start + first, (n + 1) * sizeof(int));
@@ -294,19 +266,8 @@ static int batch_tokens(const AttentionArgs *a, int first, int n, Batch *b) {
     return b->q_start[n] - b->q_start[0];
 }
 
-static long long batch_order(Batch *b, int tile_rows) {
-    long long n_tiles = 0;
-    auto tiles = [&](int seq) { return (b->q_start[seq + 1] - b->q_start[seq] + tile_rows - 1) / tile_rows; };
-    for (int i = 0; i < b->n_seq; i++) {    // insertion sort, most tiles first
-        int j = i;
-        for (; j > 0 && tiles(b->order[j - 1]) < tiles(i); j--) b->order[j] = b->order[j - 1];
-        b->order[j] = i;
-        n_tiles += tiles(i);
-    }
-    return n_tiles;
-}
-
-// A tensor map for boxes of 64 elements x rows, in tiles swizzled as the kernel expects; dims and strides innermost first.
+// A tensor map for boxes of 64 elements x rows, in tiles swizzled as the kernel expects; dims and strides innermost
+// first.
 static int tensor_map(CUtensorMap *map, int dtype, const void *base, int rank, const cuuint64_t *dims, const cuuint64_t *stride_bytes, const cuuint32_t *box) {
     typedef CUresult (*Encode)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
                                const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
@@ -326,24 +287,21 @@ static int tensor_map(CUtensorMap *map, int dtype, const void *base, int rank, c
     return 0;
 }
 
-template <typename T, int D> static int prefill_hopper(const AttentionArgs *a, PrefillParams p, Batch &b, const Device &device, cudaStream_t stream) {
-    HopperMaps maps;
-    // Boxes stay within a block of the cache: as many rows as divide both the block and the tile.
-    int box_rows = HOPPER_KEYS;
-    if (a->block_table && a->block_size != a->cache_max_len)
-        while (a->block_size % box_rows) box_rows /= 2;
+template <typename T, int D> static int prefill_sm90(const AttentionArgs *a, PrefillParams p, PrefillBatch &b, const Device &device, cudaStream_t stream) {
+    TensorMaps maps;
+    int box_rows = sm90_box_rows(a->block_size, a->block_table && a->block_size != a->cache_max_len);
     cuuint64_t q_dims[3] = {(cuuint64_t)D, (cuuint64_t)a->n_heads, (cuuint64_t)b.q_start[b.n_seq]};
     cuuint64_t q_strides[2] = {(cuuint64_t)a->q_head_stride * 2, (cuuint64_t)a->q_token_stride * 2};
     cuuint64_t kv_dims[2] = {(cuuint64_t)D, (cuuint64_t)1 << 31}, kv_strides[1] = {(cuuint64_t)D * 2};    // how many rows a paged cache has is not known
-    cuuint32_t q_box[3] = {64, 1, HOPPER_ROWS}, kv_box[2] = {64, (cuuint32_t)box_rows};
+    cuuint32_t q_box[3] = {64, 1, SM90_ROWS}, kv_box[2] = {64, (cuuint32_t)box_rows};
     if (tensor_map(&maps.q, a->dtype, a->q, 3, q_dims, q_strides, q_box) || tensor_map(&maps.k, a->dtype, a->k_cache, 2, kv_dims, kv_strides, kv_box) ||
         tensor_map(&maps.v, a->dtype, a->v_cache, 2, kv_dims, kv_strides, kv_box))
         return 1;
-    long long n_tiles = batch_order(&b, HOPPER_ROWS) * a->n_heads;
+    long long n_tiles = prefill_order(&b, SM90_ROWS) * a->n_heads;
     if (n_tiles > 0x7fffffff - device.n_sms) return refuse("attention_prefill: %lld query tiles in one launch", n_tiles);
     p.n_tiles = (int)n_tiles;
-    return launch("prefill_hopper_kernel", a, prefill_hopper_kernel<T, D>, n_tiles < device.n_sms ? n_tiles : device.n_sms,
-                  (1 + HOPPER_WARPGROUPS) * 128, hopper_smem_bytes<D>(), false, 1, stream, p, b, maps, box_rows);
+    return launch("prefill_sm90_kernel", a, prefill_sm90_kernel<T, D>, n_tiles < device.n_sms ? n_tiles : device.n_sms,
+                  (1 + SM90_WARPGROUPS) * 128, sm90_smem_bytes<D>(), false, 1, stream, p, b, maps, box_rows);
 }
 
 int attention_prefill(const AttentionArgs *a, void *cuda_stream) {
@@ -365,9 +323,9 @@ int attention_prefill(const AttentionArgs *a, void *cuda_stream) {
     PrefillParams p = {a->q, a->out, a->k_new, a->v_new, a->q_token_stride, a->q_head_stride, a->out_token_stride, a->out_head_stride,
                        a->k_token_stride, a->k_head_stride, a->v_token_stride, a->v_head_stride, cache_view(a), a->n_heads,
                        a->n_heads / a->n_kv_heads, a->causal, 0, scale_log2(a)};
-    for (int first = 0; first < a->n_seq; first += MAX_BATCH) {
-        Batch b;
-        int tokens = batch_tokens(a, first, a->n_seq - first < MAX_BATCH ? a->n_seq - first : MAX_BATCH, &b);
+    for (int first = 0; first < a->n_seq; first += PREFILL_MAX_BATCH) {
+        PrefillBatch b;
+        int tokens = batch_tokens(a, first, a->n_seq - first < PREFILL_MAX_BATCH ? a->n_seq - first : PREFILL_MAX_BATCH, &b);
         if (tokens == 0) continue;
         if (a->append && launch("prefill_append_kernel", a, prefill_append_kernel, tokens, 128, 0, false, 1, stream, p, b, element_bytes(a->dtype)))
             return 1;
@@ -375,12 +333,12 @@ int attention_prefill(const AttentionArgs *a, void *cuda_stream) {
             typedef decltype(zero) T;
             constexpr int D = dim;
             if constexpr (std::is_same<T, float>::value)
-                return launch("prefill_f32_kernel", a, prefill_f32_kernel<D>, batch_order(&b, F32_ROWS) * a->n_heads, 256,
+                return launch("prefill_f32_kernel", a, prefill_f32_kernel<D>, prefill_order(&b, F32_ROWS) * a->n_heads, 256,
                               prefill_f32_smem_bytes<D>(), false, 1, stream, p, b);
-            else if (device.hopper) return prefill_hopper<T, D>(a, p, b, device, stream);
+            else if (device.hopper) return prefill_sm90<T, D>(a, p, b, device, stream);
             else
-                return launch("prefill_plain_kernel", a, prefill_plain_kernel<T, D>, batch_order(&b, PLAIN_ROWS) * a->n_heads, 128,
-                              prefill_plain_smem_bytes<T, D>(), false, 1, stream, p, b);
+                return launch("prefill_sm80_kernel", a, prefill_sm80_kernel<T, D>, prefill_order(&b, SM80_ROWS) * a->n_heads, 128,
+                              prefill_sm80_smem_bytes<T, D>(), false, 1, stream, p, b);
         });
         if (failed) return failed;
     }

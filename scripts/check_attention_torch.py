@@ -32,7 +32,7 @@ class AttentionArgs(ctypes.Structure):    # model/attention/attention.h
         + [(n, L) for n in "q_token_stride q_head_stride out_token_stride out_head_stride k_token_stride k_head_stride v_token_stride v_head_stride".split()]
         + [("k_cache", P), ("v_cache", P), ("cache_max_len", I), ("block_table", P), ("block_size", I)]
         + [("q_start", ctypes.POINTER(I)), ("seq_lens", ctypes.POINTER(I)), ("seq_lens_device", P)]
-        + [("workspace", P), ("workspace_bytes", ctypes.c_size_t), ("settled", I)])
+        + [("workspace", P), ("workspace_bytes", ctypes.c_size_t), ("kv_stable", I)])
 
 
 class Library:
@@ -173,7 +173,7 @@ def decode_times(lib, rows, ceiling, table):
             calls = []
             for i in range(sets):
                 a = lib.args(q[i].view(B, H, D), torch.empty(B, H, D, dtype=dtype, device="cuda"), k[i], v[i], causal)
-                a.settled = 1    # the call before writes its own output only
+                a.kv_stable = 1    # the call before writes its own output only
                 calls.append(lib.decode(a, [T - 1] * B))
             ours[causal] = graph_us(calls, rounds)
         floor = bytes_moved / ceiling / 1e3

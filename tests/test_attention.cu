@@ -512,7 +512,7 @@ static void test_cache_long_context(int dtype) {
     m.step({129}, 0);
     for (int i = 0; i < 5; i++) m.step(1);
     if (g_small) return;
-    for (int context : {4096, 8191, 8192, 8193, 32767, 32768, 32769, 65536}) {    // where the chunk length changes
+    for (int context : {4096, 8191, 8192, 8193, 32767, 32768, 32769, 65536}) {    // where the length of KV splits changes
         m.lens = {context - 1};
         m.step(1);
     }
@@ -536,7 +536,7 @@ static void gqa(int dtype, int H, int Hkv, int D) {    // against K and V repeat
     CUDA(cudaFree(rv));
 }
 
-// More chunks than up to 131,072 positions, of as many groups as two blocks share each.
+// More KV splits than up to 131,072 positions, of as many query tiles as two blocks share each.
 static void test_cache_beyond_131072(int dtype) {
     const int length = 131080, heads = 128;
     Model m({dtype, 1, heads, heads, 64, length}, 1);
@@ -775,11 +775,11 @@ static void test_alone_and_among_16_same_bits(int dtype) {
     }
 }
 
-// Equal lengths, so that a few blocks share each group: between eights of chunks and elsewhere. Alone, a sequence is shared
-// out chunk by chunk.
-static void test_groups_shared_same_bits(int dtype) {
-    // sequences, KV heads, head_dim, positions, group, block size. Those of 33: on an H200 a group for every block, whose new
-    // token is in one of its first steps.
+// Equal lengths, so that a few blocks share each query tile: between groups of 8 KV splits and elsewhere. Alone, a sequence's
+// splits are a block's each.
+static void test_shared_query_tiles_same_bits(int dtype) {
+    // sequences, KV heads, head_dim, positions, query heads of a KV head, block size. Those of 33: on an H200 a query tile for every
+    // block, whose new token is in one of its first steps.
     int shapes[][6] = {{12, 8, 128, 2046, 2, 0}, {12, 8, 64, 2174, 2, 0}, {12, 8, 96, 1300, 2, 0}, {6, 8, 64, 4094, 2, 0}, {16, 4, 128, 3070, 2, 0},
                        {12, 8, 64, 4090, 2, 0}, {12, 8, 64, 2044, 16, 0}, {12, 8, 128, 2044, 1, 64}, {12, 8, 96, 4000, 3, 48},
                        {33, 8, 64, 126, 2, 0}, {33, 8, 64, 254, 2, 0}, {33, 8, 64, 382, 2, 32}, {33, 8, 96, 62, 2, 0}, {33, 8, 128, 126, 2, 0}};
@@ -837,14 +837,14 @@ static void test_graph_replay(int dtype) {    // a captured step, replayed with 
     CUDA(cudaStreamDestroy(stream));
 }
 
-static void test_settled_before_inputs_are_written(int dtype) {
+static void test_kv_stable_before_inputs_are_written(int dtype) {
     for (int D : {64, 96, 128})
-        for (int settled : {1, 0}) {
+        for (int kv_stable : {1, 0}) {
             Shape s = {dtype, 5, 16, 4, D, 1000};
             s.block_size = D == 64 ? 1000 : D == 96 ? 32 : 0;
             Model m(s, 700);
             m.step({700, 250, 20, 1, 640});
-            m.args.settled = settled;
+            m.args.kv_stable = kv_stable;
             CUDA(cudaStreamCreate(&m.stream));
             for (int i = 0; i < 6; i++) m.step(1, 2);
             CUDA(cudaStreamDestroy(m.stream));
@@ -853,7 +853,7 @@ static void test_settled_before_inputs_are_written(int dtype) {
         }
 }
 
-static void test_settled_chain(int dtype) {    // calls that overlap: layers with caches of their own, one workspace
+static void test_kv_stable_chain(int dtype) {    // calls that overlap: layers with caches of their own, one workspace
     int layers = 4, steps = g_small ? 3 : 20;
     std::vector<Model *> m, plain;
     for (int i = 0; i < 2 * layers; i++) {
@@ -870,7 +870,7 @@ static void test_settled_chain(int dtype) {    // calls that overlap: layers wit
     for (Model *x : m) {
         AttentionArgs a = x->args;
         a.seq_lens = nullptr;
-        a.settled = 1;
+        a.kv_stable = 1;
         a.workspace = m[0]->workspace;
         if (attention_decode(&a, stream)) fail("%s", attention_error());
     }
@@ -913,8 +913,8 @@ static const Test TESTS[] = {
     T(test_gqa_ratios, 0), T(test_gqa_14_to_2_heads, 1), T(test_gqa_28_to_4_heads, 1), T(test_gqa_32_heads_of_96, 0), T(test_gqa_cache_a_quarter, 1),
     T(test_causal_against_reference, 1), T(test_causal_mask_visible_in_v, 1), T(test_causal_with_cache_offset, 0), T(test_not_causal, 0),
     T(test_scale_given, 1), T(test_scale_huge, 1), T(test_together, 0), T(test_together_300_sequences, 1), T(test_refusals, 1), T(test_two_runs_same_bits, 0),
-    T(test_alone_and_among_16_same_bits, 0), T(test_groups_shared_same_bits, 1), T(test_graph_replay, 0),
-    T(test_settled_before_inputs_are_written, 0), T(test_settled_chain, 1),
+    T(test_alone_and_among_16_same_bits, 0), T(test_shared_query_tiles_same_bits, 1), T(test_graph_replay, 0),
+    T(test_kv_stable_before_inputs_are_written, 0), T(test_kv_stable_chain, 1),
 #undef T
 };
 

@@ -1,4 +1,6 @@
 // Tuning rules of the GPU kernels: plain functions of shapes and sizes, so none of this needs a GPU.
+#include "../model/attention/decode_plan.h"
+#include "../model/attention/prefill_plan.h"
 #include "../model/cuda/fused_plan.h"
 #include "check.h"
 
@@ -145,7 +147,185 @@ static void test_fused_mma_mapping_computes_dot_products(void) {
     test_end("test_fused_mma_mapping_computes_dot_products");
 }
 
+// ---- decode attention -----------------------------------------------------------------------------------------------
+
+enum { HOPPER_SM = 233472, HOPPER_BLOCK = 232448, AMPERE_SM = 167936 }; // shared memory of an SM and of a block: H200, A100
+
+static void test_kv_splits_cover_every_position_once(void) {
+    for (int total = 1; total <= 140000; total += total < 70000 ? 1 : 37) {
+        int length = kv_split(total), n = kv_splits(total);
+        CHECK(length == 1 << kv_split_log2(total) && length % KV_SPLIT_UNIT == 0);
+        CHECK((n - 1) * length < total && n * length >= total);
+        CHECK(total > 131072 || n <= 32);
+        CHECK(kv_split_work(total) * KV_SPLIT_UNIT == length);
+        CHECK(total == 1 || kv_split(total) >= kv_split(total - 1));
+    }
+    test_end("test_kv_splits_cover_every_position_once");
+}
+
+static void test_kv_splits_of_known_lengths(void) {
+    static const int known[][3] = {{1, 128, 1}, {128, 128, 1}, {129, 128, 2}, {2048, 128, 16}, {4096, 128, 32}, {4097, 256, 17}, {8192, 256, 32},
+                                   {8193, 512, 17}, {16384, 512, 32}, {32768, 1024, 32}, {65536, 2048, 32}, {65537, 4096, 17}, {131072, 4096, 32},
+                                   {131080, 4096, 33}};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (kv_split(known[i][0]) != known[i][1] || kv_splits(known[i][0]) != known[i][2])
+            test_fail("%d positions: %d splits of %d", known[i][0], kv_splits(known[i][0]), kv_split(known[i][0]));
+    test_end("test_kv_splits_of_known_lengths");
+}
+
+// The workspace has a place for every split of every length up to the cache's.
+static void test_max_kv_splits_is_the_most_of_any_length(void) {
+    int most = 0;
+    for (int total = 1; total <= 140000; total++) {
+        if (kv_splits(total) > most) most = kv_splits(total);
+        if (max_kv_splits(total) != most) test_fail("up to %d positions: %d splits, expected %d", total, max_kv_splits(total), most);
+    }
+    test_end("test_max_kv_splits_is_the_most_of_any_length");
+}
+
+static void test_decode_plan_of_known_shapes(void) {
+    static const struct {
+        const char *name;
+        int query_tiles, cache_max_len, n_sms, blocks_per_sm, can_cluster;
+        DecodePlan plan;
+    } known[] = {
+        {"8B, 1 sequence, 2048, H200", 8, 2048, 132, 2, 1, {128, 1, 16, false}},
+        {"8B, 1 sequence, 131072, H200", 8, 131072, 132, 2, 1, {256, 1, 32, false}},
+        {"8B, 8 sequences, 2048, H200", 64, 2048, 132, 2, 1, {264, 1, 4, false}},
+        {"8B, 16 sequences, 2048, H200", 128, 2048, 132, 2, 1, {264, 2, 2, true}},
+        {"8B, 16 sequences, 2048, A100", 128, 2048, 108, 2, 0, {216, 1, 1, true}},
+        {"8B, 64 sequences, 2048, H200", 512, 2048, 132, 2, 1, {264, 1, 0, true}},
+        {"16 heads, 16 sequences, 1024, H200", 128, 1024, 132, 2, 1, {264, 1, 2, true}},
+        {"16 heads, 16 sequences, 131080, H200", 128, 131080, 132, 2, 1, {264, 1, 2, true}},
+        {"1 head, 100 positions, H200", 1, 100, 132, 2, 1, {1, 1, 1, true}},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        DecodePlan p = decode_plan(known[i].query_tiles, max_kv_splits(known[i].cache_max_len), known[i].n_sms, known[i].blocks_per_sm, known[i].can_cluster);
+        const DecodePlan *e = &known[i].plan;
+        if (p.blocks != e->blocks || p.cluster != e->cluster || p.blocks_per_tile != e->blocks_per_tile || p.tiles_fill_gpu != e->tiles_fill_gpu)
+            test_fail("%s: %d blocks, clusters of %d, %d for a query tile, tiles fill the GPU: %d", known[i].name, p.blocks, p.cluster, p.blocks_per_tile,
+                      p.tiles_fill_gpu);
+    }
+    test_end("test_decode_plan_of_known_shapes");
+}
+
+static void test_decode_plan_keeps_its_bounds(void) {
+    for (int tiles = 1; tiles <= 2000; tiles += tiles < 300 ? 1 : 97)
+        for (int length = 100; length <= 200000; length = length * 3 / 2)
+            for (int per_sm = 1; per_sm <= DECODE_BLOCKS_PER_SM; per_sm++)
+                for (int cluster = 0; cluster < 2; cluster++) {
+                    int splits = max_kv_splits(length);
+                    DecodePlan p = decode_plan(tiles, splits, 131, per_sm, cluster); // odd, so that pairs leave one over
+                    CHECK(p.blocks >= 1 && p.blocks <= 131 * per_sm && p.blocks <= DECODE_MAX_BLOCKS && p.blocks <= (long long)tiles * splits);
+                    CHECK(p.blocks % p.cluster == 0 && (p.cluster == 1 || cluster));
+                    CHECK(p.blocks_per_tile * tiles <= p.blocks && (p.blocks_per_tile + 1) * tiles > p.blocks);
+                    if (p.cluster == 2) CHECK(p.blocks_per_tile == 2 && splits > KV_GROUP);
+                    // The second block's groups fit where the first one receives them, for every length of these caches.
+                    for (int n = 2; p.cluster == 2 && n <= splits; n++)
+                        if (halves_are_groups((unsigned)n)) CHECK(groups_of_second_half(n) <= CLUSTER_SENT_GROUPS);
+                    CHECK(decode_max_work(tiles, length) >= (long long)tiles * kv_splits(length) * kv_split_work(length));
+                }
+    test_end("test_decode_plan_keeps_its_bounds");
+}
+
+// Where two blocks share a query tile, group by group, each group is one block's.
+static void test_halves_of_splits_are_whole_groups(void) {
+    for (int n = 2; n <= 64; n++) {
+        int groups = (n + KV_GROUP - 1) / KV_GROUP, first = n / 2, split_group = 0;
+        for (int g = 0; g < groups; g++) split_group |= g * KV_GROUP < first && first < (g + 1) * KV_GROUP && first < n;
+        CHECK(halves_are_groups((unsigned)n) == !split_group);
+        if (!split_group) CHECK(groups_of_second_half(n) == groups - first / KV_GROUP);
+    }
+    test_end("test_halves_of_splits_are_whole_groups");
+}
+
+static void test_partition_is_even_within_an_eighth(void) {
+    CHECK(partition_is_even(8, 10, 80) && partition_is_even(9, 8, 64) && !partition_is_even(10, 8, 64));
+    CHECK(partition_is_even(1, 132, 128) && !partition_is_even(2, 132, 140));
+    test_end("test_partition_is_even_within_an_eighth");
+}
+
+static void test_decode_shared_memory(void) {
+    CHECK(decode_smem_bytes(128, 1, 2) == 69888 && decode_cluster_bytes(128, 1) == 12304);
+    CHECK(decode_smem_bytes(64, 1, 3) == 103680 && decode_cluster_bytes(64, 1) == 8208);
+    CHECK(decode_stages(64, 1, HOPPER_SM) == 3 && decode_stages(64, 1, AMPERE_SM) == 2);
+    static const int dims[] = {64, 96, 128};
+    for (int i = 0; i < 3; i++)
+        for (int NT = 1; NT <= 2; NT++) {
+            int D = dims[i], stages = decode_stages(D, NT, HOPPER_SM), bytes = decode_smem_bytes(D, NT, stages);
+            CHECK(two_blocks_fit((size_t)(bytes + decode_cluster_bytes(D, NT)), HOPPER_SM)); // on Hopper clusters always fit
+            CHECK(decode_stage_bytes(D) % 1024 == 0 && bytes % 16 == 0 && decode_q_pitch(D) % 16 == 0);
+            CHECK(decode_out_tiles(D) * 4 * 16 >= D);
+        }
+    CHECK(decode_f32_warps(HOPPER_BLOCK, HOPPER_BLOCK) == 8 && decode_f32_warps(HOPPER_BLOCK + 1, HOPPER_BLOCK) == 4);
+    test_end("test_decode_shared_memory");
+}
+
+// ---- prefill attention ----------------------------------------------------------------------------------------------
+
+// Work items are all (query tile, head), once each, and of tiles those first that attend to most of their sequence.
+static void test_prefill_tiles_cover_every_row_once(void) {
+    static const int lengths[][7] = {{1, 1, 1, 1, 1, 1, 1}, {128, 0, 300, 5, 0, 129, 64}, {1000, 2000, 3, 0, 0, 0, 0}, {64, 64, 65, 63, 640, 0, 1}};
+    enum { HEADS = 3, LONGEST = 2000 };
+    static unsigned char seen[7][HEADS][LONGEST];
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
+        for (int rows = SM80_ROWS; rows <= SM90_ROWS; rows *= 2) {
+            PrefillBatch b;
+            memset(&b, 0, sizeof b);
+            memset(seen, 0, sizeof seen);
+            b.n_seq = 7;
+            b.q_start[0] = 11;
+            for (int s = 0; s < 7; s++) b.q_start[s + 1] = b.q_start[s] + lengths[i][s], b.seq_len[s] = 10 * s;
+            long long n = prefill_order(&b, rows) * HEADS;
+            int tiles_left = LONGEST / rows + 1;
+            for (long long item = 0; item < n; item++) {
+                PrefillTile t = prefill_tile(&b, HEADS, rows, (int)item);
+                CHECK(t.row0 >= 0 && t.row0 % rows == 0 && t.row0 < t.n_rows && t.n_rows == lengths[i][t.seq] && t.seq_len == 10 * t.seq);
+                for (int row = t.row0; row < t.row0 + rows && row < t.n_rows; row++) seen[t.seq][t.head][row]++;
+                CHECK(t.row0 / rows + 1 <= tiles_left || t.seq != prefill_tile(&b, HEADS, rows, (int)item - 1).seq);
+                tiles_left = t.row0 / rows + 1;
+            }
+            for (int s = 0; s < 7; s++)
+                for (int h = 0; h < HEADS; h++)
+                    for (int row = 0; row < LONGEST; row++) CHECK(seen[s][h][row] == (row < lengths[i][s]));
+        }
+    test_end("test_prefill_tiles_cover_every_row_once");
+}
+
+// Every item is one block's, and a block that has the first of one round has the last of the next.
+static void test_sm90_items_are_taken_once(void) {
+    enum { BLOCKS = 132, ROUNDS = 6 };
+    static unsigned char seen[BLOCKS * ROUNDS];
+    memset(seen, 0, sizeof seen);
+    for (int round = 0; round < ROUNDS; round++)
+        for (int block = 0; block < BLOCKS; block++) seen[sm90_item(round, block, BLOCKS)]++;
+    for (int i = 0; i < BLOCKS * ROUNDS; i++) CHECK(seen[i] == 1);
+    for (int block = 0; block < BLOCKS; block++) CHECK(sm90_item(0, block, BLOCKS) + sm90_item(1, block, BLOCKS) == 2 * BLOCKS - 1);
+    test_end("test_sm90_items_are_taken_once");
+}
+
+static void test_sm90_boxes_stay_within_a_block_of_the_cache(void) {
+    CHECK(sm90_box_rows(1000, false) == SM90_KEYS);
+    for (int block = 16; block <= 4096; block += 16) {
+        int rows = sm90_box_rows(block, true);
+        CHECK(block % rows == 0 && SM90_KEYS % rows == 0 && rows >= 16);
+        CHECK(rows == SM90_KEYS || block % (2 * rows) != 0);
+    }
+    test_end("test_sm90_boxes_stay_within_a_block_of_the_cache");
+}
+
 int main(void) {
+    test_kv_splits_cover_every_position_once();
+    test_kv_splits_of_known_lengths();
+    test_max_kv_splits_is_the_most_of_any_length();
+    test_decode_plan_of_known_shapes();
+    test_decode_plan_keeps_its_bounds();
+    test_halves_of_splits_are_whole_groups();
+    test_partition_is_even_within_an_eighth();
+    test_decode_shared_memory();
+    test_prefill_tiles_cover_every_row_once();
+    test_sm90_items_are_taken_once();
+    test_sm90_boxes_stay_within_a_block_of_the_cache();
     test_fused_plan_of_known_shapes();
     test_fused_plan_keeps_its_bounds();
     test_fused_slices_cover_every_column_once();

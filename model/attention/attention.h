@@ -30,7 +30,7 @@ typedef struct AttentionArgs {
     int n_seq;                  /* sequences in this call */
     int n_heads, n_kv_heads;    /* query heads; KV heads, which divide them */
     int head_dim;               /* 64, 96 or 128 */
-    int causal;                 /* 1: a new token sees the cache and the new tokens up to itself; 0: all new tokens */
+    int causal;                 /* 1: a new token attends to the cache and the new tokens up to itself; 0: to all new */
     int append;                 /* 1: the call writes k_new, v_new into the cache; 0: they are there already */
     int verbose;                /* 1: launch parameters on standard error */
     float scale;                /* 0: 1/sqrt(head_dim) */
@@ -65,11 +65,12 @@ typedef struct AttentionArgs {
     void *workspace;            /* device, 16-byte aligned */
     size_t workspace_bytes;     /* at least attention_workspace_bytes */
 
-    /* Decode only. 1: the kernel launched right before this call on its stream writes neither the cache nor the block table
-     * nor the lengths (but q, k_new and v_new it may: it can be a projection, or a decode call on another cache); nor does it
-     * let its successor start before its own wait for the kernels before it (cudaGridDependencySynchronize). On Hopper and
-     * later the call then reads cache, table and lengths while that kernel still runs. 0 is always safe. */
-    int settled;
+    /* Decode only. 1: K and V are stable. The kernel launched right before this call on its stream writes neither the cache nor
+     * the block table nor the lengths (but q, k_new and v_new it may: it can be a projection, or a decode call on another
+     * cache); nor does it let its successor start before its own wait for the kernels before it
+     * (cudaGridDependencySynchronize). On Hopper and later the call then reads cache, table and lengths while that kernel
+     * still runs. 0 is always safe. */
+    int kv_stable;
 } AttentionArgs;
 
 /* stream: a cudaStream_t. Neither call synchronizes or allocates, and both can be captured into a CUDA graph. */

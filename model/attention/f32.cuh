@@ -1,11 +1,15 @@
-// attention_f32.cuh: decode and prefill in true float32 products, a part of attention.cu (which includes it after its own
-// kernels). Plain fused multiply-adds: no tensor core multiplies float32 exactly.
+// Decode and prefill attention in true float32 products. Plain fused multiply-adds: no tensor core multiplies float32
+// exactly.
 #pragma once
+
+#include "decode_combine.cuh"
+#include "decode_copy.cuh"
+#include "prefill.cuh"
 
 constexpr int F32_STAGES = 2;    // tiles per warp in its ring; 8 KB each (K and V)
 
-// One element of a result: largest score (log2), sum of weights, weighted sum of V. Rounding is spelled out, as the fold
-// in registers and the fold from the workspace must give the same bits.
+// One element of a result: largest score (log2), sum of weights, weighted sum of V. Rounding is spelled out, as
+// combining in registers and from the workspace must give the same bits.
 struct F32Sum {
     float m, l, o;
     __device__ __forceinline__ void add(const F32Sum &x) {
@@ -17,7 +21,7 @@ struct F32Sum {
 };
 
 // Tile arithmetic in plain float32. Eight lanes share a key: lane i of them owns dims 4i..4i+3 of every 32. The four
-// groups of eight keep their own running maximum and meet in store().
+// sets of eight lanes keep their own running maximum and sums, which store() combines.
 template <int D> struct FmaTile {
     typedef float Elem;
     static constexpr int DIM = D, HEADS = 4, TOKENS = D == 64 ? 16 : 8;
@@ -41,7 +45,7 @@ template <int D> struct FmaTile {
         }
     }
 
-    // Two keys a lane at a time, which share one correction of what there is.
+    // Two keys a lane at a time, which share one rescaling of the sums so far.
     __device__ __forceinline__ void accumulate(uint32_t k_tile, uint32_t v_tile, int n_valid, float scale_log2, int lane) {
         #pragma unroll 1
         for (int first = lane >> 3; first < TOKENS; first += 8) {
@@ -152,12 +156,12 @@ template <class Tile> inline size_t f32_smem_bytes(int warps, int rows) {
     return (size_t)warps * (F32_STAGES * 2 * f32_tile_bytes<Tile>() + rows * (sizeof(float2) + (Tile::DIM + 4) * sizeof(float)));
 }
 
-// Rows of a tile that are copied together: they lie one after another in the cache.
+// Rows of a tile that are copied together: they are one after another in the cache.
 template <class Tile> __host__ __device__ constexpr int f32_copy_rows() { return Tile::TOKENS < 16 ? Tile::TOKENS : 16; }
 template <class Tile> __host__ __device__ constexpr int f32_copies() { return f32_copy_rows<Tile>() * Tile::DIM * (int)sizeof(typename Tile::Elem) / 512; }
 
-// A warp starts the copy of one tile: positions pos .. pos+TOKENS-1 of one KV head; zeros from `total` on. dst: where in
-// the tile each of the lane's copies goes. Without with_new it leaves out the new token.
+// A warp starts the copy of one tile: positions pos .. pos+TOKENS-1 of one KV head; zeros from `total` on. dst: where
+// in the tile each of the lane's copies goes. Without with_new it leaves out the new token.
 template <class Tile>
 __device__ __forceinline__ void f32_load_tile(const DecodeParams &p, const DecodeCursor &item, int pos, uint32_t k_tile, uint32_t v_tile,
                                                  const uint32_t (&dst)[f32_copies<Tile>()], bool with_new, int lane) {
@@ -193,12 +197,12 @@ __device__ __forceinline__ void f32_load_tile(const DecodeParams &p, const Decod
     }
 }
 
-// Computes: attention of one new token per sequence to its cache, in chunks of fixed length; appends K and V if asked.
-// Reads:    q [seq][head][D], k_new and v_new [seq][kv head][D], the cache, all T; seq_lens [seq] int32.
-// Writes:   out [seq][head][D] T (NaN for a sequence that would overflow its cache); with append, row seq_lens[seq] of K
-//           and V; for groups that several blocks share, part_ml and part_o [seq][head][chunk], float32, and arrived.
-// Grid:     as many blocks of 4 or 8 warps as fit on the GPU, each with an even share of the work; a warp owns every
-//           4th or 8th tile of an item's chunk, a thread some elements of the result.
+// Computes: attention of one new token per sequence to its cache, in KV splits; appends K and V if asked.
+// Reads:    q [seq][head][D], k_new and v_new [seq][kv head][D], the cache, all float32; seq_lens [seq] int32.
+// Writes:   out [seq][head][D] (NaN for a sequence that would overflow its cache); with append, row seq_lens[seq] of K
+//           and V; of query tiles that several blocks share, partial_ml and partial_o [seq][head][split], and arrived.
+// Grid:     as many blocks of 4 or 8 warps as fit on the GPU; a block owns a range of items, a warp every 4th or 8th
+//           tile of an item's split, a thread some elements of the result.
 // Requires: head_dim = Tile::DIM, 16-byte rows, scale > 0, arrived = 0; dynamic shared memory of f32_smem_bytes.
 template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1) decode_f32_kernel(const __grid_constant__ DecodeParams p) {
     typedef typename Tile::Elem T;
@@ -206,7 +210,7 @@ template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1
     constexpr int THREADS = WARPS * 32, ELEMENTS = (Tile::HEADS * D + THREADS - 1) / THREADS;    // of the result, per thread
     extern __shared__ __align__(1024) char smem[];
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    int max_rows = min(p.group, Tile::HEADS);
+    int max_rows = min(p.heads_per_kv, Tile::HEADS);
     uint32_t ring = shared_address(smem) + warp * F32_STAGES * 2 * TILE_BYTES;
     float *sum_o = (float *)(smem + WARPS * F32_STAGES * 2 * TILE_BYTES);    // [warp][row][PITCH]
     float2 *sum_ml = (float2 *)(sum_o + WARPS * max_rows * PITCH);              // [warp][row]
@@ -214,7 +218,7 @@ template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1
     #pragma unroll
     for (int i = 0; i < f32_copies<Tile>(); i++) dst[i] = tile_offset<T, D>((i * 32 + lane) / CHUNKS, (i * 32 + lane) % CHUNKS);
 
-    if (!p.settled) wait_for_previous_kernel();
+    if (!p.kv_stable) wait_for_previous_kernel();
     DecodeCursor item, ahead;    // ahead: the item whose tiles are being fetched
     item.start(p, lane);
     ahead = item;
@@ -222,7 +226,7 @@ template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1
     bool waited = false;
     auto fetch = [&](int to) {    // this warp's next tile, wherever it is
         DecodeNew left_out;
-        for (; ahead.left > 0; ahead.next(p), ahead_tile = 0) {
+        for (; ahead.work_left > 0; ahead.next(p), ahead_tile = 0) {
             int pos = ahead.begin() + (ahead_tile * WARPS + warp) * Tile::TOKENS;
             if (pos >= ahead.end()) continue;
             uint32_t tile = ring + to * 2 * TILE_BYTES;
@@ -248,16 +252,16 @@ template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1
     copy_async_commit();
 
     Tile state;
-    DecodeFold<F32Sum> fold[ELEMENTS];
-    int visited = 0;         // chunks of the present group that this block has done
+    DecodeCombine<F32Sum> combine[ELEMENTS];
+    int visited = 0;         // splits of the present query tile that this block has done
     bool whole = false;      // will it do all of them?
-    int n_shared = 0;        // groups that it shares with others
-    for (; item.left > 0; item.next(p)) {
-        int seq = item.seq, end = item.end(), head0 = item.kv_head * p.group + item.head_block * Tile::HEADS;
-        int rows = min(Tile::HEADS, p.group - item.head_block * Tile::HEADS);
+    int n_shared = 0;        // query tiles that it shares with others
+    for (; item.work_left > 0; item.next(p)) {
+        int seq = item.seq, end = item.end(), head0 = item.kv_head * p.heads_per_kv + item.head_tile * Tile::HEADS;
+        int rows = min(Tile::HEADS, p.heads_per_kv - item.head_tile * Tile::HEADS);
         if (visited == 0) {
-            whole = item.chunk == 0 && item.reaches(item.n_chunks - 1);
-            if (!whole) decode_share(p, item, Tile::HEADS, n_shared++);
+            whole = item.split == 0 && item.reaches(item.n_splits - 1);
+            if (!whole) share_tile(p, item, Tile::HEADS, n_shared++);
             state.load_q((const T *)p.q + seq * p.q_token_stride + head0 * p.q_head_stride, p.q_head_stride, rows, lane);
         }
         state.reset();
@@ -266,7 +270,7 @@ template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1
             else copy_async_wait<0>();    // new tokens came with the last tile before the wait
             __syncwarp();    // the other lanes' copies have landed too
             uint32_t tile = ring + stage * 2 * TILE_BYTES;
-            if (p.append && item.head_block == 0 && item.total <= pos + Tile::TOKENS && lane < CHUNKS)
+            if (p.append && item.head_tile == 0 && item.total <= pos + Tile::TOKENS && lane < CHUNKS)
                 for (int v = 0; v < 2; v++) decode_append<T, D>(p, item, tile + v * TILE_BYTES, item.total - 1 - pos, v, lane);
             state.accumulate(tile, tile + TILE_BYTES, end - pos, p.scale_log2, lane);
             __syncwarp();    // every lane has read the stage before it is filled again
@@ -297,28 +301,28 @@ template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1
                 x.l += ml[w].y * weight;
                 x.o += sum_o[(w * rows + row) * PITCH + d] * weight;
             }
-            if (whole) fold[e].add(x, item.chunk, item.n_chunks);
+            if (whole) combine[e].add(x, item.split, item.n_splits);
             else {
-                size_t part = ((size_t)seq * p.n_heads + head0 + row) * p.max_chunks + item.chunk;
-                p.part_o[part * D + d] = x.o;
-                if (d == 0) p.part_ml[part] = make_float2(x.m, x.l);
+                size_t part = ((size_t)seq * p.n_heads + head0 + row) * p.max_splits + item.split;
+                p.partial_o[part * D + d] = x.o;
+                if (d == 0) p.partial_ml[part] = make_float2(x.m, x.l);
             }
         }
-        if (item.chunk + 1 < item.n_chunks) continue;
+        if (item.split + 1 < item.n_splits) continue;
 
         #pragma unroll
         for (int e = 0; e < ELEMENTS; e++) {
             int i = e * THREADS + threadIdx.x, row = i / D, d = i % D;
             if (whole && i < rows * D)
-                ((T *)p.out)[seq * p.out_token_stride + (head0 + row) * p.out_head_stride + d] = from_fold<T>(fold[e].all.o, __frcp_rn(fold[e].all.l));
+                ((T *)p.out)[seq * p.out_token_stride + (head0 + row) * p.out_head_stride + d] = from_combined<T>(combine[e].all.o, __frcp_rn(combine[e].all.l));
         }
         visited = 0;
     }
-    if (n_shared) decode_arrive<T, D>(p, n_shared);
-    if (item.refused) decode_refuse<T, D>(p);
+    if (n_shared) combine_arrive<T, D>(p, n_shared);
+    if (item.overflow) decode_refuse<T, D>(p);
 }
 
-constexpr int F32_ROWS = 64, F32_KEYS = 32, F32_P_PITCH = F32_KEYS + 4;
+constexpr int F32_P_PITCH = F32_KEYS + 4;
 
 template <int D> constexpr size_t prefill_f32_smem_bytes() {
     return sizeof(float) * (F32_ROWS * (D + 4) + F32_KEYS * (D + 4) + F32_KEYS * D + F32_ROWS * F32_P_PITCH);
@@ -331,14 +335,14 @@ template <int D> constexpr size_t prefill_f32_smem_bytes() {
 //           tx + 16j of the scores and dims 2tx, 2tx+1 of every 32 of the output.
 // Requires: the new K and V in the cache, head_dim = D, 16-byte rows, scale > 0; shared memory for Q, K, V and P.
 template <int D> __global__ void __launch_bounds__(256, 2) prefill_f32_kernel(const __grid_constant__ PrefillParams p,
-                                                                              const __grid_constant__ Batch b) {
+                                                                              const __grid_constant__ PrefillBatch b) {
     constexpr int PITCH = D + 4, CHUNKS = D / 4;    // the 4: eight rows in eight different bank groups
     extern __shared__ __align__(1024) char smem[];
     float *q_tile = (float *)smem, *k_tile = q_tile + F32_ROWS * PITCH, *v_tile = k_tile + F32_KEYS * PITCH, *p_tile = v_tile + F32_KEYS * D;
     const Cache<float> &cache = (const Cache<float> &)p.cache;
     int tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
-    PrefillTile tile = prefill_tile(b, p.n_heads, F32_ROWS, blockIdx.x);
-    int kv_head = tile.head / p.group, total = tile.seq_len + tile.n_rows;
+    PrefillTile tile = prefill_tile(&b, p.n_heads, F32_ROWS, blockIdx.x);
+    int kv_head = tile.head / p.heads_per_kv, total = tile.seq_len + tile.n_rows;
     int end = p.causal ? tile.seq_len + min(tile.row0 + F32_ROWS, tile.n_rows) : total;
 
     const float *q = (const float *)p.q + b.q_start[tile.seq] * p.q_token_stride + tile.head * p.q_head_stride;
@@ -361,7 +365,7 @@ template <int D> __global__ void __launch_bounds__(256, 2) prefill_f32_kernel(co
         }
         copy_async_commit();
         copy_async_wait<0>();
-        __syncthreads();    // everyone's share of the tile has landed
+        __syncthreads();    // everyone's copies of the tile have landed
 
         float s[4][2] = {};
         #pragma unroll 8
@@ -378,15 +382,15 @@ template <int D> __global__ void __launch_bounds__(256, 2) prefill_f32_kernel(co
         }
         #pragma unroll
         for (int i = 0; i < 4; i++) {
-            int row = tile.row0 + ty + 16 * i, sees = (p.causal ? min(tile.seq_len + row + 1, end) : end) - base;
+            int row = tile.row0 + ty + 16 * i, n_keys = (p.causal ? min(tile.seq_len + row + 1, end) : end) - base;
             float top = m[i];
             #pragma unroll
             for (int j = 0; j < 2; j++) {
-                s[i][j] = tx + 16 * j < sees ? s[i][j] * p.scale_log2 : -INFINITY;
+                s[i][j] = tx + 16 * j < n_keys ? s[i][j] * p.scale_log2 : -INFINITY;
                 top = fmaxf(top, s[i][j]);
             }
             #pragma unroll
-            for (int x = 1; x < 16; x *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, x));    // finite: every row sees key 0
+            for (int x = 1; x < 16; x *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, x));    // finite: every row attends to key 0
             float alpha = exp2_fast(m[i] - top);
             m[i] = top;
             l[i] *= alpha;

@@ -46,7 +46,7 @@ AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int 
     a.v_cache = (char *)m->kv.v + at;
     a.cache_max_len = a.block_size = m->kv.max_len;
     a.block_table = s->slots;
-    a.settled = 1; // of a step: what runs before it writes neither cache nor lengths
+    a.kv_stable = 1; // of a step: what runs before it writes neither cache nor lengths
     a.workspace = s->attention_workspace;
     a.workspace_bytes = s->attention_workspace_bytes;
     return a;

@@ -6,11 +6,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#ifdef __CUDACC__
-#define FUSED_RULE static __host__ __device__ __forceinline__ constexpr
-#else
-#define FUSED_RULE static inline
-#endif
+#include "rule.h"
 
 enum {
     // Warps of a block: consumers multiply, one epilogue warp finishes tiles, one producer warp copies weights.
@@ -82,36 +78,36 @@ typedef struct FusedPlan {
     size_t shared_bytes;     // of all
 } FusedPlan;
 
-FUSED_RULE int fused_min(int a, int b) { return a < b ? a : b; }
-FUSED_RULE int fused_max(int a, int b) { return a > b ? a : b; }
-FUSED_RULE int fused_ceil(int n, int unit) { return (n + unit - 1) / unit; }
+RULE int fused_min(int a, int b) { return a < b ? a : b; }
+RULE int fused_max(int a, int b) { return a > b ? a : b; }
+RULE int fused_ceil(int n, int unit) { return (n + unit - 1) / unit; }
 
 // Bytes of so many activation rows: 16-bit, each a multiple of 128 bytes, which 4.6 TB/s of copies to shared memory ask
 // for (4.0 with multiples of 64).
-FUSED_RULE size_t fused_act_bytes(int cols, int act_rows) { return (size_t)act_rows * (size_t)(fused_ceil(cols, 64) * 128); }
+RULE size_t fused_act_bytes(int cols, int act_rows) { return (size_t)act_rows * (size_t)(fused_ceil(cols, 64) * 128); }
 
 // A slice is as long as the model's dim, if that is not too long: then most rows have one.
-FUSED_RULE int fused_slice(int dim) { return fused_min(fused_ceil(dim, SLICE_UNIT) * SLICE_UNIT, MAX_SLICE); }
+RULE int fused_slice(int dim) { return fused_min(fused_ceil(dim, SLICE_UNIT) * SLICE_UNIT, MAX_SLICE); }
 
 // Slices of a row, and their length: a shorter row is one slice.
-FUSED_RULE int fused_n_slices(int cols, int slice) { return fused_ceil(cols, slice); }
-FUSED_RULE int fused_slice_of(int cols, int slice) { return cols < slice ? fused_ceil(cols, SLICE_UNIT) * SLICE_UNIT : slice; }
+RULE int fused_n_slices(int cols, int slice) { return fused_ceil(cols, slice); }
+RULE int fused_slice_of(int cols, int slice) { return cols < slice ? fused_ceil(cols, SLICE_UNIT) * SLICE_UNIT : slice; }
 
 // Where element i of an activation row is: words 1 and 2 of every four are exchanged, so that a lane's two are
 // neighbours.
-FUSED_RULE int permuted_index(int i) { return (i & ~6) | (i & 2) << 1 | (i & 4) >> 1; }
+RULE int permuted_index(int i) { return (i & ~6) | (i & 2) << 1 | (i & 4) >> 1; }
 
 // What a lane brings to an mma (fused.h has the drawing). Of the weights 8 columns, from mma_weight_column on, of row
 // mma_weight_row of the group; of the activations pair 0 (words 0 and 2) or 1 (words 1 and 3) of the 8 columns from
 // mma_act_column on, of row mma_act_row of the two.
-FUSED_RULE int mma_weight_row(int lane) { return lane / 8; }
-FUSED_RULE int mma_weight_column(int lane) { return lane / 4 % 2 * 32 + lane % 4 * 8; }
-FUSED_RULE int mma_act_row(int lane) { return lane / 16; }
-FUSED_RULE int mma_act_column(int lane) { return lane / 8 % 2 * 32 + lane % 4 * 8; }
-FUSED_RULE int mma_act_pair(int lane) { return lane / 4 % 2; }
+RULE int mma_weight_row(int lane) { return lane / 8; }
+RULE int mma_weight_column(int lane) { return lane / 4 % 2 * 32 + lane % 4 * 8; }
+RULE int mma_act_row(int lane) { return lane / 16; }
+RULE int mma_act_column(int lane) { return lane / 8 % 2 * 32 + lane % 4 * 8; }
+RULE int mma_act_pair(int lane) { return lane / 4 % 2; }
 
 // The plan with `groups` in a tile, down whole or split over K. Returns whether the ring has min_stages.
-FUSED_RULE bool fused_plan_with(const FusedShape *s, int groups, bool split_down, int min_stages, FusedPlan *p) {
+RULE bool fused_plan_with(const FusedShape *s, int groups, bool split_down, int min_stages, FusedPlan *p) {
     int act_rows = s->n_rows * s->terms, down_cols = split_down ? fused_min(s->hidden_dim, p->slice) : s->hidden_dim;
     p->tile_rows = groups * MMA_WEIGHT_ROWS;
     p->split_down = split_down;
@@ -134,7 +130,7 @@ FUSED_RULE bool fused_plan_with(const FusedShape *s, int groups, bool split_down
 
 // Activations, partial sums, and a ring in the rest. Two groups in a tile, if the slices are short and there is room;
 // else one; else down is split over K. False: it does not fit.
-FUSED_RULE bool fused_plan(const FusedShape *s, FusedPlan *p) {
+RULE bool fused_plan(const FusedShape *s, FusedPlan *p) {
     p->slice = fused_slice(s->dim);
     int most_groups = p->slice * MAX_TILE_GROUPS <= MAX_SLICE ? MAX_TILE_GROUPS : 1;
     for (int groups = most_groups; groups > 0; groups--)
