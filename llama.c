@@ -25,7 +25,7 @@ enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 
 // ---- starting -------------------------------------------------------------------------------------------------------
 
-// The context for a run that wants so many tokens in all: -c, or the smaller of the model's and max(4096, wanted).
+// The context for a run that needs so many tokens in all: -c, or the smaller of the model's and max(4096, wanted).
 static int context_for(const Options *o, const Model *m, int64_t wanted) {
     if (o->context) return o->context;
     int64_t length = wanted > DEFAULT_CONTEXT ? wanted : DEFAULT_CONTEXT;

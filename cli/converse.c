@@ -10,7 +10,7 @@
 #include "line.h"
 #include "output.h"
 
-// Tokens that the context has room for: fewer are told before an answer that has no smaller limit (-n), and in the
+// Tokens that the context has room for: fewer are reported before an answer that has no smaller limit (-n), and in the
 // middle of one that has come so far.
 enum { LOW_ROOM = 256, LAST_ROOM = 64 };
 

@@ -131,7 +131,7 @@ bool use_colour(void) {
 
 static bool status_line; // there is one on the terminal
 
-// Of the terminal that standard error is; 80 if it does not tell.
+// Of the terminal that standard error is; 80 if it does not say.
 static int terminal_columns(void) {
     struct winsize size;
     return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col ? size.ws_col : 80;

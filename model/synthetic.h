@@ -29,7 +29,7 @@ typedef struct {
     uint64_t at;
     uint32_t salt;
     float range; // of a matrix, uniform in ±range/2: a standard deviation of 1.7/√cols, so that attention has something
-                 // to tell apart; of a norm 0: it is all ones
+                 // to distinguish; of a norm 0: it is all ones
 } SyntheticTensor;
 SyntheticTensor synthetic_next(SyntheticCursor *cursor, const Weight *weight);
 

@@ -122,7 +122,7 @@ static void test_batch_without_room_is_refused_and_nothing_is_written(void) {
     if (start(2, 8)) {
         CHECK(model_prefill(&model, 1, tokens, 5, 1, &err));
         CHECK(!model_prefill(&model, 1, tokens, 4, 1, &err));
-        CHECK(strstr(err.text, "4 more tokens behind 5, the context holds 8"));
+        CHECK(strstr(err.text, "4 more tokens after 5, the context holds 8"));
         CHECK(model.kv.len[0] == 0 && model.kv.len[1] == 5);
         err.text[0] = 0;
         CHECK(!model_prefill(&model, 0, tokens, 9, 1, &err) && model.kv.len[0] == 0);

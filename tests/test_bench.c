@@ -208,7 +208,7 @@ static void test_bench_failures_end_it(void) {
     fake.fail_from = 0;
     fake.not_finite_from = 1;
     text = bench((BenchOptions){.json = true}, false, &err);
-    CHECK(strstr(err.text, "logits that are not finite behind position 128") && !*text);
+    CHECK(strstr(err.text, "logits that are not finite after position 128") && !*text);
     free(text);
     fake.not_finite_from = 0;
     test_end("test_bench_failures_end_it");

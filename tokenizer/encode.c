@@ -11,15 +11,15 @@ static bool only_space(const Tokenizer *t, int id) {
     return true;
 }
 
-// Text without special tokens. Bytes that are not UTF-8 as tiktoken's _encode_bytes treats them: the last piece of the
+// Text without special tokens. Bytes that are not UTF-8 as tiktoken's _encode_bytes treats them: the last pre-token of the
 // valid prefix, and tokens of white space before it, may have belonged to what follows; they and the rest are one
-// piece.
-static bool encode_ordinary(PieceCache *c, const uint8_t *text, size_t n, TokenList *out, Error *err) {
+// pre-token.
+static bool encode_ordinary(PreTokenCache *c, const uint8_t *text, size_t n, TokenList *out, Error *err) {
     const Tokenizer *t = c->tokenizer;
-    size_t valid = utf8_valid_prefix(text, n), first = out->n, last_piece;
-    if (!bpe_encode_text(c, text, valid, out, &last_piece, err)) return false;
+    size_t valid = utf8_valid_prefix(text, n), first = out->n, last_pre_token;
+    if (!bpe_encode_text(c, text, valid, out, &last_pre_token, err)) return false;
     if (valid == n) return true;
-    size_t keep = last_piece;
+    size_t keep = last_pre_token;
     if (keep < out->n && only_space(t, out->ids[keep]))
         while (keep > first && only_space(t, out->ids[keep - 1])) keep--;
     size_t bad_start = valid, length;
@@ -31,7 +31,7 @@ static bool encode_ordinary(PieceCache *c, const uint8_t *text, size_t n, TokenL
     return bpe_encode(t, text + bad_start, n - bad_start, out, err);
 }
 
-static bool encode_special(PieceCache *c, const uint8_t *text, size_t n, TokenList *out, Error *err) {
+static bool encode_special(PreTokenCache *c, const uint8_t *text, size_t n, TokenList *out, Error *err) {
     const Tokenizer *t = c->tokenizer;
     bool begins[256] = {false};
     for (int i = 0; i < t->n_special; i++) begins[t->bytes[t->offsets[t->special[i].id]]] = true;
@@ -52,9 +52,9 @@ static bool encode_special(PieceCache *c, const uint8_t *text, size_t n, TokenLi
 }
 
 bool tokenizer_encode(const Tokenizer *t, const uint8_t *text, size_t n, bool special, TokenList *out, Error *err) {
-    PieceCache cache;
+    PreTokenCache cache;
     bool ok =
-        piece_cache_init(&cache, t, n, err) && (special ? encode_special : encode_ordinary)(&cache, text, n, out, err);
-    piece_cache_free(&cache);
+        pre_token_cache_init(&cache, t, n, err) && (special ? encode_special : encode_ordinary)(&cache, text, n, out, err);
+    pre_token_cache_free(&cache);
     return ok;
 }

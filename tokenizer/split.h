@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// Length of the first piece of text[0..n), n > 0 and text valid UTF-8.
+// Length of the first pre-token of text[0..n), n > 0 and text valid UTF-8.
 size_t split_next(const uint8_t *text, size_t n);
 
 #endif

@@ -127,40 +127,40 @@ int found = -1;
     return found;
 }
 
-// ---- steps that tokens span -----------------------------------------------------------------------------------------
+// ---- boundaries that tokens span ------------------------------------------------------------------------------------
 
-// Steps to an ideograph, or to another character of three or four bytes, have a part of the bitmap of their own: they
+// Boundaries before an ideograph, or to another character of three or four bytes, have a part of the bitmap of their own: they
 // are fewer, and asked for more often.
-enum { IDEOGRAPH_BITS = 17, OTHER_BITS = 20, SPAN_PLACES = (1 << IDEOGRAPH_BITS) + (1 << OTHER_BITS) };
+enum { IDEOGRAPH_BITS = 17, OTHER_BITS = 20, SPAN_BITS = (1 << IDEOGRAPH_BITS) + (1 << OTHER_BITS) };
 
-// How many bytes on each side of a step tell it from others: two, and the three of an ideograph.
-static size_t span_width(const uint8_t *step) {
-    return *step >= 0xE0 ? 3 : 2;
+// How many bytes on each side of a boundary distinguish it from others: two, and the three of an ideograph.
+static size_t span_width(const uint8_t *after) {
+    return *after >= 0xE0 ? 3 : 2;
 }
 
-// The place in the bitmap of a step with n bytes on each side, 1 to 3.
-static uint32_t span_place(const uint8_t *step, size_t n) {
+// The bit in the bitmap of a boundary with n bytes on each side, 1 to 3.
+static uint32_t span_bit(const uint8_t *after, size_t n) {
     uint64_t around = n;
-    for (size_t i = 0; i < n; i++) around = around << 16 | (uint64_t)step[-1 - (ptrdiff_t)i] << 8 | step[i];
+    for (size_t i = 0; i < n; i++) around = around << 16 | (uint64_t)after[-1 - (ptrdiff_t)i] << 8 | after[i];
     around *= 0x9E3779B97F4A7C15u;
-    return *step >= 0xE0 ? (uint32_t)(around >> (64 - IDEOGRAPH_BITS))
+    return *after >= 0xE0 ? (uint32_t)(around >> (64 - IDEOGRAPH_BITS))
                          : (1u << IDEOGRAPH_BITS) + (uint32_t)(around >> (64 - OTHER_BITS));
 }
 
-// A token notes each of its steps with the bytes around it: as many on either side as it has on both, up to the width.
+// A token notes each of its boundaries with the bytes around it: as many on either side as it has on both, up to the width.
 static void note_spans(Tokenizer *t, const uint8_t *s, size_t n) {
     for (size_t at = 1; at < n; at++) {
         size_t width = span_width(s + at), least = at < n - at ? at : n - at;
-        uint32_t place = span_place(s + at, least < width ? least : width);
-        t->spans[place / 64] |= 1ull << place % 64;
+        uint32_t bit = span_bit(s + at, least < width ? least : width);
+        t->spans[bit / 64] |= 1ull << bit % 64;
     }
 }
 
 bool tokenizer_spans(const Tokenizer *t, const uint8_t *text, size_t at, size_t n) {
     size_t width = span_width(text + at);
     for (size_t i = 1; i <= width && i <= at && i <= n - at; i++) {
-        uint32_t place = span_place(text + at, i);
-        if (t->spans[place / 64] >> place % 64 & 1) return true;
+        uint32_t bit = span_bit(text + at, i);
+        if (t->spans[bit / 64] >> bit % 64 & 1) return true;
     }
     return false;
 }
@@ -172,7 +172,7 @@ static bool build_index(Tokenizer *t, Error *err) {
     while (t->n_slots < 2 * (uint32_t)t->vocab_size) t->n_slots *= 2;
     t->slots = malloc(t->n_slots * sizeof *t->slots);
     t->pair_ids = malloc(256 * sizeof *t->pair_ids);
-    t->spans = calloc(SPAN_PLACES / 64, sizeof *t->spans);
+    t->spans = calloc(SPAN_BITS / 64, sizeof *t->spans);
     t->special = malloc(((size_t)t->n_special + 1) * sizeof *t->special);
     if (!t->slots || !t->pair_ids || !t->spans || !t->special)
         return fail(err, "out of memory: the index of %d tokens", t->vocab_size);

@@ -11,7 +11,7 @@ typedef struct {
     uint32_t length; // of its text
 } SpecialToken;
 
-// A byte of the texts of special tokens, behind those on the way to it. 0: there is no such node.
+// A byte of the texts of special tokens, after those on the way to it. 0: there is no such node.
 typedef struct {
     uint32_t child, sibling;
     int id; // of the token that ends here; -1: none
@@ -36,7 +36,7 @@ typedef struct {
     int (*pair_ids)[256];     // [256]: the token of each two bytes, -1: none
     TokenSlot *slots;         // [n_slots]
     uint32_t n_slots;         // a power of two
-    uint64_t *spans;          // bits at the hashes of what lies around a step inside a token: tokenizer_spans
+    uint64_t *spans;          // bits at the hashes of what is around a boundary inside a token: tokenizer_spans
     SpecialToken *special;    // [n_special], longest text first
     int n_special;
     SpecialNode *special_tree; // their texts byte by byte, from the root, [0]
@@ -65,7 +65,7 @@ int tokenizer_find(const Tokenizer *t, const uint8_t *bytes, size_t n);
 // The same, faster, where eight bytes or more can be read at bytes whatever n is. n > 0.
 int tokenizer_find_padded(const Tokenizer *t, const uint8_t *bytes, size_t n);
 
-// Whether some mergeable token may lie across the step from text[at-1] to text[at], 0 < at < n. If not, no merge ever
+// Whether some mergeable token may lie across the boundary from text[at-1] to text[at], 0 < at < n. If not, no merge ever
 // joins the two sides.
 bool tokenizer_spans(const Tokenizer *t, const uint8_t *text, size_t at, size_t n);
 

@@ -340,7 +340,7 @@ static void attention_task(float *out, const float *q, const float *k, const flo
         sum[r] = 0;
     }
     memset(result, 0, (size_t)(rows * head_dim) * sizeof *result);
-    int end = pos + (first + rows - 1) / group + 1; // positions that the last row sees
+    int end = pos + (first + rows - 1) / group + 1; // positions that the last row attends to
     for (int j = 0; j < end; j += KV_TILE) {
         int count = end - j < KV_TILE ? end - j : KV_TILE;
         const float *kj = k + (size_t)j * (size_t)head_dim, *vj = v + (size_t)j * (size_t)head_dim;

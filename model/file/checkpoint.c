@@ -269,8 +269,8 @@ static bool read_tokenizer(Model *m, Error *err) {
 // ---- the file -------------------------------------------------------------------------------------------------------
 
 static bool open_file(Model *m, const char *path, bool vocab_only, Error *err) {
-    const char *cure = "convert the HuggingFace directory with: python3 scripts/convert.py DIR model.bin";
-    if (!safetensors_open(&m->file, path, cure, err)) return false;
+    const char *hint = "convert the HuggingFace directory with: python3 scripts/convert.py DIR model.bin";
+    if (!safetensors_open(&m->file, path, hint, err)) return false;
     const char *format = safetensors_meta(&m->file, "format");
     if (!format || strncmp(format, "llama-model/", 12) != 0)
         return fail(err,
@@ -318,12 +318,12 @@ static bool bind_tensor(void *context, const Weight *w, Error *err) {
 }
 
 bool checkpoint_load(Model *m, char *base, Error *err) {
-    enum { PIECE = 1 << 26 }; // for people to see it move
+    enum { READ_BYTES = 1 << 26 }; // bytes between two reports of progress
     Binding b = {.model = m, .base = base};
     if (!weights_visit(m, bind_tensor, &b, err)) return false;
-    for (uint64_t at = 0; at < m->weights.bytes; at += PIECE) {
+    for (uint64_t at = 0; at < m->weights.bytes; at += READ_BYTES) {
         if (model_interrupted(m)) return fail_interrupted(err);
-        uint64_t n = m->weights.bytes - at < PIECE ? m->weights.bytes - at : PIECE;
+        uint64_t n = m->weights.bytes - at < READ_BYTES ? m->weights.bytes - at : READ_BYTES;
         if (!safetensors_read(&m->file, base + at, at, n, err)) return false;
         if (m->progress) m->progress("loading", at + n, m->weights.bytes);
     }

@@ -31,17 +31,17 @@ static bool pread_all(int fd, const char *path, void *dst, uint64_t n, uint64_t 
     return true;
 }
 
-// What people are likely to hand us by mistake, told apart by the first bytes.
-static bool refuse_other_formats(const char *path, const char *cure, const uint8_t *first, size_t n, Error *err) {
-    if (n >= 4 && memcmp(first, "GGUF", 4) == 0) return fail(err, "%s: a GGUF file (llama.cpp); %s", path, cure);
-    if (n >= 4 && memcmp(first, "24ka", 4) == 0) return fail(err, "%s: a llama2.c .bin file; %s", path, cure);
+// Files of other kinds that are often given by mistake, recognised by their first bytes.
+static bool refuse_other_formats(const char *path, const char *hint, const uint8_t *first, size_t n, Error *err) {
+    if (n >= 4 && memcmp(first, "GGUF", 4) == 0) return fail(err, "%s: a GGUF file (llama.cpp); %s", path, hint);
+    if (n >= 4 && memcmp(first, "24ka", 4) == 0) return fail(err, "%s: a llama2.c .bin file; %s", path, hint);
     if (n >= 4 && memcmp(first, "PK\3\4", 4) == 0)
-        return fail(err, "%s: a PyTorch pickle (zip); save it as safetensors, then %s", path, cure);
+        return fail(err, "%s: a PyTorch pickle (zip); save it as safetensors, then %s", path, hint);
     // Protocol 4 on: a frame (0x95), whose length hides in the zeros of a header's. No model.bin has such a header
     // length.
     bool framed = n >= 3 && first[1] >= 4 && first[2] == 0x95;
     if (n >= 2 && first[0] == 0x80 && first[1] >= 2 && first[1] <= 5 && (framed || n < 8 || first[7] != 0))
-        return fail(err, "%s: a Python pickle; save it as safetensors, then %s", path, cure);
+        return fail(err, "%s: a Python pickle; save it as safetensors, then %s", path, hint);
     // llama2.c's first version has no magic: seven int32 (dim, hidden_dim, layers, heads, kv heads, vocabulary,
     // length).
     if (n >= 28) {
@@ -49,7 +49,7 @@ static bool refuse_other_formats(const char *path, const char *cure, const uint8
         memcpy(v, first, sizeof v);
         bool small = true;
         for (int i = 0; i < 7; i++) small = small && (i == 5 || v[i] > 0) && v[i] < 1 << 20 && v[i] > -(1 << 20);
-        if (small && v[0] % v[3] == 0 && v[3] % v[4] == 0) return fail(err, "%s: a llama2.c .bin file; %s", path, cure);
+        if (small && v[0] % v[3] == 0 && v[3] % v[4] == 0) return fail(err, "%s: a llama2.c .bin file; %s", path, hint);
     }
     return true;
 }
@@ -212,11 +212,11 @@ static bool parse_header(SafeTensors *st, uint64_t n, Error *err) {
     return json_end(&j) && check_layout(st, err);
 }
 
-static bool open_checked(SafeTensors *st, const char *cure, Error *err) {
+static bool open_checked(SafeTensors *st, const char *hint, Error *err) {
     struct stat info;
     st->fd = open(st->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // no waiting for the writer of a named pipe
     if (st->fd < 0 || fstat(st->fd, &info) != 0) return fail(err, "%s: %s", st->path, strerror(errno));
-    if (S_ISDIR(info.st_mode)) return fail(err, "%s: a directory, expected a file; %s", st->path, cure);
+    if (S_ISDIR(info.st_mode)) return fail(err, "%s: a directory, expected a file; %s", st->path, hint);
     if (!S_ISREG(info.st_mode)) return fail(err, "%s: not a regular file", st->path);
     st->file_bytes = (uint64_t)info.st_size;
     st->changed = info.st_mtim;
@@ -224,7 +224,7 @@ static bool open_checked(SafeTensors *st, const char *cure, Error *err) {
     uint8_t first[28];
     size_t have = st->file_bytes < sizeof first ? (size_t)st->file_bytes : sizeof first;
     if (!pread_all(st->fd, st->path, first, have, 0, err)) return false;
-    if (!refuse_other_formats(st->path, cure, first, have, err)) return false;
+    if (!refuse_other_formats(st->path, hint, first, have, err)) return false;
     if (have < 8) return fail(err, "%s: %zu bytes long, expected a model of at least 8", st->path, have);
     uint64_t n = 0;
     for (int i = 7; i >= 0; i--) n = n << 8 | first[i];
@@ -241,9 +241,9 @@ static bool open_checked(SafeTensors *st, const char *cure, Error *err) {
     return pread_all(st->fd, st->path, st->header, n, 8, err) && parse_header(st, n, err);
 }
 
-bool safetensors_open(SafeTensors *st, const char *path, const char *cure, Error *err) {
+bool safetensors_open(SafeTensors *st, const char *path, const char *hint, Error *err) {
     *st = (SafeTensors){.path = path, .fd = -1};
-    if (open_checked(st, cure, err)) return true;
+    if (open_checked(st, hint, err)) return true;
     safetensors_close(st);
     return false;
 }

@@ -40,9 +40,9 @@ typedef struct {
     size_t n_meta;
 } SafeTensors;
 
-// Opens path and checks its header against the file's size. On failure nothing is left open. cure: for the message,
+// Opens path and checks its header against the file's size. On failure nothing is left open. hint: for the message,
 // what to do if it is a file of another kind.
-bool safetensors_open(SafeTensors *st, const char *path, const char *cure, Error *err);
+bool safetensors_open(SafeTensors *st, const char *path, const char *hint, Error *err);
 void safetensors_close(SafeTensors *st);
 
 // NULL if there is none of that name.

@@ -22,46 +22,46 @@ const uint8_t *printed_bytes(const Model *m, bool special, int id, size_t *n) {
     return bytes;
 }
 
-// How many bytes at the end of the held text begin the stop text.
-static size_t stop_overlap(const Bytes *held, const char *stop) {
-    size_t length = strlen(stop), most = held->n < length - 1 ? held->n : length - 1;
+// How many bytes at the end of the pending text begin the stop text.
+static size_t stop_overlap(const Bytes *pending, const char *stop) {
+    size_t length = strlen(stop), most = pending->n < length - 1 ? pending->n : length - 1;
     for (size_t n = most; n > 0; n--)
-        if (memcmp(held->data + held->n - n, stop, n) == 0) return n;
+        if (memcmp(pending->data + pending->n - n, stop, n) == 0) return n;
     return 0;
 }
 
-// Where the first stop text in the held text begins; its end if there is none.
-static size_t find_stop(const GenerateConfig *g, const Bytes *held) {
-    size_t end = held->n;
+// Where the first stop text in the pending text begins; its end if there is none.
+static size_t find_stop(const GenerateConfig *g, const Bytes *pending) {
+    size_t end = pending->n;
     for (int i = 0; i < g->n_stops; i++) {
         size_t length = strlen(g->stops[i]);
-        for (size_t at = 0; at + length <= held->n && at < end; at++)
-            if (memcmp(held->data + at, g->stops[i], length) == 0) end = at;
+        for (size_t at = 0; at + length <= pending->n && at < end; at++)
+            if (memcmp(pending->data + at, g->stops[i], length) == 0) end = at;
     }
     return end;
 }
 
 static bool text_out(Sequence *seq, const GenerateSink *sink, size_t n, Error *err) {
     if (n == 0) return true;
-    bool ok = sink->text ? sink->text(sink->context, seq, seq->held.data, n, err) : bytes_append(&seq->text, seq->held.data, n, err);
-    seq->held.n -= n;
-    memmove(seq->held.data, seq->held.data + n, seq->held.n);
+    bool ok = sink->text ? sink->text(sink->context, seq, seq->pending.data, n, err) : bytes_append(&seq->text, seq->pending.data, n, err);
+    seq->pending.n -= n;
+    memmove(seq->pending.data, seq->pending.data + n, seq->pending.n);
     return ok;
 }
 
 // One token's bytes on their way out. What may be part of a character or of a stop text waits. *stopped: one was found.
 static bool text_add(Sequence *seq, const GenerateConfig *g, const GenerateSink *sink, const uint8_t *bytes, size_t n,
                      bool *stopped, Error *err) {
-    if (!bytes_append(&seq->held, bytes, n, err)) return false;
-    size_t end = find_stop(g, &seq->held), wait = 0;
-    *stopped = end < seq->held.n;
+    if (!bytes_append(&seq->pending, bytes, n, err)) return false;
+    size_t end = find_stop(g, &seq->pending), wait = 0;
+    *stopped = end < seq->pending.n;
     if (*stopped) {
-        seq->held.n = end;
+        seq->pending.n = end;
         return true;
     }
-    if (seq->held.n) wait = utf8_incomplete_tail((uint8_t *)seq->held.data, seq->held.n);
+    if (seq->pending.n) wait = utf8_incomplete_tail((uint8_t *)seq->pending.data, seq->pending.n);
     for (int i = 0; i < g->n_stops; i++) {
-        size_t overlap = stop_overlap(&seq->held, g->stops[i]);
+        size_t overlap = stop_overlap(&seq->pending, g->stops[i]);
         wait = overlap > wait ? overlap : wait;
     }
     return text_out(seq, sink, end - wait, err);
@@ -71,11 +71,11 @@ static bool text_add(Sequence *seq, const GenerateConfig *g, const GenerateSink 
 
 void sequence_free_results(Sequence *seq) {
     free(seq->text.data);
-    free(seq->held.data);
+    free(seq->pending.data);
     free(seq->logprobs);
     free(seq->latencies);
     free(seq->top_ids);
-    seq->text = seq->held = (Bytes){0};
+    seq->text = seq->pending = (Bytes){0};
     seq->logprobs = seq->latencies = NULL;
     seq->top_ids = NULL;
 }
@@ -119,7 +119,7 @@ static bool sequence_begin(Sequence *seq, const Model *m, const GenerateConfig *
 static bool sequence_end(Sequence *seq, const char *reason, const GenerateSink *sink, Error *err) {
     seq->finish_reason = reason;
     sampler_free(&seq->sampler);
-    return text_out(seq, sink, seq->held.n, err);
+    return text_out(seq, sink, seq->pending.n, err);
 }
 
 static bool is_eos(const Config *c, int id) {

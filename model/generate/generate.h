@@ -28,7 +28,7 @@ typedef struct {
     double admitted, first, last; // seconds on the clock: its prompt's start, its first and its last token
     // while it runs:
     int n_max;  // new tokens that the context leaves room for
-    Bytes held; // bytes that may be part of a character or of a stop text
+    Bytes pending; // bytes that may be part of a character or of a stop text
     Sampler sampler;
 } Sequence;
 

@@ -68,7 +68,7 @@ static bool needs_more(int n, double start, double seconds) {
 
 static bool logits_are_finite(const Bench *b, int rows, Error *err) {
     for (int i = 0; i < rows; i++)
-        if (b->m->argmax[i] < 0) return fail(err, "logits that are not finite behind position %d", b->m->kv.len[i] - 1);
+        if (b->m->argmax[i] < 0) return fail(err, "logits that are not finite after position %d", b->m->kv.len[i] - 1);
     return true;
 }
 
@@ -120,7 +120,7 @@ static bool measure_steps(Bench *b, BenchRow *row, Error *err) {
     double samples[MAX_SAMPLES] = {0}, seconds, began = 0;
     KVCache *kv = &b->m->kv;
     int tokens[MAX_SLOTS], last = kv->max_len - WINDOW, n = 0;
-    int start = row->length < last ? row->length : last; // the model's longest context has no room behind it
+    int start = row->length < last ? row->length : last; // the model's longest context has no room after it
     bool warm = false;
     show(b, "a step at context length", row);
     for (int i = 0; i < row->batch; i++) tokens[i] = (int)((uint32_t)i * 7919 % (uint32_t)b->m->config.vocab_size);

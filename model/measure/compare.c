@@ -125,8 +125,8 @@ static bool open_checked(Dump *d, Error *err) {
 
 bool dump_open(Dump *d, const char *path, int vocab_size, Error *err) {
     *d = (Dump){.vocab_size = vocab_size, .file.fd = -1};
-    const char *cure = "dumps come from: python3 scripts/dump_hf.py";
-    if (!safetensors_open(&d->file, path, cure, err)) return false;
+    const char *hint = "dumps come from: python3 scripts/dump_hf.py";
+    if (!safetensors_open(&d->file, path, hint, err)) return false;
     if (open_checked(d, err)) return true;
     dump_close(d);
     return false;

@@ -1,4 +1,4 @@
-// The processor, as the benchmark sees it: its memory, its multiply-adds, and a cache filled with random numbers.
+// The CPU's roofline: its memory, its multiply-adds, and a cache filled with random numbers.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-// The GPU, as the benchmark sees it: how fast it reads and multiplies at most, and a cache filled with random numbers.
+// The GPU's roofline: how fast it reads and multiplies at most, and a cache filled with random numbers.
 #include <stdio.h>
 
 extern "C" {
@@ -154,7 +154,7 @@ static bool measure_product(Roofline *r, int *version, Error *err) {
     return ok;
 }
 
-// The driver's own version where the system tells it; else the CUDA version that it supports.
+// The driver's own version where the system says it; else the CUDA version that it supports.
 static void driver_version(char *text, size_t size) {
     int driver = 0;
     FILE *in = fopen("/sys/module/nvidia/version", "r");
