@@ -56,7 +56,8 @@ static int device_find(Device *found) {
         TRY_CUDA(cudaDeviceGetAttribute(&d.sm_smem, cudaDevAttrMaxSharedMemoryPerMultiprocessor, id));
         TRY_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, id));
         TRY_CUDA(cudaFuncGetAttributes(&f, (const void *)prefill_append_kernel));
-        d.dependent_launch = major >= 9 && f.ptxVersion >= 90;    // code for older GPUs does not wait for the kernel before it
+        // Code for older GPUs does not wait for the kernel before it.
+        d.dependent_launch = major >= 9 && f.ptxVersion >= 90;
         d.hopper = major == 9 && f.ptxVersion == 90;
         d.known = 1;
         devices[id] = d;
@@ -292,7 +293,8 @@ template <typename T, int D> static int prefill_sm90(const AttentionArgs *a, Pre
     int box_rows = sm90_box_rows(a->block_size, a->block_table && a->block_size != a->cache_max_len);
     cuuint64_t q_dims[3] = {(cuuint64_t)D, (cuuint64_t)a->n_heads, (cuuint64_t)b.q_start[b.n_seq]};
     cuuint64_t q_strides[2] = {(cuuint64_t)a->q_head_stride * 2, (cuuint64_t)a->q_token_stride * 2};
-    cuuint64_t kv_dims[2] = {(cuuint64_t)D, (cuuint64_t)1 << 31}, kv_strides[1] = {(cuuint64_t)D * 2};    // how many rows a paged cache has is not known
+    // How many rows a paged cache has is not known.
+    cuuint64_t kv_dims[2] = {(cuuint64_t)D, (cuuint64_t)1 << 31}, kv_strides[1] = {(cuuint64_t)D * 2};
     cuuint32_t q_box[3] = {64, 1, SM90_ROWS}, kv_box[2] = {64, (cuuint32_t)box_rows};
     if (tensor_map(&maps.q, a->dtype, a->q, 3, q_dims, q_strides, q_box) || tensor_map(&maps.k, a->dtype, a->k_cache, 2, kv_dims, kv_strides, kv_box) ||
         tensor_map(&maps.v, a->dtype, a->v_cache, 2, kv_dims, kv_strides, kv_box))

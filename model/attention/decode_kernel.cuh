@@ -24,7 +24,8 @@ __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, c
     // product.
     uint32_t k_lane = tile_offset<T, D>(warp * 16 * SUBS + (lane & 15), lane >> 4);
     uint32_t v_lane = tile_offset<T, D>((lane >> 4) * 8 + (lane & 7), (lane >> 3) & 1);
-    auto chunk_pair = [](uint32_t base, int d) { return D == 96 ? (base ^ (d & 1) << 5) + (d >> 1) * 64 : base ^ d << 5; };    // 32 d bytes on, permuted
+    // 32 d bytes on, permuted.
+    auto chunk_pair = [](uint32_t base, int d) { return D == 96 ? (base ^ (d & 1) << 5) + (d >> 1) * 64 : base ^ d << 5; };
     constexpr uint32_t ONE2 = std::is_same<T, bf16>::value ? 0x3f803f80u : 0x3c003c00u;
     const uint32_t ones[4] = {ONE2, ONE2, ONE2, ONE2};
 
@@ -176,7 +177,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
     });
     DecodeCopies<T, D> ahead;
     ahead.start(p, item);
-    DecodeNew mine;          // of the new tokens that are left out before the wait: the one of step threadIdx.x / CHUNKS
+    DecodeNew mine;              // of the new tokens left out before the wait: that of step threadIdx.x / CHUNKS
     bool new_is_late = false;    // does any of these steps but the last have one?
     #pragma unroll 1
     for (int i = 0; i < STAGES; i++) {
@@ -201,7 +202,8 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
         cluster_arrive();    // the first block's barrier is there
     }
     const T *query = own_query(item);
-    if (item.work_left > 0 && !item.in_cluster) {    // to L2 what is small and needed at the end: the counter and the place of the first results
+    // To L2 what is small and needed at the end: the counter and the place of the first results.
+    if (item.work_left > 0 && !item.in_cluster) {
         int head0 = item.kv_head * p.heads_per_kv + item.head_tile * HEADS, rows = min(HEADS, p.heads_per_kv - item.head_tile * HEADS), i = threadIdx.x;
         if (i < rows) prefetch_l2(p.partial_ml + ((size_t)item.seq * p.n_heads + head0 + i) * p.max_splits + item.split);
         if (i == rows) prefetch_l2(p.arrived + item.first_block);
@@ -229,9 +231,11 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
         for (int head = threadIdx.x / CHUNKS; loads_q && head < HEADS; head += QUERY_STEP, query += QUERY_STEP * p.q_head_stride)
             store_shared16(queries + head * Q_PITCH + threadIdx.x % CHUNKS * 16, head < rows ? __ldcg((const uint4 *)query) : make_uint4(0, 0, 0, 0));
         const int n = item.count();
-        const bool whole = n == item.n_splits || item.in_cluster;    // does this block, or its cluster, have all splits of the tile?
+        // Does this block, or its cluster, have all splits of the tile?
+        const bool whole = n == item.n_splits || item.in_cluster;
         bool whole_group = false;                                // or at least this block all of the present group?
-        const int append_from = p.append && item.head_tile == 0 ? item.total - STEP : INT_MAX;    // the step that has the new token
+        // The step that has the new token.
+        const int append_from = p.append && item.head_tile == 0 ? item.total - STEP : INT_MAX;
         if (!whole) share_tile(p, item, HEADS, n_shared++);
         __syncthreads();
         #pragma unroll

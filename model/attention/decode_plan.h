@@ -88,7 +88,8 @@ RULE long long decode_max_work(long long query_tiles, int cache_max_len) { retur
 RULE int decode_step(int D) { return D == 64 ? 128 : 64; }
 RULE int decode_stage_bytes(int D) { return 2 * decode_step(D) * D * 2; }    // K and V
 RULE int decode_q_pitch(int D) { return D * 2 + 16; }                        // free of bank conflicts
-RULE int decode_out_tiles(int D) { return (D / 16 + 3) / 4; }                // 16 dims of the output each, of one of four warps
+// 16 dims of the output each, of one of four warps.
+RULE int decode_out_tiles(int D) { return (D / 16 + 3) / 4; }
 
 // Steps in the ring: two, one of them in use. With head_dim 64 and up to 8 query heads three, if two such blocks fit on
 // an SM: the more of a call is under way before its queries may be read, the sooner memory is busy. That is worth 2 %

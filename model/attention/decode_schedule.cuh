@@ -85,7 +85,7 @@ static_assert(DECODE_THREADS == 4 * 32, "four warps: `tops`, out_tiles and the l
 struct DecodeParams {
     int n_seq, n_heads, heads_per_kv, head_tiles;   // head_tiles: query tiles of one sequence and KV head
     int cache_max_len, max_splits, append;
-    int kv_stable;                            // cache, table and lengths may be read before the kernel before is complete
+    int kv_stable;                            // cache, table and lengths may be read before the wait
     int cluster, blocks_per_tile, tiles_fill_gpu;   // see DecodePlan
     float scale_log2;
     const int *seq_lens;                      // [seq] positions in the cache before the new token
@@ -94,9 +94,9 @@ struct DecodeParams {
     const void *k_new, *v_new;                // [seq][kv head][D]
     int64_t q_token_stride, q_head_stride, out_token_stride, out_head_stride;
     int64_t k_token_stride, k_head_stride, v_token_stride, v_head_stride;
-    unsigned *arrived;                        // [block] splits done of the query tile that starts in the block and ends in another
-    float2 *partial_ml;                       // [seq][head][max_splits] of a split the largest score (log2) and the sum of weights
-    float *partial_o;                         // [seq][head][max_splits][D] and the weighted sum of V
+    unsigned *arrived;                        // [block] splits done of the query tile that starts in the block
+    float2 *partial_ml;                       // [seq][head][max_splits]: largest score (log2), sum of weights
+    float *partial_o;                         // [seq][head][max_splits][D]: weighted sum of V
 };
 
 // Positions that sequence seq attends to, the new one included; 0 for one that would overflow its cache.
@@ -117,7 +117,7 @@ struct DecodeCursor {
     int total, n_splits;    // of seq
     int split_log2;         // of the length of its splits
     int cache_block;        // of the cache that has seq, if one has it all
-    int work_left;          // units of this block, the present item included: its items are those that begin in its range
+    int work_left;          // units of this block, the present item included; its items begin in its range
     int first_block;        // the block that has the query tile's first split: its counter is the tile's
     bool in_cluster;        // does the block's cluster share the tile, each block having whole groups?
     bool overflow;          // is there a sequence that would overflow its cache?

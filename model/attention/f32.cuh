@@ -207,7 +207,8 @@ __device__ __forceinline__ void f32_load_tile(const DecodeParams &p, const Decod
 template <class Tile, int WARPS> __global__ void __launch_bounds__(WARPS * 32, 1) decode_f32_kernel(const __grid_constant__ DecodeParams p) {
     typedef typename Tile::Elem T;
     constexpr int D = Tile::DIM, PITCH = D + 4, TILE_BYTES = f32_tile_bytes<Tile>(), CHUNKS = D * (int)sizeof(T) / 16;
-    constexpr int THREADS = WARPS * 32, ELEMENTS = (Tile::HEADS * D + THREADS - 1) / THREADS;    // of the result, per thread
+    // Of the result, per thread.
+    constexpr int THREADS = WARPS * 32, ELEMENTS = (Tile::HEADS * D + THREADS - 1) / THREADS;
     extern __shared__ __align__(1024) char smem[];
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     int max_rows = min(p.heads_per_kv, Tile::HEADS);
@@ -331,7 +332,7 @@ template <int D> constexpr size_t prefill_f32_smem_bytes() {
 // Computes: attention of 64 query rows of one head to the cache, true float32 products.
 // Reads:    q [token][head][D] float32; K and V from the cache [block][kv head][position][D] float32.
 // Writes:   out [token][head][D] float32.
-// Grid:     a block of 256 threads per (query tile, head); thread (ty, tx) of 16 x 16 owns rows ty + 16i, of them keys
+// Grid:     (query tiles × heads) × 256 threads; thread (ty, tx) of 16 x 16 owns rows ty + 16i, of them keys
 //           tx + 16j of the scores and dims 2tx, 2tx+1 of every 32 of the output.
 // Requires: the new K and V in the cache, head_dim = D, 16-byte rows, scale > 0; shared memory for Q, K, V and P.
 template <int D> __global__ void __launch_bounds__(256, 2) prefill_f32_kernel(const __grid_constant__ PrefillParams p,
@@ -390,7 +391,8 @@ template <int D> __global__ void __launch_bounds__(256, 2) prefill_f32_kernel(co
                 top = fmaxf(top, s[i][j]);
             }
             #pragma unroll
-            for (int x = 1; x < 16; x *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, x));    // finite: every row attends to key 0
+            // Finite: every row attends to key 0.
+            for (int x = 1; x < 16; x *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, x));
             float alpha = exp2_fast(m[i] - top);
             m[i] = top;
             l[i] *= alpha;

@@ -18,8 +18,9 @@ template <typename T, int D> __global__ void __launch_bounds__(128) prefill_sm80
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     PrefillTile tile = prefill_tile(&b, p.n_heads, SM80_ROWS, blockIdx.x);
     int kv_head = tile.head / p.heads_per_kv, total = tile.seq_len + tile.n_rows;
-    int end = p.causal ? tile.seq_len + min(tile.row0 + SM80_ROWS, tile.n_rows) : total;    // keys that some row attends to
-    int first_keys = p.causal ? tile.seq_len + tile.row0 + 1 : total;                        // keys that every row attends to
+    // Keys that some row attends to, and those that every row does.
+    int end = p.causal ? tile.seq_len + min(tile.row0 + SM80_ROWS, tile.n_rows) : total;
+    int first_keys = p.causal ? tile.seq_len + tile.row0 + 1 : total;
     bool exact = std::is_same<T, bf16>::value && first_keys < PREFILL_EXACT_BELOW;
     uint32_t q_tile = shared_address(smem), kv_tiles = q_tile + SM80_ROWS * D * sizeof(T);    // then (K, V), (K, V)
 

@@ -11,7 +11,8 @@
 constexpr int PANEL_BYTES = 128 * 128;
 template <int D> __host__ __device__ constexpr int sm90_panels() { return (D + 63) / 64; }
 template <int D> __host__ __device__ constexpr int sm90_tile_bytes() { return sm90_panels<D>() * PANEL_BYTES; }
-template <int D> constexpr size_t sm90_smem_bytes() { return 1024 + (1 + 2 * SM90_STAGES) * sm90_tile_bytes<D>() + 128; }    // 1024: alignment
+// 1024: alignment.
+template <int D> constexpr size_t sm90_smem_bytes() { return 1024 + (1 + 2 * SM90_STAGES) * sm90_tile_bytes<D>() + 128; }
 
 struct TensorMaps { CUtensorMap q, k, v; };
 
@@ -63,7 +64,8 @@ __device__ __forceinline__ void sm90_softmax(float (&s)[64], float (&m)[2], floa
                 top = fmaxf(top, x);
             }
         top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));    // finite: every row attends to key 0, which is in the first tile
+        // Finite: every row attends to key 0, which is in the first tile.
+        top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
         alpha[r] = exp2_fast((m[r] - top) * scale_log2);
         m[r] = top;
         float base = top * scale_log2, sum = 0.0f;
@@ -142,7 +144,8 @@ prefill_sm90_kernel(const __grid_constant__ PrefillParams p, const __grid_consta
             uint64_t k_operand = wgmma_operand(k_tiles + stage * TILE_BYTES, PANEL_BYTES);
             wgmma_fence();
             #pragma unroll
-            for (int d = 0; d < D / 16; d++) {    // 16 dims are 32 bytes; four steps to a panel. Operands count 16 bytes
+            // 16 dims are 32 bytes; four steps to a panel. Operands count 16 bytes.
+            for (int d = 0; d < D / 16; d++) {
                 int step = d / 4 * (PANEL_BYTES >> 4) + d % 4 * 2;
                 wgmma_qk<T>(s, q_operand + step, k_operand + step, d > 0);
             }
@@ -280,6 +283,7 @@ prefill_sm90_kernel(const __grid_constant__ PrefillParams p, const __grid_consta
     }
 }
 #else
+// Never launched.
 template <typename T, int D> __global__ void prefill_sm90_kernel(const __grid_constant__ PrefillParams p, const __grid_constant__ PrefillBatch b,
-                                                                   const __grid_constant__ TensorMaps maps, int box_rows) {}    // never launched
+                                                                   const __grid_constant__ TensorMaps maps, int box_rows) {}
 #endif

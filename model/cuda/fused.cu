@@ -164,7 +164,8 @@ static bool enqueue_step_fused(Model *m, int n, Error *err) {
         FusedPlan plan;
         if (!fused_plan(&shape, &plan)) return fail(err, "%d rows do not fit in %zu bytes of shared memory", rows, f->shared_limit);
         if (for_numbers(m, plan.tile_rows, [&](auto numbers) { return decode_pass<decltype(numbers)>(m, &plan, first, rows, err); })) continue;
-        cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream);   // no argmax kernel follows what was launched
+        // No argmax kernel follows what was launched.
+        cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream);
         return false;
     }
     return true;
@@ -206,7 +207,8 @@ static bool prepare_fused(Model *m, Error *err) {
     CUDA_TRY(cudaMalloc((void **)&f->down_partial, (size_t)MAX_ACT_ROWS * m->config.dim * sizeof(float)));
     CUDA_TRY(cudaMalloc((void **)&f->done, n_counters(m) * sizeof *f->done));
     CUDA_TRY(cudaMalloc((void **)&f->best, (size_t)MAX_ACT_ROWS * f->n_blocks * sizeof(int2)));
-    CUDA_TRY(cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream));   // once; every step leaves them so
+    // Once; every step leaves them so.
+    CUDA_TRY(cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream));
     for (int groups = 1; groups <= MAX_TILE_GROUPS; groups++)
         if (!for_numbers(m, groups * MMA_WEIGHT_ROWS, [&](auto numbers) {
                 CUDA_TRY(cudaFuncSetAttribute((const void *)decode_products_kernel<decltype(numbers)>, cudaFuncAttributeMaxDynamicSharedMemorySize,

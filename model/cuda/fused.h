@@ -172,13 +172,13 @@ struct Product {
     const char *up;            // PRODUCT_GATE_UP
     const float *norm;         // [cols], or NULL: the input is not normalised
     int n_slices, slice;       // K slices, and the columns of one: a multiple of SLICE_UNIT; the last may be shorter
-    int first_col, row_length; // columns first_col .. first_col + cols - 1 of rows of row_length: a part of down's K, or all
+    int first_col, row_length; // columns from first_col on, of rows of row_length: a part of down's K, or all
     int slices_per_sum;        // slices whose sum is rounded as one; these sums are added in their order
     bool adds_partial;         // the sum of the parts of K before is in down_partial
     bool leaves_partial;       // the sum goes to down_partial: more parts follow
     int weight_pitch;          // bytes between rows of the weights in a stage
     int act_pitch;             // bytes between activation rows in shared memory
-    int first_block;           // the block with the first tile: goes on from product to product, so that ranges even out
+    int first_block;           // has the first tile: goes on from product to product, so that blocks even out
 };
 
 // The parameters of decode_products_kernel.
@@ -199,7 +199,7 @@ struct FusedParams {
     void *h;                   // 16-bit [n_rows × terms][hidden_dim]
     const float2 *rope;        // [n_rows][head_dim/2]: RoPE table, cosine and sine
     float *logits;             // [n_rows][vocab_size]
-    int2 *best;                // [n_rows][blocks]: a block's largest logit (its bits) and the token; -1: one is not finite
+    int2 *best;                // [n_rows][blocks]: largest logit (its bits), token; -1: one is not finite
     unsigned *done;            // [n_products]: blocks that have finished a product
     int *next_tile;            // [n_products]: tiles taken, after each block's first
 };

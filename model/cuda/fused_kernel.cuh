@@ -277,7 +277,7 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
         float *to = (f.leaves_partial ? s.down_partial : s.x) + (size_t)b * s.dim + n;   // of sums
         float best = -INFINITY;   // PRODUCT_LM_HEAD: of this lane's logits
         int best_row = rows;
-        float pending_sum[GROUPS] = {}, pending_x[GROUPS] = {};   // PRODUCT_DOWN: of the last tile, whose x is on its way
+        float pending_sum[GROUPS] = {}, pending_x[GROUPS] = {};   // of down: the last tile, its x on the way
         float *pending = NULL;
         for (;;) {
             ring.wait_full();
@@ -328,7 +328,7 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
                     pending_sum[g] = sum[g];
                 }
                 pending = in_batch ? to + tile * TILE : NULL;
-            } else if (kind == PRODUCT_GATE_UP) {   // the tile's first half is rows of gate, its second the same rows of up
+            } else if (kind == PRODUCT_GATE_UP) {   // the tile's first half is rows of gate, its second of up
                 float up = GROUPS > 1 ? sum[GROUPS - 1] : __shfl_down_sync(~0u, sum[0], 2), v = sum[0] / (1.0f + expf(-sum[0])) * up;
                 typename N::E *h = (typename N::E *)s.h + (size_t)b * N::TERMS * s.hidden_dim + permuted_index(tile * (TILE / 2) + n);
                 if (in_batch && n < TILE / 2)
