@@ -6,8 +6,8 @@
 
 Standard library only. Weights are copied byte for byte; norms change type (to float32), and embeddings and output
 where that loses nothing. Whatever this program cannot carry over exactly is refused: a model that loads and gives
-other tokens is worse than none. Memory does not grow with the checkpoint. chat_template.py, beside this file, is part
-of it.
+other tokens is worse than none. Memory does not grow with the checkpoint. chat_template.py and template_reader.py,
+beside this file, are parts of it.
 
 Reading order: errors, JSON, what a source is, config, safetensors, tokenizer, chat, output, main.
 """

@@ -933,7 +933,7 @@ def test_short_reads(source, out):
 def test_help_of_scripts_without_packages():
     """--help of every script here that has one, with no package to be found but Python's own."""
     names = ["convert.py", "dump_hf.py", "make_random_hf.py", "train_stories.py", "validate_report.py", "check_tokenizer.py",
-             "check_chat.py", "check_added_tokens.py", "gen_unicode.py", "bench_tokenizer.py", "chat_template.py"]
+             "check_chat.py", "check_added_tokens.py", "gen_unicode.py", "bench_tokenizer.py", "chat_template.py", "template_reader.py"]
     for name in names:
         process = subprocess.run([sys.executable, "-S", os.path.join(ROOT, "scripts", name), "--help"], stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, universal_newlines=True, check=False)
