@@ -1,8 +1,10 @@
 #include "ops.h"
 
-// Computes: x = the embedding of each token, widened.   Reads: table [vocab][dim] T, tokens [rows].   Writes: x
-// [rows][dim]. Grid × block: rows × 256; a block owns a row.   Preconditions: 0 <= tokens < vocab (the tokenizer's
-// promise).
+// Computes: x = the embedding of each token, widened.
+// Reads:    table [vocab][dim] T, tokens [rows].
+// Writes:   x [rows][dim].
+// Grid:     rows × 256; a block owns a row.
+// Requires: 0 <= tokens < vocab (the tokenizer's promise).
 template <typename T> __global__ void embed_kernel(float *x, const T *table, const int *tokens, int dim) {
     const T *from = table + (size_t)tokens[blockIdx.x] * dim;
     for (int i = threadIdx.x; i < dim; i += blockDim.x) x[(size_t)blockIdx.x * dim + i] = to_float(from[i]);
@@ -13,9 +15,11 @@ __device__ static unsigned newest_first() {
     return gridDim.x - 1 - blockIdx.x;
 }
 
-// Computes: y = x / sqrt(mean(x²) + eps) * weight (Zhang & Sennrich 2019), rounded to T.   Reads: x [rows][dim],
-// weight [dim].   Writes: y [rows][dim].   Grid × block: rows × 512; a block owns a row.   Preconditions: dim % 4 = 0
-// (usable_cuda).
+// Computes: y = x / sqrt(mean(x²) + eps) * weight (Zhang & Sennrich 2019), rounded to T.
+// Reads:    x [rows][dim], weight [dim].
+// Writes:   y [rows][dim].
+// Grid:     rows × 512; a block owns a row.
+// Requires: dim % 4 = 0 (usable_cuda).
 template <typename T> __global__ void rmsnorm_kernel(T *y, const float *x, const float *weight, float eps, int dim) {
     constexpr int HELD = 4; // of a thread's float4s in registers: up to a dim of 8192 x is read once
     const int n = dim / 4, first = threadIdx.x;
@@ -40,15 +44,21 @@ template <typename T> __global__ void rmsnorm_kernel(T *y, const float *x, const
     for (int i = first + HELD * 512; i < n; i += 512) store(i, from[i], ((const float4 *)weight)[i]);
 }
 
-// Computes: cosine and sine of the float32 angle pos × freq.   Reads: pos [rows], freq [half].   Writes: table
-// [rows][half]. Grid × block: rows × 128; a block owns a row.   Preconditions: none.
+// Computes: cosine and sine of the float32 angle pos × freq.
+// Reads:    pos [rows], freq [half].
+// Writes:   table [rows][half].
+// Grid:     rows × 128; a block owns a row.
+// Requires: none.
 __global__ void rope_table_kernel(float2 *table, const int *pos, const float *freq, int half) {
     for (int i = threadIdx.x; i < half; i += blockDim.x)
         table[(size_t)blockIdx.x * half + i] = rope_angle(pos[blockIdx.x], freq[i]);
 }
 
-// Computes: y = x rounded to T.   Reads: x [n].   Writes: y [n].
-// Grid × block: enough × 256; a thread owns four elements.   Preconditions: n % 4 = 0.
+// Computes: y = x rounded to T.
+// Reads:    x [n].
+// Writes:   y [n].
+// Grid:     enough × 256; a thread owns four elements.
+// Requires: n % 4 = 0.
 template <typename T> __global__ void round_kernel(T *y, const float *x, size_t n) {
     wait_for_previous_kernel();
     let_next_kernel_start(); // attention, in a step
@@ -56,10 +66,11 @@ template <typename T> __global__ void round_kernel(T *y, const float *x, size_t 
     if (i < n) store4(y + i, *(const float4 *)(x + i));
 }
 
-// Computes: a prompt's keys and values rounded to T, in their places in the cache.   Reads: x
-// [2][n_kv_heads][T][head_dim]: keys, values; pos and slots [T].   Writes: k, v
-// [slot][n_kv_heads][max_len][head_dim].   Grid × block: T × 256; a block owns a row.   Preconditions: head_dim % 4 =
-// 0, pos < max_len.
+// Computes: a prompt's keys and values rounded to T, in their places in the cache.
+// Reads:    x [2][n_kv_heads][T][head_dim]: keys, values; pos and slots [T].
+// Writes:   k, v [slot][n_kv_heads][max_len][head_dim].
+// Grid:     T × 256; a block owns a row.
+// Requires: head_dim % 4 = 0, pos < max_len.
 template <typename T>
 __global__ void append_kv_kernel(T *k, T *v, const float *x, const int *pos, const int *slots, int n_kv_heads, int max_len,
                              int head_dim) {
@@ -77,8 +88,11 @@ __device__ static float silu(float x) {
     return x / (1.0f + expf(-x));
 }
 
-// Computes: h = gate / (1 + exp(-gate)) * up (Shazeer 2020), rounded to T.   Reads: gate, up [n].   Writes: h [n].
-// Grid × block: enough × 256; a thread owns four elements.   Preconditions: n % 4 = 0.
+// Computes: h = gate / (1 + exp(-gate)) * up (Shazeer 2020), rounded to T.
+// Reads:    gate, up [n].
+// Writes:   h [n].
+// Grid:     enough × 256; a thread owns four elements.
+// Requires: n % 4 = 0.
 template <typename T> __global__ void swiglu_kernel(T *h, const float *gate, const float *up, size_t n) {
     wait_for_previous_kernel();
     size_t i = 4 * ((size_t)newest_first() * blockDim.x + threadIdx.x);
@@ -87,9 +101,11 @@ template <typename T> __global__ void swiglu_kernel(T *h, const float *gate, con
     store4(h + i, make_float4(silu(g.x) * u.x, silu(g.y) * u.y, silu(g.z) * u.z, silu(g.w) * u.w));
 }
 
-// Computes: some rows of x and, in its own order, of what is known about each.   Reads: x [*][n] in 16 bytes each, pos
-// and slots [*], rows [grid].   Writes: y [grid][n], row_pos and row_slots [grid].   Grid × block: rows × 256; a block
-// owns a row.   Preconditions: none.
+// Computes: some rows of x and, in its own order, of what is known about each.
+// Reads:    x [*][n] in 16 bytes each, pos and slots [*], rows [grid].
+// Writes:   y [grid][n], row_pos and row_slots [grid].
+// Grid:     rows × 256; a block owns a row.
+// Requires: none.
 __global__ void gather_kernel(uint4 *y, const uint4 *x, int n, int *row_pos, const int *pos, int *row_slots,
                               const int *slots, const int *rows) {
     size_t to = blockIdx.x, from = rows[blockIdx.x];
@@ -99,19 +115,22 @@ __global__ void gather_kernel(uint4 *y, const uint4 *x, int n, int *row_pos, con
     row_slots[to] = slots[from];
 }
 
-// Computes: the largest logit's id, the lowest of equals; -1 if one is not finite.   Reads: logits [rows][vocab].
-// Writes: argmax [rows].   Grid × block: rows × 1024; a block owns a row.   Preconditions: none.
+// Computes: the largest logit's id, the lowest of equals; -1 if one is not finite.
+// Reads:    logits [rows][vocab].
+// Writes:   argmax [rows].
+// Grid:     rows × 1024; a block owns a row.
+// Requires: none.
 __global__ void argmax_kernel(int *argmax, const float *logits, int vocab) {
-    constexpr int AHEAD = 16;
+    constexpr int LOADS = 16;
     __shared__ float best_of[1024];
     __shared__ int id_of[1024];
     const float *row = logits + (size_t)blockIdx.x * vocab;
     float best = -INFINITY;
     int id = vocab, bad = 0;
-    for (int at = threadIdx.x; at < vocab; at += AHEAD * blockDim.x) {
-        float logit[AHEAD]; // many loads in flight: one block has to read it all
-        for (int j = 0; j < AHEAD; j++) logit[j] = at + j * blockDim.x < vocab ? row[at + j * blockDim.x] : -INFINITY;
-        for (int j = 0; j < AHEAD; j++) {
+    for (int at = threadIdx.x; at < vocab; at += LOADS * blockDim.x) {
+        float logit[LOADS]; // many loads in flight: one block has to read it all
+        for (int j = 0; j < LOADS; j++) logit[j] = at + j * blockDim.x < vocab ? row[at + j * blockDim.x] : -INFINITY;
+        for (int j = 0; j < LOADS; j++) {
             bad |= at + j * blockDim.x < vocab && !isfinite(logit[j]);
             if (logit[j] > best) best = logit[j], id = at + j * blockDim.x;
         }
@@ -133,9 +152,11 @@ __global__ void argmax_kernel(int *argmax, const float *logits, int vocab) {
     if (threadIdx.x == 0) argmax[blockIdx.x] = bad ? -1 : id_of[0];
 }
 
-// Computes: nothing; sends argmax to the host, and makes it the next step's input.   Reads: argmax [n].   Writes:
-// argmax_host [n], pinned; of step (NULL: none) tokens and lens.   Grid × block: 1 × MAX_SLOTS.   Preconditions: n <=
-// MAX_SLOTS if there is a step.
+// Computes: nothing; sends argmax to the host, and makes it the next step's input.
+// Reads:    argmax [n].
+// Writes:   argmax_host [n], pinned; of step (NULL: none) tokens and lens.
+// Grid:     1 × MAX_SLOTS.
+// Requires: n <= MAX_SLOTS if there is a step.
 __global__ void publish_argmax_kernel(int *argmax_host, const int *argmax, StepInput *step, int n) {
     for (int i = threadIdx.x; i < n; i += blockDim.x) argmax_host[i] = argmax[i];
     if (!step || threadIdx.x >= n) return;
@@ -143,8 +164,11 @@ __global__ void publish_argmax_kernel(int *argmax_host, const int *argmax, StepI
     step->lens[threadIdx.x]++;
 }
 
-// Computes: y = x in float32.   Reads: x [n].   Writes: y [n].
-// Grid × block: enough × 256; a thread owns four elements.   Preconditions: n % 4 = 0.
+// Computes: y = x in float32.
+// Reads:    x [n].
+// Writes:   y [n].
+// Grid:     enough × 256; a thread owns four elements.
+// Requires: n % 4 = 0.
 template <typename T> __global__ void widen_kernel(float *y, const T *x, size_t n) {
     size_t i = 4 * ((size_t)blockIdx.x * blockDim.x + threadIdx.x);
     if (i < n) *(float4 *)(y + i) = make_float4(to_float(x[i]), to_float(x[i + 1]), to_float(x[i + 2]), to_float(x[i + 3]));

@@ -19,9 +19,11 @@ __device__ static uint64_t placed_row(uint64_t row, int head_dim) {
     return row - i + (i < half ? 2 * i : 2 * (i - half) + 1);
 }
 
-// Computes: rows of a matrix in their new dtype and order (placed_row).   Reads: src S [rows][cols], rows first .. of the
-// matrix.   Writes: dst D, the whole matrix.   Grid × block: rows × 256; a block owns a row.   Preconditions: first + rows
-// within the matrix.
+// Computes: rows of a matrix in their new dtype and order (placed_row).
+// Reads:    src S [rows][cols], rows first .. of the matrix.
+// Writes:   dst D, the whole matrix.
+// Grid:     rows × 256; a block owns a row.
+// Requires: first + rows within the matrix.
 template <typename D, typename S>
 __global__ void place_rows_kernel(D *dst, const S *src, uint64_t first, uint64_t cols, int head_dim) {
     uint64_t to = placed_row(first + blockIdx.x, head_dim);
@@ -30,7 +32,10 @@ __global__ void place_rows_kernel(D *dst, const S *src, uint64_t first, uint64_t
 }
 
 // Computes: a synthetic tensor (synthetic.h), its rows in their order on the device; ones where range is 0.
-// Reads: nothing.   Writes: dst [n/cols][cols].   Grid × block: any × 256, strided.   Preconditions: none.
+// Reads:    nothing.
+// Writes:   dst [n/cols][cols].
+// Grid:     any × 256, strided.
+// Requires: none.
 template <typename D>
 __global__ void synthesize_kernel(D *dst, uint64_t n, uint64_t cols, float range, uint32_t salt, int head_dim) {
     for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (uint64_t)gridDim.x * blockDim.x) {

@@ -13,9 +13,11 @@ constexpr int CHUNK = 32768, STAGES = 6;
 enum { READ_WARM_UPS = 100, PRODUCT_WARM_UPS = 3, SAMPLES = 20, PRODUCT = 8192 };
 
 // Computes: nothing; reads n_chunks chunks of 32 KB, on Hopper and later by bulk copies through a ring in shared
-// memory, which nothing else comes near, elsewhere by 16-byte loads.   Reads: data [n_chunks][CHUNK].   Writes: sink,
-// if the data happens to sum to a certain number, so that no load can be left out.   Grid × block: one block of 32
-// threads per SM, block b owns chunks b, b + grid, ..; by loads any × 256.   Preconditions: data 16-byte aligned.
+//           memory, which nothing else comes near, elsewhere by 16-byte loads.
+// Reads:    data [n_chunks][CHUNK].
+// Writes:   sink, if the data happens to sum to a certain number, so that no load can be left out.
+// Grid:     one block of 32 threads per SM, block b owns chunks b, b + grid, ..; by loads any × 256.
+// Requires: data 16-byte aligned.
 __global__ void read_kernel(const char *data, long long n_chunks, unsigned *sink) {
 #if __CUDA_ARCH__ >= 900
     (void)sink;
@@ -59,8 +61,11 @@ __global__ void read_kernel(const char *data, long long n_chunks, unsigned *sink
 #endif
 }
 
-// Computes: random numbers, uniform in ±1 (lowbias32, Wellons 2018).   Reads: nothing.   Writes: dst [n].
-// Grid × block: any × 256, strided.   Preconditions: none.
+// Computes: random numbers, uniform in ±1 (lowbias32, Wellons 2018).
+// Reads:    nothing.
+// Writes:   dst [n].
+// Grid:     any × 256, strided.
+// Requires: none.
 template <typename T> __global__ void random_kernel(T *dst, uint64_t n) {
     for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (uint64_t)gridDim.x * blockDim.x) {
         uint32_t h = (uint32_t)i * 0x9E3779B1u + (uint32_t)(i >> 32);
