@@ -13,11 +13,11 @@
 #include "cli/output.h"
 #include "cli/version.h"
 #include "model/file/checkpoint.h"
+#include "model/generate/generate.h"
 #include "model/measure/bench.h"
 #include "model/measure/compare.h"
-#include "model/generate/generate.h"
-#include "model/model.h"
 #include "model/measure/perplexity.h"
+#include "model/model.h"
 #include "model/synthetic.h"
 #include "tokenizer/encode.h"
 
@@ -267,8 +267,8 @@ static bool run_perplexity(const Options *o, Model *m, Error *err) {
     TokenList ids = {0};
     bool ok = read_file(&text, o->perplexity, err) && encode_prompt(o, m, &text, &ids, err);
     if (ok && ids.n < 2) ok = fail(err, "%s: %zu tokens, expected at least 2", o->perplexity, ids.n);
-    ok = ok && start_model(o, m, 1, window, err) &&
-         perplexity_run(m, &ids, text.n, stride, stdout, err) && flush_output(err);
+    ok = ok && start_model(o, m, 1, window, err) && perplexity_run(m, &ids, text.n, stride, stdout, err) &&
+         flush_output(err);
     tokens_free(&ids);
     free(text.data);
     return ok;
@@ -283,8 +283,7 @@ static bool run_compare(const Options *o, Model *m, Error *err) {
     int context = o->context ? o->context : dump_context(&dump);
     bool ok =
         dump_context(&dump) <= context || fail(err, "-c %d: %s needs %d", context, o->compare, dump_context(&dump));
-    ok = ok && start_model(o, m, 1, context, err) && compare_run(m, &dump, stdout, &passed, err) &&
-         flush_output(err);
+    ok = ok && start_model(o, m, 1, context, err) && compare_run(m, &dump, stdout, &passed, err) && flush_output(err);
     if (ok && !passed) ok = fail(err, "%s: the comparison does not hold", o->compare);
     dump_close(&dump);
     return ok;

@@ -6,10 +6,10 @@
 #include <stdint.h>
 
 #include "../tokenizer/chat.h"
-#include "batch.h"
 #include "../tokenizer/error.h"
-#include "kv_cache.h"
+#include "batch.h"
 #include "file/safetensors.h"
+#include "kv_cache.h"
 
 enum { MAX_EOS = 16, MAX_HEAD_DIM = 256 };
 
@@ -30,8 +30,9 @@ typedef struct {
 
 // A weight matrix [rows][cols], row-major, as the engine that computes with it holds it.
 typedef struct {
-    const void *data;  // [rows][cols] of dtype
-    const void *scale; // float32 [rows][(cols + group - 1) / group], what codes are multiplied by; NULL: data are numbers
+    const void *data; // [rows][cols] of dtype
+    const void
+        *scale; // float32 [rows][(cols + group - 1) / group], what codes are multiplied by; NULL: data are numbers
     DType dtype;
     int rows, cols;
     int group; // columns that share a scale; 0: there are none
@@ -79,9 +80,10 @@ struct Model {
     Weights weights;
     Tokenizer tokenizer;
     KVCache kv;
-    float *rope_freq;       // [head_dim/2], radians per position
-    int argmax[LOGIT_ROWS]; // the most likely token of each row with logits, the lowest id of equals; -1: not all finite
-    float *logits;          // [LOGIT_ROWS][vocab_size], the engine's, in host memory
+    float *rope_freq; // [head_dim/2], radians per position
+    int argmax
+        [LOGIT_ROWS]; // the most likely token of each row with logits, the lowest id of equals; -1: not all finite
+    float *logits;    // [LOGIT_ROWS][vocab_size], the engine's, in host memory
     Precision precision;
     const Engine *engine;
     int max_rows;          // rows that the engine computes at once: a longer batch comes in parts

@@ -57,7 +57,8 @@ static bool note_order(void *context, Sequence *seq, Error *err) {
     return true;
 }
 
-static void run(Sequence *seqs, int n, int slots, GenerateConfig config, bool (*finished)(void *, Sequence *, Error *)) {
+static void run(Sequence *seqs, int n, int slots, GenerateConfig config,
+                bool (*finished)(void *, Sequence *, Error *)) {
     Error err = {""};
     GenerateSink sink = {.finished = finished};
     const char *texts[MODEL_SEQS] = {"Once upon a time", "The king", "x",

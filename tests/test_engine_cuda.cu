@@ -2,9 +2,9 @@
 // cpu.
 extern "C" {
 #include "../model/file/checkpoint.h"
+#include "../model/generate/generate.h"
 #include "../model/logits.h"
 #include "../model/measure/bench.h"
-#include "../model/generate/generate.h"
 #include "../model/synthetic.h"
 }
 #include <cuda_runtime.h>
@@ -49,8 +49,10 @@ static void test_1000_steps_leave_memory_unchanged(void) {
         for (int i = 0; i < 1020; i++) {
             if (i == 20) cudaMemGetInfo(&before, &total); // by then every graph is there
             if (!model_forward(&m, &b, &err)) test_fail("step %d: %s", i, err.text);
-            if (i % 100) memcpy(tokens, m.argmax, sizeof tokens); // what follows is under way already; then something else
-            else tokens[0] = 300;
+            if (i % 100)
+                memcpy(tokens, m.argmax, sizeof tokens); // what follows is under way already; then something else
+            else
+                tokens[0] = 300;
         }
         cudaMemGetInfo(&after, &total);
         CHECK(m.kv.len[0] == 1020 && m.kv.len[1] == 1020 && m.kv.len[2] == 1020);
@@ -299,7 +301,8 @@ static void test_same_bits_alone_and_among_eight(void) {
                         step(&m, count, slots + first, next, among);
                         for (int i = 0; i < count; i++) {
                             float *reference = alone + ((size_t)k * 8 + (size_t)(first + i)) * vocab;
-                            if (n == 1) memcpy(reference, among + (size_t)i * vocab, bytes);
+                            if (n == 1)
+                                memcpy(reference, among + (size_t)i * vocab, bytes);
                             else if (memcmp(reference, among + (size_t)i * vocab, bytes) != 0)
                                 test_fail("%s, %s: sequence %d, step %d: other bits among %d",
                                           shape ? shape : "stories", p % 2 ? "f32" : "bf16", first + i, k, count);
@@ -368,7 +371,8 @@ int main(void) {
         Model m;
         Error err = {""}, closed = {""};
         engine = engines[e];
-        if (!skip_reason && e == 1 && checkpoint_open(&m, "model/stories.bin", false, &closed)) { // an older GPU has only cublas
+        if (!skip_reason && e == 1 &&
+            checkpoint_open(&m, "model/stories.bin", false, &closed)) { // an older GPU has only cublas
             if (!model_start(&m, engine, PRECISION_BF16, 1, 8, &err)) skip_reason = err.text;
             model_close(&m);
         }
@@ -377,8 +381,10 @@ int main(void) {
             if (e == 0 && tests[i].run == test_same_bits_alone_and_among_eight) continue;
             snprintf(name, sizeof name, "test_%s_%s", engine, tests[i].name);
             if (!test_wanted(name)) continue;
-            if (skip_reason) test_skip(name, skip_reason);
-            else tests[i].run();
+            if (skip_reason)
+                test_skip(name, skip_reason);
+            else
+                tests[i].run();
         }
     }
     return tests_summary();

@@ -12,19 +12,104 @@ enum { HOPPER_SHARED = 232448 - FUSED_STATIC_BYTES };
 typedef struct Known {
     const char *name;
     FusedShape shape;
-    int slice, tile_rows, split_down, partial_floats, ring_offset, stage_bytes, n_stages, in_flight, ahead, shared, max_rows;
+    int slice, tile_rows, split_down, partial_floats, ring_offset, stage_bytes, n_stages, in_flight, ahead, shared,
+        max_rows;
 } Known;
 
 // What the rules gave when their speeds were measured.
 static void test_fused_plan_of_known_shapes(void) {
     static const Known known[] = {
-        {"LLaMA 3.2 1B", {2048, 2048, 8192, 64, 1, 1, HOPPER_SHARED}, 2048, 8, 0, 256, 21760, 32768, 6, 2, 1, 218368, 8},
-        {"LLaMA 3.2 3B", {3072, 3072, 8192, 128, 1, 1, HOPPER_SHARED}, 3072, 4, 0, 96, 18944, 24576, 8, 3, 2, 215552, 8},
-        {"LLaMA 3.1 8B", {4096, 4096, 14336, 128, 1, 1, HOPPER_SHARED}, 4096, 4, 0, 128, 31744, 32768, 6, 2, 1, 228352, 8},
-        {"LLaMA 3.1 8B, 8 tokens", {4096, 4096, 14336, 128, 8, 1, HOPPER_SHARED}, 4096, 4, 1, 256, 77824, 32768, 4, 2, 1, 208896, 8},
-        {"LLaMA 3.1 8B, f32", {4096, 4096, 14336, 128, 1, 3, HOPPER_SHARED}, 4096, 4, 0, 384, 93184, 32768, 4, 2, 1, 224256, 2},
-        {"LLaMA 3.1 70B", {8192, 8192, 28672, 128, 1, 1, HOPPER_SHARED}, 4096, 4, 0, 224, 61952, 32768, 5, 2, 1, 225792, 8},
-        {"LLaMA 3.1 70B, 4 tokens", {8192, 8192, 28672, 128, 4, 1, HOPPER_SHARED}, 4096, 4, 1, 128, 71680, 32768, 4, 2, 1, 202752, 8},
+        {"LLaMA 3.2 1B",
+         {2048, 2048, 8192, 64, 1, 1, HOPPER_SHARED},
+         2048,
+         8,
+         0,
+         256,
+         21760,
+         32768,
+         6,
+         2,
+         1,
+         218368,
+         8},
+        {"LLaMA 3.2 3B",
+         {3072, 3072, 8192, 128, 1, 1, HOPPER_SHARED},
+         3072,
+         4,
+         0,
+         96,
+         18944,
+         24576,
+         8,
+         3,
+         2,
+         215552,
+         8},
+        {"LLaMA 3.1 8B",
+         {4096, 4096, 14336, 128, 1, 1, HOPPER_SHARED},
+         4096,
+         4,
+         0,
+         128,
+         31744,
+         32768,
+         6,
+         2,
+         1,
+         228352,
+         8},
+        {"LLaMA 3.1 8B, 8 tokens",
+         {4096, 4096, 14336, 128, 8, 1, HOPPER_SHARED},
+         4096,
+         4,
+         1,
+         256,
+         77824,
+         32768,
+         4,
+         2,
+         1,
+         208896,
+         8},
+        {"LLaMA 3.1 8B, f32",
+         {4096, 4096, 14336, 128, 1, 3, HOPPER_SHARED},
+         4096,
+         4,
+         0,
+         384,
+         93184,
+         32768,
+         4,
+         2,
+         1,
+         224256,
+         2},
+        {"LLaMA 3.1 70B",
+         {8192, 8192, 28672, 128, 1, 1, HOPPER_SHARED},
+         4096,
+         4,
+         0,
+         224,
+         61952,
+         32768,
+         5,
+         2,
+         1,
+         225792,
+         8},
+        {"LLaMA 3.1 70B, 4 tokens",
+         {8192, 8192, 28672, 128, 4, 1, HOPPER_SHARED},
+         4096,
+         4,
+         1,
+         128,
+         71680,
+         32768,
+         4,
+         2,
+         1,
+         202752,
+         8},
         {"stories", {64, 64, 176, 64, 1, 1, HOPPER_SHARED}, 512, 8, 0, 64, 2688, 8192, 12, 8, 4, 100992, 8},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
@@ -32,13 +117,18 @@ static void test_fused_plan_of_known_shapes(void) {
         FusedPlan p;
         memset(&p, 0, sizeof p);
         if (!fused_plan(&k->shape, &p)) test_fail("%s does not fit", k->name);
-        if (p.slice != k->slice || p.tile_rows != k->tile_rows || p.split_down != k->split_down || p.partial_floats != k->partial_floats)
-            test_fail("%s: slice %d, tile %d, split %d, %d partial sums", k->name, p.slice, p.tile_rows, p.split_down, p.partial_floats);
-        if (p.ring_offset != k->ring_offset || p.stage_bytes != k->stage_bytes || p.n_stages != k->n_stages || p.shared_bytes != (size_t)k->shared)
-            test_fail("%s: a ring of %d x %d bytes from %d, %zu in all", k->name, p.n_stages, p.stage_bytes, p.ring_offset, p.shared_bytes);
+        if (p.slice != k->slice || p.tile_rows != k->tile_rows || p.split_down != k->split_down ||
+            p.partial_floats != k->partial_floats)
+            test_fail("%s: slice %d, tile %d, split %d, %d partial sums", k->name, p.slice, p.tile_rows, p.split_down,
+                      p.partial_floats);
+        if (p.ring_offset != k->ring_offset || p.stage_bytes != k->stage_bytes || p.n_stages != k->n_stages ||
+            p.shared_bytes != (size_t)k->shared)
+            test_fail("%s: a ring of %d x %d bytes from %d, %zu in all", k->name, p.n_stages, p.stage_bytes,
+                      p.ring_offset, p.shared_bytes);
         if (p.stages_in_flight != k->in_flight || p.stages_ahead != k->ahead)
             test_fail("%s: %d stages in flight, %d ahead", k->name, p.stages_in_flight, p.stages_ahead);
-        if (fused_max_rows(k->shape) != k->max_rows) test_fail("%s: %d tokens in a pass", k->name, fused_max_rows(k->shape));
+        if (fused_max_rows(k->shape) != k->max_rows)
+            test_fail("%s: %d tokens in a pass", k->name, fused_max_rows(k->shape));
     }
     test_end("test_fused_plan_of_known_shapes");
 }
@@ -59,14 +149,17 @@ static void test_fused_plan_keeps_its_bounds(void) {
                     fit++;
                     split += p.split_down;
                     CHECK(fused_max_rows(s) >= rows);
-                    CHECK(p.shared_bytes <= s.shared_bytes && p.shared_bytes == (size_t)(p.ring_offset + p.n_stages * p.stage_bytes));
+                    CHECK(p.shared_bytes <= s.shared_bytes &&
+                          p.shared_bytes == (size_t)(p.ring_offset + p.n_stages * p.stage_bytes));
                     int down = p.split_down ? fused_min(hidden, p.slice) : hidden, longest = fused_max(dim, down);
                     CHECK((size_t)p.partials_offset >= (size_t)longest * 2 * rows * terms);
                     CHECK(p.rope_offset >= p.partials_offset + PARTIAL_BUFFERS * p.partial_floats * 4);
                     CHECK(p.residuals_offset >= p.rope_offset + rows * s.head_dim * 4);
                     CHECK(p.ring_offset >= p.residuals_offset + RESIDUAL_BUFFERS * rows * p.tile_rows * 4);
-                    CHECK(p.partials_offset % 128 == 0 && p.rope_offset % 8 == 0 && p.residuals_offset % 16 == 0 && p.ring_offset % 128 == 0);
-                    CHECK(p.stage_bytes == p.tile_rows * p.slice * 2 && p.stage_bytes <= MMA_WEIGHT_ROWS * MAX_SLICE * 2);
+                    CHECK(p.partials_offset % 128 == 0 && p.rope_offset % 8 == 0 && p.residuals_offset % 16 == 0 &&
+                          p.ring_offset % 128 == 0);
+                    CHECK(p.stage_bytes == p.tile_rows * p.slice * 2 &&
+                          p.stage_bytes <= MMA_WEIGHT_ROWS * MAX_SLICE * 2);
                     CHECK(p.n_stages >= (p.split_down ? MIN_STAGES_SPLIT_K : MIN_STAGES) && p.n_stages <= MAX_STAGES);
                     CHECK(p.stages_in_flight >= 1 && p.stages_in_flight <= p.n_stages);
                     CHECK(p.stages_ahead >= 1 && p.stages_ahead <= p.stages_in_flight);
@@ -126,7 +219,8 @@ static void test_fused_mma_mapping_computes_dot_products(void) {
     int weights[MMA_WEIGHT_ROWS][MMA_COLUMNS], acts[MMA_ACT_ROWS][MMA_COLUMNS], stored[MMA_ACT_ROWS][MMA_COLUMNS];
     unsigned random = 1;
     for (int row = 0; row < MMA_WEIGHT_ROWS; row++)
-        for (int i = 0; i < MMA_COLUMNS; i++) weights[row][i] = (int)((random = random * 1664525 + 1013904223) >> 20) - 2048;
+        for (int i = 0; i < MMA_COLUMNS; i++)
+            weights[row][i] = (int)((random = random * 1664525 + 1013904223) >> 20) - 2048;
     for (int row = 0; row < MMA_ACT_ROWS; row++)
         for (int i = 0; i < MMA_COLUMNS; i++) {
             acts[row][i] = (int)((random = random * 1664525 + 1013904223) >> 20) - 2048;
@@ -135,12 +229,14 @@ static void test_fused_mma_mapping_computes_dot_products(void) {
     int a[32][4][2], b[32][2][2], c[32][4] = {{0}};
     for (int lane = 0; lane < 32; lane++) {
         for (int i = 0; i < 8; i++) a[lane][i / 2][i % 2] = weights[mma_weight_row(lane)][mma_weight_column(lane) + i];
-        for (int i = 0; i < 4; i++) b[lane][i / 2][i % 2] = stored[mma_act_row(lane)][mma_act_column(lane) + mma_act_pair(lane) * 4 + i];
+        for (int i = 0; i < 4; i++)
+            b[lane][i / 2][i % 2] = stored[mma_act_row(lane)][mma_act_column(lane) + mma_act_pair(lane) * 4 + i];
     }
     mma_m16n8k16(c, a, b);
     for (int row = 0; row < MMA_WEIGHT_ROWS; row++)
         for (int act = 0; act < MMA_ACT_ROWS; act++) {
-            int expected = 0, lane = 8 * row + 2 * act, found = c[lane][0] + c[lane][3] + c[lane ^ 5][0] + c[lane ^ 5][3];
+            int expected = 0, lane = 8 * row + 2 * act,
+                found = c[lane][0] + c[lane][3] + c[lane ^ 5][0] + c[lane ^ 5][3];
             for (int i = 0; i < MMA_COLUMNS; i++) expected += weights[row][i] * acts[act][i];
             if (found != expected) test_fail("row %d, activation row %d: %d, expected %d", row, act, found, expected);
         }
@@ -149,7 +245,11 @@ static void test_fused_mma_mapping_computes_dot_products(void) {
 
 // ---- decode attention -----------------------------------------------------------------------------------------------
 
-enum { HOPPER_SM = 233472, HOPPER_BLOCK = 232448, AMPERE_SM = 167936 }; // shared memory of an SM and of a block: H200, A100
+enum {
+    HOPPER_SM = 233472,
+    HOPPER_BLOCK = 232448,
+    AMPERE_SM = 167936
+}; // shared memory of an SM and of a block: H200, A100
 
 static void test_kv_splits_cover_every_position_once(void) {
     for (int total = 1; total <= 140000; total += total < 70000 ? 1 : 37) {
@@ -164,9 +264,10 @@ static void test_kv_splits_cover_every_position_once(void) {
 }
 
 static void test_kv_splits_of_known_lengths(void) {
-    static const int known[][3] = {{1, 128, 1}, {128, 128, 1}, {129, 128, 2}, {2048, 128, 16}, {4096, 128, 32}, {4097, 256, 17}, {8192, 256, 32},
-                                   {8193, 512, 17}, {16384, 512, 32}, {32768, 1024, 32}, {65536, 2048, 32}, {65537, 4096, 17}, {131072, 4096, 32},
-                                   {131080, 4096, 33}};
+    static const int known[][3] = {{1, 128, 1},        {128, 128, 1},     {129, 128, 2},     {2048, 128, 16},
+                                   {4096, 128, 32},    {4097, 256, 17},   {8192, 256, 32},   {8193, 512, 17},
+                                   {16384, 512, 32},   {32768, 1024, 32}, {65536, 2048, 32}, {65537, 4096, 17},
+                                   {131072, 4096, 32}, {131080, 4096, 33}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (kv_split(known[i][0]) != known[i][1] || kv_splits(known[i][0]) != known[i][2])
             test_fail("%d positions: %d splits of %d", known[i][0], kv_splits(known[i][0]), kv_split(known[i][0]));
@@ -178,7 +279,8 @@ static void test_max_kv_splits_is_the_most_of_any_length(void) {
     int most = 0;
     for (int total = 1; total <= 140000; total++) {
         if (kv_splits(total) > most) most = kv_splits(total);
-        if (max_kv_splits(total) != most) test_fail("up to %d positions: %d splits, expected %d", total, max_kv_splits(total), most);
+        if (max_kv_splits(total) != most)
+            test_fail("up to %d positions: %d splits, expected %d", total, max_kv_splits(total), most);
     }
     test_end("test_max_kv_splits_is_the_most_of_any_length");
 }
@@ -200,11 +302,13 @@ static void test_decode_plan_of_known_shapes(void) {
         {"1 head, 100 positions, H200", 1, 100, 132, 2, 1, {1, 1, 1, true}},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-        DecodePlan p = decode_plan(known[i].query_tiles, max_kv_splits(known[i].cache_max_len), known[i].n_sms, known[i].blocks_per_sm, known[i].can_cluster);
+        DecodePlan p = decode_plan(known[i].query_tiles, max_kv_splits(known[i].cache_max_len), known[i].n_sms,
+                                   known[i].blocks_per_sm, known[i].can_cluster);
         const DecodePlan *e = &known[i].plan;
-        if (p.blocks != e->blocks || p.cluster != e->cluster || p.blocks_per_tile != e->blocks_per_tile || p.tiles_fill_gpu != e->tiles_fill_gpu)
-            test_fail("%s: %d blocks, clusters of %d, %d for a query tile, tiles fill the GPU: %d", known[i].name, p.blocks, p.cluster, p.blocks_per_tile,
-                      p.tiles_fill_gpu);
+        if (p.blocks != e->blocks || p.cluster != e->cluster || p.blocks_per_tile != e->blocks_per_tile ||
+            p.tiles_fill_gpu != e->tiles_fill_gpu)
+            test_fail("%s: %d blocks, clusters of %d, %d for a query tile, tiles fill the GPU: %d", known[i].name,
+                      p.blocks, p.cluster, p.blocks_per_tile, p.tiles_fill_gpu);
     }
     test_end("test_decode_plan_of_known_shapes");
 }
@@ -215,15 +319,18 @@ static void test_decode_plan_keeps_its_bounds(void) {
             for (int per_sm = 1; per_sm <= DECODE_BLOCKS_PER_SM; per_sm++)
                 for (int cluster = 0; cluster < 2; cluster++) {
                     int splits = max_kv_splits(length);
-                    DecodePlan p = decode_plan(tiles, splits, 131, per_sm, cluster); // odd, so that pairs leave one over
-                    CHECK(p.blocks >= 1 && p.blocks <= 131 * per_sm && p.blocks <= DECODE_MAX_BLOCKS && p.blocks <= (long long)tiles * splits);
+                    DecodePlan p =
+                        decode_plan(tiles, splits, 131, per_sm, cluster); // odd, so that pairs leave one over
+                    CHECK(p.blocks >= 1 && p.blocks <= 131 * per_sm && p.blocks <= DECODE_MAX_BLOCKS &&
+                          p.blocks <= (long long)tiles * splits);
                     CHECK(p.blocks % p.cluster == 0 && (p.cluster == 1 || cluster));
                     CHECK(p.blocks_per_tile * tiles <= p.blocks && (p.blocks_per_tile + 1) * tiles > p.blocks);
                     if (p.cluster == 2) CHECK(p.blocks_per_tile == 2 && splits > KV_GROUP);
                     // The second block's groups fit where the first one receives them, for every length of these caches.
                     for (int n = 2; p.cluster == 2 && n <= splits; n++)
                         if (halves_are_groups((unsigned)n)) CHECK(groups_of_second_half(n) <= CLUSTER_SENT_GROUPS);
-                    CHECK(decode_max_work(tiles, length) >= (long long)tiles * kv_splits(length) * kv_split_work(length));
+                    CHECK(decode_max_work(tiles, length) >=
+                          (long long)tiles * kv_splits(length) * kv_split_work(length));
                 }
     test_end("test_decode_plan_keeps_its_bounds");
 }
@@ -253,7 +360,8 @@ static void test_decode_shared_memory(void) {
     for (int i = 0; i < 3; i++)
         for (int NT = 1; NT <= 2; NT++) {
             int D = dims[i], stages = decode_stages(D, NT, HOPPER_SM), bytes = decode_smem_bytes(D, NT, stages);
-            CHECK(two_blocks_fit((size_t)(bytes + decode_cluster_bytes(D, NT)), HOPPER_SM)); // on Hopper clusters always fit
+            CHECK(two_blocks_fit((size_t)(bytes + decode_cluster_bytes(D, NT)),
+                                 HOPPER_SM)); // on Hopper clusters always fit
             CHECK(decode_stage_bytes(D) % 1024 == 0 && bytes % 16 == 0 && decode_q_pitch(D) % 16 == 0);
             CHECK(decode_out_tiles(D) * 4 * 16 >= D);
         }
@@ -265,7 +373,8 @@ static void test_decode_shared_memory(void) {
 
 // Work items are all (query tile, head), once each, and of tiles those first that attend to most of their sequence.
 static void test_prefill_tiles_cover_every_row_once(void) {
-    static const int lengths[][7] = {{1, 1, 1, 1, 1, 1, 1}, {128, 0, 300, 5, 0, 129, 64}, {1000, 2000, 3, 0, 0, 0, 0}, {64, 64, 65, 63, 640, 0, 1}};
+    static const int lengths[][7] = {
+        {1, 1, 1, 1, 1, 1, 1}, {128, 0, 300, 5, 0, 129, 64}, {1000, 2000, 3, 0, 0, 0, 0}, {64, 64, 65, 63, 640, 0, 1}};
     enum { HEADS = 3, LONGEST = 2000 };
     static unsigned char seen[7][HEADS][LONGEST];
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
@@ -280,7 +389,8 @@ static void test_prefill_tiles_cover_every_row_once(void) {
             int tiles_left = LONGEST / rows + 1;
             for (long long item = 0; item < n; item++) {
                 PrefillTile t = prefill_tile(&b, HEADS, rows, (int)item);
-                CHECK(t.row0 >= 0 && t.row0 % rows == 0 && t.row0 < t.n_rows && t.n_rows == lengths[i][t.seq] && t.seq_len == 10 * t.seq);
+                CHECK(t.row0 >= 0 && t.row0 % rows == 0 && t.row0 < t.n_rows && t.n_rows == lengths[i][t.seq] &&
+                      t.seq_len == 10 * t.seq);
                 for (int row = t.row0; row < t.row0 + rows && row < t.n_rows; row++) seen[t.seq][t.head][row]++;
                 CHECK(t.row0 / rows + 1 <= tiles_left || t.seq != prefill_tile(&b, HEADS, rows, (int)item - 1).seq);
                 tiles_left = t.row0 / rows + 1;
@@ -300,7 +410,8 @@ static void test_sm90_items_are_taken_once(void) {
     for (int round = 0; round < ROUNDS; round++)
         for (int block = 0; block < BLOCKS; block++) seen[sm90_item(round, block, BLOCKS)]++;
     for (int i = 0; i < BLOCKS * ROUNDS; i++) CHECK(seen[i] == 1);
-    for (int block = 0; block < BLOCKS; block++) CHECK(sm90_item(0, block, BLOCKS) + sm90_item(1, block, BLOCKS) == 2 * BLOCKS - 1);
+    for (int block = 0; block < BLOCKS; block++)
+        CHECK(sm90_item(0, block, BLOCKS) + sm90_item(1, block, BLOCKS) == 2 * BLOCKS - 1);
     test_end("test_sm90_items_are_taken_once");
 }
 

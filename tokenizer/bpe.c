@@ -140,9 +140,9 @@ static bool merge_long(const Tokenizer *t, const uint8_t *pre_token, size_t n, T
 static bool merge(const Tokenizer *t, const uint8_t *pre_token, size_t n, TokenList *out, Error *err) {
     for (size_t begin = 0, end; begin < n; begin = end) {
         for (end = n > SHORT_PRE_TOKEN ? begin + 1 : n; end < n && tokenizer_spans(t, pre_token, end, n);) end++;
-        bool ok = end - begin == 1             ? tokens_append(out, t->byte_ids[pre_token[begin]], err)
+        bool ok = end - begin == 1                 ? tokens_append(out, t->byte_ids[pre_token[begin]], err)
                   : end - begin <= SHORT_PRE_TOKEN ? merge_short(t, pre_token + begin, end - begin, out, err)
-                                               : merge_long(t, pre_token + begin, end - begin, out, err);
+                                                   : merge_long(t, pre_token + begin, end - begin, out, err);
         if (!ok) return false;
     }
     return true;
@@ -255,8 +255,10 @@ static bool encode_segment(PreTokenCache *c, const uint8_t *s, size_t n, size_t 
 
 // Ideographs and other scripts without spaces come in pre-tokens of many words, which seldom come again. Where no token
 // spans the boundary from one character to the next, the two sides merge apart: such segments are short and do come again.
-static bool encode_pre_token(PreTokenCache *c, const uint8_t *pre_token, size_t n, size_t readable, TokenList *out, Error *err) {
-    int whole = readable >= 8 ? tokenizer_find_padded(c->tokenizer, pre_token, n) : tokenizer_find(c->tokenizer, pre_token, n);
+static bool encode_pre_token(PreTokenCache *c, const uint8_t *pre_token, size_t n, size_t readable, TokenList *out,
+                             Error *err) {
+    int whole =
+        readable >= 8 ? tokenizer_find_padded(c->tokenizer, pre_token, n) : tokenizer_find(c->tokenizer, pre_token, n);
     if (whole >= 0) return tokens_append(out, whole, err);
     size_t begin = 0;
     for (size_t i = 1; n > FEW_BYTES && i < n; i++) {
@@ -268,7 +270,8 @@ static bool encode_pre_token(PreTokenCache *c, const uint8_t *pre_token, size_t 
                  : merge(c->tokenizer, pre_token, n, out, err);
 }
 
-bool bpe_encode_text(PreTokenCache *c, const uint8_t *text, size_t n, TokenList *out, size_t *last_pre_token, Error *err) {
+bool bpe_encode_text(PreTokenCache *c, const uint8_t *text, size_t n, TokenList *out, size_t *last_pre_token,
+                     Error *err) {
     enum { AHEAD = 16 }; // pre-tokens whose entries are on their way from memory
     struct {
         size_t begin, n;

@@ -53,8 +53,8 @@ static bool encode_special(PreTokenCache *c, const uint8_t *text, size_t n, Toke
 
 bool tokenizer_encode(const Tokenizer *t, const uint8_t *text, size_t n, bool special, TokenList *out, Error *err) {
     PreTokenCache cache;
-    bool ok =
-        pre_token_cache_init(&cache, t, n, err) && (special ? encode_special : encode_ordinary)(&cache, text, n, out, err);
+    bool ok = pre_token_cache_init(&cache, t, n, err) &&
+              (special ? encode_special : encode_ordinary)(&cache, text, n, out, err);
     pre_token_cache_free(&cache);
     return ok;
 }

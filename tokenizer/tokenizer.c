@@ -120,7 +120,7 @@ static bool build_special_tree(Tokenizer *t, Error *err) {
 }
 
 int tokenizer_match_special(const Tokenizer *t, const uint8_t *text, size_t n) {
-int found = -1;
+    int found = -1;
     uint32_t node = 0;
     for (size_t at = 0; at < n && (node = special_child(t->special_tree, node, text[at])); at++)
         if (t->special_tree[node].id >= 0) found = t->special_tree[node].id;
@@ -144,7 +144,7 @@ static uint32_t span_bit(const uint8_t *after, size_t n) {
     for (size_t i = 0; i < n; i++) around = around << 16 | (uint64_t)after[-1 - (ptrdiff_t)i] << 8 | after[i];
     around *= 0x9E3779B97F4A7C15u;
     return *after >= 0xE0 ? (uint32_t)(around >> (64 - IDEOGRAPH_BITS))
-                         : (1u << IDEOGRAPH_BITS) + (uint32_t)(around >> (64 - OTHER_BITS));
+                          : (1u << IDEOGRAPH_BITS) + (uint32_t)(around >> (64 - OTHER_BITS));
 }
 
 // A token notes each of its boundaries with the bytes around it: as many on either side as it has on both, up to the width.
@@ -222,4 +222,3 @@ void tokenizer_free(Tokenizer *t) {
     free(t->special_tree);
     *t = (Tokenizer){0};
 }
-

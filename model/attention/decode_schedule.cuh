@@ -75,7 +75,8 @@
 #include "cache.cuh"
 #include "decode_plan.h"
 
-static_assert(decode_smem_bytes(128, 1, 2) == 69888 && decode_cluster_bytes(128, 1) == 12304, "the table of shared memory");
+static_assert(decode_smem_bytes(128, 1, 2) == 69888 && decode_cluster_bytes(128, 1) == 12304,
+              "the table of shared memory");
 static_assert(two_blocks_fit(82192, 228 * 1024) && !two_blocks_fit(228 * 1024 / 2, 228 * 1024), "two blocks on an SM");
 static_assert(kv_splits(131072) == 32 && max_kv_splits(131072) == 32, "contexts that are promised, in 32 KV splits");
 static_assert(CLUSTER_MAX_GROUPS * KV_GROUP == 32, "clusters serve them");
@@ -83,20 +84,21 @@ static_assert(DECODE_THREADS == 4 * 32, "four warps: `tops`, out_tiles and the l
 
 // What a block needs to begin is together, at the front.
 struct DecodeParams {
-    int n_seq, n_heads, heads_per_kv, head_tiles;   // head_tiles: query tiles of one sequence and KV head
+    int n_seq, n_heads, heads_per_kv, head_tiles; // head_tiles: query tiles of one sequence and KV head
     int cache_max_len, max_splits, append;
-    int kv_stable;                            // cache, table and lengths may be read before the wait
-    int cluster, blocks_per_tile, tiles_fill_gpu;   // see DecodePlan
+    int kv_stable;                                // cache, table and lengths may be read before the wait
+    int cluster, blocks_per_tile, tiles_fill_gpu; // see DecodePlan
     float scale_log2;
-    const int *seq_lens;                      // [seq] positions in the cache before the new token
+    const int *seq_lens; // [seq] positions in the cache before the new token
     Cache<char> cache;
-    const void *q; void *out;                 // [seq][head][D]
-    const void *k_new, *v_new;                // [seq][kv head][D]
+    const void *q;
+    void *out;                 // [seq][head][D]
+    const void *k_new, *v_new; // [seq][kv head][D]
     int64_t q_token_stride, q_head_stride, out_token_stride, out_head_stride;
     int64_t k_token_stride, k_head_stride, v_token_stride, v_head_stride;
-    unsigned *arrived;                        // [block] splits done of the query tile that starts in the block
-    float2 *partial_ml;                       // [seq][head][max_splits]: largest score (log2), sum of weights
-    float *partial_o;                         // [seq][head][max_splits][D]: weighted sum of V
+    unsigned *arrived;  // [block] splits done of the query tile that starts in the block
+    float2 *partial_ml; // [seq][head][max_splits]: largest score (log2), sum of weights
+    float *partial_o;   // [seq][head][max_splits][D]: weighted sum of V
 };
 
 // Positions that sequence seq attends to, the new one included; 0 for one that would overflow its cache.
@@ -105,22 +107,26 @@ __device__ __forceinline__ int decode_total(const DecodeParams &p, int seq) {
     return total >= 1 && total <= p.cache_max_len ? total : 0;
 }
 // Units of a query tile.
-__device__ __forceinline__ unsigned tile_work(int total) { return kv_splits(total) * kv_split_work(total); }
+__device__ __forceinline__ unsigned tile_work(int total) {
+    return kv_splits(total) * kv_split_work(total);
+}
 
 // x / y for x < 2^18: the quotient of x + 1/2 is at least 1/(2y) away from a whole number, the error of the division
 // less.
-__device__ __forceinline__ unsigned small_quotient(unsigned x, unsigned y) { return (unsigned)__fdividef((float)x + 0.5f, (float)y); }
+__device__ __forceinline__ unsigned small_quotient(unsigned x, unsigned y) {
+    return (unsigned)__fdividef((float)x + 0.5f, (float)y);
+}
 
 // Where a block is in its range of items: split innermost, then head tile, KV head, sequence.
 struct DecodeCursor {
     int seq, kv_head, head_tile, split;
-    int total, n_splits;    // of seq
-    int split_log2;         // of the length of its splits
-    int cache_block;        // of the cache that has seq, if one has it all
-    int work_left;          // units of this block, the present item included; its items begin in its range
-    int first_block;        // the block that has the query tile's first split: its counter is the tile's
-    bool in_cluster;        // does the block's cluster share the tile, each block having whole groups?
-    bool overflow;          // is there a sequence that would overflow its cache?
+    int total, n_splits; // of seq
+    int split_log2;      // of the length of its splits
+    int cache_block;     // of the cache that has seq, if one has it all
+    int work_left;       // units of this block, the present item included; its items begin in its range
+    int first_block;     // the block that has the query tile's first split: its counter is the tile's
+    bool in_cluster;     // does the block's cluster share the tile, each block having whole groups?
+    bool overflow;       // is there a sequence that would overflow its cache?
 
     // The block's range; every warp computes it for itself. Equal lengths: a part of one query tile, or whole query
     // tiles; else an even part of the work, wherever that begins and ends. No copy can start before it is found, so the
@@ -165,7 +171,7 @@ struct DecodeCursor {
         overflow = least == 0;
         work_left = 0;
         if (work == 0) return;
-        if (least == most && blocks > 0) {    // a part of one query tile
+        if (least == most && blocks > 0) { // a part of one query tile
             bool alone = n <= 2 && p.tiles_fill_gpu;
             if (alone || n < blocks) {
                 blocks = alone ? 1 : n;
@@ -181,14 +187,15 @@ struct DecodeCursor {
                 split = small_quotient(part * n, blocks);
                 work_left = (small_quotient((part + 1) * n, blocks) - split) * split_work;
                 in_cluster = blocks == 2 && p.cluster == 2 && halves_are_groups(n);
-                find(p, few ? __shfl_sync(~0u, length, seq) : decode_total(p, seq), few ? __shfl_sync(~0u, own_block, seq) : block_of(p, seq));
+                find(p, few ? __shfl_sync(~0u, length, seq) : decode_total(p, seq),
+                     few ? __shfl_sync(~0u, own_block, seq) : block_of(p, seq));
                 return;
             }
         }
         first_block = blockIdx.x;
         mine = few && lane >= p.n_seq ? 0 : tile_work(length);
         unsigned share = work / gridDim.x, rest = work - share * gridDim.x;
-        if (least == most) {    // whole query tiles
+        if (least == most) { // whole query tiles
             unsigned even = (share + (rest > 0) + most - 1) / most * most;
             if (partition_is_even(even, gridDim.x, work)) {
                 share = even;
@@ -200,10 +207,10 @@ struct DecodeCursor {
         work_left = min(share + (blockIdx.x < rest), work - at);
         if (work_left == 0) return;
         unsigned index = at;
-        for (int base = 0;; base += 32) {    // find the sequence that has `at`
+        for (int base = 0;; base += 32) { // find the sequence that has `at`
             if (p.n_seq > 32) mine = tile_work(length = base + lane < p.n_seq ? decode_total(p, base + lane) : 0);
             unsigned upto = mine;
-            #pragma unroll
+#pragma unroll
             for (int x = 1; x < 32; x *= 2) {
                 unsigned y = __shfl_up_sync(~0u, upto, x);
                 if (lane >= x) upto += y;
@@ -223,11 +230,12 @@ struct DecodeCursor {
         at -= kv_head * work_of_tile;
         split = (at + (1 << log2_work) - 1) >> log2_work;
         find(p, length, p.n_seq <= 32 ? __shfl_sync(~0u, own_block, seq) : block_of(p, seq));
-        if (at > 0) {    // `at` is within a query tile, maybe within a split: that one belongs to the block before
+        if (at > 0) { // `at` is within a query tile, maybe within a split: that one belongs to the block before
             index -= at;
-            first_block = index < rest * (share + 1) ? index / (share + 1) : rest + (index - rest * (share + 1)) / share;
+            first_block =
+                index < rest * (share + 1) ? index / (share + 1) : rest + (index - rest * (share + 1)) / share;
             work_left -= (split << log2_work) - at;
-            if (split == n_splits) {    // on to the next query tile
+            if (split == n_splits) { // on to the next query tile
                 split--;
                 work_left += 1 << (split_log2 - 7);
                 next(p);
@@ -252,7 +260,7 @@ struct DecodeCursor {
             kv_head /= p.head_tiles;
         }
     }
-    __device__ __forceinline__ void next(const DecodeParams &p, int n = 1) {    // n splits of this query tile on
+    __device__ __forceinline__ void next(const DecodeParams &p, int n = 1) { // n splits of this query tile on
         work_left -= n << (split_log2 - 7);
         if (work_left <= 0 || (split += n) < n_splits) return;
         split = 0;
@@ -262,16 +270,22 @@ struct DecodeCursor {
         if (++kv_head < p.cache.n_kv_heads) return;
         kv_head = 0;
         do total = decode_total(p, ++seq);
-        while (total == 0);    // there is another item, so there is another sequence
+        while (total == 0); // there is another item, so there is another sequence
         split_log2 = kv_split_log2(total);
         n_splits = (total + (1 << split_log2) - 1) >> split_log2;
         cache_block = block_of(p, seq);
     }
-    __device__ __forceinline__ int begin() const { return split << split_log2; }
-    __device__ __forceinline__ int end() const { return min(total, (split + 1) << split_log2); }
+    __device__ __forceinline__ int begin() const {
+        return split << split_log2;
+    }
+    __device__ __forceinline__ int end() const {
+        return min(total, (split + 1) << split_log2);
+    }
     // Is split i of this query tile the block's too?
-    __device__ __forceinline__ bool reaches(int i) const { return work_left > (i - split) << (split_log2 - 7); }
-    __device__ __forceinline__ int count() const {    // splits of this query tile from here on that are the block's
+    __device__ __forceinline__ bool reaches(int i) const {
+        return work_left > (i - split) << (split_log2 - 7);
+    }
+    __device__ __forceinline__ int count() const { // splits of this query tile from here on that are the block's
         return min(n_splits - split, (work_left + (1 << (split_log2 - 7)) - 1) >> (split_log2 - 7));
     }
 };

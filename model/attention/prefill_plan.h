@@ -7,7 +7,7 @@
 #include "../cuda/rule.h"
 
 enum {
-    PREFILL_MAX_BATCH = 256,    // sequences of one launch: their lengths are parameters of the kernel, up to 4 KB
+    PREFILL_MAX_BATCH = 256, // sequences of one launch: their lengths are parameters of the kernel, up to 4 KB
 
     // Query rows and keys of a tile. With head_dim 128 sm_80's take 80 KB of shared memory and float32's 75 KB, which a
     // block may have on every GPU since sm_80 (99 KB on sm_86).
@@ -30,10 +30,10 @@ enum {
 };
 
 typedef struct PrefillBatch {
-    int n_seq, first_seq;                  // sequences in this launch; the number of the first in the call
-    int q_start[PREFILL_MAX_BATCH + 1];    // first token of each
-    int seq_len[PREFILL_MAX_BATCH];        // positions in the cache before the new tokens
-    int order[PREFILL_MAX_BATCH];          // sequences by number of query tiles, most first
+    int n_seq, first_seq;               // sequences in this launch; the number of the first in the call
+    int q_start[PREFILL_MAX_BATCH + 1]; // first token of each
+    int seq_len[PREFILL_MAX_BATCH];     // positions in the cache before the new tokens
+    int order[PREFILL_MAX_BATCH];       // sequences by number of query tiles, most first
 } PrefillBatch;
 
 // row0: first of its rows among the sequence's n_rows new tokens; seq_len: positions before these.
@@ -48,7 +48,7 @@ RULE int prefill_tiles(const PrefillBatch *b, int seq, int tile_rows) {
 // Fills in b->order; returns the number of query tiles of one head.
 static inline long long prefill_order(PrefillBatch *b, int tile_rows) {
     long long n_tiles = 0;
-    for (int i = 0; i < b->n_seq; i++) {    // insertion sort, most tiles first
+    for (int i = 0; i < b->n_seq; i++) { // insertion sort, most tiles first
         int j = i, tiles = prefill_tiles(b, i, tile_rows);
         for (; j > 0 && prefill_tiles(b, b->order[j - 1], tile_rows) < tiles; j--) b->order[j] = b->order[j - 1];
         b->order[j] = i;
@@ -61,7 +61,7 @@ static inline long long prefill_order(PrefillBatch *b, int tile_rows) {
 // first: those attend to most keys, and the short ones fill the gaps at the end.
 RULE PrefillTile prefill_tile(const PrefillBatch *b, int n_heads, int tile_rows, int index) {
     int t = index / n_heads, level = 0, active = b->n_seq, seq = 0, tiles = 0;
-    for (;;) {    // `active` sequences have more than `level` tiles
+    for (;;) { // `active` sequences have more than `level` tiles
         seq = b->order[active - 1];
         tiles = prefill_tiles(b, seq, tile_rows);
         if (t < (tiles - level) * active) break;
@@ -79,7 +79,9 @@ RULE PrefillTile prefill_tile(const PrefillBatch *b, int n_heads, int tile_rows,
 // Hopper, a block on every SM: the work item that it takes in a round. Items come longest first; every other round runs
 // backwards, so that whoever took the longest of one takes the shortest of the next, and the blocks' sums come out
 // even.
-RULE int sm90_item(int round, int block, int n_blocks) { return round * n_blocks + (round & 1 ? n_blocks - 1 - block : block); }
+RULE int sm90_item(int round, int block, int n_blocks) {
+    return round * n_blocks + (round & 1 ? n_blocks - 1 - block : block);
+}
 
 // Rows of K or V that one TMA copy takes: as many as divide a block of the cache and the tile, so that it stays within
 // one.

@@ -2,37 +2,46 @@
 // from there.
 #pragma once
 
-#include <cuda.h>    // types of tensor maps only; the one driver function is found at run time
+#include <cuda.h> // types of tensor maps only; the one driver function is found at run time
 
 #include "prefill.cuh"
 
 // A tile in shared memory: panels of 64 columns, [panel][row][64], 128 bytes per row, whose eight 16-byte chunks are
 // permuted by the row (what TMA and wgmma call the 128-byte swizzle). head_dim 96 takes two panels, the rest zero.
 constexpr int PANEL_BYTES = 128 * 128;
-template <int D> __host__ __device__ constexpr int sm90_panels() { return (D + 63) / 64; }
-template <int D> __host__ __device__ constexpr int sm90_tile_bytes() { return sm90_panels<D>() * PANEL_BYTES; }
+template <int D> __host__ __device__ constexpr int sm90_panels() {
+    return (D + 63) / 64;
+}
+template <int D> __host__ __device__ constexpr int sm90_tile_bytes() {
+    return sm90_panels<D>() * PANEL_BYTES;
+}
 // 1024: alignment.
-template <int D> constexpr size_t sm90_smem_bytes() { return 1024 + (1 + 2 * SM90_STAGES) * sm90_tile_bytes<D>() + 128; }
+template <int D> constexpr size_t sm90_smem_bytes() {
+    return 1024 + (1 + 2 * SM90_STAGES) * sm90_tile_bytes<D>() + 128;
+}
 
-struct TensorMaps { CUtensorMap q, k, v; };
+struct TensorMaps {
+    CUtensorMap q, k, v;
+};
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
 // One warp of the block fills the ring. K or V rows base .. base+127 of one KV head go to `dst`.
 template <typename T, int D>
-__device__ __forceinline__ void sm90_load_tile(const Cache<T> &cache, const T *from, const CUtensorMap *map, int box_rows, int seq, int kv_head,
-                                                 int base, int total, uint32_t dst, uint32_t full, int lane) {
+__device__ __forceinline__ void sm90_load_tile(const Cache<T> &cache, const T *from, const CUtensorMap *map,
+                                               int box_rows, int seq, int kv_head, int base, int total, uint32_t dst,
+                                               uint32_t full, int lane) {
     if (base + SM90_KEYS <= total) {
         if (lane == 0) {
             mbarrier_arrive_expect_tx(full, sm90_tile_bytes<D>());
             for (int row = 0; row < SM90_KEYS; row += box_rows) {
                 int y = (int)(cache_row(cache, seq, kv_head, base + row) / D);
-                #pragma unroll
+#pragma unroll
                 for (int panel = 0; panel < sm90_panels<D>(); panel++)
                     copy_tensor_2d(dst + panel * PANEL_BYTES + row * 128, map, panel * 64, y, full);
             }
         }
-    } else {    // after `total` is memory that nobody wrote: copied by hand, with zeros there, as 0 x NaN would be NaN
+    } else { // after `total` is memory that nobody wrote: copied by hand, with zeros there, as 0 x NaN would be NaN
         for (int i = lane; i < SM90_KEYS * sm90_panels<D>() * 8; i += 32) {
             int row = i / (sm90_panels<D>() * 8), chunk = i % (sm90_panels<D>() * 8);
             bool valid = base + row < total && chunk < D / 8;
@@ -41,7 +50,7 @@ __device__ __forceinline__ void sm90_load_tile(const Cache<T> &cache, const T *f
         }
         copy_async_commit();
         copy_async_wait<0>();
-        fence_proxy_async();    // ordinary writes, which wgmma reads next
+        fence_proxy_async(); // ordinary writes, which wgmma reads next
         __syncwarp();
         if (lane == 0) mbarrier_arrive(full);
     }
@@ -51,13 +60,14 @@ __device__ __forceinline__ void sm90_load_tile(const Cache<T> &cache, const T *f
 // thread's sums l, and returns in alpha what the output so far must be multiplied by. n_keys: keys of this tile that
 // the thread's two rows attend to; read only if masked.
 template <bool MASKED>
-__device__ __forceinline__ void sm90_softmax(float (&s)[64], float (&m)[2], float (&l)[2], float (&alpha)[2], const int (&n_keys)[2], float scale_log2, int t) {
-    #pragma unroll
+__device__ __forceinline__ void sm90_softmax(float (&s)[64], float (&m)[2], float (&l)[2], float (&alpha)[2],
+                                             const int (&n_keys)[2], float scale_log2, int t) {
+#pragma unroll
     for (int r = 0; r < 2; r++) {
         float top = m[r];
-        #pragma unroll
+#pragma unroll
         for (int n = 0; n < 16; n++)
-            #pragma unroll
+#pragma unroll
             for (int i = 0; i < 2; i++) {
                 float &x = s[4 * n + 2 * r + i];
                 if (MASKED && n * 8 + 2 * t + i >= n_keys[r]) x = -INFINITY;
@@ -69,9 +79,9 @@ __device__ __forceinline__ void sm90_softmax(float (&s)[64], float (&m)[2], floa
         alpha[r] = exp2_fast((m[r] - top) * scale_log2);
         m[r] = top;
         float base = top * scale_log2, sum = 0.0f;
-        #pragma unroll
+#pragma unroll
         for (int n = 0; n < 16; n++)
-            #pragma unroll
+#pragma unroll
             for (int i = 0; i < 2; i++) {
                 float &x = s[4 * n + 2 * r + i];
                 x = exp2_fast(fmaf(x, scale_log2, -base));
@@ -87,14 +97,17 @@ __device__ __forceinline__ void sm90_softmax(float (&s)[64], float (&m)[2], floa
 // Grid:     SMs × 384 threads; a block takes items (query tile, head) in turn. Warp 0 fills the ring of K and V tiles;
 //           warpgroups 1 and 2 own 64 rows each: the softmax of one tile runs beside the products of the last.
 // Requires: as prefill_sm80_kernel; tensor maps for boxes of 64 columns x 128 rows (K and V: box_rows rows).
-template <typename T, int D> __global__ void __launch_bounds__((1 + SM90_WARPGROUPS) * 128, 1)
-prefill_sm90_kernel(const __grid_constant__ PrefillParams p, const __grid_constant__ PrefillBatch b, const __grid_constant__ TensorMaps maps, int box_rows) {
+template <typename T, int D>
+__global__ void __launch_bounds__((1 + SM90_WARPGROUPS) * 128, 1)
+    prefill_sm90_kernel(const __grid_constant__ PrefillParams p, const __grid_constant__ PrefillBatch b,
+                        const __grid_constant__ TensorMaps maps, int box_rows) {
     constexpr int TILE_BYTES = sm90_tile_bytes<D>();
     extern __shared__ char smem_raw[];
-    uint32_t q_tile = (shared_address(smem_raw) + 1023) & ~1023u, k_tiles = q_tile + TILE_BYTES, v_tiles = k_tiles + SM90_STAGES * TILE_BYTES;
+    uint32_t q_tile = (shared_address(smem_raw) + 1023) & ~1023u, k_tiles = q_tile + TILE_BYTES,
+             v_tiles = k_tiles + SM90_STAGES * TILE_BYTES;
     // A tile is full (it has landed) or empty (all eight warps have used it); each state is a barrier of 8 bytes.
-    uint32_t q_full = v_tiles + SM90_STAGES * TILE_BYTES, q_empty = q_full + 8, k_full = q_empty + 8, k_empty = k_full + 8 * SM90_STAGES,
-             v_full = k_empty + 8 * SM90_STAGES, v_empty = v_full + 8 * SM90_STAGES;
+    uint32_t q_full = v_tiles + SM90_STAGES * TILE_BYTES, q_empty = q_full + 8, k_full = q_empty + 8,
+             k_empty = k_full + 8 * SM90_STAGES, v_full = k_empty + 8 * SM90_STAGES, v_empty = v_full + 8 * SM90_STAGES;
     int warpgroup = threadIdx.x / 128, lane = threadIdx.x & 31;
     if (threadIdx.x == 0) {
         mbarrier_init(q_full, 1);
@@ -107,14 +120,14 @@ prefill_sm90_kernel(const __grid_constant__ PrefillParams p, const __grid_consta
         }
         fence_mbarrier_init();
     }
-    __syncthreads();    // the barriers exist
-    int n_items = 0;    // items so far
+    __syncthreads(); // the barriers exist
+    int n_items = 0; // items so far
 
     if (warpgroup == 0) {
         decrease_registers<40>();
         if (threadIdx.x >= 32) return;
         const Cache<T> &cache = (const Cache<T> &)p.cache;
-        int n = 0;    // K/V tiles so far
+        int n = 0; // K/V tiles so far
         for (int round = 0; round * (int)gridDim.x < p.n_tiles; round++) {
             int item = sm90_item(round, blockIdx.x, gridDim.x);
             if (item >= p.n_tiles) continue;
@@ -126,24 +139,27 @@ prefill_sm90_kernel(const __grid_constant__ PrefillParams p, const __grid_consta
             if (lane == 0) {
                 mbarrier_arrive_expect_tx(q_full, TILE_BYTES);
                 for (int panel = 0; panel < sm90_panels<D>(); panel++)
-                    copy_tensor_3d(q_tile + panel * PANEL_BYTES, &maps.q, panel * 64, tile.head, b.q_start[tile.seq] + tile.row0, q_full);
+                    copy_tensor_3d(q_tile + panel * PANEL_BYTES, &maps.q, panel * 64, tile.head,
+                                   b.q_start[tile.seq] + tile.row0, q_full);
             }
             for (int base = 0; base < end; base += SM90_KEYS, n++) {
-                int stage = n % SM90_STAGES, parity = (n / SM90_STAGES & 1) ^ 1;    // a fresh barrier counts as empty
+                int stage = n % SM90_STAGES, parity = (n / SM90_STAGES & 1) ^ 1; // a fresh barrier counts as empty
                 mbarrier_wait(k_empty + 8 * stage, parity);
-                sm90_load_tile<T, D>(cache, cache.k, &maps.k, box_rows, seq, kv_head, base, total, k_tiles + stage * TILE_BYTES, k_full + 8 * stage, lane);
+                sm90_load_tile<T, D>(cache, cache.k, &maps.k, box_rows, seq, kv_head, base, total,
+                                     k_tiles + stage * TILE_BYTES, k_full + 8 * stage, lane);
                 mbarrier_wait(v_empty + 8 * stage, parity);
-                sm90_load_tile<T, D>(cache, cache.v, &maps.v, box_rows, seq, kv_head, base, total, v_tiles + stage * TILE_BYTES, v_full + 8 * stage, lane);
+                sm90_load_tile<T, D>(cache, cache.v, &maps.v, box_rows, seq, kv_head, base, total,
+                                     v_tiles + stage * TILE_BYTES, v_full + 8 * stage, lane);
             }
         }
     } else {
         increase_registers<232>();
         int half = warpgroup - 1, warp = threadIdx.x / 32 & 3, g = lane >> 2, t = lane & 3;
         uint64_t q_operand = wgmma_operand(q_tile + half * 64 * 128, PANEL_BYTES);
-        auto qk = [&](float (&s)[64], int stage) {    // starts s = Q K^T
+        auto qk = [&](float(&s)[64], int stage) { // starts s = Q K^T
             uint64_t k_operand = wgmma_operand(k_tiles + stage * TILE_BYTES, PANEL_BYTES);
             wgmma_fence();
-            #pragma unroll
+#pragma unroll
             // 16 dims are 32 bytes; four steps to a panel. Operands count 16 bytes.
             for (int d = 0; d < D / 16; d++) {
                 int step = d / 4 * (PANEL_BYTES >> 4) + d % 4 * 2;
@@ -152,20 +168,22 @@ prefill_sm90_kernel(const __grid_constant__ PrefillParams p, const __grid_consta
             wgmma_commit();
         };
         float o[D / 2], m[2], l[2];
-        uint32_t w[32];    // the weights of one tile, in the layout of the second product's left operand
-        auto pv = [&](int stage) {    // starts O += P V
+        uint32_t w[32];            // the weights of one tile, in the layout of the second product's left operand
+        auto pv = [&](int stage) { // starts O += P V
             uint64_t v_operand = wgmma_operand(v_tiles + stage * TILE_BYTES, PANEL_BYTES);
             wgmma_fence();
-            #pragma unroll
+#pragma unroll
             for (int i = 0; i < SM90_KEYS / 16; i++) wgmma_pv<T, D>(o, w + 4 * i, v_operand + i * (16 * 128 >> 4));
             wgmma_commit();
         };
-        auto release = [&](uint32_t barrier) { if (lane == 0) mbarrier_arrive(barrier); };
+        auto release = [&](uint32_t barrier) {
+            if (lane == 0) mbarrier_arrive(barrier);
+        };
         // The two warpgroups take turns at the tensor cores, so that the softmax of one runs beside the products of the
         // other.
         auto my_turn = [&] { named_barrier_sync((NamedBarrier)(BARRIER_PREFILL_TURN_0 + half), 256); };
         auto your_turn = [&] { named_barrier_arrive((NamedBarrier)(BARRIER_PREFILL_TURN_1 - half), 256); };
-        if (half == 1) your_turn();    // warpgroup 1 goes first
+        if (half == 1) your_turn(); // warpgroup 1 goes first
 
         int n = 0;
         for (int round = 0; round * (int)gridDim.x < p.n_tiles; round++) {
@@ -175,33 +193,37 @@ prefill_sm90_kernel(const __grid_constant__ PrefillParams p, const __grid_consta
             int total = tile.seq_len + tile.n_rows, row0 = tile.row0 + half * 64;
             int end = p.causal ? tile.seq_len + min(tile.row0 + SM90_ROWS, tile.n_rows) : total;
             int n_kv = (end + SM90_KEYS - 1) / SM90_KEYS;
-            int all_keys = p.causal ? min(tile.seq_len + row0 + 1, total) : total;    // keys that every row attends to
+            int all_keys = p.causal ? min(tile.seq_len + row0 + 1, total) : total; // keys that every row attends to
             int row_keys[2];
-            #pragma unroll
-            for (int r = 0; r < 2; r++) row_keys[r] = p.causal ? min(tile.seq_len + row0 + warp * 16 + g + 8 * r + 1, end) : total;
-            bool exact = std::is_same<T, bf16>::value && (p.causal ? tile.seq_len + tile.row0 + 1 : total) < PREFILL_EXACT_BELOW;
-            #pragma unroll
+#pragma unroll
+            for (int r = 0; r < 2; r++)
+                row_keys[r] = p.causal ? min(tile.seq_len + row0 + warp * 16 + g + 8 * r + 1, end) : total;
+            bool exact =
+                std::is_same<T, bf16>::value && (p.causal ? tile.seq_len + tile.row0 + 1 : total) < PREFILL_EXACT_BELOW;
+#pragma unroll
             for (int i = 0; i < D / 2; i++) o[i] = 0.0f;
             m[0] = m[1] = -INFINITY;
             l[0] = l[1] = 0.0f;
             float s[64], alpha[2];
             auto softmax = [&](int j) {
                 int base = j * SM90_KEYS, n_keys[2] = {row_keys[0] - base, row_keys[1] - base};
-                if (base + SM90_KEYS > all_keys) sm90_softmax<true>(s, m, l, alpha, n_keys, p.scale_log2, t);
-                else sm90_softmax<false>(s, m, l, alpha, n_keys, p.scale_log2, t);
+                if (base + SM90_KEYS > all_keys)
+                    sm90_softmax<true>(s, m, l, alpha, n_keys, p.scale_log2, t);
+                else
+                    sm90_softmax<false>(s, m, l, alpha, n_keys, p.scale_log2, t);
             };
             auto rescale = [&] {
-                #pragma unroll
+#pragma unroll
                 for (int i = 0; i < D / 2; i++) o[i] *= alpha[i >> 1 & 1];
             };
             auto pack = [&] {
-                #pragma unroll
+#pragma unroll
                 for (int i = 0; i < 32; i++) w[i] = pack2<T>(s[2 * i], s[2 * i + 1]);
             };
 
             mbarrier_wait(q_full, n_items & 1);
             n_items++;
-            if (exact) {    // few keys: P = hi + lo, one thing after the other
+            if (exact) { // few keys: P = hi + lo, one thing after the other
                 for (int j = 0; j < n_kv; j++, n++) {
                     int stage = n % SM90_STAGES, parity = n / SM90_STAGES & 1;
                     mbarrier_wait(k_full + 8 * stage, parity);
@@ -214,7 +236,7 @@ prefill_sm90_kernel(const __grid_constant__ PrefillParams p, const __grid_consta
                     rescale();
                     mbarrier_wait(v_full + 8 * stage, parity);
                     uint32_t rest[32];
-                    #pragma unroll
+#pragma unroll
                     for (int i = 0; i < 32; i++) {
                         rest[i] = pack2<T>(s[2 * i], s[2 * i + 1]);
                         w[i] = pack2_rest<T>(s[2 * i], s[2 * i + 1], rest[i]);
@@ -222,7 +244,7 @@ prefill_sm90_kernel(const __grid_constant__ PrefillParams p, const __grid_consta
                     pv(stage);
                     wgmma_wait<0>();
                     wgmma_pin(o);
-                    #pragma unroll
+#pragma unroll
                     for (int i = 0; i < 32; i++) w[i] = rest[i];
                     pv(stage);
                     wgmma_wait<0>();
@@ -239,8 +261,9 @@ prefill_sm90_kernel(const __grid_constant__ PrefillParams p, const __grid_consta
                 release(k_empty + 8 * (n % SM90_STAGES));
                 softmax(0);
                 pack();
-                for (int j = 1; j < n_kv; j++, n++) {    // scores of tile j beside the output of tile j - 1
-                    int stage = n % SM90_STAGES, parity = n / SM90_STAGES & 1, next = (n + 1) % SM90_STAGES, next_parity = (n + 1) / SM90_STAGES & 1;
+                for (int j = 1; j < n_kv; j++, n++) { // scores of tile j beside the output of tile j - 1
+                    int stage = n % SM90_STAGES, parity = n / SM90_STAGES & 1, next = (n + 1) % SM90_STAGES,
+                        next_parity = (n + 1) / SM90_STAGES & 1;
                     mbarrier_wait(k_full + 8 * next, next_parity);
                     my_turn();
                     qk(s, next);
@@ -267,7 +290,7 @@ prefill_sm90_kernel(const __grid_constant__ PrefillParams p, const __grid_consta
                 n++;
             }
 
-            #pragma unroll
+#pragma unroll
             for (int r = 0; r < 2; r++) {
                 l[r] += __shfl_xor_sync(~0u, l[r], 1);
                 l[r] += __shfl_xor_sync(~0u, l[r], 2);
@@ -275,15 +298,19 @@ prefill_sm90_kernel(const __grid_constant__ PrefillParams p, const __grid_consta
                 if (row >= tile.n_rows) continue;
                 T *out = (T *)p.out + (b.q_start[tile.seq] + row) * p.out_token_stride + tile.head * p.out_head_stride;
                 float inverse = 1.0f / l[r];
-                #pragma unroll
-                for (int i = 0; i < D / 8; i++) *(uint32_t *)(out + i * 8 + 2 * t) = pack2<T>(o[4 * i + 2 * r] * inverse, o[4 * i + 2 * r + 1] * inverse);
+#pragma unroll
+                for (int i = 0; i < D / 8; i++)
+                    *(uint32_t *)(out + i * 8 + 2 * t) =
+                        pack2<T>(o[4 * i + 2 * r] * inverse, o[4 * i + 2 * r + 1] * inverse);
             }
         }
-        if (half == 0) my_turn();    // takes up warpgroup 2's last arrival: a barrier must end where it began
+        if (half == 0) my_turn(); // takes up warpgroup 2's last arrival: a barrier must end where it began
     }
 }
 #else
 // Never launched.
-template <typename T, int D> __global__ void prefill_sm90_kernel(const __grid_constant__ PrefillParams p, const __grid_constant__ PrefillBatch b,
-                                                                   const __grid_constant__ TensorMaps maps, int box_rows) {}
+template <typename T, int D>
+__global__ void prefill_sm90_kernel(const __grid_constant__ PrefillParams p, const __grid_constant__ PrefillBatch b,
+                                    const __grid_constant__ TensorMaps maps, int box_rows) {
+}
 #endif

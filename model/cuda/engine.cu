@@ -241,4 +241,5 @@ static bool open_cublas(Model *m, Error *err) {
     return open_cuda(m, false, err);
 }
 
-extern "C" const Engine engine_cublas = {"cublas",     usable_cuda, open_cublas, close_cuda, forward_cuda, read_logits_cuda};
+extern "C" const Engine engine_cublas = {"cublas",   usable_cuda,  open_cublas,
+                                         close_cuda, forward_cuda, read_logits_cuda};

@@ -118,7 +118,7 @@ static bool attend_logits(Model *m, const Batch *b, const int *lens, int layer, 
 // The steps of cpu/forward.c over T rows whose tokens and positions are on the device. host: the batch, for prefill;
 // NULL: decode, one row for each of T sequences. After the last attention of a prompt only rows with logits are in x.
 static bool forward_rows(Model *m, const Batch *host, const int *host_lens, const int *tokens, const int *pos, int T,
-                    Error *err) {
+                         Error *err) {
     const Config *c = &m->config;
     const Weights *w = &m->weights;
     CudaState *s = (CudaState *)m->state;

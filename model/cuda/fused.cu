@@ -7,12 +7,12 @@
 #include "fused_kernel.cuh"
 
 struct FusedState {
-    int n_blocks, max_rows, terms;   // max_rows: tokens of one pass over the weights
-    size_t shared_limit;             // dynamic shared memory that a block may have
-    void *h;                         // 16-bit [MAX_ACT_ROWS][hidden_dim]
-    float *down_partial;             // [MAX_ACT_ROWS][dim]
-    unsigned *done;                  // [n_layers + 1][MAX_PRODUCTS]; after them as many counters next_tile
-    int2 *best;                      // [MAX_ACT_ROWS][n_blocks]
+    int n_blocks, max_rows, terms; // max_rows: tokens of one pass over the weights
+    size_t shared_limit;           // dynamic shared memory that a block may have
+    void *h;                       // 16-bit [MAX_ACT_ROWS][hidden_dim]
+    float *down_partial;           // [MAX_ACT_ROWS][dim]
+    unsigned *done;                // [n_layers + 1][MAX_PRODUCTS]; after them as many counters next_tile
+    int2 *best;                    // [MAX_ACT_ROWS][n_blocks]
 };
 
 static FusedShape fused_shape(const Model *m, const FusedState *f, int n_rows) {
@@ -20,8 +20,8 @@ static FusedShape fused_shape(const Model *m, const FusedState *f, int n_rows) {
     return {c->dim, c->q_dim, c->hidden_dim, c->head_dim, n_rows, f->terms, f->shared_limit};
 }
 
-static void add_product(FusedParams *p, const FusedPlan *plan, int n_blocks, ProductKind kind, const void *weights, const void *up,
-                        const float *norm, int rows, int cols) {
+static void add_product(FusedParams *p, const FusedPlan *plan, int n_blocks, ProductKind kind, const void *weights,
+                        const void *up, const float *norm, int rows, int cols) {
     Product *f = &p->product[p->n_products++];
     f->kind = kind;
     f->rows = rows;
@@ -61,14 +61,17 @@ static void add_products(const Model *m, const FusedState *f, const FusedPlan *p
     if (i > 0) {
         const LayerWeights *l = &w->layers[i - 1];
         add_product(p, plan, f->n_blocks, PRODUCT_OUT, l->wo.data, NULL, NULL, c->dim, c->q_dim);
-        add_product(p, plan, f->n_blocks, PRODUCT_GATE_UP, l->w1.data, l->w3.data, l->ffn_norm, 2 * c->hidden_dim, c->dim);
+        add_product(p, plan, f->n_blocks, PRODUCT_GATE_UP, l->w1.data, l->w3.data, l->ffn_norm, 2 * c->hidden_dim,
+                    c->dim);
         add_product(p, plan, f->n_blocks, PRODUCT_DOWN, l->w2.data, NULL, NULL, c->dim, c->hidden_dim);
         if (plan->split_down) split_last_product(p);
     }
     if (i < c->n_layers) {
         const LayerWeights *l = &w->layers[i];
-        add_product(p, plan, f->n_blocks, PRODUCT_QKV, l->wq.data, NULL, l->attention_norm, c->q_dim + 2 * c->kv_dim, c->dim);
-    } else add_product(p, plan, f->n_blocks, PRODUCT_LM_HEAD, w->output.data, NULL, w->norm, c->vocab_size, c->dim);
+        add_product(p, plan, f->n_blocks, PRODUCT_QKV, l->wq.data, NULL, l->attention_norm, c->q_dim + 2 * c->kv_dim,
+                    c->dim);
+    } else
+        add_product(p, plan, f->n_blocks, PRODUCT_LM_HEAD, w->output.data, NULL, w->norm, c->vocab_size, c->dim);
 }
 
 // The parameters of kernel i of a pass over n rows from row `first` of the batch on.
@@ -112,7 +115,9 @@ static FusedParams fused_params(const Model *m, const CudaState *s, const FusedP
 }
 
 // Of a step, in FusedState.done.
-static int n_counters(const Model *m) { return 2 * (m->config.n_layers + 1) * MAX_PRODUCTS; }
+static int n_counters(const Model *m) {
+    return 2 * (m->config.n_layers + 1) * MAX_PRODUCTS;
+}
 
 // A pass over n rows from row `first` of the batch on: the chain of kernels in fused.h.
 template <typename N> static bool decode_pass(Model *m, const FusedPlan *plan, int first, int n, Error *err) {
@@ -121,24 +126,30 @@ template <typename N> static bool decode_pass(Model *m, const FusedPlan *plan, i
     FusedState *f = s->fused;
     bool verbose = first_launch(m, &s->logged_decode);
     CUDA_TRY(launch_kernel(decode_embed_kernel<typename N::W>, n, 256, 0, false, s->stream, s->x,
-                           (const typename N::W *)m->weights.tok_embeddings.data, (const int *)s->step->tokens + first, c->dim, s->rope_table,
-                           (const int *)s->step->lens + first, (const float *)s->rope_freq, c->head_dim / 2));
+                           (const typename N::W *)m->weights.tok_embeddings.data, (const int *)s->step->tokens + first,
+                           c->dim, s->rope_table, (const int *)s->step->lens + first, (const float *)s->rope_freq,
+                           c->head_dim / 2));
     for (int i = 0; i <= c->n_layers; i++) {
         if (i > 0) {
             AttentionArgs a = attention_args(m, s, n, n, i - 1);
             a.seq_lens_device = s->step->lens + first;
             a.block_table = s->step->slots + first;
-            a.verbose = verbose && i == 1;   // every layer is launched alike
+            a.verbose = verbose && i == 1; // every layer is launched alike
             if (attention_decode(&a, s->stream) != 0) return fail(err, "%s", attention_error());
         }
         FusedParams p = fused_params(m, s, plan, i, first, n);
         if (verbose && i <= 1)
-            fprintf(stderr, "decode: decode_products_kernel %d products, %d rows, tiles of %d, grid %d, block %d, shared %zu: a ring of %d x %d bytes, %d in flight\n",
-                    p.n_products, n, p.tile_rows, f->n_blocks, FUSED_THREADS, plan->shared_bytes, p.n_stages, p.stage_bytes, p.stages_in_flight);
-        CUDA_TRY(launch_kernel(decode_products_kernel<N>, f->n_blocks, FUSED_THREADS, plan->shared_bytes, true, s->stream, p));
+            fprintf(stderr,
+                    "decode: decode_products_kernel %d products, %d rows, tiles of %d, grid %d, block %d, shared %zu: "
+                    "a ring of %d x %d bytes, %d in flight\n",
+                    p.n_products, n, p.tile_rows, f->n_blocks, FUSED_THREADS, plan->shared_bytes, p.n_stages,
+                    p.stage_bytes, p.stages_in_flight);
+        CUDA_TRY(launch_kernel(decode_products_kernel<N>, f->n_blocks, FUSED_THREADS, plan->shared_bytes, true,
+                               s->stream, p));
     }
-    CUDA_TRY(launch_kernel(decode_argmax_kernel, 1, 32 * MAX_ACT_ROWS, 0, true, s->stream, (const int2 *)f->best, f->n_blocks, c->vocab_size,
-                           s->argmax + first, s->argmax_host + first, s->step, first, n, f->done, n_counters(m)));
+    CUDA_TRY(launch_kernel(decode_argmax_kernel, 1, 32 * MAX_ACT_ROWS, 0, true, s->stream, (const int2 *)f->best,
+                           f->n_blocks, c->vocab_size, s->argmax + first, s->argmax_host + first, s->step, first, n,
+                           f->done, n_counters(m)));
     return true;
 }
 
@@ -148,7 +159,8 @@ template <typename W, int TERMS, class Body> static bool with_tile(int tile_rows
 }
 template <class Body> static bool for_numbers(const Model *m, int tile_rows, Body body) {
     bool f32 = m->precision == PRECISION_F32;
-    if (m->weights.layers[0].wq.dtype == DTYPE_BF16) return f32 ? with_tile<bf16, 3>(tile_rows, body) : with_tile<bf16, 1>(tile_rows, body);
+    if (m->weights.layers[0].wq.dtype == DTYPE_BF16)
+        return f32 ? with_tile<bf16, 3>(tile_rows, body) : with_tile<bf16, 1>(tile_rows, body);
     return f32 ? with_tile<f16, 3>(tile_rows, body) : with_tile<f16, 1>(tile_rows, body);
 }
 
@@ -162,8 +174,11 @@ static bool enqueue_step_fused(Model *m, int n, Error *err) {
         int rows = fused_min(n - first, f->max_rows);
         FusedShape shape = fused_shape(m, f, rows);
         FusedPlan plan;
-        if (!fused_plan(&shape, &plan)) return fail(err, "%d rows do not fit in %zu bytes of shared memory", rows, f->shared_limit);
-        if (for_numbers(m, plan.tile_rows, [&](auto numbers) { return decode_pass<decltype(numbers)>(m, &plan, first, rows, err); })) continue;
+        if (!fused_plan(&shape, &plan))
+            return fail(err, "%d rows do not fit in %zu bytes of shared memory", rows, f->shared_limit);
+        if (for_numbers(m, plan.tile_rows,
+                        [&](auto numbers) { return decode_pass<decltype(numbers)>(m, &plan, first, rows, err); }))
+            continue;
         // No argmax kernel follows what was launched.
         cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream);
         return false;
@@ -191,12 +206,14 @@ static bool usable_fused(const Model *m, Error *err) {
     if (major < 9) return fail(err, "engine fused needs compute capability 9.0, the GPU has %d", major);
     if (m->weights.dtype == DTYPE_F32 && m->precision == PRECISION_F32)
         return fail(err, "engine fused has no products of float32 weights, only of BF16 and F16");
-    if (m->config.dim > FUSED_MAX_DIM) return fail(err, "engine fused takes a dim of %d at most, this model has %d", FUSED_MAX_DIM, m->config.dim);
+    if (m->config.dim > FUSED_MAX_DIM)
+        return fail(err, "engine fused takes a dim of %d at most, this model has %d", FUSED_MAX_DIM, m->config.dim);
     FusedState f;
     memset(&f, 0, sizeof f);
     if (!size_fused(m, &f, err)) return false;
-    return f.max_rows > 0 || fail(err, "engine fused: rows of %d and %d columns do not fit in %zu bytes of shared memory", m->config.dim,
-                                  m->config.hidden_dim, f.shared_limit);
+    return f.max_rows > 0 ||
+           fail(err, "engine fused: rows of %d and %d columns do not fit in %zu bytes of shared memory", m->config.dim,
+                m->config.hidden_dim, f.shared_limit);
 }
 
 static bool prepare_fused(Model *m, Error *err) {
@@ -211,8 +228,8 @@ static bool prepare_fused(Model *m, Error *err) {
     CUDA_TRY(cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream));
     for (int groups = 1; groups <= MAX_TILE_GROUPS; groups++)
         if (!for_numbers(m, groups * MMA_WEIGHT_ROWS, [&](auto numbers) {
-                CUDA_TRY(cudaFuncSetAttribute((const void *)decode_products_kernel<decltype(numbers)>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              (int)f->shared_limit));
+                CUDA_TRY(cudaFuncSetAttribute((const void *)decode_products_kernel<decltype(numbers)>,
+                                              cudaFuncAttributeMaxDynamicSharedMemorySize, (int)f->shared_limit));
                 return true;
             }))
             return false;

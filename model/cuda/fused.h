@@ -184,24 +184,24 @@ struct Product {
 // The parameters of decode_products_kernel.
 struct FusedParams {
     Product product[MAX_PRODUCTS];
-    int n_products, n_rows;    // n_rows: tokens, one of each sequence
-    int tile_rows;             // from here to ring_offset: see FusedPlan
+    int n_products, n_rows; // n_rows: tokens, one of each sequence
+    int tile_rows;          // from here to ring_offset: see FusedPlan
     int n_stages, stage_bytes, partial_floats;
     int stages_in_flight, stages_ahead;
     int ring_offset, partials_offset, rope_offset, residuals_offset;
     int n_heads, n_kv_heads, head_dim, dim, hidden_dim, q_dim, vocab_size;
     unsigned head_dim_inverse; // 2^32 / head_dim, rounded up: row / head_dim is the upper half of their product
     float eps;
-    float *x;                  // [n_rows][dim]: the residual stream
-    void *qkv;                 // KV type [n_heads + 2 n_kv_heads][n_rows][head_dim]
-    const void *att;           // KV type [n_rows][q_dim]
-    float *down_partial;       // [n_rows][dim]: split-K partial sums of down
-    void *h;                   // 16-bit [n_rows × terms][hidden_dim]
-    const float2 *rope;        // [n_rows][head_dim/2]: RoPE table, cosine and sine
-    float *logits;             // [n_rows][vocab_size]
-    int2 *best;                // [n_rows][blocks]: largest logit (its bits), token; -1: one is not finite
-    unsigned *done;            // [n_products]: blocks that have finished a product
-    int *next_tile;            // [n_products]: tiles taken, after each block's first
+    float *x;            // [n_rows][dim]: the residual stream
+    void *qkv;           // KV type [n_heads + 2 n_kv_heads][n_rows][head_dim]
+    const void *att;     // KV type [n_rows][q_dim]
+    float *down_partial; // [n_rows][dim]: split-K partial sums of down
+    void *h;             // 16-bit [n_rows × terms][hidden_dim]
+    const float2 *rope;  // [n_rows][head_dim/2]: RoPE table, cosine and sine
+    float *logits;       // [n_rows][vocab_size]
+    int2 *best;          // [n_rows][blocks]: largest logit (its bits), token; -1: one is not finite
+    unsigned *done;      // [n_products]: blocks that have finished a product
+    int *next_tile;      // [n_products]: tiles taken, after each block's first
 };
 
 // A kernel has 4 KB of parameters on every architecture and driver.
@@ -212,7 +212,8 @@ static_assert(SLICE_UNIT == 512 && MAX_SLICE % SLICE_UNIT == 0, "every consumer 
 static_assert(MAX_SLICE % (MAX_TILE_GROUPS * SLICE_UNIT) == 0, "the same where a slice is half as long");
 static_assert(MAX_ACT_ROWS * MMA_WEIGHT_ROWS == 32, "a lane of the epilogue warp is a token and a row of the group");
 static_assert(MAX_ACT_ROWS % MMA_ACT_ROWS == 0, "pairs of activation rows");
-static_assert(FUSED_MAX_DIM <= 2 * MAX_SLICE && FUSED_MAX_DIM == CONSUMER_THREADS * 4 * 8, "8 float4s a thread normalise a row");
+static_assert(FUSED_MAX_DIM <= 2 * MAX_SLICE && FUSED_MAX_DIM == CONSUMER_THREADS * 4 * 8,
+              "8 float4s a thread normalise a row");
 
 // The table of shared memory.
 constexpr FusedPlan fused_plan_8b() {

@@ -29,7 +29,8 @@ __device__ __forceinline__ void split_f16(uint32_t pair, uint32_t &hi, uint32_t 
 // whole slice.
 template <typename W_, int TERMS_, int GROUPS_> struct Numbers {
     typedef W_ W;
-    static constexpr int TERMS = TERMS_, GROUPS = GROUPS_, TILE = GROUPS * MMA_WEIGHT_ROWS, STEPS = MAX_SLICE / GROUPS / CONSUMER_WARPS / MMA_COLUMNS;
+    static constexpr int TERMS = TERMS_, GROUPS = GROUPS_, TILE = GROUPS * MMA_WEIGHT_ROWS,
+                         STEPS = MAX_SLICE / GROUPS / CONSUMER_WARPS / MMA_COLUMNS;
     typedef typename std::conditional<TERMS == 1, W, bf16>::type E;
     typedef typename std::conditional<TERMS == 1, W, float>::type KV;
 };
@@ -37,12 +38,13 @@ template <typename W_, int TERMS_, int GROUPS_> struct Numbers {
 // Writes elements i .. i+3, i % 4 = 0, of a token to its activation rows, `stride` bytes apart: rounded, or their
 // bf16x3 split.
 template <typename N> __device__ __forceinline__ void store_split(char *row, size_t stride, int i, float4 v) {
-    #pragma unroll
+#pragma unroll
     for (int t = 0; t < N::TERMS; t++) {
         union {
             typename N::E each[4];
             uint32_t words[2];
-        } packed = {{from_float<typename N::E>(v.x), from_float<typename N::E>(v.y), from_float<typename N::E>(v.z), from_float<typename N::E>(v.w)}};
+        } packed = {{from_float<typename N::E>(v.x), from_float<typename N::E>(v.y), from_float<typename N::E>(v.z),
+                     from_float<typename N::E>(v.w)}};
         *(uint32_t *)(row + t * stride + 2 * permuted_index(i)) = packed.words[0];
         *(uint32_t *)(row + t * stride + 2 * permuted_index(i + 2)) = packed.words[1];
         v.x -= to_float(packed.each[0]);
@@ -62,20 +64,24 @@ struct Ring {
     __device__ __forceinline__ void next() {
         if (++slot == n) slot = 0, parity ^= 1;
     }
-    __device__ __forceinline__ void wait_full() const { mbarrier_wait(full + 8 * slot, parity); }
-    __device__ __forceinline__ void wait_empty() const { mbarrier_wait(empty + 8 * slot, parity ^ 1); }
+    __device__ __forceinline__ void wait_full() const {
+        mbarrier_wait(full + 8 * slot, parity);
+    }
+    __device__ __forceinline__ void wait_empty() const {
+        mbarrier_wait(empty + 8 * slot, parity ^ 1);
+    }
 };
 
 // What the warps of a block share, in shared memory.
 struct Block {
-    uint32_t stages, act;            // addresses: the ring of weights, the activations
-    char *shared;                    // the activations again
-    float *partials;                 // [PARTIAL_BUFFERS][partial_floats]: partial sums
-    float *sums;                     // [4][CONSUMER_WARPS]: of squares
-    int *stage_tile, *partial_tile;  // [n_stages], [PARTIAL_BUFFERS]: which tile it belongs to
-    float2 *rope;                    // [n_rows][head_dim/2]: cosine and sine
-    float4 *residuals;               // [RESIDUAL_BUFFERS][n_rows][groups]: what a tile of PRODUCT_OUT is added to
-    volatile int *started;           // products whose input the consumers have
+    uint32_t stages, act;           // addresses: the ring of weights, the activations
+    char *shared;                   // the activations again
+    float *partials;                // [PARTIAL_BUFFERS][partial_floats]: partial sums
+    float *sums;                    // [4][CONSUMER_WARPS]: of squares
+    int *stage_tile, *partial_tile; // [n_stages], [PARTIAL_BUFFERS]: which tile it belongs to
+    float2 *rope;                   // [n_rows][head_dim/2]: cosine and sine
+    float4 *residuals;              // [RESIDUAL_BUFFERS][n_rows][groups]: what a tile of PRODUCT_OUT is added to
+    volatile int *started;          // products whose input the consumers have
 };
 
 __device__ __forceinline__ int first_tile(const Product &f) {
@@ -86,21 +92,23 @@ __device__ __forceinline__ int first_tile(const Product &f) {
 // A row of a tile in memory. A tile of gate_up has as many rows of gate, then of up.
 template <int TILE> __device__ __forceinline__ const char *tile_row(const Product &f, int tile, int row) {
     constexpr int HALF = TILE / 2;
-    if (f.kind == PRODUCT_GATE_UP) return (row < HALF ? f.weights : f.up) + (size_t)(tile * HALF + row % HALF) * f.cols * 2;
+    if (f.kind == PRODUCT_GATE_UP)
+        return (row < HALF ? f.weights : f.up) + (size_t)(tile * HALF + row % HALF) * f.cols * 2;
     return f.weights + ((size_t)(tile * TILE + row) * f.row_length + f.first_col) * 2;
 }
 
-constexpr int END_OF_PRODUCT = -1;   // in place of a tile
+constexpr int END_OF_PRODUCT = -1; // in place of a tile
 
 // What a lane copies of a K slice of a tile: rows that are as close in a stage as in memory, or one row.
 struct CopyRange {
     const char *from;
-    int first, bytes;   // the first row's number in the tile; 0 bytes: nothing
+    int first, bytes; // the first row's number in the tile; 0 bytes: nothing
 };
 template <int TILE> __device__ __forceinline__ CopyRange copy_range(const Product &f, int tile, int p) {
     int each = f.weight_pitch != f.row_length * 2 ? 1 : f.kind == PRODUCT_GATE_UP ? TILE / 2 : TILE;
     int first = threadIdx.x % 32 * each, n = max(0, min(each, min(TILE, f.rows - tile * TILE) - first));
-    return {tile_row<TILE>(f, tile, first) + (size_t)p * f.slice * 2, first, n * 2 * min(f.slice, f.cols - p * f.slice)};
+    return {tile_row<TILE>(f, tile, first) + (size_t)p * f.slice * 2, first,
+            n * 2 * min(f.slice, f.cols - p * f.slice)};
 }
 
 // A tile of a product that no block has yet, for lane 0. The answer is not waited for here: under load it takes as long
@@ -121,13 +129,14 @@ template <int TILE> __device__ __forceinline__ void produce(const FusedParams &s
     for (int i = 0; i < s.n_products; i++) {
         const Product &f = s.product[i];
         const int n_tiles = (f.rows + TILE - 1) / TILE;
-        const bool fixed = f.adds_partial || f.leaves_partial;   // tiles stay with their block over all parts of K
+        const bool fixed = f.adds_partial || f.leaves_partial; // tiles stay with their block over all parts of K
         for (int tile = first_tile(f), next = 0;; tile = __shfl_sync(~0u, next, 0)) {
             bool end = tile >= n_tiles;
             if (!end) next = fixed ? tile + gridDim.x : take_tile(s.next_tile + i);
             for (int p = 0; p < (end ? 1 : f.n_slices); p++) {
                 CopyRange share = copy_range<TILE>(f, tile, p);
-                uint32_t to = block.stages + ring.slot * s.stage_bytes + share.first * f.weight_pitch, full = ring.full + 8 * ring.slot;
+                uint32_t to = block.stages + ring.slot * s.stage_bytes + share.first * f.weight_pitch,
+                         full = ring.full + 8 * ring.slot;
                 int bytes = min(TILE, f.rows - tile * TILE) * 2 * min(f.slice, f.cols - p * f.slice);
                 int most = *block.started > i ? s.stages_in_flight : s.stages_ahead;
                 // Of x as the kernel before attention left it: see edge P in fused.h.
@@ -140,11 +149,13 @@ template <int TILE> __device__ __forceinline__ void produce(const FusedParams &s
                 }
                 in_flight++;
                 if (lane == 0 && end) mbarrier_arrive(full);
-                if (lane == 0 && !end) mbarrier_arrive_expect_tx(full, bytes + (adds ? s.n_rows * TILE * (int)sizeof(float) : 0));
+                if (lane == 0 && !end)
+                    mbarrier_arrive_expect_tx(full, bytes + (adds ? s.n_rows * TILE * (int)sizeof(float) : 0));
                 __syncwarp();
                 if (share.bytes > 0) copy_bulk(to, share.from, share.bytes, full, policy);
                 if (adds && lane < s.n_rows)
-                    copy_bulk(shared_address(block.residuals + (n_residuals % RESIDUAL_BUFFERS * s.n_rows + lane) * (TILE / MMA_WEIGHT_ROWS)),
+                    copy_bulk(shared_address(block.residuals + (n_residuals % RESIDUAL_BUFFERS * s.n_rows + lane) *
+                                                                   (TILE / MMA_WEIGHT_ROWS)),
                               s.x + (size_t)lane * s.dim + tile * TILE, TILE * sizeof(float), full);
                 if (adds) n_residuals++;
                 ring.next();
@@ -156,16 +167,20 @@ template <int TILE> __device__ __forceinline__ void produce(const FusedParams &s
 
 // ---- input of a product ---------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ void consumers_sync() { named_barrier_sync(BARRIER_FUSED_CONSUMERS, CONSUMER_THREADS); }
+__device__ __forceinline__ void consumers_sync() {
+    named_barrier_sync(BARRIER_FUSED_CONSUMERS, CONSUMER_THREADS);
+}
 
-__device__ __forceinline__ float squares(float4 v) { return (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w); }
+__device__ __forceinline__ float squares(float4 v) {
+    return (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+}
 __device__ __forceinline__ float4 scaled(float4 v, float scale, float4 w) {
     return make_float4(w.x * (v.x * scale), w.y * (v.y * scale), w.z * (v.z * scale), w.w * (v.w * scale));
 }
 
 // The norm's weights, which depend on nothing: read before the wait for what is normalised.
 template <int EACH> __device__ __forceinline__ void load_norm(const Product &f, float4 (&w)[EACH]) {
-    #pragma unroll
+#pragma unroll
     for (int j = 0; j < EACH; j++) {
         int i = threadIdx.x + j * 256;
         w[j] = i < f.cols / 4 ? __ldg((const float4 *)f.norm + i) : make_float4(0, 0, 0, 0);
@@ -176,76 +191,85 @@ template <int EACH> __device__ __forceinline__ void load_norm(const Product &f, 
 // a thread. A token's sum of squares has one order: thread i of 256 adds elements 4i .. 4i+3 and those 1024 further on,
 // then lanes, then warps.
 template <typename N, int ROWS, int EACH>
-__device__ __forceinline__ void store_normalised(const FusedParams &s, const Product &f, const float4 (&w)[EACH], char *to, float *sums) {
+__device__ __forceinline__ void store_normalised(const FusedParams &s, const Product &f, const float4 (&w)[EACH],
+                                                 char *to, float *sums) {
     int tid = threadIdx.x, n = f.cols / 4;
     for (int b0 = 0; b0 < s.n_rows; b0 += ROWS) {
         float4 x[ROWS][EACH];
-        #pragma unroll
+#pragma unroll
         for (int r = 0; r < ROWS; r++)
-            #pragma unroll
+#pragma unroll
             for (int j = 0; j < EACH; j++) {
                 bool there = b0 + r < s.n_rows && tid + j * 256 < n;
                 x[r][j] = floats_of(load_l2_16(s.x + (size_t)(b0 + r) * f.cols + 4 * (tid + j * 256), there));
             }
-        if (b0 > 0) consumers_sync();   // all have read the sums of the tokens before
-        #pragma unroll
+        if (b0 > 0) consumers_sync(); // all have read the sums of the tokens before
+#pragma unroll
         for (int r = 0; r < ROWS; r++) {
             float sum = 0;
-            #pragma unroll
+#pragma unroll
             for (int j = 0; j < EACH; j++) sum += squares(x[r][j]);
             sum = warp_sum(sum);
             if (tid % 32 == 0) sums[r * CONSUMER_WARPS + tid / 32] = sum;
         }
         consumers_sync();
-        #pragma unroll
+#pragma unroll
         for (int r = 0; r < ROWS; r++) {
             if (b0 + r >= s.n_rows) break;
             float sum = 0;
-            #pragma unroll
+#pragma unroll
             for (int i = 0; i < CONSUMER_WARPS; i++) sum += sums[r * CONSUMER_WARPS + i];
             float scale = 1.0f / sqrtf(sum / (float)f.cols + s.eps);
             char *row = to + (size_t)(b0 + r) * N::TERMS * f.act_pitch;
-            #pragma unroll
+#pragma unroll
             for (int j = 0; j < EACH; j++)
-                if (tid + j * 256 < n) store_split<N>(row, f.act_pitch, 4 * (tid + j * 256), scaled(x[r][j], scale, w[j]));
+                if (tid + j * 256 < n)
+                    store_split<N>(row, f.act_pitch, 4 * (tid + j * 256), scaled(x[r][j], scale, w[j]));
         }
     }
 }
 
 // Loads n × 16 bytes of each of `rows` rows, from_pitch × 16 bytes apart, and hands them to store(row, column, what was
 // loaded). Of a thread's loads ROWS × DEPTH are under way.
-template <int ROWS, int DEPTH, class Store> __device__ __forceinline__ void for_rows(const uint4 *from, int from_pitch, int n, int rows, Store store) {
+template <int ROWS, int DEPTH, class Store>
+__device__ __forceinline__ void for_rows(const uint4 *from, int from_pitch, int n, int rows, Store store) {
     for (int row = 0; row < rows; row += ROWS)
         for (int first = threadIdx.x; first < n; first += DEPTH * 256) {
             uint4 v[ROWS][DEPTH];
-            #pragma unroll
+#pragma unroll
             for (int r = 0; r < ROWS; r++)
-                #pragma unroll
+#pragma unroll
                 for (int j = 0; j < DEPTH; j++)
-                    v[r][j] = load_l2_16(from + (size_t)(row + r) * from_pitch + first + j * 256, row + r < rows && first + j * 256 < n);
-            #pragma unroll
+                    v[r][j] = load_l2_16(from + (size_t)(row + r) * from_pitch + first + j * 256,
+                                         row + r < rows && first + j * 256 < n);
+#pragma unroll
             for (int r = 0; r < ROWS; r++)
-                #pragma unroll
+#pragma unroll
                 for (int j = 0; j < DEPTH; j++)
                     if (row + r < rows && first + j * 256 < n) store(row + r, first + j * 256, v[r][j]);
         }
 }
 
 // Attention's output, to activation rows: as it is, or its bf16x3 split.
-template <typename N> __device__ __forceinline__ void store_attention(const FusedParams &s, const Product &f, char *to) {
+template <typename N>
+__device__ __forceinline__ void store_attention(const FusedParams &s, const Product &f, char *to) {
     constexpr int EACH = 16 / sizeof(typename N::KV);
-    for_rows<N::TERMS == 1 ? 4 : 1, N::TERMS == 1 ? 2 : 4>((const uint4 *)s.att, f.cols / EACH, f.cols / EACH, s.n_rows, [&](int b, int column, uint4 v) {
-        char *row = to + b * N::TERMS * f.act_pitch;
-        if constexpr (N::TERMS == 1) *(uint4 *)(row + column * 16) = make_uint4(v.x, v.z, v.y, v.w);
-        else store_split<N>(row, f.act_pitch, column * EACH, floats_of(v));
-    });
+    for_rows<N::TERMS == 1 ? 4 : 1, N::TERMS == 1 ? 2 : 4>(
+        (const uint4 *)s.att, f.cols / EACH, f.cols / EACH, s.n_rows, [&](int b, int column, uint4 v) {
+            char *row = to + b * N::TERMS * f.act_pitch;
+            if constexpr (N::TERMS == 1)
+                *(uint4 *)(row + column * 16) = make_uint4(v.x, v.z, v.y, v.w);
+            else
+                store_split<N>(row, f.act_pitch, column * EACH, floats_of(v));
+        });
 }
 
 // What gate_up left, split and permuted already; the columns of this product. All copies are under way at once.
 template <typename N> __device__ __forceinline__ void store_hidden(const FusedParams &s, const Product &f, char *to) {
     for (int r = 0; r < s.n_rows * N::TERMS; r++)
         for (int i = threadIdx.x; i < f.cols / 8; i += 256)
-            copy_async16_from_l2(shared_address(to + (size_t)r * f.act_pitch + i * 16), (const uint4 *)s.h + ((size_t)r * f.row_length + f.first_col) / 8 + i);
+            copy_async16_from_l2(shared_address(to + (size_t)r * f.act_pitch + i * 16),
+                                 (const uint4 *)s.h + ((size_t)r * f.row_length + f.first_col) / 8 + i);
     copy_async_wait_all();
 }
 
@@ -274,10 +298,10 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
         const Product &f = s.product[i];
         const ProductKind kind = f.kind;
         const int rows = f.rows, n_sums = (f.n_slices + f.slices_per_sum - 1) / f.slices_per_sum;
-        float *to = (f.leaves_partial ? s.down_partial : s.x) + (size_t)b * s.dim + n;   // of sums
-        float best = -INFINITY;   // PRODUCT_LM_HEAD: of this lane's logits
+        float *to = (f.leaves_partial ? s.down_partial : s.x) + (size_t)b * s.dim + n; // of sums
+        float best = -INFINITY; // PRODUCT_LM_HEAD: of this lane's logits
         int best_row = rows;
-        float pending_sum[GROUPS] = {}, pending_x[GROUPS] = {};   // of down: the last tile, its x on the way
+        float pending_sum[GROUPS] = {}, pending_x[GROUPS] = {}; // of down: the last tile, its x on the way
         float *pending = NULL;
         for (;;) {
             ring.wait_full();
@@ -285,86 +309,95 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
             if (tile == END_OF_PRODUCT) break;
             float x[GROUPS] = {}, sum[GROUPS] = {}, all = 0;
             if (kind == PRODUCT_OUT && in_batch) {
-                const float *from = (const float *)(block.residuals + (n_residuals++ % RESIDUAL_BUFFERS * s.n_rows + b) * GROUPS) + n;
-                #pragma unroll
+                const float *from =
+                    (const float *)(block.residuals + (n_residuals++ % RESIDUAL_BUFFERS * s.n_rows + b) * GROUPS) + n;
+#pragma unroll
                 for (int g = 0; g < GROUPS; g++) x[g] = from[g * MMA_WEIGHT_ROWS];
             }
-            if (kind == PRODUCT_DOWN && in_batch)   // dim is a multiple of 8: a tile is whole
-                #pragma unroll
+            if (kind == PRODUCT_DOWN && in_batch) // dim is a multiple of 8: a tile is whole
+#pragma unroll
                 for (int g = 0; g < GROUPS; g++) {
                     if (!f.leaves_partial) x[g] = load_l2(to + tile * TILE + g * MMA_WEIGHT_ROWS);
-                    if (f.adds_partial) sum[g] = load_l2(s.down_partial + (size_t)b * s.dim + row + g * MMA_WEIGHT_ROWS);
+                    if (f.adds_partial)
+                        sum[g] = load_l2(s.down_partial + (size_t)b * s.dim + row + g * MMA_WEIGHT_ROWS);
                 }
             const float *partials = block.partials + ring.slot * s.partial_floats + b * N::TERMS * TILE + n;
             if (in_batch)
                 for (int c = 0; c < n_sums; c++) {
-                    #pragma unroll
+#pragma unroll
                     for (int g = 0; g < GROUPS; g++) {
                         float slice_sum = 0;
-                        #pragma unroll
+#pragma unroll
                         for (int t = N::TERMS - 1; t >= 0; t--) {
                             float term = 0;
-                            #pragma unroll
-                            for (int w = 0; w < CONSUMER_WARPS; w++) term += partials[((c * CONSUMER_WARPS + w) * act_rows + t) * TILE + g * MMA_WEIGHT_ROWS];
+#pragma unroll
+                            for (int w = 0; w < CONSUMER_WARPS; w++)
+                                term +=
+                                    partials[((c * CONSUMER_WARPS + w) * act_rows + t) * TILE + g * MMA_WEIGHT_ROWS];
                             slice_sum += term;
                         }
                         sum[g] += slice_sum;
                     }
                 }
-            #pragma unroll
+#pragma unroll
             for (int g = 0; g < GROUPS; g++) all += sum[g];
             __syncwarp();
             if (lane == 0) mbarrier_arrive_after(ring.empty + 8 * ring.slot, all);
             ring.next();
             if (kind == PRODUCT_OUT) {
-                #pragma unroll
+#pragma unroll
                 for (int g = 0; g < GROUPS; g++)
                     if (in_batch) to[tile * TILE + g * MMA_WEIGHT_ROWS] = x[g] + sum[g];
             } else if (kind == PRODUCT_DOWN) {
-                #pragma unroll
+#pragma unroll
                 for (int g = 0; g < GROUPS; g++) {
                     if (pending) pending[g * MMA_WEIGHT_ROWS] = pending_x[g] + pending_sum[g];
                     pending_x[g] = x[g];
                     pending_sum[g] = sum[g];
                 }
                 pending = in_batch ? to + tile * TILE : NULL;
-            } else if (kind == PRODUCT_GATE_UP) {   // the tile's first half is rows of gate, its second of up
-                float up = GROUPS > 1 ? sum[GROUPS - 1] : __shfl_down_sync(~0u, sum[0], 2), v = sum[0] / (1.0f + expf(-sum[0])) * up;
-                typename N::E *h = (typename N::E *)s.h + (size_t)b * N::TERMS * s.hidden_dim + permuted_index(tile * (TILE / 2) + n);
+            } else if (kind == PRODUCT_GATE_UP) { // the tile's first half is rows of gate, its second of up
+                float up = GROUPS > 1 ? sum[GROUPS - 1] : __shfl_down_sync(~0u, sum[0], 2),
+                      v = sum[0] / (1.0f + expf(-sum[0])) * up;
+                typename N::E *h =
+                    (typename N::E *)s.h + (size_t)b * N::TERMS * s.hidden_dim + permuted_index(tile * (TILE / 2) + n);
                 if (in_batch && n < TILE / 2)
-                    #pragma unroll
+#pragma unroll
                     for (int t = 0; t < N::TERMS; t++) {
                         h[(size_t)t * s.hidden_dim] = from_float<typename N::E>(v);
                         v -= to_float(from_float<typename N::E>(v));
                     }
             } else if (kind == PRODUCT_QKV) {
-                #pragma unroll
+#pragma unroll
                 for (int g = 0; g < GROUPS; g++, row += MMA_WEIGHT_ROWS) {
                     int head = __umulhi((unsigned)row, s.head_dim_inverse), d = row - head * s.head_dim;
                     float other = __shfl_xor_sync(~0u, sum[g], 1);
                     if (!in_batch) continue;
-                    if (head < s.n_heads + s.n_kv_heads) {   // (even + i odd) × (cosine + i sine)
+                    if (head < s.n_heads + s.n_kv_heads) { // (even + i odd) × (cosine + i sine)
                         float2 turn = block.rope[b * (s.head_dim / 2) + d / 2];
-                        sum[g] = d % 2 ? __fmaf_rn(other, turn.y, __fmul_rn(sum[g], turn.x)) : __fmaf_rn(-other, turn.y, __fmul_rn(sum[g], turn.x));
+                        sum[g] = d % 2 ? __fmaf_rn(other, turn.y, __fmul_rn(sum[g], turn.x))
+                                       : __fmaf_rn(-other, turn.y, __fmul_rn(sum[g], turn.x));
                     }
                     ((KV *)s.qkv)[((size_t)head * s.n_rows + b) * s.head_dim + d] = from_float<KV>(sum[g]);
                 }
             } else {
-                #pragma unroll
+#pragma unroll
                 for (int g = 0; g < GROUPS; g++, row += MMA_WEIGHT_ROWS) {
                     if (!in_batch || row >= rows) continue;
                     s.logits[(size_t)b * s.vocab_size + row] = sum[g];
                     if (!isfinite(sum[g])) best_row = -1;
-                    if (best_row >= 0 && (sum[g] > best || (sum[g] == best && row < best_row))) best = sum[g], best_row = row;
+                    if (best_row >= 0 && (sum[g] > best || (sum[g] == best && row < best_row)))
+                        best = sum[g], best_row = row;
                 }
             }
         }
-        #pragma unroll
+#pragma unroll
         for (int g = 0; g < GROUPS; g++)
             if (pending) pending[g * MMA_WEIGHT_ROWS] = pending_x[g] + pending_sum[g];
         __syncwarp();
         if (kind == PRODUCT_LM_HEAD) {
-            for (int step = 1; step < MMA_WEIGHT_ROWS; step *= 2) take_best(best, best_row, __shfl_xor_sync(~0u, best, step), __shfl_xor_sync(~0u, best_row, step));
+            for (int step = 1; step < MMA_WEIGHT_ROWS; step *= 2)
+                take_best(best, best_row, __shfl_xor_sync(~0u, best, step), __shfl_xor_sync(~0u, best_row, step));
             if (in_batch && n == 0) s.best[b * gridDim.x + blockIdx.x] = make_int2(__float_as_int(best), best_row);
         }
         if (lane == 0) mbarrier_arrive(ring.empty + 8 * ring.slot);
@@ -377,27 +410,30 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
 
 // acc += a stage's weights, rows `pitch` bytes apart, times activations: all of a warp's columns, or n mmas of them.
 template <typename N, int PAIRS, bool ALL>
-__device__ __forceinline__ void multiply(float (&acc)[N::GROUPS][PAIRS][2][4], uint32_t weights, int pitch, const uint2 (&a)[PAIRS][N::STEPS], int n) {
+__device__ __forceinline__ void multiply(float (&acc)[N::GROUPS][PAIRS][2][4], uint32_t weights, int pitch,
+                                         const uint2 (&a)[PAIRS][N::STEPS], int n) {
     uint4 w[N::GROUPS][N::STEPS];
-    #pragma unroll
+#pragma unroll
     for (int g = 0; g < N::GROUPS; g++)
-        #pragma unroll
+#pragma unroll
         for (int c = 0; c < N::STEPS; c++) {
             uint32_t from = weights + g * MMA_WEIGHT_ROWS * pitch + c * 128;
             w[g][c] = ALL ? load_shared16(from) : load_shared16(from, c < n);
         }
-    #pragma unroll
+#pragma unroll
     for (int c = 0; c < N::STEPS; c++)
-        #pragma unroll
+#pragma unroll
         for (int g = 0; g < N::GROUPS; g++) {
             uint4 v = w[g][c];
             if constexpr (std::is_same<typename N::E, typename N::W>::value) {
-                #pragma unroll
-                for (int r = 0; r < PAIRS; r++) mma_16x8x16<typename N::E>(acc[g][r][c % 2], v.x, v.y, v.z, v.w, a[r][c].x, a[r][c].y);
+#pragma unroll
+                for (int r = 0; r < PAIRS; r++)
+                    mma_16x8x16<typename N::E>(acc[g][r][c % 2], v.x, v.y, v.z, v.w, a[r][c].x, a[r][c].y);
             } else {
                 uint4 hi, lo;
-                split_f16(v.x, hi.x, lo.x), split_f16(v.y, hi.y, lo.y), split_f16(v.z, hi.z, lo.z), split_f16(v.w, hi.w, lo.w);
-                #pragma unroll
+                split_f16(v.x, hi.x, lo.x), split_f16(v.y, hi.y, lo.y), split_f16(v.z, hi.z, lo.z),
+                    split_f16(v.w, hi.w, lo.w);
+#pragma unroll
                 for (int r = 0; r < PAIRS; r++) {
                     mma_16x8x16<typename N::E>(acc[g][r][c % 2], lo.x, lo.y, lo.z, lo.w, a[r][c].x, a[r][c].y);
                     mma_16x8x16<typename N::E>(acc[g][r][c % 2], hi.x, hi.y, hi.z, hi.w, a[r][c].x, a[r][c].y);
@@ -409,17 +445,20 @@ __device__ __forceinline__ void multiply(float (&acc)[N::GROUPS][PAIRS][2][4], u
 // The tiles of a product. Every warp has its columns of every K slice. PAIRS of activation rows; in place of rows that
 // are not there it takes row 0 again, in columns of the mma that no one reads.
 template <typename N, int PAIRS>
-__device__ __forceinline__ void consume_tiles(const FusedParams &s, const Product &f, const Block &block, Ring &ring, Ring &partials_ring) {
+__device__ __forceinline__ void consume_tiles(const FusedParams &s, const Product &f, const Block &block, Ring &ring,
+                                              Ring &partials_ring) {
     constexpr int GROUPS = N::GROUPS, STEPS = N::STEPS, TILE = N::TILE;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const int act_rows = s.n_rows * N::TERMS, n_slices = f.n_slices, slice = f.slice, cols = f.cols, slices_per_sum = f.slices_per_sum, pitch = f.weight_pitch;
+    const int act_rows = s.n_rows * N::TERMS, n_slices = f.n_slices, slice = f.slice, cols = f.cols,
+              slices_per_sum = f.slices_per_sum, pitch = f.weight_pitch;
     const int span = slice / CONSUMER_WARPS; // columns of a slice that are this warp's
     const int weight_column = warp * span + mma_weight_column(lane), act_column = warp * span + mma_act_column(lane);
-    const int sum_floats = CONSUMER_WARPS * act_rows * TILE, partial_floats = s.partial_floats, stage_bytes = s.stage_bytes;
+    const int sum_floats = CONSUMER_WARPS * act_rows * TILE, partial_floats = s.partial_floats,
+              stage_bytes = s.stage_bytes;
     const uint32_t weights = block.stages + mma_weight_row(lane) * pitch + weight_column * 2;
     float *partials = block.partials + (warp * act_rows + t / 2) * TILE + g / 2;
     uint32_t act[PAIRS];
-    #pragma unroll
+#pragma unroll
     for (int r = 0; r < PAIRS; r++) {
         int row = r * MMA_ACT_ROWS + mma_act_row(lane) < act_rows ? r * MMA_ACT_ROWS + mma_act_row(lane) : 0;
         act[r] = block.act + row * f.act_pitch + act_column * 2 + mma_act_pair(lane) * 8;
@@ -432,22 +471,24 @@ __device__ __forceinline__ void consume_tiles(const FusedParams &s, const Produc
             bool whole = span == STEPS * 64 && left >= slice;
             int n_act = whole ? STEPS : min(span, left - act_column + 63) >> 6;
             uint2 a[PAIRS][STEPS];
-            #pragma unroll
+#pragma unroll
             for (int r = 0; r < PAIRS; r++)
-                #pragma unroll
+#pragma unroll
                 for (int c = 0; c < STEPS; c++) a[r][c] = load_shared8(act[r] + p * slice * 2 + c * 128, c < n_act);
             ring.wait_full();
             if (p == 0) tile = *(volatile const int *)(block.stage_tile + ring.slot);
             float acc[GROUPS][PAIRS][2][4] = {};
             uint32_t stage = weights + ring.slot * stage_bytes;
-            if (whole) multiply<N, PAIRS, true>(acc, stage, pitch, a, 0);
-            else multiply<N, PAIRS, false>(acc, stage, pitch, a, min(span, left - weight_column + 63) >> 6);
+            if (whole)
+                multiply<N, PAIRS, true>(acc, stage, pitch, a, 0);
+            else
+                multiply<N, PAIRS, false>(acc, stage, pitch, a, min(span, left - weight_column + 63) >> 6);
             // A slice's mmas are added up here, rounded to nearest: tensor cores truncate, and a long chain of that is
             // a bias.
             float all = 0;
-            #pragma unroll
+#pragma unroll
             for (int i = 0; i < GROUPS; i++)
-                #pragma unroll
+#pragma unroll
                 for (int r = 0; r < PAIRS; r++) {
                     sum[i][r] += (acc[i][r][0][0] + acc[i][r][0][3]) + (acc[i][r][1][0] + acc[i][r][1][3]);
                     all += sum[i][r];
@@ -457,17 +498,18 @@ __device__ __forceinline__ void consume_tiles(const FusedParams &s, const Produc
             if (p == 0) {
                 partials_ring.wait_empty();
                 if (threadIdx.x == 0) *(volatile int *)(block.partial_tile + partials_ring.slot) = tile;
-                if (tile == END_OF_PRODUCT) break;   // what was computed is of no tile
+                if (tile == END_OF_PRODUCT) break; // what was computed is of no tile
             }
             if (++in_sum < slices_per_sum && p + 1 < n_slices) continue;
             float *to = partials + partials_ring.slot * partial_floats + part++ * sum_floats;
             in_sum = 0;
-            #pragma unroll
+#pragma unroll
             for (int i = 0; i < GROUPS; i++)
-                #pragma unroll
+#pragma unroll
                 for (int r = 0; r < PAIRS; r++) {
-                    sum[i][r] += __shfl_xor_sync(~0u, sum[i][r], 5);   // both halves of 64 columns
-                    if (g % 2 == 0 && t % 2 == 0 && r * 2 + t / 2 < act_rows) to[r * 2 * TILE + i * MMA_WEIGHT_ROWS] = sum[i][r];
+                    sum[i][r] += __shfl_xor_sync(~0u, sum[i][r], 5); // both halves of 64 columns
+                    if (g % 2 == 0 && t % 2 == 0 && r * 2 + t / 2 < act_rows)
+                        to[r * 2 * TILE + i * MMA_WEIGHT_ROWS] = sum[i][r];
                     sum[i][r] = 0;
                 }
         }
@@ -488,15 +530,18 @@ __device__ __forceinline__ void wait_for_product(const unsigned *done) {
     consumers_sync();
 }
 
-template <typename N> __device__ __forceinline__ void consume(const FusedParams &s, const Block &block, Ring ring, Ring partials_ring) {
+template <typename N>
+__device__ __forceinline__ void consume(const FusedParams &s, const Block &block, Ring ring, Ring partials_ring) {
     for (int i = 0; i < s.n_products; i++) {
         const Product &f = s.product[i];
         auto wait = [&] {
             if (i == 0) {
                 wait_for_previous_kernel();
-                let_next_kernel_start();   // not before: attention relies on it (AttentionArgs.kv_stable)
-            } else if (f.adds_partial) consumers_sync();   // done with the part of K before; h is complete
-            else wait_for_product(s.done + i - 1);
+                let_next_kernel_start(); // not before: attention relies on it (AttentionArgs.kv_stable)
+            } else if (f.adds_partial)
+                consumers_sync(); // done with the part of K before; h is complete
+            else
+                wait_for_product(s.done + i - 1);
         };
         auto normalised = [&](auto rows, auto each) {
             float4 w[each.value];
@@ -505,20 +550,28 @@ template <typename N> __device__ __forceinline__ void consume(const FusedParams 
             store_normalised<N, rows.value, each.value>(s, f, w, block.shared, block.sums);
         };
         if (f.norm) { // 16 float4s a thread at most
-            if (s.n_rows == 1 && f.cols <= 4096) normalised(std::integral_constant<int, 1>(), std::integral_constant<int, 4>());
-            else if (f.cols <= 4096) normalised(std::integral_constant<int, 4>(), std::integral_constant<int, 4>());
-            else normalised(std::integral_constant<int, 2>(), std::integral_constant<int, FUSED_MAX_DIM / 1024>());
+            if (s.n_rows == 1 && f.cols <= 4096)
+                normalised(std::integral_constant<int, 1>(), std::integral_constant<int, 4>());
+            else if (f.cols <= 4096)
+                normalised(std::integral_constant<int, 4>(), std::integral_constant<int, 4>());
+            else
+                normalised(std::integral_constant<int, 2>(), std::integral_constant<int, FUSED_MAX_DIM / 1024>());
         } else {
             wait();
-            if (f.kind == PRODUCT_OUT) store_attention<N>(s, f, block.shared);
-            else store_hidden<N>(s, f, block.shared);
+            if (f.kind == PRODUCT_OUT)
+                store_attention<N>(s, f, block.shared);
+            else
+                store_hidden<N>(s, f, block.shared);
         }
         consumers_sync();
         if (threadIdx.x == 0) *block.started = i + 1;
         const int pairs = (s.n_rows * N::TERMS + 1) / 2;
-        if (pairs == 1) consume_tiles<N, 1>(s, f, block, ring, partials_ring);
-        else if (pairs == 2) consume_tiles<N, 2>(s, f, block, ring, partials_ring);
-        else consume_tiles<N, 4>(s, f, block, ring, partials_ring);
+        if (pairs == 1)
+            consume_tiles<N, 1>(s, f, block, ring, partials_ring);
+        else if (pairs == 2)
+            consume_tiles<N, 2>(s, f, block, ring, partials_ring);
+        else
+            consume_tiles<N, 4>(s, f, block, ring, partials_ring);
     }
 }
 
@@ -530,22 +583,34 @@ template <typename N> __device__ __forceinline__ void consume(const FusedParams 
 // Grid:     SMs × 320 threads: one block on every SM, all resident at once; a tile is one block's.
 // Requires: done = next_tile = 0; cols % 8 = 0; n_rows × terms <= MAX_ACT_ROWS; dynamic shared memory as FusedPlan
 // says.
-template <typename N> __global__ void __launch_bounds__(FUSED_THREADS, 1) decode_products_kernel(const __grid_constant__ FusedParams s) {
+template <typename N>
+__global__ void __launch_bounds__(FUSED_THREADS, 1) decode_products_kernel(const __grid_constant__ FusedParams s) {
     extern __shared__ __align__(128) char shared[];
     __shared__ uint64_t barriers[2 * MAX_STAGES + 2 * PARTIAL_BUFFERS];
     __shared__ float sums[4 * CONSUMER_WARPS];
     __shared__ int stage_tile[MAX_STAGES], partial_tile[PARTIAL_BUFFERS], started;
-    static_assert(sizeof barriers + sizeof sums + sizeof stage_tile + sizeof partial_tile + sizeof started == 452, "fused.h says so");
+    static_assert(sizeof barriers + sizeof sums + sizeof stage_tile + sizeof partial_tile + sizeof started == 452,
+                  "fused.h says so");
     static_assert(452 <= FUSED_STATIC_BYTES, "fused_plan leaves room for them");
     uint32_t first = shared_address(barriers);
-    Block block = {shared_address(shared) + s.ring_offset, shared_address(shared), shared, (float *)(shared + s.partials_offset), sums,
-                   stage_tile, partial_tile, (float2 *)(shared + s.rope_offset), (float4 *)(shared + s.residuals_offset), &started};
+    Block block = {shared_address(shared) + s.ring_offset,
+                   shared_address(shared),
+                   shared,
+                   (float *)(shared + s.partials_offset),
+                   sums,
+                   stage_tile,
+                   partial_tile,
+                   (float2 *)(shared + s.rope_offset),
+                   (float4 *)(shared + s.residuals_offset),
+                   &started};
     Ring ring = {first, first + 8 * MAX_STAGES, s.n_stages, 0, 0};
-    Ring partials_ring = {first + 16 * MAX_STAGES, first + 16 * MAX_STAGES + 8 * PARTIAL_BUFFERS, PARTIAL_BUFFERS, 0, 0};
+    Ring partials_ring = {first + 16 * MAX_STAGES, first + 16 * MAX_STAGES + 8 * PARTIAL_BUFFERS, PARTIAL_BUFFERS, 0,
+                          0};
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     // Every launch fetches its parameters anew: all lines of them at once, a few a warp.
-    for (int i = warp * 64; i < (int)sizeof s; i += 64 * FUSED_THREADS / 32) asm volatile("" ::"r"(*(const int *)((const char *)&s + i)));
-    if (warp == PRODUCER_WARP) {   // does not wait for the others: memory has nothing to do before its first copy
+    for (int i = warp * 64; i < (int)sizeof s; i += 64 * FUSED_THREADS / 32)
+        asm volatile("" ::"r"(*(const int *)((const char *)&s + i)));
+    if (warp == PRODUCER_WARP) { // does not wait for the others: memory has nothing to do before its first copy
         if (lane == 0) started = 0;
         if (lane < s.n_stages) {
             mbarrier_init(ring.full + 8 * lane, 1);
@@ -562,8 +627,10 @@ template <typename N> __global__ void __launch_bounds__(FUSED_THREADS, 1) decode
         return;
     }
     named_barrier_sync(BARRIER_FUSED_SETUP, FUSED_THREADS);
-    if (warp == EPILOGUE_WARP) epilogue<N>(s, block, partials_ring);
-    else consume<N>(s, block, ring, partials_ring);
+    if (warp == EPILOGUE_WARP)
+        epilogue<N>(s, block, partials_ring);
+    else
+        consume<N>(s, block, ring, partials_ring);
 }
 
 // Computes: what a step begins with: the embedding of each token, and the RoPE table of its position.
@@ -572,11 +639,13 @@ template <typename N> __global__ void __launch_bounds__(FUSED_THREADS, 1) decode
 // Grid:     n_rows × 256 threads; a block owns a token.
 // Requires: launched without PDL: the kernels before are complete.
 template <typename W>
-__global__ void decode_embed_kernel(float *x, const W *table, const int *tokens, int dim, float2 *rope, const int *pos, const float *freq, int half) {
+__global__ void decode_embed_kernel(float *x, const W *table, const int *tokens, int dim, float2 *rope, const int *pos,
+                                    const float *freq, int half) {
     let_next_kernel_start();
     const W *from = table + (size_t)tokens[blockIdx.x] * dim;
     for (int i = threadIdx.x; i < dim; i += blockDim.x) x[(size_t)blockIdx.x * dim + i] = to_float(from[i]);
-    for (int i = threadIdx.x; i < half; i += blockDim.x) rope[(size_t)blockIdx.x * half + i] = rope_angle(pos[blockIdx.x], freq[i]);
+    for (int i = threadIdx.x; i < half; i += blockDim.x)
+        rope[(size_t)blockIdx.x * half + i] = rope_angle(pos[blockIdx.x], freq[i]);
 }
 
 // Computes: what a step ends with: each row's next token (argmax), -1 if a logit is not finite, to the host and as the
@@ -587,8 +656,8 @@ __global__ void decode_embed_kernel(float *x, const W *table, const int *tokens,
 //           it.
 // Grid:     1 × 32 threads for each row, at least; a warp owns a row.
 // Requires: rows <= MAX_ACT_ROWS.
-__global__ void decode_argmax_kernel(const int2 *best, int n_best, int vocab, int *next, int *next_host, StepInput *step, int first, int rows,
-                                  unsigned *done, int n_done) {
+__global__ void decode_argmax_kernel(const int2 *best, int n_best, int vocab, int *next, int *next_host,
+                                     StepInput *step, int first, int rows, unsigned *done, int n_done) {
     wait_for_previous_kernel();
     int lane = threadIdx.x % 32, b = threadIdx.x / 32;
     for (int i = threadIdx.x; i < n_done; i += blockDim.x) done[i] = 0;
@@ -599,11 +668,12 @@ __global__ void decode_argmax_kernel(const int2 *best, int n_best, int vocab, in
         int2 x = best[b * n_best + i];
         take_best(logit, token, __int_as_float(x.x), x.y);
     }
-    #pragma unroll
-    for (int i = 1; i < 32; i *= 2) take_best(logit, token, __shfl_xor_sync(~0u, logit, i), __shfl_xor_sync(~0u, token, i));
+#pragma unroll
+    for (int i = 1; i < 32; i *= 2)
+        take_best(logit, token, __shfl_xor_sync(~0u, logit, i), __shfl_xor_sync(~0u, token, i));
     if (lane > 0) return;
     next[b] = next_host[b] = token;
-    step->tokens[first + b] = max(token, 0);   // -1: the caller stops here
+    step->tokens[first + b] = max(token, 0); // -1: the caller stops here
     step->lens[first + b]++;
 }
 

@@ -60,51 +60,77 @@ enum {
 // What the rules depend on.
 typedef struct FusedShape {
     int dim, q_dim, hidden_dim, head_dim;
-    int n_rows;              // tokens of one pass
-    int terms;               // activation rows of each: 1, or 3 (bf16x3)
-    size_t shared_bytes;     // dynamic shared memory that a block may have
+    int n_rows;          // tokens of one pass
+    int terms;           // activation rows of each: 1, or 3 (bf16x3)
+    size_t shared_bytes; // dynamic shared memory that a block may have
 } FusedShape;
 
 // Where things are in shared memory, in bytes from its start: activations at 0, then what has an offset here.
 typedef struct FusedPlan {
-    int slice;               // columns of a K slice
-    int tile_rows;           // rows of weights in a tile
-    bool split_down;         // is down split over K, a product for each slice?
-    int partial_floats;      // of one buffer of partial sums
+    int slice;          // columns of a K slice
+    int tile_rows;      // rows of weights in a tile
+    bool split_down;    // is down split over K, a product for each slice?
+    int partial_floats; // of one buffer of partial sums
     int partials_offset, rope_offset, residuals_offset, ring_offset;
     int stage_bytes, n_stages;
-    int stages_in_flight;    // copies under way at most, while a product is computed
-    int stages_ahead;        // and while the consumers wait for its input
-    size_t shared_bytes;     // of all
+    int stages_in_flight; // copies under way at most, while a product is computed
+    int stages_ahead;     // and while the consumers wait for its input
+    size_t shared_bytes;  // of all
 } FusedPlan;
 
-RULE int fused_min(int a, int b) { return a < b ? a : b; }
-RULE int fused_max(int a, int b) { return a > b ? a : b; }
-RULE int fused_ceil(int n, int unit) { return (n + unit - 1) / unit; }
+RULE int fused_min(int a, int b) {
+    return a < b ? a : b;
+}
+RULE int fused_max(int a, int b) {
+    return a > b ? a : b;
+}
+RULE int fused_ceil(int n, int unit) {
+    return (n + unit - 1) / unit;
+}
 
 // Bytes of so many activation rows: 16-bit, each a multiple of 128 bytes, which 4.6 TB/s of copies to shared memory ask
 // for (4.0 with multiples of 64).
-RULE size_t fused_act_bytes(int cols, int act_rows) { return (size_t)act_rows * (size_t)(fused_ceil(cols, 64) * 128); }
+RULE size_t fused_act_bytes(int cols, int act_rows) {
+    return (size_t)act_rows * (size_t)(fused_ceil(cols, 64) * 128);
+}
 
 // A slice is as long as the model's dim, if that is not too long: then most rows have one.
-RULE int fused_slice(int dim) { return fused_min(fused_ceil(dim, SLICE_UNIT) * SLICE_UNIT, MAX_SLICE); }
+RULE int fused_slice(int dim) {
+    return fused_min(fused_ceil(dim, SLICE_UNIT) * SLICE_UNIT, MAX_SLICE);
+}
 
 // Slices of a row, and their length: a shorter row is one slice.
-RULE int fused_n_slices(int cols, int slice) { return fused_ceil(cols, slice); }
-RULE int fused_slice_of(int cols, int slice) { return cols < slice ? fused_ceil(cols, SLICE_UNIT) * SLICE_UNIT : slice; }
+RULE int fused_n_slices(int cols, int slice) {
+    return fused_ceil(cols, slice);
+}
+RULE int fused_slice_of(int cols, int slice) {
+    return cols < slice ? fused_ceil(cols, SLICE_UNIT) * SLICE_UNIT : slice;
+}
 
 // Where element i of an activation row is: words 1 and 2 of every four are exchanged, so that a lane's two are
 // neighbours.
-RULE int permuted_index(int i) { return (i & ~6) | (i & 2) << 1 | (i & 4) >> 1; }
+RULE int permuted_index(int i) {
+    return (i & ~6) | (i & 2) << 1 | (i & 4) >> 1;
+}
 
 // What a lane brings to an mma (fused.h has the drawing). Of the weights 8 columns, from mma_weight_column on, of row
 // mma_weight_row of the group; of the activations pair 0 (words 0 and 2) or 1 (words 1 and 3) of the 8 columns from
 // mma_act_column on, of row mma_act_row of the two.
-RULE int mma_weight_row(int lane) { return lane / 8; }
-RULE int mma_weight_column(int lane) { return lane / 4 % 2 * 32 + lane % 4 * 8; }
-RULE int mma_act_row(int lane) { return lane / 16; }
-RULE int mma_act_column(int lane) { return lane / 8 % 2 * 32 + lane % 4 * 8; }
-RULE int mma_act_pair(int lane) { return lane / 4 % 2; }
+RULE int mma_weight_row(int lane) {
+    return lane / 8;
+}
+RULE int mma_weight_column(int lane) {
+    return lane / 4 % 2 * 32 + lane % 4 * 8;
+}
+RULE int mma_act_row(int lane) {
+    return lane / 16;
+}
+RULE int mma_act_column(int lane) {
+    return lane / 8 % 2 * 32 + lane % 4 * 8;
+}
+RULE int mma_act_pair(int lane) {
+    return lane / 4 % 2;
+}
 
 // The plan with `groups` in a tile, down whole or split over K. Returns whether the ring has min_stages.
 RULE bool fused_plan_with(const FusedShape *s, int groups, bool split_down, int min_stages, FusedPlan *p) {
@@ -113,11 +139,13 @@ RULE bool fused_plan_with(const FusedShape *s, int groups, bool split_down, int 
     p->split_down = split_down;
     // Of down every slice's sum is left separately, to be added up in their order; whoever splits it does so between
     // products.
-    p->partial_floats = (split_down ? 1 : fused_ceil(s->hidden_dim, p->slice)) * CONSUMER_WARPS * act_rows * p->tile_rows;
+    p->partial_floats =
+        (split_down ? 1 : fused_ceil(s->hidden_dim, p->slice)) * CONSUMER_WARPS * act_rows * p->tile_rows;
     p->partials_offset = (int)fused_act_bytes(fused_max(down_cols, fused_max(s->dim, s->q_dim)), act_rows);
     p->rope_offset = p->partials_offset + PARTIAL_BUFFERS * p->partial_floats * (int)sizeof(float);
     p->residuals_offset = p->rope_offset + s->n_rows * s->head_dim * (int)sizeof(float);
-    p->ring_offset = fused_ceil(p->residuals_offset + RESIDUAL_BUFFERS * s->n_rows * p->tile_rows * (int)sizeof(float), 128) * 128;
+    p->ring_offset =
+        fused_ceil(p->residuals_offset + RESIDUAL_BUFFERS * s->n_rows * p->tile_rows * (int)sizeof(float), 128) * 128;
     p->stage_bytes = p->tile_rows * 2 * p->slice;
     p->n_stages = fused_min(((int)s->shared_bytes - p->ring_offset) / p->stage_bytes, MAX_STAGES);
     p->stages_in_flight = fused_min(fused_ceil(MAX_BYTES_IN_FLIGHT, p->stage_bytes), p->n_stages);
@@ -135,7 +163,8 @@ RULE bool fused_plan(const FusedShape *s, FusedPlan *p) {
     int most_groups = p->slice * MAX_TILE_GROUPS <= MAX_SLICE ? MAX_TILE_GROUPS : 1;
     for (int groups = most_groups; groups > 0; groups--)
         if (fused_plan_with(s, groups, false, MIN_STAGES, p)) return true;
-    return fused_plan_with(s, 1, true, MIN_STAGES_SPLIT_K, p) && fused_n_slices(s->hidden_dim, p->slice) <= MAX_PRODUCTS - 3;
+    return fused_plan_with(s, 1, true, MIN_STAGES_SPLIT_K, p) &&
+           fused_n_slices(s->hidden_dim, p->slice) <= MAX_PRODUCTS - 3;
 }
 
 // Tokens that one pass can take: 0 if not even one fits. Each pass reads all weights once.

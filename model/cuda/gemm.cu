@@ -41,9 +41,9 @@ bool matmul(CudaState *s, void *out, const Matrix *w, const void *in, int T, flo
         Matrix rows = matrix_rows(w, first, n - first < slab ? n - first : slab);
         const void *part = operand(s, &rows, 0, err);
         if (!part) return false;
-        CUBLAS_TRY(cublasGemmEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, rows.rows, T, k, &one, part, cuda_type(s->type), k, in,
-                                cuda_type(s->type), k, &beta, (float *)out + first, CUDA_R_32F, n, CUBLAS_COMPUTE_32F,
-                                CUBLAS_GEMM_DEFAULT));
+        CUBLAS_TRY(cublasGemmEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, rows.rows, T, k, &one, part, cuda_type(s->type), k,
+                                in, cuda_type(s->type), k, &beta, (float *)out + first, CUDA_R_32F, n,
+                                CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
     }
     return true;
 }
@@ -70,9 +70,9 @@ static bool matmul_series(CudaState *s, float *out, const MatrixSeries *w, const
         first = s->wide;
         stride = (long long)n * k;
     }
-    CUBLAS_TRY(cublasGemmStridedBatchedEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, n, T, k, &one, first, cuda_type(s->type), k,
-                                          stride, in, cuda_type(s->type), k, 0, &zero, out, CUDA_R_32F, n, (long long)T * n,
-                                          w->count, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    CUBLAS_TRY(cublasGemmStridedBatchedEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, n, T, k, &one, first, cuda_type(s->type),
+                                          k, stride, in, cuda_type(s->type), k, 0, &zero, out, CUDA_R_32F, n,
+                                          (long long)T * n, w->count, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
     return true;
 }
 
@@ -80,7 +80,8 @@ static bool matmul_series(CudaState *s, float *out, const MatrixSeries *w, const
 // 168 × 128, if cuBLAS offers them. (H200, gate and up of 8B, 8192 rows, call after call: 2.6 % less time than in
 // its own choice of 320 × 128.)
 static bool matmul_long(CudaState *s, float *out, const MatrixSeries *w, const void *in, int T, Error *err) {
-    uintptr_t addresses = (uintptr_t)w->first.data | (uintptr_t)(w->stride * (long long)s->element) | (uintptr_t)in | (uintptr_t)out;
+    uintptr_t addresses =
+        (uintptr_t)w->first.data | (uintptr_t)(w->stride * (long long)s->element) | (uintptr_t)in | (uintptr_t)out;
     if (s->type == DTYPE_F32 || w->first.dtype != s->type || addresses % 256) // what cuBLAS offers counts on 256
         return matmul_series(s, out, w, in, T, err);
     const int n = w->first.rows, k = w->first.cols, count = w->count;
@@ -126,7 +127,8 @@ static bool matmul_long(CudaState *s, float *out, const MatrixSeries *w, const v
     for (int i = 0; status == CUBLAS_STATUS_SUCCESS && i < n_offers; i++) {
         int tile = CUBLASLT_MATMUL_TILE_UNDEFINED;
         size_t written;
-        cublasLtMatmulAlgoConfigGetAttribute(&offers[i].algo, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof tile, &written);
+        cublasLtMatmulAlgoConfigGetAttribute(&offers[i].algo, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof tile,
+                                             &written);
         if (chosen < 0 && offers[i].state == CUBLAS_STATUS_SUCCESS && tile == CUBLASLT_MATMUL_TILE_168x128) chosen = i;
     }
     if (chosen >= 0)
@@ -158,7 +160,7 @@ bool matmul_gate_up(CudaState *s, const LayerWeights *l, int T, Error *err) {
 bool rope(CudaState *s, float *x, int T, int n_heads, int head_dim, Error *err) {
     int pairs = T * head_dim / 2; // of one head: a column
     cuComplex *c = (cuComplex *)x;
-    CUBLAS_TRY(
-        cublasCdgmm(s->blas, CUBLAS_SIDE_LEFT, pairs, n_heads, c, pairs, (const cuComplex *)s->rope_table, 1, c, pairs));
+    CUBLAS_TRY(cublasCdgmm(s->blas, CUBLAS_SIDE_LEFT, pairs, n_heads, c, pairs, (const cuComplex *)s->rope_table, 1, c,
+                           pairs));
     return true;
 }

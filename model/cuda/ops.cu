@@ -72,8 +72,8 @@ template <typename T> __global__ void round_kernel(T *y, const float *x, size_t 
 // Grid:     T × 256; a block owns a row.
 // Requires: head_dim % 4 = 0, pos < max_len.
 template <typename T>
-__global__ void append_kv_kernel(T *k, T *v, const float *x, const int *pos, const int *slots, int n_kv_heads, int max_len,
-                             int head_dim) {
+__global__ void append_kv_kernel(T *k, T *v, const float *x, const int *pos, const int *slots, int n_kv_heads,
+                                 int max_len, int head_dim) {
     wait_for_previous_kernel();
     int row = newest_first(), quads = head_dim / 4;
     size_t at = (size_t)slots[row] * n_kv_heads * max_len + pos[row];
@@ -171,7 +171,8 @@ __global__ void publish_argmax_kernel(int *argmax_host, const int *argmax, StepI
 // Requires: n % 4 = 0.
 template <typename T> __global__ void widen_kernel(float *y, const T *x, size_t n) {
     size_t i = 4 * ((size_t)blockIdx.x * blockDim.x + threadIdx.x);
-    if (i < n) *(float4 *)(y + i) = make_float4(to_float(x[i]), to_float(x[i + 1]), to_float(x[i + 2]), to_float(x[i + 3]));
+    if (i < n)
+        *(float4 *)(y + i) = make_float4(to_float(x[i]), to_float(x[i + 1]), to_float(x[i + 2]), to_float(x[i + 3]));
 }
 
 // ---- launches -------------------------------------------------------------------------------------------------------
@@ -253,9 +254,8 @@ bool publish_argmax(CudaState *s, int n, StepInput *step, Error *err) {
 }
 
 bool widen(CudaState *s, float *y, const void *x, DType dtype, size_t n, Error *err) {
-    with_type(dtype, [&](auto type) {
-        widen_kernel<<<blocks_for(n), 256, 0, s->stream>>>(y, (const decltype(type) *)x, n);
-    });
+    with_type(dtype,
+              [&](auto type) { widen_kernel<<<blocks_for(n), 256, 0, s->stream>>>(y, (const decltype(type) *)x, n); });
     CUDA_TRY(cudaGetLastError());
     return true;
 }

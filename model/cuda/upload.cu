@@ -109,8 +109,10 @@ bool place_tensors(Plan *p, Error *err) {
     for (size_t i = 0; i < p->n; i++) {
         Placement *t = &p->tensors[i];
         t->at = p->state->weights + (uint64_t)(uintptr_t)t->at;
-        if (t->weight.matrix) t->weight.matrix->data = t->at;
-        else *t->weight.norm = (const float *)t->at;
+        if (t->weight.matrix)
+            t->weight.matrix->data = t->at;
+        else
+            *t->weight.norm = (const float *)t->at;
     }
     if (m->config.tie_embeddings) m->weights.output = m->weights.tok_embeddings;
     for (int i = 0; i < m->config.n_layers; i++) {
@@ -118,12 +120,14 @@ bool place_tensors(Plan *p, Error *err) {
         const char *q = (const char *)l->wq.data, *k = (const char *)l->wk.data, *v = (const char *)l->wv.data;
         if (k != q + matrix_bytes(&l->wq) || v != k + matrix_bytes(&l->wk) || l->wk.dtype != l->wq.dtype ||
             l->wv.dtype != l->wq.dtype || l->w3.dtype != l->w1.dtype)
-            return fail(err, "layer %d: wq, wk and wv do not follow each other on the device, or their dtypes differ", i);
+            return fail(err, "layer %d: wq, wk and wv do not follow each other on the device, or their dtypes differ",
+                        i);
     }
     return true;
 }
 
-static bool place(const Placement *t, const void *staged, uint64_t first, unsigned rows, cudaStream_t stream, Error *err) {
+static bool place(const Placement *t, const void *staged, uint64_t first, unsigned rows, cudaStream_t stream,
+                  Error *err) {
     with_type(t->to, [&](auto to) {
         with_type(t->from, [&](auto from) {
             place_rows_kernel<<<rows, 256, 0, stream>>>((decltype(to) *)t->at, (const decltype(from) *)staged, first,
@@ -210,7 +214,7 @@ static bool upload(const Plan *p, bool (*meanwhile)(Model *model, Error *err), E
     if (status == cudaSuccess) status = cudaMalloc((void **)&device, staging);
     if (status != cudaSuccess)
         fail(err, "%.2f GB to stage the weights: %s", (double)staging * 1e-9, cudaGetErrorString(status));
-#pragma omp parallel num_threads(UPLOAD_THREADS) if (!err->text[0])
+#pragma omp parallel num_threads(UPLOAD_THREADS) if (!err -> text[0])
     {
         Error own = {""};
         Stager g;

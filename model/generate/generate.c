@@ -43,7 +43,8 @@ static size_t find_stop(const GenerateConfig *g, const Bytes *pending) {
 
 static bool text_out(Sequence *seq, const GenerateSink *sink, size_t n, Error *err) {
     if (n == 0) return true;
-    bool ok = sink->text ? sink->text(sink->context, seq, seq->pending.data, n, err) : bytes_append(&seq->text, seq->pending.data, n, err);
+    bool ok = sink->text ? sink->text(sink->context, seq, seq->pending.data, n, err)
+                         : bytes_append(&seq->text, seq->pending.data, n, err);
     seq->pending.n -= n;
     memmove(seq->pending.data, seq->pending.data + n, seq->pending.n);
     return ok;

@@ -27,7 +27,7 @@ typedef struct {
     float *latencies;             // [ids.n - 1]: seconds between a token and the next
     double admitted, first, last; // seconds on the clock: its prompt's start, its first and its last token
     // while it runs:
-    int n_max;  // new tokens that the context leaves room for
+    int n_max;     // new tokens that the context leaves room for
     Bytes pending; // bytes that may be part of a character or of a stop text
     Sampler sampler;
 } Sequence;

@@ -53,7 +53,8 @@ static void show(Bench *b, const char *what, const BenchRow *row) {
     if (!b->o->progress) return;
     fprintf(stderr, "\r\033[K");
     if (!row) return;
-    fprintf(stderr, "llama: measuring %d of %d: %s %d", ++b->n_measured, 1 + b->r.n_prompts + b->r.n_steps, what, row->length);
+    fprintf(stderr, "llama: measuring %d of %d: %s %d", ++b->n_measured, 1 + b->r.n_prompts + b->r.n_steps, what,
+            row->length);
     if (row->batch > 1) fprintf(stderr, ", batch %d", row->batch);
 }
 
@@ -147,7 +148,8 @@ static bool measure_steps(Bench *b, BenchRow *row, Error *err) {
 static bool start_with(Bench *b, int slots, int max_len, Error *err) {
     model_stop(b->m);
     double start = clock_seconds();
-    if (!check_interrupt(b, err) || !model_start(b->m, b->o->engine, b->o->precision, slots, max_len, err)) return false;
+    if (!check_interrupt(b, err) || !model_start(b->m, b->o->engine, b->o->precision, slots, max_len, err))
+        return false;
     if (b->m->file.n_tensors && b->r.n_loads < BENCH_MAX_LOADS) b->r.loads[b->r.n_loads++] = clock_seconds() - start;
     bool ok = b->platform->fill_cache(b->m, err);
     b->counts_at = clock_seconds() + SETTLE_SECONDS;
@@ -162,7 +164,8 @@ static bool measure_prompts(Bench *b, Error *err) {
         started = !row->why.text[0] && start_with(b, 1, row->length, &row->why);
     }
     if (!started) return fail(err, "%s", b->r.first.why.text);
-    if (!time_prompt(b, BENCH_FIRST_PROMPT, &b->r.first_seconds, err) || !measure_prompt(b, &b->r.first, err)) return false;
+    if (!time_prompt(b, BENCH_FIRST_PROMPT, &b->r.first_seconds, err) || !measure_prompt(b, &b->r.first, err))
+        return false;
     for (int i = 0; i < b->r.n_prompts; i++)
         if (!b->r.prompts[i].why.text[0] && !measure_prompt(b, &b->r.prompts[i], err)) return false;
     return true;

@@ -41,7 +41,8 @@ static void json_shape(const Model *m, const BenchOptions *o, FILE *out) {
             ", \"dim\": %d, \"hidden_dim\": %d, \"n_layers\": %d, \"n_heads\": %d, \"n_kv_heads\": %d, \"head_dim\": "
             "%d, \"vocab_size\": %d, \"dtype\": \"%s\", \"weights_bytes\": %llu, \"step_bytes\": %llu},\n",
             c->dim, c->hidden_dim, c->n_layers, c->n_heads, c->n_kv_heads, c->head_dim, c->vocab_size,
-            dtype_names[m->weights.dtype], (unsigned long long)m->weights.bytes, (unsigned long long)weights_read(m, 1));
+            dtype_names[m->weights.dtype], (unsigned long long)m->weights.bytes,
+            (unsigned long long)weights_read(m, 1));
 }
 
 static void json_prompt(const BenchResult *b, FILE *out, const BenchRow *row) {
@@ -72,8 +73,8 @@ static void json_step(const BenchResult *b, FILE *out, const BenchRow *row) {
 void bench_report_json(const Model *m, const BenchOptions *o, const BenchResult *b, FILE *out) {
     const Roofline *r = &b->roofline;
     Statistic loads = later_loads(b);
-    fprintf(out, "{\"program\": \"llama %s\", \"engine\": \"%s\", \"precision\": \"%s\",\n", o->version, m->engine->name,
-            precision_name(m));
+    fprintf(out, "{\"program\": \"llama %s\", \"engine\": \"%s\", \"precision\": \"%s\",\n", o->version,
+            m->engine->name, precision_name(m));
     fprintf(out, " \"machine\": {");
     json_text(out, "name", r->name);
     fprintf(out, ", ");
@@ -123,8 +124,8 @@ static void table_head(const Model *m, const BenchOptions *o, const BenchResult 
             unit > 1e9 ? "TFLOP/s" : "GFLOP/s", r->product.least / unit, r->product.most / unit, r->product_how);
     if (b->n_loads)
         fprintf(out, "load                  %10.1f ms [%.1f, %.1f], %.1f GB/s; the first time %.1f ms\n",
-                loads.median * 1e3, loads.least * 1e3, loads.most * 1e3,
-                (double)m->weights.bytes / loads.median * 1e-9, b->loads[0] * 1e3);
+                loads.median * 1e3, loads.least * 1e3, loads.most * 1e3, (double)m->weights.bytes / loads.median * 1e-9,
+                b->loads[0] * 1e3);
     fprintf(out, "first token, of %2d    %10.2f ms [%.2f, %.2f]; the first time %.1f ms\n", BENCH_FIRST_PROMPT,
             b->first.seconds.median * 1e3, b->first.seconds.least * 1e3, b->first.seconds.most * 1e3,
             b->first_seconds * 1e3);

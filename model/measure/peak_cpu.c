@@ -4,10 +4,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "peak.h"
-#include "../generate/generate.h"
 #include "../cpu/ops.h"
+#include "../generate/generate.h"
 #include "../generate/sampler.h"
+#include "peak.h"
 
 enum { ROUNDS = 5 };
 
