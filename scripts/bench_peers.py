@@ -127,10 +127,11 @@ def write_peer(path, eager, compiled):
     def best(key):
         times = [times[key] for times in (eager, compiled) if times.get(key)]
         return min(times) if times else None
-    prompts, steps = ([key for key in eager if isinstance(key, int) == prompt and best(key)] for prompt in (True, False))
+    prompts = [key for key in eager if isinstance(key, int) and best(key)]
+    steps = [key for key in eager if not isinstance(key, int) and best(key)]
+    ways = "steps: the faster of eager and static cache with torch.compile; prompts: eager" if compiled else "eager"
     peer = {"name": "transformers", "version": transformers.__version__,
-            "how": f"torch {torch.__version__}, bf16, SDPA; " + (
-                "steps: the faster of eager and static cache with torch.compile; prompts: eager" if compiled else "eager"),
+            "how": f"torch {torch.__version__}, bf16, SDPA; {ways}",
             "machine": torch.cuda.get_device_name(),
             "decode": [{"batch": key[0], "context": key[1], "ms": round(best(key), 4)} for key in steps],
             "prefill": [{"tokens": key, "ms": round(best(key), 4)} for key in prompts]}
