@@ -33,7 +33,7 @@ BUILD    ?= build$(if $(COVERAGE),/coverage)
 PROGRAM  ?= $(if $(COVERAGE),$(BUILD)/)llama
 PREFIX   ?= /usr/local
 
-# ---- what this machine has ------------------------------------------------------------------------------------------
+# ---- what this machine has -------------------------------------------------------------------------------------------
 
 # (lines are counted of the CPU's sources)
 NVCC    := $(if $(filter 0,$(CUDA))$(COVERAGE),,$(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc 2>/dev/null)))
@@ -53,10 +53,10 @@ CUDA_ROOT   := $(abspath $(dir $(realpath $(NVCC)))..)
 CUDA_LDFLAGS := $(if $(NVCC),-L$(CUDA_ROOT)/lib64 -Xlinker -rpath -Xlinker $(CUDA_ROOT)/lib64 -lcublas -lcublasLt -lcudart -lstdc++)
 CUDA_CFLAGS := $(if $(NVCC),-DLLAMA_CUDA)
 
-# ---- flags ----------------------------------------------------------------------------------------------------------
+# ---- flags -----------------------------------------------------------------------------------------------------------
 
 WARNINGS := -Wall -Wextra -Werror
-# No contraction: a product and a sum are fused where ops_cpu.c is compiled and nowhere else, so that RoPE's frequencies,
+# No contraction: a product and a sum are fused where model/cpu/ops.c is compiled and nowhere else, so that RoPE's frequencies,
 # say, are the same on every machine.
 COVERAGE_FLAGS := $(if $(COVERAGE),-g --coverage)
 ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) $(OPENMP) -MMD -MP $(CUDA_CFLAGS) $(COVERAGE_FLAGS) $(CFLAGS)
@@ -67,13 +67,13 @@ LINE_CFLAGS := $(if $(filter edit,$(LINE)),-DREADLINE_HEADER='<editline/readline
 NVCC_FLAGS   = -std=c++17 -O3 -Xfatbin -compress-all --threads 2 $(GENCODE) -I. -Xcompiler -Wall,-Wextra,-fopenmp,-fPIC
 OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 
-# ---- sources --------------------------------------------------------------------------------------------------------
+# ---- sources ---------------------------------------------------------------------------------------------------------
 
 # Every source under these folders, except a main of its own, the operations (compiled once for each instruction set) and
 # what stands for another: ops_x86 or ops_other, line_readline or line_plain.
 SOURCES := $(sort $(wildcard $(foreach folder,cli tokenizer model,$(folder)/*.c $(folder)/*/*.c)))
-OPS_C   := $(filter %/ops_cpu.c,$(SOURCES))
-LIBRARY := $(filter-out cli/manual.c %/ops_cpu.c $(if $(X86),%/ops_other.c,%/ops_x86.c) \
+OPS_C   := $(filter %/cpu/ops.c,$(SOURCES))
+LIBRARY := $(filter-out cli/manual.c %/cpu/ops.c $(if $(X86),%/ops_other.c,%/ops_x86.c) \
              $(if $(filter none,$(LINE)),%/line_readline.c,%/line_plain.c),$(SOURCES))
 OPS     := $(patsubst %,$(BUILD)/$(dir $(OPS_C))ops_%.o,portable $(if $(X86),avx2))
 
@@ -159,7 +159,7 @@ lib: $(if $(NVCC),$(BUILD)/libattention.so)
 $(BUILD)/libattention.so: $(ATTENTION:%.cu=$(BUILD)/%.o)
 	$(NVCC) -shared $^ -o $@
 
-# ---- use ------------------------------------------------------------------------------------------------------------
+# ---- use -------------------------------------------------------------------------------------------------------------
 
 $(BUILD)/manual: $(BUILD)/cli/manual.o $(LIBRARY_OBJECTS)
 	$(CC) $^ -o $@ $(ALL_LDFLAGS)
@@ -227,7 +227,7 @@ bench: all
 bench-cpu: all
 	./$(PROGRAM) --synthetic llama-3.2-1b --bench --engine cpu
 
-# ---- the tokenizer beside its peers ---------------------------------------------------------------------------------
+# ---- the tokenizer beside its peers ----------------------------------------------------------------------------------
 
 RANKS        ?= ../shared/tokenizer/tokenizer.model
 VENV         := build/venv-tokenizer
@@ -263,7 +263,7 @@ lint: $(LINTED:%=tidy/%)
 tidy/%: % FORCE
 	clang-tidy --quiet $< -- -std=gnu11 $(LINT_DEFINE)
 
-# ---- layout ---------------------------------------------------------------------------------------------------------
+# ---- layout ----------------------------------------------------------------------------------------------------------
 # The version counts: another lays out some lines another way. Tables that a script wrote stay as it wrote them.
 
 FORMATTED := $(filter-out tokenizer/unicode_tables.h,$(wildcard $(foreach folder,. cli tokenizer model model/* tests,$(addprefix $(folder)/,*.c *.h *.cu *.cuh))))
@@ -292,7 +292,7 @@ valgrind: all $(patsubst %,$(BUILD)/tests/test_%,$(VALGRIND_UNITS) $(VALGRIND_TE
 	@LLAMA=tests/valgrind.sh PROGRAM=./$(PROGRAM) $(BUILD)/tests/test_compare --script
 	@LLAMA=tests/valgrind.sh PROGRAM=./$(PROGRAM) sh tests/run.sh $(VALGRIND_TESTS:%=$(BUILD)/tests/test_%)
 
-# ---- fuzzing --------------------------------------------------------------------------------------------------------
+# ---- fuzzing ---------------------------------------------------------------------------------------------------------
 # libFuzzer with ASan and UBSan. What it learns is kept in build/fuzz/corpus; tests/fuzz has the seeds.
 
 FUZZ         ?= $(sort $(patsubst tests/fuzz_%.c,%,$(wildcard tests/fuzz_*.c)))

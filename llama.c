@@ -12,18 +12,20 @@
 #include "cli/interrupt.h"
 #include "cli/output.h"
 #include "cli/version.h"
-#include "model/bench.h"
-#include "model/compare.h"
-#include "model/generate.h"
+#include "model/file/checkpoint.h"
+#include "model/generate/generate.h"
+#include "model/measure/bench.h"
+#include "model/measure/compare.h"
+#include "model/measure/perplexity.h"
 #include "model/model.h"
-#include "model/perplexity.h"
 #include "model/synthetic.h"
+#include "tokenizer/encode.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 
 // ---- starting -------------------------------------------------------------------------------------------------------
 
-// The context for a run that wants so many tokens in all: -c, or the smaller of the model's and max(4096, wanted).
+// The context for a run that needs so many tokens in all: -c, or the smaller of the model's and max(4096, wanted).
 static int context_for(const Options *o, const Model *m, int64_t wanted) {
     if (o->context) return o->context;
     int64_t length = wanted > DEFAULT_CONTEXT ? wanted : DEFAULT_CONTEXT;
@@ -82,33 +84,34 @@ static void print_notes(const Options *o, const Sequence *seqs, int n, int conte
 
 // ---- generate -------------------------------------------------------------------------------------------------------
 
-// What a sequence's text and end need to know; one run at a time.
-static struct {
+// A run of sequences, and what it has printed so far.
+typedef struct {
     const Options *options;
-    double ready; // seconds from the program's start to the model's
+    double start, ready; // of the program, on the clock; seconds from then to the model's
     size_t n_finished, n_tokens;
-} output;
+} Run;
 
-static bool print_text(Sequence *seq, const char *data, size_t n, Error *err) {
-    (void)seq;
+static bool print_text(void *context, Sequence *seq, const char *data, size_t n, Error *err) {
+    (void)context, (void)seq;
     fwrite(data, 1, n, stdout);
     return flush_output(err);
 }
 
-static bool print_end(Sequence *seq, Error *err) {
-    output.n_finished++;
-    output.n_tokens += seq->ids.n;
-    if (output.options->json || output.options->prompts) {
-        bool ok = print_json(seq, output.options, output.ready, err);
-        if (output.options->prompts) sequence_let_go(seq); // one of many: only what is counted stays
+static bool print_end(void *context, Sequence *seq, Error *err) {
+    Run *run = context;
+    run->n_finished++;
+    run->n_tokens += seq->ids.n;
+    if (run->options->json || run->options->prompts) {
+        bool ok = print_sequence(seq, run->options, run->ready, err);
+        if (run->options->prompts) sequence_free_results(seq); // one of many: only what is counted stays
         return ok;
     }
     if (isatty(STDOUT_FILENO)) putchar('\n');
     return flush_output(err);
 }
 
-static bool run_sequences(const Options *o, Model *m, Sequence *seqs, int n, int slots, int context, double start,
-                          Error *err) {
+static bool run_sequences(Run *run, Model *m, Sequence *seqs, int n, int slots, int context, Error *err) {
+    const Options *o = run->options;
     GenerateConfig config = {.n = o->n,
                              .logprobs = o->logprobs,
                              .n_stops = o->n_stops,
@@ -117,26 +120,27 @@ static bool run_sequences(const Options *o, Model *m, Sequence *seqs, int n, int
                              .special = o->special,
                              .seed = o->seed,
                              .sampler = o->sampler};
-    GenerateSink sink = {.text = o->json || o->prompts ? NULL : print_text, .finished = print_end};
+    GenerateSink sink = {.text = o->json || o->prompts ? NULL : print_text, .finished = print_end, .context = run};
     if (!check_prompts(o, seqs, n, context, err) || !start_model(o, m, slots, context, err)) return false;
     if (!o->quiet) print_notes(o, seqs, n, context);
-    output.ready = clock_seconds() - start;
+    run->ready = clock_seconds() - run->start;
     interrupt_spare_writes();
     for (size_t i = 0, length; o->echo && i < seqs[0].prompt.n; i++) {
         const uint8_t *bytes = printed_bytes(m, o->special, seqs[0].prompt.ids[i], &length);
         if (o->json ? !bytes_append(&seqs[0].text, bytes, length, err)
-                    : !print_text(seqs, (const char *)bytes, length, err))
+                    : !print_text(run, seqs, (const char *)bytes, length, err))
             return false;
     }
-    return generate(m, &config, seqs, n, &sink, &interrupted, err);
+    return generate(m, &config, seqs, n, &sink, err);
 }
 
 static bool run_generate(const Options *o, Model *m, const Bytes *text, double start, Error *err) {
+    Run run = {.options = o, .start = start};
     Sequence seq = {.index = 0};
     bool ok = (o->ids || check_prompt_bytes(m, text->n, "the prompt", err)) &&
               encode_prompt(o, m, text, &seq.prompt, err) &&
-              run_sequences(o, m, &seq, 1, 1, context_for(o, m, (int64_t)seq.prompt.n + o->n), start, err);
-    if (ok && !o->quiet) print_statistics(m, o, &seq, output.ready);
+              run_sequences(&run, m, &seq, 1, 1, context_for(o, m, (int64_t)seq.prompt.n + o->n), err);
+    if (ok && !o->quiet) print_statistics(m, o, &seq, run.ready);
     sequence_free(&seq);
     return ok;
 }
@@ -169,11 +173,12 @@ static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
                                                            : m->config.max_seq_len;
     int slots = o->batch ? o->batch : DEFAULT_BATCH;
     double begin = clock_seconds();
-    ok = ok && run_sequences(o, m, seqs, n, slots < n ? slots : n, context, start, err);
+    Run run = {.options = o, .start = start};
+    ok = ok && run_sequences(&run, m, seqs, n, slots < n ? slots : n, context, err);
     if (ok && !o->quiet) {
         double elapsed = clock_seconds() - begin;
         fprintf(stderr, "llama: %zu of %d prompts, %d at a time; %zu new tokens in %.2f s (%.0f tokens/s)",
-                output.n_finished, n, m->kv.n_slots, output.n_tokens, elapsed, (double)output.n_tokens / elapsed);
+                run.n_finished, n, m->kv.n_slots, run.n_tokens, elapsed, (double)run.n_tokens / elapsed);
         print_engine(m, o);
     }
     for (int i = 0; i < n; i++) sequence_free(&seqs[i]);
@@ -262,8 +267,8 @@ static bool run_perplexity(const Options *o, Model *m, Error *err) {
     TokenList ids = {0};
     bool ok = read_file(&text, o->perplexity, err) && encode_prompt(o, m, &text, &ids, err);
     if (ok && ids.n < 2) ok = fail(err, "%s: %zu tokens, expected at least 2", o->perplexity, ids.n);
-    ok = ok && start_model(o, m, 1, window, err) &&
-         perplexity_run(m, &ids, text.n, stride, stdout, &interrupted, err) && flush_output(err);
+    ok = ok && start_model(o, m, 1, window, err) && perplexity_run(m, &ids, text.n, stride, stdout, err) &&
+         flush_output(err);
     tokens_free(&ids);
     free(text.data);
     return ok;
@@ -274,13 +279,12 @@ static bool run_perplexity(const Options *o, Model *m, Error *err) {
 static bool run_compare(const Options *o, Model *m, Error *err) {
     Dump dump;
     if (!dump_open(&dump, o->compare, m->config.vocab_size, err)) return false;
-    bool held = false;
+    bool passed = false;
     int context = o->context ? o->context : dump_context(&dump);
     bool ok =
         dump_context(&dump) <= context || fail(err, "-c %d: %s needs %d", context, o->compare, dump_context(&dump));
-    ok = ok && start_model(o, m, 1, context, err) && compare_run(m, &dump, stdout, &interrupted, &held, err) &&
-         flush_output(err);
-    if (ok && !held) ok = fail(err, "%s: the comparison does not hold", o->compare);
+    ok = ok && start_model(o, m, 1, context, err) && compare_run(m, &dump, stdout, &passed, err) && flush_output(err);
+    if (ok && !passed) ok = fail(err, "%s: the comparison does not hold", o->compare);
     dump_close(&dump);
     return ok;
 }
@@ -295,7 +299,8 @@ static bool run_bench(const Options *o, Model *m, Error *err) {
                             .json = o->json,
                             .progress = isatty(STDERR_FILENO) && !o->quiet};
     m->interrupted = &interrupted;
-    return bench_run(m, &options, stdout, &interrupted, err) && flush_output(err);
+    return model_choose(m, o->engine, options.precision, err) &&
+           bench_run(m, platform_of(m->engine), &options, stdout, err) && flush_output(err);
 }
 
 // ---- main -----------------------------------------------------------------------------------------------------------
@@ -309,9 +314,8 @@ static bool run(const Options *o, double start, Error *err) {
         free(text.data);
         return false;
     }
-    bool ok = o->synthetic ? model_open_synthetic(&model, o->synthetic, o->seed, err)
-                           : model_open(&model, o->model, tokenizer_only, err);
-    output.options = o;
+    bool ok = o->synthetic ? synthetic_open(&model, o->synthetic, o->seed, err)
+                           : checkpoint_open(&model, o->model, tokenizer_only, err);
     if (ok) {
         ok = tokenizer_only  ? run_tokenizer(o, &model, &text, err)
              : o->chat       ? run_chat(o, &model, err)

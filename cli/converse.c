@@ -10,7 +10,7 @@
 #include "line.h"
 #include "output.h"
 
-// Tokens that the context has room for: fewer are told before an answer that has no smaller limit (-n), and in the
+// Tokens that the context has room for: fewer are reported before an answer that has no smaller limit (-n), and in the
 // middle of one that has come so far.
 enum { LOW_ROOM = 256, LAST_ROOM = 64 };
 
@@ -31,41 +31,41 @@ static bool begin(Conversation *c, Error *err) {
                       c->options->date ? c->options->date : CHAT_DATE, &c->ids, err);
 }
 
-static struct {
+// One answer on its way out.
+typedef struct {
     int context, limit; // tokens of the conversation and of the answer, at most
-    bool told;          // how much room there is
-} answering;
+    bool room_reported; // how much room there is
+} Answer;
 
-static void tell_room(int room, bool inside) {
-    answering.told = true;
+static void report_room(Answer *a, int room, bool inside) {
+    a->room_reported = true;
     fprintf(stderr, "%sllama: the context of %d tokens has room for %d more; /clear begins anew\n",
-            inside && isatty(STDOUT_FILENO) && isatty(STDERR_FILENO) ? "\n" : "", answering.context, room);
+            inside && isatty(STDOUT_FILENO) && isatty(STDERR_FILENO) ? "\n" : "", a->context, room);
 }
 
-static bool print_piece(Sequence *seq, const char *data, size_t n, Error *err) {
+static bool print_text(void *context, Sequence *seq, const char *data, size_t n, Error *err) {
+    Answer *a = context;
     fwrite(data, 1, n, stdout);
     if (!flush_output(err)) return false;
-    int room = answering.context - (int)(seq->prompt.n + seq->ids.n), left = answering.limit - (int)seq->ids.n;
-    if (!answering.told && room > 0 && room <= LAST_ROOM && room < left) tell_room(room, true);
+    int room = a->context - (int)(seq->prompt.n + seq->ids.n), left = a->limit - (int)seq->ids.n;
+    if (!a->room_reported && room > 0 && room <= LAST_ROOM && room < left) report_room(a, room, true);
     return true;
 }
 
-static bool print_newline(Sequence *seq, Error *err) {
-    (void)seq;
+static bool print_newline(void *context, Sequence *seq, Error *err) {
+    (void)context, (void)seq;
     putchar('\n');
     return flush_output(err);
 }
 
 // Says what the context has room for where that may be less than the answer takes: before it, and not after.
-static void announce_room(const Conversation *c) {
+static void announce_room(const Conversation *c, Answer *a) {
     int room = c->model->kv.max_len - (int)c->ids.n, limit = c->options->n;
-    answering.context = c->model->kv.max_len;
-    answering.limit = limit;
-    answering.told = false;
-    if (room < limit && (room < LOW_ROOM || limit < INT_MAX)) tell_room(room, false);
+    *a = (Answer){.context = c->model->kv.max_len, .limit = limit};
+    if (room < limit && (room < LOW_ROOM || limit < INT_MAX)) report_room(a, room, false);
 }
 
-// The answer to what ids ends with, behind them.
+// The answer to what ids ends with, after them.
 static bool answer(Conversation *c, Error *err) {
     const Options *o = c->options;
     GenerateConfig config = {.n = o->n,
@@ -74,12 +74,13 @@ static bool answer(Conversation *c, Error *err) {
                              .ignore_eos = o->ignore_eos,
                              .seed = o->seed,
                              .sampler = o->sampler};
-    GenerateSink sink = {.text = print_piece, .finished = print_newline};
+    Answer out;
+    GenerateSink sink = {.text = print_text, .finished = print_newline, .context = &out};
     Sequence seq = {.index = c->turn++, .n_cached = c->model->kv.len[0]};
     bool ok = true;
     for (size_t i = 0; ok && i < c->ids.n; i++) ok = tokens_append(&seq.prompt, c->ids.ids[i], err);
-    announce_room(c);
-    ok = ok && generate(c->model, &config, &seq, 1, &sink, &interrupted, err);
+    announce_room(c, &out);
+    ok = ok && generate(c->model, &config, &seq, 1, &sink, err);
     for (size_t i = 0; ok && i < seq.ids.n; i++) ok = tokens_append(&c->ids, seq.ids.ids[i], err);
     bool closed = seq.ids.n && seq.ids.ids[seq.ids.n - 1] == c->chat->eot;
     if (ok && !closed) ok = tokens_append(&c->ids, c->chat->eot, err);

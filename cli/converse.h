@@ -2,12 +2,12 @@
 #ifndef CONVERSE_H
 #define CONVERSE_H
 
-#include "../model/generate.h"
+#include "../model/generate/generate.h"
 #include "../tokenizer/chat.h"
 #include "flags.h"
 
 // Runs until the end of input. The model has a cache of one slot; what it holds of the conversation is kept from turn
-// to turn. chat: the frame.
+// to turn. chat: the template.
 bool converse(const Options *o, Model *m, const Chat *chat, Error *err);
 
 #endif

@@ -30,7 +30,8 @@ const Flag flags[] = {
     {"--chat", NULL, "a conversation with an Instruct model, a message a line; /help lists its commands", FLAG_SWITCH,
      FIELD(chat), 0, 0},
     {"--system", "TEXT", "with --chat: the system message", FLAG_TEXT, FIELD(system), 0, 0},
-    {"--date", "TEXT", "with --chat: today's date for LLaMA 3.1's frame (26 Jul 2024)", FLAG_TEXT, FIELD(date), 0, 0},
+    {"--date", "TEXT", "with --chat: today's date for LLaMA 3.1's template (26 Jul 2024)", FLAG_TEXT, FIELD(date), 0,
+     0},
     {"--ids", NULL, "the prompt is a list of token ids; no BOS is added", FLAG_SWITCH, FIELD(ids), 0, 0},
     {"--echo", NULL, "print the prompt before the answer", FLAG_SWITCH, FIELD(echo), 0, 0},
     {"--json", NULL, "print one JSON object: ids, text, finish_reason, timings (--tokenize: ids; --detokenize: text)",
@@ -134,7 +135,7 @@ bool flags_parse(Options *o, int argc, char **argv, Error *err) {
         } else if (argv[i][0] == '-') {
             return fail(err, "unknown flag %s; --help lists them", argv[i]);
         } else if (o->model) {
-            return fail(err, "two models: %s and %s; a prompt goes behind -p", o->model, argv[i]);
+            return fail(err, "two models: %s and %s; a prompt goes after -p", o->model, argv[i]);
         } else {
             o->model = argv[i];
         }

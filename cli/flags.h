@@ -6,8 +6,8 @@
 #include <stdint.h>
 #include <stdio.h>
 
-#include "../model/error.h"
-#include "../model/sampler.h"
+#include "../model/generate/sampler.h"
+#include "../tokenizer/error.h"
 
 enum { MAX_STOPS = 16, MAX_LOGPROBS = 64, DEFAULT_CONTEXT = 4096, DEFAULT_BATCH = 8, DEFAULT_NEW = 256 };
 

@@ -5,7 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../model/json.h"
+#include "../model/file/json.h"
+#include "../tokenizer/encode.h"
 #include "interrupt.h"
 
 static bool read_stream(Bytes *b, FILE *in, const char *name, Error *err) {

@@ -2,7 +2,7 @@
 #ifndef INPUT_H
 #define INPUT_H
 
-#include "../model/generate.h"
+#include "../model/generate/generate.h"
 #include "flags.h"
 
 // A whole file; - is standard input.

@@ -4,7 +4,7 @@
 
 #include <signal.h>
 
-#include "../model/error.h"
+#include "../tokenizer/error.h"
 
 extern volatile sig_atomic_t interrupted; // the signal; 0: none came
 
@@ -16,7 +16,7 @@ void interrupt_begin(void);
 bool interrupt_begin_chat(Error *err);
 extern int interrupt_pipe;
 // Ctrl-Z while a terminal is not as the shell wants it: SIGTSTP is noticed, too (interrupt_stop_wanted,
-// interrupt_pipe), and whoever has put the terminal back stops the program, until it is told to go on.
+// interrupt_pipe), and whoever has put the terminal back stops the program, until it is continued.
 void interrupt_catch_stop(bool caught);
 void interrupt_stop(void);
 extern volatile sig_atomic_t interrupt_stop_wanted;

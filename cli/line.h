@@ -2,11 +2,11 @@
 #ifndef LINE_H
 #define LINE_H
 
-#include "../model/generate.h"
+#include "../model/generate/generate.h"
 
 typedef enum { LINE_READ, LINE_END, LINE_INTERRUPTED, LINE_FAILED } LineResult;
 
-// One line without its newline, any bytes, with a NUL behind. prompt: shown on a terminal, on standard error. A signal
+// One line without its newline, any bytes, with a NUL after it. prompt: shown on a terminal, on standard error. A signal
 // ends it at once, whenever it comes, with LINE_INTERRUPTED.
 LineResult line_read(const char *prompt, Bytes *line, Error *err);
 
@@ -16,7 +16,7 @@ int line_byte(char *byte, Error *err);
 
 // ---- what line_readline.c and line_plain.c have ---------------------------------------------------------------------
 
-// The library that edits lines on a terminal, for people; NULL: none, and line_edit is not called.
+// The library that edits lines on a terminal, human-readable; NULL: none, and line_edit is not called.
 extern const char *const line_editor;
 LineResult line_edit(const char *prompt, Bytes *line, Error *err);
 

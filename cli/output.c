@@ -7,7 +7,6 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-#include "../model/bench.h"
 #include "../tokenizer/utf8.h"
 
 // Flushes standard output: a full disk or a closed pipe is a failure, not a shorter answer.
@@ -65,7 +64,7 @@ static double seconds_per_token(const Sequence *seq) {
     return seq->ids.n > 1 ? (seq->last - seq->first) / (double)(seq->ids.n - 1) : 0;
 }
 
-bool print_json(Sequence *seq, const Options *o, double ready, Error *err) {
+bool print_sequence(Sequence *seq, const Options *o, double ready, Error *err) {
     printf("{\"index\": %d, ", seq->index);
     write_json_ids(stdout, "prompt_ids", seq->prompt.ids, seq->prompt.n);
     write_json_ids(stdout, "ids", seq->ids.ids, seq->ids.n);
@@ -77,7 +76,7 @@ bool print_json(Sequence *seq, const Options *o, double ready, Error *err) {
            "\"p50_ms\": %.4f, \"p95_ms\": %.4f}}\n",
            ready * 1e3, seq->ids.n ? (seq->first - seq->admitted) * 1e3 : 0.0,
            seq->ids.n ? (seq->last - seq->first) * 1e3 : 0.0, seconds_per_token(seq) * 1e3,
-           sequence_gap(seq, 0.5) * 1e3, sequence_gap(seq, 0.95) * 1e3);
+           sequence_latency(seq, 0.5) * 1e3, sequence_latency(seq, 0.95) * 1e3);
     return flush_output(err);
 }
 
@@ -132,7 +131,7 @@ bool use_colour(void) {
 
 static bool status_line; // there is one on the terminal
 
-// Of the terminal that standard error is; 80 if it does not tell.
+// Of the terminal that standard error is; 80 if it does not say.
 static int terminal_columns(void) {
     struct winsize size;
     return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col ? size.ws_col : 80;

@@ -22,7 +22,7 @@ bool kv_check_room(const KVCache *kv, const Batch *b, Error *err) {
     for (int i = 0; i < b->n_seq; i++) {
         int more = b->start[i + 1] - b->start[i];
         if (more > kv_room(kv, b->slot[i]))
-            return fail(err, "%d more tokens behind %d, the context holds %d", more, kv->len[b->slot[i]], kv->max_len);
+            return fail(err, "%d more tokens after %d, the context holds %d", more, kv->len[b->slot[i]], kv->max_len);
     }
     return true;
 }

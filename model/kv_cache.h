@@ -7,8 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "../tokenizer/error.h"
 #include "batch.h"
-#include "error.h"
 
 typedef struct {
     int n_slots;    // sequences at most

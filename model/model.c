@@ -1,11 +1,8 @@
 #include "model.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "checkpoint.h"
 
 // ---- engines: the only #ifdef ---------------------------------------------------------------------------------------
 
@@ -39,119 +36,12 @@ const char *model_engines(void) {
     return list;
 }
 
-// ---- weights --------------------------------------------------------------------------------------------------------
-
-uint64_t matrix_row_bytes(const Matrix *m) {
-    return (uint64_t)m->cols * (uint64_t)dtype_bytes[m->dtype];
-}
-
-uint64_t matrix_bytes(const Matrix *m) {
-    uint64_t groups = m->group ? ((uint64_t)m->cols + (uint64_t)m->group - 1) / (uint64_t)m->group : 0;
-    return (uint64_t)m->rows * (matrix_row_bytes(m) + groups * sizeof(float));
-}
-
-uint64_t weight_bytes(const Weight *w) {
-    return w->matrix ? matrix_bytes(w->matrix) : (uint64_t)w->n * sizeof **w->norm;
-}
-
-typedef struct {
-    WeightVisitor *visit;
-    void *context;
-} Visit;
-
-static bool visit_matrix(const Visit *v, const char *name, Matrix *matrix, int rows, int cols, Error *err) {
-    matrix->rows = rows;
-    matrix->cols = cols;
-    return v->visit(v->context, &(Weight){.name = name, .matrix = matrix}, err);
-}
-
-static bool visit_norm(const Visit *v, const char *name, const float **norm, int n, Error *err) {
-    return v->visit(v->context, &(Weight){.name = name, .norm = norm, .n = n}, err);
-}
-
-static bool visit_layer(const Visit *v, const Config *c, int i, LayerWeights *l, Error *err) {
-    const struct {
-        const char *name;
-        const float **norm;
-        Matrix *matrix;
-        int rows, cols;
-    } tensors[] = {
-        {"attention_norm", &l->attention_norm, NULL, 0, c->dim},
-        {"wq", NULL, &l->wq, c->q_dim, c->dim},
-        {"wk", NULL, &l->wk, c->kv_dim, c->dim},
-        {"wv", NULL, &l->wv, c->kv_dim, c->dim},
-        {"wo", NULL, &l->wo, c->dim, c->q_dim},
-        {"ffn_norm", &l->ffn_norm, NULL, 0, c->dim},
-        {"w1", NULL, &l->w1, c->hidden_dim, c->dim},
-        {"w2", NULL, &l->w2, c->dim, c->hidden_dim},
-        {"w3", NULL, &l->w3, c->hidden_dim, c->dim},
-    };
-    for (size_t t = 0; t < sizeof tensors / sizeof *tensors; t++) {
-        char name[64];
-        snprintf(name, sizeof name, "layers.%d.%s", i, tensors[t].name);
-        if (!(tensors[t].norm ? visit_norm(v, name, tensors[t].norm, tensors[t].cols, err)
-                              : visit_matrix(v, name, tensors[t].matrix, tensors[t].rows, tensors[t].cols, err)))
-            return false;
-    }
-    return true;
-}
-
-bool weights_visit(Model *m, WeightVisitor *visit, void *context, Error *err) {
-    const Config *c = &m->config;
-    Weights *w = &m->weights;
-    const Visit v = {visit, context};
-    if (!w->layers) w->layers = calloc((size_t)c->n_layers, sizeof *w->layers);
-    if (!w->layers) return fail(err, "out of memory: %d layers", c->n_layers);
-
-    if (!visit_matrix(&v, "tok_embeddings", &w->tok_embeddings, c->vocab_size, c->dim, err)) return false;
-    for (int i = 0; i < c->n_layers; i++)
-        if (!visit_layer(&v, c, i, &w->layers[i], err)) return false;
-    if (!visit_norm(&v, "norm", &w->norm, c->dim, err)) return false;
-    if (!c->tie_embeddings) return visit_matrix(&v, "output", &w->output, c->vocab_size, c->dim, err);
-    w->output = w->tok_embeddings;
-    return true;
-}
-
-// ---- RoPE -----------------------------------------------------------------------------------------------------------
-
-// The frequency of each pair of elements, in radians per position: 1 / theta^(2i/head_dim), and for llama3 the scaling
-// of long wavelengths by a factor, with a smooth step between. Every operation is the float32 one, in the order, of
-// transformers' modeling_rope_utils.py (there a number divided by a tensor is the number times the reciprocal).
-static void rope_frequencies(const Config *c, float *freq) {
-    for (int i = 0; i < c->head_dim / 2; i++) {
-        float exponent = (float)(2 * i) / (float)c->head_dim;
-        float f = 1.0f / (float)pow((double)c->rope_theta, (double)exponent);
-        if (c->rope_type == ROPE_LLAMA3) {
-            float low_wavelength = c->rope_original_max_seq_len / c->rope_low_freq_factor;
-            float high_wavelength = c->rope_original_max_seq_len / c->rope_high_freq_factor;
-            float wavelength = (1.0f / f) * 6.283185307179586f;
-            float slowed = wavelength > low_wavelength ? f / c->rope_factor : f;
-            if (wavelength >= high_wavelength && wavelength <= low_wavelength) {
-                float smooth = ((1.0f / wavelength) * c->rope_original_max_seq_len - c->rope_low_freq_factor) /
-                               (c->rope_high_freq_factor - c->rope_low_freq_factor);
-                slowed = (1.0f - smooth) * slowed / c->rope_factor + smooth * slowed;
-            }
-            f = slowed;
-        }
-        freq[i] = f;
-    }
-}
-
-// ---- opening --------------------------------------------------------------------------------------------------------
+// ---- starting -------------------------------------------------------------------------------------------------------
 
 void config_derive(Config *c) {
     c->q_dim = c->n_heads * c->head_dim;
     c->kv_dim = c->n_kv_heads * c->head_dim;
     c->group = c->n_heads / c->n_kv_heads;
-}
-
-bool model_open(Model *m, const char *path, bool vocab_only, Error *err) {
-    *m = (Model){.file.fd = -1};
-    if (!checkpoint_open(m, path, vocab_only, err)) {
-        model_close(m);
-        return false;
-    }
-    return true;
 }
 
 bool model_choose(Model *m, const char *engine, Precision precision, Error *err) {

@@ -6,10 +6,10 @@
 #include <stdint.h>
 
 #include "../tokenizer/chat.h"
+#include "../tokenizer/error.h"
 #include "batch.h"
-#include "error.h"
+#include "file/safetensors.h"
 #include "kv_cache.h"
-#include "safetensors.h"
 
 enum { MAX_EOS = 16, MAX_HEAD_DIM = 256 };
 
@@ -30,8 +30,9 @@ typedef struct {
 
 // A weight matrix [rows][cols], row-major, as the engine that computes with it holds it.
 typedef struct {
-    const void *data;  // [rows][cols] of dtype
-    const void *scale; // float32 [rows][(cols + group - 1) / group], what codes are multiplied by; NULL: data are numbers
+    const void *data; // [rows][cols] of dtype
+    const void
+        *scale; // float32 [rows][(cols + group - 1) / group], what codes are multiplied by; NULL: data are numbers
     DType dtype;
     int rows, cols;
     int group; // columns that share a scale; 0: there are none
@@ -57,7 +58,6 @@ typedef struct {
 } Weights;
 
 typedef struct Model Model;
-typedef struct Machine Machine; // bench.h
 
 // What computes the function. One table each; model.c chooses.
 typedef struct {
@@ -73,7 +73,6 @@ typedef struct {
     bool (*forward)(Model *model, const Batch *part, int first_logit, Error *err);
     // Brings the logits of the last batch's rows with logits to model->logits.
     bool (*read_logits)(Model *model, Error *err);
-    const Machine *machine; // where it computes, for the benchmark
 } Engine;
 
 struct Model {
@@ -81,9 +80,10 @@ struct Model {
     Weights weights;
     Tokenizer tokenizer;
     KVCache kv;
-    float *rope_freq;       // [head_dim/2], radians per position
-    int argmax[LOGIT_ROWS]; // the most likely token of each row with logits, the lowest id of equals; -1: not all finite
-    float *logits;          // [LOGIT_ROWS][vocab_size], the engine's, in host memory
+    float *rope_freq; // [head_dim/2], radians per position
+    int argmax
+        [LOGIT_ROWS]; // the most likely token of each row with logits, the lowest id of equals; -1: not all finite
+    float *logits;    // [LOGIT_ROWS][vocab_size], the engine's, in host memory
     Precision precision;
     const Engine *engine;
     int max_rows;          // rows that the engine computes at once: a longer batch comes in parts
@@ -91,7 +91,7 @@ struct Model {
     void *state;           // the engine's own buffers
     SafeTensors file;      // open until the engine has its weights; n_tensors is 0 for a synthetic model
     uint64_t seed;         // of a synthetic model's weights
-    char note[64];         // how the engine computes, for people
+    char note[64];         // how the engine computes, human-readable
     bool verbose;          // GPU engines: launch parameters on standard error, of the first prompt and the first step
     uint64_t buffer_bytes; // of the engine's activations and logits
     // "loading" counts bytes, "prefilling" tokens. NULL: nobody watches.
@@ -99,9 +99,6 @@ struct Model {
     const volatile sig_atomic_t *interrupted; // non-zero: stop loading and computing. NULL: never
 };
 
-// Opens a model.bin: configuration, tokenizer and the place of every tensor. vocab_only: a file without weights is
-// welcome.
-bool model_open(Model *model, const char *path, bool vocab_only, Error *err);
 // Chooses an engine for that precision (NULL: the fastest here), unless one is chosen already.
 bool model_choose(Model *model, const char *engine, Precision precision, Error *err);
 // The same, and gives it a cache of n_slots sequences of max_len positions.
@@ -124,6 +121,8 @@ static inline bool model_interrupted(const Model *model) {
 }
 // q_dim, kv_dim and group from the other dimensions.
 void config_derive(Config *c);
+// freq [head_dim/2], radians per position: rope.c.
+void rope_frequencies(const Config *c, float *freq);
 bool model_has_engine(const char *name);
 // A list of the engines in this build, for messages.
 const char *model_engines(void);
@@ -140,6 +139,9 @@ typedef struct {
     int n;
 } Weight;
 uint64_t weight_bytes(const Weight *w);
+// Bytes of the matrices that one step of so many sequences reads at least: all weights once, but of the embedding table
+// one row for each sequence, unless it is the output matrix too. (Norms, 0.01 % of a model, are not counted.)
+uint64_t weights_read(const Model *model, int batch);
 
 // The way through all tensors, in file order. (checkpoint.c checks shapes with it, engines bind addresses with it, so
 // that no list of tensors is written twice.)

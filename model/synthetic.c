@@ -52,7 +52,7 @@ static bool set_dtype(void *context, const Weight *w, Error *err) {
     return true;
 }
 
-bool model_open_synthetic(Model *m, const char *shape, uint64_t seed, Error *err) {
+bool synthetic_open(Model *m, const char *shape, uint64_t seed, Error *err) {
     *m = (Model){.file.fd = -1, .seed = seed};
     for (int i = 0; i < N_SHAPES; i++) {
         if (strcmp(shape, shapes[i].name) != 0) continue;
@@ -81,7 +81,8 @@ bool model_open_synthetic(Model *m, const char *shape, uint64_t seed, Error *err
 }
 
 SyntheticTensor synthetic_next(SyntheticCursor *y, const Weight *w) {
-    uint64_t bytes = w->matrix ? 2 * (uint64_t)w->matrix->rows * (uint64_t)w->matrix->cols : (uint64_t)w->n * sizeof(float);
+    uint64_t bytes =
+        w->matrix ? 2 * (uint64_t)w->matrix->rows * (uint64_t)w->matrix->cols : (uint64_t)w->n * sizeof(float);
     SyntheticTensor t = {.at = y->at,
                          .salt = (uint32_t)((y->seed + y->at) * 0x9E3779B97F4A7C15u >> 32),
                          .range = w->matrix ? 2 * 1.7f * 1.7320508f / sqrtf((float)w->matrix->cols) : 0};

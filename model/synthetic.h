@@ -13,7 +13,7 @@
 
 // A model of a known shape (llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b) whose weights the engine makes.
 // Its vocabulary is the 256 bytes; all other ids are unused.
-bool model_open_synthetic(Model *model, const char *shape, uint64_t seed, Error *err);
+bool synthetic_open(Model *model, const char *shape, uint64_t seed, Error *err);
 // Whether there is such a shape; a list of them, for messages.
 bool model_has_shape(const char *name);
 const char *model_shapes(void);
@@ -29,7 +29,7 @@ typedef struct {
     uint64_t at;
     uint32_t salt;
     float range; // of a matrix, uniform in ±range/2: a standard deviation of 1.7/√cols, so that attention has something
-                 // to tell apart; of a norm 0: it is all ones
+                 // to distinguish; of a norm 0: it is all ones
 } SyntheticTensor;
 SyntheticTensor synthetic_next(SyntheticCursor *cursor, const Weight *weight);
 

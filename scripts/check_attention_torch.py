@@ -32,7 +32,7 @@ class AttentionArgs(ctypes.Structure):    # model/attention/attention.h
         + [(n, L) for n in "q_token_stride q_head_stride out_token_stride out_head_stride k_token_stride k_head_stride v_token_stride v_head_stride".split()]
         + [("k_cache", P), ("v_cache", P), ("cache_max_len", I), ("block_table", P), ("block_size", I)]
         + [("q_start", ctypes.POINTER(I)), ("seq_lens", ctypes.POINTER(I)), ("seq_lens_device", P)]
-        + [("workspace", P), ("workspace_bytes", ctypes.c_size_t), ("settled", I)])
+        + [("workspace", P), ("workspace_bytes", ctypes.c_size_t), ("kv_stable", I)])
 
 
 class Library:
@@ -173,7 +173,7 @@ def decode_times(lib, rows, ceiling, table):
             calls = []
             for i in range(sets):
                 a = lib.args(q[i].view(B, H, D), torch.empty(B, H, D, dtype=dtype, device="cuda"), k[i], v[i], causal)
-                a.settled = 1    # the call before writes its own output only
+                a.kv_stable = 1    # the call before writes its own output only
                 calls.append(lib.decode(a, [T - 1] * B))
             ours[causal] = graph_us(calls, rounds)
         floor = bytes_moved / ceiling / 1e3
@@ -234,7 +234,7 @@ def plot(table, path):
 def main():
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     ap = argparse.ArgumentParser()
-    ap.add_argument("--library", default=os.path.join(here, "build", "libattention.so"))
+    ap.add_argument("--library", dest="lib", default=os.path.join(here, "build", "libattention.so"))
     ap.add_argument("--errors", action="store_true", help="only the errors")
     ap.add_argument("--times", action="store_true", help="only the times")
     ap.add_argument("--quick", action="store_true", help="only the times of the first rows")
@@ -242,7 +242,7 @@ def main():
     ap.add_argument("--plot")
     opt = ap.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)    # SDPA says at length why a back end cannot serve a call
-    lib, bad, table = Library(opt.library), 0, []
+    lib, bad, table = Library(opt.lib), 0, []
     torch.manual_seed(1)
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     if not opt.times:

@@ -4,39 +4,65 @@
     convert.py Llama-3.1-8B-Instruct/ model.bin
     convert.py --vocab-only Llama-3.1-8B-Instruct/ vocab.bin     (or a bare tiktoken ranks file)
 
-Standard library only. Weights are copied byte for byte; only norms change type (to float32). Whatever this program
-cannot carry over exactly is refused: a model that loads and gives other tokens is worse than none.
+Standard library only. Weights are copied byte for byte; norms change type (to float32), and embeddings and output
+where that loses nothing. Whatever this program cannot carry over exactly is refused: a model that loads and gives
+other tokens is worse than none. Memory does not grow with the checkpoint. chat_template.py and template_reader.py,
+beside this file, are parts of it.
 
-Reading order: errors, JSON, config, safetensors, tokenizer, output, main.
+Reading order: errors, JSON, what a source is, config, safetensors, tokenizer, chat, output, main.
 """
 import argparse
 import base64
 import binascii
+import fcntl
 import itertools
 import json
 import math
 import os
 import re
+import shutil
 import signal
 import stat
 import struct
 import sys
 import time
 
+import chat_template
+
+# What is written, beside the tensors: `__metadata__`, all values text. The lowest format that can hold it:
+#
+# llama-model/1   what the first release reads. `converter` is new in it and ignored by older programs: it is there if
+#                 chat_format was compared with the checkpoint's template, or asked for.
+# llama-model/2   if there is any of these:
+#   rope_type `linear`                with rope_factor: float32 inverse frequencies divided by it
+#   chat_format `chatml`, `deepseek`  see chat_template.render
+#   chat_system                       the template's own system message, which stands where a conversation has none: written as
+#                                     it is, and tokens in it count, special ones too (it is the template's text)
+#   chat_date                         the date that llama3.1 writes: a text, or `today` (as "%d %b %Y" in English); absent:
+#                                     26 Jul 2024
+#   chat_bos_id                       what the template writes first: an id, or nothing (empty); absent: bos_id
+#   tokenizer.kind 3                  added and not special
+#   normalized_ids                    comma-separated, ascending: tokens of kind 1 and 3 that are looked for in a second pass, over
+#                                     what the first leaves; absent: none. A pass takes leftmost matches, the longest of those.
+#   tok_embeddings or output in a dtype of its own: BF16, F16 or F32
+CONVERTER = "2"
 SPLIT_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
                  r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
               "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
 WEIGHT_DTYPES = ("BF16", "F16", "F32")
+LFS_POINTER = "a Git LFS pointer (the file itself was not downloaded: git lfs pull)"
 FOREIGN_FILES = ((b"GGUF", "a GGUF file"), (b"PK\x03\x04", "a PyTorch pickle file"), (b"\x80", "a pickle file"),
-                 (b"version https://git-lfs", "a Git LFS pointer (the file itself was not downloaded)"))
+                 (b"version https://git-lfs", LFS_POINTER),
+                 (b"<!DOCTYPE", "an HTML page"), (b"<!doctype", "an HTML page"), (b"<html", "an HTML page"))
+DOWNLOAD = "hf download ORGANISATION/MODEL --local-dir DIR"
 MAX_HEADER = 100_000_000                # of a safetensors file, by its specification
 MAX_JSON = 200_000_000
 MAX_VOCAB = 1 << 24
 DATA_ALIGN = 4096                       # tensor data starts on a page
 TENSOR_ALIGN = 16                       # so that vector loads may be used on every weight
 SENDFILE_BYTES = 32 << 20
-READ_BYTES = 256 << 10                  # small enough to stay in cache between a read and a write
+READ_BYTES = 256 << 10                  # small enough to stay in cache between a read and a write; a multiple of 4
 
 
 # -------------------------------------------------------------------------------------------------------------- errors
@@ -79,7 +105,13 @@ def foreign_file(start):
 # ---------------------------------------------------------------------------------------------------------------- JSON
 
 def parse_json(where, data):
-    """Strict JSON: an object, UTF-8, no duplicate keys, no NaN or Infinity."""
+    """Strict JSON: an object, UTF-8, no duplicate keys, no NaN or Infinity. What is something else is called by its name."""
+    found = foreign_file(data[:64].lstrip())
+    if found:
+        refuse(where, "format", "JSON", found + (
+            " (the site's answer and not the file: hf auth login, then %s)" % DOWNLOAD if "HTML" in found else ""))
+    if not data.strip(b" \t\r\n\0"):
+        refuse(where, "format", "JSON", "an empty file of %d bytes, an incomplete download: %s" % (len(data), DOWNLOAD))
     def without_duplicates(pairs):
         result = dict(pairs)
         if len(result) != len(pairs):
@@ -93,6 +125,9 @@ def parse_json(where, data):
     except RecursionError:
         refuse(where, "JSON nested too deeply")
     except ValueError as error:                 # not UTF-8, not JSON, or an integer of thousands of digits
+        if data.lstrip()[:1] == b"{" and data.rstrip()[-1:] != b"}":
+            refuse(where, "JSON that breaks off after %d bytes, as after an incomplete download (%s): %s"
+                   % (len(data), error, DOWNLOAD))
         refuse(where, "not valid JSON: %s" % error)
     require(isinstance(value, dict), where, "JSON", "an object", value)
     return value
@@ -149,20 +184,99 @@ class Section:
         return value
 
 
+# ---------------------------------------------------------------------------------------------------- what a source is
+
+def check_source(source, vocab_only):
+    """Say what it is that cannot be converted, and what helps."""
+    if not os.path.exists(source):
+        if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) and not os.path.isdir(os.path.dirname(source)):
+            name = source.split("/")[1]
+            refuse(source, "no such directory; if it is a model's id on the hub, download it first: hf download %s "
+                   "--local-dir %s, then convert %s" % (source, name, name))
+        refuse(source, "no such file or directory")
+    if not os.path.isdir(source):
+        if vocab_only and not source.endswith((".gguf", ".safetensors")):
+            return
+        with open(source, "rb") as file:
+            start = file.read(64)
+        found = foreign_file(start) or "a file"
+        hint = {"a file": "; name the directory that it is in" if source.endswith((".safetensors", ".json")) else "",
+                "a GGUF file": ": convert the checkpoint that it was made from",
+                "a PyTorch pickle file": ": name a directory with safetensors files"}.get(found, "")
+        refuse(source, "input", "a directory in HuggingFace layout", found + hint)
+    names = sorted(os.listdir(source))
+    weights = [name for name in names if name.startswith("model") and name.endswith(".safetensors")]
+    if "adapter_config.json" in names and not weights or "config.json" not in names:
+        what = describe_directory(source, names)
+        if what:
+            refuse(source, what)
+
+
+def describe_directory(source, names):
+    """What a directory without config.json is, with what helps; or None."""
+    def ending(*ends):
+        return [name for name in names if name.endswith(ends)]
+
+    def inside(top):
+        return [os.path.join(top, name) for name in sorted(os.listdir(os.path.join(source, top)))
+                if os.path.exists(os.path.join(source, top, name, "config.json"))]
+
+    if "adapter_config.json" in names or ending("adapter_model.safetensors", "adapter_model.bin"):
+        try:
+            base = Section.load(source, "adapter_config.json", needed=False).get("base_model_name_or_path")
+        except (Refused, OSError):
+            base = None
+        return ("a LoRA adapter, not a model: merge it into its base model%s with peft (merge_and_unload, then "
+                "save_pretrained), and convert what that writes" % (" " + show(base) if base else ""))
+    if not names:
+        return "an empty directory: %s" % DOWNLOAD
+    if ending(".gguf"):
+        return "a directory with a GGUF file (%s): convert the checkpoint that it was made from, in HuggingFace layout" \
+            % ending(".gguf")[0]
+    folders = [name for name in names if os.path.isdir(os.path.join(source, name))]
+    if "snapshots" in folders and inside("snapshots"):
+        return "the hub's cache: name the snapshot in it, %s" % os.path.join(source, inside("snapshots")[-1])
+    nested = [name for name in folders if os.path.exists(os.path.join(source, name, "config.json"))]
+    if nested:
+        return "no config.json here, but in %s: name that directory" % os.path.join(source, nested[-1])
+    meta = ending(".pth") or ("params.json" in names and ["params.json"])
+    if meta:
+        return ("Meta's own layout (%s), not HuggingFace's: download the whole repository, %s, or convert it with "
+                "transformers' convert_llama_weights_to_hf.py" % (meta[0], DOWNLOAD))
+    partial = ending(".incomplete", ".part", ".crdownload", ".aria2")
+    if partial:
+        return "an incomplete download (%s): run it again, %s" % (partial[0], DOWNLOAD)
+    return "no config.json, so not a checkpoint in HuggingFace layout, or an incomplete download: %s" % DOWNLOAD
+
+
 # -------------------------------------------------------------------------------------------------------------- config
 
 def check_architecture(config):
     """Only the plain LLaMA text model; each of these fields would change the function that is computed."""
+    for key in ("quantization_config", "quantization"):
+        if config.get(key) is not None:
+            refuse_quantised(config.where, config.get(key))
     config.one_of("model_type", "llama")
-    config.one_of("architectures", ["LlamaForCausalLM"])
+    config.one_of("architectures", ["LlamaForCausalLM"], ["LlamaModel"])
     config.one_of("hidden_act", "silu", None)
     for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
         config.one_of(key, False, None)
-    for key in ("quantization_config", "sliding_window", "text_config", "vision_config"):
+    for key in ("sliding_window", "text_config", "vision_config"):
         config.one_of(key, None)
     config.one_of("partial_rotary_factor", 1, None)
     layers = config.typed("layer_types", list, [])
     require(all(kind == "full_attention" for kind in layers), config.where, "layer_types", '"full_attention"', layers)
+
+
+def refuse_quantised(where, settings=None):
+    """A checkpoint whose matrices are codes."""
+    settings = settings if isinstance(settings, dict) else {}
+    method = settings.get("quant_method") or ("mlx" if "group_size" in settings else None)
+    bits = settings.get("bits") or (4 if settings.get("load_in_4bit") is True else
+                                    8 if settings.get("load_in_8bit") is True else None)
+    details = ", ".join([str(method)] * bool(method) + ["%s bits" % bits] * bool(bits))
+    refuse(where, "a quantised checkpoint%s: convert the one that it was made from, with weights in BF16, F16 or F32"
+           % (" (%s)" % details if details else ""))
 
 
 def rope_metadata(config):
@@ -178,9 +292,13 @@ def rope_metadata(config):
     require(len(set(thetas)) < 2, config.where, "rope_theta", "one value", thetas)
     rope.one_of("partial_rotary_factor", 1, None)
     kind = rope.get("rope_type", rope.get("type", "default"))
-    require(kind in ("default", "llama3"), rope.where, "rope_type", "default or llama3", kind)
+    require(kind in ("default", "linear", "llama3"), rope.where, "rope_type", "default, linear or llama3", kind)
     rope.one_of("type", kind, None)
+    if kind == "linear" and rope.real("factor") == 1:
+        kind = "default"
     result = {"rope_theta": repr(thetas[0] if thetas else 10000.0), "rope_type": kind}
+    if kind == "linear":                        # every inverse frequency divided by the factor
+        result["rope_factor"] = repr(rope.real("factor"))
     if kind == "llama3":
         low, high = rope.real("low_freq_factor"), rope.real("high_freq_factor")
         require(low < high, rope.where, "low_freq_factor", "less than high_freq_factor %r" % high, low)
@@ -212,7 +330,10 @@ def model_metadata(config):
 
 
 def end_ids(directory, config, vocab_size):
-    """End-of-text ids: generation_config.json's if it names any, as in HuggingFace, else config.json's."""
+    """End-of-text ids: generation_config.json's if it names any, else config.json's.
+
+    The second is this program's choice: transformers does not look at config.json's once there is a
+    generation_config.json, and would only stop at the length."""
     for source in (Section.load(directory, "generation_config.json", needed=False), config):
         value = source.get("eos_token_id")
         if value is not None:
@@ -234,17 +355,23 @@ class Tensor:
         self.file, self.start, self.n_bytes = file, start, n_bytes
 
     def pieces(self, done=0):
-        """The bytes from `done` on, through one buffer; a file that has shrunk is an error, not a short copy."""
-        buffer = memoryview(bytearray(min(READ_BYTES, self.n_bytes)))
-        self.file.seek(self.start + done)
+        """The bytes from `done` on, READ_BYTES at a time; a file that has shrunk is an error, not a short copy."""
         while done < self.n_bytes:
-            try:
-                n = self.file.readinto(buffer[:self.n_bytes - done])
-            except OSError as error:            # it would name no file, and be taken for one in writing
-                refuse(self.file.name, "%s: %s" % (self.name, error.strerror))
-            require(n, self.file.name, self.name + ": data", "%d bytes" % self.n_bytes, done)
-            done += n
-            yield buffer[:n]
+            piece = read_at(self.file, self.start + done, min(READ_BYTES, self.n_bytes - done), self.name)
+            require(piece, self.file.name, self.name + ": data", "%d bytes" % self.n_bytes, done)
+            done += len(piece)
+            yield piece
+
+    def whole_pieces(self, n_bytes=READ_BYTES):
+        """The same with no piece but the last shorter than n_bytes: whole elements, and two tensors can be walked together."""
+        held = b""
+        for piece in self.pieces():
+            held += piece
+            while len(held) >= n_bytes:
+                yield held[:n_bytes]
+                held = held[n_bytes:]
+        if held:
+            yield held
 
     def copy_to(self, fd, progress):
         """Copy inside the kernel, which is as fast as cp; where that fails, read and write."""
@@ -262,36 +389,68 @@ class Tensor:
             write_all(fd, piece, progress)
 
 
+def read_at(file, at, n, what):
+    """Up to n bytes at a place of their own: readers of one file do not move each other."""
+    try:
+        return os.pread(file.fileno(), n, at)
+    except OSError as error:                    # it would name no file, and be taken for one in writing
+        refuse(file.name, "%s: %s" % (what, error.strerror))
+
+
+def read_header(file, data_start, size):
+    """All bytes of the header, however few come at a time."""
+    header, at = [], 8
+    while at < data_start:
+        piece = read_at(file, at, data_start - at, "header")
+        require(piece, file.name, "header", "%d bytes" % (data_start - 8), at - 8)
+        header.append(piece)
+        at += len(piece)
+    return b"".join(header)
+
+
 def open_safetensors(path):
     """All tensors of one file by name, its header checked: the data must be covered exactly once."""
     file = open(path, "rb", buffering=0)
-    size, start = os.fstat(file.fileno()).st_size, file.read(64)
+    size, start = os.fstat(file.fileno()).st_size, b""
+    while len(start) < min(64, size):
+        piece = read_at(file, len(start), 64 - len(start), "header")
+        require(piece, path, "size", "%d bytes" % size, len(start))
+        start += piece
     if foreign_file(start):
         refuse(path, "format", "safetensors", foreign_file(start))
-    require(size >= 8, path, "size", "at least 8 bytes", size)
+    incomplete = "an incomplete download: %s" % DOWNLOAD
+    if size < 8:
+        refuse(path, "size", "at least 8 bytes", "%d, %s" % (size, incomplete))
     data_start = 8 + int.from_bytes(start[:8], "little")
     data_bytes = size - data_start
-    require(data_bytes >= 0 and data_start - 8 <= MAX_HEADER, path, "header length",
-            "at most %d" % min(MAX_HEADER, size - 8), data_start - 8)
-    file.seek(8)
-    header = parse_json(path, file.read(data_start - 8))
-    metadata = header.pop("__metadata__", {})
-    require(isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values()), path,
-            "__metadata__", "strings by name", metadata)
-    tensors, spans = {}, []
+    if data_start - 8 > MAX_HEADER or start[8:9] not in (b"{", b""):
+        refuse(path, "format", "safetensors", "a header of %d bytes that begins with %s"
+               % (data_start - 8, show(start[8:16])))
+    if data_bytes < 0:
+        refuse(path, "size", "at least %d bytes, a header and the tensors" % data_start, "%d, %s" % (size, incomplete))
+    header = parse_json(path, read_header(file, data_start, size))
+    metadata = header.pop("__metadata__", None)             # null as mlx writes it
+    require(metadata is None or isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values()),
+            path, "__metadata__", "strings by name", metadata)
+    tensors, spans, end = {}, [], 0
     for name, values in header.items():
         entry = Section("%s: %s" % (path, show(name)), values)
-        dtype = entry.one_of("dtype", *ITEM_BYTES)
+        dtype = entry.typed("dtype", str, None)
+        if dtype not in ITEM_BYTES:
+            refuse(entry.where, "dtype", "one of %s" % ", ".join(ITEM_BYTES), show(dtype))
         shape, offsets = entry.typed("shape", list, None), entry.typed("data_offsets", list, None)
         require(all(is_int(n) and n >= 0 for n in shape), entry.where, "shape", "a list of sizes", shape)
-        require(len(offsets) == 2 and all(map(is_int, offsets)) and 0 <= offsets[0] <= offsets[1] <= data_bytes,
-                entry.where, "data_offsets", "two offsets within %d bytes of data" % data_bytes, offsets)
+        require(len(offsets) == 2 and all(map(is_int, offsets)) and 0 <= offsets[0] <= offsets[1] < 2**63,
+                entry.where, "data_offsets", "two offsets", offsets)
         n_bytes = ITEM_BYTES[dtype]
         for n in shape:
             n_bytes *= n
         require(n_bytes == offsets[1] - offsets[0], entry.where, "bytes", show(n_bytes), offsets[1] - offsets[0])
         tensors[name] = Tensor(name, dtype, shape, file, data_start + offsets[0], n_bytes)
         spans.append((*offsets, entry.where))
+        end = max(end, offsets[1])
+    if end > data_bytes:
+        refuse(path, "size", "%d bytes, by its header" % (data_start + end), "%d, %s" % (size, incomplete))
     at = 0
     for begin, end, where in sorted(spans):
         require(begin == at, where, "data", "to start at %d (no gap, no overlap)" % at, begin)
@@ -300,29 +459,63 @@ def open_safetensors(path):
     return tensors
 
 
+SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors\Z")
+
+
 def open_checkpoint(directory):
-    """The tensors of model.safetensors, else of all shards that the index names (HuggingFace's order)."""
+    """The tensors of model.safetensors, else of all shards: those that the index names, and those of one set with them.
+
+    The index says where a tensor is only if two shards hold it: what it lists or omits is not believed."""
     single, names = os.path.join(directory, "model.safetensors"), sorted(os.listdir(directory))
     if "model.safetensors" in names:
         return single, open_safetensors(single)
-    if "model.safetensors.index.json" not in names:
-        others = [name for name in names if name.endswith((".bin", ".pth", ".pt", ".gguf", ".safetensors"))]
-        refuse(directory, "weights", "model.safetensors or model.safetensors.index.json", "neither" if not others else
-               "%s (load it with transformers and save it as safetensors: save_pretrained)" % show(others[0]))
-    index = Section.load(directory, "model.safetensors.index.json")
-    shards, tensors = {}, {}
-    for name, shard in index.typed("weight_map", dict, None).items():
-        require(isinstance(shard, str) and re.match(r"(?!\.)[A-Za-z0-9_.\-]+\Z", shard), index.where,
+    weight_map, where = {}, directory
+    if "model.safetensors.index.json" in names:
+        index = Section.load(directory, "model.safetensors.index.json")
+        weight_map, where = index.typed("weight_map", dict, None), index.where
+    for name, shard in weight_map.items():
+        require(isinstance(shard, str) and re.match(r"(?!\.)[A-Za-z0-9_.\-]+\Z", shard), where,
                 "shard of %s" % show(name), "a plain file name in the directory", shard)
-        shards.setdefault(shard, set()).add(name)
-    for shard, mapped in sorted(shards.items()):
+    shards = set(weight_map.values())
+    sets = {match.group(2) for match in map(SHARD.match, shards or names) if match}
+    shards.update(name for name in names if SHARD.match(name) and SHARD.match(name).group(2) in sets)
+    if not shards:
+        refuse_weights(directory, names)
+    if len(sets) > 1 and not weight_map:
+        refuse(directory, "shards", "files of one set", "of %s" % " and of ".join(sorted(sets)))
+    if not weight_map:
+        for total in sets:                      # all of them are needed, since nothing says what is where
+            shards.update("model-%0*d-of-%s.safetensors" % (len(total), i + 1, total)
+                          for i in range(min(int(total), 10_000)))
+        note("%s: no model.safetensors.index.json; the tensors are taken from %d shards" % (directory, len(shards)))
+    missing = sorted(shards - set(names))
+    if missing:
+        refuse(os.path.join(directory, missing[0]), "not there, %d of %d shards are missing: an incomplete download: %s"
+               % (len(missing), len(shards), DOWNLOAD))
+    tensors = {}
+    for shard in sorted(shards):
         path = os.path.join(directory, shard)
-        found = open_safetensors(path)
-        for name in sorted(mapped ^ set(found)):
-            refuse(path, show(name), *(("no such tensor, by the index", "one") if name in found else
-                                       ("a tensor, by the index", "none")))
-        tensors.update(found)
-    return index.where, tensors
+        for name, tensor in open_safetensors(path).items():
+            if name in tensors and weight_map.get(name) not in (shard, os.path.basename(tensors[name].file.name)):
+                refuse(path, show(name), "a tensor of no other shard", "one in %s as well" % tensors[name].file.name)
+            if name not in tensors or weight_map[name] == shard:
+                tensors[name] = tensor
+    return where, tensors
+
+
+def refuse_weights(directory, names):
+    """No safetensors file with a name that is known."""
+    others = [name for name in names if name.endswith((".bin", ".pth", ".pt", ".gguf", ".safetensors"))]
+    if not others:
+        refuse(directory, "weights", "model.safetensors, or shards of it", "neither, an incomplete download: %s" % DOWNLOAD)
+    hint = "load it with transformers and save it as safetensors: save_pretrained"
+    if others[0].endswith(".gguf"):
+        hint = "a GGUF file: convert the checkpoint that it was made from"
+    elif others[0].endswith(".pth"):
+        hint = "Meta's own layout: download the safetensors files as well: %s" % DOWNLOAD
+    elif others[0].endswith(".safetensors"):
+        hint = "rename it model.safetensors if it holds the whole model"
+    refuse(directory, "weights", "model.safetensors, or shards of it", "%s (%s)" % (show(others[0]), hint))
 
 
 def expected_weights(sizes, tied):
@@ -347,42 +540,131 @@ def expected_weights(sizes, tied):
         yield "output", "lm_head.weight", [vocab, dim]
 
 
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+LORA = re.compile(r"lora_[AB]|lora_embedding|lora_magnitude|\.base_layer\.|\.modules_to_save\.|\Abase_model\.model\.")
+QUANTISED = re.compile(r"\.(qweight|qzeros|g_idx|scales|biases|weight_scale\w*|weight_packed|absmax|quant_map|SCB"
+                       r"|weight\.(absmax|quant_map|nested_\w+|quant_state\S*|SCB))\Z")
+
+
+def with_prefix(tensors):
+    """The names of LlamaForCausalLM; a base model saved by itself has none of its `model.`, which transformers adds."""
+    if any(name.startswith("model.") for name in tensors):
+        return tensors
+    return {name if name == HEAD else "model." + name: tensor for name, tensor in tensors.items()}
+
+
 def select_weights(where, tensors, sizes, tied):
     """Every expected tensor and no other, checked, as output tensors in file order."""
+    lora = [name for name in sorted(tensors) if LORA.search(name)]
+    if lora:
+        refuse(tensors[lora[0]].file.name, "%d leftover LoRA tensors (%s): merge the adapter before saving "
+               "(peft: model.merge_and_unload(), then save_pretrained)" % (len(lora), show(lora[0])))
+    quantised = [name for name in sorted(tensors) if QUANTISED.search(name)]
+    if quantised:
+        refuse_quantised("%s: %s" % (tensors[quantised[0]].file.name, show(quantised[0])))
+    tensors = with_prefix(tensors)
+    if tied and EMBEDDINGS not in tensors and HEAD in tensors:
+        tensors[EMBEDDINGS] = tensors.pop(HEAD)             # one table, saved under its other name
     selected, used, first = [], set(), None
     for ours, theirs, shape in expected_weights(sizes, tied):
         tensor = tensors.get(theirs)
         if tensor is None:
-            refuse(where, theirs, "a tensor", "none")
+            tie = "; a tied model without it says so: \"tie_word_embeddings\": true in config.json"
+            refuse(where, theirs, "a tensor", "none" + (tie if theirs == HEAD else ""))
         used.add(theirs)
-        path, is_norm = tensor.file.name, len(shape) == 1
+        path, is_norm, is_table = tensor.file.name, len(shape) == 1, theirs in (EMBEDDINGS, HEAD)
+        if tensor.dtype in ("U8", "I8", "I32", "U32") or tensor.dtype.startswith("F8"):
+            refuse_quantised("%s: %s of dtype %s" % (path, theirs, tensor.dtype))
         require(tensor.shape == shape, path, theirs + ": shape", shape, tensor.shape)
         require(tensor.dtype in WEIGHT_DTYPES, path, theirs + ": dtype", " or ".join(WEIGHT_DTYPES), tensor.dtype)
-        first = first or tensor
-        require(is_norm or tensor.dtype == first.dtype, path, theirs + ": dtype",
-                "%s as %s has" % (first.dtype, first.name), tensor.dtype)
+        first = first or (None if is_norm or is_table else tensor)
+        require(is_norm or is_table or tensor.dtype == first.dtype, path, theirs + ": dtype",
+                "%s as %s has" % (first and first.dtype, first and first.name), tensor.dtype)
         selected.append(Output(ours, "F32", shape, widen(tensor)) if is_norm else
                         Output(ours, tensor.dtype, shape, tensor))
     for name in sorted(set(tensors) - used):
-        if name == "lm_head.weight":            # tied: some checkpoints save the embeddings twice
-            a, b = tensors[name], tensors["model.embed_tokens.weight"]
-            if (a.dtype, a.shape) != (b.dtype, b.shape) or any(x != y for x, y in zip(a.pieces(), b.pieces())):
-                refuse(a.file.name, name, "none or %s again, since tie_word_embeddings is true" % b.name, "another")
+        if name == HEAD:                        # tied: some checkpoints save the embeddings twice
+            a, b = tensors[name], tensors[EMBEDDINGS]
+            if a.shape != b.shape or not equal_values(a, b):
+                refuse(a.file.name, "%s is another table than %s, though tie_word_embeddings is true: set "
+                       "\"tie_word_embeddings\": false in config.json, and both are used (transformers uses both)"
+                       % (name, b.name))
         elif not re.search(r"(\A|\.)rotary_emb\.inv_freq\Z", name):     # a buffer, which follows from the config
             refuse(tensors[name].file.name, show(name), "no such tensor", "a surplus one")
+    for output in selected:
+        if isinstance(output.data, Tensor) and output.dtype != first.dtype:
+            in_dtype_of_layers(output, first.dtype)
     return in_aligned_order(where, selected)
+
+
+def equal_values(a, b):
+    if a.dtype == b.dtype:
+        return all(x == y for x, y in zip(a.whole_pieces(), b.whole_pieces()))
+    wide, narrow = sorted((a, b), key=lambda each: -each.n_bytes)
+    half = READ_BYTES * narrow.n_bytes // wide.n_bytes
+    return all(piece_to_float32(wide.dtype, x) == piece_to_float32(narrow.dtype, y)
+               for x, y in zip(wide.whole_pieces(), narrow.whole_pieces(half)))
+
+
+def in_dtype_of_layers(output, dtype):
+    """Embeddings or output of another dtype than the layers: in theirs if every value is exact there, else as it is."""
+    tensor = output.data
+    same = all(from_float32(dtype, piece_to_float32(tensor.dtype, piece)) is not None for piece in tensor.whole_pieces())
+    if same:
+        output.dtype, output.data = dtype, Converted(tensor, dtype)
+        output.n_bytes = output.data.n_bytes
+    note("%s is %s among %s weights: stored as %s%s" % (
+        tensor.name, tensor.dtype, dtype, output.dtype, ", in which every value is exact" if same else ""))
+
+
+class Converted:
+    """A tensor in another dtype that holds each of its values exactly."""
+
+    def __init__(self, tensor, dtype):
+        self.tensor, self.dtype = tensor, dtype
+        self.n_bytes = tensor.n_bytes // ITEM_BYTES[tensor.dtype] * ITEM_BYTES[dtype]
+
+    def copy_to(self, fd, progress):
+        for piece in self.tensor.whole_pieces():
+            data = from_float32(self.dtype, piece_to_float32(self.tensor.dtype, piece))
+            require(data is not None, self.tensor.file.name, self.tensor.name, "the values that it had", "others")
+            write_all(fd, data, progress)
+
+
+def piece_to_float32(dtype, data):
+    """BF16, F16 or F32 as float32 bytes; every value of the three is exact there."""
+    if dtype == "BF16":
+        wide = bytearray(2 * len(data))
+        wide[2::4], wide[3::4] = data[0::2], data[1::2]
+        return bytes(wide)
+    if dtype == "F16":
+        n = len(data) // 2
+        return struct.pack("<%df" % n, *struct.unpack("<%de" % n, data))
+    return data
+
+
+def from_float32(dtype, data):
+    """float32 bytes as BF16, F16 or F32; None if that would change a value."""
+    if dtype == "BF16":
+        if data[0::4].strip(b"\0") or data[1::4].strip(b"\0"):
+            return None
+        narrow = bytearray(len(data) // 2)
+        narrow[0::2], narrow[1::2] = data[2::4], data[3::4]
+        return bytes(narrow)
+    if dtype == "F16":
+        n = len(data) // 4
+        try:
+            narrow = struct.pack("<%de" % n, *struct.unpack("<%df" % n, data))
+        except OverflowError:
+            return None
+        return narrow if piece_to_float32("F16", narrow) == data else None
+    return data
 
 
 def widen(tensor):
     """A norm as float32 bytes."""
-    data, n = b"".join(map(bytes, tensor.pieces())), tensor.shape[0]
-    if tensor.dtype == "BF16":
-        wide = bytearray(4 * n)
-        wide[2::4], wide[3::4] = data[0::2], data[1::2]
-        data = bytes(wide)
-    elif tensor.dtype == "F16":
-        data = struct.pack("<%df" % n, *struct.unpack("<%de" % n, data))
-    for i, value in enumerate(struct.unpack("<%df" % n, data)):
+    data = piece_to_float32(tensor.dtype, b"".join(tensor.pieces()))
+    for i, value in enumerate(struct.unpack("<%df" % tensor.shape[0], data)):
         require(math.isfinite(value), tensor.file.name, "%s[%d]" % (tensor.name, i), "a finite number", value)
     return data
 
@@ -400,11 +682,16 @@ def in_aligned_order(where, outputs):
 # ----------------------------------------------------------------------------------------------------------- tokenizer
 
 class Vocabulary:
-    """ranks: token -> id, in order, 0..n-1. specials: id -> bytes. bos: the id put before a text, or None."""
+    """ranks: token -> id, in order, 0..n-1. specials, added: id -> bytes, the tokens of kind 1 and 3. normalized: the ids
+    among these that are looked for in the second pass. bos: the id put before a text, or None."""
 
-    def __init__(self, ranks, specials, bos):
+    def __init__(self, ranks, specials, bos, added=None, normalized=()):
         self.ranks, self.specials, self.bos = ranks, specials, bos
-        self.n_ids = max(specials, default=len(ranks) - 1) + 1
+        self.added, self.normalized = added or {}, set(normalized)
+
+    def named(self):
+        """text -> id of every token of kind 1 and 3."""
+        return {token.decode(): rank for tokens in (self.specials, self.added) for rank, token in tokens.items()}
 
 
 def rank_order(where, by_rank):
@@ -429,7 +716,7 @@ def read_ranks(path):
     if data.lstrip().startswith(b"{"):
         found = "JSON (name the directory that it is in)"
     elif not data.isascii() or b"\0" in data:
-        found = found or "a binary file (SentencePiece is not supported)"
+        found = found or "a binary file: SentencePiece, LLaMA 2's kind of tokenizer; LLaMA 3's alone is supported"
     if found:
         refuse(path, "format", "tiktoken ranks", found)
     for number, line in enumerate(data.split(b"\n"), 1):
@@ -463,79 +750,107 @@ def byte_alphabet():
     return table
 
 
-def read_tokenizer_json(directory):
+def refuse_tokenizer(where, why):
+    refuse(where, "the tokenizer is not LLaMA 3's: %s; models with another tokenizer are not supported" % why)
+
+
+def read_tokenizer_json(directory, settings):
     root = Section.load(directory, "tokenizer.json")
-    check_text_rules(root)
     model = Section(root.where + ": model", root.get("model"))
-    model.one_of("type", "BPE")
-    model.one_of("byte_fallback", False, None)
-    model.one_of("unk_token", None)
-    model.one_of("dropout", 0, None)
-    model.one_of("continuing_subword_prefix", "", None)
-    model.one_of("end_of_word_suffix", "", None)
+    check_tokenizer_kind(root, model)
     vocab, alphabet, by_rank = model.typed("vocab", dict, None), byte_alphabet(), {}
 
     def to_bytes(text):
         try:
             return bytes([alphabet[char] for char in text])
         except KeyError:
-            refuse(model.where, "token %s" % show(text), "characters of the byte alphabet", "others")
+            refuse_tokenizer(root.where, "token %s is not written in characters that stand for bytes" % show(text))
 
-    added = read_added_tokens(root, vocab)
+    added = read_added_tokens(root, vocab, settings)
+    ids = {token.text: token.id for token in added}
     for text, rank in vocab.items():
         if not is_int(rank) or not 0 <= rank < MAX_VOCAB or rank in by_rank or not text:
             refuse(model.where, "token %s" % show(text), "a text and an id of its own", show(rank))
-        if added.get(text) != rank:             # else a special token that the model's vocabulary lists as well
+        if ids.get(text) != rank:               # else an added token that the model's vocabulary lists as well
             by_rank[rank] = to_bytes(text)
+    for token in added:                         # the text of an ordinary token, to be matched before the text is split
+        if token.id < len(by_rank):
+            refuse(root.where, "added token %s" % show(token.text), "an id after those of ordinary tokens", token.id)
     ranks = rank_order(model.where, by_rank)
     check_merges(model, ranks, to_bytes)
-    specials = {}
-    for text, rank in added.items():
-        token = text.encode("utf-8", "replace")
-        require(rank >= len(ranks) and token not in ranks and token.decode() == text, root.where,
-                "added token %d" % rank, "an id after the merged tokens, and another text", text)
-        specials[rank] = token
-    return Vocabulary(ranks, specials, template_bos(root, specials))
+    specials, others = {}, {}
+    for token in added:
+        data = token.text.encode("utf-8", "replace")
+        require(token.id >= len(ranks) and data not in ranks and data.decode() == token.text, root.where,
+                "added token %d" % token.id, "an id after the merged tokens, and another text", token.text)
+        (specials if token.special else others)[token.id] = data
+    return Vocabulary(ranks, specials, template_bos(root, ids), others, (token.id for token in added if token.normalized))
 
 
-def check_text_rules(root):
+def check_tokenizer_kind(root, model):
     """What happens to a text before merging, and to bytes after: LLaMA 3's rules, which the program has built in."""
-    root.one_of("normalizer", None, {"type": "Sequence", "normalizers": []})
-    splitter = Section(root.where + ": pre_tokenizer", root.get("pre_tokenizer", {}))
-    splitter.one_of("type", "Sequence")
-    steps = splitter.typed("pretokenizers", list, None)
-    require(len(steps) == 2, splitter.where, "pretokenizers", "Split and ByteLevel", steps)
-    split, byte_level = (Section("%s %d" % (splitter.where, i), step) for i, step in enumerate(steps))
-    split.one_of("type", "Split")
-    split.one_of("pattern", {"Regex": SPLIT_PATTERN})
-    split.one_of("behavior", "Isolated")
-    split.one_of("invert", False)
-    byte_level.one_of("type", "ByteLevel")
-    byte_level.one_of("add_prefix_space", False)
-    byte_level.one_of("use_regex", False)
-    Section(root.where + ": decoder", root.get("decoder", {})).one_of("type", "ByteLevel")
+    kind = model.get("type", "BPE")
+    if kind != "BPE":
+        refuse_tokenizer(root.where, "its model is %s and not byte-level BPE" % show(kind))
+    if model.get("byte_fallback"):
+        refuse_tokenizer(root.where, "it is SentencePiece's BPE with byte fallback, as LLaMA 2's and Mistral's")
+    for key, plain in (("unk_token", None), ("dropout", 0), ("continuing_subword_prefix", ""), ("end_of_word_suffix", "")):
+        if model.get(key) not in (None, plain) or isinstance(model.get(key), bool):
+            refuse_tokenizer(root.where, "%s is %s" % (key, show(model.get(key))))
+    normalizer = root.get("normalizer")
+    if normalizer not in (None, {"type": "Sequence", "normalizers": []}):
+        refuse_tokenizer(root.where, "it changes texts before it splits them (normalizer %s)" % show(normalizer))
+    splitter = root.get("pre_tokenizer")
+    steps = splitter.get("pretokenizers") if isinstance(splitter, dict) and splitter.get("type") == "Sequence" else None
+    if not isinstance(steps, list) or [isinstance(step, dict) and step.get("type") for step in steps] != ["Split", "ByteLevel"]:
+        refuse_tokenizer(root.where, "it splits texts by another rule (pre_tokenizer %s)" % show(splitter))
+    split, byte_level = steps
+    if split.get("pattern") != {"Regex": SPLIT_PATTERN}:
+        refuse_tokenizer(root.where, "it splits texts by another pattern, %s" % show(split.get("pattern")))
+    for step, key, value in ((split, "behavior", "Isolated"), (split, "invert", False),
+                             (byte_level, "add_prefix_space", False), (byte_level, "use_regex", False)):
+        if step.get(key) != value or isinstance(step.get(key), bool) != isinstance(value, bool):
+            refuse_tokenizer(root.where, "it splits texts by another rule (%s %s)" % (key, show(step.get(key))))
+    decoder = root.get("decoder")
+    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
+        refuse_tokenizer(root.where, "it does not join tokens as bytes (decoder %s)" % show(decoder))
 
 
 def check_flags(token):
-    for flag in ("lstrip", "rstrip", "single_word", "normalized"):
+    """Rules for what lies around an added token, which the program has not."""
+    for flag in ("lstrip", "rstrip", "single_word"):
         token.one_of(flag, False, None)
 
 
-def read_added_tokens(root, vocab):
-    """text -> id of the special tokens. Anything that HuggingFace would match by another rule is refused."""
-    added, following = {}, len(vocab)
+class AddedToken:
+    """One of tokenizer.json's added_tokens, as transformers has it after it has read its other files."""
+
+    def __init__(self, text, rank, special, normalized):
+        self.text, self.id, self.special, self.normalized = text, rank, special, normalized
+
+
+def read_added_tokens(root, vocab, settings):
+    """The added tokens. Anything that HuggingFace would match by another rule is refused.
+
+    Of tokenizer.json's flags those are valid that added_tokens_decoder in tokenizer_config.json does not set again."""
+    added, texts, following = [], set(), len(vocab)
+    decoder = settings.get("added_tokens_decoder", {})
+    require(isinstance(decoder, dict), settings.where, "added_tokens_decoder", "a JSON dict", decoder)
     for values in root.typed("added_tokens", list, []):
         token = Section(root.where + ": added token", values)
         text, rank = token.typed("content", str, None), token.get("id")
         token.where += " " + show(text)
-        token.one_of("special", True)           # others are found in ordinary text
         check_flags(token)
         # HuggingFace takes no id from here: it looks in the vocabulary, else counts on from the highest
         expected = vocab.get(text, following)
         following += expected == following
-        require(is_int(rank) and rank == expected and text and text not in added, token.where, "id",
+        require(is_int(rank) and rank == expected and text and text not in texts, token.where, "id",
                 "a new text and %s, which HuggingFace would give it" % show(expected), rank)
-        added[text] = rank
+        texts.add(text)
+        if str(rank) in decoder:
+            token = Section("%s: added_tokens_decoder: %d" % (settings.where, rank), decoder[str(rank)])
+        special = token.typed("special", bool, False)
+        added.append(AddedToken(text, rank, special, token.typed("normalized", bool, not special)))
     return added
 
 
@@ -578,8 +893,8 @@ def check_merges(model, ranks, to_bytes):
                    % (ranks[token], show(token)), "false")
 
 
-def template_bos(root, specials):
-    """The id that HuggingFace puts before a text, or None. Anything put elsewhere is refused."""
+def template_bos(root, ids):
+    """The id that HuggingFace puts before a text, or None. Anything put elsewhere is refused. ids: of the added tokens."""
     processor, bos = Section(root.where + ": post_processor", root.get("post_processor", {})), None
     steps = [processor.values]
     if processor.get("type") == "Sequence":
@@ -595,54 +910,69 @@ def template_bos(root, specials):
             (rank,) = step.get("special_tokens")[name]["ids"]
         except (TypeError, ValueError, LookupError):
             name, rank = None, None
-        require(single == [{"SpecialToken": {"id": name, "type_id": 0}}, text] and is_int(rank) and rank in specials
+        require(single == [{"SpecialToken": {"id": name, "type_id": 0}}, text] and is_int(rank) and rank in ids.values()
                 and bos is None, step.where, "single", "at most one special token, then the text", single)
         bos = rank
     return bos
 
 
 def check_tokenizer_config(settings, vocabulary):
-    """tokenizer_config.json can change what tokenizer.json says: then the ids depend on who reads it."""
-    for key in ("add_eos_token", "add_prefix_space", "split_special_tokens"):
+    """tokenizer_config.json can change what tokenizer.json says: then the ids depend on who reads it.
+
+    add_bos_token and add_eos_token do not: transformers 5 reads neither beside a tokenizer.json, and earlier releases
+    did for the class LlamaTokenizer alone."""
+    for key in ("add_prefix_space", "split_special_tokens"):
         settings.one_of(key, False, None)
     has_bos = vocabulary.bos is not None
-    if not has_bos and str(settings.get("tokenizer_class")).startswith("LlamaTokenizer"):
-        settings.one_of("add_bos_token", False)         # by default this class puts one, whatever the template says
-    settings.one_of("add_bos_token", has_bos, None)
+    llama_class = settings.get("tokenizer_class", "LlamaTokenizer") in ("LlamaTokenizer", "LlamaTokenizerFast")
+    add_bos, add_eos = settings.typed("add_bos_token", bool, llama_class or has_bos), settings.typed("add_eos_token", bool, False)
+    if llama_class and (add_bos != has_bos or add_eos):
+        note("%s: add_bos_token and add_eos_token are left aside, as in transformers 5; transformers 4 would put %s token "
+             "before a text and %s after it" % (settings.where, "a BOS" if add_bos else "no", "an EOS" if add_eos else "none"))
+    if settings.get("tokenizer_class") in ("LlamaTokenizer", "LlamaTokenizerFast"):
+        note("%s: tokenizer_class %s beside a byte-level tokenizer.json: transformers 5.17 drops every blank there; 5.24 and "
+             "4.57 do not" % (settings.where, settings.get("tokenizer_class")))
     check_named_tokens(settings, vocabulary)
 
 
 def check_named_tokens(settings, vocabulary):
-    """Tokens that tokenizer_config.json or special_tokens_map.json names are added to the vocabulary if they are not there."""
+    """Tokens that tokenizer_config.json or special_tokens_map.json names are added to the vocabulary if they are not there.
+
+    What is named as bos_token, eos_token, pad_token and so on is special, whatever tokenizer.json says."""
     named = [(key, value) for key, value in settings.values.items() if key.endswith("_token")]
+    single = len(named)
     for key in ("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder"):
         values = settings.get(key, [])
         named += values.items() if isinstance(values, dict) else [(key, each) for each in settings.typed(key, list, [])]
-    ids = {token.decode(): str(rank) for rank, token in vocabulary.specials.items()}
-    for key, value in named:
+    ids = vocabulary.named()
+    for i, (key, value) in enumerate(named):
         token = Section("%s: %s" % (settings.where, key), value if isinstance(value, dict) else {"content": value})
         text = token.get("content")
-        if text is not None and not isinstance(text, bool):
-            rank = ids.get(text) if isinstance(text, str) else None
-            require(rank and key in (rank, key.lstrip("0123456789")), token.where, "content",
-                    "a special token of tokenizer.json", text)
-            check_flags(token)
+        if text is None or isinstance(text, bool):
+            continue
+        rank = ids.get(text) if isinstance(text, str) else None
+        require(rank is not None and key in (str(rank), key.lstrip("0123456789")), token.where, "content",
+                "an added token of tokenizer.json", text)
+        check_flags(token)
+        if i < single and rank in vocabulary.added:
+            vocabulary.specials[rank] = vocabulary.added.pop(rank)
 
 
 def check_added_tokens(added, vocabulary):
     """added_tokens.json, {text: id}, adds to the vocabulary, too."""
+    ids = vocabulary.named()
     for text, rank in added.values.items():
-        token = vocabulary.specials.get(rank) if is_int(rank) else None
-        require(token is not None and token.decode() == text, added.where, show(text),
-                "the id of that special token in tokenizer.json", rank)
+        require(is_int(rank) and ids.get(text) == rank, added.where, show(text),
+                "the id of that added token in tokenizer.json", rank)
 
 
 def read_tokenizer(directory, config, vocab_size):
     """The vocabulary from tokenizer.json, from original/tokenizer.model, or from both, which then must agree."""
     vocabulary = None
     if os.path.exists(os.path.join(directory, "tokenizer.json")):
-        vocabulary = read_tokenizer_json(directory)
-        check_tokenizer_config(Section.load(directory, "tokenizer_config.json", needed=False), vocabulary)
+        settings = Section.load(directory, "tokenizer_config.json", needed=False)
+        vocabulary = read_tokenizer_json(directory, settings)
+        check_tokenizer_config(settings, vocabulary)
         check_named_tokens(Section.load(directory, "special_tokens_map.json", needed=False), vocabulary)
         check_added_tokens(Section.load(directory, "added_tokens.json", needed=False), vocabulary)
     for path in (os.path.join(directory, "original", "tokenizer.model"), os.path.join(directory, "tokenizer.model")):
@@ -657,40 +987,43 @@ def read_tokenizer(directory, config, vocab_size):
             if ours != theirs:
                 refuse(path, "token %d" % rank, "%s as elsewhere" % show(ours), show(theirs))
     if vocabulary is None:
-        refuse(directory, "tokenizer", "tokenizer.json or original/tokenizer.model", "neither")
-    require(vocabulary.n_ids <= vocab_size, config.where, "vocab_size",
-            "at least the tokenizer's %d ids" % vocabulary.n_ids, vocab_size)
+        others = [name for name in ("vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
+                  if os.path.exists(os.path.join(directory, name))]
+        refuse(directory, "tokenizer", "tokenizer.json or original/tokenizer.model",
+               "%s, which is not LLaMA 3's tokenizer" % others[0] if others else
+               "neither, an incomplete download: %s" % DOWNLOAD)
+    drop_beyond(config, vocabulary, vocab_size)
     return vocabulary
 
 
-def chat_format(directory, vocabulary):
-    """Which chat frame the checkpoint's template writes; the template itself is not kept."""
-    template = Section.load(directory, "tokenizer_config.json", needed=False).get("chat_template")
-    if isinstance(template, list):              # several, by name
-        template = next((each.get("template") for each in template
-                         if isinstance(each, dict) and each.get("name") == "default"), None)
-    template = Section.load(directory, "chat_template.json", needed=False).get("chat_template", template)
-    path = os.path.join(directory, "chat_template.jinja")
-    if os.path.exists(path):
-        template = read_file(path).decode("utf-8", "replace")
-    if not isinstance(template, str):
-        return "none"
-    # What the program writes, and every template of LLaMA 3 and 3.1 holds. One without it is not used; of one with it what
-    # else it may write, a system message of its own say, is not known, since templates are programs.
-    for part in ("<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>", "trim"):
-        if part not in template.replace("\\n", "\n"):
-            note("the chat template is not LLaMA 3's (it has no %r) and is not used" % part)
-            return "none"
-    for token in (b"<|start_header_id|>", b"<|end_header_id|>", b"<|eot_id|>"):
-        if token not in vocabulary.specials.values():
-            note("the chat template is not used: the vocabulary has no %s" % token.decode())
-            return "none"
-    return "llama3.1" if "Cutting Knowledge Date" in template else "llama3"
+def drop_beyond(config, vocabulary, vocab_size):
+    """Leave out tokens beyond the embedding table: a padding token, say, that was added and never trained. One that a
+    text may hold is refused."""
+    cure = "the embeddings were not resized: model.resize_token_embeddings(len(tokenizer)), then save_pretrained"
+    if len(vocabulary.ranks) > vocab_size:
+        refuse(config.where, "vocab_size", "at least the tokenizer's %d ids" % len(vocabulary.ranks),
+               "%d: the tokenizer belongs to another model, or %s" % (vocab_size, cure))
+    needed = sorted(rank for rank in (*vocabulary.added, vocabulary.bos) if rank is not None and rank >= vocab_size)
+    if needed:
+        token = {**vocabulary.specials, **vocabulary.added}[needed[0]]
+        refuse(config.where, "vocab_size", "more than %d, the id of %s, which %s" % (
+            needed[0], show(token.decode()), "a text may hold" if needed[0] in vocabulary.added else "begins every text"),
+            "%d: %s" % (vocab_size, cure))
+    beyond = sorted(rank for rank in vocabulary.specials if rank >= vocab_size)
+    if beyond:
+        note("%d special tokens beyond the embedding table of %d are left out: %s" % (len(beyond), vocab_size, ", ".join(
+            "%d %s" % (rank, show(vocabulary.specials[rank].decode())) for rank in beyond[:3])) + ", ..." * (len(beyond) > 3))
+    for rank in beyond:
+        del vocabulary.specials[rank]
+    vocabulary.normalized -= set(beyond)
 
 
 def tokenizer_outputs(vocabulary, vocab_size):
-    others = [vocabulary.specials.get(rank, b"") for rank in range(len(vocabulary.ranks), vocab_size)]
-    kinds = bytes(len(vocabulary.ranks)) + bytes(1 if token else 2 for token in others)
+    others = [vocabulary.specials.get(rank) or vocabulary.added.get(rank, b"")
+              for rank in range(len(vocabulary.ranks), vocab_size)]
+    kinds = bytes(len(vocabulary.ranks)) + bytes(
+        1 if rank in vocabulary.specials else 3 if rank in vocabulary.added else 2
+        for rank in range(len(vocabulary.ranks), vocab_size))
     tokens = [*vocabulary.ranks, *others]
     offsets = list(itertools.accumulate(map(len, tokens), initial=0))
     return [Output("tokenizer.offsets", "U32", [vocab_size + 1], struct.pack("<%dI" % len(offsets), *offsets)),
@@ -698,14 +1031,81 @@ def tokenizer_outputs(vocabulary, vocab_size):
             Output("tokenizer.bytes", "U8", [offsets[-1]], b"".join(tokens))]
 
 
+# ---------------------------------------------------------------------------------------------------------------- chat
+
+def read_chat_template(directory):
+    """The text of the checkpoint's template, or None."""
+    template = Section.load(directory, "tokenizer_config.json", needed=False).get("chat_template")
+    if isinstance(template, list):              # several, by name
+        template = next((each.get("template") for each in template
+                         if isinstance(each, dict) and each.get("name") == "default"), None)
+    template = Section.load(directory, "chat_template.json", needed=False).get("chat_template", template)
+    path = os.path.join(directory, "chat_template.jinja")
+    if os.path.exists(path):
+        data = read_file(path)
+        found = foreign_file(data[:64].lstrip())
+        if found:
+            refuse(path, "format", "a chat template", found)
+        template = data.decode("utf-8", "replace")
+    return template if isinstance(template, str) else None
+
+
+def template_names(directory):
+    """The special tokens that a template sees, by name: tokenizer_config.json's, else special_tokens_map.json's."""
+    names = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        for key, value in Section.load(directory, name, needed=False).values.items():
+            value = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(value, str):
+                names[key] = value
+    return names
+
+
+def chat_metadata(directory, vocabulary, wanted=None):
+    """chat_format and its parameters. wanted: --chat-format's."""
+    source, names, ids = read_chat_template(directory), template_names(directory), vocabulary.named()
+    if wanted == "none" or (source is None and not wanted):
+        return {"chat_format": "none"}
+    if source is None:
+        chat = chat_template.Chat(wanted, chat_template.first_bos(names, ids))
+    else:
+        derived = chat_template.derive(source, names, ids, wanted)
+        for each in derived.notes:
+            note(each)
+        chat = derived.chat
+    if chat is None:
+        return {"chat_format": "none"}
+    for token in chat_template.TOKENS[chat.format]:
+        if token not in ids:
+            refuse("--chat-format %s" % chat.format, "the vocabulary has no %s" % token)
+    result = {"chat_format": chat.format}
+    if chat.system is not None:
+        result["chat_system"] = chat.system
+    if chat.date != chat_template.DATE:
+        result["chat_date"] = chat.date
+    bos = ids[chat.bos] if chat.bos else None
+    if bos != vocabulary.bos:
+        result["chat_bos_id"] = "" if bos is None else str(bos)
+    return result
+
+
+def lowest_format(metadata, outputs):
+    """Which format this file is."""
+    kinds = next(output.data for output in outputs if output.name == "tokenizer.kind")
+    dtypes = {output.dtype for output in outputs if len(output.shape) == 2}
+    newer = (metadata.get("rope_type") == "linear" or metadata["chat_format"] in ("chatml", "deepseek") or 3 in kinds
+             or len(dtypes) > 1 or any(key in metadata for key in ("chat_system", "chat_date", "chat_bos_id", "normalized_ids")))
+    return "llama-model/2" if newer else "llama-model/1"
+
+
 # -------------------------------------------------------------------------------------------------------------- output
 
 class Output:
-    """A tensor of model.bin: its data is bytes, or a Tensor to copy from."""
+    """A tensor of model.bin: its data is bytes, or a Tensor or Converted to copy from."""
 
     def __init__(self, name, dtype, shape, data):
         self.name, self.dtype, self.shape, self.data = name, dtype, shape, data
-        self.n_bytes = data.n_bytes if isinstance(data, Tensor) else len(data)
+        self.n_bytes = len(data) if isinstance(data, bytes) else data.n_bytes
 
 
 def build_header(metadata, outputs):
@@ -751,26 +1151,53 @@ def write_all(fd, data, progress):
         data = data[n:]
 
 
+def open_part(path):
+    """OUT.part, empty and locked: one that a stopped conversion left is taken over, one that is being written is not."""
+    part = path + ".part"
+    while True:
+        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                refuse(part, "the file to write to, before it is renamed", "a regular file or none", "something else")
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                refuse(part, "another conversion is writing it")
+            except OSError:                     # a file system without locks
+                pass
+            if os.path.exists(part) and os.path.samestat(os.stat(part), os.fstat(fd)):
+                os.ftruncate(fd, 0)
+                return part, fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)                            # it was renamed or removed meanwhile, by who had the lock
+
+
 def write_model(path, metadata, outputs):
-    """Write under a temporary name, then rename: model.bin is whole or it is not there."""
+    """Write OUT.part, then rename it: model.bin is whole or it is not there. A symbolic link is followed."""
     header = build_header(metadata, outputs)
     progress = Progress(len(header) + sum(output.n_bytes for output in outputs))
-    temporary = "%s.tmp.%d" % (path, os.getpid())
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    target = os.path.realpath(path)
+    part, fd = open_part(target)
     try:
         try:
+            free = shutil.disk_usage(os.path.dirname(part)).free
+            if free < progress.total:
+                refuse(path, "space", "%.3f GB" % (progress.total / 1e9), "%.3f GB free on that disk" % (free / 1e9))
             write_all(fd, header, progress)
             for output in outputs:
-                if isinstance(output.data, Tensor):
-                    output.data.copy_to(fd, progress)
-                else:
+                if isinstance(output.data, bytes):
                     write_all(fd, output.data, progress)
+                else:
+                    output.data.copy_to(fd, progress)
+            os.replace(part, target)
+        except BaseException:
+            os.unlink(part)
+            raise
         finally:
             os.close(fd)
-        os.replace(temporary, path)
     except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
         progress.end_line()
         raise
     progress.print("wrote %s: %.3f GB" % (path, progress.done / 1e9))
@@ -780,9 +1207,10 @@ def write_model(path, metadata, outputs):
 
 def check_paths(source, path):
     """Replacing a device or one's own input would be a bad surprise."""
-    if not os.path.exists(source):
-        refuse(source, "no such file or directory")
     if not os.path.exists(path):
+        parent = os.path.dirname(os.path.realpath(path))
+        if not os.path.isdir(parent):
+            refuse(path, "output", "a file in a directory that is there", "no directory %s" % parent)
         return
     if not stat.S_ISREG(os.stat(path).st_mode):
         refuse(path, "output", "a regular file or none", "something else")
@@ -794,7 +1222,8 @@ def check_paths(source, path):
             refuse(path, "output", "another file than the input", each)
 
 
-def convert(source, path, vocab_only):
+def convert(source, path, vocab_only, chat_format=None):
+    check_source(source, vocab_only)
     check_paths(source, path)
     name = os.path.basename(os.path.abspath(source)).encode("utf-8", "replace").decode()
     metadata, outputs = {"format": "llama-model/1"}, []
@@ -807,25 +1236,29 @@ def convert(source, path, vocab_only):
             metadata.update(model)
             outputs = select_weights(*open_checkpoint(source), sizes, tied)
         vocabulary = read_tokenizer(source, config, vocab_size)
-        eos, chat = end_ids(source, config, vocab_size), chat_format(source, vocabulary)
-    elif vocab_only:
+        eos, chat = end_ids(source, config, vocab_size), chat_metadata(source, vocabulary, chat_format)
+        if chat["chat_format"] != "none":
+            chat["converter"] = CONVERTER
+    else:
         ranks = read_ranks(source)
         n, vocab_size = len(ranks), len(ranks) + 256
         vocabulary = vocabulary_from_ranks(ranks, vocab_size)
-        eos, chat = [n + 1, n + 8, n + 9], "llama3.1"
-    else:
-        with open(source, "rb") as file:
-            refuse(source, "input", "a directory in HuggingFace layout", foreign_file(file.read(64)) or "a file")
+        eos, chat = [n + 1, n + 8, n + 9], {"chat_format": chat_format or "llama3.1"}
     if vocab_only:
         metadata.update(n_layers="0", vocab_size=str(vocab_size))
-    metadata.update(bos_id="" if vocabulary.bos is None else str(vocabulary.bos), eos_ids=",".join(map(str, eos)),
-                    chat_format=chat)
+    metadata.update(bos_id="" if vocabulary.bos is None else str(vocabulary.bos), eos_ids=",".join(map(str, eos)), **chat)
+    if vocabulary.normalized:
+        metadata["normalized_ids"] = ",".join(map(str, sorted(vocabulary.normalized)))
     if not vocab_only:
         metadata["source"] = name
+    outputs += tokenizer_outputs(vocabulary, vocab_size)
+    metadata["format"] = lowest_format(metadata, outputs)
+    if metadata["format"] != "llama-model/1":
+        metadata["converter"] = CONVERTER
     note("%s: %s, %s ids, bos %s, eos %s, chat format %s" % (
         name, "vocabulary only" if vocab_only else "%(n_layers)s layers, dim %(dim)s, rope %(rope_type)s" % metadata,
-        vocab_size, metadata["bos_id"] or "none", metadata["eos_ids"] or "none", chat))
-    write_model(path, metadata, outputs + tokenizer_outputs(vocabulary, vocab_size))
+        vocab_size, metadata["bos_id"] or "none", metadata["eos_ids"] or "none", chat["chat_format"]))
+    write_model(path, metadata, outputs)
 
 
 def interrupt(*_):
@@ -836,6 +1269,8 @@ def main():
     parser = argparse.ArgumentParser(prog="convert.py", description="Convert a HuggingFace LLaMA checkpoint.")
     parser.add_argument("--vocab-only", action="store_true",
                         help="write the tokenizer and no weights; IN may then be a tiktoken ranks file")
+    parser.add_argument("--chat-format", metavar="NAME", choices=("none", *chat_template.FORMATS),
+                        help="%s or none, in place of what the chat template is found to be" % ", ".join(chat_template.FORMATS))
     parser.add_argument("source", metavar="IN", help="checkpoint directory")
     parser.add_argument("path", metavar="OUT", help="model.bin to write")
     args = parser.parse_args()
@@ -843,7 +1278,7 @@ def main():
         if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN:       # which is how nohup asks
             signal.signal(each, interrupt)
     try:
-        convert(args.source, args.path, args.vocab_only)
+        convert(args.source, args.path, args.vocab_only, args.chat_format)
         return 0
     except Refused as error:
         message = str(error)

@@ -16,14 +16,8 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
-
-import torch
-import transformers
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import is_accelerate_available
 
 FORMAT = "hf-greedy-dump/1"
 TOP = 5
@@ -32,6 +26,21 @@ EAGER_BLOCK = 1024  # prompt tokens at a time: eager keeps a whole score matrix 
 
 class DumpError(Exception):
     """A message of one line for the user."""
+
+
+def load_libraries():
+    """After the arguments are read: --help needs none of them."""
+    global torch, transformers, SafetensorError, safe_open, save_file, AutoModelForCausalLM, AutoTokenizer
+    global is_accelerate_available
+    try:
+        import torch
+        import transformers
+        from safetensors import SafetensorError, safe_open
+        from safetensors.torch import save_file
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import is_accelerate_available
+    except ImportError as missing:
+        sys.exit(f"dump_hf.py: the Python package {missing.name} is missing: pip install -r scripts/requirements.txt")
 
 
 # ----------------------------------------------------------------------------------------------------- prompts
@@ -99,9 +108,13 @@ def load_model(directory, dtype, device):
     return model.to(device).eval()
 
 
-@torch.no_grad()
 def run(model, ids, n, tokens=None, block=None):
     """Logits [n, vocab] in float32 and the n tokens: greedy, or along `tokens` where they are given."""
+    with torch.no_grad():
+        return run_without_gradients(model, ids, n, tokens, block)
+
+
+def run_without_gradients(model, ids, n, tokens, block):
     ids = torch.tensor([ids], device=model.device)
     cache, rows, chosen = None, [], []
     pieces = list(ids.split(block or ids.shape[1], dim=1))
@@ -116,6 +129,13 @@ def run(model, ids, n, tokens=None, block=None):
         chosen.append(int(row.argmax()) if tokens is None else tokens[step])
         pieces = [torch.tensor([[chosen[-1]]], device=model.device)]
     return torch.stack(rows), chosen
+
+
+def largest(logits):
+    """(values, ids) of the TOP largest of each row, among equal ones the lowest id first, as argmax has it. topk promises no
+    order of those, and in bf16 they are common."""
+    values, ids = logits.sort(dim=1, descending=True, stable=True)
+    return values[:, :TOP].clone(), ids[:, :TOP].clone()
 
 
 def measure_noise(model, ids, tokens, logits):
@@ -152,15 +172,15 @@ def dump(args):
     tensors, noise = {}, 0.0
     for i, (text, ids, follow) in enumerate(prompts):
         logits, tokens = run(model, ids, args.n if follow is None else len(follow), follow)
-        top = logits.topk(min(TOP, logits.shape[1]))
+        top = largest(logits)
         tensors[f"prompt_ids.{i}"] = torch.tensor(ids, dtype=torch.int32)
         tensors[f"tokens.{i}"] = torch.tensor(tokens, dtype=torch.int32)
-        tensors[f"top_ids.{i}"] = top.indices.to(torch.int32)
-        tensors[f"top_logits.{i}"] = top.values
+        tensors[f"top_ids.{i}"] = top[1].to(torch.int32)
+        tensors[f"top_logits.{i}"] = top[0]
         tensors[f"logits.{i}"] = logits[:args.full].clone()
         if args.noise:
             noise = max(noise, measure_noise(model, ids, tokens, logits))
-        margin = (top.values[:, 0] - top.values[:, 1]).min().item()
+        margin = (top[0][:, 0] - top[0][:, 1]).min().item()
         print(f"prompt {i}: {len(ids)} ids, {len(tokens)} tokens, smallest top-2 margin {margin:.2g}", file=sys.stderr)
 
     metadata = {"format": FORMAT, "dtype": args.dtype, "transformers": transformers.__version__,
@@ -200,6 +220,8 @@ def main():
         args.noise = args.dtype == "float32"
     elif args.noise and args.dtype != "float32":
         parser.error("--noise is defined for float32")
+    load_libraries()
+    warnings.simplefilter("ignore", FutureWarning)      # of names that later releases of transformers will have
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:

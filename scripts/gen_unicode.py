@@ -7,11 +7,8 @@
 Letters are the general categories L*, numbers N*; white space is the White_Space property, as the regular-expression
 engines of tiktoken and HuggingFace tokenizers have them.
 """
+import argparse
 import sys
-
-import unicodedata2
-
-assert unicodedata2.unidata_version == "16.0.0", f"expected Unicode 16.0.0, found {unicodedata2.unidata_version}"
 
 BLOCK = 128
 OTHER, LETTER, NUMBER, SPACE, MIXED = range(5)
@@ -37,7 +34,20 @@ def first_byte_class(byte):
     return classes.pop() if len(classes) == 1 else MIXED
 
 
+def load_database():
+    """After the arguments are read: --help does not need it."""
+    global unicodedata2
+    try:
+        import unicodedata2
+    except ImportError:
+        sys.exit("gen_unicode.py: the Python package unicodedata2 is missing: pip install unicodedata2==16.0.0")
+    if unicodedata2.unidata_version != "16.0.0":
+        sys.exit(f"gen_unicode.py: expected Unicode 16.0.0, found {unicodedata2.unidata_version}")
+
+
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    load_database()
     blocks, index = {}, []
     for start in range(0, 0x110000, BLOCK):
         classes = tuple(char_class(cp) for cp in range(start, start + BLOCK))

@@ -5,9 +5,6 @@ import base64
 import json
 import struct
 
-import tiktoken
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -39,6 +36,8 @@ def load_vocabulary(path):
 
 
 def load_tiktoken(path):
+    import tiktoken
+
     ranks, specials = load_vocabulary(path)
     return tiktoken.Encoding("llama3", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=specials)
 
@@ -52,6 +51,8 @@ def byte_characters():
 
 def load_tokenizers(path):
     """As LLaMA 3's own tokenizer.json: whole pieces first (ignore_merges), then every pair that makes a token, by rank."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
     (ranks, _), shown = load_vocabulary(path), byte_characters()
     names = {token: "".join(shown[byte] for byte in token) for token in ranks}
     merges = [

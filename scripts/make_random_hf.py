@@ -23,9 +23,9 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
-import torch
-
 import convert
+
+torch = None                            # once the arguments are read: --help, and importers of SHAPES, need none
 
 KEYS = ("dim", "layers", "heads", "kv_heads", "head_dim", "hidden", "vocab", "tied", "rope_factor")
 SHAPES = {name: dict(zip(KEYS, values)) for name, values in {
@@ -203,6 +203,14 @@ def write_weights(directory, shape, args):
 
 # ---------------------------------------------------------------------------------------------------------------- main
 
+def load_torch():
+    global torch
+    try:
+        import torch
+    except ImportError:
+        sys.exit("make_random_hf.py: the Python package torch is missing: pip install -r scripts/requirements.txt")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", metavar="OUT_DIR", help="a new or empty directory")
@@ -215,10 +223,12 @@ def main():
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--tokenizer", metavar="FILE", help="LLaMA 3 ranks; without it, one token for each byte")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+    parser.add_argument("--device",
                         help="where values are drawn (cuda where there is one)")
     parser.add_argument("--shard-gb", type=float, default=5, metavar="GB", help="the largest file (5)")
     args = parser.parse_args()
+    load_torch()
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     shape = {key: SHAPES[args.shape][key] if getattr(args, key) is None else getattr(args, key) for key in KEYS}
     if any(shape[key] is not None and shape[key] < 1 for key in KEYS[:7]) or shape["heads"] % shape["kv_heads"]:
         parser.error("sizes must be positive, and --heads a multiple of --kv-heads")

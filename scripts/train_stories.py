@@ -15,14 +15,24 @@ import argparse
 import json
 import lzma
 import math
+import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+def load_libraries():
+    """After the arguments are read: --help needs none of them."""
+    global np, torch, F, AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    global AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    try:
+        import numpy as np
+        import torch
+        import torch.nn.functional as F
+        from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+        from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    except ImportError as missing:
+        sys.exit("train_stories.py: the Python package %s is missing: pip install -r scripts/requirements.txt" % missing.name)
+
 
 # ---------------------------------------------------------------------------------------------------- stories
 
@@ -136,7 +146,6 @@ def loss_sum(model, inputs, targets):
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
 
 
-@torch.no_grad()
 def bits_per_byte(model, documents, n_bytes, context, device, autocast=False):
     """Each document alone, in windows that do not overlap: a token sees at most context - 1 tokens before it."""
     windows = [(d[i:i + context], d[i + 1:i + context + 1])
@@ -148,7 +157,7 @@ def bits_per_byte(model, documents, n_bytes, context, device, autocast=False):
         targets[row, :len(y)] = torch.from_numpy(y)
     model.eval()
     nats = 0.0
-    with torch.autocast(device, torch.bfloat16, enabled=autocast):
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=autocast):
         for x, y in zip(inputs.split(32768 // context), targets.split(32768 // context)):
             nats += loss_sum(model, x.to(device), y.to(device)).item()
     model.train()
@@ -254,11 +263,13 @@ def main():
     parser.add_argument("--report", type=int, default=560, help="steps from one line of progress to the next")
     parser.add_argument("--samples", type=int, default=3)
     parser.add_argument("--prompt", default="Once upon a time")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="(cuda where there is one)")
     args = parser.parse_args()
     missing = [name for name in SOURCES if not (args.corpus / name).is_file()]
     if missing:
         raise SystemExit(f"train_stories.py: no {missing[0]} in {args.corpus}")
+    load_libraries()
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     start = time.time()
     args.out.mkdir(parents=True, exist_ok=True)
 

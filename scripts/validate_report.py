@@ -15,13 +15,6 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
-try:
-    import torch
-    import transformers
-    from safetensors import SafetensorError, safe_open
-except ImportError as missing:
-    sys.exit(f"validate.sh: the Python package {missing.name} is missing: pip install -r scripts/requirements.txt")
-
 GATED = ("Meta's models are gated: accept the licence on the model's page at huggingface.co, then `hf auth login` and "
          "`hf download meta-llama/Llama-3.1-8B-Instruct --local-dir DIR`; scripts/make_random_hf.py makes a random one")
 KL_LIMIT = 1.1      # of HuggingFace's own
@@ -29,6 +22,17 @@ KL_LIMIT = 1.1      # of HuggingFace's own
 
 def stop(message):
     sys.exit("validate.sh: " + message)
+
+
+def load_libraries():
+    """Once there is something to do: --help needs none of them."""
+    global torch, transformers, SafetensorError, safe_open
+    try:
+        import torch
+        import transformers
+        from safetensors import SafetensorError, safe_open
+    except ImportError as missing:
+        stop(f"the Python package {missing.name} is missing: pip install -r scripts/requirements.txt")
 
 
 # ----------------------------------------------------------------------------------------------------------- preflight
@@ -137,7 +141,16 @@ def preflight(model, work, engine, device):
 
 # ------------------------------------------------------------------------------------------------------------ the dump
 
+def greedy_token(ids, logits):
+    """What argmax gives, from the five largest of a step: the lowest id of the largest logit. In bf16 several are often equal,
+    and topk's first is any of them."""
+    return min(each for each, logit in zip(ids, logits) if logit == max(logits))
+
+
 class Dump:
+    """A dump's prompts and tokens. tokens: what was fed, greedily chosen or another dump's (--follow); choices: what this
+    model would choose at each of these steps, which are the same tokens if it chose them itself."""
+
     def __init__(self, path):
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
@@ -146,7 +159,8 @@ class Dump:
             each = {key: [file.get_tensor(f"{key}.{i}") for i in range(self.n)]
                     for key in ("prompt_ids", "tokens", "top_ids", "top_logits", "logits")}
         self.prompt_ids, self.tokens = ([t.tolist() for t in each[key]] for key in ("prompt_ids", "tokens"))
-        self.choices = [t[:, 0].tolist() for t in each["top_ids"]]
+        self.choices = [list(map(greedy_token, ids.tolist(), logits.tolist()))
+                        for ids, logits in zip(each["top_ids"], each["top_logits"])]
         self.margins = [(t[:, 0] - t[:, 1]).tolist() for t in each["top_logits"]]
         self.logits = each["logits"]
 
@@ -383,6 +397,11 @@ def report(work, path, n, half):
 
 def main():
     command, *args = sys.argv[1:] or [""]
+    if command in ("-h", "--help"):
+        print(__doc__)
+        return
+    if command != "half":
+        load_libraries()
     if command == "preflight" and len(args) == 4:
         preflight(*args)
     elif command == "half" and len(args) == 1:

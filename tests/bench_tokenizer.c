@@ -1,6 +1,8 @@
 // What scripts/bench_tokenizer.py times: loads MODEL's vocabulary, encodes FILE as ordinary text several times in one
 // thread, and prints the figures on standard error and the ids, four bytes each, on standard output.
-#include "../model/generate.h"
+#include "../model/file/checkpoint.h"
+#include "../model/generate/generate.h"
+#include "../tokenizer/encode.h"
 #include "vocabulary.h"
 
 enum { REPEATS = 3 };
@@ -28,7 +30,7 @@ int main(int argc, char **argv) {
     Error err = {""};
     Model m;
     double start = clock_seconds(), seconds[REPEATS];
-    if (!model_open(&m, argv[1], true, &err)) {
+    if (!checkpoint_open(&m, argv[1], true, &err)) {
         fprintf(stderr, "bench_tokenizer: %s\n", err.text);
         return 1;
     }

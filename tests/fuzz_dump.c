@@ -1,7 +1,7 @@
 // Fuzz target: the reader of reference dumps.
 #include "fuzz.h"
 
-#include "../model/compare.h"
+#include "../model/measure/compare.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t n) {
     if (n > 1 << 15) return 0;

@@ -1,4 +1,5 @@
 // Fuzz target: the header, metadata and tensors of a model.bin.
+#include "../model/file/checkpoint.h"
 #include "fuzz.h"
 
 #include "../model/model.h"
@@ -9,7 +10,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t n) {
     for (int vocab_only = 0; vocab_only < 2; vocab_only++) {
         Model m;
         Error err = {""};
-        bool ok = model_open(&m, path, vocab_only, &err);
+        bool ok = checkpoint_open(&m, path, vocab_only, &err);
         must_explain(ok, &err);
         if (!ok) continue;
         const Config *c = &m.config;

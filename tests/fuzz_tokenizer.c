@@ -1,7 +1,11 @@
 // For libFuzzer (make fuzz FUZZ=tokenizer): any bytes through splitting, encoding, decoding, the stream's UTF-8 and the
 // chat frame, each held against what it promises. --vocabulary=FILE takes another model.bin than the story model.
+#include "../model/file/checkpoint.h"
 #include "../model/model.h"
+#include "../tokenizer/bpe.h"
 #include "../tokenizer/chat.h"
+#include "../tokenizer/encode.h"
+#include "../tokenizer/split.h"
 #include "../tokenizer/utf8.h"
 #include "vocabulary.h"
 
@@ -20,7 +24,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     for (int i = 1; i < *argc; i++)
         if (strncmp((*argv)[i], flag, strlen(flag)) == 0) path = (*argv)[i] + strlen(flag);
     Error err = {""};
-    bool ok = model_open(&model, path, true, &err) && init_chat_vocabulary(&chat_tokenizer, &err);
+    bool ok = checkpoint_open(&model, path, true, &err) && init_chat_vocabulary(&chat_tokenizer, &err);
     expect(ok, err.text);
     return 0;
 }

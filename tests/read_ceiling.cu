@@ -2,12 +2,12 @@
 #include <stdio.h>
 
 extern "C" {
-#include "../model/bench.h"
+#include "../model/measure/peak.h"
 }
 
 int main(void) {
     Error err = {""};
-    Figure rate;
+    Statistic rate;
     char how[96];
     if (!read_ceiling_cuda((uint64_t)8 << 30, &rate, how, sizeof how, &err)) {
         fprintf(stderr, "read_ceiling: %s\n", err.text);

@@ -1,12 +1,12 @@
 // test_attention.cu: the attention library against a float64 reference on the same rounded inputs, element by element.
 // Inputs are random normal; outputs, caches and workspace start as NaN. `--small` runs shapes for compute-sanitizer,
 // `--only TEXT` the tests whose name contains TEXT.
+#include <functional>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -16,10 +16,13 @@
 
 #include "../model/attention/attention.h"
 
-#define CUDA(call)                                                                                                     \
-    do {                                                                                                               \
-        cudaError_t e = (call);                                                                                        \
-        if (e != cudaSuccess) { printf("FAIL %s:%d %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(e)); exit(1); } \
+#define CUDA(call) \
+    do { \
+        cudaError_t e = (call); \
+        if (e != cudaSuccess) { \
+            printf("FAIL %s:%d %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(e)); \
+            exit(1); \
+        } \
     } while (0)
 
 static const char *DTYPES[] = {"f32", "f16", "bf16"};
@@ -27,10 +30,21 @@ static int g_small;
 
 // What an element may be off by. f32: products and sums of some hundred terms; f16 and bf16: half a unit of the output's
 // last place (2^-12, 2^-9 of it), and a little for the weights.
-static double bound_abs(int dtype) { return dtype == ATTENTION_F32 ? 1e-5 : dtype == ATTENTION_F16 ? 1e-3 : 2e-3; }
-static double bound_rel(int dtype) { return dtype == ATTENTION_F32 ? 1e-5 : dtype == ATTENTION_F16 ? 1e-3 : 1.0 / 256; }
+static double bound_abs(int dtype) {
+    return dtype == ATTENTION_F32 ? 1e-5 : dtype == ATTENTION_F16 ? 1e-3 : 2e-3;
+}
+static double bound_rel(int dtype) {
+    return dtype == ATTENTION_F32 ? 1e-5 : dtype == ATTENTION_F16 ? 1e-3 : 1.0 / 256;
+}
 
-struct Result { std::string name; int dtype; double largest, sum, fraction; long long n; bool failed; std::string why; };
+struct Result {
+    std::string name;
+    int dtype;
+    double largest, sum, fraction;
+    long long n;
+    bool failed;
+    std::string why;
+};
 static Result *g_result;
 
 static void fail(const char *format, ...) {
@@ -46,16 +60,25 @@ static void fail(const char *format, ...) {
 // --------------------------------------------------------------------------------------------------------------------
 // Data on the device
 
-template <typename T> __device__ double to_double(T x) { return (double)(float)x; }
-template <typename T> __device__ T from_f(float x) { return (T)x; }
+template <typename T> __device__ double to_double(T x) {
+    return (double)(float)x;
+}
+template <typename T> __device__ T from_f(float x) {
+    return (T)x;
+}
 
 __device__ uint64_t mix(uint64_t x) {
-    x ^= x >> 30; x *= 0xbf58476d1ce4e5b9ull; x ^= x >> 27; x *= 0x94d049bb133111ebull; return x ^ (x >> 31);
+    x ^= x >> 30;
+    x *= 0xbf58476d1ce4e5b9ull;
+    x ^= x >> 27;
+    x *= 0x94d049bb133111ebull;
+    return x ^ (x >> 31);
 }
 
 // x[i] normal, the same for the same (tensor, sequence id, element within the sequence)
 template <typename T> __global__ void fill_normal(T *x, long long n, uint64_t seed) {
-    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < n; i += (long long)gridDim.x * blockDim.x) {
+    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < n;
+         i += (long long)gridDim.x * blockDim.x) {
         uint64_t h = mix(mix(seed) + i);
         float u = ((uint32_t)h + 0.5f) * 2.3283064e-10f, v = (uint32_t)(h >> 32) * 2.3283064e-10f;
         x[i] = from_f<T>(sqrtf(-2.0f * logf(fminf(u, 0.99999994f))) * cosf(6.2831853f * v));
@@ -63,16 +86,18 @@ template <typename T> __global__ void fill_normal(T *x, long long n, uint64_t se
 }
 
 // rows of D elements from the master [seq][pos][heads][D] to packed tokens with strides
-template <typename T> __global__ void pack_rows(T *dst, long long token_stride, long long head_stride, const T *src, int heads, int D, long long L,
-                                                const int *seq, const int *pos) {
+template <typename T>
+__global__ void pack_rows(T *dst, long long token_stride, long long head_stride, const T *src, int heads, int D,
+                          long long L, const int *seq, const int *pos) {
     int t = blockIdx.x;
     for (int i = threadIdx.x; i < heads * D; i += blockDim.x)
         dst[t * token_stride + i / D * head_stride + i % D] = src[((seq[t] * L + pos[t]) * heads) * D + i];
 }
 
 // ref[t][h][d] in float64: an online softmax over chunks of 128 keys. kv_group 0: K and V have a head for each query head
-template <typename T> __global__ void reference(double *ref, const T *q, const T *k, const T *v, int H, int Hkv, int D, long long L, const int *seq,
-                                                const int *pos, const int *sees, double scale) {
+template <typename T>
+__global__ void reference(double *ref, const T *q, const T *k, const T *v, int H, int Hkv, int D, long long L,
+                          const int *seq, const int *pos, const int *sees, double scale) {
     __shared__ double w[128];
     __shared__ double top_all, sum_all;
     int t = blockIdx.x, h = blockIdx.y, kv = h / (H / Hkv), i = threadIdx.x;
@@ -111,13 +136,17 @@ template <typename T> __global__ void reference(double *ref, const T *q, const T
     if (i < D) ref[((long long)t * H + h) * D + i] = acc / sum_all;
 }
 
-template <typename T> __global__ void repeat_heads(T *dst, const T *src, int H, int Hkv, int D) {    // [row][Hkv][D] -> [row][H][D]
+template <typename T>
+__global__ void repeat_heads(T *dst, const T *src, int H, int Hkv, int D) { // [row][Hkv][D] -> [row][H][D]
     long long row = blockIdx.x;
-    for (int i = threadIdx.x; i < H * D; i += blockDim.x) dst[row * H * D + i] = src[(row * Hkv + i / D / (H / Hkv)) * D + i % D];
+    for (int i = threadIdx.x; i < H * D; i += blockDim.x)
+        dst[row * H * D + i] = src[(row * Hkv + i / D / (H / Hkv)) * D + i % D];
 }
 
 // The first positions of a master [seq][L][Hkv][D] into a cache of blocks: a block of threads per position and sequence.
-template <typename T> __global__ void fill_cache(T *cache, const T *master, int Hkv, int D, long long L, int block, int table_width, const int *table) {
+template <typename T>
+__global__ void fill_cache(T *cache, const T *master, int Hkv, int D, long long L, int block, int table_width,
+                           const int *table) {
     long long pos = blockIdx.x, seq = blockIdx.y, b = table ? table[seq * table_width + pos / block] : seq;
     for (int i = threadIdx.x; i < Hkv * D; i += blockDim.x)
         cache[((b * Hkv + i / D) * block + pos % block) * D + i % D] = master[(seq * L + pos) * Hkv * D + i];
@@ -125,19 +154,38 @@ template <typename T> __global__ void fill_cache(T *cache, const T *master, int 
 
 static void with_type(int dtype, const std::function<void(float)> &f32, const std::function<void(__half)> &f16,
                       const std::function<void(__nv_bfloat16)> &bf16) {
-    if (dtype == ATTENTION_F32) f32(0.0f);
-    else if (dtype == ATTENTION_F16) f16(__half());
-    else bf16(__nv_bfloat16());
+    if (dtype == ATTENTION_F32)
+        f32(0.0f);
+    else if (dtype == ATTENTION_F16)
+        f16(__half());
+    else
+        bf16(__nv_bfloat16());
 }
-#define TYPED(dtype, body) with_type(dtype, [&](auto z) { typedef decltype(z) T; body; }, [&](auto z) { typedef decltype(z) T; body; }, [&](auto z) { typedef decltype(z) T; body; })
+#define TYPED(dtype, body) \
+    with_type( \
+        dtype, \
+        [&](auto z) { \
+            typedef decltype(z) T; \
+            body; \
+        }, \
+        [&](auto z) { \
+            typedef decltype(z) T; \
+            body; \
+        }, \
+        [&](auto z) { \
+            typedef decltype(z) T; \
+            body; \
+        })
 
 // A kernel that lets the next one start and takes its time to write.
 __global__ void copy_late(uint4 *to, const uint4 *from, size_t n) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
-    for (long long end = clock64() + 50000; clock64() < end;) {}
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) to[i] = from[i];
+    for (long long end = clock64() + 50000; clock64() < end;) {
+    }
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x)
+        to[i] = from[i];
 }
 
 struct Shape {
@@ -151,18 +199,18 @@ struct Model {
     int bytes, table_width;
     long long L, max_tokens, head_stride, q_stride, kv_stride;
     size_t cache_bytes, workspace_bytes;
-    char *q, *k, *v;                          // master [seq][pos][heads][D]
+    char *q, *k, *v; // master [seq][pos][heads][D]
     char *kc, *vc, *workspace, *qbuf, *kbuf, *vbuf, *out;
     double *ref;
-    int *table = nullptr, *lens_dev, *index;  // index: seq, pos, sees of each token
+    int *table = nullptr, *lens_dev, *index; // index: seq, pos, sees of each token
     std::vector<int> lens, table_host;
-    std::vector<char> out_host;               // the last call's output with its strides
+    std::vector<char> out_host; // the last call's output with its strides
     AttentionArgs args;
-    cudaStream_t stream = 0;                  // with one of its own, the inputs are written by a kernel that overlaps the call
+    cudaStream_t stream = 0; // with one of its own, the inputs are written by a kernel that overlaps the call
 
     Model(const Shape &shape, int max_new) : s(shape) {
         bytes = s.dtype == ATTENTION_F32 ? 4 : 2;
-        L = s.max_len + 64;    // the master goes on past the cache: for the tests of overflow
+        L = s.max_len + 64; // the master goes on past the cache: for the tests of overflow
         max_tokens = (long long)max_new * s.n_seq;
         head_stride = s.D + 8;
         q_stride = s.H * head_stride + 16;
@@ -171,7 +219,8 @@ struct Model {
         auto master = [&](int heads, int tensor) {
             char *x = device(s.n_seq * L * heads * s.D * bytes);
             for (int i = 0; i < s.n_seq; i++)
-                TYPED(s.dtype, (fill_normal<T><<<1024, 256>>>((T *)x + i * L * heads * s.D, L * heads * s.D, (s.first_id + i) * 16 + tensor)));
+                TYPED(s.dtype, (fill_normal<T><<<1024, 256>>>((T *)x + i * L * heads * s.D, L * heads * s.D,
+                                                              (s.first_id + i) * 16 + tensor)));
             return x;
         };
         q = master(s.H, 1);
@@ -182,7 +231,7 @@ struct Model {
         cache_bytes = (size_t)s.n_seq * blocks * s.Hkv * block * s.D * bytes;
         kc = device(cache_bytes);
         vc = device(cache_bytes);
-        if (s.block_size) {    // a shuffled table
+        if (s.block_size) { // a shuffled table
             table_host.resize(s.n_seq * blocks);
             for (size_t i = 0; i < table_host.size(); i++) table_host[i] = (int)i;
             srand(s.table_seed);
@@ -198,13 +247,25 @@ struct Model {
         out = device(max_tokens * q_stride * bytes);
         ref = (double *)device(max_tokens * s.H * s.D * 8);
         memset(&args, 0, sizeof args);
-        args.dtype = s.dtype; args.n_seq = s.n_seq; args.n_heads = s.H; args.n_kv_heads = s.Hkv; args.head_dim = s.D;
-        args.causal = s.causal; args.append = 1;
-        args.q = qbuf; args.out = out; args.k_new = kbuf; args.v_new = vbuf; args.k_cache = kc; args.v_cache = vc;
+        args.dtype = s.dtype;
+        args.n_seq = s.n_seq;
+        args.n_heads = s.H;
+        args.n_kv_heads = s.Hkv;
+        args.head_dim = s.D;
+        args.causal = s.causal;
+        args.append = 1;
+        args.q = qbuf;
+        args.out = out;
+        args.k_new = kbuf;
+        args.v_new = vbuf;
+        args.k_cache = kc;
+        args.v_cache = vc;
         args.q_token_stride = args.out_token_stride = q_stride;
         args.k_token_stride = args.v_token_stride = kv_stride;
         args.q_head_stride = args.out_head_stride = args.k_head_stride = args.v_head_stride = head_stride;
-        args.cache_max_len = s.max_len; args.block_table = table; args.block_size = s.block_size;
+        args.cache_max_len = s.max_len;
+        args.block_table = table;
+        args.block_size = s.block_size;
         args.seq_lens_device = lens_dev;
         workspace_bytes = attention_workspace_bytes(&args);
         workspace = device(workspace_bytes);
@@ -213,18 +274,21 @@ struct Model {
         args.workspace_bytes = workspace_bytes;
     }
     ~Model() {
-        for (void *p : {(void *)q, (void *)k, (void *)v, (void *)kc, (void *)vc, (void *)workspace, (void *)qbuf, (void *)kbuf, (void *)vbuf, (void *)out,
-                        (void *)ref, (void *)table, (void *)lens_dev, (void *)index}) CUDA(cudaFree(p));
+        for (void *p :
+             {(void *)q, (void *)k, (void *)v, (void *)kc, (void *)vc, (void *)workspace, (void *)qbuf, (void *)kbuf,
+              (void *)vbuf, (void *)out, (void *)ref, (void *)table, (void *)lens_dev, (void *)index})
+            CUDA(cudaFree(p));
     }
     static char *device(size_t n) {
         char *p;
         CUDA(cudaMalloc(&p, n + 256));
-        CUDA(cudaMemset(p, 0xff, n + 256));    // NaN in all three types
+        CUDA(cudaMemset(p, 0xff, n + 256)); // NaN in all three types
         return p;
     }
 
     // Tokens of this call: counts[i] new ones of sequence i.
-    int tokens(const std::vector<int> &counts, std::vector<int> *seq, std::vector<int> *pos, std::vector<int> *sees) const {
+    int tokens(const std::vector<int> &counts, std::vector<int> *seq, std::vector<int> *pos,
+               std::vector<int> *sees) const {
         for (int i = 0; i < s.n_seq; i++)
             for (int j = 0; j < counts[i]; j++) {
                 seq->push_back(i);
@@ -234,7 +298,7 @@ struct Model {
         return (int)seq->size();
     }
 
-    int call(const std::vector<int> &counts, bool decode, bool host_lens) {    // runs the library; nothing is compared
+    int call(const std::vector<int> &counts, bool decode, bool host_lens) { // runs the library; nothing is compared
         std::vector<int> seq, pos, sees, start(1, 0);
         int n = tokens(counts, &seq, &pos, &sees);
         for (int c : counts) start.push_back(start.back() + c);
@@ -242,9 +306,10 @@ struct Model {
         CUDA(cudaMemcpy(index + n, pos.data(), n * 4, cudaMemcpyHostToDevice));
         CUDA(cudaMemcpy(index + 2 * n, sees.data(), n * 4, cudaMemcpyHostToDevice));
         CUDA(cudaMemcpy(lens_dev, lens.data(), s.n_seq * 4, cudaMemcpyHostToDevice));
-        TYPED(s.dtype, (pack_rows<T><<<n, 256>>>((T *)qbuf, q_stride, head_stride, (T *)q, s.H, s.D, L, index, index + n),
-                        pack_rows<T><<<n, 256>>>((T *)kbuf, kv_stride, head_stride, (T *)k, s.Hkv, s.D, L, index, index + n),
-                        pack_rows<T><<<n, 256>>>((T *)vbuf, kv_stride, head_stride, (T *)v, s.Hkv, s.D, L, index, index + n)));
+        TYPED(s.dtype,
+              (pack_rows<T><<<n, 256>>>((T *)qbuf, q_stride, head_stride, (T *)q, s.H, s.D, L, index, index + n),
+               pack_rows<T><<<n, 256>>>((T *)kbuf, kv_stride, head_stride, (T *)k, s.Hkv, s.D, L, index, index + n),
+               pack_rows<T><<<n, 256>>>((T *)vbuf, kv_stride, head_stride, (T *)v, s.Hkv, s.D, L, index, index + n)));
         CUDA(cudaMemset(out, 0xff, max_tokens * q_stride * bytes));
         args.q_start = start.data();
         args.seq_lens = host_lens ? lens.data() : nullptr;
@@ -265,14 +330,20 @@ struct Model {
     }
 
     // One call with its comparison; afterwards the sequences are longer. Decode if every sequence has one new token.
-    void step(const std::vector<int> &counts, int mode = 0, bool compare = true) {    // mode 1: prefill even for one token, 2: decode without host lengths
+    void step(const std::vector<int> &counts, int mode = 0,
+              bool compare = true) { // mode 1: prefill even for one token, 2: decode without host lengths
         bool decode = mode != 1;
         for (int c : counts) decode = decode && c == 1;
-        if (call(counts, decode, mode != 2)) { fail("%s", attention_error()); return; }
+        if (call(counts, decode, mode != 2)) {
+            fail("%s", attention_error());
+            return;
+        }
         if (compare) check(counts, (char *)k, (char *)v, s.Hkv);
         for (int i = 0; i < s.n_seq; i++) lens[i] += counts[i];
     }
-    void step(int count, int mode = 0, bool compare = true) { step(std::vector<int>(s.n_seq, count), mode, compare); }
+    void step(int count, int mode = 0, bool compare = true) {
+        step(std::vector<int>(s.n_seq, count), mode, compare);
+    }
 
     // What a first step of n tokens leaves in the cache, without the step.
     void fill(int n) {
@@ -288,7 +359,8 @@ struct Model {
         std::vector<int> seq, pos, sees;
         int n = tokens(counts, &seq, &pos, &sees);
         double scale = args.scale != 0 ? args.scale : 1.0 / sqrt((double)s.D);
-        TYPED(s.dtype, (reference<T><<<dim3(n, s.H), 128>>>(ref, (T *)q, (T *)mk, (T *)mv, s.H, heads, s.D, L, index, index + n, index + 2 * n, scale)));
+        TYPED(s.dtype, (reference<T><<<dim3(n, s.H), 128>>>(ref, (T *)q, (T *)mk, (T *)mv, s.H, heads, s.D, L, index,
+                                                            index + n, index + 2 * n, scale)));
         std::vector<double> r((size_t)n * s.H * s.D);
         CUDA(cudaMemcpy(r.data(), ref, r.size() * 8, cudaMemcpyDeviceToHost));
         read_out(n);
@@ -296,14 +368,18 @@ struct Model {
             for (int h = 0; h < s.H; h++)
                 for (int d = 0; d < head_stride; d++) {
                     double got = value(t, h, d), want = d < s.D ? r[((size_t)t * s.H + h) * s.D + d] : 0;
-                    if (d >= s.D) { if (!isnan(got)) fail("written outside a row: token %d head %d", t, h); continue; }
+                    if (d >= s.D) {
+                        if (!isnan(got)) fail("written outside a row: token %d head %d", t, h);
+                        continue;
+                    }
                     double error = fabs(got - want), bound = bound_abs(s.dtype) + bound_rel(s.dtype) * fabs(want);
                     g_result->sum += error;
                     g_result->n++;
                     if (!(error <= g_result->largest)) g_result->largest = error;
                     if (!(error / bound <= g_result->fraction)) g_result->fraction = error / bound;
                     if (!(error <= bound))
-                        fail("sequence %d position %d head %d dim %d: got %.7g, expected %.7g, bound %.2g", seq[t], pos[t], h, d, got, want, bound);
+                        fail("sequence %d position %d head %d dim %d: got %.7g, expected %.7g, bound %.2g", seq[t],
+                             pos[t], h, d, got, want, bound);
                 }
     }
     void read_out(int n) {
@@ -316,7 +392,10 @@ struct Model {
         if (s.dtype == ATTENTION_F16) return (double)__half2float(((const __half *)out_host.data())[i]);
         return (double)__bfloat162float(((const __nv_bfloat16 *)out_host.data())[i]);
     }
-    std::vector<char> row(int t) const { return std::vector<char>(out_host.begin() + t * q_stride * bytes, out_host.begin() + (t + 1) * q_stride * bytes); }
+    std::vector<char> row(int t) const {
+        return std::vector<char>(out_host.begin() + t * q_stride * bytes,
+                                 out_host.begin() + (t + 1) * q_stride * bytes);
+    }
 
     // The cache holds exactly the master's K and V up to lens, and poison from there on.
     void check_cache() {
@@ -330,9 +409,11 @@ struct Model {
                     for (int h = 0; h < s.Hkv; h++) {
                         int b = s.block_size ? table_host[i * table_width + p / block] : i;
                         const char *got = c.data() + (((size_t)b * s.Hkv + h) * block + p % block) * s.D * bytes;
-                        const char *want = p < lens[i] ? m.data() + ((i * L + p) * s.Hkv + h) * s.D * bytes : poison.data();
+                        const char *want =
+                            p < lens[i] ? m.data() + ((i * L + p) * s.Hkv + h) * s.D * bytes : poison.data();
                         if (memcmp(got, want, s.D * bytes)) {
-                            fail("%s cache of sequence %d, position %d, head %d: %s", which ? "V" : "K", i, p, h, p < lens[i] ? "not what was appended" : "written");
+                            fail("%s cache of sequence %d, position %d, head %d: %s", which ? "V" : "K", i, p, h,
+                                 p < lens[i] ? "not what was appended" : "written");
                             return;
                         }
                     }
@@ -349,7 +430,8 @@ struct Model {
 // --------------------------------------------------------------------------------------------------------------------
 // Cache
 
-static void test_cache_prefill_then_single_tokens(int dtype) {    // 64 then 10 x 1 equals 74 at once, and both the reference
+static void
+test_cache_prefill_then_single_tokens(int dtype) { // 64 then 10 x 1 equals 74 at once, and both the reference
     Model a({dtype, 2, 8, 2, 128, 96}, 74), b({dtype, 2, 8, 2, 128, 96}, 74);
     a.step(74);
     std::vector<double> whole;
@@ -364,7 +446,8 @@ static void test_cache_prefill_then_single_tokens(int dtype) {    // 64 then 10 
             for (int h = 0; h < 8; h++)
                 for (int d = 0; d < 128; d++) {
                     double x = whole[((i * 10 + j) * 8 + h) * 128 + d], y = b.value(i, h, d);
-                    if (!(fabs(x - y) <= 2 * (bound_abs(dtype) + bound_rel(dtype) * fabs(x)))) fail("token %d: %g at once, %g one by one", 64 + j, x, y);
+                    if (!(fabs(x - y) <= 2 * (bound_abs(dtype) + bound_rel(dtype) * fabs(x))))
+                        fail("token %d: %g at once, %g one by one", 64 + j, x, y);
                 }
     }
     a.check_cache();
@@ -413,12 +496,13 @@ static void test_cache_length_per_sequence(int dtype) {
 }
 
 static void test_cache_lengths_around_tile_edges(int dtype) {
-    std::vector<int> edges = {1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 79, 80, 81, 95, 96, 97, 127, 128, 129, 191, 192, 193, 255, 256, 257,
-                              319, 320, 321, 383, 384, 385, 511, 512, 513};
+    std::vector<int> edges = {1,   2,   7,   8,   15,  16,  17,  31,  32,  33,  63,  64,  65,
+                              79,  80,  81,  95,  96,  97,  127, 128, 129, 191, 192, 193, 255,
+                              256, 257, 319, 320, 321, 383, 384, 385, 511, 512, 513};
     for (int D : {64, 96, 128}) {
         Model m({dtype, (int)edges.size(), 2, 1, D, 600}, 513);
-        m.step(edges);                       // prefill of each length
-        for (int i = 0; i < 3; i++) m.step(1);   // decode at each length and past each edge
+        m.step(edges);                         // prefill of each length
+        for (int i = 0; i < 3; i++) m.step(1); // decode at each length and past each edge
         m.step(std::vector<int>(edges.rbegin(), edges.rend()), 0, true);
         m.check_cache();
     }
@@ -443,10 +527,16 @@ static void test_cache_overflow_refused(int dtype) {
     std::vector<char> before = m.snapshot();
     auto refused = [&](const std::vector<int> &counts, bool decode, const char *numbers) {
         int status = m.call(counts, decode, true);
-        if (!status) fail("an overflow was accepted");
-        else if (!strstr(attention_error(), numbers)) fail("'%s' does not say '%s'", attention_error(), numbers);
+        if (!status)
+            fail("an overflow was accepted");
+        else if (!strstr(attention_error(), numbers))
+            fail("'%s' does not say '%s'", attention_error(), numbers);
         m.read_out(2);
-        for (char c : m.out_host) if (c != (char)0xff) { fail("a refused call wrote output"); break; }
+        for (char c : m.out_host)
+            if (c != (char)0xff) {
+                fail("a refused call wrote output");
+                break;
+            }
         if (m.snapshot() != before) fail("a refused call wrote to the cache");
     };
     refused({1, 1}, true, "40 positions + 1 new > cache_max_len 40");
@@ -483,7 +573,7 @@ static void test_cache_block_table_same_bits(int dtype) {
         }
 }
 
-static void test_cache_without_append(int dtype) {    // K and V already in the cache: same bits as with append
+static void test_cache_without_append(int dtype) { // K and V already in the cache: same bits as with append
     Model a({dtype, 2, 8, 2, 128, 200}, 130), b({dtype, 2, 8, 2, 128, 200}, 130);
     a.step({130, 40});
     a.step({1, 1});
@@ -512,7 +602,7 @@ static void test_cache_long_context(int dtype) {
     m.step({129}, 0);
     for (int i = 0; i < 5; i++) m.step(1);
     if (g_small) return;
-    for (int context : {4096, 8191, 8192, 8193, 32767, 32768, 32769, 65536}) {    // where the chunk length changes
+    for (int context : {4096, 8191, 8192, 8193, 32767, 32768, 32769, 65536}) { // where the length of KV splits changes
         m.lens = {context - 1};
         m.step(1);
     }
@@ -521,13 +611,18 @@ static void test_cache_long_context(int dtype) {
 // --------------------------------------------------------------------------------------------------------------------
 // Grouped queries
 
-static void gqa(int dtype, int H, int Hkv, int D) {    // against K and V repeated for every query head; with cache, prefill then decode
+static void gqa(int dtype, int H, int Hkv,
+                int D) { // against K and V repeated for every query head; with cache, prefill then decode
     Model m({dtype, 2, H, Hkv, D, 300}, 150);
     char *rk = Model::device(2ll * m.L * H * D * m.bytes), *rv = Model::device(2ll * m.L * H * D * m.bytes);
-    TYPED(dtype, (repeat_heads<T><<<2 * m.L, 256>>>((T *)rk, (T *)m.k, H, Hkv, D), repeat_heads<T><<<2 * m.L, 256>>>((T *)rv, (T *)m.v, H, Hkv, D)));
+    TYPED(dtype, (repeat_heads<T><<<2 * m.L, 256>>>((T *)rk, (T *)m.k, H, Hkv, D),
+                  repeat_heads<T><<<2 * m.L, 256>>>((T *)rv, (T *)m.v, H, Hkv, D)));
     for (auto counts : std::vector<std::vector<int>>{{33, 150}, {1, 1}, {100, 20}, {1, 1}, {1, 1}}) {
         bool decode = counts[0] == 1;
-        if (m.call(counts, decode, true)) { fail("%s", attention_error()); break; }
+        if (m.call(counts, decode, true)) {
+            fail("%s", attention_error());
+            break;
+        }
         m.check(counts, rk, rv, H);
         for (int i = 0; i < 2; i++) m.lens[i] += counts[i];
     }
@@ -536,14 +631,16 @@ static void gqa(int dtype, int H, int Hkv, int D) {    // against K and V repeat
     CUDA(cudaFree(rv));
 }
 
-// More chunks than up to 131,072 positions, of as many groups as two blocks share each.
+// More KV splits than up to 131,072 positions, of as many query tiles as two blocks share each.
 static void test_cache_beyond_131072(int dtype) {
     const int length = 131080, heads = 128;
     Model m({dtype, 1, heads, heads, 64, length}, 1);
     size_t row = 64 * m.bytes;
     for (int h = 0; h < heads; h++) {
-        CUDA(cudaMemcpy2D(m.kc + h * length * row, row, m.k + h * row, heads * row, row, length - 1, cudaMemcpyDeviceToDevice));
-        CUDA(cudaMemcpy2D(m.vc + h * length * row, row, m.v + h * row, heads * row, row, length - 1, cudaMemcpyDeviceToDevice));
+        CUDA(cudaMemcpy2D(m.kc + h * length * row, row, m.k + h * row, heads * row, row, length - 1,
+                          cudaMemcpyDeviceToDevice));
+        CUDA(cudaMemcpy2D(m.vc + h * length * row, row, m.v + h * row, heads * row, row, length - 1,
+                          cudaMemcpyDeviceToDevice));
     }
     for (int have : {131071, 131072, length - 1}) {
         m.lens = {have};
@@ -555,13 +652,24 @@ static void test_gqa_ratios(int dtype) {
     for (int ratio : {1, 2, 4, 7, 8, 14, 16, 32})
         for (int D : {64, 128}) gqa(dtype, ratio * 2, 2, D);
 }
-static void test_gqa_14_to_2_heads(int dtype) { gqa(dtype, 14, 2, 64); gqa(dtype, 14, 2, 128); }
-static void test_gqa_28_to_4_heads(int dtype) { gqa(dtype, 28, 4, 128); }
-static void test_gqa_32_heads_of_96(int dtype) { gqa(dtype, 32, 32, 96); gqa(dtype, 32, 8, 96); }
+static void test_gqa_14_to_2_heads(int dtype) {
+    gqa(dtype, 14, 2, 64);
+    gqa(dtype, 14, 2, 128);
+}
+static void test_gqa_28_to_4_heads(int dtype) {
+    gqa(dtype, 28, 4, 128);
+}
+static void test_gqa_32_heads_of_96(int dtype) {
+    gqa(dtype, 32, 32, 96);
+    gqa(dtype, 32, 8, 96);
+}
 static void test_gqa_cache_a_quarter(int dtype) {
     Model a({dtype, 1, 32, 8, 128, 64}, 1), b({dtype, 1, 32, 32, 128, 64}, 1);
-    if (attention_cache_bytes(&a.args) * 4 != attention_cache_bytes(&b.args)) fail("cache at 32:8 is %zu bytes, at 32:32 %zu", attention_cache_bytes(&a.args), attention_cache_bytes(&b.args));
-    if (attention_cache_bytes(&a.args) != a.cache_bytes) fail("attention_cache_bytes %zu, expected %zu", attention_cache_bytes(&a.args), a.cache_bytes);
+    if (attention_cache_bytes(&a.args) * 4 != attention_cache_bytes(&b.args))
+        fail("cache at 32:8 is %zu bytes, at 32:32 %zu", attention_cache_bytes(&a.args),
+             attention_cache_bytes(&b.args));
+    if (attention_cache_bytes(&a.args) != a.cache_bytes)
+        fail("attention_cache_bytes %zu, expected %zu", attention_cache_bytes(&a.args), a.cache_bytes);
 }
 
 // --------------------------------------------------------------------------------------------------------------------
@@ -575,23 +683,27 @@ static void test_causal_against_reference(int dtype) {
     }
 }
 
-static void test_causal_mask_visible_in_v(int dtype) {    // later V marked with 1e4: rows before it keep their bits
+static void test_causal_mask_visible_in_v(int dtype) { // later V marked with 1e4: rows before it keep their bits
     int n = 300;
     Model a({dtype, 1, 4, 2, 128, n}, n), b({dtype, 1, 4, 2, 128, n}, n);
     a.step(n);
     size_t row = (size_t)b.s.Hkv * b.s.D;
     for (int cut : {1, 63, 64, 100, 128, 129, 255}) {
         std::vector<float> mark((n - cut) * row, 1e4f);
-        if (dtype == ATTENTION_F32) CUDA(cudaMemcpy(b.v + cut * row * 4, mark.data(), mark.size() * 4, cudaMemcpyHostToDevice));
+        if (dtype == ATTENTION_F32)
+            CUDA(cudaMemcpy(b.v + cut * row * 4, mark.data(), mark.size() * 4, cudaMemcpyHostToDevice));
         else {
-            std::vector<uint16_t> m16(mark.size(), dtype == ATTENTION_F16 ? 0x70e2 : 0x461c);    // 1e4, near enough
+            std::vector<uint16_t> m16(mark.size(), dtype == ATTENTION_F16 ? 0x70e2 : 0x461c); // 1e4, near enough
             CUDA(cudaMemcpy(b.v + cut * row * 2, m16.data(), m16.size() * 2, cudaMemcpyHostToDevice));
         }
         b.lens = {0};
         b.step({n}, 0, false);
         b.read_out(n);
         for (int t = 0; t < cut; t++)
-            if (a.row(t) != b.row(t)) { fail("row %d sees V of %d and later", t, cut); break; }
+            if (a.row(t) != b.row(t)) {
+                fail("row %d sees V of %d and later", t, cut);
+                break;
+            }
         for (int h = 0; h < 4; h++)
             if (!(b.value(n - 1, h, 0) > 10)) fail("the mark cannot be seen at all");
         TYPED(dtype, (cudaMemcpy(b.v, a.v, n * row * sizeof(T), cudaMemcpyDeviceToDevice)));
@@ -618,7 +730,7 @@ static void test_not_causal(int dtype) {
     }
 }
 
-static void test_scale_huge(int dtype) {    // a weight of 1 and nothing else, whatever the largest score is
+static void test_scale_huge(int dtype) { // a weight of 1 and nothing else, whatever the largest score is
     for (int D : {64, 96, 128}) {
         Model m({dtype, 2, 8, 2, D, 400}, 300);
         m.step(300, 0, false);
@@ -637,18 +749,19 @@ static void test_scale_given(int dtype) {
 // --------------------------------------------------------------------------------------------------------------------
 // Together
 
-static void test_together(int dtype) {    // causal + GQA + ragged + cache: prefill in chunks, then 50 steps
+static void test_together(int dtype) { // causal + GQA + ragged + cache: prefill in chunks, then 50 steps
     for (int D : {64, 96, 128}) {
         Shape s = {dtype, 5, 16, 4, D, 500};
         s.block_size = D == 96 ? 32 : 0;
         Model m(s, 200);
-        for (auto c : std::vector<std::vector<int>>{{200, 3, 64, 0, 129}, {17, 150, 64, 1, 0}, {100, 100, 1, 128, 5}}) m.step(c);
+        for (auto c : std::vector<std::vector<int>>{{200, 3, 64, 0, 129}, {17, 150, 64, 1, 0}, {100, 100, 1, 128, 5}})
+            m.step(c);
         for (int i = 0; i < 50; i++) m.step(1, i % 2 * 2);
         m.check_cache();
     }
 }
 
-static void test_together_300_sequences(int dtype) {    // more than one launch holds
+static void test_together_300_sequences(int dtype) { // more than one launch holds
     Model m({dtype, 300, 4, 2, 64, 40}, 20);
     std::vector<int> c(300);
     for (int i = 0; i < 300; i++) c[i] = i * 7 % 21;
@@ -666,8 +779,13 @@ static void test_refusals(int dtype) {
     std::vector<char> before = m.snapshot();
     std::vector<int> start = {0, 4, 8}, lens = {8, 8};
     CUDA(cudaMemset(m.out, 0xff, 8));
-    struct Bad { const char *says; std::function<void(AttentionArgs &)> change; int entries; };    // entries: 1 prefill, 2 decode, 4 sizes
-    static int bad_start[3] = {0, 5, 4}, none[3] = {4, 4, 4}, negative[2] = {8, -3}, full[2] = {8, 64}, below[3] = {-1, 4, 8};
+    struct Bad {
+        const char *says;
+        std::function<void(AttentionArgs &)> change;
+        int entries;
+    }; // entries: 1 prefill, 2 decode, 4 sizes
+    static int bad_start[3] = {0, 5, 4}, none[3] = {4, 4, 4}, negative[2] = {8, -3}, full[2] = {8, 64},
+               below[3] = {-1, 4, 8};
     std::vector<Bad> all = {
         {"dtype 7", [](AttentionArgs &a) { a.dtype = 7; }, 7},
         {"n_seq 0", [](AttentionArgs &a) { a.n_seq = 0; }, 7},
@@ -702,8 +820,18 @@ static void test_refusals(int dtype) {
         {"k_head_stride 0", [](AttentionArgs &a) { a.k_head_stride = 0; }, 3},
         {"v_token_stride 3", [](AttentionArgs &a) { a.v_token_stride = 3; }, 3},
         {"v_head_stride -1", [](AttentionArgs &a) { a.v_head_stride = -1; }, 3},
-        {"block_size 0", [](AttentionArgs &a) { a.block_table = (const int *)a.q; a.block_size = 0; }, 3},
-        {"block_size 24", [](AttentionArgs &a) { a.block_table = (const int *)a.q; a.block_size = 24; }, 3},
+        {"block_size 0",
+         [](AttentionArgs &a) {
+             a.block_table = (const int *)a.q;
+             a.block_size = 0;
+         },
+         3},
+        {"block_size 24",
+         [](AttentionArgs &a) {
+             a.block_table = (const int *)a.q;
+             a.block_size = 24;
+         },
+         3},
         {"seq_lens[1] is -3", [](AttentionArgs &a) { a.seq_lens = negative; }, 3},
         {"64 positions + ", [](AttentionArgs &a) { a.seq_lens = full; }, 3},
         {"q_start is NULL", [](AttentionArgs &a) { a.q_start = nullptr; }, 1},
@@ -722,13 +850,18 @@ static void test_refusals(int dtype) {
             a.q_start = start.data();
             a.seq_lens = lens.data();
             bad.change(a);
-            bool refused = entry == 1   ? attention_prefill(&a, 0) != 0
-                           : entry == 2 ? attention_decode(&a, 0) != 0
-                                        : attention_workspace_bytes(&a) == SIZE_MAX && attention_cache_bytes(&a) == SIZE_MAX;
-            if (!refused) fail("entry %d accepted: %s", entry, bad.says);
-            else if (!strstr(attention_error(), bad.says)) fail("'%s' does not say '%s'", attention_error(), bad.says);
+            bool refused = entry == 1 ? attention_prefill(&a, 0) != 0
+                           : entry == 2
+                               ? attention_decode(&a, 0) != 0
+                               : attention_workspace_bytes(&a) == SIZE_MAX && attention_cache_bytes(&a) == SIZE_MAX;
+            if (!refused)
+                fail("entry %d accepted: %s", entry, bad.says);
+            else if (!strstr(attention_error(), bad.says))
+                fail("'%s' does not say '%s'", attention_error(), bad.says);
         }
-    if (!attention_prefill(nullptr, 0) || !attention_decode(nullptr, 0) || attention_workspace_bytes(nullptr) != SIZE_MAX) fail("args NULL accepted");
+    if (!attention_prefill(nullptr, 0) || !attention_decode(nullptr, 0) ||
+        attention_workspace_bytes(nullptr) != SIZE_MAX)
+        fail("args NULL accepted");
     CUDA(cudaDeviceSynchronize());
     if (m.snapshot() != before) fail("a refused call wrote to the cache");
     CUDA(cudaGetLastError());
@@ -744,7 +877,11 @@ static void test_two_runs_same_bits(int dtype) {
         m.step({400, 1, 130, 257}, 0, run == 0);
         m.read_out(788);
         std::vector<char> bits = m.out_host;
-        for (int i = 0; i < 3; i++) { m.step(1, 0, run == 0); m.read_out(4); bits.insert(bits.end(), m.out_host.begin(), m.out_host.end()); }
+        for (int i = 0; i < 3; i++) {
+            m.step(1, 0, run == 0);
+            m.read_out(4);
+            bits.insert(bits.end(), m.out_host.begin(), m.out_host.end());
+        }
         first[run] = bits;
     }
     if (first[0] != first[1]) fail("two runs differ");
@@ -756,7 +893,11 @@ static void test_alone_and_among_16_same_bits(int dtype) {
     all.step(lens, 0, false);
     all.read_out(10000 < all.max_tokens ? 10000 : (int)all.max_tokens);
     std::vector<char> prefill = all.out_host, decode[3];
-    for (int i = 0; i < 3; i++) { all.step(1, 0, i == 0); all.read_out(17); decode[i] = all.out_host; }
+    for (int i = 0; i < 3; i++) {
+        all.step(1, 0, i == 0);
+        all.read_out(17);
+        decode[i] = all.out_host;
+    }
     int start = 0;
     for (int i = 0; i < 17; i++) {
         Shape s = {dtype, 1, 8, 2, 128, 2048};
@@ -765,24 +906,29 @@ static void test_alone_and_among_16_same_bits(int dtype) {
         one.step({lens[i]}, 0, false);
         one.read_out(lens[i]);
         size_t bytes = one.q_stride * one.bytes;
-        if ((start + lens[i]) * bytes <= prefill.size() && memcmp(one.out_host.data(), prefill.data() + start * bytes, lens[i] * bytes)) fail("prefill of sequence %d alone differs", i);
+        if ((start + lens[i]) * bytes <= prefill.size() &&
+            memcmp(one.out_host.data(), prefill.data() + start * bytes, lens[i] * bytes))
+            fail("prefill of sequence %d alone differs", i);
         start += lens[i];
         for (int j = 0; j < 3; j++) {
             one.step({1}, 0, false);
             one.read_out(1);
-            if (memcmp(one.out_host.data(), decode[j].data() + i * bytes, bytes)) fail("step %d of sequence %d alone differs", j, i);
+            if (memcmp(one.out_host.data(), decode[j].data() + i * bytes, bytes))
+                fail("step %d of sequence %d alone differs", j, i);
         }
     }
 }
 
-// Equal lengths, so that a few blocks share each group: between eights of chunks and elsewhere. Alone, a sequence is shared
-// out chunk by chunk.
-static void test_groups_shared_same_bits(int dtype) {
-    // sequences, KV heads, head_dim, positions, group, block size. Those of 33: on an H200 a group for every block, whose new
-    // token is in one of its first steps.
-    int shapes[][6] = {{12, 8, 128, 2046, 2, 0}, {12, 8, 64, 2174, 2, 0}, {12, 8, 96, 1300, 2, 0}, {6, 8, 64, 4094, 2, 0}, {16, 4, 128, 3070, 2, 0},
-                       {12, 8, 64, 4090, 2, 0}, {12, 8, 64, 2044, 16, 0}, {12, 8, 128, 2044, 1, 64}, {12, 8, 96, 4000, 3, 48},
-                       {33, 8, 64, 126, 2, 0}, {33, 8, 64, 254, 2, 0}, {33, 8, 64, 382, 2, 32}, {33, 8, 96, 62, 2, 0}, {33, 8, 128, 126, 2, 0}};
+// Equal lengths, so that a few blocks share each query tile: between groups of 8 KV splits and elsewhere. Alone, a sequence's
+// splits are a block's each.
+static void test_shared_query_tiles_same_bits(int dtype) {
+    // sequences, KV heads, head_dim, positions, query heads of a KV head, block size. Those of 33: on an H200 a query tile for every
+    // block, whose new token is in one of its first steps.
+    int shapes[][6] = {{12, 8, 128, 2046, 2, 0}, {12, 8, 64, 2174, 2, 0},   {12, 8, 96, 1300, 2, 0},
+                       {6, 8, 64, 4094, 2, 0},   {16, 4, 128, 3070, 2, 0},  {12, 8, 64, 4090, 2, 0},
+                       {12, 8, 64, 2044, 16, 0}, {12, 8, 128, 2044, 1, 64}, {12, 8, 96, 4000, 3, 48},
+                       {33, 8, 64, 126, 2, 0},   {33, 8, 64, 254, 2, 0},    {33, 8, 64, 382, 2, 32},
+                       {33, 8, 96, 62, 2, 0},    {33, 8, 128, 126, 2, 0}};
     for (int shape = 0; shape < (g_small ? 2 : (int)(sizeof shapes / sizeof *shapes)); shape++) {
         const int *x = shapes[shape];
         Shape s = {dtype, x[0], x[4] * x[1], x[1], x[2], x[3] + 4};
@@ -796,12 +942,13 @@ static void test_groups_shared_same_bits(int dtype) {
         for (int i = 0; i < (g_small ? 1 : 4); i++) {
             all.step(1);
             one.step(1);
-            if (all.row(x[0] - 1) != one.row(0)) fail("step %d after %d positions, group %d, head_dim %d: alone it differs", i, x[3], x[4], x[2]);
+            if (all.row(x[0] - 1) != one.row(0))
+                fail("step %d after %d positions, group %d, head_dim %d: alone it differs", i, x[3], x[4], x[2]);
         }
     }
 }
 
-static void test_graph_replay(int dtype) {    // a captured step, replayed with lengths that grow on the device
+static void test_graph_replay(int dtype) { // a captured step, replayed with lengths that grow on the device
     Model m({dtype, 3, 8, 2, 128, 700}, 300), eager({dtype, 3, 8, 2, 128, 700}, 300);
     std::vector<int> lens = {300, 250, 20};
     m.step(lens);
@@ -812,13 +959,16 @@ static void test_graph_replay(int dtype) {    // a captured step, replayed with 
     CUDA(cudaStreamCreate(&stream));
     m.args.seq_lens = nullptr;
     CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    for (int i = 0; i < 2; i++)    // twice over the same token: the second replaces the first
+    for (int i = 0; i < 2; i++) // twice over the same token: the second replaces the first
         if (attention_decode(&m.args, stream)) fail("%s", attention_error());
     CUDA(cudaStreamEndCapture(stream, &graph));
     CUDA(cudaGraphInstantiate(&exec, graph, 0));
     for (int step = 0; step < 300; step++) {
         eager.step(1, 0, step % 60 == 0);
-        if (step % 60 && g_small) { for (int &x : m.lens) x++; continue; }
+        if (step % 60 && g_small) {
+            for (int &x : m.lens) x++;
+            continue;
+        }
         // the eager model's packed inputs are this step's
         CUDA(cudaMemcpy(m.qbuf, eager.qbuf, 3 * m.q_stride * m.bytes, cudaMemcpyDeviceToDevice));
         CUDA(cudaMemcpy(m.kbuf, eager.kbuf, 3 * m.kv_stride * m.bytes, cudaMemcpyDeviceToDevice));
@@ -829,7 +979,10 @@ static void test_graph_replay(int dtype) {    // a captured step, replayed with 
         CUDA(cudaStreamSynchronize(stream));
         m.read_out(3);
         eager.read_out(3);
-        if (!g_small && m.out_host != eager.out_host) { fail("step %d: replay differs from a plain call", step); break; }
+        if (!g_small && m.out_host != eager.out_host) {
+            fail("step %d: replay differs from a plain call", step);
+            break;
+        }
         for (int &x : m.lens) x++;
     }
     CUDA(cudaGraphExecDestroy(exec));
@@ -837,14 +990,14 @@ static void test_graph_replay(int dtype) {    // a captured step, replayed with 
     CUDA(cudaStreamDestroy(stream));
 }
 
-static void test_settled_before_inputs_are_written(int dtype) {
+static void test_kv_stable_before_inputs_are_written(int dtype) {
     for (int D : {64, 96, 128})
-        for (int settled : {1, 0}) {
+        for (int kv_stable : {1, 0}) {
             Shape s = {dtype, 5, 16, 4, D, 1000};
             s.block_size = D == 64 ? 1000 : D == 96 ? 32 : 0;
             Model m(s, 700);
             m.step({700, 250, 20, 1, 640});
-            m.args.settled = settled;
+            m.args.kv_stable = kv_stable;
             CUDA(cudaStreamCreate(&m.stream));
             for (int i = 0; i < 6; i++) m.step(1, 2);
             CUDA(cudaStreamDestroy(m.stream));
@@ -853,7 +1006,7 @@ static void test_settled_before_inputs_are_written(int dtype) {
         }
 }
 
-static void test_settled_chain(int dtype) {    // calls that overlap: layers with caches of their own, one workspace
+static void test_kv_stable_chain(int dtype) { // calls that overlap: layers with caches of their own, one workspace
     int layers = 4, steps = g_small ? 3 : 20;
     std::vector<Model *> m, plain;
     for (int i = 0; i < 2 * layers; i++) {
@@ -870,7 +1023,7 @@ static void test_settled_chain(int dtype) {    // calls that overlap: layers wit
     for (Model *x : m) {
         AttentionArgs a = x->args;
         a.seq_lens = nullptr;
-        a.settled = 1;
+        a.kv_stable = 1;
         a.workspace = m[0]->workspace;
         if (attention_decode(&a, stream)) fail("%s", attention_error());
     }
@@ -899,31 +1052,67 @@ static void test_settled_chain(int dtype) {    // calls that overlap: layers wit
     CUDA(cudaGraphExecDestroy(exec));
     CUDA(cudaGraphDestroy(graph));
     CUDA(cudaStreamDestroy(stream));
-    for (int i = 0; i < layers; i++) { m[i]->check_cache(); delete m[i]; delete plain[i]; }
+    for (int i = 0; i < layers; i++) {
+        m[i]->check_cache();
+        delete m[i];
+        delete plain[i];
+    }
 }
 
-struct Test { const char *name; void (*run)(int dtype); int small; };    // small: sized for compute-sanitizer
+struct Test {
+    const char *name;
+    void (*run)(int dtype);
+    int small;
+}; // small: sized for compute-sanitizer
 static const Test TESTS[] = {
 #define T(name, small) {#name, name, small}
-    T(test_cache_prefill_then_single_tokens, 1), T(test_cache_first_call_on_empty, 1), T(test_cache_first_token_by_decode, 1),
-    T(test_cache_one_step_on_256, 1), T(test_cache_batch_heads_length, 0), T(test_cache_length_per_sequence, 0),
-    T(test_cache_lengths_around_tile_edges, 0), T(test_cache_long_steps_memory_unchanged, 1), T(test_cache_overflow_refused, 1),
-    T(test_cache_block_table_same_bits, 0), T(test_cache_without_append, 1), T(test_cache_long_context, 1),
+    T(test_cache_prefill_then_single_tokens, 1),
+    T(test_cache_first_call_on_empty, 1),
+    T(test_cache_first_token_by_decode, 1),
+    T(test_cache_one_step_on_256, 1),
+    T(test_cache_batch_heads_length, 0),
+    T(test_cache_length_per_sequence, 0),
+    T(test_cache_lengths_around_tile_edges, 0),
+    T(test_cache_long_steps_memory_unchanged, 1),
+    T(test_cache_overflow_refused, 1),
+    T(test_cache_block_table_same_bits, 0),
+    T(test_cache_without_append, 1),
+    T(test_cache_long_context, 1),
     T(test_cache_beyond_131072, 0),
-    T(test_gqa_ratios, 0), T(test_gqa_14_to_2_heads, 1), T(test_gqa_28_to_4_heads, 1), T(test_gqa_32_heads_of_96, 0), T(test_gqa_cache_a_quarter, 1),
-    T(test_causal_against_reference, 1), T(test_causal_mask_visible_in_v, 1), T(test_causal_with_cache_offset, 0), T(test_not_causal, 0),
-    T(test_scale_given, 1), T(test_scale_huge, 1), T(test_together, 0), T(test_together_300_sequences, 1), T(test_refusals, 1), T(test_two_runs_same_bits, 0),
-    T(test_alone_and_among_16_same_bits, 0), T(test_groups_shared_same_bits, 1), T(test_graph_replay, 0),
-    T(test_settled_before_inputs_are_written, 0), T(test_settled_chain, 1),
+    T(test_gqa_ratios, 0),
+    T(test_gqa_14_to_2_heads, 1),
+    T(test_gqa_28_to_4_heads, 1),
+    T(test_gqa_32_heads_of_96, 0),
+    T(test_gqa_cache_a_quarter, 1),
+    T(test_causal_against_reference, 1),
+    T(test_causal_mask_visible_in_v, 1),
+    T(test_causal_with_cache_offset, 0),
+    T(test_not_causal, 0),
+    T(test_scale_given, 1),
+    T(test_scale_huge, 1),
+    T(test_together, 0),
+    T(test_together_300_sequences, 1),
+    T(test_refusals, 1),
+    T(test_two_runs_same_bits, 0),
+    T(test_alone_and_among_16_same_bits, 0),
+    T(test_shared_query_tiles_same_bits, 1),
+    T(test_graph_replay, 0),
+    T(test_kv_stable_before_inputs_are_written, 0),
+    T(test_kv_stable_chain, 1),
 #undef T
 };
 
 int main(int argc, char **argv) {
     const char *only = getenv("ONLY");
     for (int i = 1; i < argc; i++) {
-        if (!strcmp(argv[i], "--small")) g_small = 1;
-        else if (!strcmp(argv[i], "--only") && i + 1 < argc) only = argv[++i];
-        else { fprintf(stderr, "usage: %s [--small] [--only TEXT]\n", argv[0]); return 2; }
+        if (!strcmp(argv[i], "--small"))
+            g_small = 1;
+        else if (!strcmp(argv[i], "--only") && i + 1 < argc)
+            only = argv[++i];
+        else {
+            fprintf(stderr, "usage: %s [--small] [--only TEXT]\n", argv[0]);
+            return 2;
+        }
     }
     int devices = 0;
     cudaError_t e = cudaGetDeviceCount(&devices);
@@ -942,17 +1131,24 @@ int main(int argc, char **argv) {
             results.push_back({test.name, dtype, 0, 0, 0, 0, false, ""});
             g_result = &results.back();
             test.run(dtype);
-            if (g_result->failed) { printf("FAIL %s %s: %s\n", test.name, DTYPES[dtype], g_result->why.c_str()); failed++; }
-            else { printf("ok %s %s\n", test.name, DTYPES[dtype]); passed++; }
+            if (g_result->failed) {
+                printf("FAIL %s %s: %s\n", test.name, DTYPES[dtype], g_result->why.c_str());
+                failed++;
+            } else {
+                printf("ok %s %s\n", test.name, DTYPES[dtype]);
+                passed++;
+            }
             fflush(stdout);
         }
     }
     if (gpu) {
-        printf("\n%-42s %-5s %11s %11s %11s %22s %9s\n", "against float64", "dtype", "elements", "largest", "mean", "bound", "of bound");
+        printf("\n%-42s %-5s %11s %11s %11s %22s %9s\n", "against float64", "dtype", "elements", "largest", "mean",
+               "bound", "of bound");
         for (const Result &r : results)
             if (r.n)
-                printf("%-42s %-5s %11lld %11.2e %11.2e %10.0e + %.1e|ref| %8.2f%s\n", r.name.c_str(), DTYPES[r.dtype], r.n, r.largest, r.sum / r.n,
-                       bound_abs(r.dtype), bound_rel(r.dtype), r.fraction, r.failed ? "  FAIL" : "");
+                printf("%-42s %-5s %11lld %11.2e %11.2e %10.0e + %.1e|ref| %8.2f%s\n", r.name.c_str(), DTYPES[r.dtype],
+                       r.n, r.largest, r.sum / r.n, bound_abs(r.dtype), bound_rel(r.dtype), r.fraction,
+                       r.failed ? "  FAIL" : "");
     }
     printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped);
     return failed != 0;

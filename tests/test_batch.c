@@ -1,5 +1,7 @@
 // Batches: the parts they are cut into, and that many sequences together give what each gives alone.
-#include "../model/generate.h"
+#include "../model/file/checkpoint.h"
+#include "../model/generate/generate.h"
+#include "../tokenizer/encode.h"
 #include "check.h"
 
 enum { MODEL_SEQS = 5, TOKENS = 24 };
@@ -35,29 +37,29 @@ static Model model;
 
 static bool start(int slots, int max_len) {
     Error err = {""};
-    if (model_open(&model, "model/stories.bin", false, &err) &&
+    if (checkpoint_open(&model, "model/stories.bin", false, &err) &&
         model_start(&model, "cpu", PRECISION_F32, slots, max_len, &err))
         return true;
     test_fail("%s", err.text);
     return false;
 }
 
-static bool keep(Sequence *seq, Error *err) {
-    (void)seq, (void)err;
+static bool keep(void *context, Sequence *seq, Error *err) {
+    (void)context, (void)seq, (void)err;
     return true;
 }
 
 static int finished_order[MODEL_SEQS], n_finished;
 
-static bool note_order(Sequence *seq, Error *err) {
-    (void)err;
+static bool note_order(void *context, Sequence *seq, Error *err) {
+    (void)context, (void)err;
     if (n_finished < MODEL_SEQS) finished_order[n_finished++] = seq->index;
     return true;
 }
 
-static void run(Sequence *seqs, int n, int slots, GenerateConfig config, bool (*finished)(Sequence *, Error *)) {
+static void run(Sequence *seqs, int n, int slots, GenerateConfig config,
+                bool (*finished)(void *, Sequence *, Error *)) {
     Error err = {""};
-    volatile sig_atomic_t interrupted = 0;
     GenerateSink sink = {.finished = finished};
     const char *texts[MODEL_SEQS] = {"Once upon a time", "The king", "x",
                                      "In the morning, when the sun rose over the hills,", "\n\n"};
@@ -68,7 +70,7 @@ static void run(Sequence *seqs, int n, int slots, GenerateConfig config, bool (*
         CHECK(tokenizer_encode(&model.tokenizer, (const uint8_t *)texts[i], strlen(texts[i]), false, &seqs[i].prompt,
                                &err));
     }
-    if (!generate(&model, &config, seqs, n, &sink, &interrupted, &err)) test_fail("%s", err.text);
+    if (!generate(&model, &config, seqs, n, &sink, &err)) test_fail("%s", err.text);
     model_close(&model);
 }
 
@@ -121,7 +123,7 @@ static void test_batch_without_room_is_refused_and_nothing_is_written(void) {
     if (start(2, 8)) {
         CHECK(model_prefill(&model, 1, tokens, 5, 1, &err));
         CHECK(!model_prefill(&model, 1, tokens, 4, 1, &err));
-        CHECK(strstr(err.text, "4 more tokens behind 5, the context holds 8"));
+        CHECK(strstr(err.text, "4 more tokens after 5, the context holds 8"));
         CHECK(model.kv.len[0] == 0 && model.kv.len[1] == 5);
         err.text[0] = 0;
         CHECK(!model_prefill(&model, 0, tokens, 9, 1, &err) && model.kv.len[0] == 0);

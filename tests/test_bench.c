@@ -2,7 +2,7 @@
 // failures. (test_bench.py runs it on a real engine.)
 #include <math.h>
 
-#include "../model/bench.h"
+#include "../model/measure/bench.h"
 #include "../model/synthetic.h"
 #include "check.h"
 
@@ -59,15 +59,15 @@ static bool forward(Model *m, const Batch *b, int first_logit, Error *err) {
     return compute(m, b, err);
 }
 
-static bool measure(Yardstick *y, Error *err) {
+static bool measure(Roofline *r, Error *err) {
     (void)err;
-    snprintf(y->name, sizeof y->name, "a \"machine\"");
-    snprintf(y->software, sizeof y->software, "none");
-    snprintf(y->read_how, sizeof y->read_how, "said");
-    snprintf(y->product_how, sizeof y->product_how, "said");
-    y->memory_bytes = (uint64_t)100 << 30;
-    y->read = (Figure){4e12, 4e12, 4e12, 1};
-    y->product = (Figure){8e14, 8e14, 8e14, 1};
+    snprintf(r->name, sizeof r->name, "a \"machine\"");
+    snprintf(r->software, sizeof r->software, "none");
+    snprintf(r->read_how, sizeof r->read_how, "said");
+    snprintf(r->product_how, sizeof r->product_how, "said");
+    r->memory_bytes = (uint64_t)100 << 30;
+    r->read = (Statistic){4e12, 4e12, 4e12, 1};
+    r->product = (Statistic){8e14, 8e14, 8e14, 1};
     return true;
 }
 
@@ -77,9 +77,9 @@ static bool fill(const Model *m, Error *err) {
     return true;
 }
 
-static const Machine machine = {
+static const Platform platform = {
     measure, fill, {512, 2048, 8192, 32768}, {128, 2048, 8192, 32768, 131072}, {1, 2, 4, 8, 16, 64}};
-static const Engine engine = {"fake", usable, open_engine, close_engine, forward, NULL, &machine};
+static const Engine engine = {"fake", usable, open_engine, close_engine, forward, NULL};
 
 static Model model;
 
@@ -91,11 +91,12 @@ static char *bench(BenchOptions options, bool expected, Error *err) {
     *err = (Error){""};
     fake.opened = fake.closed = fake.filled = fake.prompts = fake.steps = fake.longest = 0;
     fake.interrupted = 0;
-    if (!model_open_synthetic(&model, "llama-3.1-8b", 0, err)) test_fail("%s", err->text);
+    if (!synthetic_open(&model, "llama-3.1-8b", 0, err)) test_fail("%s", err->text);
     model.engine = &engine;
+    model.interrupted = &fake.interrupted;
     options.version = "0";
     options.synthetic = "llama-3.1-8b";
-    bool ok = bench_run(&model, &options, out, &fake.interrupted, err);
+    bool ok = bench_run(&model, &platform, &options, out, err);
     if (ok != expected) test_fail("%s: %s", ok ? "it passed" : "it failed", err->text);
     model_close(&model);
     fclose(out);
@@ -113,11 +114,11 @@ static int count(const char *text, const char *what) {
 
 static void test_bench_figures(void) {
     double odd[] = {5, 1, 9, 3, 7}, even[] = {4, 1, 2, 3}, one[] = {2};
-    Figure f = figure_of(odd, 5);
+    Statistic f = statistic_of(odd, 5);
     CHECK(f.median == 5 && f.least == 1 && f.most == 9 && f.n == 5);
-    f = figure_of(even, 4);
+    f = statistic_of(even, 4);
     CHECK(f.median == 2.5 && f.least == 1 && f.most == 4 && f.n == 4);
-    f = figure_of(one, 1);
+    f = statistic_of(one, 1);
     CHECK(f.median == 2 && f.least == 2 && f.most == 2 && f.n == 1);
     test_end("test_bench_figures");
 }
@@ -143,7 +144,7 @@ static void test_bench_weights_read(void) {
             Model m;
             DType dtype = element == 2 ? DTYPE_F16 : DTYPE_F32;
             Error err = {""};
-            CHECK(model_open_synthetic(&m, cases[i].shape, 0, &err));
+            CHECK(synthetic_open(&m, cases[i].shape, 0, &err));
             CHECK(weights_visit(&m, set_dtype, &dtype, &err));
             double one = (double)weights_read(&m, 1), eight = (double)weights_read(&m, 8);
             if (one != cases[i].read * element) test_fail("%s: %.0f bytes", cases[i].shape, one);
@@ -207,7 +208,7 @@ static void test_bench_failures_end_it(void) {
     fake.fail_from = 0;
     fake.not_finite_from = 1;
     text = bench((BenchOptions){.json = true}, false, &err);
-    CHECK(strstr(err.text, "logits that are not finite behind position 128") && !*text);
+    CHECK(strstr(err.text, "logits that are not finite after position 128") && !*text);
     free(text);
     fake.not_finite_from = 0;
     test_end("test_bench_failures_end_it");

@@ -2,6 +2,7 @@
 // parsed, and with special tokens written inside messages.
 #include "../tokenizer/chat.h"
 
+#include "../tokenizer/encode.h"
 #include "../tokenizer/utf8.h"
 #include "vocabulary.h"
 

@@ -461,7 +461,8 @@ static void test_ends(void) {
     for (int b = 0; b < 256; b++) n_lines += (size_t)sprintf(lines + n_lines, "{\"ids\": [%d]}\n", b);
     write_file(temporary("bytes"), lines, n_lines);
     free(lines);
-    Run all = run_program(NULL, script_path, "--prompts", temporary("bytes"), "-n", "10", "--ignore-eos", "--quiet", NULL);
+    Run all =
+        run_program(NULL, script_path, "--prompts", temporary("bytes"), "-n", "10", "--ignore-eos", "--quiet", NULL);
     check_status(&all, 0);
     int n_answers = 0;
     for (char *line = all.out, *end; (end = strchr(line, '\n')); line = end + 1, n_answers++) {
@@ -472,11 +473,13 @@ static void test_ends(void) {
     }
     CHECK(n_answers == 256);
     run_free(&all);
-    static const char *const first[] = {"0", "34", "127", "128", "195", "226", "240", "255"}; // with the prompt before it
+    static const char *const first[] = {"0",   "34",  "127", "128",
+                                        "195", "226", "240", "255"}; // with the prompt before it
     for (size_t i = 0; i < sizeof first / sizeof *first; i++) {
         Run r = run_program(NULL, script_path, "--ids", "-p", first[i], "-n", "9", "--ignore-eos", "--json", "--echo",
                             "--quiet", NULL);
-        if (!check_status(&r, 0) || !json_valid(&r)) test_fail("byte %s: not JSON: %s", first[i], shown(r.out, r.n_out));
+        if (!check_status(&r, 0) || !json_valid(&r))
+            test_fail("byte %s: not JSON: %s", first[i], shown(r.out, r.n_out));
         run_free(&r);
     }
     test_end("json_of_every_byte");

@@ -9,6 +9,7 @@ import base64
 import contextlib
 import copy
 import errno
+import fcntl
 import functools
 import io
 import json
@@ -40,10 +41,6 @@ SPECIALS = ["begin_of_text", "end_of_text", "reserved_special_token_0", "reserve
             "eot_id", "python_tag"]
 MERGES = [(b"t", b"h"), (b" ", b"th"), (b"th", b"e"), (b"a", b"n"), (b" th", b"e"), (b"\xc3", b"\xa9")]
 NORMS = ("attention_norm", "ffn_norm", "norm")
-TEMPLATE_3 = ("{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim"
-              " + '<|eot_id|>' }}")
-TEMPLATE_31 = '{{- "Cutting Knowledge Date: December 2023\\n" }}' + TEMPLATE_3
-
 
 class Skip(Exception):
     """This machine cannot run the test."""
@@ -296,6 +293,14 @@ def check_weights(tensors, source):
         assert found[name] == expected[name], "%s differs" % name
 
 
+def edited(*changes):
+    """The small checkpoint, changed."""
+    checkpoint = Checkpoint()
+    for change in changes:
+        change(checkpoint)
+    return checkpoint
+
+
 def converted(checkpoint, *flags):
     """Write, convert and parse: (metadata, tensors, standard error)."""
     with tempfile.TemporaryDirectory() as top:
@@ -463,30 +468,244 @@ def test_bos_from_the_template():
     assert converted(checkpoint)[0]["bos_id"] == "262"
 
 
-def test_chat_formats():
-    named = [{"name": "tool_use", "template": TEMPLATE_31}, {"name": "default", "template": TEMPLATE_3}]
-    for template, files, wanted in (
-            (TEMPLATE_31, {}, "llama3.1"), (TEMPLATE_3, {}, "llama3"), ("{{ '[INST]' }}", {}, "none"),
-            (named, {}, "llama3"), (None, {"chat_template.jinja": TEMPLATE_31.encode()}, "llama3.1"),
-            (TEMPLATE_3, {"chat_template.jinja": TEMPLATE_31.encode()}, "llama3.1"),
-            (None, {"chat_template.json": json.dumps({"chat_template": TEMPLATE_3}).encode()}, "llama3")):
-        checkpoint = Checkpoint()
-        checkpoint.settings["chat_template"] = template
-        checkpoint.files = files
-        metadata, _, stderr = converted(checkpoint)
-        assert metadata["chat_format"] == wanted and "chat format " + wanted in stderr, (template, files)
+def test_added_tokens_that_are_not_special():
     checkpoint = Checkpoint()
-    checkpoint.settings["chat_template"] = TEMPLATE_3.replace("\\n", "\n")      # the newlines themselves, as YAML gives them
-    assert converted(checkpoint)[0]["chat_format"] == "llama3"
-    for part in ("<|start_header_id|>", "\\n\\n", "<|eot_id|>", " | trim"):      # the frame of some other model
-        checkpoint.settings["chat_template"] = TEMPLATE_31.replace(part, "")
-        metadata, _, stderr = converted(checkpoint)
-        assert metadata["chat_format"] == "none" and "is not LLaMA 3's" in stderr, part
-    checkpoint = Checkpoint(n_special=8)        # no <|eot_id|>
-    checkpoint.settings["chat_template"] = TEMPLATE_31
-    checkpoint.generation = {"eos_token_id": 263}
-    metadata, _, stderr = converted(checkpoint)
-    assert metadata["chat_format"] == "none" and "no <|eot_id|>" in stderr
+    for i, (special, normalized) in enumerate(((False, False), (False, True), (True, True), (True, False))):
+        added(id=273 + i, content="<%d>" % i, special=special, normalized=normalized)(checkpoint)
+    metadata, tensors, _ = converted(checkpoint)
+    assert metadata["format"] == "llama-model/2" and metadata["normalized_ids"] == "274,275", metadata
+    assert metadata["converter"] == "2"
+    assert vocabulary_of(tensors)[273:277] == [(b"<0>", 3), (b"<1>", 3), (b"<2>", 1), (b"<3>", 1)]
+    metadata, tensors, _ = converted(edited(added(special=False, normalized=False)))
+    assert metadata["format"] == "llama-model/2" and "normalized_ids" not in metadata
+    assert vocabulary_of(tensors)[273] == (b"<|more|>", 3)
+    metadata, tensors, _ = converted(edited(added(special=True, normalized=True)))
+    assert metadata["format"] == "llama-model/2" and metadata["normalized_ids"] == "273"
+
+
+def test_flags_of_added_tokens_elsewhere():
+    """As transformers 5.24 has them: what is named eos_token is special whatever tokenizer.json says, and keeps its pass;
+    added_tokens_decoder sets both flags anew; additional_special_tokens sets neither."""
+    def flags(token, settings=None, files=None):
+        checkpoint = edited(added(**token))
+        checkpoint.settings.update(settings or {})
+        checkpoint.files = {name: json.dumps(value).encode() for name, value in (files or {}).items()}
+        metadata, tensors, _ = converted(checkpoint)
+        return vocabulary_of(tensors)[273][1], metadata.get("normalized_ids")
+
+    plain, entry = {"special": False, "normalized": True}, {"content": "<|more|>", "lstrip": False, "rstrip": False}
+    assert flags(plain) == (3, "273")
+    assert flags(plain, {"eos_token": "<|more|>"}) == (1, "273")
+    assert flags(plain, {"eos_token": dict(entry, special=False, normalized=False)}) == (1, "273")
+    assert flags(dict(plain, normalized=False), {"eos_token": "<|more|>"}) == (1, None)
+    assert flags(plain, files={"special_tokens_map.json": {"pad_token": "<|more|>"}}) == (1, "273")
+    assert flags(plain, {"additional_special_tokens": ["<|more|>"]}) == (3, "273")
+    assert flags(plain, {"added_tokens_decoder": {"273": dict(entry, special=True, normalized=False)}}) == (1, None)
+    assert flags({"special": True}, {"added_tokens_decoder": {"273": dict(entry, special=False, normalized=True)}}) == (3, "273")
+    assert flags({"special": True}, {"added_tokens_decoder": {"273": entry}}) == (3, "273")
+    assert flags(plain, files={"added_tokens.json": {"<|more|>": 273}}) == (3, "273")
+
+
+def test_tokens_beyond_the_embeddings():
+    plain = converted(Checkpoint())
+    checkpoint = edited(*[added(id=273 + i, content="<%d>" % i) for i in range(8)])
+    metadata, tensors, stderr = converted(checkpoint)
+    assert "1 special tokens beyond the embedding table of 280 are left out: 280 \"<7>\"" in stderr, stderr
+    assert vocabulary_of(tensors)[279] == (b"<6>", 1) and metadata == plain[0]
+    checkpoint = edited(*[added(id=273 + i, content="<%d>" % i, special=i < 7, normalized=True) for i in range(8)])
+    checkpoint.settings["pad_token"] = "<7>"    # not special in tokenizer.json, but no text needs it
+    metadata, tensors, stderr = converted(checkpoint)
+    assert "left out" in stderr and metadata["normalized_ids"] == "273,274,275,276,277,278,279"
+
+
+def test_bos_and_eos_flags_that_transformers_ignores():
+    """transformers 5.24 reads neither beside a tokenizer.json, for any class; 4.57 did for LlamaTokenizer alone."""
+    plain = converted(Checkpoint())[:2]
+    for values, noted in (({"add_bos_token": False}, False), ({"add_eos_token": True}, False),
+                          ({"add_bos_token": False, "tokenizer_class": "LlamaTokenizer"}, True),
+                          ({"add_bos_token": True, "tokenizer_class": "LlamaTokenizerFast"}, False)):
+        checkpoint = Checkpoint()
+        checkpoint.settings.update(values)
+        metadata, tensors, stderr = converted(checkpoint)
+        assert (metadata, tensors) == plain and ("transformers 4 would put" in stderr) == noted, (values, stderr)
+        assert ("drops every blank" in stderr) == (values.get("tokenizer_class") is not None), stderr
+    checkpoint = Checkpoint()
+    checkpoint.tokenizer["post_processor"] = None
+    checkpoint.settings["add_bos_token"] = True
+    assert converted(checkpoint)[0]["bos_id"] == ""
+
+
+def test_names_without_model():
+    for tied in (False, True):
+        checkpoint = Checkpoint(tie_word_embeddings=tied)
+        plain = converted(checkpoint)[:2]
+        checkpoint.tensors = {name[6:] if name.startswith("model.") else name: value
+                              for name, value in checkpoint.tensors.items()}
+        assert converted(checkpoint)[:2] == plain
+    checkpoint.config["architectures"] = ["LlamaModel"]
+    assert converted(checkpoint)[:2] == plain
+
+
+def test_tied_tables():
+    """One larger than the buffer, stored twice in one file; and under the head's name alone, as transformers loads it."""
+    checkpoint = Checkpoint(tie_word_embeddings=True, vocab_size=9000)
+    plain = converted(checkpoint)[:2]
+    table = checkpoint.tensors[EMBED]
+    assert len(table[2]) > 2 * convert.READ_BYTES
+    checkpoint.tensors["lm_head.weight"] = table
+    assert converted(checkpoint)[:2] == plain
+    checkpoint.tensors["lm_head.weight"] = ("F32", table[1], widened("BF16", table[2]))
+    assert converted(checkpoint)[:2] == plain, "the same values in another dtype"
+    del checkpoint.tensors[EMBED]
+    checkpoint.tensors["lm_head.weight"] = table
+    assert converted(checkpoint)[:2] == plain
+
+
+def test_index_that_lies():
+    plain = converted(Checkpoint())[:2]
+    for index, shards in ((lambda index: index["weight_map"].update(surplus="model-00001-of-00002.safetensors"), None),
+                          (lambda index: index["weight_map"].pop(NORM) and None, None),
+                          (lambda index: index["weight_map"].__setitem__(NORM, "model-00002-of-00002.safetensors"), None),
+                          (lambda index: index["weight_map"].__setitem__(NORM, "model-00001-of-00002.safetensors"), None),
+                          (lambda index: [index["weight_map"].pop(name) for name, shard in list(index["weight_map"].items())
+                                          if shard.startswith("model-00002")] and None, None),
+                          (None, lambda shards: shards[0].append(shards[1][0]))):
+        checkpoint = edited(sharded(index, shards))
+        assert converted(checkpoint)[:2] == plain, (index, shards)
+
+
+def test_shards_without_an_index():
+    plain = converted(Checkpoint())[:2]
+    checkpoint = edited(sharded(), raw(INDEX, None))
+    metadata, tensors, stderr = converted(checkpoint)
+    assert (metadata, tensors) == plain and "no model.safetensors.index.json; the tensors are taken from 2 shards" in stderr
+
+
+def test_tables_of_another_dtype():
+    def table(name, dtype, data):
+        return tensor(name, dtype, data=data)
+
+    checkpoint = Checkpoint("BF16")
+    exact = widened("BF16", checkpoint.tensors[EMBED][2])
+    plain = converted(checkpoint)[:2]
+    metadata, tensors, stderr = converted(edited(table(EMBED, "F32", exact), table("lm_head.weight", "F32", widened(
+        "BF16", checkpoint.tensors["lm_head.weight"][2]))))
+    assert (metadata, tensors) == plain and stderr.count("F32 among BF16 weights: stored as BF16, in which every value") == 2
+    inexact = exact[:-4] + struct.pack("<f", 0.1)
+    metadata, tensors, stderr = converted(edited(table(EMBED, "F32", inexact)))
+    assert metadata["format"] == "llama-model/2" and tensors["tok_embeddings"] == ("F32", [280, 32], inexact)
+    assert "stored as F32" in stderr and tensors["output"][0] == "BF16"
+    for dtype, values, exact in (("F16", [1.5, -0.0, 6e-8, 65504.0], False), ("F16", [1.5, -2.0, 0.0, 65504.0], False),
+                                 ("F16", [1.5, -2.0, 0.0, 0.25], True)):
+        data = struct.pack("<4e", *values) * (280 * 8)
+        narrow = b"".join(struct.pack("<f", value)[2:] for value in values) * (280 * 8)
+        _, tensors, _ = converted(edited(table("lm_head.weight", dtype, data)))
+        assert tensors["output"] == (("BF16", [280, 32], narrow) if exact else (dtype, [280, 32], data)), values
+    checkpoint = Checkpoint("F16")              # float32 among float16: 65520 is none, 2**-24 is the smallest
+    for values, exact in (([1.0, 2**-24, -65504.0, 0.5], True), ([1.0, 65520.0, 0.0, 0.0], False), ([1e38, 0.0, 0.0, 0.0], False),
+                          ([2**-25, 0.0, 0.0, 0.0], False), ([float("inf"), -0.0, 1.0, 1.0], True)):
+        data = struct.pack("<4f", *values) * (280 * 8)
+        checkpoint.tensors["lm_head.weight"] = ("F32", [280, 32], data)
+        _, tensors, _ = converted(checkpoint)
+        assert tensors["output"] == (("F16", [280, 32], struct.pack("<4e", *values) * (280 * 8)) if exact
+                                     else ("F32", [280, 32], data)), values
+    checkpoint = Checkpoint("F32")              # 16 bits among float32 widen, which format 1 can hold
+    checkpoint.tensors[EMBED] = Checkpoint("BF16").tensors[EMBED]
+    metadata, tensors, _ = converted(checkpoint)
+    assert metadata["format"] == "llama-model/1" and tensors["tok_embeddings"][2] == widened("BF16", checkpoint.tensors[EMBED][2])
+
+
+def test_rope_linear():
+    for layout in ({"rope_scaling": {"type": "linear", "factor": 2}}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+                   {"rope_scaling": None, "rope_theta": None,
+                    "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500000.0}}):
+        metadata = converted(Checkpoint(**layout))[0]
+        assert metadata["format"] == "llama-model/2" and {key: value for key, value in metadata.items() if "rope" in key} == {
+            "rope_type": "linear", "rope_factor": "2.0", "rope_theta": "500000.0"}, layout
+    metadata = converted(Checkpoint(rope_scaling={"type": "linear", "factor": 1.0}))[0]
+    assert metadata["rope_type"] == "default" and metadata["format"] == "llama-model/1" and "rope_factor" not in metadata
+
+
+def test_safetensors_as_mlx_writes_it():
+    """"__metadata__": null, a header of any length, data in another order than the header's and unaligned."""
+    checkpoint = Checkpoint()
+    plain = converted(checkpoint)[:2]
+    at, header = 0, {"__metadata__": None}
+    blobs = []
+    for name in sorted(checkpoint.tensors, key=lambda name: name[::-1]):
+        dtype, shape, data = checkpoint.tensors[name]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
+        blobs.append(data)
+        at += len(data)
+    text = json.dumps({name: header[name] for name in sorted(header)}).encode()
+    text += b" " * (1 - len(text) % 2)
+    checkpoint.files["model.safetensors"] = struct.pack("<Q", len(text)) + text + b"".join(blobs)
+    assert len(text) % 8 and converted(checkpoint)[:2] == plain
+
+
+# ------------------------------------------------------------------------------------------------ what a source is
+
+def test_directories_that_are_no_checkpoint():
+    """Each message says what it is and what helps."""
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n"
+    page = b"<!DOCTYPE html>\n<html><body>Access denied</body></html>"
+    adapter = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "meta-llama/Llama-3.1-8B"}).encode()
+    for files, parts in (
+            ({}, ["an empty directory", "hf download"]),
+            ({"adapter_config.json": adapter, "adapter_model.safetensors": b""},
+             ["a LoRA adapter", '"meta-llama/Llama-3.1-8B"', "merge_and_unload"]),
+            ({"adapter_config.json": b"{", "config.json": b"{}"}, ["a LoRA adapter", "merge_and_unload"]),
+            ({"consolidated.00.pth": b"", "params.json": b"{}", "tokenizer.model": b""}, ["Meta's own layout (consolidated.00.pth)"]),
+            ({"params.json": b"{}", "tokenizer.model": b""}, ["Meta's own layout (params.json)"]),
+            ({"Llama-3.1-8B-Q4_K_M.gguf": b"GGUF"}, ["a directory with a GGUF file", "the checkpoint that it was made from"]),
+            ({"snapshots/0e9e39f/config.json": b"{}", "refs/main": b"0e9e39f"}, ["the hub's cache", "snapshots/0e9e39f"]),
+            ({"checkpoint-500/config.json": b"{}", "trainer_state.json": b"{}"}, ["name that directory", "checkpoint-500"]),
+            ({"model.safetensors.incomplete": b""}, ["an incomplete download (model.safetensors.incomplete)"]),
+            ({"README.md": b"#"}, ["no config.json, so not a checkpoint in HuggingFace layout"]),
+            ({"config.json": pointer}, ["config.json: format, expected JSON, found a Git LFS pointer", "git lfs pull"]),
+            ({"config.json": page}, ["config.json: format, expected JSON, found an HTML page", "hf auth login"]),
+            ({"config.json": b"\n\n<html>"}, ["found an HTML page"]),
+            ({"config.json": b'{"architectures": ["Llama'}, ["JSON that breaks off after 25 bytes", "hf download"])):
+        with tempfile.TemporaryDirectory() as top:
+            source = os.path.join(top, "in")
+            os.mkdir(source)
+            for name, data in files.items():
+                os.makedirs(os.path.dirname(os.path.join(source, name)), exist_ok=True)
+                with open(os.path.join(source, name), "wb") as file:
+                    file.write(data)
+            status, stderr = run(source, os.path.join(top, "out"))
+            assert status == 1 and len(stderr.splitlines()) == 1 and all(part in stderr for part in parts), (files, stderr)
+            assert "No such file" not in stderr and "not valid JSON" not in stderr
+            assert os.listdir(top) == ["in"]
+    for name in ("tokenizer.json", "generation_config.json", "tokenizer_config.json"):
+        with tempfile.TemporaryDirectory() as top:
+            os.mkdir(os.path.join(top, "in"))
+            status, stderr = run(edited(raw(name, pointer)).write(os.path.join(top, "in")), os.path.join(top, "out"))
+            assert status == 1 and name + ": format, expected JSON, found a Git LFS pointer" in stderr, stderr
+
+
+def test_a_hub_id():
+    status, stderr = run("meta-llama/Llama-3.1-8B-Instruct", "/tmp/none")
+    assert status == 1 and "hf download meta-llama/Llama-3.1-8B-Instruct --local-dir Llama-3.1-8B-Instruct" in stderr, stderr
+    status, stderr = run("./no/such", "/tmp/none")
+    assert status == 1 and "./no/such: no such file or directory" in stderr
+
+
+def test_leftover_lora_tensors():
+    for name in ("model.layers.0.self_attn.q_proj.lora_A.weight", "base_model.model.model.norm.weight",
+                 "model.layers.0.self_attn.q_proj.base_layer.weight"):
+        with tempfile.TemporaryDirectory() as top:
+            os.mkdir(os.path.join(top, "in"))
+            status, stderr = run(edited(tensor(name)).write(os.path.join(top, "in")), os.path.join(top, "out"))
+            assert status == 1 and "leftover LoRA tensors" in stderr and "merge_and_unload" in stderr, stderr
+
+
+def test_incomplete_shards():
+    checkpoint = edited(sharded(), raw(INDEX, None), raw("model-00002-of-00002.safetensors", None))
+    with tempfile.TemporaryDirectory() as top:
+        os.mkdir(os.path.join(top, "in"))
+        status, stderr = run(checkpoint.write(os.path.join(top, "in")), os.path.join(top, "out"))
+        assert status == 1 and "model-00002-of-00002.safetensors: not there, 1 of 2 shards are missing" in stderr, stderr
 
 
 def test_merges_as_text():
@@ -528,12 +747,11 @@ def test_tokenizer_from_ranks():
 
 def test_vocab_only():
     checkpoint = Checkpoint()
-    checkpoint.settings["chat_template"] = TEMPLATE_3
     full = converted(checkpoint)
     checkpoint.files["model.safetensors"] = None
     metadata, tensors, _ = converted(checkpoint, "--vocab-only")
     assert metadata == {"format": "llama-model/1", "n_layers": "0", "vocab_size": "280", "bos_id": "262",
-                        "eos_ids": "263,270,271", "chat_format": "llama3"}, metadata
+                        "eos_ids": "263,270,271", "chat_format": "none"}, metadata
     assert vocabulary_of(tensors) == vocabulary_of(full[1]) and len(tensors) == 3
 
 
@@ -646,6 +864,90 @@ def test_replaces_an_old_output(source, out):
 
 
 @in_directory
+def test_output_through_a_link(source, out):
+    real = os.path.join(os.path.dirname(out), "elsewhere", "real.bin")
+    os.mkdir(os.path.dirname(real))
+    os.symlink(real, out)
+    for _ in range(2):                          # it does not exist yet; it does
+        assert run(source, out)[0] == 0
+        assert os.path.islink(out) and not os.path.islink(real)
+        parse_model(real)
+    assert left_beside(real) == ["real.bin"] and left_beside(out) == ["elsewhere", "model.bin", "tiny"]
+
+
+@in_directory
+def test_a_leftover_part_is_replaced(source, out):
+    with open(out + ".part", "wb") as file:
+        file.write(bytes(10**6))
+    assert run(source, out)[0] == 0 and left_beside(out) == ["model.bin", "tiny"]
+    parse_model(out)
+
+
+@in_directory
+def test_a_part_that_is_being_written(source, out):
+    with open(out + ".part", "wb") as file:
+        file.write(b"half")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        status, stderr = run(source, out)
+        assert status == 1 and "another conversion is writing it" in stderr, stderr
+        with open(out + ".part", "rb") as other:
+            assert other.read() == b"half", "the running one was touched"
+    assert left_beside(out) == ["model.bin.part", "tiny"]
+
+
+@in_directory
+def test_a_part_that_is_no_file(source, out):
+    os.symlink("/tmp/elsewhere", out + ".part")
+    assert run(source, out)[0] == 1 and os.path.islink(out + ".part")
+    os.unlink(out + ".part")
+    os.mkdir(out + ".part")
+    status, stderr = run(source, out)
+    assert status == 1 and ".part" in stderr and len(stderr.splitlines()) == 2, stderr
+
+
+@in_directory
+def test_too_little_space(source, out):
+    usage = shutil.disk_usage(os.path.dirname(out))
+    with mock.patch("convert.shutil.disk_usage", return_value=usage._replace(free=70000)):
+        status, stderr = run(source, out)
+    assert status == 1 and "space, expected 0.000 GB, found 0.000 GB free" in stderr, stderr
+    assert left_beside(out) == ["tiny"]
+    with mock.patch("convert.shutil.disk_usage", return_value=usage._replace(free=10**6)):
+        assert run(source, out)[0] == 0
+
+
+@in_directory
+def test_short_reads(source, out):
+    assert run(source, out)[0] == 0
+    with open(out, "rb") as file:
+        plain = file.read()
+    real = os.pread
+    with mock.patch("convert.os.pread", side_effect=lambda fd, n, at: real(fd, min(n, 1000), at)), \
+            mock.patch("convert.os.sendfile", side_effect=OSError(errno.EINVAL, "no"), create=True):
+        assert run(source, out)[0] == 0
+    with open(out, "rb") as file:
+        assert file.read() == plain
+
+
+def test_help_of_scripts_without_packages():
+    """--help of every script here that has one, with no package to be found but Python's own."""
+    names = ["convert.py", "dump_hf.py", "make_random_hf.py", "train_stories.py", "validate_report.py", "check_tokenizer.py",
+             "check_chat.py", "check_added_tokens.py", "gen_unicode.py", "bench_tokenizer.py", "chat_template.py", "template_reader.py"]
+    for name in names:
+        process = subprocess.run([sys.executable, "-S", os.path.join(ROOT, "scripts", name), "--help"], stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, universal_newlines=True, check=False)
+        assert process.returncode == 0 and len(process.stdout) > 100 and not process.stderr, (name, process)
+
+
+def test_greedy_token_of_a_tie():
+    """In bf16 the largest logits are often equal; argmax takes the lowest id, topk's first is any of them."""
+    import validate_report
+    assert validate_report.greedy_token([9, 4, 7, 1, 2], [3.5, 3.5, 3.5, 3.25, 3.0]) == 4
+    assert validate_report.greedy_token([9, 4], [3.5, 3.25]) == 9
+
+
+@in_directory
 def test_signals_leave_nothing(source, out):
     with open(out, "wb") as file:
         file.write(b"old")
@@ -684,7 +986,7 @@ def test_refused_outputs(source, out):
     os.symlink(weights, out)
     for path, fragment in ((weights, "expected another file than the input"), (out, "another file than the input"),
                            (source, "expected a regular file"), ("/dev/null", "expected a regular file"),
-                           (os.path.join(source, "no", "such"), "No such file or directory")):
+                           (os.path.join(source, "no", "such"), "expected a file in a directory that is there")):
         status, stderr = run(source, path)
         assert status == 1 and fragment in stderr.splitlines()[-1], (path, stderr)
     with open(weights, "rb") as file:
@@ -777,9 +1079,10 @@ NEST = b'{"a":' + b"[" * 100000 + b"]" * 100000 + b"}"
 
 REFUSALS = [
     # config.json
-    ("config missing", "config.json: No such file", raw("config.json", None)),
-    ("config not JSON", "config.json: not valid JSON", raw("config.json", b"{")),
-    ("config empty", "config.json: not valid JSON", raw("config.json", b"")),
+    ("config missing", "no config.json, so not a checkpoint in HuggingFace layout", raw("config.json", None)),
+    ("config cut short", "config.json: JSON that breaks off after 1 bytes", raw("config.json", b"{")),
+    ("config not JSON", "config.json: not valid JSON", raw("config.json", b'{"a" 1}')),
+    ("config empty", "an empty file of 0 bytes, an incomplete download", raw("config.json", b"")),
     ("config not UTF-8", "config.json: not valid JSON", raw("config.json", b'{"a": "\xff"}')),
     ("config with NaN", "not valid JSON: NaN", raw("config.json", b'{"a": NaN}')),
     ("config a list", "config.json: JSON, expected an object, found []", raw("config.json", b"[]")),
@@ -790,12 +1093,18 @@ REFUSALS = [
     ("other model type", 'model_type, expected "llama", found "mllama"', edits("config/model_type", "mllama")),
     ("other architecture", "LlamaForSequenceClassification",
      edits("config/architectures", ["LlamaForSequenceClassification"])),
-    ("no architecture", 'architectures, expected ["LlamaForCausalLM"], found null',
+    ("no architecture", 'architectures, expected ["LlamaForCausalLM"] or ["LlamaModel"], found null',
      edits("config/architectures", DELETE)),
     ("attention bias", "attention_bias, expected false or none, found true", edits("config/attention_bias", True)),
     ("mlp bias", "mlp_bias, expected false", edits("config/mlp_bias", True)),
     ("activation", 'hidden_act, expected "silu" or none, found "gelu"', edits("config/hidden_act", "gelu")),
-    ("quantized", "quantization_config, expected none", edits("config/quantization_config", {"bits": 4})),
+    ("quantised", "a quantised checkpoint (gptq, 4 bits): convert the one that it was made from",
+     edits("config/quantization_config", {"bits": 4, "quant_method": "gptq"})),
+    ("quantised by bitsandbytes", "a quantised checkpoint (bitsandbytes, 8 bits)",
+     edits("config/quantization_config", {"load_in_8bit": True, "quant_method": "bitsandbytes"})),
+    ("quantised by mlx", "a quantised checkpoint (mlx, 4 bits)", edits("config/quantization", {"group_size": 64, "bits": 4})),
+    ("quantised tensors", "q_proj.qweight\": a quantised checkpoint", tensor("model.layers.0.self_attn.q_proj.qweight")),
+    ("quantised dtype", "dtype I8: a quantised checkpoint", lambda c: tensor(Q, "I8", data=bytes(1024))(c)),
     ("sliding window", "sliding_window, expected none, found 4096", edits("config/sliding_window", 4096)),
     ("layer types", "layer_types", edits("config/layer_types", ["sliding_attention"])),
     ("vision", "vision_config, expected none", edits("config/vision_config", {})),
@@ -827,11 +1136,13 @@ REFUSALS = [
     ("eps infinite", "rms_norm_eps, expected a positive number", raw("config.json", lambda data: data.replace(
         b"1e-05", b"1e999"))),
     # RoPE
-    ("rope linear", 'rope_scaling: rope_type, expected default or llama3, found "linear"',
-     edits("config/rope_scaling", {"type": "linear", "factor": 2.0})),
-    ("rope yarn", 'rope_parameters: rope_type, expected default or llama3, found "yarn"',
+    ("rope linear without factor", "rope_scaling: factor, expected a positive number, found null",
+     edits("config/rope_scaling", {"type": "linear"})),
+    ("rope dynamic", 'rope_scaling: rope_type, expected default, linear or llama3, found "dynamic"',
+     edits("config/rope_scaling", {"type": "dynamic", "factor": 2.0})),
+    ("rope yarn", 'rope_parameters: rope_type, expected default, linear or llama3, found "yarn"',
      edits("config/rope_parameters", {"rope_type": "yarn"}, "config/rope_scaling", None)),
-    ("rope not a name", "rope_type, expected default or llama3, found 3", edits("config/rope_scaling/rope_type", 3)),
+    ("rope not a name", "rope_type, expected default, linear or llama3, found 3", edits("config/rope_scaling/rope_type", 3)),
     ("rope type twice", 'type, expected "llama3" or none, found "linear"', edits("config/rope_scaling/type", "linear")),
     ("rope a list", "rope_scaling: JSON, expected an object", edits("config/rope_scaling", [1])),
     ("rope by layer type", "rope_parameters: parameters, expected one set for all layers",
@@ -857,19 +1168,20 @@ REFUSALS = [
     ("end id in config", "config.json: eos_token_id, expected ids from 0 to 279, found -1",
      edits("generation/eos_token_id", None, "config/eos_token_id", -1)),
     # files of weights
-    ("no weights", "weights, expected model.safetensors or model.safetensors.index.json, found neither",
+    ("no weights", "weights, expected model.safetensors, or shards of it, found neither, an incomplete download",
      raw("model.safetensors", None)),
     ("pickle only", "pytorch_model.bin", edits("files/model.safetensors", None, "files/pytorch_model.bin", b"PK")),
-    ("gguf only", "model.gguf", edits("files/model.safetensors", None, "files/model.gguf", b"GGUF")),
+    ("gguf only", "model.gguf\" (a GGUF file: convert the checkpoint that it was made from)", edits("files/model.safetensors", None, "files/model.gguf", b"GGUF")),
     ("gguf inside", "expected safetensors, found a GGUF file", raw("model.safetensors", b"GGUF\3\0\0\0" + bytes(50))),
     ("pickle inside", "found a PyTorch pickle file", raw("model.safetensors", b"PK\3\4\0\0\x08\x08" + bytes(50))),
     ("git lfs pointer", "found a Git LFS pointer", raw("model.safetensors", b"version https://git-lfs.github.com/")),
     ("weights empty", "size, expected at least 8 bytes, found 0", raw("model.safetensors", b"")),
     ("weights of 7 bytes", "size, expected at least 8 bytes, found 7", raw("model.safetensors", bytes(7))),
-    ("header beyond file", "header length, expected at most", raw("model.safetensors", b"\xff\xff\0\0\0\0\0\0{}")),
-    ("header of 2^63", "header length, expected at most 2", raw("model.safetensors", b"\0" * 7 + b"\x80{}")),
-    ("header not JSON", "not valid JSON", raw("model.safetensors", struct.pack("<Q", 4) + b"[1}]")),
-    ("header a list", "JSON, expected an object", header(lambda fields: b"[]")),
+    ("header beyond file", "size, expected at least 65543 bytes, a header and the tensors, found 10, an incomplete download",
+     raw("model.safetensors", b"\xff\xff\0\0\0\0\0\0{}")),
+    ("header of 2^63", "expected safetensors, found a header of 9223372036854775808 bytes", raw("model.safetensors", b"\0" * 7 + b"\x80{}")),
+    ("header not JSON", "not valid JSON", raw("model.safetensors", struct.pack("<Q", 4) + b"{1}}")),
+    ("header a list", "expected safetensors, found a header of 2 bytes that begins with", header(lambda fields: b"[]")),
     ("header nested", "nested too deeply", header(lambda fields: NEST)),
     ("header duplicate", 'duplicate key "x"', header(lambda fields: b'{"x":{},"x":{}}')),
     ("tensor named by a surrogate", '"\\ud800", expected no such tensor', tensor("\ud800")),
@@ -885,12 +1197,13 @@ REFUSALS = [
     ("shape that wraps", "bytes, expected", set_entry(NORM, "shape", [2**32, 2**32])),
     ("shape of 8000 digits", "bytes, expected", set_entry(NORM, "shape", [10**4000] * 2)),
     ("offsets reversed", "data_offsets, expected two offsets", set_entry(NORM, "data_offsets", [64, 0])),
-    ("offsets beyond", "data_offsets, expected two offsets", set_entry(NORM, "data_offsets", [10**9, 10**9 + 64])),
+    ("offsets beyond", "bytes, by its header, found", set_entry(NORM, "data_offsets", [10**9, 10**9 + 64])),
     ("offsets of three", "data_offsets, expected two offsets", set_entry(NORM, "data_offsets", [0, 64, 64])),
     ("overlap", "data, expected to start at", set_entry(NORM, "data_offsets", [0, 64])),
     ("hole", "data, expected to start at", header(lambda fields: fields.pop(EMBED) and None)),
     ("bytes after the end", "data, expected", raw("model.safetensors", lambda data: data + b"\0")),
-    ("truncated data", "data_offsets, expected two offsets within", raw("model.safetensors", lambda data: data[:-1])),
+    ("truncated data", "bytes, by its header, found", raw("model.safetensors", lambda data: data[:-1])),
+    ("truncated much", "an incomplete download: hf download", raw("model.safetensors", lambda data: data[:9000])),
     # tensors
     ("tensor missing", EMBED + ", expected a tensor, found none", lambda checkpoint: checkpoint.tensors.pop(EMBED)),
     ("head missing", "lm_head.weight, expected a tensor, found none",
@@ -898,12 +1211,12 @@ REFUSALS = [
     ("surplus bias", '"model.layers.0.self_attn.q_proj.bias", expected no such tensor',
      tensor("model.layers.0.self_attn.q_proj.bias")),
     ("surplus layer", "surplus", tensor("model.layers.2.input_layernorm.weight")),
-    ("tied with another head", "lm_head.weight, expected none or model.embed_tokens.weight again",
+    ("tied with another head", 'set "tie_word_embeddings": false in config.json',
      edits("config/tie_word_embeddings", True)),
     ("wrong shape", Q + ": shape, expected [32, 32], found [16, 64]", tensor(Q, shape=[16, 64])),
     ("norm of two dimensions", NORM + ": shape, expected [32], found [32, 1]", tensor(NORM, shape=[32, 1])),
     ("integer weights", "dtype, expected BF16 or F16 or F32, found \"I64\"", tensor(Q, "I64", data=bytes(8192))),
-    ("mixed dtypes", Q + ": dtype, expected BF16 as model.embed_tokens.weight has, found \"F16\"", tensor(Q, "F16")),
+    ("mixed dtypes", Q + ": dtype, expected BF16 as model.layers.0.self_attn.q_proj.weight has, found \"F16\"", tensor(Q, "F16")),
     ("norm NaN", NORM + "[1], expected a finite number, found NaN",
      tensor(NORM, data=b"\x80\x3f\xc0\x7f" + bytes(60))),
     ("norm infinite", "expected a finite number, found -Infinity", tensor(NORM, data=b"\x80\xff" * 32)),
@@ -918,47 +1231,46 @@ REFUSALS = [
     ("shard in a folder", "expected a plain file name", map_to("sub/model.safetensors")),
     ("shard with NUL", "expected a plain file name", map_to("a\0b")),
     ("shard dots", "expected a plain file name", map_to("..")),
-    ("shard missing", "model-00002-of-00002.safetensors: No such file",
+    ("shard missing", "model-00002-of-00002.safetensors: not there, 1 of 2 shards are missing: an incomplete download",
      lambda c: (sharded()(c), raw("model-00002-of-00002.safetensors", None)(c))),
-    ("tensor not in its shard", '"model.norm.weight", expected a tensor, by the index, found none',
+    ("tensor in no shard", "model.norm.weight, expected a tensor, found none",
      sharded(shards=lambda shards: [shard.remove(NORM) for shard in shards if NORM in shard], index=lambda index:
              index["weight_map"].__setitem__(NORM, "model-00002-of-00002.safetensors"))),
-    ("tensor not in index", "expected no such tensor, by the index",
-     sharded(lambda index: index["weight_map"].pop(NORM) and None)),
-    ("tensor in two shards", "expected no such tensor, by the index",
-     sharded(shards=lambda shards: shards[0].append(shards[1][0]))),
+    ("tensor in two shards", "expected a tensor of no other shard, found one in",
+     sharded(lambda index: index["weight_map"].pop(EMBED) and None, lambda shards: [
+         shard.append(EMBED) for shard in shards if EMBED not in shard])),
     # tokenizer.json
-    ("no tokenizer", "tokenizer, expected tokenizer.json or original/tokenizer.model, found neither",
+    ("no tokenizer", "tokenizer, expected tokenizer.json or original/tokenizer.model, found neither, an incomplete download",
      raw("tokenizer.json", None)),
-    ("tokenizer not JSON", "tokenizer.json: not valid JSON", raw("tokenizer.json", lambda data: data[:-20])),
+    ("tokenizer cut short", "tokenizer.json: JSON that breaks off after", raw("tokenizer.json", lambda data: data[:-20])),
     ("tokenizer without model", "tokenizer.json: model: JSON, expected an object, found null",
      edits("tokenizer/model", DELETE)),
-    ("unigram", 'type, expected "BPE", found "Unigram"', edits("tokenizer/model/type", "Unigram")),
-    ("normalizer", 'normalizer, expected none or {"type": "Sequence", "normalizers": []}, found {"type": "NFC"}',
+    ("unigram", 'the tokenizer is not LLaMA 3\'s: its model is "Unigram"', edits("tokenizer/model/type", "Unigram")),
+    ("normalizer", 'not LLaMA 3\'s: it changes texts before it splits them (normalizer {"type": "NFC"})',
      edits("tokenizer/normalizer", {"type": "NFC"})),
-    ("no pre_tokenizer", 'pre_tokenizer: type, expected "Sequence", found null',
+    ("no pre_tokenizer", "not LLaMA 3's: it splits texts by another rule (pre_tokenizer null)",
      edits("tokenizer/pre_tokenizer", None)),
-    ("GPT-2 pre_tokenizer", 'pre_tokenizer: type, expected "Sequence", found "ByteLevel"',
+    ("GPT-2 pre_tokenizer", "not LLaMA 3's: it splits texts by another rule",
      edits("tokenizer/pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": False})),
-    ("other pattern", "pattern, expected", edits("tokenizer/pre_tokenizer/pretokenizers/0/pattern/Regex",
+    ("other pattern", "not LLaMA 3's: it splits texts by another pattern", edits("tokenizer/pre_tokenizer/pretokenizers/0/pattern/Regex",
                                                  PATTERN.replace("{1,3}", ""))),
-    ("pattern as a string", "pattern, expected", edits("tokenizer/pre_tokenizer/pretokenizers/0/pattern",
+    ("pattern as a string", "not LLaMA 3's: it splits texts by another pattern", edits("tokenizer/pre_tokenizer/pretokenizers/0/pattern",
                                                        {"String": PATTERN})),
-    ("split removed", 'behavior, expected "Isolated"', edits("tokenizer/pre_tokenizer/pretokenizers/0/behavior",
+    ("split removed", 'not LLaMA 3\'s: it splits texts by another rule (behavior "Removed")', edits("tokenizer/pre_tokenizer/pretokenizers/0/behavior",
                                                              "Removed")),
-    ("split inverted", "invert, expected false", edits("tokenizer/pre_tokenizer/pretokenizers/0/invert", True)),
-    ("third step", "pretokenizers, expected Split and ByteLevel",
+    ("split inverted", "not LLaMA 3's: it splits texts by another rule (invert true)", edits("tokenizer/pre_tokenizer/pretokenizers/0/invert", True)),
+    ("third step", "not LLaMA 3's: it splits texts by another rule",
      lambda c: c.tokenizer["pre_tokenizer"]["pretokenizers"].append({"type": "Digits"})),
-    ("prefix space", "add_prefix_space, expected false",
+    ("prefix space", "not LLaMA 3's: it splits texts by another rule (add_prefix_space true)",
      edits("tokenizer/pre_tokenizer/pretokenizers/1/add_prefix_space", True)),
-    ("regex by default", "use_regex, expected false, found null",
+    ("regex by default", "not LLaMA 3's: it splits texts by another rule (use_regex null)",
      edits("tokenizer/pre_tokenizer/pretokenizers/1/use_regex", DELETE)),
-    ("no decoder", 'decoder: type, expected "ByteLevel", found null', edits("tokenizer/decoder", None)),
-    ("other decoder", 'decoder: type, expected "ByteLevel", found "Metaspace"',
+    ("no decoder", "not LLaMA 3's: it does not join tokens as bytes (decoder null)", edits("tokenizer/decoder", None)),
+    ("other decoder", 'not LLaMA 3\'s: it does not join tokens as bytes (decoder {"type": "Metaspace"})',
      edits("tokenizer/decoder", {"type": "Metaspace"})),
-    ("byte fallback", "byte_fallback, expected false", edits("tokenizer/model/byte_fallback", True)),
-    ("unknown token", 'unk_token, expected none, found "<unk>"', edits("tokenizer/model/unk_token", "<unk>")),
-    ("dropout", "dropout, expected 0 or none, found 0.1", edits("tokenizer/model/dropout", 0.1)),
+    ("byte fallback", "not LLaMA 3's: it is SentencePiece's BPE with byte fallback, as LLaMA 2's", edits("tokenizer/model/byte_fallback", True)),
+    ("unknown token", 'not LLaMA 3\'s: unk_token is "<unk>"', edits("tokenizer/model/unk_token", "<unk>")),
+    ("dropout", "not LLaMA 3's: dropout is 0.1", edits("tokenizer/model/dropout", 0.1)),
     ("subword prefix", "continuing_subword_prefix", edits("tokenizer/model/continuing_subword_prefix", "##")),
     ("word suffix", "end_of_word_suffix", edits("tokenizer/model/end_of_word_suffix", "</w>")),
     ("vocabulary a list", "vocab, expected a JSON dict", edits("tokenizer/model/vocab", [])),
@@ -966,9 +1278,9 @@ REFUSALS = [
     ("id negative", "expected a text and an id of its own", vocab(lambda v: v.update(a=-1))),
     ("id twice", "expected a text and an id of its own", vocab(lambda v: v.update({text_of(b"an"): 256}))),
     ("empty token", 'token "", expected a text', vocab(lambda v: v.update({"": v.pop(LAST)}))),
-    ("not of the alphabet", "expected characters of the byte alphabet",
+    ("not of the alphabet", "is not written in characters that stand for bytes",
      vocab(lambda v: v.update({"\u4e00": v.pop(LAST)}))),
-    ("surrogate token", "expected characters of the byte alphabet", vocab(lambda v: v.update({"\ud800": v.pop(LAST)}))),
+    ("surrogate token", "is not written in characters that stand for bytes", vocab(lambda v: v.update({"\ud800": v.pop(LAST)}))),
     ("gap in the ids", "token ids, expected 0 to 261 without a gap, found none with id 261",
      vocab(lambda v: v.update({text_of(b"\xc3\xa9"): 262}))),
     ("byte missing", "token of the single byte 0x61, expected one, found none",
@@ -991,20 +1303,23 @@ REFUSALS = [
     # added tokens
     ("added tokens an object", "added_tokens, expected a JSON list", edits("tokenizer/added_tokens", {})),
     ("added token a string", "JSON, expected an object", edits("tokenizer/added_tokens/3", "x")),
-    ("added, not special", "special, expected true, found false", added(special=False)),
     ("added with lstrip", "lstrip, expected false", added(lstrip=True)),
     ("added with rstrip", "rstrip, expected false", added(rstrip=True)),
     ("added single_word", "single_word, expected false", added(single_word=True)),
-    ("added normalized", "normalized, expected false", added(normalized=True)),
+    ("added special a number", "special, expected a JSON bool", added(special=1)),
     ("added after a gap", "id, expected a new text and 273, which HuggingFace would give it, found 274", added(id=274)),
     ("added twice", "id, expected a new text", added(content="<|eot_id|>")),
     ("added empty", "id, expected a new text", added(content="")),
     ("added of a surrogate", "added token 273", added(content="\ud800")),
     ("added id a string", "id, expected a new text", added(id="273")),
-    ("added an ordinary token", "token ids, expected 0 to 260 without a gap, found none with id 33",
+    ("added an ordinary token", 'added token "!", expected an id after those of ordinary tokens, found 33',
      added(id=33, content="!")),
-    ("vocabulary too small", "vocab_size, expected at least the tokenizer's 281 ids, found 280",
-     lambda c: [added(id=273 + i, content="<%d>" % i)(c) for i in range(8)]),
+    ("vocabulary too small", "vocab_size, expected at least the tokenizer's 262 ids, found 200",
+     lambda c: c.__init__(vocab_size=200)),
+    ("vocabulary without BOS", "expected more than 262, the id of \"<|begin_of_text|>\", which begins every text, found 262",
+     lambda c: c.__init__(vocab_size=262)),
+    ("vocabulary without an added token", "expected more than 280, the id of \"<7>\", which a text may hold, found 280: the "
+     "embeddings were not resized", lambda c: [added(id=273 + i, content="<%d>" % i, special=False)(c) for i in range(8)]),
     # post-processor
     ("end token added", "single, expected at most one special token, then the text",
      lambda c: c.tokenizer["post_processor"]["processors"][1]["single"].append(CLS)),
@@ -1017,32 +1332,28 @@ REFUSALS = [
     ("other post-processor", 'post_processor: type, expected "TemplateProcessing"',
      edits("tokenizer/post_processor", {"type": "BertProcessing"})),
     # tokenizer_config.json
-    ("end token by config", "add_eos_token, expected false", edits("settings/add_eos_token", True)),
-    ("no bos by config", "add_bos_token, expected true or none, found false", edits("settings/add_bos_token", False)),
-    ("bos by config", "add_bos_token, expected false or none, found true",
-     edits("settings/add_bos_token", True, "tokenizer/post_processor", None)),
-    ("bos by class", "add_bos_token, expected false, found null",
-     edits("settings/tokenizer_class", "LlamaTokenizerFast", "tokenizer/post_processor", None)),
-    ("pad token unknown", 'pad_token: content, expected a special token of tokenizer.json, found "[PAD]"',
+    ("bos a number", "add_bos_token, expected a JSON bool", edits("settings/add_bos_token", 1)),
+    ("special tokens split", "split_special_tokens, expected false", edits("settings/split_special_tokens", True)),
+    ("pad token unknown", 'pad_token: content, expected an added token of tokenizer.json, found "[PAD]"',
      edits("settings/pad_token", "[PAD]")),
-    ("pad token ordinary", "pad_token: content, expected a special token", edits("settings/pad_token", "!")),
+    ("pad token ordinary", "pad_token: content, expected an added token", edits("settings/pad_token", "!")),
     ("pad token strips", "pad_token: lstrip, expected false",
      edits("settings/pad_token", {"content": "<|eot_id|>", "lstrip": True})),
-    ("decoder of other ids", "263: content, expected a special token",
+    ("decoder of other ids", "263: content, expected an added token",
      edits("settings/added_tokens_decoder", {"263": {"content": "<|begin_of_text|>"}})),
     ("extra tokens unknown", "additional_special_tokens: content", edits("settings/additional_special_tokens", ["x"])),
     ("token of odd type", "sep_token: content", edits("settings/sep_token", ["x"])),
     # other files that add tokens
-    ("added token elsewhere", "added_tokens.json: \"<foo>\", expected the id of that special token",
+    ("added token elsewhere", "added_tokens.json: \"<foo>\", expected the id of that added token",
      raw("added_tokens.json", b'{"<foo>": 274}')),
-    ("added token of another id", "added_tokens.json: \"<|begin_of_text|>\", expected the id of that special token in "
+    ("added token of another id", "added_tokens.json: \"<|begin_of_text|>\", expected the id of that added token in "
      "tokenizer.json, found 263", raw("added_tokens.json", b'{"<|begin_of_text|>": 263}')),
-    ("special map with a pad token", 'special_tokens_map.json: pad_token: content, expected a special token',
+    ("special map with a pad token", 'special_tokens_map.json: pad_token: content, expected an added token',
      raw("special_tokens_map.json", b'{"pad_token": "<pad>"}')),
     # tokenizer.model
-    ("SentencePiece", "expected tiktoken ranks, found a binary file (SentencePiece is not supported)",
+    ("SentencePiece", "expected tiktoken ranks, found a binary file: SentencePiece, LLaMA 2's kind of tokenizer",
      lambda c: (model_ranks(SENTENCEPIECE, "tokenizer.model")(c), raw("tokenizer.json", None)(c))),
-    ("SentencePiece beside JSON", "SentencePiece is not supported", model_ranks(SENTENCEPIECE, "tokenizer.model")),
+    ("SentencePiece beside JSON", "SentencePiece, LLaMA 2's kind of tokenizer", model_ranks(SENTENCEPIECE, "tokenizer.model")),
     ("ranks differ", "token 257, expected b' th' as elsewhere, found b' tx'",
      lambda c: model_ranks(ranks_file(c.ranks[:257] + [b" tx"] + c.ranks[258:]))(c)),
     ("ranks shorter", "token 261", lambda c: model_ranks(ranks_file(c.ranks[:-1]))(c)),
@@ -1080,7 +1391,7 @@ def test_files_that_are_no_directory():
     with tempfile.TemporaryDirectory() as top:
         source, out = os.path.join(top, "in"), os.path.join(top, "out")
         for data, flags, fragment in (
-                (b"GGUF\3\0\0\0", [], "expected a directory in HuggingFace layout, found a GGUF file"),
+                (b"GGUF\3\0\0\0", [], "expected a directory in HuggingFace layout, found a GGUF file: convert the checkpoint"),
                 (safetensors_bytes({}), [], "expected a directory in HuggingFace layout, found a file"),
                 (b"GGUF\3\0\0\0", ["--vocab-only"], "expected tiktoken ranks, found a GGUF file"),
                 (b"{}", ["--vocab-only"], "expected tiktoken ranks, found JSON"),
@@ -1206,11 +1517,10 @@ def test_llama3_vocabulary():
 
 # ---------------------------------------------------------------------------------------------------------------- main
 
-def main():
+def run_tests(tests):
+    """Runs (name, function) pairs whose name has the first argument in it; the exit status."""
     if len(sys.argv) > 1:
         os.environ["ONLY"] = sys.argv[1]
-    tests = [(name, test) for name, test in globals().items() if name.startswith("test_") and callable(test)]
-    tests += [("refuses: " + name, refusal_test(fragment, change)) for name, fragment, change in REFUSALS]
     counts = {"ok": 0, "FAIL": 0, "SKIP": 0}
     for name, test in tests:
         if not wanted(name):
@@ -1229,4 +1539,5 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tests([(name, test) for name, test in globals().items() if name.startswith("test_") and callable(test)]
+                       + [("refuses: " + name, refusal_test(fragment, change)) for name, fragment, change in REFUSALS]))

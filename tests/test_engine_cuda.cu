@@ -1,8 +1,10 @@
 // The GPU's engines from the inside: memory over many steps, prompts in parts, a broken weight, logits against engine
 // cpu.
 extern "C" {
-#include "../model/bench.h"
-#include "../model/generate.h"
+#include "../model/file/checkpoint.h"
+#include "../model/generate/generate.h"
+#include "../model/logits.h"
+#include "../model/measure/bench.h"
 #include "../model/synthetic.h"
 }
 #include <cuda_runtime.h>
@@ -21,7 +23,7 @@ static void end(const char *what) {
 // shape: a synthetic model of two layers; NULL: stories.bin.
 static bool start_shape(Model *m, const char *shape, const char *name, Precision precision, int slots, int max_len) {
     Error err = {""};
-    bool ok = shape ? model_open_synthetic(m, shape, 1, &err) : model_open(m, "model/stories.bin", false, &err);
+    bool ok = shape ? synthetic_open(m, shape, 1, &err) : checkpoint_open(m, "model/stories.bin", false, &err);
     if (shape) m->config.n_layers = 2;
     if (ok && model_start(m, name, precision, slots, max_len, &err)) return true;
     test_fail("%s", err.text);
@@ -47,8 +49,10 @@ static void test_1000_steps_leave_memory_unchanged(void) {
         for (int i = 0; i < 1020; i++) {
             if (i == 20) cudaMemGetInfo(&before, &total); // by then every graph is there
             if (!model_forward(&m, &b, &err)) test_fail("step %d: %s", i, err.text);
-            if (i % 100) memcpy(tokens, m.argmax, sizeof tokens); // what follows is under way already; then something else
-            else tokens[0] = 300;
+            if (i % 100)
+                memcpy(tokens, m.argmax, sizeof tokens); // what follows is under way already; then something else
+            else
+                tokens[0] = 300;
         }
         cudaMemGetInfo(&after, &total);
         CHECK(m.kv.len[0] == 1020 && m.kv.len[1] == 1020 && m.kv.len[2] == 1020);
@@ -210,7 +214,7 @@ static void test_cache_is_filled_for_the_benchmark(void) {
             for (int i = 0; i < 2; i++) {
                 double sum = 0, squares = 0;
                 cudaMemset(caches[i], 0xFF, m.kv.bytes / 2); // NaN
-                CHECK(m.engine->machine->fill_cache(&m, &err));
+                CHECK(platform_of(m.engine)->fill_cache(&m, &err));
                 cudaMemcpy(host, caches[i], m.kv.bytes / 2, cudaMemcpyDeviceToHost);
                 for (size_t j = 0; j < n; j++) {
                     uint32_t bits = 0;
@@ -297,7 +301,8 @@ static void test_same_bits_alone_and_among_eight(void) {
                         step(&m, count, slots + first, next, among);
                         for (int i = 0; i < count; i++) {
                             float *reference = alone + ((size_t)k * 8 + (size_t)(first + i)) * vocab;
-                            if (n == 1) memcpy(reference, among + (size_t)i * vocab, bytes);
+                            if (n == 1)
+                                memcpy(reference, among + (size_t)i * vocab, bytes);
                             else if (memcmp(reference, among + (size_t)i * vocab, bytes) != 0)
                                 test_fail("%s, %s: sequence %d, step %d: other bits among %d",
                                           shape ? shape : "stories", p % 2 ? "f32" : "bf16", first + i, k, count);
@@ -366,7 +371,8 @@ int main(void) {
         Model m;
         Error err = {""}, closed = {""};
         engine = engines[e];
-        if (!skip_reason && e == 1 && model_open(&m, "model/stories.bin", false, &closed)) { // an older GPU has only cublas
+        if (!skip_reason && e == 1 &&
+            checkpoint_open(&m, "model/stories.bin", false, &closed)) { // an older GPU has only cublas
             if (!model_start(&m, engine, PRECISION_BF16, 1, 8, &err)) skip_reason = err.text;
             model_close(&m);
         }
@@ -375,8 +381,10 @@ int main(void) {
             if (e == 0 && tests[i].run == test_same_bits_alone_and_among_eight) continue;
             snprintf(name, sizeof name, "test_%s_%s", engine, tests[i].name);
             if (!test_wanted(name)) continue;
-            if (skip_reason) test_skip(name, skip_reason);
-            else tests[i].run();
+            if (skip_reason)
+                test_skip(name, skip_reason);
+            else
+                tests[i].run();
         }
     }
     return tests_summary();

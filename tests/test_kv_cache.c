@@ -32,7 +32,7 @@ static void test_kv_batch_fills_its_own_slots(void) {
     CHECK(kv.len[2] == 5 && kv.len[3] == 4); // a refusal changes nothing
     kv_reset(&kv, 2);
     err.text[0] = 0;
-    CHECK(kv_check_room(&kv, &b, &err)); // exactly full: 4 of 4 behind 4
+    CHECK(kv_check_room(&kv, &b, &err)); // exactly full: 4 of 4 after 4
     kv_append_batch(&kv, &b);
     CHECK(kv.len[2] == 5 && kv.len[3] == 8 && kv_room(&kv, 3) == 0);
     kv_free(&kv);

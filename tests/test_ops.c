@@ -2,7 +2,7 @@
 // NaN first. No tolerance is tuned: each is what rounding can do, counted in units of 2^-24 (half an ulp of float32).
 #include <math.h>
 
-#include "../model/ops_cpu.h"
+#include "../model/cpu/ops.h"
 #include "check.h"
 
 extern const Ops ops_portable;
@@ -451,7 +451,9 @@ static void check_attention_row(const Attention *a, int t, int head, const float
 static const int offsets[] = {0, 1, 63, 64, 65, 200};
 
 static void check_attention(const Ops *ops, float q_range, int spare) {
-    static const struct { int group, n_kv_heads; } heads[] = {{1, 3}, {3, 2}, {4, 2}, {7, 2}, {32, 1}};
+    static const struct {
+        int group, n_kv_heads;
+    } heads[] = {{1, 3}, {3, 2}, {4, 2}, {7, 2}, {32, 1}};
     int turn = 0;
     for (int a = 0; a < LENGTH(token_counts); a++)
         for (int b = 0; b < LENGTH(offsets); b++)

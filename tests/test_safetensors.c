@@ -1,11 +1,11 @@
 // The JSON parser and the reader of safetensors files: what is right is read, everything else is refused with its
 // message.
-#include "../model/safetensors.h"
+#include "../model/file/safetensors.h"
 
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "../model/json.h"
+#include "../model/file/json.h"
 #include "check.h"
 
 #define CURE "what to do about it"

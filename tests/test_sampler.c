@@ -1,8 +1,9 @@
 // The sampler: its random numbers, what each filter keeps, and how often each id comes.
-#include "../model/sampler.h"
+#include "../model/generate/sampler.h"
 
 #include <math.h>
 
+#include "../model/logits.h"
 #include "check.h"
 
 #define LENGTH(array) ((int)(sizeof(array) / sizeof *(array)))

@@ -185,7 +185,7 @@ static void test_threads(void) {
         if (!test_wanted(runs[i].name)) continue;
         const char *args[17] = {NULL};
         for (int a = 0; runs[i].args[a]; a++)
-            args[a] = strcmp(runs[i].args[a], "@text") == 0    ? text_path
+            args[a] = strcmp(runs[i].args[a], "@text") == 0      ? text_path
                       : strcmp(runs[i].args[a], "@prompts") == 0 ? prompts_path
                                                                  : runs[i].args[a];
         Run first = {0};

@@ -1,5 +1,9 @@
 // The tokenizer against golden ids, against a naive BPE written here, and rule by rule. What needs LLaMA 3's vocabulary
 // is skipped where ../shared/tokenizer is not there.
+#include "../model/file/checkpoint.h"
+#include "../tokenizer/bpe.h"
+#include "../tokenizer/encode.h"
+#include "../tokenizer/split.h"
 #include "../tokenizer/tokenizer.h"
 
 #include "../model/model.h"
@@ -713,7 +717,7 @@ static void test_with_stories(void) {
     fclose(f);
     Model m;
     Error err = {""};
-    if (!model_open(&m, path, true, &err)) test_fail("%s", err.text);
+    if (!checkpoint_open(&m, path, true, &err)) test_fail("%s", err.text);
     test_end("test_stories_vocabulary_is_accepted");
     if (err.text[0]) return;
     test_stories_vectors(&m.tokenizer);

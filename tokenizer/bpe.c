@@ -1,14 +1,16 @@
-// Byte-pair encoding of one piece, tiktoken's way: of all adjacent pairs whose joined bytes are a token, merge the one
-// of lowest rank, leftmost first, until there is none. A short piece is searched for that pair after every merge, a
-// long one keeps its pairs in a heap. Pieces that come again are found in a cache.
+// Byte-pair encoding of one pre-token, tiktoken's way: of all adjacent pairs whose joined bytes are a token, merge the one
+// of lowest rank, leftmost first, until there is none. A short pre-token is searched for that pair after every merge, a
+// long one keeps its pairs in a heap. Pre-tokens that come again are found in a cache.
+#include "bpe.h"
+
 #include <stdlib.h>
 #include <string.h>
 
-#include "tokenizer.h"
+#include "split.h"
 
-enum { SHORT_PIECE = 64 }; // up to here a search along the piece beats a heap
+enum { SHORT_PRE_TOKEN = 64 }; // up to here a search along the pre-token beats a heap
 
-// ---- short pieces: O(n²), all on the stack --------------------------------------------------------------------------
+// ---- short pre-tokens: O(n²), all on the stack ----------------------------------------------------------------------
 
 enum { NO_PAIR = INT32_MAX, LANES = 8 };
 
@@ -19,16 +21,16 @@ static inline int pair_value(int id, uint32_t i) {
 
 // Part i begins at byte i. The least of pair[], which are rank << 6 | i, is the merge that is due: the lowest rank, and
 // the leftmost of equals.
-static bool merge_short(const Tokenizer *t, const uint8_t *piece, size_t n, TokenList *out, Error *err) {
-    uint8_t padded[SHORT_PIECE + 8] = {0}, next[SHORT_PIECE + 1], prev[SHORT_PIECE + 1];
-    int id[SHORT_PIECE], pair[SHORT_PIECE];
+static bool merge_short(const Tokenizer *t, const uint8_t *pre_token, size_t n, TokenList *out, Error *err) {
+    uint8_t padded[SHORT_PRE_TOKEN + 8] = {0}, next[SHORT_PRE_TOKEN + 1], prev[SHORT_PRE_TOKEN + 1];
+    int id[SHORT_PRE_TOKEN], pair[SHORT_PRE_TOKEN];
     size_t lanes = (n + LANES - 1) / LANES * LANES; // whole vectors, for the compiler's sake
-    memcpy(padded, piece, n);
+    memcpy(padded, pre_token, n);
     for (uint32_t i = 0; i < n; i++) {
-        id[i] = t->byte_ids[piece[i]];
+        id[i] = t->byte_ids[pre_token[i]];
         next[i] = (uint8_t)(i + 1);
         prev[i + 1] = (uint8_t)i;
-        pair[i] = i + 1 < n ? pair_value(t->pair_ids[piece[i]][piece[i + 1]], i) : NO_PAIR;
+        pair[i] = i + 1 < n ? pair_value(t->pair_ids[pre_token[i]][pre_token[i + 1]], i) : NO_PAIR;
     }
     for (size_t i = n; i < lanes; i++) pair[i] = NO_PAIR;
     for (;;) {
@@ -54,7 +56,7 @@ static bool merge_short(const Tokenizer *t, const uint8_t *piece, size_t n, Toke
     return true;
 }
 
-// ---- long pieces: O(n log n), 32 bytes of memory for each of the piece ----------------------------------------------
+// ---- long pre-tokens: O(n log n), 32 bytes of memory for each of the pre-token --------------------------------------
 
 typedef struct {
     uint32_t prev, next; // where the neighbours begin; next of the last is n
@@ -96,22 +98,22 @@ static uint64_t heap_pop(Heap *heap) {
 }
 
 // Looks up the pair that begins at begin, notes it in the part, and pushes it if it makes a token.
-static void push_pair(const Tokenizer *t, const uint8_t *piece, size_t n, Part *parts, uint32_t begin, Heap *heap) {
+static void push_pair(const Tokenizer *t, const uint8_t *pre_token, size_t n, Part *parts, uint32_t begin, Heap *heap) {
     uint32_t middle = parts[begin].next;
-    parts[begin].rank = middle == n ? -1 : tokenizer_find(t, piece + begin, parts[middle].next - begin);
+    parts[begin].rank = middle == n ? -1 : tokenizer_find(t, pre_token + begin, parts[middle].next - begin);
     if (parts[begin].rank >= 0) heap_push(heap, (uint64_t)parts[begin].rank << 32 | begin);
 }
 
-static bool merge_long(const Tokenizer *t, const uint8_t *piece, size_t n, TokenList *out, Error *err) {
-    if (n > UINT32_MAX - 1) return fail(err, "a piece of %zu bytes, expected at most %u", n, UINT32_MAX - 1);
+static bool merge_long(const Tokenizer *t, const uint8_t *pre_token, size_t n, TokenList *out, Error *err) {
+    if (n > UINT32_MAX - 1) return fail(err, "a pre-token of %zu bytes, expected at most %u", n, UINT32_MAX - 1);
     Part *parts = malloc(n * sizeof *parts);
     // n-1 pairs at first; every merge takes at least one out, and puts at most two in.
     Heap heap = {malloc(2 * n * sizeof *heap.keys), 0};
     bool ok = parts && heap.keys;
-    if (!ok) fail(err, "out of memory: a piece of %zu bytes", n);
+    if (!ok) fail(err, "out of memory: a pre-token of %zu bytes", n);
     for (uint32_t i = 0; ok && i < n; i++) {
-        int rank = i + 1 < n ? t->pair_ids[piece[i]][piece[i + 1]] : -1;
-        parts[i] = (Part){i - 1, i + 1, t->byte_ids[piece[i]], rank};
+        int rank = i + 1 < n ? t->pair_ids[pre_token[i]][pre_token[i + 1]] : -1;
+        parts[i] = (Part){i - 1, i + 1, t->byte_ids[pre_token[i]], rank};
         if (rank >= 0) heap.keys[heap.n++] = (uint64_t)rank << 32 | i;
     }
     for (size_t i = ok ? heap.n / 4 + 1 : 0; i-- > 0;)
@@ -125,8 +127,8 @@ static bool merge_long(const Tokenizer *t, const uint8_t *piece, size_t n, Token
         parts[begin].next = next;
         parts[middle].id = -1;
         if (next < n) parts[next].prev = begin;
-        push_pair(t, piece, n, parts, begin, &heap);
-        if (begin > 0) push_pair(t, piece, n, parts, parts[begin].prev, &heap);
+        push_pair(t, pre_token, n, parts, begin, &heap);
+        if (begin > 0) push_pair(t, pre_token, n, parts, parts[begin].prev, &heap);
     }
     for (size_t i = 0; ok && i < n; i = parts[i].next) ok = tokens_append(out, parts[i].id, err);
     free(parts);
@@ -134,59 +136,59 @@ static bool merge_long(const Tokenizer *t, const uint8_t *piece, size_t n, Token
     return ok;
 }
 
-// Where no token spans a step, what lies on its two sides merges apart: of a long piece often little is left together.
-static bool merge(const Tokenizer *t, const uint8_t *piece, size_t n, TokenList *out, Error *err) {
+// Where no token spans a boundary, its two sides merge apart: of a long pre-token often little is left together.
+static bool merge(const Tokenizer *t, const uint8_t *pre_token, size_t n, TokenList *out, Error *err) {
     for (size_t begin = 0, end; begin < n; begin = end) {
-        for (end = n > SHORT_PIECE ? begin + 1 : n; end < n && tokenizer_spans(t, piece, end, n);) end++;
-        bool ok = end - begin == 1             ? tokens_append(out, t->byte_ids[piece[begin]], err)
-                  : end - begin <= SHORT_PIECE ? merge_short(t, piece + begin, end - begin, out, err)
-                                               : merge_long(t, piece + begin, end - begin, out, err);
+        for (end = n > SHORT_PRE_TOKEN ? begin + 1 : n; end < n && tokenizer_spans(t, pre_token, end, n);) end++;
+        bool ok = end - begin == 1                 ? tokens_append(out, t->byte_ids[pre_token[begin]], err)
+                  : end - begin <= SHORT_PRE_TOKEN ? merge_short(t, pre_token + begin, end - begin, out, err)
+                                                   : merge_long(t, pre_token + begin, end - begin, out, err);
         if (!ok) return false;
     }
     return true;
 }
 
-bool bpe_encode(const Tokenizer *t, const uint8_t *piece, size_t n, TokenList *out, Error *err) {
-    int whole = tokenizer_find(t, piece, n); // before any merging: some tokens no merge would reach
-    return whole >= 0 ? tokens_append(out, whole, err) : merge(t, piece, n, out, err);
+bool bpe_encode(const Tokenizer *t, const uint8_t *pre_token, size_t n, TokenList *out, Error *err) {
+    int whole = tokenizer_find(t, pre_token, n); // before any merging: some tokens no merge would reach
+    return whole >= 0 ? tokens_append(out, whole, err) : merge(t, pre_token, n, out, err);
 }
 
 // ---- the cache ------------------------------------------------------------------------------------------------------
 
 enum { MAX_CACHED_BYTES = 32, MAX_CACHED_IDS = 7, FEW_BYTES = 8 };
 
-// A piece as the cache knows it: its bytes, with zeros behind them.
+// A pre-token as the cache knows it: its bytes, with zeros after them.
 typedef struct {
     uint64_t words[4]; // of up to 16 bytes only the first two are set and compared
     uint8_t n;         // bytes; 0: nothing
     bool segment;
-} PieceKey;
+} PreTokenKey;
 
-// A line of the processor's cache (64 bytes). A later piece that belongs in the same place takes it over.
-struct CachedPiece {
+// A line of the processor's cache (64 bytes). A later pre-token that belongs in the same entry replaces it.
+struct CachedPreToken {
     uint64_t words[4];
     int ids[MAX_CACHED_IDS];
     uint8_t n, n_ids;
     bool segment;
 };
 
-bool piece_cache_init(PieceCache *c, const Tokenizer *t, size_t text_bytes, Error *err) {
+bool pre_token_cache_init(PreTokenCache *c, const Tokenizer *t, size_t text_bytes, Error *err) {
     int bits = 4;
-    while (bits < 16 && text_bytes >> (bits + 5)) bits++; // a place for every 32 bytes of text, up to 4 MB
-    *c = (PieceCache){.tokenizer = t, .shift = 64 - bits};
-    c->places = aligned_alloc(sizeof *c->places, sizeof *c->places << bits);
-    if (!c->places) return fail(err, "out of memory: a cache of %d pieces", 1 << bits);
-    memset(c->places, 0, sizeof *c->places << bits);
+    while (bits < 16 && text_bytes >> (bits + 5)) bits++; // an entry for every 32 bytes of text, up to 4 MB
+    *c = (PreTokenCache){.tokenizer = t, .shift = 64 - bits};
+    c->entries = aligned_alloc(sizeof *c->entries, sizeof *c->entries << bits);
+    if (!c->entries) return fail(err, "out of memory: a cache of %d pre-tokens", 1 << bits);
+    memset(c->entries, 0, sizeof *c->entries << bits);
     return true;
 }
 
-void piece_cache_free(PieceCache *c) {
-    free(c->places);
-    *c = (PieceCache){0};
+void pre_token_cache_free(PreTokenCache *c) {
+    free(c->entries);
+    *c = (PreTokenCache){0};
 }
 
 // s[0..n), n <= MAX_CACHED_BYTES; readable: so many bytes from s on are memory of the text.
-static inline void key_set(PieceKey *key, const uint8_t *s, size_t n, size_t readable, bool segment) {
+static inline void key_set(PreTokenKey *key, const uint8_t *s, size_t n, size_t readable, bool segment) {
     static const uint8_t masks[32] = // 16 bytes from masks + 16 - n on let n bytes through
         {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
     key->n = (uint8_t)n;
@@ -203,101 +205,104 @@ static inline void key_set(PieceKey *key, const uint8_t *s, size_t n, size_t rea
     }
 }
 
-static inline struct CachedPiece *place_of(const PieceCache *c, const PieceKey *key) {
+static inline struct CachedPreToken *cache_entry(const PreTokenCache *c, const PreTokenKey *key) {
     uint64_t h = (key->words[0] + key->n) * 0x9E3779B97F4A7C15u ^ key->words[1] * 0xC2B2AE3D27D4EB4Fu;
     if (key->n > 16) h ^= key->words[2] * 0x165667B19E3779F9u ^ key->words[3] * 0xD6E8FEB86659FD93u;
-    return &c->places[(h ^ h >> 32) * 0x9E3779B97F4A7C15u >> c->shift];
+    return &c->entries[(h ^ h >> 32) * 0x9E3779B97F4A7C15u >> c->shift];
 }
 
-static inline bool is_at(const struct CachedPiece *place, const PieceKey *key) {
-    if (place->n != key->n || place->segment != key->segment) return false;
-    if (((place->words[0] ^ key->words[0]) | (place->words[1] ^ key->words[1])) != 0) return false;
-    return key->n <= 16 || (place->words[2] == key->words[2] && place->words[3] == key->words[3]);
+static inline bool is_at(const struct CachedPreToken *entry, const PreTokenKey *key) {
+    if (entry->n != key->n || entry->segment != key->segment) return false;
+    if (((entry->words[0] ^ key->words[0]) | (entry->words[1] ^ key->words[1])) != 0) return false;
+    return key->n <= 16 || (entry->words[2] == key->words[2] && entry->words[3] == key->words[3]);
 }
 
 // Room for MAX_CACHED_IDS must be there.
-static inline void append_place(const struct CachedPiece *place, TokenList *out) {
-    memcpy(out->ids + out->n, place->ids, sizeof place->ids);
-    out->n += place->n_ids;
+static inline void append_entry(const struct CachedPreToken *entry, TokenList *out) {
+    memcpy(out->ids + out->n, entry->ids, sizeof entry->ids);
+    out->n += entry->n_ids;
 }
 
-// Gives a place to what was appended from out->ids[first] on.
-static void keep(struct CachedPiece *place, const PieceKey *key, const TokenList *out, size_t first) {
+// Gives an entry to what was appended from out->ids[first] on.
+static void keep(struct CachedPreToken *entry, const PreTokenKey *key, const TokenList *out, size_t first) {
     size_t n_ids = out->n - first;
     if (n_ids > MAX_CACHED_IDS) return;
-    memcpy(place->words, key->words, key->n <= 16 ? 16 : 32);
-    memcpy(place->ids, out->ids + first, n_ids * sizeof *out->ids);
-    place->n = key->n;
-    place->n_ids = (uint8_t)n_ids;
-    place->segment = key->segment;
+    memcpy(entry->words, key->words, key->n <= 16 ? 16 : 32);
+    memcpy(entry->ids, out->ids + first, n_ids * sizeof *out->ids);
+    entry->n = key->n;
+    entry->n_ids = (uint8_t)n_ids;
+    entry->segment = key->segment;
 }
 
 // ---- a text ---------------------------------------------------------------------------------------------------------
 
-// Part of a piece. It is merged even if it is a token: only a whole piece may be one that no merge reaches.
-static bool encode_segment(PieceCache *c, const uint8_t *s, size_t n, size_t readable, TokenList *out, Error *err) {
+// Part of a pre-token. It is merged even if it is a token: only a whole pre-token may be one that no merge reaches.
+static bool encode_segment(PreTokenCache *c, const uint8_t *s, size_t n, size_t readable, TokenList *out, Error *err) {
     if (n > MAX_CACHED_BYTES) return merge(c->tokenizer, s, n, out, err);
-    PieceKey key;
+    PreTokenKey key;
     key_set(&key, s, n, readable, true);
-    struct CachedPiece *place = place_of(c, &key);
+    struct CachedPreToken *entry = cache_entry(c, &key);
     if (!tokens_reserve(out, MAX_CACHED_IDS, err)) return false;
-    if (is_at(place, &key)) {
-        append_place(place, out);
+    if (is_at(entry, &key)) {
+        append_entry(entry, out);
         return true;
     }
     size_t first = out->n;
     if (!merge(c->tokenizer, s, n, out, err)) return false;
-    keep(place, &key, out, first);
+    keep(entry, &key, out, first);
     return true;
 }
 
-// Ideographs and other scripts without spaces come in pieces of many words, which seldom come again. Where no token
-// spans the step from one character to the next, the two sides merge apart: such segments are short and do come again.
-static bool encode_piece(PieceCache *c, const uint8_t *piece, size_t n, size_t readable, TokenList *out, Error *err) {
-    int whole = readable >= 8 ? tokenizer_find_padded(c->tokenizer, piece, n) : tokenizer_find(c->tokenizer, piece, n);
+// Ideographs and other scripts without spaces come in pre-tokens of many words, which seldom come again. Where no token
+// spans the boundary from one character to the next, the two sides merge apart: such segments are short and do come again.
+static bool encode_pre_token(PreTokenCache *c, const uint8_t *pre_token, size_t n, size_t readable, TokenList *out,
+                             Error *err) {
+    int whole =
+        readable >= 8 ? tokenizer_find_padded(c->tokenizer, pre_token, n) : tokenizer_find(c->tokenizer, pre_token, n);
     if (whole >= 0) return tokens_append(out, whole, err);
     size_t begin = 0;
     for (size_t i = 1; n > FEW_BYTES && i < n; i++) {
-        if (piece[i] < 0xE0 || tokenizer_spans(c->tokenizer, piece, i, n)) continue;
-        if (!encode_segment(c, piece + begin, i - begin, readable - begin, out, err)) return false;
+        if (pre_token[i] < 0xE0 || tokenizer_spans(c->tokenizer, pre_token, i, n)) continue;
+        if (!encode_segment(c, pre_token + begin, i - begin, readable - begin, out, err)) return false;
         begin = i;
     }
-    return begin ? encode_segment(c, piece + begin, n - begin, readable - begin, out, err)
-                 : merge(c->tokenizer, piece, n, out, err);
+    return begin ? encode_segment(c, pre_token + begin, n - begin, readable - begin, out, err)
+                 : merge(c->tokenizer, pre_token, n, out, err);
 }
 
-bool bpe_encode_text(PieceCache *c, const uint8_t *text, size_t n, TokenList *out, size_t *last_piece, Error *err) {
-    enum { AHEAD = 16 }; // pieces whose places are on their way from memory
+bool bpe_encode_text(PreTokenCache *c, const uint8_t *text, size_t n, TokenList *out, size_t *last_pre_token,
+                     Error *err) {
+    enum { AHEAD = 16 }; // pre-tokens whose entries are on their way from memory
     struct {
         size_t begin, n;
-        struct CachedPiece *place; // NULL: too long for one
-        PieceKey key;
-    } pieces[AHEAD];
-    *last_piece = out->n;
+        struct CachedPreToken *entry; // NULL: too long for one
+        PreTokenKey key;
+    } pre_tokens[AHEAD];
+    *last_pre_token = out->n;
     for (size_t at = 0; at < n;) {
-        int n_pieces = 0;
-        for (; n_pieces < AHEAD && at < n; n_pieces++) {
+        int n_pre_tokens = 0;
+        for (; n_pre_tokens < AHEAD && at < n; n_pre_tokens++) {
             size_t length = split_next(text + at, n - at);
-            pieces[n_pieces].begin = at;
-            pieces[n_pieces].n = length;
-            pieces[n_pieces].place = NULL;
+            pre_tokens[n_pre_tokens].begin = at;
+            pre_tokens[n_pre_tokens].n = length;
+            pre_tokens[n_pre_tokens].entry = NULL;
             if (length <= MAX_CACHED_BYTES) {
-                key_set(&pieces[n_pieces].key, text + at, length, n - at, false);
-                pieces[n_pieces].place = place_of(c, &pieces[n_pieces].key);
-                __builtin_prefetch(pieces[n_pieces].place);
+                key_set(&pre_tokens[n_pre_tokens].key, text + at, length, n - at, false);
+                pre_tokens[n_pre_tokens].entry = cache_entry(c, &pre_tokens[n_pre_tokens].key);
+                __builtin_prefetch(pre_tokens[n_pre_tokens].entry);
             }
             at += length;
         }
         if (!tokens_reserve(out, AHEAD * MAX_CACHED_IDS, err)) return false;
-        for (int i = 0; i < n_pieces; i++) {
-            struct CachedPiece *place = pieces[i].place;
-            size_t first = *last_piece = out->n, begin = pieces[i].begin;
-            if (place && is_at(place, &pieces[i].key)) {
-                append_place(place, out);
+        for (int i = 0; i < n_pre_tokens; i++) {
+            struct CachedPreToken *entry = pre_tokens[i].entry;
+            size_t first = *last_pre_token = out->n, begin = pre_tokens[i].begin;
+            if (entry && is_at(entry, &pre_tokens[i].key)) {
+                append_entry(entry, out);
                 continue;
             }
-            if (!encode_piece(c, text + begin, pieces[i].n, n - begin, out, err)) return false;
-            if (place) keep(place, &pieces[i].key, out, first);
+            if (!encode_pre_token(c, text + begin, pre_tokens[i].n, n - begin, out, err)) return false;
+            if (entry) keep(entry, &pre_tokens[i].key, out, first);
             if (!tokens_reserve(out, AHEAD * MAX_CACHED_IDS, err)) return false;
         }
     }

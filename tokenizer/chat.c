@@ -1,4 +1,4 @@
-// The frame, with T the trimmed text and [...] the special tokens, which come from here and never from a text:
+// The template, with T the trimmed text and [...] the special tokens, which come from here and never from a text:
 //   [begin_of_text]                                            BOS
 //   [start_header_id]ROLE[end_header_id]\n\nT[eot_id]          each message
 //   [start_header_id]assistant[end_header_id]\n\n              before an answer
@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "encode.h"
 #include "unicode_tables.h"
 #include "utf8.h"
 
@@ -47,7 +48,7 @@ static void trim(const uint8_t **text, size_t *n) {
     }
 }
 
-// ---- the frame ------------------------------------------------------------------------------------------------------
+// ---- the template ---------------------------------------------------------------------------------------------------
 
 static bool add_header(const Chat *c, const char *role, TokenList *out, Error *err) {
     return tokens_append(out, c->start_header, err) &&
@@ -55,7 +56,7 @@ static bool add_header(const Chat *c, const char *role, TokenList *out, Error *e
            tokens_append(out, c->end_header, err);
 }
 
-// What lies between two special tokens is one text to the tokenizer: "\n\n", the lines if there are any, the message.
+// What is between two special tokens is one text to the tokenizer: "\n\n", the lines if there are any, the message.
 static bool add_message(const Chat *c, const char *role, const char *lines, const uint8_t *text, size_t n,
                         TokenList *out, Error *err) {
     trim(&text, &n);

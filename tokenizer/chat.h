@@ -1,4 +1,4 @@
-// Messages to ids, in the frames that HuggingFace's chat templates write for LLaMA 3 and 3.1.
+// Messages to ids, as HuggingFace's chat templates write for LLaMA 3 and 3.1.
 #ifndef CHAT_H
 #define CHAT_H
 
@@ -6,17 +6,17 @@
 
 typedef enum { CHAT_NONE, CHAT_LLAMA3, CHAT_LLAMA3_1 } ChatFormat;
 
-// The day that the template of LLaMA 3.1 says it is, unless it is told another: a run stays reproducible.
+// The day that the template of LLaMA 3.1 says it is, unless another is given: a run stays reproducible.
 #define CHAT_DATE "26 Jul 2024"
 
 typedef struct {
     const Tokenizer *tokenizer;
     ChatFormat format;
     int bos;                           // -1: none
-    int start_header, end_header, eot; // the special tokens of the frame
+    int start_header, end_header, eot; // the special tokens of the template
 } Chat;
 
-// Looks the frame's special tokens up. Refuses CHAT_NONE, and a vocabulary that lacks one of them.
+// Looks the template's special tokens up. Refuses CHAT_NONE, and a vocabulary that lacks one of them.
 bool chat_init(Chat *c, const Tokenizer *t, ChatFormat format, int bos_id, Error *err);
 
 // All of these append to out. A conversation is chat_begin, once; then for each turn chat_message with the user's text,

@@ -1,9 +1,11 @@
 // LLaMA 3's split pattern as a scanner, one rule for each alternative of
 //   (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
 // A character is a letter, a number, white space or none of these (other): unicode_tables.h.
+#include "split.h"
+
+#include <stdbool.h>
 #include <string.h>
 
-#include "tokenizer.h"
 #include "unicode_tables.h"
 
 // ---- characters and runs of them ------------------------------------------------------------------------------------

@@ -3,24 +3,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "utf8.h"
-
-// ---- lists ----------------------------------------------------------------------------------------------------------
-
-bool tokens_grow(TokenList *list, size_t n, Error *err) {
-    size_t capacity = 2 * list->capacity + n + 256;
-    int *ids = realloc(list->ids, capacity * sizeof *ids);
-    if (!ids) return fail(err, "out of memory: %zu token ids", capacity);
-    list->ids = ids;
-    list->capacity = capacity;
-    return true;
-}
-
-void tokens_free(TokenList *list) {
-    free(list->ids);
-    *list = (TokenList){0};
-}
-
 // ---- the vocabulary -------------------------------------------------------------------------------------------------
 
 static uint64_t hash_mix(uint64_t h) {
@@ -137,40 +119,48 @@ static bool build_special_tree(Tokenizer *t, Error *err) {
     return true;
 }
 
-// ---- steps that tokens span -----------------------------------------------------------------------------------------
+int tokenizer_match_special(const Tokenizer *t, const uint8_t *text, size_t n) {
+    int found = -1;
+    uint32_t node = 0;
+    for (size_t at = 0; at < n && (node = special_child(t->special_tree, node, text[at])); at++)
+        if (t->special_tree[node].id >= 0) found = t->special_tree[node].id;
+    return found;
+}
 
-// Steps to an ideograph, or to another character of three or four bytes, have a part of the bitmap of their own: they
+// ---- boundaries that tokens span ------------------------------------------------------------------------------------
+
+// Boundaries before an ideograph, or to another character of three or four bytes, have a part of the bitmap of their own: they
 // are fewer, and asked for more often.
-enum { IDEOGRAPH_BITS = 17, OTHER_BITS = 20, SPAN_PLACES = (1 << IDEOGRAPH_BITS) + (1 << OTHER_BITS) };
+enum { IDEOGRAPH_BITS = 17, OTHER_BITS = 20, SPAN_BITS = (1 << IDEOGRAPH_BITS) + (1 << OTHER_BITS) };
 
-// How many bytes on each side of a step tell it from others: two, and the three of an ideograph.
-static size_t span_width(const uint8_t *step) {
-    return *step >= 0xE0 ? 3 : 2;
+// How many bytes on each side of a boundary distinguish it from others: two, and the three of an ideograph.
+static size_t span_width(const uint8_t *after) {
+    return *after >= 0xE0 ? 3 : 2;
 }
 
-// The place in the bitmap of a step with n bytes on each side, 1 to 3.
-static uint32_t span_place(const uint8_t *step, size_t n) {
+// The bit in the bitmap of a boundary with n bytes on each side, 1 to 3.
+static uint32_t span_bit(const uint8_t *after, size_t n) {
     uint64_t around = n;
-    for (size_t i = 0; i < n; i++) around = around << 16 | (uint64_t)step[-1 - (ptrdiff_t)i] << 8 | step[i];
+    for (size_t i = 0; i < n; i++) around = around << 16 | (uint64_t)after[-1 - (ptrdiff_t)i] << 8 | after[i];
     around *= 0x9E3779B97F4A7C15u;
-    return *step >= 0xE0 ? (uint32_t)(around >> (64 - IDEOGRAPH_BITS))
-                         : (1u << IDEOGRAPH_BITS) + (uint32_t)(around >> (64 - OTHER_BITS));
+    return *after >= 0xE0 ? (uint32_t)(around >> (64 - IDEOGRAPH_BITS))
+                          : (1u << IDEOGRAPH_BITS) + (uint32_t)(around >> (64 - OTHER_BITS));
 }
 
-// A token notes each of its steps with the bytes around it: as many on either side as it has on both, up to the width.
+// A token notes each of its boundaries with the bytes around it: as many on either side as it has on both, up to the width.
 static void note_spans(Tokenizer *t, const uint8_t *s, size_t n) {
     for (size_t at = 1; at < n; at++) {
         size_t width = span_width(s + at), least = at < n - at ? at : n - at;
-        uint32_t place = span_place(s + at, least < width ? least : width);
-        t->spans[place / 64] |= 1ull << place % 64;
+        uint32_t bit = span_bit(s + at, least < width ? least : width);
+        t->spans[bit / 64] |= 1ull << bit % 64;
     }
 }
 
 bool tokenizer_spans(const Tokenizer *t, const uint8_t *text, size_t at, size_t n) {
     size_t width = span_width(text + at);
     for (size_t i = 1; i <= width && i <= at && i <= n - at; i++) {
-        uint32_t place = span_place(text + at, i);
-        if (t->spans[place / 64] >> place % 64 & 1) return true;
+        uint32_t bit = span_bit(text + at, i);
+        if (t->spans[bit / 64] >> bit % 64 & 1) return true;
     }
     return false;
 }
@@ -182,7 +172,7 @@ static bool build_index(Tokenizer *t, Error *err) {
     while (t->n_slots < 2 * (uint32_t)t->vocab_size) t->n_slots *= 2;
     t->slots = malloc(t->n_slots * sizeof *t->slots);
     t->pair_ids = malloc(256 * sizeof *t->pair_ids);
-    t->spans = calloc(SPAN_PLACES / 64, sizeof *t->spans);
+    t->spans = calloc(SPAN_BITS / 64, sizeof *t->spans);
     t->special = malloc(((size_t)t->n_special + 1) * sizeof *t->special);
     if (!t->slots || !t->pair_ids || !t->spans || !t->special)
         return fail(err, "out of memory: the index of %d tokens", t->vocab_size);
@@ -231,71 +221,4 @@ void tokenizer_free(Tokenizer *t) {
     free(t->special);
     free(t->special_tree);
     *t = (Tokenizer){0};
-}
-
-// ---- encoding -------------------------------------------------------------------------------------------------------
-
-static bool only_space(const Tokenizer *t, int id) {
-    size_t n;
-    const uint8_t *s = tokenizer_bytes(t, id, &n);
-    for (size_t i = 0; i < n; i++)
-        if (s[i] != ' ' && s[i] != '\n' && s[i] != '\t') return false;
-    return true;
-}
-
-// Text without special tokens. Bytes that are not UTF-8 as tiktoken's _encode_bytes treats them: the last piece of the
-// valid prefix, and tokens of white space before it, may have belonged to what follows; they and the rest are one
-// piece.
-static bool encode_ordinary(PieceCache *c, const uint8_t *text, size_t n, TokenList *out, Error *err) {
-    const Tokenizer *t = c->tokenizer;
-    size_t valid = utf8_valid_prefix(text, n), first = out->n, last_piece;
-    if (!bpe_encode_text(c, text, valid, out, &last_piece, err)) return false;
-    if (valid == n) return true;
-    size_t keep = last_piece;
-    if (keep < out->n && only_space(t, out->ids[keep]))
-        while (keep > first && only_space(t, out->ids[keep - 1])) keep--;
-    size_t bad_start = valid, length;
-    for (size_t i = keep; i < out->n; i++) {
-        tokenizer_bytes(t, out->ids[i], &length);
-        bad_start -= length;
-    }
-    out->n = keep;
-    return bpe_encode(t, text + bad_start, n - bad_start, out, err);
-}
-
-// The special token whose text begins text[0..n), the longest if several do; -1 if none.
-static int match_special(const Tokenizer *t, const uint8_t *text, size_t n) {
-    int found = -1;
-    uint32_t node = 0;
-    for (size_t at = 0; at < n && (node = special_child(t->special_tree, node, text[at])); at++)
-        if (t->special_tree[node].id >= 0) found = t->special_tree[node].id;
-    return found;
-}
-
-static bool encode_special(PieceCache *c, const uint8_t *text, size_t n, TokenList *out, Error *err) {
-    const Tokenizer *t = c->tokenizer;
-    bool begins[256] = {false};
-    for (int i = 0; i < t->n_special; i++) begins[t->bytes[t->offsets[t->special[i].id]]] = true;
-    size_t start = 0; // of the ordinary text not yet encoded
-    for (size_t at = 0; at < n;) {
-        int id = begins[text[at]] ? match_special(t, text + at, n - at) : -1;
-        if (id < 0) {
-            at++;
-            continue;
-        }
-        if (at > start && !encode_ordinary(c, text + start, at - start, out, err)) return false;
-        if (!tokens_append(out, id, err)) return false;
-        size_t length;
-        tokenizer_bytes(t, id, &length);
-        start = at += length;
-    }
-    return encode_ordinary(c, text + start, n - start, out, err);
-}
-
-bool tokenizer_encode(const Tokenizer *t, const uint8_t *text, size_t n, bool special, TokenList *out, Error *err) {
-    PieceCache cache;
-    bool ok =
-        piece_cache_init(&cache, t, n, err) && (special ? encode_special : encode_ordinary)(&cache, text, n, out, err);
-    piece_cache_free(&cache);
-    return ok;
 }

@@ -2,10 +2,7 @@
 #ifndef TOKENIZER_H
 #define TOKENIZER_H
 
-#include <stddef.h>
-#include <stdint.h>
-
-#include "../model/error.h"
+#include "bytes.h"
 
 typedef enum { TOKEN_MERGEABLE, TOKEN_SPECIAL, TOKEN_UNUSED } TokenKind;
 
@@ -14,7 +11,7 @@ typedef struct {
     uint32_t length; // of its text
 } SpecialToken;
 
-// A byte of the texts of special tokens, behind those on the way to it. 0: there is no such node.
+// A byte of the texts of special tokens, after those on the way to it. 0: there is no such node.
 typedef struct {
     uint32_t child, sibling;
     int id; // of the token that ends here; -1: none
@@ -39,38 +36,16 @@ typedef struct {
     int (*pair_ids)[256];     // [256]: the token of each two bytes, -1: none
     TokenSlot *slots;         // [n_slots]
     uint32_t n_slots;         // a power of two
-    uint64_t *spans;          // bits at the hashes of what lies around a step inside a token: tokenizer_spans
+    uint64_t *spans;          // bits at the hashes of what is around a boundary inside a token: tokenizer_spans
     SpecialToken *special;    // [n_special], longest text first
     int n_special;
     SpecialNode *special_tree; // their texts byte by byte, from the root, [0]
 } Tokenizer;
 
-// Ids that grow as they are appended to.
-typedef struct {
-    int *ids;
-    size_t n, capacity;
-} TokenList;
-
-// Makes room for n more.
-bool tokens_grow(TokenList *list, size_t n, Error *err);
-static inline bool tokens_reserve(TokenList *list, size_t n, Error *err) {
-    return list->capacity - list->n >= n || tokens_grow(list, n, err);
-}
-static inline bool tokens_append(TokenList *list, int id, Error *err) {
-    if (!tokens_reserve(list, 1, err)) return false;
-    list->ids[list->n++] = id;
-    return true;
-}
-void tokens_free(TokenList *list);
-
 // Takes ownership of the three arrays (malloc'd), checks them and builds the index. n_bytes: length of bytes.
 bool tokenizer_init(Tokenizer *t, int vocab_size, uint32_t *offsets, uint8_t *kind, uint8_t *bytes, uint32_t n_bytes,
                     Error *err);
 void tokenizer_free(Tokenizer *t);
-
-// Appends the ids of text[0..n), any bytes. special: the texts of special tokens become their ids, as HuggingFace does;
-// otherwise they are ordinary characters. Adds no BOS. Where text is not UTF-8, follows tiktoken's rule for bytes.
-bool tokenizer_encode(const Tokenizer *t, const uint8_t *text, size_t n, bool special, TokenList *out, Error *err);
 
 // The bytes of one token; *n may be 0 (an unused id).
 static inline const uint8_t *tokenizer_bytes(const Tokenizer *t, int id, size_t *n) {
@@ -81,34 +56,17 @@ static inline const uint8_t *tokenizer_bytes(const Tokenizer *t, int id, size_t 
 // The id of a special token by its text, or -1.
 int tokenizer_special(const Tokenizer *t, const char *text);
 
+// The special token whose text begins text[0..n), the longest if several do; -1 if none.
+int tokenizer_match_special(const Tokenizer *t, const uint8_t *text, size_t n);
+
 // The id of a mergeable token by its bytes, or -1.
 int tokenizer_find(const Tokenizer *t, const uint8_t *bytes, size_t n);
 
 // The same, faster, where eight bytes or more can be read at bytes whatever n is. n > 0.
 int tokenizer_find_padded(const Tokenizer *t, const uint8_t *bytes, size_t n);
 
-// Whether some mergeable token may lie across the step from text[at-1] to text[at], 0 < at < n. If not, no merge ever
+// Whether some mergeable token may lie across the boundary from text[at-1] to text[at], 0 < at < n. If not, no merge ever
 // joins the two sides.
 bool tokenizer_spans(const Tokenizer *t, const uint8_t *text, size_t at, size_t n);
-
-// Length of the first piece of text[0..n), n > 0 and text valid UTF-8: split.c.
-size_t split_next(const uint8_t *text, size_t n);
-
-// Appends the ids of one piece, any bytes, n > 0: bpe.c.
-bool bpe_encode(const Tokenizer *t, const uint8_t *piece, size_t n, TokenList *out, Error *err);
-
-// The pieces that a text had so far, and their ids: bpe.c.
-typedef struct {
-    const Tokenizer *tokenizer;
-    struct CachedPiece *places; // [1 << (64 - shift)]
-    int shift;
-} PieceCache;
-
-bool piece_cache_init(PieceCache *c, const Tokenizer *t, size_t text_bytes, Error *err);
-void piece_cache_free(PieceCache *c);
-
-// Appends the ids of text[0..n), valid UTF-8 without special tokens, piece by piece: bpe.c. *last_piece: how many ids
-// there were before the last piece.
-bool bpe_encode_text(PieceCache *c, const uint8_t *text, size_t n, TokenList *out, size_t *last_piece, Error *err);
 
 #endif

@@ -26,18 +26,18 @@ enum { ATTENTION_F32 = 0, ATTENTION_F16 = 1, ATTENTION_BF16 = 2 };
 /* "device" and "host" say where a pointer points; strides count elements. Zero the struct, then fill in what applies.
  * q, k_new, v_new and the caches are 16-byte aligned, and every stride is a multiple of 16 bytes. */
 typedef struct AttentionArgs {
-    int dtype;                  /* of q, out, k_new, v_new and the cache: ATTENTION_F32, _F16 or _BF16 */
-    int n_seq;                  /* sequences in this call */
-    int n_heads, n_kv_heads;    /* query heads; KV heads, which divide them */
-    int head_dim;               /* 64, 96 or 128 */
-    int causal;                 /* 1: a new token sees the cache and the new tokens up to itself; 0: all new tokens */
-    int append;                 /* 1: the call writes k_new, v_new into the cache; 0: they are there already */
-    int verbose;                /* 1: launch parameters on standard error */
-    float scale;                /* 0: 1/sqrt(head_dim) */
+    int dtype;               /* of q, out, k_new, v_new and the cache: ATTENTION_F32, _F16 or _BF16 */
+    int n_seq;               /* sequences in this call */
+    int n_heads, n_kv_heads; /* query heads; KV heads, which divide them */
+    int head_dim;            /* 64, 96 or 128 */
+    int causal;              /* 1: a new token attends to the cache and the new tokens up to itself; 0: to all new */
+    int append;              /* 1: the call writes k_new, v_new into the cache; 0: they are there already */
+    int verbose;             /* 1: launch parameters on standard error */
+    float scale;             /* 0: 1/sqrt(head_dim) */
 
-    const void *q;              /* device [token][n_heads][head_dim] */
-    void *out;                  /* device [token][n_heads][head_dim] */
-    const void *k_new, *v_new;  /* device [token][n_kv_heads][head_dim]; read only if append */
+    const void *q;             /* device [token][n_heads][head_dim] */
+    void *out;                 /* device [token][n_heads][head_dim] */
+    const void *k_new, *v_new; /* device [token][n_kv_heads][head_dim]; read only if append */
     int64_t q_token_stride, q_head_stride;
     int64_t out_token_stride, out_head_stride;
     int64_t k_token_stride, k_head_stride;
@@ -48,28 +48,29 @@ typedef struct AttentionArgs {
      * Paged: position p of sequence i is in block block_table[i][p / block_size], at p % block_size. (A table of width
      * 1 with block_size = cache_max_len is a map from sequences to slots.) Both give the same bits. */
     void *k_cache, *v_cache;
-    int cache_max_len;          /* positions that one sequence may hold */
-    const int *block_table;     /* device [n_seq][ceil(cache_max_len / block_size)], or NULL */
-    int block_size;             /* positions per block if paged: a multiple of 16, or cache_max_len */
+    int cache_max_len;      /* positions that one sequence may hold */
+    const int *block_table; /* device [n_seq][ceil(cache_max_len / block_size)], or NULL */
+    int block_size;         /* positions per block if paged: a multiple of 16, or cache_max_len */
 
     /* Lengths. What shapes a launch or refuses one is read on the host; what may change between replays of a CUDA
      * graph is read on the device. So attention_prefill takes host arrays only, and attention_decode the device array;
      * give decode the host copy too and overflow is refused before the launch. Without it (a captured graph) the
      * kernel checks: a sequence that would overflow writes nothing to the cache and gets NaN as its output. */
-    const int *q_start;         /* host [n_seq+1]: the tokens of sequence i are q_start[i] .. q_start[i+1]-1 (prefill) */
-    const int *seq_lens;        /* host [n_seq]: tokens in the cache before this call (decode: may be NULL) */
+    const int *q_start;  /* host [n_seq+1]: the tokens of sequence i are q_start[i] .. q_start[i+1]-1 (prefill) */
+    const int *seq_lens; /* host [n_seq]: tokens in the cache before this call (decode: may be NULL) */
     const int *seq_lens_device; /* device [n_seq]: the same numbers (decode only; token i belongs to sequence i) */
 
     /* Decode only. Zero it once, before its first use (cudaMemset); every call leaves it ready for the next, of any shape
      * that it is large enough for. Calls that run concurrently need one each. */
-    void *workspace;            /* device, 16-byte aligned */
-    size_t workspace_bytes;     /* at least attention_workspace_bytes */
+    void *workspace;        /* device, 16-byte aligned */
+    size_t workspace_bytes; /* at least attention_workspace_bytes */
 
-    /* Decode only. 1: the kernel launched right before this call on its stream writes neither the cache nor the block table
-     * nor the lengths (but q, k_new and v_new it may: it can be a projection, or a decode call on another cache); nor does it
-     * let its successor start before its own wait for the kernels before it (cudaGridDependencySynchronize). On Hopper and
-     * later the call then reads cache, table and lengths while that kernel still runs. 0 is always safe. */
-    int settled;
+    /* Decode only. 1: K and V are stable. The kernel launched right before this call on its stream writes neither the cache nor
+     * the block table nor the lengths (but q, k_new and v_new it may: it can be a projection, or a decode call on another
+     * cache); nor does it let its successor start before its own wait for the kernels before it
+     * (cudaGridDependencySynchronize). On Hopper and later the call then reads cache, table and lengths while that kernel
+     * still runs. 0 is always safe. */
+    int kv_stable;
 } AttentionArgs;
 
 /* stream: a cudaStream_t. Neither call synchronizes or allocates, and both can be captured into a CUDA graph. */

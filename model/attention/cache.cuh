@@ -6,8 +6,8 @@
 constexpr float LOG2E = 1.44269504088896340736f;
 
 template <typename T> struct Cache {
-    T *k, *v;            // [block][n_kv_heads][block_size][head_dim]
-    const int *table;    // [n_seq][table_width], or NULL: sequence i owns block i
+    T *k, *v;         // [block][n_kv_heads][block_size][head_dim]
+    const int *table; // [n_seq][table_width], or NULL: sequence i owns block i
     int n_kv_heads, head_dim, block_size, table_width;
 };
 

@@ -1,172 +1,193 @@
-// Decode: the kernel for 16-bit types.
+// Decode attention: the kernel for 16-bit types, on tensor cores.
+//
+// A block of four warps walks over its query tiles, their splits, and these in steps of STEP positions, with a ring of
+// steps in shared memory ahead of it. Keys are the rows and query heads the columns of S^T = K Q^T, and likewise O^T =
+// V^T P^T, so a tile of up to 8 heads fills the instruction's 8 columns (NT such column blocks) and each K/V element is
+// loaded once for all heads. The scores are partitioned among the warps by positions, the output by dims of the head:
+// the weights cross over through shared memory, and no sums across warps are left to do. P enters the second product as
+// the sum of two 16-bit numbers, hi + lo: the kernel waits for memory, so there is time for it, and the result is exact
+// to the output's rounding.
 #pragma once
 
-// One step of a chunk: keys and values of STEP positions at `stage`, of which the first n_valid count, into `now`, whose m is
-// not yet scaled: only differences are, so that the largest weight is 1 however large the scores. q: query fragments;
-// weights and tops: where weights and largest scores cross over between the warps.
+#include "decode_combine.cuh"
+#include "decode_copy.cuh"
+
+// One step of a split: keys and values of STEP positions at `stage`, of which the first n_valid count, into `now`,
+// whose m is not yet scaled: only differences are, so that the largest weight is 1 however large the scores. q: query
+// fragments; weights and tops: where weights and largest scores cross over between the warps.
 template <typename T, int D, int NT, int TILES>
-__device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, const uint32_t (&q)[NT][D / 16][2], uint32_t stage, uint32_t weights,
-                                                  uint32_t tops, int n_valid, float scale_log2) {
-    constexpr int STEP = decode_step<D>(), SUBS = STEP / 64, HEADS = 8 * NT, ROW = D * 2, V = STEP * ROW;
+__device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, const uint32_t (&q)[NT][D / 16][2],
+                                                  uint32_t stage, uint32_t weights, uint32_t tops, int n_valid,
+                                                  float scale_log2) {
+    constexpr int STEP = decode_step(D), SUBS = STEP / 64, HEADS = 8 * NT, ROW = D * 2, V = STEP * ROW;
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-    // Where this lane's rows for ldmatrix are: K rows of its warp's positions, V rows of a 16-position step of the product.
+    // Where this lane's rows for ldmatrix are: K rows of its warp's positions, V rows of a 16-position step of the
+    // product.
     uint32_t k_lane = tile_offset<T, D>(warp * 16 * SUBS + (lane & 15), lane >> 4);
     uint32_t v_lane = tile_offset<T, D>((lane >> 4) * 8 + (lane & 7), (lane >> 3) & 1);
-    auto chunk_pair = [](uint32_t base, int d) { return D == 96 ? (base ^ (d & 1) << 5) + (d >> 1) * 64 : base ^ d << 5; };    // 32 d bytes on, permuted
+    // 32 d bytes on, permuted.
+    auto chunk_pair = [](uint32_t base, int d) {
+        return D == 96 ? (base ^ (d & 1) << 5) + (d >> 1) * 64 : base ^ d << 5;
+    };
     constexpr uint32_t ONE2 = std::is_same<T, bf16>::value ? 0x3f803f80u : 0x3c003c00u;
     const uint32_t ones[4] = {ONE2, ONE2, ONE2, ONE2};
 
     // Scores of this warp's positions.
     float s[SUBS][NT][4];
-    #pragma unroll
+#pragma unroll
     for (int u = 0; u < SUBS; u++) {
-        #pragma unroll
+#pragma unroll
         for (int n = 0; n < NT; n++) s[u][n][0] = s[u][n][1] = s[u][n][2] = s[u][n][3] = 0.0f;
-        float odd[NT][4] = {};    // the sum of every second product: two chains, for their latency
-        #pragma unroll
+        float odd[NT][4] = {}; // the sum of every second product: two chains, for their latency
+#pragma unroll
         for (int d = 0; d < D / 16; d++) {
             uint32_t a[4];
             load_matrix4(a, chunk_pair(stage + k_lane + u * 16 * ROW, d));
-            #pragma unroll
+#pragma unroll
             for (int n = 0; n < NT; n++) mma_16x8x16<T>(d % 2 ? odd[n] : s[u][n], a, q[n][d][0], q[n][d][1]);
         }
-        #pragma unroll
+#pragma unroll
         for (int n = 0; n < NT; n++)
-            #pragma unroll
+#pragma unroll
             for (int i = 0; i < 4; i++) s[u][n][i] += odd[n][i];
     }
-    n_valid -= warp * 16 * SUBS;    // of this warp's positions
+    n_valid -= warp * 16 * SUBS; // of this warp's positions
     float top[NT][2];
-    #pragma unroll
+#pragma unroll
     for (int n = 0; n < NT; n++) {
         top[n][0] = top[n][1] = -INFINITY;
-        #pragma unroll
+#pragma unroll
         for (int u = 0; u < SUBS; u++)
-            #pragma unroll
+#pragma unroll
             for (int i = 0; i < 4; i++) {
                 float &x = s[u][n][i];
                 if (n_valid < 16 * SUBS && u * 16 + g + 8 * (i >> 1) >= n_valid) x = -INFINITY;
                 top[n][i & 1] = fmaxf(top[n][i & 1], x);
             }
-        #pragma unroll
+#pragma unroll
         for (int h = 0; h < 2; h++)
-            #pragma unroll
+#pragma unroll
             for (int x = 4; x < 32; x *= 2) top[n][h] = fmaxf(top[n][h], __shfl_xor_sync(~0u, top[n][h], x));
         if (g == 0) store_shared(tops + (warp * HEADS + n * 8 + 2 * t) * 4, make_float2(top[n][0], top[n][1]));
     }
-    __syncthreads();    // all warps' largest scores are there
+    __syncthreads(); // all warps' largest scores are there
 
-    // Weights, relative to the largest score so far.
-    #pragma unroll
+// Weights, relative to the largest score so far.
+#pragma unroll
     for (int n = 0; n < NT; n++) {
-        #pragma unroll
+#pragma unroll
         for (int w = 0; w < 4; w++) {
             float2 x = load_shared_float2(tops + (w * HEADS + n * 8 + 2 * t) * 4);
             top[n][0] = fmaxf(top[n][0], x.x);
             top[n][1] = fmaxf(top[n][1], x.y);
         }
         float alpha[2];
-        #pragma unroll
+#pragma unroll
         for (int h = 0; h < 2; h++) {
-            top[n][h] = fmaxf(top[n][h], now.m[n][h]);    // finite: a step has at least one position
+            top[n][h] = fmaxf(top[n][h], now.m[n][h]); // finite: a step has at least one position
             alpha[h] = exp2_fast((now.m[n][h] - top[n][h]) * scale_log2);
             now.m[n][h] = top[n][h];
             now.l[n][h] *= alpha[h];
         }
-        #pragma unroll
+#pragma unroll
         for (int i = 0; i < TILES; i++)
-            #pragma unroll
+#pragma unroll
             for (int j = 0; j < 4; j++) now.o[n][i][j] *= alpha[j & 1];
-        #pragma unroll
+#pragma unroll
         for (int u = 0; u < SUBS; u++)
-            #pragma unroll
+#pragma unroll
             for (int i = 0; i < 2; i++) {
-                float x = exp2_fast((s[u][n][2 * i] - top[n][0]) * scale_log2), y = exp2_fast((s[u][n][2 * i + 1] - top[n][1]) * scale_log2);
+                float x = exp2_fast((s[u][n][2 * i] - top[n][0]) * scale_log2),
+                      y = exp2_fast((s[u][n][2 * i + 1] - top[n][1]) * scale_log2);
                 uint32_t hi = pack2<T>(x, y), row = (n * STEP + (warp * SUBS + u) * 16 + i * 8 + g) * 16 + t * 4;
                 store_shared(weights + row, hi);
                 store_shared(weights + NT * STEP * 16 + row, pack2_rest<T>(x, y, hi));
             }
     }
-    __syncthreads();    // all weights are there
+    __syncthreads(); // all weights are there
 
     // Output dims of this warp; their sum comes from the same product, with ones in place of V.
     float sums[NT][4] = {};
-    float low[NT][TILES][4] = {}, low_sums[NT][4] = {};    // of the lower terms: again two chains
-    #pragma unroll
+    float low[NT][TILES][4] = {}, low_sums[NT][4] = {}; // of P's lower part: again two chains
+#pragma unroll
     for (int k = 0; k < STEP / 16; k++) {
-        uint32_t w[NT][4];    // hi of positions 0-7 and 8-15, lo of both
-        #pragma unroll
+        uint32_t w[NT][4]; // hi of positions 0-7 and 8-15, lo of both
+#pragma unroll
         for (int n = 0; n < NT; n++) {
             load_matrix4_transposed(w[n], weights + ((lane >> 4) * NT * STEP + n * STEP + k * 16 + (lane & 15)) * 16);
             mma_16x8x16<T>(low_sums[n], ones, w[n][2], w[n][3]);
             mma_16x8x16<T>(sums[n], ones, w[n][0], w[n][1]);
         }
-        #pragma unroll
+#pragma unroll
         for (int i = 0; i < TILES; i++) {
             if (D / 16 % 4 && i * 4 + warp >= D / 16) break;
             uint32_t a[4], at = stage + V + v_lane + k * 16 * ROW;
-            load_matrix4_transposed(a, D == 96 ? (at ^ (warp & 1) << 5) + (i * 4 + warp >> 1) * 64 : at ^ (i * 4 + warp) << 5);
-            #pragma unroll
+            load_matrix4_transposed(a, D == 96 ? (at ^ (warp & 1) << 5) + (i * 4 + warp >> 1) * 64
+                                               : at ^ (i * 4 + warp) << 5);
+#pragma unroll
             for (int n = 0; n < NT; n++) {
                 mma_16x8x16<T>(low[n][i], a, w[n][2], w[n][3]);
                 mma_16x8x16<T>(now.o[n][i], a, w[n][0], w[n][1]);
             }
         }
     }
-    #pragma unroll
+#pragma unroll
     for (int n = 0; n < NT; n++) {
         sums[n][0] += low_sums[n][0];
         sums[n][1] += low_sums[n][1];
-        #pragma unroll
+#pragma unroll
         for (int i = 0; i < TILES; i++)
-            #pragma unroll
+#pragma unroll
             for (int j = 0; j < 4; j++) now.o[n][i][j] += low[n][i][j];
         now.l[n][0] += sums[n][0];
         now.l[n][1] += sums[n][1];
     }
 }
 
-// Computes: attention of one new token per sequence to its cache, in chunks of fixed length; appends K and V if asked.
+// Computes: attention of one new token per sequence to its cache, in KV splits; appends K and V if asked.
 // Reads:    q [seq][head][D], k_new and v_new [seq][kv head][D], the cache, all T; seq_lens [seq] int32.
-// Writes:   out [seq][head][D] T (NaN for a sequence that would overflow its cache); with append, row seq_lens[seq] of K
-//           and V; for groups that several blocks share, part_ml and part_o [seq][head][chunk], float32, and arrived.
-// Grid:     as many blocks of 128 threads as fit on the GPU, each with an even share of the work; a warp owns a quarter
-//           of a step's positions in the scores and every fourth 16 dims of the output.
-// Requires: head_dim = D, group <= 8 NT * head_blocks, 16-byte rows, scale > 0, arrived = 0; shared memory of decode_smem_bytes,
-//           and in clusters decode_sent_bytes.
-// Two blocks per SM, which the launcher sees to. Were there room for a third, blocks of the next call would wait in it, then
-// three of them be on one SM and one on another: B = 64 at 2048 took a third longer. Nor did room for a whole second call help:
-// one block on an SM cannot keep up, and blocks of half the step need more time for their steps than they save at the ends.
+// Writes:   out [seq][head][D] T (NaN for a sequence that would overflow its cache); with append row seq_lens[seq] of K
+//           and V; of query tiles that several blocks share, partial_ml and partial_o [seq][head][split], float32, and
+//           arrived.
+// Grid:     up to 2 SMs × 128 threads; a block owns a range of items, a warp a quarter of a step's positions in the
+//           scores and every fourth 16 dims of the output.
+// Requires: head_dim = D, heads_per_kv <= 8 NT * head_tiles, 16-byte rows, scale > 0, arrived = 0; shared memory of
+//           decode_smem_bytes, and in clusters decode_cluster_bytes; two blocks on an SM at most
+//           (DECODE_BLOCKS_PER_SM).
 template <typename T, int D, int NT, int STAGES>
 __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_constant__ DecodeParams p) {
-    constexpr int STEP = decode_step<D>(), HEADS = 8 * NT, TILES = (D / 16 + 3) / 4, V = STEP * D * 2, CHUNKS = D / 8, STAGE = decode_stage_bytes<D>();
-    constexpr int Q_PITCH = decode_q_pitch<D>();
+    constexpr int STEP = decode_step(D), HEADS = 8 * NT, TILES = decode_out_tiles(D), V = STEP * D * 2, CHUNKS = D / 8,
+                  STAGE = decode_stage_bytes(D);
+    constexpr int Q_PITCH = decode_q_pitch(D);
     typedef DecodeState<NT, TILES> State;
     extern __shared__ __align__(1024) char smem[];
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-    uint32_t ring = shared_address(smem), weights = ring + STAGES * STAGE, tops = weights + 2 * NT * STEP * 16, queries = tops + 4 * HEADS * 4;
-    char *sent = smem + decode_smem_bytes<D, NT>(STAGES);    // barrier, and results
+    uint32_t ring = shared_address(smem), weights = ring + STAGES * STAGE, tops = weights + 2 * NT * STEP * 16,
+             queries = tops + 4 * HEADS * 4;
+    char *sent = smem + decode_smem_bytes(D, NT, STAGES); // mbarrier, and results
 
-    if (!p.settled) {
+    if (!p.kv_stable) {
         wait_for_previous_kernel();
         let_next_kernel_start();
     }
     DecodeCursor item;
-    // Where this thread's 16 bytes of the group's queries are: of head threadIdx.x / CHUNKS, and of every QUERY_STEP-th from there.
+    // Where this thread's 16 bytes of the tile's queries are: of head threadIdx.x / CHUNKS, and of every QUERY_STEP-th
+    // from there.
     constexpr int QUERY_STEP = DECODE_THREADS / CHUNKS;
     const bool loads_q = threadIdx.x < QUERY_STEP * CHUNKS;
     auto own_query = [&](const DecodeCursor &at) {
-        int head = at.kv_head * p.group + at.head_block * HEADS + threadIdx.x / CHUNKS;
+        int head = at.kv_head * p.heads_per_kv + at.head_tile * HEADS + threadIdx.x / CHUNKS;
         return (const T *)p.q + at.seq * p.q_token_stride + head * p.q_head_stride + threadIdx.x % CHUNKS * 8;
     };
-    item.start(p, lane, [&](const DecodeCursor &usual) {    // to L2 with them, ahead of all the keys and values
-        if (p.head_blocks == 1 && loads_q && threadIdx.x / CHUNKS < p.group && usual.seq < p.n_seq) prefetch_l2(own_query(usual));
+    item.start(p, lane, [&](const DecodeCursor &usual) { // to L2 with them, before all keys and values
+        if (p.head_tiles == 1 && loads_q && threadIdx.x / CHUNKS < p.heads_per_kv && usual.seq < p.n_seq)
+            prefetch_l2(own_query(usual));
     });
     DecodeCopies<T, D> ahead;
     ahead.start(p, item);
-    DecodeNew mine;          // of the new tokens that are left out before the wait: the one of step threadIdx.x / CHUNKS
-    bool new_is_late = false;    // does any of these steps but the last have one?
-    #pragma unroll 1
+    DecodeNew mine;           // of the new tokens left out before the wait: that of step threadIdx.x / CHUNKS
+    bool new_is_late = false; // does any of these steps but the last have one?
+#pragma unroll 1
     for (int i = 0; i < STAGES; i++) {
         if (!ahead.done()) {
             DecodeNew left_out(p, ahead.item, ahead.pos, STEP);
@@ -176,90 +197,105 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
         }
         if (i + 1 < STAGES) copy_async_commit();
     }
-    const bool sends = item.within && (int)blockIdx.x != item.owner;
+    const bool sends = item.in_cluster && (int)blockIdx.x != item.first_block;
     uint32_t send_to = 0;
-    if (item.within) {
+    if (item.in_cluster) {
         send_to = address_in_first_block(shared_address(sent));
         if (!sends && threadIdx.x == 0) {
-            int eights = (item.n_chunks + 7) / 8 - item.n_chunks / 2 / 8;    // of the second block
+            int bytes = groups_of_second_half(item.n_splits) * DECODE_THREADS * State::VECTORS * 16;
             mbarrier_init(shared_address(sent), 1);
             fence_mbarrier_init();
-            mbarrier_arrive_expect_tx(shared_address(sent), eights * DECODE_THREADS * State::PIECES * 16);
+            mbarrier_arrive_expect_tx(shared_address(sent), bytes);
         }
-        cluster_arrive();    // the first block's barrier is there
+        cluster_arrive(); // the first block's barrier is there
     }
     const T *query = own_query(item);
-    if (item.left > 0 && !item.within) {    // to L2 what is small and needed at the end: the counter and the place of the first results
-        int head0 = item.kv_head * p.group + item.head_block * HEADS, rows = min(HEADS, p.group - item.head_block * HEADS), i = threadIdx.x;
-        if (i < rows) prefetch_l2(p.part_ml + ((size_t)item.seq * p.n_heads + head0 + i) * p.max_chunks + item.chunk);
-        if (i == rows) prefetch_l2(p.arrived + item.owner);
+    // To L2 what is small and needed at the end: the counter and the place of the first results.
+    if (item.work_left > 0 && !item.in_cluster) {
+        int head0 = item.kv_head * p.heads_per_kv + item.head_tile * HEADS,
+            rows = min(HEADS, p.heads_per_kv - item.head_tile * HEADS), i = threadIdx.x;
+        if (i < rows)
+            prefetch_l2(p.partial_ml + ((size_t)item.seq * p.n_heads + head0 + i) * p.max_splits + item.split);
+        if (i == rows) prefetch_l2(p.arrived + item.first_block);
     }
-    wait_for_previous_kernel();    // from here on q, k_new and v_new are there, and all may be written
+    wait_for_previous_kernel(); // from here on q, k_new and v_new are there, and all may be written
     let_next_kernel_start();
-    if (item.within) cluster_wait();
+    if (item.in_cluster) cluster_wait();
     if (mine.row >= 0) {
         uint32_t tile = ring + threadIdx.x / CHUNKS * STAGE;
         mine.load<T, D>(p, tile, tile + V, threadIdx.x % CHUNKS);
     }
     copy_async_commit();
 
-    int n_shared = 0;        // groups that it shares with others
-    bool first = true;       // step of all
-    uint32_t stage = ring, before = ring;    // of this step and of the one before
-    int early = STAGES - 1;  // steps to come of those but the last that were copied before the wait
+    int n_shared = 0;                     // query tiles that it shares with others
+    bool first = true;                    // step of all
+    uint32_t stage = ring, before = ring; // of this step and of the one before
+    int early_steps = STAGES - 1;         // steps to come of those but the last that were copied before the wait
     uint32_t q[NT][D / 16][2];
     State now;
-    DecodeFold<State> fold;
+    DecodeCombine<State> combine;
 
-    while (item.left > 0) {    // groups
-        int head0 = item.kv_head * p.group + item.head_block * HEADS, rows = min(HEADS, p.group - item.head_block * HEADS);
+    while (item.work_left > 0) { // query tiles
+        int head0 = item.kv_head * p.heads_per_kv + item.head_tile * HEADS,
+            rows = min(HEADS, p.heads_per_kv - item.head_tile * HEADS);
         // Queries to shared memory; zeros where there are none.
-        for (int head = threadIdx.x / CHUNKS; loads_q && head < HEADS; head += QUERY_STEP, query += QUERY_STEP * p.q_head_stride)
-            store_shared16(queries + head * Q_PITCH + threadIdx.x % CHUNKS * 16, head < rows ? __ldcg((const uint4 *)query) : make_uint4(0, 0, 0, 0));
+        for (int head = threadIdx.x / CHUNKS; loads_q && head < HEADS;
+             head += QUERY_STEP, query += QUERY_STEP * p.q_head_stride)
+            store_shared16(queries + head * Q_PITCH + threadIdx.x % CHUNKS * 16,
+                           head < rows ? __ldcg((const uint4 *)query) : make_uint4(0, 0, 0, 0));
         const int n = item.count();
-        const bool whole = n == item.n_chunks || item.within;    // does this block, or its cluster, do all chunks of the group?
-        bool eight = false;                                      // or at least this block all of the present eight?
-        const int append_from = p.append && item.head_block == 0 ? item.total - STEP : INT_MAX;    // the step that has the new token
-        if (!whole) decode_share(p, item, HEADS, n_shared++);
+        // Does this block, or its cluster, have all splits of the tile?
+        const bool whole = n == item.n_splits || item.in_cluster;
+        bool whole_group = false; // or at least this block all of the present group?
+        // The step that has the new token.
+        const int append_from = p.append && item.head_tile == 0 ? item.total - STEP : INT_MAX;
+        if (!whole) share_tile(p, item, HEADS, n_shared++);
         __syncthreads();
-        #pragma unroll
+#pragma unroll
         for (int c = 0; c < NT; c++)
-            #pragma unroll
+#pragma unroll
             for (int d = 0; d < D / 16; d += 2)
-                load_matrix4(q[c][d], q[c][d + 1], queries + (c * 8 + (lane & 7)) * Q_PITCH + (2 * d + (lane >> 3)) * 16);
+                load_matrix4(q[c][d], q[c][d + 1],
+                             queries + (c * 8 + (lane & 7)) * Q_PITCH + (2 * d + (lane >> 3)) * 16);
         size_t first_head = (size_t)item.seq * p.n_heads + head0;
-        auto each = [&](auto body) {    // body(column block, which of its two heads, head) for what this thread owns
-            #pragma unroll
+        auto each = [&](auto body) { // body(column block, which of its two heads, head) for what this thread owns
+#pragma unroll
             for (int c = 0; c < NT; c++)
-                #pragma unroll
+#pragma unroll
                 for (int h = 0; h < 2; h++)
                     if (c * 8 + 2 * t + h < rows) body(c, h, c * 8 + 2 * t + h);
         };
-        #pragma unroll 1
-        for (int chunk = item.chunk; chunk < item.chunk + n; chunk++) {
-            #pragma unroll
+#pragma unroll 1
+        for (int split = item.split; split < item.split + n; split++) {
+#pragma unroll
             for (int c = 0; c < NT; c++) {
                 now.m[c][0] = now.m[c][1] = -INFINITY;
                 now.l[c][0] = now.l[c][1] = 0.0f;
-                #pragma unroll
-                for (int i = 0; i < TILES; i++) now.o[c][i][0] = now.o[c][i][1] = now.o[c][i][2] = now.o[c][i][3] = 0.0f;
+#pragma unroll
+                for (int i = 0; i < TILES; i++)
+                    now.o[c][i][0] = now.o[c][i][1] = now.o[c][i][2] = now.o[c][i][3] = 0.0f;
             }
-            const int end = min(item.total, (chunk + 1) << item.log2);
-            #pragma unroll 1
-            for (int pos = chunk << item.log2; pos < end; pos += STEP) {
-                if (__builtin_expect(early-- > 0, 0)) {
-                    if (new_is_late) copy_async_wait<0>();    // new tokens came with the last of them
-                    else if (first) copy_async_wait<STAGES - 1>();
-                    else copy_async_wait<STAGES - 2>();
-                } else copy_async_wait<STAGES - 2>();
-                __syncthreads();    // everyone's copies of this step have landed; everyone is done with the step before
+            const int end = min(item.total, (split + 1) << item.split_log2);
+#pragma unroll 1
+            for (int pos = split << item.split_log2; pos < end; pos += STEP) {
+                if (__builtin_expect(early_steps-- > 0, 0)) {
+                    if (new_is_late)
+                        copy_async_wait<0>(); // new tokens came with the last of them
+                    else if (first)
+                        copy_async_wait<STAGES - 1>();
+                    else
+                        copy_async_wait<STAGES - 2>();
+                } else
+                    copy_async_wait<STAGES - 2>();
+                __syncthreads(); // everyone's copies of this step have landed; everyone is done with the step before
                 const bool copies = !first & !ahead.done(), appends = pos >= append_from;
                 if (copies | appends) {
                     if (copies) ahead.copy(p, before, true);
                     if (appends && threadIdx.x < 2 * CHUNKS)
-                        decode_append<T, D>(p, item, threadIdx.x < CHUNKS ? stage : stage + V, item.total - 1 - pos, threadIdx.x >= CHUNKS, threadIdx.x % CHUNKS);
+                        decode_append<T, D>(p, item, threadIdx.x < CHUNKS ? stage : stage + V, item.total - 1 - pos,
+                                            threadIdx.x >= CHUNKS, threadIdx.x % CHUNKS);
                 }
-                if (!first) copy_async_commit();    // if of nothing, as they are counted
+                if (!first) copy_async_commit(); // if of nothing, as they are counted
                 first = false;
 
                 decode_accumulate<T, D>(now, q, stage, weights, tops, end - pos, p.scale_log2);
@@ -267,48 +303,60 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
                 stage = stage == ring + (STAGES - 1) * STAGE ? ring : stage + STAGE;
             }
 
-            // The chunk is done: fold it, or leave it for the fold.
-            #pragma unroll
+// The split is done: combine it, or leave it in the workspace.
+#pragma unroll
             for (int c = 0; c < NT; c++) now.m[c][0] *= p.scale_log2, now.m[c][1] *= p.scale_log2;
-            const int in_eight = (unsigned)chunk % 8;
+            const int in_group = (unsigned)split % KV_GROUP;
             if (__builtin_expect(whole, 1)) {
-                if (!fold.add_to_eight(now, chunk, item.n_chunks)) continue;
-                if (sends) fold.eight.send(send_to + 16 + ((unsigned)(chunk - item.chunk) / 8 * State::PIECES * DECODE_THREADS + threadIdx.x) * 16, send_to);
-                else fold.add_eight(chunk);
+                if (!combine.add_to_group(now, split, item.n_splits)) continue;
+                if (sends)
+                    combine.group.send(
+                        send_to + 16 +
+                            ((unsigned)(split - item.split) / KV_GROUP * State::VECTORS * DECODE_THREADS +
+                             threadIdx.x) *
+                                16,
+                        send_to);
+                else
+                    combine.add_group(split);
                 continue;
             }
-            // Eight chunks that lie in this block are left as one.
-            if (chunk == item.chunk || in_eight == 0) eight = in_eight == 0 && min(chunk + 8, item.n_chunks) <= item.chunk + n;
-            if (eight && in_eight > 0) fold.eight.add(now);
-            else fold.eight = now;
-            if (eight && in_eight < 7 && chunk + 1 < item.n_chunks) continue;
-            int slot = eight ? chunk - in_eight : chunk;
+            // A group that this block has all of is left as one.
+            if (split == item.split || in_group == 0)
+                whole_group = in_group == 0 && min(split + KV_GROUP, item.n_splits) <= item.split + n;
+            if (whole_group && in_group > 0)
+                combine.group.add(now);
+            else
+                combine.group = now;
+            if (whole_group && in_group < KV_GROUP - 1 && split + 1 < item.n_splits) continue;
+            int slot = whole_group ? split - in_group : split;
             each([&](int c, int h, int head) {
-                size_t part = (first_head + head) * p.max_chunks + slot;
-                decode_store_row<float, D>(p.part_o + part * D, fold.eight.o[c], h, warp, g, [](float x) { return x; });
+                size_t part = (first_head + head) * p.max_splits + slot;
+                decode_store_row<float, D>(p.partial_o + part * D, combine.group.o[c], h, warp, g,
+                                           [](float x) { return x; });
                 if (warp + g == 0) {
-                    p.part_ml[part] = make_float2(fold.eight.m[c][h], fold.eight.l[c][h]);
-                    if (slot < chunk) p.part_ml[part + 1] = make_float2(0.0f, DECODE_IN_EIGHT);
+                    p.partial_ml[part] = make_float2(combine.group.m[c][h], combine.group.l[c][h]);
+                    if (slot < split) p.partial_ml[part + 1] = make_float2(0.0f, IN_GROUP);
                 }
             });
         }
-        if (item.within) {    // it is the block's only group
+        if (item.in_cluster) { // it is the block's only query tile
             if (sends) break;
             mbarrier_wait_cluster(shared_address(sent));
-            for (int i = 0; i < (item.n_chunks - n + 7) / 8; i++) {    // its eights
-                now.receive((const float4 *)(sent + 16) + i * State::PIECES * DECODE_THREADS + threadIdx.x);
-                fold.all.add(now);
+            for (int i = 0; i < (item.n_splits - n + KV_GROUP - 1) / KV_GROUP; i++) { // its groups
+                now.receive((const float4 *)(sent + 16) + i * State::VECTORS * DECODE_THREADS + threadIdx.x);
+                combine.all.add(now);
             }
         }
         if (whole)
             each([&](int c, int h, int head) {
-                float inverse = __frcp_rn(fold.all.l[c][h]);
-                decode_store_row<T, D>((T *)p.out + item.seq * p.out_token_stride + (head0 + head) * p.out_head_stride, fold.all.o[c], h, warp, g,
-                                       [=](float x) { return from_fold<T>(x, inverse); });
+                float inverse = __frcp_rn(combine.all.l[c][h]);
+                decode_store_row<T, D>((T *)p.out + item.seq * p.out_token_stride + (head0 + head) * p.out_head_stride,
+                                       combine.all.o[c], h, warp, g,
+                                       [=](float x) { return from_combined<T>(x, inverse); });
             });
         item.next(p, n);
-        if (item.left > 0) query = own_query(item);
+        if (item.work_left > 0) query = own_query(item);
     }
-    if (n_shared) decode_arrive<T, D>(p, n_shared);
-    if (item.refused) decode_refuse<T, D>(p);
+    if (n_shared) combine_arrive<T, D>(p, n_shared);
+    if (item.overflow) decode_refuse<T, D>(p);
 }

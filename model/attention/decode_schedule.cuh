@@ -1,85 +1,149 @@
-// Decode: which block computes what.
+// Decode attention, one new token per sequence: the protocol, and which block computes what.
+//
+// A sequence's positions are cut into KV splits of a fixed length (decode_plan.h). A query tile is the query heads of
+// one sequence and one KV head, as many as the kernel takes at once (8 NT in 16 bits, 4 in float32; more heads are more
+// tiles). A work item is one KV split of one query tile. As many blocks as the GPU holds take a range of neighbouring
+// items each, all about equally long. The splits of a query tile are combined in their order by groups of 8, first
+// within the groups, then the groups: in registers where one block has all of them, or the two blocks of a cluster;
+// else from the workspace, by the block that finishes last. The operations are the same everywhere. So nothing depends
+// on what else is in the batch: a sequence gets the same bits alone and among others.
+//
+// ---- Programmatic dependent launch ----------------------------------------------------------------------------------
+//
+// Calls follow one another closely: a call's blocks take the places of the last call's one by one, before that is
+// complete.
+//
+//   before its wait (griddepcontrol.wait)    if kv_stable: finds its range, fills its ring with keys and values of
+//                                            positions before the new one. Reads lengths, block table and cache; writes
+//                                            no global memory
+//   after it                                 reads q, k_new and v_new; writes the cache (append), workspace and out
+//   let_next_kernel_start                    right after the wait, by every block, also by one without work: no call
+//                                            ends before the one before
+//
+// When a call follows another, or any kernel that lets the next start after its own wait only, just that one can be
+// incomplete, whatever came earlier: it is all that kv_stable speaks of.
+//
+// ---- Barriers of a block of the 16-bit kernel, four warps -----------------------------------------------------------
+//
+//   barrier                     arrivals                           waits              protects
+//   cp.async groups             the thread's own copies of a step  the same thread    its part of a stage of the ring
+//   __syncthreads, each step    all, past their copies' wait       all                the stage: landed for all; of
+//                                                                                     the step before may be filled
+//   __syncthreads, each step    largest scores written             all                `tops` of the four warps
+//   __syncthreads, each step    weights written                    all                `weights`, read by all warps
+//   __syncthreads, each tile    queries written                    all                `queries`
+//   cluster barrier, once       all threads of both blocks         the same           mbarrier is initialised
+//   mbarrier, first block       1: thread 0; bytes from the        all threads of     the second block's groups, in
+//                               second block's st.async            the first block    shared memory of the first
+//   arrived[first_block]        splits of each block that has      nobody: the last   partial_ml, partial_o
+//                               a part of the query tile           one combines
+//
+// ---- Shared memory, LLaMA 3.1 8B (head_dim 128, 4 query heads: NT = 1) ----------------------------------------------
+//
+//     offset    bytes   what
+//          0   65,536   ring, 2 stages of K and V, 64 positions each
+//     65,536    2,048   weights P, 16-bit [hi, lo][position][8 heads]
+//     67,584      128   largest scores, float [warp][8 heads]
+//     67,712    2,176   queries [8 heads][272 bytes]
+//     69,888   12,304   in clusters: mbarrier (16), the second block's groups [2][3][128 threads][16 bytes]
+//     82,192            twice this and 2 KB for the system fit the 228 KB of an SM; never three times (decode_plan.h)
+//
+// ---- Global memory --------------------------------------------------------------------------------------------------
+//
+//   buffer               written by                       read by                      order
+//   cache, old rows      calls before, or a prompt        copies, before the wait      kv_stable (attention.h)
+//   cache, the new row   the block that has its step, of  nobody in this call: all     -
+//                        head tile 0                      take it from k_new, v_new
+//   partial_ml, _o       each block: splits, or whole     the last block, from L2      __syncthreads, atom.acq_rel
+//                        groups, of query tiles that                                   by one thread, atom.acq_rel,
+//                        others have a part of                                         __syncthreads
+//   arrived[]            atom.acq_rel                     the same                     the last one sets it to 0 for
+//                                                                                      the next call, which waits
+//
+// A block shares two query tiles with others at most: the first and the last of its range. The counter of a tile is
+// that of the block with its first split, and a block has the first split of one shared tile at most: no counter serves
+// two.
+//
+// ---- Why it cannot deadlock -----------------------------------------------------------------------------------------
+//
+// No block waits for another, but for a cluster's: the hardware starts both or none. The first waits for the second's
+// bytes; the second waits for nothing after the cluster barrier, and the first does not end before they have arrived,
+// so that its shared memory is there. A block that shares a tile counts and leaves; whoever comes last has all there
+// is.
 #pragma once
 
-// Decode. One new token per sequence. A sequence's positions are cut into chunks of a fixed length; a work item is one
-// chunk of one KV head, with as many query heads of its group as a tile holds. As many blocks as the GPU holds share the
-// work out evenly, each taking a run of neighbours, so the launch does not depend on the lengths and can be replayed from
-// a graph. Copies run ahead through a ring in shared memory, on from item to item. The chunks of a group are folded in
-// their order, first to last, by eights: in registers where one block has them all, or the two blocks of a cluster, of which the
-// second sends its eights to the first; else from the workspace, by the block that finishes last. The operations are the
-// same. So nothing depends on what else is in the batch: a sequence gets the same bits alone and among others.
-//
-// Calls follow one another closely (programmatic dependent launch): a call's blocks take the places of the last call's one
-// by one. What they may read before the kernels before them are over is for the caller to say. If cache, table and
-// lengths are settled, a block finds its share and fills its ring first, and waits only then, for q and the new K and V.
-// The next kernel may start once every block of this one is past its wait, so when a call follows another, or any kernel
-// that does likewise, only that one can be unfinished, whatever came earlier: it is all that `settled` speaks of. All
-// writes (cache, workspace, out) come after the wait. A block without work waits too: no call ends before the one before.
+#include "cache.cuh"
+#include "decode_plan.h"
 
-// The length of a chunk depends on the length of its own sequence only: 32 chunks at most up to 131,072 positions.
-__host__ __device__ inline int decode_chunk_log2(int total) {
-    return 7 + (total > 4096) + (total > 8192) + (total > 16384) + (total > 32768) + (total > 65536);    // without branches
-}
-__host__ __device__ inline int decode_chunk(int total) { return 1 << decode_chunk_log2(total); }
-__host__ __device__ inline int decode_chunks(int total) { return (total + decode_chunk(total) - 1) >> decode_chunk_log2(total); }
-constexpr int DECODE_EIGHTS = 4;    // of chunks, up to there
-__host__ __device__ inline int decode_weight(int total) { return decode_chunk(total) >> 7; }    // a chunk's share of work
+static_assert(decode_smem_bytes(128, 1, 2) == 69888 && decode_cluster_bytes(128, 1) == 12304,
+              "the table of shared memory");
+static_assert(two_blocks_fit(82192, 228 * 1024) && !two_blocks_fit(228 * 1024 / 2, 228 * 1024), "two blocks on an SM");
+static_assert(kv_splits(131072) == 32 && max_kv_splits(131072) == 32, "contexts that are promised, in 32 KV splits");
+static_assert(CLUSTER_MAX_GROUPS * KV_GROUP == 32, "clusters serve them");
+static_assert(DECODE_THREADS == 4 * 32, "four warps: `tops`, out_tiles and the last block's combining count on them");
 
-struct DecodeParams {    // what a block needs to begin stands together, at the front
-    int n_seq, n_heads, group, head_blocks;   // head_blocks: items per chunk and KV head, for groups larger than a tile
-    int cache_max_len, max_chunks, append;
-    int settled;                              // cache, table and lengths may be read before the kernel before this one is over
-    int cluster;                              // blocks in one: 2, for DECODE_EIGHTS at most, or 1
-    int parts;                                // blocks for each group, where all are equally long; 0: there are more groups than blocks
-    int wide;                                 // is most of the GPU busy even with one block for each?
+// What a block needs to begin is together, at the front.
+struct DecodeParams {
+    int n_seq, n_heads, heads_per_kv, head_tiles; // head_tiles: query tiles of one sequence and KV head
+    int cache_max_len, max_splits, append;
+    int kv_stable;                                // cache, table and lengths may be read before the wait
+    int cluster, blocks_per_tile, tiles_fill_gpu; // see DecodePlan
     float scale_log2;
-    const int *seq_lens;                      // [seq] positions in the cache before the new token
+    const int *seq_lens; // [seq] positions in the cache before the new token
     Cache<char> cache;
-    const void *q; void *out;                 // [seq][head][D]
-    const void *k_new, *v_new;                // [seq][kv head][D]
+    const void *q;
+    void *out;                 // [seq][head][D]
+    const void *k_new, *v_new; // [seq][kv head][D]
     int64_t q_token_stride, q_head_stride, out_token_stride, out_head_stride;
     int64_t k_token_stride, k_head_stride, v_token_stride, v_head_stride;
-    unsigned *arrived;                        // [block] chunks done of the group that starts in the block and ends in another
-    float2 *part_ml;                          // [seq][head][max_chunks]    a chunk's largest score (log2) and its sum
-    float *part_o;                            // [seq][head][max_chunks][D] and its weighted sum of V
+    unsigned *arrived;  // [block] splits done of the query tile that starts in the block
+    float2 *partial_ml; // [seq][head][max_splits]: largest score (log2), sum of weights
+    float *partial_o;   // [seq][head][max_splits][D]: weighted sum of V
 };
 
-// Positions that sequence seq sees, the new one included; 0 for one that would overflow its cache.
+// Positions that sequence seq attends to, the new one included; 0 for one that would overflow its cache.
 __device__ __forceinline__ int decode_total(const DecodeParams &p, int seq) {
     int total = load_l2(p.seq_lens + seq) + 1;
     return total >= 1 && total <= p.cache_max_len ? total : 0;
 }
-__device__ __forceinline__ unsigned decode_group_weight(int total) { return decode_chunks(total) * decode_weight(total); }
+// Units of a query tile.
+__device__ __forceinline__ unsigned tile_work(int total) {
+    return kv_splits(total) * kv_split_work(total);
+}
 
-// x / y for x < 2^18: the quotient of x + 1/2 is at least 1/(2y) away from a whole number, the error of the division less.
-__device__ __forceinline__ unsigned small_quotient(unsigned x, unsigned y) { return (unsigned)__fdividef((float)x + 0.5f, (float)y); }
+// x / y for x < 2^18: the quotient of x + 1/2 is at least 1/(2y) away from a whole number, the error of the division
+// less.
+__device__ __forceinline__ unsigned small_quotient(unsigned x, unsigned y) {
+    return (unsigned)__fdividef((float)x + 0.5f, (float)y);
+}
 
-// A block's place in its run of items: chunk innermost, then head block, KV head, sequence.
+// Where a block is in its range of items: split innermost, then head tile, KV head, sequence.
 struct DecodeCursor {
-    int seq, kv_head, head_block, chunk;
-    int total, n_chunks;    // of seq
-    int log2;               // of its chunks' length
-    int block;              // of the cache that has seq, if one has it all
-    int left;               // work of this block, the present item included: its items are those that begin in it
-    int owner;              // the block that has the group's first chunk: a counter belongs to it
-    bool within;            // does the block's cluster share the group, parted between eights of chunks?
-    bool refused;           // is there a sequence that would overflow its cache?
+    int seq, kv_head, head_tile, split;
+    int total, n_splits; // of seq
+    int split_log2;      // of the length of its splits
+    int cache_block;     // of the cache that has seq, if one has it all
+    int work_left;       // units of this block, the present item included; its items begin in its range
+    int first_block;     // the block that has the query tile's first split: its counter is the tile's
+    bool in_cluster;     // does the block's cluster share the tile, each block having whole groups?
+    bool overflow;       // is there a sequence that would overflow its cache?
 
-    // The block's share of all work; every warp computes it for itself. Equal lengths: a part of one group, or whole groups;
-    // else an even share of the chunks' lengths, wherever that begins and ends. No copy can start before it is found, so the
-    // usual case, p.parts for each group, is ready but for the lengths when these arrive; meanwhile(*this) runs until they do,
-    // when seq and kv_head are those of that case (a seq too large for a block without work; kv_head counts head blocks too).
+    // The block's range; every warp computes it for itself. Equal lengths: a part of one query tile, or whole query
+    // tiles; else an even part of the work, wherever that begins and ends. No copy can start before it is found, so the
+    // usual case, p.blocks_per_tile for each tile, is ready but for the lengths when these arrive; meanwhile(*this)
+    // runs until they do, when seq and kv_head are those of that case (a seq too large for a block without work;
+    // kv_head counts head tiles too).
     template <class F> __device__ __forceinline__ void start(const DecodeParams &p, int lane, F meanwhile) {
-        unsigned per_seq = p.cache.n_kv_heads * p.head_blocks, groups = p.n_seq * per_seq, parts = p.parts;
-        unsigned group = small_quotient(blockIdx.x, max(parts, 1)), part = blockIdx.x - group * parts;
+        unsigned per_seq = p.cache.n_kv_heads * p.head_tiles, tiles = p.n_seq * per_seq, blocks = p.blocks_per_tile;
+        unsigned tile = small_quotient(blockIdx.x, max(blocks, 1)), part = blockIdx.x - tile * blocks;
         bool few = p.n_seq <= 32;
         int mine_is = min(lane, p.n_seq - 1), length = decode_total(p, mine_is), own_block = block_of(p, mine_is);
-        owner = group * parts;
-        seq = small_quotient(group, per_seq);
-        kv_head = group - seq * per_seq;
-        head_block = 0;
+        first_block = tile * blocks;
+        seq = small_quotient(tile, per_seq);
+        kv_head = tile - seq * per_seq;
+        head_tile = 0;
         meanwhile(*this);
-        unsigned mine = decode_group_weight(length), n = decode_chunks(length), weight = decode_weight(length), sum, least, most;
+        unsigned mine = tile_work(length), n = kv_splits(length), split_work = kv_split_work(length), sum, least, most;
         int equal;
         __match_all_sync(~0u, mine, &equal);
         if (few && equal) {
@@ -93,7 +157,7 @@ struct DecodeCursor {
             sum = most = 0;
             least = ~0u;
             for (int i = lane; i < p.n_seq; i += 32) {
-                mine = decode_group_weight(decode_total(p, i));
+                mine = tile_work(decode_total(p, i));
                 sum += mine;
                 least = min(least, mine);
                 most = max(most, mine);
@@ -103,49 +167,50 @@ struct DecodeCursor {
             most = __reduce_max_sync(~0u, most);
         }
         unsigned work = sum * per_seq;
-        within = false;
-        refused = least == 0;
-        left = 0;
+        in_cluster = false;
+        overflow = least == 0;
+        work_left = 0;
         if (work == 0) return;
-        if (least == most && parts > 0) {    // a part of one group, if that costs no more than 1/8
-            bool alone = n <= 2 && p.wide;
-            if (alone || n < parts) {
-                parts = alone ? 1 : n;
-                group = small_quotient(blockIdx.x, parts);
-                part = blockIdx.x - group * parts;
-                owner = group * parts;
-                seq = small_quotient(group, per_seq);
-                kv_head = group - seq * per_seq;
+        if (least == most && blocks > 0) { // a part of one query tile
+            bool alone = n <= 2 && p.tiles_fill_gpu;
+            if (alone || n < blocks) {
+                blocks = alone ? 1 : n;
+                tile = small_quotient(blockIdx.x, blocks);
+                part = blockIdx.x - tile * blocks;
+                first_block = tile * blocks;
+                seq = small_quotient(tile, per_seq);
+                kv_head = tile - seq * per_seq;
             }
-            unsigned longest = small_quotient(n + parts - 1, parts) * weight;
-            if (alone || longest * gridDim.x <= work + work / 8 || (longest - 1) * gridDim.x < work) {
-                if (group >= groups) return;
-                chunk = small_quotient(part * n, parts);
-                left = (small_quotient((part + 1) * n, parts) - chunk) * weight;
-                within = parts == 2 && p.cluster == 2 && n / 2 % 8 == 0;
-                find(p, few ? __shfl_sync(~0u, length, seq) : decode_total(p, seq), few ? __shfl_sync(~0u, own_block, seq) : block_of(p, seq));
+            unsigned longest = small_quotient(n + blocks - 1, blocks) * split_work;
+            if (alone || partition_is_even(longest, gridDim.x, work) || (longest - 1) * gridDim.x < work) {
+                if (tile >= tiles) return;
+                split = small_quotient(part * n, blocks);
+                work_left = (small_quotient((part + 1) * n, blocks) - split) * split_work;
+                in_cluster = blocks == 2 && p.cluster == 2 && halves_are_groups(n);
+                find(p, few ? __shfl_sync(~0u, length, seq) : decode_total(p, seq),
+                     few ? __shfl_sync(~0u, own_block, seq) : block_of(p, seq));
                 return;
             }
         }
-        owner = blockIdx.x;
-        mine = few && lane >= p.n_seq ? 0 : decode_group_weight(length);
+        first_block = blockIdx.x;
+        mine = few && lane >= p.n_seq ? 0 : tile_work(length);
         unsigned share = work / gridDim.x, rest = work - share * gridDim.x;
-        if (least == most) {    // whole groups
+        if (least == most) { // whole query tiles
             unsigned even = (share + (rest > 0) + most - 1) / most * most;
-            if (even * gridDim.x <= work + work / 8) {
+            if (partition_is_even(even, gridDim.x, work)) {
                 share = even;
                 rest = 0;
             }
         }
         unsigned at = share * blockIdx.x + min(blockIdx.x, rest);
         if (at >= work) return;
-        left = min(share + (blockIdx.x < rest), work - at);
-        if (left == 0) return;
+        work_left = min(share + (blockIdx.x < rest), work - at);
+        if (work_left == 0) return;
         unsigned index = at;
-        for (int base = 0;; base += 32) {    // find the sequence that has `at`
-            if (p.n_seq > 32) mine = decode_group_weight(length = base + lane < p.n_seq ? decode_total(p, base + lane) : 0);
+        for (int base = 0;; base += 32) { // find the sequence that has `at`
+            if (p.n_seq > 32) mine = tile_work(length = base + lane < p.n_seq ? decode_total(p, base + lane) : 0);
             unsigned upto = mine;
-            #pragma unroll
+#pragma unroll
             for (int x = 1; x < 32; x *= 2) {
                 unsigned y = __shfl_up_sync(~0u, upto, x);
                 if (lane >= x) upto += y;
@@ -160,18 +225,19 @@ struct DecodeCursor {
             }
             at -= __shfl_sync(~0u, upto, 31) * per_seq;
         }
-        unsigned log2_weight = decode_chunk_log2(length) - 7, group_weight = decode_chunks(length) << log2_weight;
-        kv_head = at / group_weight;
-        at -= kv_head * group_weight;
-        chunk = (at + (1 << log2_weight) - 1) >> log2_weight;
+        unsigned log2_work = kv_split_log2(length) - 7, work_of_tile = kv_splits(length) << log2_work;
+        kv_head = at / work_of_tile;
+        at -= kv_head * work_of_tile;
+        split = (at + (1 << log2_work) - 1) >> log2_work;
         find(p, length, p.n_seq <= 32 ? __shfl_sync(~0u, own_block, seq) : block_of(p, seq));
-        if (at > 0) {    // `at` is within a group, maybe within a chunk: that one belongs to the block before
+        if (at > 0) { // `at` is within a query tile, maybe within a split: that one belongs to the block before
             index -= at;
-            owner = index < rest * (share + 1) ? index / (share + 1) : rest + (index - rest * (share + 1)) / share;
-            left -= (chunk << log2_weight) - at;
-            if (chunk == n_chunks) {    // on to the next group
-                chunk--;
-                left += 1 << (log2 - 7);
+            first_block =
+                index < rest * (share + 1) ? index / (share + 1) : rest + (index - rest * (share + 1)) / share;
+            work_left -= (split << log2_work) - at;
+            if (split == n_splits) { // on to the next query tile
+                split--;
+                work_left += 1 << (split_log2 - 7);
                 next(p);
             }
         }
@@ -182,38 +248,45 @@ struct DecodeCursor {
     __device__ __forceinline__ static int block_of(const DecodeParams &p, int seq) {
         return p.cache.table && p.cache.table_width == 1 ? load_l2(p.cache.table + seq) : seq;
     }
-    // The rest of a place: kv_head counts head blocks as well.
-    __device__ __forceinline__ void find(const DecodeParams &p, int length, int cache_block) {
+    // The rest of a place: kv_head counts head tiles as well.
+    __device__ __forceinline__ void find(const DecodeParams &p, int length, int block) {
         total = length;
-        block = cache_block;
-        log2 = decode_chunk_log2(total);
-        n_chunks = (total + (1 << log2) - 1) >> log2;
-        head_block = 0;
-        if (p.head_blocks > 1) {
-            head_block = kv_head % p.head_blocks;
-            kv_head /= p.head_blocks;
+        cache_block = block;
+        split_log2 = kv_split_log2(total);
+        n_splits = (total + (1 << split_log2) - 1) >> split_log2;
+        head_tile = 0;
+        if (p.head_tiles > 1) {
+            head_tile = kv_head % p.head_tiles;
+            kv_head /= p.head_tiles;
         }
     }
-    __device__ __forceinline__ void next(const DecodeParams &p, int n = 1) {    // n chunks of this group on
-        left -= n << (log2 - 7);
-        if (left <= 0 || (chunk += n) < n_chunks) return;
-        chunk = 0;
-        owner = blockIdx.x;
-        if (++head_block < p.head_blocks) return;
-        head_block = 0;
+    __device__ __forceinline__ void next(const DecodeParams &p, int n = 1) { // n splits of this query tile on
+        work_left -= n << (split_log2 - 7);
+        if (work_left <= 0 || (split += n) < n_splits) return;
+        split = 0;
+        first_block = blockIdx.x;
+        if (++head_tile < p.head_tiles) return;
+        head_tile = 0;
         if (++kv_head < p.cache.n_kv_heads) return;
         kv_head = 0;
         do total = decode_total(p, ++seq);
-        while (total == 0);    // there is another item, so there is another sequence
-        log2 = decode_chunk_log2(total);
-        n_chunks = (total + (1 << log2) - 1) >> log2;
-        block = block_of(p, seq);
+        while (total == 0); // there is another item, so there is another sequence
+        split_log2 = kv_split_log2(total);
+        n_splits = (total + (1 << split_log2) - 1) >> split_log2;
+        cache_block = block_of(p, seq);
     }
-    __device__ __forceinline__ int begin() const { return chunk << log2; }
-    __device__ __forceinline__ int end() const { return min(total, (chunk + 1) << log2); }
-    __device__ __forceinline__ bool reaches(int c) const { return left > (c - chunk) << (log2 - 7); }    // is chunk c of this group the block's too?
-    __device__ __forceinline__ int count() const {    // chunks of this group from here on that are the block's
-        return min(n_chunks - chunk, (left + (1 << (log2 - 7)) - 1) >> (log2 - 7));
+    __device__ __forceinline__ int begin() const {
+        return split << split_log2;
+    }
+    __device__ __forceinline__ int end() const {
+        return min(total, (split + 1) << split_log2);
+    }
+    // Is split i of this query tile the block's too?
+    __device__ __forceinline__ bool reaches(int i) const {
+        return work_left > (i - split) << (split_log2 - 7);
+    }
+    __device__ __forceinline__ int count() const { // splits of this query tile from here on that are the block's
+        return min(n_splits - split, (work_left + (1 << (split_log2 - 7)) - 1) >> (split_log2 - 7));
     }
 };
 

@@ -1,82 +1,87 @@
-// attention_sm90.cuh: the prefill kernel for Hopper, a part of attention.cu (which includes it after its own kernels).
-// The tensor memory accelerator (TMA) brings tiles to shared memory, wgmma multiplies them from there.
+// Prefill attention on Hopper. The tensor memory accelerator (TMA) brings tiles to shared memory, wgmma multiplies them
+// from there.
 #pragma once
 
-#include <cuda.h>    // types of tensor maps only; the one driver function is found at run time
+#include <cuda.h> // types of tensor maps only; the one driver function is found at run time
 
-constexpr int HOPPER_ROWS = 128, HOPPER_KEYS = 128, HOPPER_STAGES = 2;
-constexpr int HOPPER_WARPGROUPS = 2;    // that compute; each owns 64 query rows
+#include "prefill.cuh"
 
 // A tile in shared memory: panels of 64 columns, [panel][row][64], 128 bytes per row, whose eight 16-byte chunks are
 // permuted by the row (what TMA and wgmma call the 128-byte swizzle). head_dim 96 takes two panels, the rest zero.
 constexpr int PANEL_BYTES = 128 * 128;
-template <int D> __host__ __device__ constexpr int hopper_panels() { return (D + 63) / 64; }
-template <int D> __host__ __device__ constexpr int hopper_tile_bytes() { return hopper_panels<D>() * PANEL_BYTES; }
-template <int D> constexpr size_t hopper_smem_bytes() { return 1024 + (1 + 2 * HOPPER_STAGES) * hopper_tile_bytes<D>() + 128; }    // 1024: alignment
+template <int D> __host__ __device__ constexpr int sm90_panels() {
+    return (D + 63) / 64;
+}
+template <int D> __host__ __device__ constexpr int sm90_tile_bytes() {
+    return sm90_panels<D>() * PANEL_BYTES;
+}
+// 1024: alignment.
+template <int D> constexpr size_t sm90_smem_bytes() {
+    return 1024 + (1 + 2 * SM90_STAGES) * sm90_tile_bytes<D>() + 128;
+}
 
-struct HopperMaps { CUtensorMap q, k, v; };
+struct TensorMaps {
+    CUtensorMap q, k, v;
+};
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
-// The item that a block takes on its round-th turn. Items come longest first; every other round runs backwards, so that
-// whoever took the longest of one takes the shortest of the next, and the blocks' sums come out even.
-__device__ __forceinline__ int hopper_item(int round) {
-    return round * (int)gridDim.x + (round & 1 ? (int)gridDim.x - 1 - (int)blockIdx.x : (int)blockIdx.x);
-}
-
 // One warp of the block fills the ring. K or V rows base .. base+127 of one KV head go to `dst`.
 template <typename T, int D>
-__device__ __forceinline__ void hopper_load_tile(const Cache<T> &cache, const T *from, const CUtensorMap *map, int box_rows, int seq, int kv_head,
-                                                 int base, int total, uint32_t dst, uint32_t full, int lane) {
-    if (base + HOPPER_KEYS <= total) {
+__device__ __forceinline__ void sm90_load_tile(const Cache<T> &cache, const T *from, const CUtensorMap *map,
+                                               int box_rows, int seq, int kv_head, int base, int total, uint32_t dst,
+                                               uint32_t full, int lane) {
+    if (base + SM90_KEYS <= total) {
         if (lane == 0) {
-            mbarrier_arrive_expect_tx(full, hopper_tile_bytes<D>());
-            for (int row = 0; row < HOPPER_KEYS; row += box_rows) {
+            mbarrier_arrive_expect_tx(full, sm90_tile_bytes<D>());
+            for (int row = 0; row < SM90_KEYS; row += box_rows) {
                 int y = (int)(cache_row(cache, seq, kv_head, base + row) / D);
-                #pragma unroll
-                for (int panel = 0; panel < hopper_panels<D>(); panel++)
+#pragma unroll
+                for (int panel = 0; panel < sm90_panels<D>(); panel++)
                     copy_tensor_2d(dst + panel * PANEL_BYTES + row * 128, map, panel * 64, y, full);
             }
         }
-    } else {    // beyond `total` lies memory that nobody wrote: copied by hand, with zeros there, as 0 x NaN would be NaN
-        for (int i = lane; i < HOPPER_KEYS * hopper_panels<D>() * 8; i += 32) {
-            int row = i / (hopper_panels<D>() * 8), chunk = i % (hopper_panels<D>() * 8);
+    } else { // after `total` is memory that nobody wrote: copied by hand, with zeros there, as 0 x NaN would be NaN
+        for (int i = lane; i < SM90_KEYS * sm90_panels<D>() * 8; i += 32) {
+            int row = i / (sm90_panels<D>() * 8), chunk = i % (sm90_panels<D>() * 8);
             bool valid = base + row < total && chunk < D / 8;
             const T *src = valid ? from + cache_row(cache, seq, kv_head, base + row) + chunk * 8 : from;
             copy_async16(dst + chunk / 8 * PANEL_BYTES + row * 128 + ((chunk ^ row) & 7) * 16, src, valid);
         }
         copy_async_commit();
         copy_async_wait<0>();
-        fence_proxy_async();    // ordinary writes, which wgmma reads next
+        fence_proxy_async(); // ordinary writes, which wgmma reads next
         __syncwarp();
         if (lane == 0) mbarrier_arrive(full);
     }
 }
 
 // Scores of one tile to weights, in place: 2^(s * scale - m). Updates the rows' maxima m (of unscaled scores) and this
-// thread's sums l, and returns in alpha what the output so far must be multiplied by. `sees`: keys of this tile that the
-// thread's two rows see; read only if masked.
+// thread's sums l, and returns in alpha what the output so far must be multiplied by. n_keys: keys of this tile that
+// the thread's two rows attend to; read only if masked.
 template <bool MASKED>
-__device__ __forceinline__ void hopper_softmax(float (&s)[64], float (&m)[2], float (&l)[2], float (&alpha)[2], const int (&sees)[2], float scale_log2, int t) {
-    #pragma unroll
+__device__ __forceinline__ void sm90_softmax(float (&s)[64], float (&m)[2], float (&l)[2], float (&alpha)[2],
+                                             const int (&n_keys)[2], float scale_log2, int t) {
+#pragma unroll
     for (int r = 0; r < 2; r++) {
         float top = m[r];
-        #pragma unroll
+#pragma unroll
         for (int n = 0; n < 16; n++)
-            #pragma unroll
+#pragma unroll
             for (int i = 0; i < 2; i++) {
                 float &x = s[4 * n + 2 * r + i];
-                if (MASKED && n * 8 + 2 * t + i >= sees[r]) x = -INFINITY;
+                if (MASKED && n * 8 + 2 * t + i >= n_keys[r]) x = -INFINITY;
                 top = fmaxf(top, x);
             }
         top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));    // finite: every row sees key 0, which is in the first tile
+        // Finite: every row attends to key 0, which is in the first tile.
+        top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
         alpha[r] = exp2_fast((m[r] - top) * scale_log2);
         m[r] = top;
         float base = top * scale_log2, sum = 0.0f;
-        #pragma unroll
+#pragma unroll
         for (int n = 0; n < 16; n++)
-            #pragma unroll
+#pragma unroll
             for (int i = 0; i < 2; i++) {
                 float &x = s[4 * n + 2 * r + i];
                 x = exp2_fast(fmaf(x, scale_log2, -base));
@@ -89,124 +94,138 @@ __device__ __forceinline__ void hopper_softmax(float (&s)[64], float (&m)[2], fl
 // Computes: attention of 128 query rows of one head to the cache, 16-bit, on Hopper.
 // Reads:    q [token][head][D] T; K and V from the cache [block][kv head][position][D] T; through TMA, in tiles of 128.
 // Writes:   out [token][head][D] T.
-// Grid:     a block of 384 threads per SM, which takes items (query tile, head) in turn. Warp 0 fills the ring of K and V
-//           tiles; warpgroups 1 and 2 own 64 rows each: the softmax of one tile runs beside the products of the last.
-// Requires: as prefill_plain_kernel; tensor maps for boxes of 64 columns x 128 rows (K and V: box_rows rows).
-template <typename T, int D> __global__ void __launch_bounds__((1 + HOPPER_WARPGROUPS) * 128, 1)
-prefill_hopper_kernel(const __grid_constant__ PrefillParams p, const __grid_constant__ Batch b, const __grid_constant__ HopperMaps maps, int box_rows) {
-    constexpr int TILE_BYTES = hopper_tile_bytes<D>();
+// Grid:     SMs × 384 threads; a block takes items (query tile, head) in turn. Warp 0 fills the ring of K and V tiles;
+//           warpgroups 1 and 2 own 64 rows each: the softmax of one tile runs beside the products of the last.
+// Requires: as prefill_sm80_kernel; tensor maps for boxes of 64 columns x 128 rows (K and V: box_rows rows).
+template <typename T, int D>
+__global__ void __launch_bounds__((1 + SM90_WARPGROUPS) * 128, 1)
+    prefill_sm90_kernel(const __grid_constant__ PrefillParams p, const __grid_constant__ PrefillBatch b,
+                        const __grid_constant__ TensorMaps maps, int box_rows) {
+    constexpr int TILE_BYTES = sm90_tile_bytes<D>();
     extern __shared__ char smem_raw[];
-    uint32_t q_tile = (shared_address(smem_raw) + 1023) & ~1023u, k_tiles = q_tile + TILE_BYTES, v_tiles = k_tiles + HOPPER_STAGES * TILE_BYTES;
+    uint32_t q_tile = (shared_address(smem_raw) + 1023) & ~1023u, k_tiles = q_tile + TILE_BYTES,
+             v_tiles = k_tiles + SM90_STAGES * TILE_BYTES;
     // A tile is full (it has landed) or empty (all eight warps have used it); each state is a barrier of 8 bytes.
-    uint32_t q_full = v_tiles + HOPPER_STAGES * TILE_BYTES, q_empty = q_full + 8, k_full = q_empty + 8, k_empty = k_full + 8 * HOPPER_STAGES,
-             v_full = k_empty + 8 * HOPPER_STAGES, v_empty = v_full + 8 * HOPPER_STAGES;
+    uint32_t q_full = v_tiles + SM90_STAGES * TILE_BYTES, q_empty = q_full + 8, k_full = q_empty + 8,
+             k_empty = k_full + 8 * SM90_STAGES, v_full = k_empty + 8 * SM90_STAGES, v_empty = v_full + 8 * SM90_STAGES;
     int warpgroup = threadIdx.x / 128, lane = threadIdx.x & 31;
     if (threadIdx.x == 0) {
         mbarrier_init(q_full, 1);
-        mbarrier_init(q_empty, HOPPER_WARPGROUPS * 4);
-        for (int i = 0; i < HOPPER_STAGES; i++) {
+        mbarrier_init(q_empty, SM90_WARPGROUPS * 4);
+        for (int i = 0; i < SM90_STAGES; i++) {
             mbarrier_init(k_full + 8 * i, 1);
             mbarrier_init(v_full + 8 * i, 1);
-            mbarrier_init(k_empty + 8 * i, HOPPER_WARPGROUPS * 4);
-            mbarrier_init(v_empty + 8 * i, HOPPER_WARPGROUPS * 4);
+            mbarrier_init(k_empty + 8 * i, SM90_WARPGROUPS * 4);
+            mbarrier_init(v_empty + 8 * i, SM90_WARPGROUPS * 4);
         }
         fence_mbarrier_init();
     }
-    __syncthreads();    // the barriers exist
-    int n_items = 0;    // items so far
+    __syncthreads(); // the barriers exist
+    int n_items = 0; // items so far
 
     if (warpgroup == 0) {
         decrease_registers<40>();
         if (threadIdx.x >= 32) return;
         const Cache<T> &cache = (const Cache<T> &)p.cache;
-        int n = 0;    // K/V tiles so far
+        int n = 0; // K/V tiles so far
         for (int round = 0; round * (int)gridDim.x < p.n_tiles; round++) {
-            int item = hopper_item(round);
+            int item = sm90_item(round, blockIdx.x, gridDim.x);
             if (item >= p.n_tiles) continue;
-            PrefillTile tile = prefill_tile(b, p.n_heads, HOPPER_ROWS, item);
-            int kv_head = tile.head / p.group, total = tile.seq_len + tile.n_rows, seq = b.first_seq + tile.seq;
-            int end = p.causal ? tile.seq_len + min(tile.row0 + HOPPER_ROWS, tile.n_rows) : total;
+            PrefillTile tile = prefill_tile(&b, p.n_heads, SM90_ROWS, item);
+            int kv_head = tile.head / p.heads_per_kv, total = tile.seq_len + tile.n_rows, seq = b.first_seq + tile.seq;
+            int end = p.causal ? tile.seq_len + min(tile.row0 + SM90_ROWS, tile.n_rows) : total;
             mbarrier_wait(q_empty, (n_items & 1) ^ 1);
             n_items++;
             if (lane == 0) {
                 mbarrier_arrive_expect_tx(q_full, TILE_BYTES);
-                for (int panel = 0; panel < hopper_panels<D>(); panel++)
-                    copy_tensor_3d(q_tile + panel * PANEL_BYTES, &maps.q, panel * 64, tile.head, b.q_start[tile.seq] + tile.row0, q_full);
+                for (int panel = 0; panel < sm90_panels<D>(); panel++)
+                    copy_tensor_3d(q_tile + panel * PANEL_BYTES, &maps.q, panel * 64, tile.head,
+                                   b.q_start[tile.seq] + tile.row0, q_full);
             }
-            for (int base = 0; base < end; base += HOPPER_KEYS, n++) {
-                int stage = n % HOPPER_STAGES, parity = (n / HOPPER_STAGES & 1) ^ 1;    // a fresh barrier counts as empty
+            for (int base = 0; base < end; base += SM90_KEYS, n++) {
+                int stage = n % SM90_STAGES, parity = (n / SM90_STAGES & 1) ^ 1; // a fresh barrier counts as empty
                 mbarrier_wait(k_empty + 8 * stage, parity);
-                hopper_load_tile<T, D>(cache, cache.k, &maps.k, box_rows, seq, kv_head, base, total, k_tiles + stage * TILE_BYTES, k_full + 8 * stage, lane);
+                sm90_load_tile<T, D>(cache, cache.k, &maps.k, box_rows, seq, kv_head, base, total,
+                                     k_tiles + stage * TILE_BYTES, k_full + 8 * stage, lane);
                 mbarrier_wait(v_empty + 8 * stage, parity);
-                hopper_load_tile<T, D>(cache, cache.v, &maps.v, box_rows, seq, kv_head, base, total, v_tiles + stage * TILE_BYTES, v_full + 8 * stage, lane);
+                sm90_load_tile<T, D>(cache, cache.v, &maps.v, box_rows, seq, kv_head, base, total,
+                                     v_tiles + stage * TILE_BYTES, v_full + 8 * stage, lane);
             }
         }
     } else {
         increase_registers<232>();
         int half = warpgroup - 1, warp = threadIdx.x / 32 & 3, g = lane >> 2, t = lane & 3;
         uint64_t q_operand = wgmma_operand(q_tile + half * 64 * 128, PANEL_BYTES);
-        auto qk = [&](float (&s)[64], int stage) {    // starts s = Q K^T
+        auto qk = [&](float(&s)[64], int stage) { // starts s = Q K^T
             uint64_t k_operand = wgmma_operand(k_tiles + stage * TILE_BYTES, PANEL_BYTES);
             wgmma_fence();
-            #pragma unroll
-            for (int d = 0; d < D / 16; d++) {    // 16 dims are 32 bytes; four steps to a panel. Operands count 16 bytes
+#pragma unroll
+            // 16 dims are 32 bytes; four steps to a panel. Operands count 16 bytes.
+            for (int d = 0; d < D / 16; d++) {
                 int step = d / 4 * (PANEL_BYTES >> 4) + d % 4 * 2;
                 wgmma_qk<T>(s, q_operand + step, k_operand + step, d > 0);
             }
             wgmma_commit();
         };
         float o[D / 2], m[2], l[2];
-        uint32_t w[32];    // the weights of one tile, in the layout of the second product's left operand
-        auto pv = [&](int stage) {    // starts O += P V
+        uint32_t w[32];            // the weights of one tile, in the layout of the second product's left operand
+        auto pv = [&](int stage) { // starts O += P V
             uint64_t v_operand = wgmma_operand(v_tiles + stage * TILE_BYTES, PANEL_BYTES);
             wgmma_fence();
-            #pragma unroll
-            for (int i = 0; i < HOPPER_KEYS / 16; i++) wgmma_pv<T, D>(o, w + 4 * i, v_operand + i * (16 * 128 >> 4));
+#pragma unroll
+            for (int i = 0; i < SM90_KEYS / 16; i++) wgmma_pv<T, D>(o, w + 4 * i, v_operand + i * (16 * 128 >> 4));
             wgmma_commit();
         };
-        auto release = [&](uint32_t barrier) { if (lane == 0) mbarrier_arrive(barrier); };
-        // The two warpgroups take turns at the tensor cores, so that the softmax of one runs beside the products of the other.
-        auto my_turn = [&] { named_barrier_sync(1 + half, 256); };
-        auto your_turn = [&] { named_barrier_arrive(2 - half, 256); };
-        if (half == 1) your_turn();    // warpgroup 1 goes first
+        auto release = [&](uint32_t barrier) {
+            if (lane == 0) mbarrier_arrive(barrier);
+        };
+        // The two warpgroups take turns at the tensor cores, so that the softmax of one runs beside the products of the
+        // other.
+        auto my_turn = [&] { named_barrier_sync((NamedBarrier)(BARRIER_PREFILL_TURN_0 + half), 256); };
+        auto your_turn = [&] { named_barrier_arrive((NamedBarrier)(BARRIER_PREFILL_TURN_1 - half), 256); };
+        if (half == 1) your_turn(); // warpgroup 1 goes first
 
         int n = 0;
         for (int round = 0; round * (int)gridDim.x < p.n_tiles; round++) {
-            int item = hopper_item(round);
+            int item = sm90_item(round, blockIdx.x, gridDim.x);
             if (item >= p.n_tiles) continue;
-            PrefillTile tile = prefill_tile(b, p.n_heads, HOPPER_ROWS, item);
+            PrefillTile tile = prefill_tile(&b, p.n_heads, SM90_ROWS, item);
             int total = tile.seq_len + tile.n_rows, row0 = tile.row0 + half * 64;
-            int end = p.causal ? tile.seq_len + min(tile.row0 + HOPPER_ROWS, tile.n_rows) : total;
-            int n_kv = (end + HOPPER_KEYS - 1) / HOPPER_KEYS;
-            int all_see = p.causal ? min(tile.seq_len + row0 + 1, total) : total;    // keys that every row sees
-            int row_sees[2];
-            #pragma unroll
-            for (int r = 0; r < 2; r++) row_sees[r] = p.causal ? min(tile.seq_len + row0 + warp * 16 + g + 8 * r + 1, end) : total;
-            bool exact = std::is_same<T, bf16>::value && (p.causal ? tile.seq_len + tile.row0 + 1 : total) < PREFILL_EXACT_BELOW;
-            #pragma unroll
+            int end = p.causal ? tile.seq_len + min(tile.row0 + SM90_ROWS, tile.n_rows) : total;
+            int n_kv = (end + SM90_KEYS - 1) / SM90_KEYS;
+            int all_keys = p.causal ? min(tile.seq_len + row0 + 1, total) : total; // keys that every row attends to
+            int row_keys[2];
+#pragma unroll
+            for (int r = 0; r < 2; r++)
+                row_keys[r] = p.causal ? min(tile.seq_len + row0 + warp * 16 + g + 8 * r + 1, end) : total;
+            bool exact =
+                std::is_same<T, bf16>::value && (p.causal ? tile.seq_len + tile.row0 + 1 : total) < PREFILL_EXACT_BELOW;
+#pragma unroll
             for (int i = 0; i < D / 2; i++) o[i] = 0.0f;
             m[0] = m[1] = -INFINITY;
             l[0] = l[1] = 0.0f;
             float s[64], alpha[2];
             auto softmax = [&](int j) {
-                int base = j * HOPPER_KEYS, sees[2] = {row_sees[0] - base, row_sees[1] - base};
-                if (base + HOPPER_KEYS > all_see) hopper_softmax<true>(s, m, l, alpha, sees, p.scale_log2, t);
-                else hopper_softmax<false>(s, m, l, alpha, sees, p.scale_log2, t);
+                int base = j * SM90_KEYS, n_keys[2] = {row_keys[0] - base, row_keys[1] - base};
+                if (base + SM90_KEYS > all_keys)
+                    sm90_softmax<true>(s, m, l, alpha, n_keys, p.scale_log2, t);
+                else
+                    sm90_softmax<false>(s, m, l, alpha, n_keys, p.scale_log2, t);
             };
             auto rescale = [&] {
-                #pragma unroll
+#pragma unroll
                 for (int i = 0; i < D / 2; i++) o[i] *= alpha[i >> 1 & 1];
             };
             auto pack = [&] {
-                #pragma unroll
+#pragma unroll
                 for (int i = 0; i < 32; i++) w[i] = pack2<T>(s[2 * i], s[2 * i + 1]);
             };
 
             mbarrier_wait(q_full, n_items & 1);
             n_items++;
-            if (exact) {    // few keys: P = hi + lo, one thing after the other
+            if (exact) { // few keys: P = hi + lo, one thing after the other
                 for (int j = 0; j < n_kv; j++, n++) {
-                    int stage = n % HOPPER_STAGES, parity = n / HOPPER_STAGES & 1;
+                    int stage = n % SM90_STAGES, parity = n / SM90_STAGES & 1;
                     mbarrier_wait(k_full + 8 * stage, parity);
                     qk(s, stage);
                     wgmma_wait<0>();
@@ -217,7 +236,7 @@ prefill_hopper_kernel(const __grid_constant__ PrefillParams p, const __grid_cons
                     rescale();
                     mbarrier_wait(v_full + 8 * stage, parity);
                     uint32_t rest[32];
-                    #pragma unroll
+#pragma unroll
                     for (int i = 0; i < 32; i++) {
                         rest[i] = pack2<T>(s[2 * i], s[2 * i + 1]);
                         w[i] = pack2_rest<T>(s[2 * i], s[2 * i + 1], rest[i]);
@@ -225,7 +244,7 @@ prefill_hopper_kernel(const __grid_constant__ PrefillParams p, const __grid_cons
                     pv(stage);
                     wgmma_wait<0>();
                     wgmma_pin(o);
-                    #pragma unroll
+#pragma unroll
                     for (int i = 0; i < 32; i++) w[i] = rest[i];
                     pv(stage);
                     wgmma_wait<0>();
@@ -233,17 +252,18 @@ prefill_hopper_kernel(const __grid_constant__ PrefillParams p, const __grid_cons
                     release(v_empty + 8 * stage);
                 }
             } else {
-                mbarrier_wait(k_full + 8 * (n % HOPPER_STAGES), n / HOPPER_STAGES & 1);
+                mbarrier_wait(k_full + 8 * (n % SM90_STAGES), n / SM90_STAGES & 1);
                 my_turn();
-                qk(s, n % HOPPER_STAGES);
+                qk(s, n % SM90_STAGES);
                 your_turn();
                 wgmma_wait<0>();
                 wgmma_pin(s);
-                release(k_empty + 8 * (n % HOPPER_STAGES));
+                release(k_empty + 8 * (n % SM90_STAGES));
                 softmax(0);
                 pack();
-                for (int j = 1; j < n_kv; j++, n++) {    // scores of tile j beside the output of tile j - 1
-                    int stage = n % HOPPER_STAGES, parity = n / HOPPER_STAGES & 1, next = (n + 1) % HOPPER_STAGES, next_parity = (n + 1) / HOPPER_STAGES & 1;
+                for (int j = 1; j < n_kv; j++, n++) { // scores of tile j beside the output of tile j - 1
+                    int stage = n % SM90_STAGES, parity = n / SM90_STAGES & 1, next = (n + 1) % SM90_STAGES,
+                        next_parity = (n + 1) / SM90_STAGES & 1;
                     mbarrier_wait(k_full + 8 * next, next_parity);
                     my_turn();
                     qk(s, next);
@@ -261,7 +281,7 @@ prefill_hopper_kernel(const __grid_constant__ PrefillParams p, const __grid_cons
                     pack();
                 }
                 release(q_empty);
-                int stage = n % HOPPER_STAGES, parity = n / HOPPER_STAGES & 1;
+                int stage = n % SM90_STAGES, parity = n / SM90_STAGES & 1;
                 mbarrier_wait(v_full + 8 * stage, parity);
                 pv(stage);
                 wgmma_wait<0>();
@@ -270,7 +290,7 @@ prefill_hopper_kernel(const __grid_constant__ PrefillParams p, const __grid_cons
                 n++;
             }
 
-            #pragma unroll
+#pragma unroll
             for (int r = 0; r < 2; r++) {
                 l[r] += __shfl_xor_sync(~0u, l[r], 1);
                 l[r] += __shfl_xor_sync(~0u, l[r], 2);
@@ -278,14 +298,19 @@ prefill_hopper_kernel(const __grid_constant__ PrefillParams p, const __grid_cons
                 if (row >= tile.n_rows) continue;
                 T *out = (T *)p.out + (b.q_start[tile.seq] + row) * p.out_token_stride + tile.head * p.out_head_stride;
                 float inverse = 1.0f / l[r];
-                #pragma unroll
-                for (int i = 0; i < D / 8; i++) *(uint32_t *)(out + i * 8 + 2 * t) = pack2<T>(o[4 * i + 2 * r] * inverse, o[4 * i + 2 * r + 1] * inverse);
+#pragma unroll
+                for (int i = 0; i < D / 8; i++)
+                    *(uint32_t *)(out + i * 8 + 2 * t) =
+                        pack2<T>(o[4 * i + 2 * r] * inverse, o[4 * i + 2 * r + 1] * inverse);
             }
         }
-        if (half == 0) my_turn();    // takes up warpgroup 2's last arrival: a barrier must end where it began
+        if (half == 0) my_turn(); // takes up warpgroup 2's last arrival: a barrier must end where it began
     }
 }
 #else
-template <typename T, int D> __global__ void prefill_hopper_kernel(const __grid_constant__ PrefillParams p, const __grid_constant__ Batch b,
-                                                                   const __grid_constant__ HopperMaps maps, int box_rows) {}    // never launched
+// Never launched.
+template <typename T, int D>
+__global__ void prefill_sm90_kernel(const __grid_constant__ PrefillParams p, const __grid_constant__ PrefillBatch b,
+                                    const __grid_constant__ TensorMaps maps, int box_rows) {
+}
 #endif

@@ -20,9 +20,9 @@
             return fail(err, "%s:%d: %s: %s", __FILE__, __LINE__, #call, cublasGetStatusString(status_)); \
     } while (0)
 
-// Launches a kernel on a grid and blocks of one dimension. pdl: with programmatic dependent launch, so that it may start
-// while the kernel before it in the stream still runs; such a kernel calls wait_for_previous_kernel (ptx.cuh) before it
-// reads what others write, and before it writes.
+// Launches a kernel on a grid and blocks of one dimension. pdl: with programmatic dependent launch, so that it may
+// start while the kernel before it in the stream still runs; such a kernel calls wait_for_previous_kernel (ptx.cuh)
+// before it reads what others write, and before it writes.
 template <typename... P, typename... A>
 inline cudaError_t launch_kernel(void (*kernel)(P...), unsigned blocks, unsigned threads, size_t shared, bool pdl,
                                  cudaStream_t stream, A... args) {

@@ -6,174 +6,181 @@
 #include "fused.h"
 #include "fused_kernel.cuh"
 
-namespace {
-
-// Bytes of so many rows of terms in shared memory.
-size_t activation_bytes(int cols, int term_rows) { return (size_t)term_rows * ((cols + 63) / 64 * 128); }
-
-// A stage holds a tile of the model's dim, if that is not too long: most rows are.
-int largest_piece(const Config *c) {
-    int piece = (c->dim + 511) / 512 * 512;
-    return piece < MAX_PIECE ? piece : MAX_PIECE;
-}
-
-} // namespace
-
 struct FusedState {
-    int n_blocks, max_rows, terms;   // rows: of one pass over the weights
-    size_t shared_limit;
-    void *h;                         // 16-bit [MAX_TERM_ROWS][hidden_dim]
-    float *carry;                    // [MAX_TERM_ROWS][dim]
-    unsigned *done;                  // [n_layers + 1][MAX_PHASES], and as many counters of claimed tiles behind them
-    int2 *best;                      // [MAX_TERM_ROWS][n_blocks]
+    int n_blocks, max_rows, terms; // max_rows: tokens of one pass over the weights
+    size_t shared_limit;           // dynamic shared memory that a block may have
+    void *h;                       // 16-bit [MAX_ACT_ROWS][hidden_dim]
+    float *down_partial;           // [MAX_ACT_ROWS][dim]
+    unsigned *done;                // [n_layers + 1][MAX_PRODUCTS]; after them as many counters next_tile
+    int2 *best;                    // [MAX_ACT_ROWS][n_blocks]
 };
 
-// What a segment of n rows keeps in shared memory: activations, partial sums, and a ring in the rest. Short rows come two
-// groups in a tile, where that leaves room for a ring. Activations of down that are too long come in sections. False: it
-// does not fit.
-static bool segment_layout(const Model *m, const FusedState *f, int n, Segment *s, bool *sections) {
+static FusedShape fused_shape(const Model *m, const FusedState *f, int n_rows) {
     const Config *c = &m->config;
-    int rows = n * f->terms, largest = largest_piece(c), widest = c->dim > c->q_dim ? c->dim : c->q_dim;
-    int n_sections = (c->hidden_dim + largest - 1) / largest;
-    for (int whole = 1; whole >= 0; whole--)
-        for (int groups = whole && largest * MAX_GROUPS <= MAX_PIECE ? MAX_GROUPS : 1; groups > 0; groups--) {
-            int hidden = whole || c->hidden_dim < largest ? c->hidden_dim : largest;
-            size_t act = activation_bytes(hidden > widest ? hidden : widest, rows);
-            s->tile = groups * GROUP;
-            s->part_floats = (whole ? n_sections : 1) * CONSUMERS * rows * s->tile;
-            s->parts_offset = (int)act;
-            s->turns_offset = s->parts_offset + PARTS * s->part_floats * (int)sizeof(float);
-            s->residuals_offset = s->turns_offset + n * c->head_dim * (int)sizeof(float);
-            s->ring_offset = (s->residuals_offset + RESIDUALS * n * s->tile * (int)sizeof(float) + 127) / 128 * 128;
-            s->stage_bytes = s->tile * 2 * largest;
-            int stages = ((int)f->shared_limit - s->ring_offset) / s->stage_bytes;
-            s->n_stages = stages < MAX_STAGES ? stages : MAX_STAGES;
-            s->window = (WINDOW_BYTES + s->stage_bytes - 1) / s->stage_bytes;
-            if (s->window > s->n_stages) s->window = s->n_stages;
-            s->window_ahead = (s->window + 1) / 2;
-            *sections = !whole;
-            if (s->n_stages >= (whole ? 4 : 2)) return whole || n_sections <= MAX_PHASES - 3;
-        }
-    return false;
+    return {c->dim, c->q_dim, c->hidden_dim, c->head_dim, n_rows, f->terms, f->shared_limit};
 }
 
-static void add_phase(Segment *s, int n_blocks, int largest, PhaseKind kind, const void *weights, const void *up, const float *norm,
-                      int rows, int cols) {
-    Phase *f = &s->phase[s->n_phases++];
+static void add_product(FusedParams *p, const FusedPlan *plan, int n_blocks, ProductKind kind, const void *weights,
+                        const void *up, const float *norm, int rows, int cols) {
+    Product *f = &p->product[p->n_products++];
     f->kind = kind;
     f->rows = rows;
-    f->cols = f->stride = cols;
+    f->cols = f->row_length = cols;
     f->weights = (const char *)weights;
     f->up = (const char *)up;
     f->norm = norm;
-    f->n_pieces = (cols + largest - 1) / largest;
-    f->piece = cols < largest ? (cols + 511) / 512 * 512 : largest;
-    f->weight_pitch = 2 * (f->n_pieces > 1 ? f->piece : cols);
-    f->section = kind == PHASE_DOWN ? 1 : f->n_pieces;
-    f->pitch = (int)activation_bytes(cols, 1);
-    if (s->n_phases > 1) f->first_block = (f[-1].first_block + (f[-1].rows + s->tile - 1) / s->tile) % n_blocks;
+    f->n_slices = fused_n_slices(cols, plan->slice);
+    f->slice = fused_slice_of(cols, plan->slice);
+    f->weight_pitch = 2 * (f->n_slices > 1 ? f->slice : cols);
+    f->slices_per_sum = kind == PRODUCT_DOWN ? 1 : f->n_slices;
+    f->act_pitch = (int)fused_act_bytes(cols, 1);
+    if (p->n_products > 1) f->first_block = (f[-1].first_block + fused_ceil(f[-1].rows, plan->tile_rows)) % n_blocks;
 }
 
-// Makes the last phase, down, several, a section each.
-static void split_phase(Segment *s) {
-    Phase whole = s->phase[--s->n_phases];
-    for (int first = 0; first < whole.cols; first += whole.section * whole.piece) {
-        Phase *f = &s->phase[s->n_phases++];
+// Splits the last product, down, over K: a product for each slice, that adds to what the ones before left in
+// down_partial.
+static void split_last_product(FusedParams *p) {
+    Product whole = p->product[--p->n_products];
+    for (int first = 0; first < whole.cols; first += whole.slice) {
+        Product *f = &p->product[p->n_products++];
         *f = whole;
-        f->column = first;
-        f->cols = whole.cols - first < whole.section * whole.piece ? whole.cols - first : whole.section * whole.piece;
-        f->n_pieces = (f->cols + f->piece - 1) / f->piece;
-        f->weight_pitch = 2 * f->piece;
-        f->pitch = (int)activation_bytes(f->cols, 1);
-        f->carry_in = first > 0;
-        f->carry_out = first + f->cols < whole.cols;
+        f->first_col = first;
+        f->cols = fused_min(whole.cols - first, whole.slice);
+        f->n_slices = 1;
+        f->weight_pitch = 2 * f->slice;
+        f->act_pitch = (int)fused_act_bytes(f->cols, 1);
+        f->adds_partial = first > 0;
+        f->leaves_partial = first + f->cols < whole.cols;
     }
 }
 
-// Of a step, in FusedState.done.
-static int n_counters(const Model *m) { return 2 * (m->config.n_layers + 1) * MAX_PHASES; }
-
-// A step of n rows from row `first` on, in segments as laid out.
-template <typename N> static bool step_of(Model *m, const Segment &layout, bool sections, int first, int n, Error *err) {
+// The products between the attention of layer i - 1 and that of layer i. Nothing else here knows the weights.
+static void add_products(const Model *m, const FusedState *f, const FusedPlan *plan, int i, FusedParams *p) {
     const Config *c = &m->config;
     const Weights *w = &m->weights;
+    if (i > 0) {
+        const LayerWeights *l = &w->layers[i - 1];
+        add_product(p, plan, f->n_blocks, PRODUCT_OUT, l->wo.data, NULL, NULL, c->dim, c->q_dim);
+        add_product(p, plan, f->n_blocks, PRODUCT_GATE_UP, l->w1.data, l->w3.data, l->ffn_norm, 2 * c->hidden_dim,
+                    c->dim);
+        add_product(p, plan, f->n_blocks, PRODUCT_DOWN, l->w2.data, NULL, NULL, c->dim, c->hidden_dim);
+        if (plan->split_down) split_last_product(p);
+    }
+    if (i < c->n_layers) {
+        const LayerWeights *l = &w->layers[i];
+        add_product(p, plan, f->n_blocks, PRODUCT_QKV, l->wq.data, NULL, l->attention_norm, c->q_dim + 2 * c->kv_dim,
+                    c->dim);
+    } else
+        add_product(p, plan, f->n_blocks, PRODUCT_LM_HEAD, w->output.data, NULL, w->norm, c->vocab_size, c->dim);
+}
+
+// The parameters of kernel i of a pass over n rows from row `first` of the batch on.
+static FusedParams fused_params(const Model *m, const CudaState *s, const FusedPlan *plan, int i, int first, int n) {
+    const Config *c = &m->config;
+    const FusedState *f = s->fused;
+    FusedParams p;
+    memset(&p, 0, sizeof p);
+    p.n_rows = n;
+    p.tile_rows = plan->tile_rows;
+    p.n_stages = plan->n_stages;
+    p.stage_bytes = plan->stage_bytes;
+    p.partial_floats = plan->partial_floats;
+    p.stages_in_flight = plan->stages_in_flight;
+    p.stages_ahead = plan->stages_ahead;
+    p.ring_offset = plan->ring_offset;
+    p.partials_offset = plan->partials_offset;
+    p.rope_offset = plan->rope_offset;
+    p.residuals_offset = plan->residuals_offset;
+    p.n_heads = c->n_heads;
+    p.n_kv_heads = c->n_kv_heads;
+    p.head_dim = c->head_dim;
+    p.head_dim_inverse = 0xffffffffu / (unsigned)c->head_dim + 1;
+    p.dim = c->dim;
+    p.hidden_dim = c->hidden_dim;
+    p.q_dim = c->q_dim;
+    p.vocab_size = c->vocab_size;
+    p.eps = c->norm_eps;
+    p.x = s->x;
+    p.qkv = s->qkv_in;
+    p.att = s->att;
+    p.h = f->h;
+    p.down_partial = f->down_partial;
+    p.rope = s->rope_table;
+    p.logits = s->logits + (size_t)first * c->vocab_size;
+    p.best = f->best;
+    p.done = f->done + i * MAX_PRODUCTS;
+    p.next_tile = (int *)f->done + (c->n_layers + 1 + i) * MAX_PRODUCTS;
+    add_products(m, f, plan, i, &p);
+    return p;
+}
+
+// Of a step, in FusedState.done.
+static int n_counters(const Model *m) {
+    return 2 * (m->config.n_layers + 1) * MAX_PRODUCTS;
+}
+
+// A pass over n rows from row `first` of the batch on: the chain of kernels in fused.h.
+template <typename N> static bool decode_pass(Model *m, const FusedPlan *plan, int first, int n, Error *err) {
+    const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
-    bool verbose = first_time(m, &s->said_decode);
-    int largest = largest_piece(c);
-    CUDA_TRY(launch_kernel(decode_begin_kernel<typename N::W>, n, 256, 0, false, s->stream, s->x,
-                           (const typename N::W *)w->tok_embeddings.data, (const int *)s->step->tokens + first, c->dim, s->phases,
-                           (const int *)s->step->lens + first, (const float *)s->rope_freq, c->head_dim / 2));
+    bool verbose = first_launch(m, &s->logged_decode);
+    CUDA_TRY(launch_kernel(decode_embed_kernel<typename N::W>, n, 256, 0, false, s->stream, s->x,
+                           (const typename N::W *)m->weights.tok_embeddings.data, (const int *)s->step->tokens + first,
+                           c->dim, s->rope_table, (const int *)s->step->lens + first, (const float *)s->rope_freq,
+                           c->head_dim / 2));
     for (int i = 0; i <= c->n_layers; i++) {
-        const LayerWeights *l = &w->layers[i], *before = l - 1;
-        Segment g = layout;
         if (i > 0) {
             AttentionArgs a = attention_args(m, s, n, n, i - 1);
             a.seq_lens_device = s->step->lens + first;
             a.block_table = s->step->slots + first;
             a.verbose = verbose && i == 1; // every layer is launched alike
             if (attention_decode(&a, s->stream) != 0) return fail(err, "%s", attention_error());
-            add_phase(&g, f->n_blocks, largest, PHASE_OUT, before->wo.data, NULL, NULL, c->dim, c->q_dim);
-            add_phase(&g, f->n_blocks, largest, PHASE_GATE_UP, before->w1.data, before->w3.data, before->ffn_norm, 2 * c->hidden_dim, c->dim);
-            add_phase(&g, f->n_blocks, largest, PHASE_DOWN, before->w2.data, NULL, NULL, c->dim, c->hidden_dim);
-            if (sections) split_phase(&g);
         }
-        if (i < c->n_layers) add_phase(&g, f->n_blocks, largest, PHASE_QKV, l->wq.data, NULL, l->attention_norm, c->q_dim + 2 * c->kv_dim, c->dim);
-        else add_phase(&g, f->n_blocks, largest, PHASE_HEAD, w->output.data, NULL, w->norm, c->vocab_size, c->dim);
-        g.n_rows = n;
-        g.n_heads = c->n_heads;
-        g.n_kv_heads = c->n_kv_heads;
-        g.head_dim = c->head_dim;
-        g.head_dim_inverse = 0xffffffffu / (unsigned)c->head_dim + 1;
-        g.dim = c->dim;
-        g.hidden_dim = c->hidden_dim;
-        g.q_dim = c->q_dim;
-        g.vocab_size = c->vocab_size;
-        g.eps = c->norm_eps;
-        g.x = s->x;
-        g.qkv = s->qkv_in;
-        g.att = s->att;
-        g.h = f->h;
-        g.carry = f->carry;
-        g.phases = s->phases;
-        g.logits = s->logits + (size_t)first * c->vocab_size;
-        g.best = f->best;
-        g.done = f->done + i * MAX_PHASES;
-        g.claimed = (int *)f->done + (c->n_layers + 1 + i) * MAX_PHASES;
-        size_t shared = g.ring_offset + (size_t)g.n_stages * g.stage_bytes;
+        FusedParams p = fused_params(m, s, plan, i, first, n);
         if (verbose && i <= 1)
-            fprintf(stderr, "decode: decode_segment_kernel %d products, %d rows, tiles of %d, grid %d, block %d, shared %zu: a ring of %d x %d bytes, %d in flight\n",
-                    g.n_phases, n, g.tile, f->n_blocks, THREADS, shared, g.n_stages, g.stage_bytes, g.window);
-        CUDA_TRY(launch_kernel(decode_segment_kernel<N>, f->n_blocks, THREADS, shared, true, s->stream, g));
+            fprintf(stderr,
+                    "decode: decode_products_kernel %d products, %d rows, tiles of %d, grid %d, block %d, shared %zu: "
+                    "a ring of %d x %d bytes, %d in flight\n",
+                    p.n_products, n, p.tile_rows, f->n_blocks, FUSED_THREADS, plan->shared_bytes, p.n_stages,
+                    p.stage_bytes, p.stages_in_flight);
+        CUDA_TRY(launch_kernel(decode_products_kernel<N>, f->n_blocks, FUSED_THREADS, plan->shared_bytes, true,
+                               s->stream, p));
     }
-    CUDA_TRY(launch_kernel(decode_end_kernel, 1, 32 * MAX_TERM_ROWS, 0, true, s->stream, (const int2 *)f->best, f->n_blocks, c->vocab_size,
-                           s->choice + first, s->choice_host + first, s->step, first, n, f->done, n_counters(m)));
+    CUDA_TRY(launch_kernel(decode_argmax_kernel, 1, 32 * MAX_ACT_ROWS, 0, true, s->stream, (const int2 *)f->best,
+                           f->n_blocks, c->vocab_size, s->argmax + first, s->argmax_host + first, s->step, first, n,
+                           f->done, n_counters(m)));
     return true;
 }
 
-// Calls body with the Numbers that the model's weights and precision ask for, and tiles of so many rows.
-template <typename W, int TERMS, class Body> static bool with_tile(int tile, Body body) {
-    return tile == GROUP ? body(Numbers<W, TERMS, 1>()) : body(Numbers<W, TERMS, MAX_GROUPS>());
+// Calls body with the Numbers for the model's weights and precision, and tiles of so many rows.
+template <typename W, int TERMS, class Body> static bool with_tile(int tile_rows, Body body) {
+    return tile_rows == MMA_WEIGHT_ROWS ? body(Numbers<W, TERMS, 1>()) : body(Numbers<W, TERMS, MAX_TILE_GROUPS>());
 }
-template <class Body> static bool for_numbers(const Model *m, int tile, Body body) {
+template <class Body> static bool for_numbers(const Model *m, int tile_rows, Body body) {
     bool f32 = m->precision == PRECISION_F32;
-    if (m->weights.layers[0].wq.dtype == DTYPE_BF16) return f32 ? with_tile<bf16, 3>(tile, body) : with_tile<bf16, 1>(tile, body);
-    return f32 ? with_tile<f16, 3>(tile, body) : with_tile<f16, 1>(tile, body);
+    if (m->weights.layers[0].wq.dtype == DTYPE_BF16)
+        return f32 ? with_tile<bf16, 3>(tile_rows, body) : with_tile<bf16, 1>(tile_rows, body);
+    return f32 ? with_tile<f16, 3>(tile_rows, body) : with_tile<f16, 1>(tile_rows, body);
 }
 
-// A step of n rows: in passes of max_rows, each of which reads all weights once; more than one pass of bf16 is cublas's.
-static bool decode_step_fused(Model *m, int n, Error *err) {
+// A step of n rows, in passes of max_rows, each of which reads all weights once; more than one pass of bf16 is
+// cublas's.
+static bool enqueue_step_fused(Model *m, int n, Error *err) {
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
-    if (n > f->max_rows && (f->terms == 1 || n > 8)) return decode_step_cublas(m, n, err);
+    if (n > f->max_rows && (f->terms == 1 || n > 8)) return enqueue_step_cublas(m, n, err);
     for (int first = 0; first < n; first += f->max_rows) {
-        int rows = n - first < f->max_rows ? n - first : f->max_rows;
-        Segment g;
-        bool sections;
-        memset(&g, 0, sizeof g);
-        if (!segment_layout(m, f, rows, &g, &sections)) return fail(err, "%d rows do not fit in %zu bytes of shared memory", rows, f->shared_limit);
-        if (for_numbers(m, g.tile, [&](auto numbers) { return step_of<decltype(numbers)>(m, g, sections, first, rows, err); })) continue;
-        cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream); // what was launched is not followed by the step's end
+        int rows = fused_min(n - first, f->max_rows);
+        FusedShape shape = fused_shape(m, f, rows);
+        FusedPlan plan;
+        if (!fused_plan(&shape, &plan))
+            return fail(err, "%d rows do not fit in %zu bytes of shared memory", rows, f->shared_limit);
+        if (for_numbers(m, plan.tile_rows,
+                        [&](auto numbers) { return decode_pass<decltype(numbers)>(m, &plan, first, rows, err); }))
+            continue;
+        // No argmax kernel follows what was launched.
+        cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream);
         return false;
     }
     return true;
@@ -186,11 +193,8 @@ static bool size_fused(const Model *m, FusedState *f, Error *err) {
     CUDA_TRY(cudaDeviceGetAttribute(&f->n_blocks, cudaDevAttrMultiProcessorCount, device));
     CUDA_TRY(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     f->terms = m->precision == PRECISION_F32 ? 3 : 1;
-    f->shared_limit = (size_t)limit - 1024; // the kernel's own barriers
-    Segment g;
-    bool sections;
-    memset(&g, 0, sizeof g);
-    for (f->max_rows = MAX_TERM_ROWS / f->terms; f->max_rows > 0 && !segment_layout(m, f, f->max_rows, &g, &sections);) f->max_rows--;
+    f->shared_limit = (size_t)limit - FUSED_STATIC_BYTES;
+    f->max_rows = fused_max_rows(fused_shape(m, f, 0));
     return true;
 }
 
@@ -202,27 +206,30 @@ static bool usable_fused(const Model *m, Error *err) {
     if (major < 9) return fail(err, "engine fused needs compute capability 9.0, the GPU has %d", major);
     if (m->weights.dtype == DTYPE_F32 && m->precision == PRECISION_F32)
         return fail(err, "engine fused has no products of float32 weights, only of BF16 and F16");
-    if (m->config.dim > MAX_DIM) return fail(err, "engine fused takes a dim of %d at most, this model has %d", MAX_DIM, m->config.dim);
+    if (m->config.dim > FUSED_MAX_DIM)
+        return fail(err, "engine fused takes a dim of %d at most, this model has %d", FUSED_MAX_DIM, m->config.dim);
     FusedState f;
     memset(&f, 0, sizeof f);
     if (!size_fused(m, &f, err)) return false;
-    return f.max_rows > 0 || fail(err, "engine fused: rows of %d and %d columns do not fit in %zu bytes of shared memory", m->config.dim,
-                                  m->config.hidden_dim, f.shared_limit);
+    return f.max_rows > 0 ||
+           fail(err, "engine fused: rows of %d and %d columns do not fit in %zu bytes of shared memory", m->config.dim,
+                m->config.hidden_dim, f.shared_limit);
 }
 
 static bool prepare_fused(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
     if (!size_fused(m, f, err)) return false;
-    CUDA_TRY(cudaMalloc(&f->h, (size_t)MAX_TERM_ROWS * m->config.hidden_dim * 2));
-    CUDA_TRY(cudaMalloc((void **)&f->carry, (size_t)MAX_TERM_ROWS * m->config.dim * sizeof(float)));
+    CUDA_TRY(cudaMalloc(&f->h, (size_t)MAX_ACT_ROWS * m->config.hidden_dim * 2));
+    CUDA_TRY(cudaMalloc((void **)&f->down_partial, (size_t)MAX_ACT_ROWS * m->config.dim * sizeof(float)));
     CUDA_TRY(cudaMalloc((void **)&f->done, n_counters(m) * sizeof *f->done));
-    CUDA_TRY(cudaMalloc((void **)&f->best, (size_t)MAX_TERM_ROWS * f->n_blocks * sizeof(int2)));
-    CUDA_TRY(cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream)); // once; every step leaves them so
-    for (int groups = 1; groups <= MAX_GROUPS; groups++)
-        if (!for_numbers(m, groups * GROUP, [&](auto numbers) {
-                CUDA_TRY(cudaFuncSetAttribute((const void *)decode_segment_kernel<decltype(numbers)>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              (int)f->shared_limit));
+    CUDA_TRY(cudaMalloc((void **)&f->best, (size_t)MAX_ACT_ROWS * f->n_blocks * sizeof(int2)));
+    // Once; every step leaves them so.
+    CUDA_TRY(cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream));
+    for (int groups = 1; groups <= MAX_TILE_GROUPS; groups++)
+        if (!for_numbers(m, groups * MMA_WEIGHT_ROWS, [&](auto numbers) {
+                CUDA_TRY(cudaFuncSetAttribute((const void *)decode_products_kernel<decltype(numbers)>,
+                                              cudaFuncAttributeMaxDynamicSharedMemorySize, (int)f->shared_limit));
                 return true;
             }))
             return false;
@@ -235,7 +242,7 @@ static void close_fused(Model *m) {
     close_cuda(m);
     if (!f) return;
     cudaFree(f->h);
-    cudaFree(f->carry);
+    cudaFree(f->down_partial);
     cudaFree(f->done);
     cudaFree(f->best);
     free(f);
@@ -245,8 +252,8 @@ static bool open_fused(Model *m, Error *err) {
     if (!open_cuda(m, true, err)) return false;
     CudaState *s = (CudaState *)m->state;
     if (!(s->fused = (FusedState *)calloc(1, sizeof *s->fused))) return fail(err, "out of memory: the engine's state");
-    s->decode_step = decode_step_fused;
+    s->enqueue_step = enqueue_step_fused;
     return prepare_fused(m, err);
 }
 
-extern "C" const Engine engine_fused = {"fused", usable_fused, open_fused, close_fused, forward_cuda, read_logits_cuda, &machine_cuda};
+extern "C" const Engine engine_fused = {"fused", usable_fused, open_fused, close_fused, forward_cuda, read_logits_cuda};

@@ -1,103 +1,231 @@
-// Engine fused: decode at the memory limit, for one to a few rows. One token has to read every weight once; everything
-// here serves to keep that stream from stopping.
+// Engine fused: decode at the memory limit, for one to a few tokens at a time. A step has to read every weight once;
+// what is here serves to keep that stream from stopping. This header is the protocol: what the kernels of a step, the
+// blocks of a kernel and the warps of a block promise each other. fused_kernel.cuh keeps it, fused.cu launches,
+// fused_plan.h has sizes and tuning rules. "Row" alone is a row of weights; a token's activations are an activation
+// row, three of them in f32.
 //
-// A step is a chain of kernels: begin, then for each layer attention (attention.cu) and one resident kernel, the segment,
-// that computes all matrix products between two attentions: output projection, gate and up, down, and the next layer's
-// queries, keys and values; the last segment ends with the logits, and the kernel `end` chooses the token. In a segment every
-// SM holds one block of ten warps:
-//   producer     streams the block's share of the weights through a ring in shared memory. Weights do not depend on what is
-//                computed, so it runs ahead across phases, and starts before the attention in front is done
-//   consumers    eight warps, each with its columns of every piece of a row, multiply on tensor cores
-//   finisher     adds up the eight partial sums of a row and does what follows: residual sum, SwiGLU, RoPE, a block's best logit
-// Between two phases the blocks wait for each other at a counter; the ring fills meanwhile.
+// ---- The chain of kernels of a step ---------------------------------------------------------------------------------
 //
-// How a product meets the tensor cores: it takes a group of four rows of weights. A lane takes 16 bytes of a row, and these four
-// registers are the whole left operand of an m16n8k16 product, without a move: rows 2r, 2r + 1, 2r + 8 and 2r + 9 of that
-// operand are the same row r of weights, the first and the second 32 of 64 columns, words 0 and 2 of a lane's four, and 1
-// and 3. So a row of activations takes four columns of the right operand, one for each of these quarters, and its result
-// is the sum of the four elements where they meet; the others are of no use. There is room for that: the tensor cores are
-// idle most of the time. Two rows of activations fill the eight columns. (Activations are stored with words 1 and 2 of
-// every four exchanged, so that a lane's two words lie together.)
+//   kernel                       grid × block    may start when                      may start the next when
+//   decode_embed_kernel          n_rows × 256    the kernel before is complete       at once
+//   decode_products_kernel 0     SMs × 320       embed has started  (PDL)            its consumers are past their wait
+//   for each layer:
+//     decode attention           2 SMs × 128     products is past its wait  (PDL)    its blocks are past their wait
+//     decode_products_kernel i   SMs × 320       attention is past its wait  (PDL)   its consumers are past their wait
+//   decode_argmax_kernel         1 × 256         products is past its wait  (PDL)    it is complete
 //
-// What was measured on the way (H200; shares of a step of LLaMA 3.1 8B at batch 1):
-//   - copies to shared memory run at 4.6 TB/s if their rows there start on 128 bytes, at 4.0 if on 64
-//   - with more than 64 KB an SM in flight every other access waits behind them. Between two phases 32 KB are better still:
-//     stores, counter and input of a phase take 4 us in place of 6 (3 %)
-//   - fetching ahead into L2, while the ring is full or behind a segment's last copy, costs what it brings
-//   - the finisher may not wait for memory, or it holds up everyone: x comes along with a tile of the output projection,
-//     cosines and sines lie in shared memory (2 %). It may not poll a barrier in a loop of its own either (8 % more)
-//   - one warp of a block asks whether a phase is over; all eight asking is 2 % more
-//   - what stands between two phases costs by the instruction: code for four rows where there is one is 1 %, parameters that
-//     are fetched one line after another and a producer that starts after the others are another 1 %
-//   - of a tile of 16 KB (1B's dim) neither the claim nor the wait for it are over when the next one is due: two groups in a
-//     tile where rows are short made 1B's step a third shorter
-//   - no gain: activations of a phase in registers; stages that only some phases have room for; 96 KB in flight
-//   - an arrival at an mbarrier does not queue behind loads from shared memory that are still on their way: the slot of such
-//     a load may be filled anew (mbarrier_arrive_after)
-//   - the stream drives everything else out of L2, instructions too, and every launch fetches them again: weights are marked
-//     to go first (1 %), and what runs once in a launch is short (attention's fold: 5 us to 3)
+// PDL: programmatic dependent launch; "its wait" is griddepcontrol.wait, which returns when the kernel before is
+// complete. So at any time one kernel computes and the next one prepares, and whatever came earlier is complete.
 //
-// Numerics: inputs of products are rounded to 16 bits as in the cublas engine. In --precision f32 they are split into
-// three bf16 terms, x = x1 + x2 + x3 to 24 bits, that take a row each; products of 16-bit numbers are exact in float32. A
-// row's sums have one order, whatever else is in the batch and whichever block computes it.
+// A products kernel computes all matrix products between two attentions: out (wo), gate_up (w1 and w3), down (w2), qkv
+// of the next layer. Kernel 0 has qkv alone; the last one ends with lm_head in place of qkv. Down is several products,
+// each of some columns of K, where its activations would not leave room for a ring (split_down).
+//
+// ---- A block of decode_products_kernel: ten warps, one block on every SM --------------------------------------------
+//
+//   producer (1 warp)    copies the block's tiles of weights to a ring in shared memory, over all products without a
+//                        stop. Weights depend on nothing, so it starts before the kernel before is complete
+//   consumers (8 warps)  bring the product's activations to shared memory; each multiplies its columns of every K slice
+//   epilogue (1 warp)    adds up the partial sums of a tile and does what follows: residual sum, SwiGLU, RoPE, argmax
+//
+// A tile is 4 rows (one group) or 8, its columns in K slices, one stage of the ring each. The first tile of a product
+// is given (first_tile), the next ones go to whichever block asks first (an atomic counter), as SMs read at different
+// speeds.
+//
+//   barrier                      arrivals                              waits                 protects
+//   full[stage], mbarrier        1: producer lane 0; the bytes copied  consumers, producer   stage, stage_tile
+//   empty[stage], mbarrier       8: lane 0 of each consumer warp       producer              the same
+//   partials full[4], mbarrier   8: lane 0 of each consumer warp       epilogue              partials, partial_tile
+//   partials empty[4], mbarrier  1: epilogue lane 0                    consumers             the same
+//   BARRIER_FUSED_CONSUMERS      256: consumer threads                 the same              activations, squares
+//   BARRIER_FUSED_SETUP          320: producer arrives, others sync    consumers, epilogue   mbarriers, `started`
+//   done[product], global        1: epilogue lane 0 of every block     consumer thread 0     x, h (below)
+//
+// The producer waits for `full` too, of the oldest copies, so that few are in flight. `empty` is arrived at when the
+// warp's sums exist (mbarrier_arrive_after): its loads are complete then. A product ends with END_OF_PRODUCT in
+// stage_tile and, by way of the consumers, in partial_tile: one stage and one buffer without a tile.
+//
+// ---- Shared memory, LLaMA 3.1 8B, bf16, one token (fused_plan; static_assert below) ---------------------------------
+//
+//     offset    bytes   what
+//          0   28,672   activations, 16-bit [activation row][columns], of the longest input (down's 14,336)
+//     28,672    2,048   partial sums, float [4 buffers][slice][consumer warp][activation row][tile row]
+//     30,720      512   RoPE table, float2 [token][head_dim / 2]
+//     31,232      512   residuals, float [32 buffers][token][tile row]
+//     31,744  196,608   ring, 16-bit [6 stages][tile row][slice]; 2 stages (64 KB) in flight, 1 while input is awaited
+//    228,352            of the 231,424 that a block may have; 452 more are the kernel's own variables
+//
+// ---- Global buffers -------------------------------------------------------------------------------------------------
+//
+//   buffer         type [shape]              written by               read by                         edge
+//   x              f32 [n][dim]              embed                    consumers (qkv of kernel 0)     K
+//                                            epilogue (out)           consumers (gate_up)             D
+//                                            epilogue (out)           epilogue (down)                 D, then B
+//                                            epilogue (down)          consumers (qkv, lm_head)        D
+//                                            epilogue (down), embed   producer (out, next kernel)     P
+//   h              16-bit [n × terms][hidden]  epilogue (gate_up)     consumers (down)                D
+//   qkv            KV type [heads][n][hd]    epilogue (qkv)           attention                       K
+//   att            KV type [n][q_dim]        attention                consumers (out)                 K
+//   down_partial   f32 [n][dim]              epilogue (down)          epilogue (next part of down)    same lane
+//   rope           float2 [n][hd / 2]        embed                    epilogue                        K
+//   logits, best   f32 [n][vocab], int2      epilogue (lm_head)       argmax kernel, host             K
+//   done           u32 [product]             epilogue                 consumers                       D; zeroed: K
+//   next_tile      s32 [product]             producer (atomic)        the same                        none; zeroed: K
+//
+//   K  kernel to kernel. The reader has called griddepcontrol.wait. Whoever writes global memory has called it before,
+//      the epilogue warp too, so nothing is overwritten that a kernel before still reads. decode_embed_kernel is
+//      launched without PDL, so that a step begins after the argmax kernel before it, which leaves the counters at
+//      zero.
+//   D  block to block, within a kernel. Writer: stores of the epilogue warp, __syncwarp, red.release.gpu on
+//      done[product] by lane 0. Reader: consumer thread 0 polls with ld.acquire.gpu until all blocks are there, then
+//      BARRIER_FUSED_CONSUMERS. Loads are past L1 (ld.global.cg, cp.async.cg).
+//   B  the epilogue warp reads x in down, which other blocks' epilogue warps wrote in out, without acquiring. The order
+//      is out's stores, D to this block's consumers (before gate_up), program order, their arrival at partials full
+//      (release), its wait for partials full (acquire), its load. Each edge synchronises, so the whole does. It writes
+//      x in down when done[gate_up] is complete: no block normalises x any more. An element of x is read and written by
+//      one lane.
+//   P  the producer copies x for out before this kernel has waited for anything. This kernel runs because every block
+//      of attention is past its wait for the kernel that wrote x: that one is complete, and its writes are in L2, where
+//      bulk copies read. (The PTX manual promises visibility to those who wait themselves; this is by the hardware's
+//      order.) Until out is done only the block that has the tile reads these elements, and it overwrites them after
+//      the copy has landed.
+//
+// Residual buffers have no barrier of their own: a copy for tile j starts when tile j - n_stages is released, whose
+// partial sums may be waiting for a buffer, that is for the epilogue warp to be done with tile j - n_stages - 4, whose
+// residuals it reads first. 32 buffers are more than n_stages + 4 (static_assert). They land with the tile's weights,
+// on `full`.
+//
+// ---- Why it cannot deadlock -----------------------------------------------------------------------------------------
+//
+//   co-residency   blocks poll `done` of all others, so all must run at once: one block fits an SM, the grid is one per
+//                  SM. What holds SMs meanwhile is the attention before, which waits for complete kernels only, so it
+//                  ends. The next kernel is let in only when all blocks of this one have arrived at their
+//                  let_next_kernel_start
+//   order          a block's tiles are produced, consumed and finished product by product. By induction: a product's
+//                  input is complete when all blocks have finished the one before; then every block's tiles of it are
+//                  computed, its producer finds none left, and END_OF_PRODUCT reaches every epilogue warp, which counts
+//                  in `done`
+//   run-ahead      the producer may be products ahead. It waits for `empty`, which consumers free in that order, and
+//                  for copies, which land by themselves. Tiles that it took early wait in the ring; nobody else needs
+//                  them before the product's turn
+//   rings          a consumer waits for partials empty after it has released the stage, the epilogue warp waits for
+//                  partials full alone: no cycle. stages_in_flight <= n_stages, so the producer never waits for a copy
+//                  that it has not started, and a parity never laps
+//   steps          done and next_tile are zero at the start of a step; one pair for each product, none is used twice
+//
+// ---- How rows meet the tensor cores ---------------------------------------------------------------------------------
+//
+// A lane takes 16 bytes of a row from shared memory, and these four registers are a whole left operand of an m16n8k16,
+// without a move. Lane = 4g + t. Weight row r = g / 2 of the group; half h = g % 2 of its 64 columns; words 0 to 3 are
+// the 8 columns 32h + 8t .. +7, two each.
+//
+//   left operand (weights)               right operand (activations)           result, lane 4g + t
+//     k:      2t,2t+1    2t+8,2t+9         k:       2t,2t+1    2t+8,2t+9         column:  2t    2t+1
+//   row g     word 0     word 2          column g:  b 0        b 1               row g    c[0]  c[1]
+//   row g+8   word 1     word 3                                                  row g+8  c[2]  c[3]
+//
+//   - rows 2r + h of the left operand are words 0 and 2, rows 2r + h + 8 words 1 and 3 of half h of weight row r
+//   - columns 4b + 2h of the right operand are words 0 and 2, columns 4b + 2h + 1 words 1 and 3 of half h of activation
+//     row b
+//   - so half h of the dot product r · b is c[0] + c[3] of the lane with g = 2r + h, t = 2b + h; the lane with the
+//     other half is this one xor 5. The other elements are products of parts that do not belong together, and are not
+//     used
+//
+// An mma computes 4 rows × 2 activation rows × 64 columns, a quarter of what it could; the tensor cores are idle most
+// of the time. Activations are stored with words 1 and 2 of every four exchanged (permuted_index), so that a lane's b
+// is 8 bytes in one place. tests/test_plan.c computes products by this table.
+//
+// ---- Numerics -------------------------------------------------------------------------------------------------------
+//
+// Inputs of products are rounded to 16 bits as in engine cublas. In --precision f32 they are split in three bf16,
+// x1 + x2 + x3 = x to 24 bits (bf16x3), an activation row each; products of 16-bit numbers are exact in float32. The
+// sums of a token have one order, whatever else is in the batch and whichever block computes them. In a consumer warp:
+// the mmas of a slice in two chains, the slices (down: each for itself), the two halves of 64 columns. In the epilogue
+// warp: the consumer warps, the bf16x3 terms, smallest first, and of down the slices.
+//
+// ---- What was measured (H200; shares of a step of LLaMA 3.1 8B at batch 1) ------------------------------------------
+//
+//   - the epilogue warp may not wait for memory, or it holds up everyone: x comes with a tile of out, the RoPE table is
+//     in shared memory (2 %). It may not poll a barrier in a loop of its own either (8 % more)
+//   - one warp of a block asks whether a product is done; all eight asking is 2 % more
+//   - what is between two products costs by the instruction: code for four tokens where there is one is 1 %, parameters
+//     that are fetched one line after another and a producer that starts after the others are another 1 %
+//   - the stream drives everything else out of L2, instructions too, and every launch fetches them again: weights are
+//     marked to leave first (1 %), and what runs once in a launch is short (attention's combine: 5 us to 3)
+//   - fetching ahead into L2, while the ring is full or after a kernel's last copy, costs what it brings
+//   - no gain: a product's activations in registers; stages that only some products have room for
 #ifndef FUSED_H
 #define FUSED_H
 
-#include "../forward_cuda.h"
+#include "fused_plan.h"
+#include "state.h"
 
 namespace {
 
-constexpr int CONSUMERS = 8, FINISHER = CONSUMERS, PRODUCER = CONSUMERS + 1, THREADS = 32 * (CONSUMERS + 2); // warps
-constexpr int GROUP = 4;                                     // rows of weights that one product takes
-constexpr int MAX_GROUPS = 2;                                // of a tile, which is what a stage of the ring holds: a piece of its rows
-constexpr int MAX_PIECE = 4096;                              // columns of a tile of one group in one stage, at most; half of that of two
-constexpr int WINDOW_BYTES = 65536;                          // in flight
-constexpr int MAX_STAGES = 12;
-constexpr int PARTS = 4;                                     // buffers of partial sums
-constexpr int RESIDUALS = 32;                                // of tiles: more than lie between the producer and the finisher
-constexpr int MAX_TERM_ROWS = 8;                             // rows of terms of one pass
-constexpr int MAX_PHASES = 10;
-constexpr int MAX_DIM = 8192;
+enum ProductKind { PRODUCT_QKV, PRODUCT_OUT, PRODUCT_GATE_UP, PRODUCT_DOWN, PRODUCT_LM_HEAD };
 
-enum PhaseKind { PHASE_QKV, PHASE_OUT, PHASE_GATE_UP, PHASE_DOWN, PHASE_HEAD };
-
-// One matrix product of a segment.
-struct Phase {
-    PhaseKind kind;
+// One matrix product of a kernel.
+struct Product {
+    ProductKind kind;
     int rows, cols;            // of the weights; gate and up together
-    const char *weights;       // 16-bit [rows][cols]; PHASE_GATE_UP: gate
-    const char *up;            // PHASE_GATE_UP
+    const char *weights;       // 16-bit [rows][cols]; PRODUCT_GATE_UP: gate
+    const char *up;            // PRODUCT_GATE_UP
     const float *norm;         // [cols], or NULL: the input is not normalised
-    int n_pieces, piece;       // columns are taken in pieces of so many, a multiple of 512
-    int column, stride;        // the first of cols columns, of rows of `stride`: down may come in sections, a phase each
-    int section;               // pieces that are added up as one; the sums of sections are added in order
-    bool carry_in, carry_out;  // the sum of the sections before comes from s.carry, and goes there
+    int n_slices, slice;       // K slices, and the columns of one: a multiple of SLICE_UNIT; the last may be shorter
+    int first_col, row_length; // columns from first_col on, of rows of row_length: a part of down's K, or all
+    int slices_per_sum;        // slices whose sum is rounded as one; these sums are added in their order
+    bool adds_partial;         // the sum of the parts of K before is in down_partial
+    bool leaves_partial;       // the sum goes to down_partial: more parts follow
     int weight_pitch;          // bytes between rows of the weights in a stage
-    int pitch;                 // bytes between rows of the activations in shared memory
-    int first_block;           // the one that has the first tile; on from phase to phase, so that shares even out
+    int act_pitch;             // bytes between activation rows in shared memory
+    int first_block;           // has the first tile: goes on from product to product, so that blocks even out
 };
 
-struct Segment {
-    Phase phase[MAX_PHASES];
-    int n_phases, n_rows;      // n_rows: sequences
-    int tile;                  // rows of weights in a tile
-    int n_stages, stage_bytes, part_floats;
-    int window, window_ahead;  // stages in flight: within a phase, and ahead of it
-    int ring_offset, parts_offset, turns_offset, residuals_offset; // in shared memory
+// The parameters of decode_products_kernel.
+struct FusedParams {
+    Product product[MAX_PRODUCTS];
+    int n_products, n_rows; // n_rows: tokens, one of each sequence
+    int tile_rows;          // from here to ring_offset: see FusedPlan
+    int n_stages, stage_bytes, partial_floats;
+    int stages_in_flight, stages_ahead;
+    int ring_offset, partials_offset, rope_offset, residuals_offset;
     int n_heads, n_kv_heads, head_dim, dim, hidden_dim, q_dim, vocab_size;
     unsigned head_dim_inverse; // 2^32 / head_dim, rounded up: row / head_dim is the upper half of their product
     float eps;
-    float *x;                  // [n_rows][dim]: the residual stream
-    void *qkv;                 // KV type [n_heads + 2 n_kv_heads][n_rows][head_dim]
-    const void *att;           // KV type [n_rows][q_dim]
-    float *carry;              // [n_rows][dim]: sums of sections of down
-    void *h;                   // 16-bit [n_rows × terms][hidden_dim]
-    const float2 *phases;      // [n_rows][head_dim/2]: cosine and sine
-    float *logits;             // [n_rows][vocab_size]
-    int2 *best;                // [n_rows][blocks]: of a block's logits the largest (its bits) and its token; -1: one is not finite
-    unsigned *done;            // [n_phases]: blocks that are through with a phase
-    int *claimed;              // [n_phases]: tiles taken, beyond each block's first
+    float *x;            // [n_rows][dim]: the residual stream
+    void *qkv;           // KV type [n_heads + 2 n_kv_heads][n_rows][head_dim]
+    const void *att;     // KV type [n_rows][q_dim]
+    float *down_partial; // [n_rows][dim]: split-K partial sums of down
+    void *h;             // 16-bit [n_rows × terms][hidden_dim]
+    const float2 *rope;  // [n_rows][head_dim/2]: RoPE table, cosine and sine
+    float *logits;       // [n_rows][vocab_size]
+    int2 *best;          // [n_rows][blocks]: largest logit (its bits), token; -1: one is not finite
+    unsigned *done;      // [n_products]: blocks that have finished a product
+    int *next_tile;      // [n_products]: tiles taken, after each block's first
 };
+
+// A kernel has 4 KB of parameters on every architecture and driver.
+static_assert(sizeof(FusedParams) <= 4096, "parameters of a kernel");
+static_assert(FUSED_THREADS == 320 && CONSUMER_THREADS == 256, "the table of barriers");
+static_assert(RESIDUAL_BUFFERS > MAX_STAGES + PARTIAL_BUFFERS, "a residual buffer is filled anew before it is read");
+static_assert(SLICE_UNIT == 512 && MAX_SLICE % SLICE_UNIT == 0, "every consumer warp has whole mmas of a slice");
+static_assert(MAX_SLICE % (MAX_TILE_GROUPS * SLICE_UNIT) == 0, "the same where a slice is half as long");
+static_assert(MAX_ACT_ROWS * MMA_WEIGHT_ROWS == 32, "a lane of the epilogue warp is a token and a row of the group");
+static_assert(MAX_ACT_ROWS % MMA_ACT_ROWS == 0, "pairs of activation rows");
+static_assert(FUSED_MAX_DIM <= 2 * MAX_SLICE && FUSED_MAX_DIM == CONSUMER_THREADS * 4 * 8,
+              "8 float4s a thread normalise a row");
+
+// The table of shared memory.
+constexpr FusedPlan fused_plan_8b() {
+    FusedShape shape = {4096, 4096, 14336, 128, 1, 1, 232448 - FUSED_STATIC_BYTES};
+    FusedPlan plan = {};
+    return fused_plan(&shape, &plan) ? plan : FusedPlan{};
+}
+static_assert(fused_plan_8b().partials_offset == 28672 && fused_plan_8b().rope_offset == 30720, "shared memory of 8B");
+static_assert(fused_plan_8b().residuals_offset == 31232 && fused_plan_8b().ring_offset == 31744, "shared memory of 8B");
+static_assert(fused_plan_8b().n_stages == 6 && fused_plan_8b().stage_bytes == 32768, "shared memory of 8B");
+static_assert(fused_plan_8b().stages_in_flight == 2 && fused_plan_8b().stages_ahead == 1, "shared memory of 8B");
+static_assert(fused_plan_8b().shared_bytes == 228352, "shared memory of 8B");
 
 } // namespace
 

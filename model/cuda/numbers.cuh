@@ -10,19 +10,30 @@
 typedef __nv_bfloat16 bf16;
 typedef __half f16;
 
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(f16 x) { return __half2float(x); }
-__device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(float x) {
+    return x;
+}
+__device__ __forceinline__ float to_float(f16 x) {
+    return __half2float(x);
+}
+__device__ __forceinline__ float to_float(bf16 x) {
+    return __bfloat162float(x);
+}
 
 // Rounded to nearest, ties to even.
 template <typename T> __device__ __forceinline__ T from_float(float x) {
-    if constexpr (std::is_same<T, float>::value) return x;
-    else if constexpr (std::is_same<T, bf16>::value) return __float2bfloat16_rn(x);
-    else return __float2half_rn(x);
+    if constexpr (std::is_same<T, float>::value)
+        return x;
+    else if constexpr (std::is_same<T, bf16>::value)
+        return __float2bfloat16_rn(x);
+    else
+        return __float2half_rn(x);
 }
 
 // Four elements at once, rounded; p aligned to their size.
-__device__ __forceinline__ void store4(float *p, float4 v) { *(float4 *)p = v; }
+__device__ __forceinline__ void store4(float *p, float4 v) {
+    *(float4 *)p = v;
+}
 template <typename T> __device__ __forceinline__ void store4(T *p, float4 v) {
     union {
         T each[4];
@@ -34,13 +45,17 @@ template <typename T> __device__ __forceinline__ void store4(T *p, float4 v) {
 // Two float32 in one word of two 16-bit numbers, the first in the lower half, and back.
 template <typename T> __device__ __forceinline__ uint32_t pack2(float lo, float hi) {
     uint32_t r;
-    if constexpr (std::is_same<T, bf16>::value) asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
-    else asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+    if constexpr (std::is_same<T, bf16>::value)
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+    else
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
     return r;
 }
 template <typename T> __device__ __forceinline__ float2 unpack2(uint32_t r) {
-    if constexpr (std::is_same<T, bf16>::value) return make_float2(__uint_as_float(r << 16), __uint_as_float(r & 0xffff0000u));
-    else return __half22float2(*(const __half2 *)&r);
+    if constexpr (std::is_same<T, bf16>::value)
+        return make_float2(__uint_as_float(r << 16), __uint_as_float(r & 0xffff0000u));
+    else
+        return __half22float2(*(const __half2 *)&r);
 }
 // What rounding x, y to T lost, itself rounded to T: x ~ hi + lo to 16 bits (bf16) or 22 (f16).
 template <typename T> __device__ __forceinline__ uint32_t pack2_rest(float x, float y, uint32_t hi) {
@@ -57,7 +72,7 @@ __device__ __forceinline__ float exp2_fast(float x) {
 
 // The sum over a warp, in a fixed order, for every lane.
 __device__ __forceinline__ float warp_sum(float x) {
-    #pragma unroll
+#pragma unroll
     for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
     return x;
 }

@@ -1,0 +1,148 @@
+// Engine cpu: its memory, and its weights from a file or from a seed. What it computes is forward.c.
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "../file/checkpoint.h"
+#include "../synthetic.h"
+#include "state.h"
+
+enum { MAX_TOKENS = 512 }; // the weights are read once for so many tokens of a prompt
+
+static bool read_logits_cpu(Model *m, Error *err) { // they are there already
+    (void)m, (void)err;
+    return true;
+}
+
+// Memory for weights: on large pages, for a token walks through all of it.
+static char *allocate_weights(uint64_t bytes) {
+    enum { HUGE_PAGE = 2 << 20 };
+    void *p;
+    if (posix_memalign(&p, HUGE_PAGE, bytes ? bytes : 1) != 0) return NULL;
+    madvise(p, bytes, MADV_HUGEPAGE); // a hint: without it everything works, a little slower
+    return p;
+}
+
+// WeightVisitors for a synthetic model: the first measures, the second makes the tensors.
+typedef struct {
+    const Model *model;
+    char *base;
+    SyntheticCursor cursor;
+} Synthesis;
+
+static bool measure_synthetic(void *context, const Weight *w, Error *err) {
+    (void)err;
+    synthetic_next(&((Synthesis *)context)->cursor, w);
+    return true;
+}
+
+static bool make_synthetic(void *context, const Weight *w, Error *err) {
+    Synthesis *y = context;
+    SyntheticTensor t = synthetic_next(&y->cursor, w);
+    if (model_interrupted(y->model)) return fail_interrupted(err);
+    if (!w->matrix) {
+        float *norm = (float *)(y->base + t.at);
+        for (int i = 0; i < w->n; i++) norm[i] = 1.0f;
+        *w->norm = norm;
+        return true;
+    }
+    uint16_t *data = (uint16_t *)(y->base + t.at);
+    int64_t n = (int64_t)w->matrix->rows * w->matrix->cols;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i++) data[i] = (uint16_t)(synthetic_bits((uint64_t)i, t.salt, t.range) >> 16);
+    w->matrix->data = data;
+    w->matrix->dtype = DTYPE_BF16;
+    return true;
+}
+
+static bool load_weights(Model *m, CpuState *s, Error *err) {
+    Synthesis y = {.model = m, .cursor = {.seed = m->seed}};
+    if (model_is_synthetic(m)) {
+        if (!weights_visit(m, measure_synthetic, &y, err)) return false;
+        m->weights.bytes = y.cursor.at;
+    }
+    s->weights = y.base = allocate_weights(m->weights.bytes);
+    if (!s->weights)
+        return fail(err, "out of memory: %.2f GB of weights, this machine has %.2f GB in all",
+                    (double)m->weights.bytes * 1e-9,
+                    (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) * 1e-9);
+    if (!model_is_synthetic(m)) return checkpoint_load(m, s->weights, err);
+    y.cursor.at = 0;
+    return weights_visit(m, make_synthetic, &y, err);
+}
+
+static bool allocate_state(Model *m, CpuState *s, Error *err) {
+    const Config *c = &m->config;
+    int widest = c->dim > c->q_dim ? c->dim : c->q_dim;
+    size_t positions = (size_t)m->kv.n_slots * (size_t)m->kv.max_len;
+    m->max_rows = positions < MAX_TOKENS ? (int)positions : MAX_TOKENS;
+    size_t logit_rows = positions < LOGIT_ROWS ? positions : LOGIT_ROWS;
+    size_t kv = kv_elements(c->n_layers, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
+    m->kv.bytes = 2 * kv * sizeof(float);
+    const struct {
+        float **buffer;
+        size_t rows, columns;
+    } buffers[] = {{&s->x, (size_t)m->max_rows, (size_t)c->dim},
+                   {&s->xb, (size_t)m->max_rows, (size_t)widest},
+                   {&s->q, (size_t)m->max_rows, (size_t)c->q_dim},
+                   {&s->k, (size_t)m->max_rows, (size_t)c->kv_dim},
+                   {&s->v, (size_t)m->max_rows, (size_t)c->kv_dim},
+                   {&s->att, (size_t)m->max_rows, (size_t)c->q_dim},
+                   {&s->hb, (size_t)m->max_rows, (size_t)c->hidden_dim},
+                   {&s->hb2, (size_t)m->max_rows, (size_t)c->hidden_dim},
+                   {&s->cos, (size_t)m->max_rows, (size_t)c->head_dim / 2},
+                   {&s->sin, (size_t)m->max_rows, (size_t)c->head_dim / 2},
+                   {(float **)&s->pos, (size_t)m->max_rows, sizeof *s->pos / sizeof(float)},
+                   {&m->logits, logit_rows, (size_t)c->vocab_size},
+                   {(float **)&m->kv.k, 1, kv},
+                   {(float **)&m->kv.v, 1, kv}};
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) {
+        size_t bytes;
+        if (!__builtin_mul_overflow(buffers[i].rows * sizeof(float), buffers[i].columns, &bytes))
+            *buffers[i].buffer = malloc(bytes);
+        if (!*buffers[i].buffer)
+            return fail(
+                err,
+                "out of memory: %.3f GB for %d contexts of %d (their cache takes %.3f GB in all); try a smaller -c",
+                (double)buffers[i].rows * (double)buffers[i].columns * 4e-9, m->kv.n_slots, m->kv.max_len,
+                (double)m->kv.bytes * 1e-9);
+        m->buffer_bytes += bytes;
+    }
+    m->buffer_bytes -= m->kv.bytes;
+    return true;
+}
+
+static bool usable_cpu(const Model *m, Error *err) { // always
+    (void)m, (void)err;
+    return true;
+}
+
+static int count_threads(void) {
+    int n = 0;
+#pragma omp parallel reduction(+ : n)
+    n++;
+    return n;
+}
+
+static bool open_cpu(Model *m, Error *err) {
+    CpuState *s = m->state = calloc(1, sizeof *s);
+    if (!s) return fail(err, "out of memory: the engine's state");
+    s->ops = ops_select();
+    snprintf(m->note, sizeof m->note, "%s, %d threads", s->ops->name, count_threads());
+    m->precision = PRECISION_F32; // always: there is nothing to gain here from less
+    return allocate_state(m, s, err) && load_weights(m, s, err);
+}
+
+static void close_cpu(Model *m) {
+    CpuState *s = m->state;
+    if (!s) return;
+    float *buffers[] = {s->x,   s->xb,           s->q,      s->k,    s->v,   s->att, s->hb, s->hb2, s->cos,
+                        s->sin, (float *)s->pos, m->logits, m->kv.k, m->kv.v};
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) free(buffers[i]);
+    free(s->weights);
+    free(s);
+    m->state = NULL;
+}
+
+const Engine engine_cpu = {"cpu", usable_cpu, open_cpu, close_cpu, forward_cpu, read_logits_cpu};

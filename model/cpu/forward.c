@@ -1,0 +1,122 @@
+// The LLaMA 3 forward pass on the CPU, one step a line: read this file to understand the model.
+// (Touvron et al. 2023; Grattafiori et al. 2024. The names are those of llama2.c and Meta's own code.)
+// model/cuda/forward.cu has the same steps under the same names.
+#include <math.h>
+#include <string.h>
+
+#include "../logits.h"
+#include "state.h"
+
+// The position of every row: after what its sequence has.
+static void row_positions(const Model *m, const Batch *b, int *pos) {
+    for (int i = 0; i < b->n_seq; i++)
+        for (int r = b->start[i]; r < b->start[i + 1]; r++) pos[r] = m->kv.len[b->slot[i]] + r - b->start[i];
+}
+
+// Cosine and sine for each position. The angle is the float32 product position × frequency, as HuggingFace computes it, then accurately its cosine and
+// sine.
+static void rope_table(const Model *m, CpuState *s, int T) {
+    int half = m->config.head_dim / 2;
+    for (int t = 0; t < T; t++)
+        for (int i = 0; i < half; i++) {
+            float angle = (float)s->pos[t] * m->rope_freq[i];
+            s->cos[t * half + i] = (float)cos((double)angle);
+            s->sin[t * half + i] = (float)sin((double)angle);
+        }
+}
+
+// src[T][n_kv_heads][head_dim] to positions pos .. pos+T-1 of cache[n_kv_heads][max_len][head_dim], one slot of one
+// layer.
+static void cache_append(const Model *m, float *cache, const float *src, int pos, int T) {
+    size_t head_dim = (size_t)m->config.head_dim, stream = (size_t)m->kv.max_len * head_dim;
+    for (int t = 0; t < T; t++)
+        for (int h = 0; h < m->config.n_kv_heads; h++, src += head_dim)
+            memcpy(cache + (size_t)h * stream + (size_t)(pos + t) * head_dim, src, head_dim * sizeof *src);
+}
+
+// Every sequence's new tokens into its slot, then every token attends to itself and to all before it.
+static void attend(Model *m, CpuState *s, const Batch *b, int layer) {
+    const Config *c = &m->config;
+    for (int i = 0; i < b->n_seq; i++) {
+        size_t slot = kv_elements(layer, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim) +
+                      kv_elements(1, b->slot[i], c->n_kv_heads, m->kv.max_len, c->head_dim);
+        float *k = (float *)m->kv.k + slot, *v = (float *)m->kv.v + slot;
+        int pos = m->kv.len[b->slot[i]], T = b->start[i + 1] - b->start[i];
+        size_t q_row = (size_t)b->start[i] * (size_t)c->q_dim, kv_row = (size_t)b->start[i] * (size_t)c->kv_dim;
+        cache_append(m, k, s->k + kv_row, pos, T);
+        cache_append(m, v, s->v + kv_row, pos, T);
+        s->ops->attention(s->att + q_row, s->q + q_row, k, v, T, pos, c->n_heads, c->n_kv_heads, c->head_dim,
+                          m->kv.max_len);
+    }
+}
+
+// x = the embedding of each token, widened.
+static void embed(const Model *m, CpuState *s, const int *tokens, int T) {
+    const Matrix *table = &m->weights.tok_embeddings;
+    size_t row = matrix_row_bytes(table);
+    for (int t = 0; t < T; t++)
+        s->ops->widen(s->x + (size_t)t * (size_t)table->cols, (const char *)table->data + (size_t)tokens[t] * row,
+                      table->dtype, table->cols);
+}
+
+static void add(float *x, const float *y, size_t n) {
+    for (size_t i = 0; i < n; i++) x[i] += y[i];
+}
+
+// Logits of the rows that were asked for, into model->logits from row first_logit on, and the most likely token of each.
+static void lm_head(Model *m, CpuState *s, const Batch *b, int first_logit) {
+    const Config *c = &m->config;
+    size_t dim = (size_t)c->dim, vocab = (size_t)c->vocab_size;
+    if (b->n_logits == 0) return;
+    for (int i = 0; i < b->n_logits; i++)
+        s->ops->rmsnorm(s->xb + (size_t)i * dim, s->x + (size_t)b->logit_rows[i] * dim, m->weights.norm, c->norm_eps, 1,
+                        c->dim);
+    float *logits = m->logits + (size_t)first_logit * vocab;
+    s->ops->matmul(logits, s->xb, &m->weights.output, b->n_logits);
+    for (int i = 0; i < b->n_logits; i++, logits += vocab)
+        m->argmax[first_logit + i] = find_not_finite(logits, c->vocab_size) < 0 ? argmax(logits, c->vocab_size) : -1;
+}
+
+// The rows of a batch, after what their sequences have; rows of prompts and of steps alike.
+bool forward_cpu(Model *m, const Batch *b, int first_logit, Error *err) {
+    const Config *c = &m->config;
+    CpuState *s = m->state;
+    const Ops *ops = s->ops;
+    int T = b->n_rows;
+    size_t n = (size_t)T * (size_t)c->dim;
+
+    // token ids to vectors
+    embed(m, s, b->tokens, T);
+    row_positions(m, b, s->pos);
+    rope_table(m, s, T);
+
+    for (int i = 0; i < c->n_layers; i++) {
+        const LayerWeights *l = &m->weights.layers[i];
+        if (model_interrupted(m)) return fail_interrupted(err);
+
+        // attention: queries, keys and values of the normalised stream
+        ops->rmsnorm(s->xb, s->x, l->attention_norm, c->norm_eps, T, c->dim);
+        ops->matmul(s->q, s->xb, &l->wq, T);
+        ops->matmul(s->k, s->xb, &l->wk, T);
+        ops->matmul(s->v, s->xb, &l->wv, T);
+        // positions, as rotations of pairs
+        ops->rope(s->q, s->cos, s->sin, T, c->n_heads, c->head_dim);
+        ops->rope(s->k, s->cos, s->sin, T, c->n_kv_heads, c->head_dim);
+        attend(m, s, b, i);
+        // back to the stream
+        ops->matmul(s->xb, s->att, &l->wo, T);
+        add(s->x, s->xb, n);
+
+        // feed-forward: down(silu(gate) * up)
+        ops->rmsnorm(s->xb, s->x, l->ffn_norm, c->norm_eps, T, c->dim);
+        ops->matmul(s->hb, s->xb, &l->w1, T);
+        ops->matmul(s->hb2, s->xb, &l->w3, T);
+        ops->swiglu(s->hb, s->hb2, (int64_t)T * c->hidden_dim);
+        ops->matmul(s->xb, s->hb, &l->w2, T);
+        add(s->x, s->xb, n);
+    }
+
+    // logits
+    lm_head(m, s, b, first_logit);
+    return true;
+}

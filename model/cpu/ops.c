@@ -1,0 +1,412 @@
+// Written with vectors of eight floats (a GCC and Clang extension); what they become is the Makefile's choice: this
+// file is compiled once for each instruction set, with OPS_TABLE naming the table it fills.
+#include "ops.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    LANES = 8,
+    W_ROWS = 16,    // rows of W widened to float32 at a time ...
+    K_BLOCK = 512,  // ... this many columns of them: 32 KB, which stays in the L1 cache
+    Q_ROWS = 32,    // (token, head) rows of one attention task
+    KV_TILE = 64,   // positions per step of the online softmax
+    ALONE = 1 << 18 // multiply-adds that one thread does sooner than it wakes the others
+};
+
+typedef float Float8 __attribute__((vector_size(32)));
+typedef int32_t Int8 __attribute__((vector_size(32)));
+typedef uint32_t UInt8 __attribute__((vector_size(32)));
+typedef uint64_t Word4 __attribute__((vector_size(32)));
+
+#define INLINE static inline __attribute__((always_inline))
+
+// ---- vectors --------------------------------------------------------------------------------------------------------
+
+INLINE Float8 load8(const float *p) {
+    Float8 v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE void store8(float *p, Float8 v) {
+    memcpy(p, &v, sizeof v);
+}
+
+INLINE Float8 splat8(float x) {
+    return (Float8){x, x, x, x, x, x, x, x};
+}
+
+INLINE Float8 select8(Int8 mask, Float8 yes, Float8 no) {
+    return (Float8)(((Int8)yes & mask) | ((Int8)no & ~mask));
+}
+
+INLINE float sum8(Float8 v) { // a fixed tree
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+// f16 in the low half of each lane: put exponent and fraction in place and let a multiplication move the exponent's
+// bias from 15 to 127; it normalises the subnormals too. Infinities and NaN get the exponent of ones back.
+INLINE Float8 f16_to_float(UInt8 bits) {
+    Float8 f = (Float8)((bits & 0x7FFF) << 13) * 0x1p112f;
+    UInt8 special = (UInt8)((bits & 0x7C00) == 0x7C00) & 0x7F800000;
+    return (Float8)((UInt8)f | special | (bits & 0x8000) << 16);
+}
+
+// Sixteen weights from element i on, widened; exact for every value. Two-byte weights come as the even and the odd
+// elements: that is how a 32-bit lane holds a pair, and taking it apart costs a shift and a mask. F32 comes in order.
+INLINE void widen16(const void *w, DType dtype, size_t i, Float8 *first, Float8 *second) {
+    if (dtype == DTYPE_F32) {
+        *first = load8((const float *)w + i);
+        *second = load8((const float *)w + i + LANES);
+        return;
+    }
+    UInt8 pairs;
+    memcpy(&pairs, (const uint16_t *)w + i, sizeof pairs);
+    if (dtype == DTYPE_BF16) {
+        *first = (Float8)(pairs << 16);
+        *second = (Float8)(pairs & 0xFFFF0000);
+    } else {
+        *first = f16_to_float(pairs & 0xFFFF);
+        *second = f16_to_float(pairs >> 16);
+    }
+}
+
+// Sixteen floats of x in the order in which widen16 gives the weights.
+INLINE void load16(const float *x, DType dtype, Float8 *first, Float8 *second) {
+    Float8 a = load8(x), b = load8(x + LANES);
+    *first = dtype == DTYPE_F32 ? a : __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+    *second = dtype == DTYPE_F32 ? b : __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+
+INLINE float widen1(const void *w, DType dtype, size_t i) {
+    if (dtype == DTYPE_F32) return ((const float *)w)[i];
+    uint16_t padded[2 * LANES] = {((const uint16_t *)w)[i]};
+    Float8 first, second;
+    widen16(padded, dtype, 0, &first, &second);
+    return first[0];
+}
+
+// exp(x) to about 1 ulp; 0 below -87, infinite above 88.4. 2^n · e^r with r in ±ln2/2, a polynomial of degree 6
+// (Cephes' expf).
+INLINE Float8 exp8(Float8 x) {
+    Float8 low = splat8(-87.0f), high = splat8(89.0f);
+    Int8 zero = x < low;
+    x = select8(x > high, high, select8(zero, low, x));
+    Float8 magic = splat8(0x1.8p23f); // adding it rounds to a whole number
+    Float8 n = (x * 1.44269504088896341f + magic) - magic;
+    Float8 r = x - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    Float8 p = splat8(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    Int8 scale = (__builtin_convertvector(n, Int8) + 127) << 23;
+    return (Float8)((Int8)(p * (Float8)scale) & ~zero);
+}
+
+// ---- matmul ---------------------------------------------------------------------------------------------------------
+
+// c[i][j] += a row i · b row j over n elements (a multiple of LANES), for R × C rows: the inner tile of everything that
+// multiplies by a transposed matrix. R and C are constants after inlining, so the sums stay in registers.
+INLINE void dot_tile(float *c, size_t c_row, size_t c_col, const float *a, size_t lda, const float *b, size_t ldb,
+                     int n, int R, int C) {
+    Float8 sum[4][3];
+    for (int i = 0; i < R; i++)
+        for (int j = 0; j < C; j++) sum[i][j] = splat8(0);
+    for (int l = 0; l < n; l += LANES)
+        for (int i = 0; i < R; i++) {
+            Float8 ai = load8(a + (size_t)i * lda + l);
+            for (int j = 0; j < C; j++) sum[i][j] += ai * load8(b + (size_t)j * ldb + l);
+        }
+    for (int i = 0; i < R; i++)
+        for (int j = 0; j < C; j++) c[(size_t)i * c_row + (size_t)j * c_col] += sum8(sum[i][j]);
+}
+
+INLINE void dot_columns(float *c, size_t c_row, size_t c_col, const float *a, size_t lda, const float *b, size_t ldb,
+                        int n, int rows, int C) {
+    int i = 0;
+    for (; i + 4 <= rows; i += 4)
+        dot_tile(c + (size_t)i * c_row, c_row, c_col, a + (size_t)i * lda, lda, b, ldb, n, 4, C);
+    for (; i < rows; i++) dot_tile(c + (size_t)i * c_row, c_row, c_col, a + (size_t)i * lda, lda, b, ldb, n, 1, C);
+}
+
+// c[i][j] += a row i · b row j, for any numbers of rows.
+static void dot_block(float *c, size_t c_row, size_t c_col, const float *a, size_t lda, int a_rows, const float *b,
+                      size_t ldb, int b_rows, int n) {
+    int j = 0;
+    for (; j + 3 <= b_rows; j += 3)
+        dot_columns(c + (size_t)j * c_col, c_row, c_col, a, lda, b + (size_t)j * ldb, ldb, n, a_rows, 3);
+    for (; j < b_rows; j++)
+        dot_columns(c + (size_t)j * c_col, c_row, c_col, a, lda, b + (size_t)j * ldb, ldb, n, a_rows, 1);
+}
+
+// One row of x against R rows of W, straight from their dtype: decode reads each weight once.
+INLINE void matvec_rows(float *y, const float *x, const void *w, DType dtype, int row, int k, int R) {
+    Float8 sum1[4], sum2[4];
+    for (int i = 0; i < R; i++) sum1[i] = sum2[i] = splat8(0);
+    int l = 0;
+    for (; l + 2 * LANES <= k; l += 2 * LANES) {
+        Float8 x1, x2;
+        load16(x + l, dtype, &x1, &x2);
+        for (int i = 0; i < R; i++) {
+            Float8 w1, w2;
+            widen16(w, dtype, (size_t)(row + i) * (size_t)k + (size_t)l, &w1, &w2);
+            sum1[i] += w1 * x1;
+            sum2[i] += w2 * x2;
+        }
+    }
+    for (int i = 0; i < R; i++) {
+        float sum = sum8(sum1[i] + sum2[i]);
+        for (int r = l; r < k; r++) sum += widen1(w, dtype, (size_t)(row + i) * (size_t)k + (size_t)r) * x[r];
+        y[row + i] = sum;
+    }
+}
+
+INLINE void matvec_block(float *y, const float *x, const void *w, DType dtype, int row, int n, int k) {
+    if (row + 4 <= n)
+        matvec_rows(y, x, w, dtype, row, k, 4);
+    else
+        for (; row < n; row++) matvec_rows(y, x, w, dtype, row, k, 1);
+}
+
+// The dtype becomes a constant in each branch, so that no inner loop asks for it.
+static void matvec(float *y, const float *x, const void *w, DType dtype, int n, int k) {
+#pragma omp parallel for schedule(static) if ((int64_t)n * k > ALONE)
+    for (int block = 0; block < (n + 3) / 4; block++) {
+        if (dtype == DTYPE_BF16) matvec_block(y, x, w, DTYPE_BF16, block * 4, n, k);
+        if (dtype == DTYPE_F16) matvec_block(y, x, w, DTYPE_F16, block * 4, n, k);
+        if (dtype == DTYPE_F32) matvec_block(y, x, w, DTYPE_F32, block * 4, n, k);
+    }
+}
+
+INLINE void widen_elements(float *x, const void *w, DType dtype, size_t first, int n) {
+    int i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        Float8 a, b;
+        widen16(w, dtype, first + (size_t)i, &a, &b);
+        store8(x + i, dtype == DTYPE_F32 ? a : __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11));
+        store8(x + i + LANES, dtype == DTYPE_F32 ? b : __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15));
+    }
+    for (; i < n; i++) x[i] = widen1(w, dtype, first + (size_t)i);
+}
+
+// n elements of W from `first` on, in order.
+static void widen_row(float *x, const void *w, DType dtype, size_t first, int n) {
+    if (dtype == DTYPE_BF16) widen_elements(x, w, DTYPE_BF16, first, n);
+    if (dtype == DTYPE_F16) widen_elements(x, w, DTYPE_F16, first, n);
+    if (dtype == DTYPE_F32) widen_elements(x, w, DTYPE_F32, first, n);
+}
+
+// T rows of x: a panel of W is widened once and serves them all.
+static void matmul_rows(float *y, const float *x, const void *w, DType dtype, int T, int n, int k) {
+#pragma omp parallel for schedule(dynamic) if ((int64_t)T * n * k > ALONE)
+    for (int panel_row = 0; panel_row < n; panel_row += W_ROWS) {
+        float panel[W_ROWS * K_BLOCK];
+        int rows = n - panel_row < W_ROWS ? n - panel_row : W_ROWS;
+        for (int t = 0; t < T; t++) memset(y + (size_t)t * (size_t)n + panel_row, 0, (size_t)rows * sizeof *y);
+        for (int l = 0; l < k; l += K_BLOCK) {
+            int width = k - l < K_BLOCK ? k - l : K_BLOCK, whole = width / LANES * LANES;
+            for (int i = 0; i < rows; i++)
+                widen_row(panel + i * K_BLOCK, w, dtype, (size_t)(panel_row + i) * (size_t)k + (size_t)l, width);
+            dot_block(y + panel_row, 1, (size_t)n, panel, K_BLOCK, rows, x + l, (size_t)k, T, whole);
+            for (int r = whole; r < width; r++) // the last columns of a width that is no multiple of LANES
+                for (int t = 0; t < T; t++)
+                    for (int i = 0; i < rows; i++)
+                        y[(size_t)t * (size_t)n + (size_t)(panel_row + i)] +=
+                            panel[i * K_BLOCK + r] * x[(size_t)t * (size_t)k + (size_t)(l + r)];
+        }
+    }
+}
+
+static void matmul(float *y, const float *x, const Matrix *w, int T) {
+    if (T == 1)
+        matvec(y, x, w->data, w->dtype, w->rows, w->cols);
+    else
+        matmul_rows(y, x, w->data, w->dtype, T, w->rows, w->cols);
+}
+
+static void widen(float *x, const void *row, DType dtype, int n) {
+    widen_row(x, row, dtype, 0, n);
+}
+
+// ---- element by element ---------------------------------------------------------------------------------------------
+
+static void rmsnorm(float *y, const float *x, const float *weight, float eps, int T, int n) {
+    for (int t = 0; t < T; t++, x += n, y += n) {
+        Float8 squares = splat8(0);
+        int i = 0;
+        for (; i + LANES <= n; i += LANES) squares += load8(x + i) * load8(x + i);
+        float sum = sum8(squares);
+        for (; i < n; i++) sum += x[i] * x[i];
+        float scale = 1.0f / sqrtf(sum / (float)n + eps);
+        for (i = 0; i < n; i++) y[i] = weight[i] * (x[i] * scale);
+    }
+}
+
+static void rope(float *x, const float *cos, const float *sin, int T, int n_heads, int head_dim) {
+    int half = head_dim / 2;
+    for (int t = 0; t < T; t++, cos += half, sin += half)
+        for (int h = 0; h < n_heads; h++, x += head_dim)
+            for (int i = 0; i < half; i++) {
+                float a = x[i], b = x[i + half];
+                x[i] = a * cos[i] - b * sin[i];
+                x[i + half] = b * cos[i] + a * sin[i];
+            }
+}
+
+static void swiglu(float *gate, const float *up, int64_t n) {
+#pragma omp parallel for schedule(static) if (n > ALONE / 16) // an exponential costs that much
+    for (int64_t block = 0; block < (n + LANES - 1) / LANES; block++) {
+        int64_t i = block * LANES;
+        float g[LANES] = {0}, u[LANES] = {0};
+        size_t bytes = (size_t)(n - i < LANES ? n - i : LANES) * sizeof *gate;
+        memcpy(g, gate + i, bytes);
+        memcpy(u, up + i, bytes);
+        Float8 x = load8(g);
+        store8(g, x / (1.0f + exp8(-x)) * load8(u));
+        memcpy(gate + i, g, bytes);
+    }
+}
+
+// ---- attention ------------------------------------------------------------------------------------------------------
+
+// out[R][n] += p[R][KV_TILE] · v[count][n], for C vectors of columns.
+INLINE void accumulate_tile(float *out, const float *p, const float *v, int count, int n, int R, int C) {
+    Float8 sum[4][2];
+    for (int i = 0; i < R; i++)
+        for (int c = 0; c < C; c++) sum[i][c] = load8(out + i * n + c * LANES);
+    for (int j = 0; j < count; j++, v += n)
+        for (int i = 0; i < R; i++)
+            for (int c = 0; c < C; c++) sum[i][c] += splat8(p[i * KV_TILE + j]) * load8(v + c * LANES);
+    for (int i = 0; i < R; i++)
+        for (int c = 0; c < C; c++) store8(out + i * n + c * LANES, sum[i][c]);
+}
+
+// out[rows][n] += p[rows][KV_TILE] · v[count][n]
+static void accumulate(float *out, const float *p, const float *v, int rows, int count, int n) {
+    int i = 0;
+    for (; i < rows; i += rows - i >= 4 ? 4 : 1) {
+        int c = 0;
+        float *o = out + i * n;
+        const float *weights = p + i * KV_TILE;
+        if (rows - i >= 4)
+            for (; c + 2 * LANES <= n; c += 2 * LANES) accumulate_tile(o + c, weights, v + c, count, n, 4, 2);
+        else
+            for (; c + LANES <= n; c += LANES) accumulate_tile(o + c, weights, v + c, count, n, 1, 1);
+        for (int r = i; r < i + (rows - i >= 4 ? 4 : 1); r++) // columns left over
+            for (int j = 0; j < count; j++)
+                for (int l = c; l < n; l++) out[r * n + l] += p[r * KV_TILE + j] * v[j * n + l];
+    }
+}
+
+// One row of scores [KV_TILE], of which the first `visible` count: to exp(score - max), zero beyond; keeps the running
+// maximum and sum, and rescales what was accumulated under an older maximum.
+static void softmax_step(float *score, int visible, float *max, float *sum, float *out, int n) {
+    float new_max = *max;
+    for (int j = 0; j < visible; j++) new_max = score[j] > new_max ? score[j] : new_max;
+    for (int j = visible; j < KV_TILE; j++) score[j] = -INFINITY;
+    if (new_max != *max) {
+        float rescale = expf(*max - new_max); // 0 at first, when the maximum is -inf
+        *sum *= rescale;
+        for (int l = 0; l < n; l++) out[l] *= rescale;
+        *max = new_max;
+    }
+    Float8 total = splat8(0);
+    for (int j = 0; j < KV_TILE; j += LANES) {
+        Float8 p = exp8(load8(score + j) - new_max);
+        store8(score + j, p);
+        total += p;
+    }
+    *sum += sum8(total);
+}
+
+// Rows [first, first+rows) of one K/V head's queries, numbered token × group + head of the group.
+static void attention_task(float *out, const float *q, const float *k, const float *v, int first, int rows, int pos,
+                           int n_heads, int group, int head_dim) {
+    float queries[Q_ROWS * MAX_HEAD_DIM], result[Q_ROWS * MAX_HEAD_DIM], score[Q_ROWS * KV_TILE], max[Q_ROWS],
+        sum[Q_ROWS];
+    float scale = 1.0f / sqrtf((float)head_dim);
+    int whole = head_dim / LANES * LANES;
+    for (int r = 0; r < rows; r++) {
+        int token = (first + r) / group, head = (first + r) % group;
+        const float *from = q + ((size_t)token * (size_t)n_heads + (size_t)head) * (size_t)head_dim;
+        for (int i = 0; i < head_dim; i++) queries[r * head_dim + i] = from[i] * scale;
+        max[r] = -INFINITY;
+        sum[r] = 0;
+    }
+    memset(result, 0, (size_t)(rows * head_dim) * sizeof *result);
+    int end = pos + (first + rows - 1) / group + 1; // positions that the last row attends to
+    for (int j = 0; j < end; j += KV_TILE) {
+        int count = end - j < KV_TILE ? end - j : KV_TILE;
+        const float *kj = k + (size_t)j * (size_t)head_dim, *vj = v + (size_t)j * (size_t)head_dim;
+        memset(score, 0, sizeof score);
+        dot_block(score, KV_TILE, 1, queries, (size_t)head_dim, rows, kj, (size_t)head_dim, count, whole);
+        for (int r = 0; r < rows; r++) {
+            for (int i = whole; i < head_dim; i++)
+                for (int c = 0; c < count; c++)
+                    score[r * KV_TILE + c] += queries[r * head_dim + i] * kj[c * head_dim + i];
+            int visible = pos + (first + r) / group + 1 - j; // the causal mask
+            visible = visible < 0 ? 0 : visible > count ? count : visible;
+            if (visible > 0)
+                softmax_step(score + r * KV_TILE, visible, max + r, sum + r, result + r * head_dim, head_dim);
+            else
+                memset(score + r * KV_TILE, 0, KV_TILE * sizeof *score);
+        }
+        accumulate(result, score, vj, rows, count, head_dim);
+    }
+    for (int r = 0; r < rows; r++) {
+        int token = (first + r) / group, head = (first + r) % group;
+        float *to = out + ((size_t)token * (size_t)n_heads + (size_t)head) * (size_t)head_dim;
+        for (int i = 0; i < head_dim; i++) to[i] = result[r * head_dim + i] / sum[r];
+    }
+}
+
+static void attention(float *out, const float *q, const float *k, const float *v, int T, int pos, int n_heads,
+                      int n_kv_heads, int head_dim, int max_len) {
+    int group = n_heads / n_kv_heads, rows = T * group, blocks = (rows + Q_ROWS - 1) / Q_ROWS;
+#pragma omp parallel for schedule(dynamic) if ((int64_t)T * (pos + T) * n_heads * head_dim > ALONE)
+    for (int task = blocks * n_kv_heads - 1; task >= 0; task--) { // the longest first
+        int kv_head = task % n_kv_heads, first = task / n_kv_heads * Q_ROWS;
+        size_t at = (size_t)kv_head * (size_t)max_len * (size_t)head_dim, head = (size_t)(kv_head * group * head_dim);
+        attention_task(out + head, q + head, k + at, v + at, first, rows - first < Q_ROWS ? rows - first : Q_ROWS, pos,
+                       n_heads, group, head_dim);
+    }
+}
+
+// ---- what the machine gives -----------------------------------------------------------------------------------------
+
+static uint64_t read_all(const void *data, int64_t bytes) {
+    enum { CHUNK = 1 << 20 };
+    uint64_t total = 0;
+#pragma omp parallel for schedule(static) reduction(+ : total)
+    for (int64_t at = 0; at < bytes / CHUNK; at++) {
+        const char *p = (const char *)data + at * CHUNK;
+        Word4 sum[8] = {{0}};
+        for (int i = 0; i < CHUNK; i += (int)sizeof sum)
+            for (int j = 0; j < 8; j++) {
+                Word4 word;
+                memcpy(&word, p + i + j * (int)sizeof word, sizeof word);
+                sum[j] += word;
+            }
+        for (int j = 0; j < 8; j++) total += sum[j][0] + sum[j][1] + sum[j][2] + sum[j][3];
+    }
+    return total;
+}
+
+static double multiply_add(int64_t rounds, float *sink) {
+    Float8 sum[10]; // more than latency × issue width asks for, and few enough for registers
+    Float8 a = splat8(0.999f), b = splat8(*sink);
+    for (int i = 0; i < 10; i++) sum[i] = splat8((float)i);
+    for (int64_t round = 0; round < rounds; round++)
+        for (int i = 0; i < 10; i++) sum[i] = sum[i] * a + b;
+    for (int i = 1; i < 10; i++) sum[0] += sum[i];
+    *sink = sum8(sum[0]);
+    return (double)rounds * 10 * LANES * 2;
+}
+
+const Ops OPS_TABLE = {OPS_NAME, matmul, widen, rmsnorm, rope, attention, swiglu, read_all, multiply_add};

@@ -1,0 +1,38 @@
+// The operations of a LLaMA layer in float32 on the CPU: the numerical reference of every other engine.
+// ops.c is compiled once for each instruction set; each gives one table. All matrices row-major, T tokens.
+#ifndef OPS_H
+#define OPS_H
+
+#include <stdint.h>
+
+#include "../model.h"
+
+typedef struct {
+    const char *name; // the instruction set
+    // y[T][rows] = x[T][cols] · wᵀ, w BF16, F16 or F32. Each sum in one fixed order, whatever the threads.
+    void (*matmul)(float *y, const float *x, const Matrix *w, int T);
+    // x[n], widened from n numbers of dtype.
+    void (*widen)(float *x, const void *from, DType dtype, int n);
+    // y[T][n] = x / sqrt(mean(x²) + eps) * weight[n]. Zhang & Sennrich 2019, in the order of HuggingFace's
+    // LlamaRMSNorm.
+    void (*rmsnorm)(float *y, const float *x, const float *weight, float eps, int T, int n);
+    // Rotates x[T][n_heads][head_dim] in place: element i of the first half with element i of the second, by the angle
+    // of cos/sin[T][head_dim/2]. Su et al. 2021, HuggingFace's half-split order.
+    void (*rope)(float *x, const float *cos, const float *sin, int T, int n_heads, int head_dim);
+    // out[T][n_heads][head_dim]: causal attention of the tokens at positions pos .. pos+T-1 over k and v
+    // [n_kv_heads][max_len][head_dim], filled up to pos+T; n_heads/n_kv_heads query heads share each K/V head
+    // (Ainslie et al. 2023). Online softmax over tiles of positions (Milakov & Gimelshein 2018).
+    void (*attention)(float *out, const float *q, const float *k, const float *v, int T, int pos, int n_heads,
+                      int n_kv_heads, int head_dim, int max_len);
+    // gate[n] = gate / (1 + exp(-gate)) * up: SiLU, Shazeer 2020.
+    void (*swiglu)(float *gate, const float *up, int64_t n);
+    // What the machine gives, for the benchmark: the sum of data as 8-byte words, by all threads; and the
+    // floating-point operations of one thread's fused multiply-adds over `rounds` rounds.
+    uint64_t (*read_all)(const void *data, int64_t bytes);
+    double (*multiply_add)(int64_t rounds, float *sink);
+} Ops;
+
+// The best table for the processor that runs this.
+const Ops *ops_select(void);
+
+#endif

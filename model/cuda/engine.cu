@@ -1,0 +1,245 @@
+// The GPU engines' memory: what they need, whether there is room for it, opening and closing. Engine cublas.
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "gemm.h"
+#include "ops.h"
+#include "upload.h"
+
+enum { MAX_ROWS = 8192 }; // of one pass over the weights
+
+// ---- memory ---------------------------------------------------------------------------------------------------------
+
+struct Buffer {
+    void **at;
+    uint64_t bytes;
+};
+
+enum { N_BUFFERS = 28 };
+
+// Every buffer but the weights, sized for the context; fills list and returns how many.
+static int list_buffers(Model *m, CudaState *s, Buffer *list) {
+    const Config *c = &m->config;
+    uint64_t T = (uint64_t)m->max_rows, e = s->element;
+    uint64_t kv = m->kv.bytes / 2;
+    const Buffer all[] = {
+        {&m->kv.k, kv},
+        {&m->kv.v, kv},
+        {(void **)&s->rope_freq, (uint64_t)c->head_dim / 2 * 4},
+        {(void **)&s->x, T * (uint64_t)c->dim * 4},
+        {&s->xb, T * (uint64_t)c->dim * e},
+        {(void **)&s->qkv, T * (uint64_t)(c->q_dim + 2 * c->kv_dim) * 4},
+        {s->type == DTYPE_F32 ? NULL : &s->qkv_in, T * (uint64_t)(c->q_dim + 2 * c->kv_dim) * e},
+        {&s->att, T * (uint64_t)c->q_dim * e},
+        {(void **)&s->gate_up, T * (uint64_t)(2 * c->hidden_dim > c->dim ? 2 * c->hidden_dim : c->dim) * 4},
+        {&s->h, T * (uint64_t)c->hidden_dim * e},
+        {(void **)&s->rope_table, T * (uint64_t)c->head_dim / 2 * 8},
+        {(void **)&s->tokens, T * 4},
+        {(void **)&s->pos, T * 4},
+        {(void **)&s->row_slots, T * 4},
+        {(void **)&s->logit_rows, LOGIT_ROWS * 4},
+        {(void **)&s->logit_pos, LOGIT_ROWS * 4},
+        {(void **)&s->logit_slots, LOGIT_ROWS * 4},
+        {(void **)&s->logits, (uint64_t)s->max_logits * (uint64_t)c->vocab_size * 4},
+        {(void **)&s->other_logits, (uint64_t)s->max_logits * (uint64_t)c->vocab_size * 4},
+        {(void **)&s->argmax, LOGIT_ROWS * 4},
+        {(void **)&s->step, sizeof *s->step},
+        {(void **)&s->slots, MAX_SLOTS * 4},
+        {s->wide_elements ? (void **)&s->wide : NULL, s->wide_elements * sizeof(float)},
+        {&s->attention_workspace, s->attention_workspace_bytes},
+        {&s->blas_workspace, BLAS_WORKSPACE_BYTES},
+    };
+    int n = 0;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i].at) list[n++] = all[i];
+    return n;
+}
+
+static bool size_state(Model *m, CudaState *s, Error *err) {
+    const Config *c = &m->config;
+    uint64_t positions = (uint64_t)m->kv.n_slots * (uint64_t)m->kv.max_len;
+    m->max_rows = positions < MAX_ROWS ? (int)positions : MAX_ROWS;
+    s->max_logits = positions < LOGIT_ROWS ? (int)positions : LOGIT_ROWS;
+    AttentionArgs a;
+    memset(&a, 0, sizeof a);
+    a.dtype = attention_dtype(s->type);
+    a.n_seq = m->kv.n_slots;
+    a.n_heads = c->n_heads;
+    a.n_kv_heads = c->n_kv_heads;
+    a.head_dim = c->head_dim;
+    a.cache_max_len = m->kv.max_len;
+    s->attention_workspace_bytes = attention_workspace_bytes(&a);
+    m->kv.bytes = 2 * s->element * kv_elements(c->n_layers, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
+    return s->attention_workspace_bytes != SIZE_MAX || fail(err, "%s", attention_error());
+}
+
+// Compares what is needed with what is free before anything is allocated, and says which context would fit.
+static bool check_memory(const Model *m, const CudaState *s, uint64_t weights, const Buffer *list, int n, Error *err) {
+    const Config *c = &m->config;
+    size_t free_bytes, total;
+    CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
+    const uint64_t reserve = 256 << 20; // the upload's staging, kernels' own needs
+    uint64_t buffers = 0, cache = m->kv.bytes;
+    for (int i = 0; i < n; i++) buffers += list[i].bytes;
+    uint64_t needed = weights + buffers + reserve;
+    if (needed <= free_bytes) return true;
+    uint64_t per_token = kv_elements(c->n_layers, m->kv.n_slots, c->n_kv_heads, 1, c->head_dim) * s->element * 2;
+    uint64_t without_cache = needed - cache;
+    if (without_cache >= free_bytes)
+        return fail(err, "GPU memory: %.2f GB of weights and %.2f GB of buffers, %.2f GB are free of %.2f",
+                    (double)weights * 1e-9, (double)(without_cache - weights) * 1e-9, (double)free_bytes * 1e-9,
+                    (double)total * 1e-9);
+    return fail(
+        err,
+        "GPU memory: %.2f GB of weights, %.2f GB of cache and %.2f GB of buffers, %.2f GB are free; a context of "
+        "%" PRIu64 " would fit (-c)",
+        (double)weights * 1e-9, (double)cache * 1e-9, (double)(without_cache - weights) * 1e-9,
+        (double)free_bytes * 1e-9, (free_bytes - without_cache) / per_token);
+}
+
+// ---- the engine -----------------------------------------------------------------------------------------------------
+
+bool usable_cuda(const Model *m, Error *err) {
+    int n = 0, driver = 0, device = 0;
+    cudaError_t status = cudaGetDeviceCount(&n);
+    if (status == cudaErrorInsufficientDriver) {
+        if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+            return fail(err, "no NVIDIA driver is installed");
+        return fail(err, "the GPU's driver supports CUDA %d.%d, this program needs %d.%d", driver / 1000,
+                    driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    }
+    if (status != cudaSuccess || n == 0)
+        return fail(err, "no GPU (%s)", status != cudaSuccess ? cudaGetErrorString(status) : "none is visible");
+    cudaFuncAttributes attributes;
+    cudaDeviceProp properties;
+    CUDA_TRY(cudaGetDevice(&device));
+    CUDA_TRY(cudaGetDeviceProperties(&properties, device));
+    if (kernel_attributes(&attributes) != cudaSuccess) {
+        cudaGetLastError();
+        return fail(err, "%s has compute capability %d.%d, for which this program was not built", properties.name,
+                    properties.major, properties.minor);
+    }
+    int d = m->config.head_dim;
+    if (m->config.dim % 8 || m->config.hidden_dim % 8)
+        return fail(err, "dim %d and hidden_dim %d, the GPU engines need multiples of 8", m->config.dim,
+                    m->config.hidden_dim);
+    return d == 64 || d == 96 || d == 128 || fail(err, "head_dim is %d, the GPU's attention has 64, 96 and 128", d);
+}
+
+static void choose_types(const Model *m, CudaState *s, bool keeps_16_bits) {
+    const Config *c = &m->config;
+    bool f32 = m->precision == PRECISION_F32;
+    s->type = f32 ? DTYPE_F32 : m->weights.dtype == DTYPE_F16 ? DTYPE_F16 : DTYPE_BF16;
+    s->element = (size_t)dtype_bytes[s->type];
+    s->keeps_16_bits = keeps_16_bits && f32;
+    uint64_t qkv = (uint64_t)(c->q_dim + 2 * c->kv_dim) * c->dim, gate_up = 2 * (uint64_t)c->hidden_dim * c->dim;
+    bool widens = s->keeps_16_bits && m->weights.dtype != DTYPE_F32;
+    s->wide_elements = !widens ? 0 : qkv > gate_up ? qkv : gate_up;
+}
+
+// Stream, cuBLAS handle, pinned memory, RoPE's frequencies.
+static bool connect(Model *m, CudaState *s, Error *err) {
+    cudaFuncAttributes attributes;
+    CUDA_TRY(kernel_attributes(&attributes));
+    s->pdl = attributes.ptxVersion >= 90; // not code for older GPUs that the driver compiled for this one
+    CUDA_TRY(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking));
+    CUBLAS_TRY(cublasCreate(&s->blas));
+    CUBLAS_TRY(cublasSetStream(s->blas, s->stream));
+    CUBLAS_TRY(cublasSetWorkspace(s->blas, s->blas_workspace, BLAS_WORKSPACE_BYTES));
+    CUBLAS_TRY(cublasSetMathMode(s->blas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)); // every sum in float32
+    CUDA_TRY(cudaMallocHost((void **)&s->step_host, sizeof *s->step_host));
+    CUDA_TRY(cudaStreamCreateWithFlags(&s->side, cudaStreamNonBlocking));
+    CUDA_TRY(cudaEventCreateWithFlags(&s->argmax_ready, cudaEventDisableTiming));
+    CUDA_TRY(cudaMallocHost((void **)&s->argmax_host, LOGIT_ROWS * sizeof(int)));
+    CUDA_TRY(cudaMallocHost((void **)&s->other_argmax_host, LOGIT_ROWS * sizeof(int)));
+    CUDA_TRY(cudaMallocHost((void **)&s->pos_host, 2 * (size_t)m->max_rows * sizeof(int)));
+    CUDA_TRY(cudaMallocHost((void **)&m->logits, (size_t)s->max_logits * (size_t)m->config.vocab_size * sizeof(float)));
+    CUDA_TRY(cudaMemset(s->attention_workspace, 0, s->attention_workspace_bytes)); // once; every call leaves it ready
+    CUDA_TRY(
+        cudaMemcpy(s->rope_freq, m->rope_freq, (size_t)m->config.head_dim / 2 * sizeof(float), cudaMemcpyHostToDevice));
+    return true;
+}
+
+// Computes two short prompts on whatever is in memory, so that the first real one does not wait for cuBLAS's kernels to
+// be loaded, which takes longer than to run them. Nothing of it stays: no position is counted.
+static bool warm_up(Model *m, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    static const int lengths[] = {12, 512};
+    s->warming_up = true;
+    int slot = 0, zeros[512] = {0};
+    for (int i = 0; i < 2 && lengths[i] <= m->max_rows && lengths[i] <= m->kv.max_len; i++) {
+        int start[2] = {0, lengths[i]}, last = lengths[i] - 1;
+        Batch b = {lengths[i], 1, 1, false, zeros, &slot, start, &last};
+        if (!forward_prompt(m, &b, 0, err)) return false;
+        CUDA_TRY(cudaStreamSynchronize(s->stream));
+    }
+    s->warming_up = false;
+    return true;
+}
+
+bool open_cuda(Model *m, bool keeps_16_bits, Error *err) {
+    CudaState *s = (CudaState *)calloc(1, sizeof *s);
+    m->state = s;
+    if (!s) return fail(err, "out of memory: the engine's state");
+    choose_types(m, s, keeps_16_bits);
+    s->enqueue_step = enqueue_step_cublas;
+    Plan plan;
+    Buffer buffers[N_BUFFERS];
+    int n_buffers = 0;
+    bool ok = plan_weights(&plan, m, s, err) && size_state(m, s, err);
+    if (ok) n_buffers = list_buffers(m, s, buffers);
+    ok = ok && check_memory(m, s, plan.bytes, buffers, n_buffers, err);
+    for (int i = 0; ok && i < n_buffers; i++) {
+        cudaError_t status = cudaMalloc(buffers[i].at, buffers[i].bytes ? buffers[i].bytes : 16);
+        if (status != cudaSuccess)
+            ok = fail(err, "GPU memory: %.2f GB: %s", (double)buffers[i].bytes * 1e-9, cudaGetErrorString(status));
+    }
+    if (ok && cudaMalloc((void **)&s->weights, plan.bytes) != cudaSuccess)
+        ok = fail(err, "GPU memory: %.2f GB of weights", (double)plan.bytes * 1e-9);
+    ok = ok && place_tensors(&plan, err);
+    if (ok && s->type == DTYPE_F32) s->qkv_in = s->qkv;
+    ok = ok && connect(m, s, err) && upload_weights(&plan, warm_up, err);
+    m->weights.bytes = plan.bytes;
+    m->buffer_bytes = 0;
+    for (int i = 0; i < n_buffers; i++) m->buffer_bytes += buffers[i].bytes;
+    m->buffer_bytes -= n_buffers ? m->kv.bytes : 0;
+    cudaDeviceProp properties;
+    if (ok && cudaGetDeviceProperties(&properties, 0) == cudaSuccess)
+        snprintf(m->note, sizeof m->note, "%.60s", properties.name);
+    plan_free(&plan);
+    return ok;
+}
+
+void close_cuda(Model *m) {
+    CudaState *s = (CudaState *)m->state;
+    if (!s) return;
+    if (s->stream) cudaStreamSynchronize(s->stream);
+    for (auto &graphs : s->graphs)
+        for (cudaGraphExec_t graph : graphs)
+            if (graph) cudaGraphExecDestroy(graph);
+    if (s->argmax_ready) cudaEventDestroy(s->argmax_ready);
+    if (s->side) cudaStreamDestroy(s->side);
+    if (s->blas) cublasDestroy(s->blas);
+    Buffer buffers[N_BUFFERS];
+    int n = list_buffers(m, s, buffers);
+    for (int i = 0; i < n; i++) cudaFree(*buffers[i].at);
+    cudaFree(s->weights);
+    cudaFreeHost(s->step_host);
+    cudaFreeHost(s->argmax_host);
+    cudaFreeHost(s->other_argmax_host);
+    cudaFreeHost(s->pos_host);
+    cudaFreeHost(m->logits);
+    if (s->stream) cudaStreamDestroy(s->stream);
+    cudaGetLastError(); // an allocation that was refused is no error of what comes next
+    free(s);
+    m->state = NULL;
+}
+
+static bool open_cublas(Model *m, Error *err) {
+    return open_cuda(m, false, err);
+}
+
+extern "C" const Engine engine_cublas = {"cublas",   usable_cuda,  open_cublas,
+                                         close_cuda, forward_cuda, read_logits_cuda};

@@ -1,0 +1,189 @@
+// Engine cublas: the steps of model/cpu/forward.c on the GPU, one call or one small kernel each. Matrix products and RoPE are
+// cuBLAS, attention is attention.cu. What differs from the CPU is where things are:
+// - The rows of wq and wk are interleaved as they are uploaded, first half with second half, so that RoPE's pairs are
+//   adjacent, as complex numbers are. No dot product of q and k changes.
+// - Q and K come out as [head][row][head_dim], so that one cublasCdgmm rotates all of them: a diagonal of the RoPE
+//   table of all rows, times a matrix with a column for each head.
+// Residual stream, norms and sums are float32; `type` is what enters a product and what the cache holds (DESIGN: bf16,
+// f16, or float32 with --precision f32).
+#include <string.h>
+
+#include "gemm.h"
+#include "ops.h"
+
+bool first_launch(const Model *m, bool *said) {
+    bool first = m->verbose && !*said && !((CudaState *)m->state)->warming_up;
+    *said = *said || first;
+    return first;
+}
+
+int attention_dtype(DType dtype) {
+    return dtype == DTYPE_F32 ? ATTENTION_F32 : dtype == DTYPE_F16 ? ATTENTION_F16 : ATTENTION_BF16;
+}
+
+AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int T, int layer) {
+    const Config *c = &m->config;
+    size_t at = kv_elements(layer, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim) * s->element;
+    AttentionArgs a;
+    memset(&a, 0, sizeof a);
+    a.dtype = attention_dtype(s->type);
+    a.n_seq = n_seq;
+    a.n_heads = c->n_heads;
+    a.n_kv_heads = c->n_kv_heads;
+    a.head_dim = c->head_dim;
+    a.causal = 1;
+    a.append = 1;
+    size_t head = (size_t)T * (size_t)c->head_dim * s->element;
+    a.q = s->qkv_in;
+    a.k_new = (char *)s->qkv_in + (size_t)c->n_heads * head;
+    a.v_new = (char *)s->qkv_in + (size_t)(c->n_heads + c->n_kv_heads) * head;
+    a.q_token_stride = a.k_token_stride = a.v_token_stride = c->head_dim;
+    a.q_head_stride = a.k_head_stride = a.v_head_stride = (int64_t)T * c->head_dim;
+    a.out = s->att;
+    a.out_token_stride = c->q_dim;
+    a.out_head_stride = c->head_dim;
+    a.k_cache = (char *)m->kv.k + at;
+    a.v_cache = (char *)m->kv.v + at;
+    a.cache_max_len = a.block_size = m->kv.max_len;
+    a.block_table = s->slots;
+    a.kv_stable = 1; // of a step: what runs before it writes neither cache nor lengths
+    a.workspace = s->attention_workspace;
+    a.workspace_bytes = s->attention_workspace_bytes;
+    return a;
+}
+
+// Attention of T rows' queries, one row for each of T sequences whose lengths are on the device: s->att.
+static bool attend_step(Model *m, const int *lens, int T, int layer, bool verbose, Error *err) {
+    const Config *c = &m->config;
+    CudaState *s = (CudaState *)m->state;
+    if (!matmul_heads(s, c, s->qkv, &m->weights.layers[layer].wq, T, c->n_heads + 2 * c->n_kv_heads, err)) return false;
+    if (!rope(s, s->qkv, T, c->n_heads + c->n_kv_heads, c->head_dim, err)) return false;
+    if (!round_to_type(s, s->qkv_in, s->qkv, (size_t)T * (c->q_dim + 2 * c->kv_dim), err)) return false;
+    AttentionArgs a = attention_args(m, s, T, T, layer);
+    a.verbose = verbose;
+    a.seq_lens_device = lens;
+    return attention_decode(&a, s->stream) == 0 || fail(err, "%s", attention_error());
+}
+
+// The same for a prompt's rows, which are known on the host, and shape the launches.
+static bool attend_prompt(Model *m, const Batch *b, const int *lens, int layer, bool verbose, Error *err) {
+    const Config *c = &m->config;
+    CudaState *s = (CudaState *)m->state;
+    int T = b->n_rows;
+    if (!matmul_heads(s, c, s->qkv, &m->weights.layers[layer].wq, T, c->n_heads + 2 * c->n_kv_heads, err)) return false;
+    if (!rope(s, s->qkv, T, c->n_heads + c->n_kv_heads, c->head_dim, err)) return false;
+    if (!round_to_type(s, s->qkv_in, s->qkv, (size_t)T * c->q_dim, err)) return false;
+    if (!append_kv(m, s, s->qkv + (size_t)T * c->q_dim, T, layer, err)) return false;
+    AttentionArgs a = attention_args(m, s, b->n_seq, T, layer);
+    a.verbose = verbose;
+    a.append = 0;
+    a.q_start = b->start;
+    a.seq_lens = lens;
+    return attention_prefill(&a, s->stream) == 0 || fail(err, "%s", attention_error());
+}
+
+// The same in the last layer, where some rows have no logits: their keys and values are all that is still needed of
+// them. From here on only rows with logits are in x, by way of gate_up; for attention each is a sequence with one new
+// token.
+static bool attend_logits(Model *m, const Batch *b, const int *lens, int layer, bool verbose, Error *err) {
+    const Config *c = &m->config;
+    const LayerWeights *l = &m->weights.layers[layer];
+    CudaState *s = (CudaState *)m->state;
+    int T = b->n_rows, n = b->n_logits, start[LOGIT_ROWS + 1], pos[LOGIT_ROWS];
+    if (!matmul_heads(s, c, s->qkv, &l->wk, T, 2 * c->n_kv_heads, err)) return false;
+    if (!rope(s, s->qkv, T, c->n_kv_heads, c->head_dim, err)) return false;
+    if (!append_kv(m, s, s->qkv, T, layer, err)) return false;
+    if (n == 0) return true;
+    if (!gather_rows(s, n, c->dim, err)) return false;
+    if (!rmsnorm(s, l->attention_norm, c->norm_eps, n, c->dim, err)) return false;
+    if (!matmul_heads(s, c, s->qkv, &l->wq, n, c->n_heads, err)) return false;
+    if (!rope_table(s, c, s->logit_pos, n, err)) return false;
+    if (!rope(s, s->qkv, n, c->n_heads, c->head_dim, err)) return false;
+    if (!round_to_type(s, s->qkv_in, s->qkv, (size_t)n * c->q_dim, err)) return false;
+    for (int i = 0, seq = 0; i < n; i++) {
+        while (b->logit_rows[i] >= b->start[seq + 1]) seq++;
+        start[i] = i;
+        pos[i] = lens[seq] + b->logit_rows[i] - b->start[seq];
+    }
+    start[n] = n;
+    AttentionArgs a = attention_args(m, s, n, n, layer);
+    a.verbose = verbose;
+    a.append = 0;
+    a.block_table = s->logit_slots;
+    a.q_start = start;
+    a.seq_lens = pos;
+    return attention_prefill(&a, s->stream) == 0 || fail(err, "%s", attention_error());
+}
+
+// The steps of cpu/forward.c over T rows whose tokens and positions are on the device. host: the batch, for prefill;
+// NULL: decode, one row for each of T sequences. After the last attention of a prompt only rows with logits are in x.
+static bool forward_rows(Model *m, const Batch *host, const int *host_lens, const int *tokens, const int *pos, int T,
+                         Error *err) {
+    const Config *c = &m->config;
+    const Weights *w = &m->weights;
+    CudaState *s = (CudaState *)m->state;
+    bool verbose = first_launch(m, host ? &s->logged_prefill : &s->logged_decode);
+
+    if (!embed(s, m, tokens, T, err)) return false;
+    if (!rope_table(s, c, pos, T, err)) return false;
+
+    for (int i = 0; i < c->n_layers; i++) {
+        const LayerWeights *l = &w->layers[i];
+        bool log = verbose && i == 0; // every layer is launched alike, but a prompt's last
+
+        // attention: every token, of the normalised stream, to itself and to all before it
+        if (!rmsnorm(s, l->attention_norm, c->norm_eps, T, c->dim, err)) return false;
+        if (host && i + 1 == c->n_layers && host->n_logits < T) {
+            if (!attend_logits(m, host, host_lens, i, log, err)) return false;
+            T = host->n_logits;
+            if (T == 0) return true;
+        } else if (!(host ? attend_prompt(m, host, host_lens, i, log, err) : attend_step(m, pos, T, i, log, err)))
+            return false;
+        // back to the stream
+        if (!matmul(s, s->x, &l->wo, s->att, T, 1, err)) return false;
+
+        // feed-forward: down(silu(gate) * up)
+        if (!rmsnorm(s, l->ffn_norm, c->norm_eps, T, c->dim, err)) return false;
+        if (!matmul_gate_up(s, l, T, err)) return false;
+        if (!swiglu(s, (size_t)T * c->hidden_dim, err)) return false;
+        if (!matmul(s, s->x, &l->w2, s->h, T, 1, err)) return false;
+    }
+    return true;
+}
+
+// Logits, and their argmax, of the n rows in x, from row `first` of the logits on.
+static bool lm_head(Model *m, int first, int n, Error *err) {
+    const Config *c = &m->config;
+    CudaState *s = (CudaState *)m->state;
+    float *logits = s->logits + (size_t)first * c->vocab_size;
+    if (!rmsnorm(s, m->weights.norm, c->norm_eps, n, c->dim, err)) return false;
+    if (!matmul(s, logits, &m->weights.output, s->xb, n, 0, err)) return false;
+    return argmax_rows(s, first, n, c->vocab_size, err);
+}
+
+bool forward_prompt(Model *m, const Batch *b, int first_logit, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    int lens[MAX_SLOTS], *pos = s->pos_host, *slots = s->pos_host + m->max_rows;
+    for (int i = 0; i < b->n_seq; i++) {
+        lens[i] = m->kv.len[b->slot[i]];
+        for (int r = b->start[i]; r < b->start[i + 1]; r++) {
+            pos[r] = lens[i] + r - b->start[i];
+            slots[r] = b->slot[i];
+        }
+    }
+    CUDA_TRY(cudaMemcpyAsync(s->tokens, b->tokens, (size_t)b->n_rows * sizeof(int), cudaMemcpyHostToDevice, s->stream));
+    CUDA_TRY(cudaMemcpyAsync(s->pos, pos, (size_t)b->n_rows * sizeof(int), cudaMemcpyHostToDevice, s->stream));
+    CUDA_TRY(cudaMemcpyAsync(s->row_slots, slots, (size_t)b->n_rows * sizeof(int), cudaMemcpyHostToDevice, s->stream));
+    CUDA_TRY(cudaMemcpyAsync(s->slots, b->slot, (size_t)b->n_seq * sizeof(int), cudaMemcpyHostToDevice, s->stream));
+    CUDA_TRY(cudaMemcpyAsync(s->logit_rows, b->logit_rows, (size_t)b->n_logits * sizeof(int), cudaMemcpyHostToDevice,
+                             s->stream));
+    if (!forward_rows(m, b, lens, s->tokens, s->pos, b->n_rows, err)) return false;
+    return b->n_logits == 0 || lm_head(m, first_logit, b->n_logits, err);
+}
+
+bool enqueue_step_cublas(Model *m, int n, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    CUDA_TRY(cudaMemcpyAsync(s->slots, s->step->slots, (size_t)n * sizeof(int), cudaMemcpyDeviceToDevice, s->stream));
+    return forward_rows(m, NULL, NULL, s->step->tokens, s->step->lens, n, err) && lm_head(m, 0, n, err) &&
+           publish_argmax(s, n, s->step, err);
+}

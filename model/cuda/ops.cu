@@ -1,0 +1,265 @@
+#include "ops.h"
+
+// Computes: x = the embedding of each token, widened.
+// Reads:    table [vocab][dim] T, tokens [rows].
+// Writes:   x [rows][dim].
+// Grid:     rows × 256; a block owns a row.
+// Requires: 0 <= tokens < vocab (the tokenizer's promise).
+template <typename T> __global__ void embed_kernel(float *x, const T *table, const int *tokens, int dim) {
+    const T *from = table + (size_t)tokens[blockIdx.x] * dim;
+    for (int i = threadIdx.x; i < dim; i += blockDim.x) x[(size_t)blockIdx.x * dim + i] = to_float(from[i]);
+}
+
+// Blocks may take the rows written last first: part of what a product has written is still in L2.
+__device__ static unsigned newest_first() {
+    return gridDim.x - 1 - blockIdx.x;
+}
+
+// Computes: y = x / sqrt(mean(x²) + eps) * weight (Zhang & Sennrich 2019), rounded to T.
+// Reads:    x [rows][dim], weight [dim].
+// Writes:   y [rows][dim].
+// Grid:     rows × 512; a block owns a row.
+// Requires: dim % 4 = 0 (usable_cuda).
+template <typename T> __global__ void rmsnorm_kernel(T *y, const float *x, const float *weight, float eps, int dim) {
+    constexpr int HELD = 4; // of a thread's float4s in registers: up to a dim of 8192 x is read once
+    const int n = dim / 4, first = threadIdx.x;
+    float4 v[HELD], w[HELD];
+    for (int j = 0; j < HELD; j++)
+        if (first + j * 512 < n) w[j] = ((const float4 *)weight)[first + j * 512];
+    wait_for_previous_kernel();
+    size_t row = newest_first();
+    const float4 *from = (const float4 *)(x + row * dim);
+    float squares = 0;
+    auto add = [&](float4 v) { squares += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w); };
+    for (int j = 0; j < HELD; j++)
+        if (first + j * 512 < n) add(v[j] = from[first + j * 512]);
+    for (int i = first + HELD * 512; i < n; i += 512) add(from[i]);
+    float scale = 1.0f / sqrtf(block_sum(squares) / (float)dim + eps);
+    auto store = [&](int i, float4 v, float4 w) {
+        store4(y + row * dim + 4 * i,
+               make_float4(w.x * (v.x * scale), w.y * (v.y * scale), w.z * (v.z * scale), w.w * (v.w * scale)));
+    };
+    for (int j = 0; j < HELD; j++)
+        if (first + j * 512 < n) store(first + j * 512, v[j], w[j]);
+    for (int i = first + HELD * 512; i < n; i += 512) store(i, from[i], ((const float4 *)weight)[i]);
+}
+
+// Computes: cosine and sine of the float32 angle pos × freq.
+// Reads:    pos [rows], freq [half].
+// Writes:   table [rows][half].
+// Grid:     rows × 128; a block owns a row.
+// Requires: none.
+__global__ void rope_table_kernel(float2 *table, const int *pos, const float *freq, int half) {
+    for (int i = threadIdx.x; i < half; i += blockDim.x)
+        table[(size_t)blockIdx.x * half + i] = rope_angle(pos[blockIdx.x], freq[i]);
+}
+
+// Computes: y = x rounded to T.
+// Reads:    x [n].
+// Writes:   y [n].
+// Grid:     enough × 256; a thread owns four elements.
+// Requires: n % 4 = 0.
+template <typename T> __global__ void round_kernel(T *y, const float *x, size_t n) {
+    wait_for_previous_kernel();
+    let_next_kernel_start(); // attention, in a step
+    size_t i = 4 * ((size_t)newest_first() * blockDim.x + threadIdx.x);
+    if (i < n) store4(y + i, *(const float4 *)(x + i));
+}
+
+// Computes: a prompt's keys and values rounded to T, in their places in the cache.
+// Reads:    x [2][n_kv_heads][T][head_dim]: keys, values; pos and slots [T].
+// Writes:   k, v [slot][n_kv_heads][max_len][head_dim].
+// Grid:     T × 256; a block owns a row.
+// Requires: head_dim % 4 = 0, pos < max_len.
+template <typename T>
+__global__ void append_kv_kernel(T *k, T *v, const float *x, const int *pos, const int *slots, int n_kv_heads,
+                                 int max_len, int head_dim) {
+    wait_for_previous_kernel();
+    int row = newest_first(), quads = head_dim / 4;
+    size_t at = (size_t)slots[row] * n_kv_heads * max_len + pos[row];
+    for (int i = threadIdx.x; i < 2 * n_kv_heads * quads; i += blockDim.x) {
+        int head = i / quads, dim = 4 * (i % quads), kv_head = head < n_kv_heads ? head : head - n_kv_heads;
+        store4((head < n_kv_heads ? k : v) + (at + (size_t)kv_head * max_len) * head_dim + dim,
+               *(const float4 *)(x + ((size_t)head * gridDim.x + row) * head_dim + dim));
+    }
+}
+
+__device__ static float silu(float x) {
+    return x / (1.0f + expf(-x));
+}
+
+// Computes: h = gate / (1 + exp(-gate)) * up (Shazeer 2020), rounded to T.
+// Reads:    gate, up [n].
+// Writes:   h [n].
+// Grid:     enough × 256; a thread owns four elements.
+// Requires: n % 4 = 0.
+template <typename T> __global__ void swiglu_kernel(T *h, const float *gate, const float *up, size_t n) {
+    wait_for_previous_kernel();
+    size_t i = 4 * ((size_t)newest_first() * blockDim.x + threadIdx.x);
+    if (i >= n) return;
+    float4 g = *(const float4 *)(gate + i), u = *(const float4 *)(up + i);
+    store4(h + i, make_float4(silu(g.x) * u.x, silu(g.y) * u.y, silu(g.z) * u.z, silu(g.w) * u.w));
+}
+
+// Computes: some rows of x and, in its own order, of what is known about each.
+// Reads:    x [*][n] in 16 bytes each, pos and slots [*], rows [grid].
+// Writes:   y [grid][n], row_pos and row_slots [grid].
+// Grid:     rows × 256; a block owns a row.
+// Requires: none.
+__global__ void gather_kernel(uint4 *y, const uint4 *x, int n, int *row_pos, const int *pos, int *row_slots,
+                              const int *slots, const int *rows) {
+    size_t to = blockIdx.x, from = rows[blockIdx.x];
+    for (int i = threadIdx.x; i < n; i += blockDim.x) y[to * n + i] = x[from * n + i];
+    if (threadIdx.x > 0) return;
+    row_pos[to] = pos[from];
+    row_slots[to] = slots[from];
+}
+
+// Computes: the largest logit's id, the lowest of equals; -1 if one is not finite.
+// Reads:    logits [rows][vocab].
+// Writes:   argmax [rows].
+// Grid:     rows × 1024; a block owns a row.
+// Requires: none.
+__global__ void argmax_kernel(int *argmax, const float *logits, int vocab) {
+    constexpr int LOADS = 16;
+    __shared__ float best_of[1024];
+    __shared__ int id_of[1024];
+    const float *row = logits + (size_t)blockIdx.x * vocab;
+    float best = -INFINITY;
+    int id = vocab, bad = 0;
+    for (int at = threadIdx.x; at < vocab; at += LOADS * blockDim.x) {
+        float logit[LOADS]; // many loads in flight: one block has to read it all
+        for (int j = 0; j < LOADS; j++) logit[j] = at + j * blockDim.x < vocab ? row[at + j * blockDim.x] : -INFINITY;
+        for (int j = 0; j < LOADS; j++) {
+            bad |= at + j * blockDim.x < vocab && !isfinite(logit[j]);
+            if (logit[j] > best) best = logit[j], id = at + j * blockDim.x;
+        }
+    }
+    best_of[threadIdx.x] = best;
+    id_of[threadIdx.x] = id;
+    bad = __syncthreads_or(bad);
+    for (int step = 512; step > 0; step /= 2) {
+        if (threadIdx.x < step) {
+            float other = best_of[threadIdx.x + step];
+            int other_id = id_of[threadIdx.x + step];
+            if (other > best_of[threadIdx.x] || (other == best_of[threadIdx.x] && other_id < id_of[threadIdx.x])) {
+                best_of[threadIdx.x] = other;
+                id_of[threadIdx.x] = other_id;
+            }
+        }
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) argmax[blockIdx.x] = bad ? -1 : id_of[0];
+}
+
+// Computes: nothing; sends argmax to the host, and makes it the next step's input.
+// Reads:    argmax [n].
+// Writes:   argmax_host [n], pinned; of step (NULL: none) tokens and lens.
+// Grid:     1 × MAX_SLOTS.
+// Requires: n <= MAX_SLOTS if there is a step.
+__global__ void publish_argmax_kernel(int *argmax_host, const int *argmax, StepInput *step, int n) {
+    for (int i = threadIdx.x; i < n; i += blockDim.x) argmax_host[i] = argmax[i];
+    if (!step || threadIdx.x >= n) return;
+    step->tokens[threadIdx.x] = max(argmax[threadIdx.x], 0); // -1: the caller stops here
+    step->lens[threadIdx.x]++;
+}
+
+// Computes: y = x in float32.
+// Reads:    x [n].
+// Writes:   y [n].
+// Grid:     enough × 256; a thread owns four elements.
+// Requires: n % 4 = 0.
+template <typename T> __global__ void widen_kernel(float *y, const T *x, size_t n) {
+    size_t i = 4 * ((size_t)blockIdx.x * blockDim.x + threadIdx.x);
+    if (i < n)
+        *(float4 *)(y + i) = make_float4(to_float(x[i]), to_float(x[i + 1]), to_float(x[i + 2]), to_float(x[i + 3]));
+}
+
+// ---- launches -------------------------------------------------------------------------------------------------------
+
+static unsigned blocks_for(size_t n) { // of 256 threads with four elements each
+    return (unsigned)((n + 1023) / 1024);
+}
+
+bool embed(CudaState *s, const Model *m, const int *tokens, int T, Error *err) {
+    const Matrix *table = &m->weights.tok_embeddings;
+    with_type(table->dtype, [&](auto type) {
+        embed_kernel<<<T, 256, 0, s->stream>>>(s->x, (const decltype(type) *)table->data, tokens, table->cols);
+    });
+    CUDA_TRY(cudaGetLastError());
+    return true;
+}
+
+bool rmsnorm(CudaState *s, const float *weight, float eps, int T, int dim, Error *err) {
+    CUDA_TRY(with_type(s->type, [&](auto type) {
+        return launch_kernel(rmsnorm_kernel<decltype(type)>, T, 512, 0, s->pdl, s->stream, (decltype(type) *)s->xb,
+                             (const float *)s->x, weight, eps, dim);
+    }));
+    return true;
+}
+
+bool round_to_type(CudaState *s, void *out, const float *in, size_t n, Error *err) {
+    if (s->type == DTYPE_F32) return true;
+    CUDA_TRY(with_type(s->type, [&](auto type) {
+        return launch_kernel(round_kernel<decltype(type)>, blocks_for(n), 256, 0, s->pdl, s->stream,
+                             (decltype(type) *)out, in, n);
+    }));
+    return true;
+}
+
+bool append_kv(const Model *m, CudaState *s, const float *in, int T, int layer, Error *err) {
+    const Config *c = &m->config;
+    size_t at = kv_elements(layer, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
+    CUDA_TRY(with_type(s->type, [&](auto type) {
+        return launch_kernel(append_kv_kernel<decltype(type)>, T, 256, 0, s->pdl, s->stream,
+                             (decltype(type) *)m->kv.k + at, (decltype(type) *)m->kv.v + at, in, (const int *)s->pos,
+                             (const int *)s->row_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
+    }));
+    return true;
+}
+
+bool swiglu(CudaState *s, size_t n, Error *err) {
+    CUDA_TRY(with_type(s->type, [&](auto type) {
+        return launch_kernel(swiglu_kernel<decltype(type)>, blocks_for(n), 256, 0, s->pdl, s->stream,
+                             (decltype(type) *)s->h, (const float *)s->gate_up, (const float *)s->gate_up + n, n);
+    }));
+    return true;
+}
+
+bool rope_table(CudaState *s, const Config *c, const int *pos, int T, Error *err) {
+    rope_table_kernel<<<T, 128, 0, s->stream>>>(s->rope_table, pos, s->rope_freq, c->head_dim / 2);
+    CUDA_TRY(cudaGetLastError());
+    return true;
+}
+
+bool gather_rows(CudaState *s, int n, int dim, Error *err) {
+    size_t row = (size_t)dim * sizeof(float);
+    gather_kernel<<<n, 256, 0, s->stream>>>((uint4 *)s->gate_up, (const uint4 *)s->x, (int)(row / 16), s->logit_pos,
+                                            s->pos, s->logit_slots, s->row_slots, s->logit_rows);
+    CUDA_TRY(cudaGetLastError());
+    CUDA_TRY(cudaMemcpyAsync(s->x, s->gate_up, n * row, cudaMemcpyDeviceToDevice, s->stream));
+    return true;
+}
+
+bool argmax_rows(CudaState *s, int first, int n, int vocab, Error *err) {
+    argmax_kernel<<<n, 1024, 0, s->stream>>>(s->argmax + first, s->logits + (size_t)first * vocab, vocab);
+    CUDA_TRY(cudaGetLastError());
+    return true;
+}
+
+bool publish_argmax(CudaState *s, int n, StepInput *step, Error *err) {
+    publish_argmax_kernel<<<1, MAX_SLOTS, 0, s->stream>>>(s->argmax_host, s->argmax, step, n);
+    CUDA_TRY(cudaGetLastError());
+    return true;
+}
+
+bool widen(CudaState *s, float *y, const void *x, DType dtype, size_t n, Error *err) {
+    with_type(dtype,
+              [&](auto type) { widen_kernel<<<blocks_for(n), 256, 0, s->stream>>>(y, (const decltype(type) *)x, n); });
+    CUDA_TRY(cudaGetLastError());
+    return true;
+}
+
+cudaError_t kernel_attributes(cudaFuncAttributes *attributes) {
+    return cudaFuncGetAttributes(attributes, rope_table_kernel);
+}

@@ -1,0 +1,37 @@
+// The steps between matrix products on the GPU, one small kernel each. All on s->stream; T rows.
+#ifndef CUDA_OPS_H
+#define CUDA_OPS_H
+
+#include "state.h"
+
+// x[T][dim] = the embedding of each token, widened to float32.
+bool embed(CudaState *s, const Model *m, const int *tokens, int T, Error *err);
+// s->rope_table[T][head_dim/2]: cosine and sine for the positions pos [T], by which rope() rotates from here on.
+bool rope_table(CudaState *s, const Config *c, const int *pos, int T, Error *err);
+// s->xb[T][dim] = x / sqrt(mean(x²) + eps) * weight, rounded to s->type (Zhang & Sennrich 2019).
+bool rmsnorm(CudaState *s, const float *weight, float eps, int T, int dim, Error *err);
+// out[n] = in[n] rounded to s->type; nothing to do in float32, where out is in.
+bool round_to_type(CudaState *s, void *out, const float *in, size_t n, Error *err);
+// A prompt's keys and values in[2][n_kv_heads][T][head_dim], rounded to s->type, to their positions in the cache.
+bool append_kv(const Model *m, CudaState *s, const float *in, int T, int layer, Error *err);
+// s->h[n] = gate / (1 + exp(-gate)) * up of s->gate_up[2][n], rounded to s->type (Shazeer 2020).
+bool swiglu(CudaState *s, size_t n, Error *err);
+// Of x[T][dim] only the n rows with logits stay, with their positions and slots in s->logit_pos and s->logit_slots.
+bool gather_rows(CudaState *s, int n, int dim, Error *err);
+// s->argmax[first .. first + n) of the logits' rows: the lowest id of equals; -1: not all are finite.
+bool argmax_rows(CudaState *s, int first, int n, int vocab, Error *err);
+// Sends argmax [n] to the host, s->argmax_host. step: it becomes the next step's input, too (NULL: no).
+bool publish_argmax(CudaState *s, int n, StepInput *step, Error *err);
+// y[n] = x[n] in float32, x of dtype.
+bool widen(CudaState *s, float *y, const void *x, DType dtype, size_t n, Error *err);
+// Attributes of the code that this GPU was given: an error if there is none for it.
+cudaError_t kernel_attributes(cudaFuncAttributes *attributes);
+
+// Cosine and sine of the float32 angle pos × freq. In float64: an angle may be 100,000 radians.
+__device__ inline float2 rope_angle(int pos, float freq) {
+    double s, c;
+    sincos((double)__fmul_rn((float)pos, freq), &s, &c);
+    return make_float2((float)c, (float)s);
+}
+
+#endif

@@ -1,0 +1,113 @@
+// What the GPU engines share: the state on the device, and what engine fused takes from engine cublas.
+// Who calls whom: engine.cu (memory) > step.cu (graphs, run-ahead) > forward.cu (the paper) > gemm.cu, ops.cu (launches).
+#ifndef CUDA_STATE_H
+#define CUDA_STATE_H
+
+extern "C" {
+#include "../attention/attention.h"
+#include "../measure/bench.h"
+#include "../model.h"
+#include "../synthetic.h"
+}
+#include "check.h"
+#include "ptx.cuh"
+
+// What a step reads from the host, copied at once.
+struct StepInput {
+    int tokens[MAX_SLOTS], lens[MAX_SLOTS], slots[MAX_SLOTS];
+};
+
+// The step after the last one, for the tokens that the last one predicted: it is enqueued before they are printed, so that
+// the GPU never waits for the CPU. A caller who decodes something else has lost nothing but the GPU's time.
+struct RunAhead {
+    bool running;
+    int n, lens[MAX_SLOTS], slots[MAX_SLOTS]; // of the step that runs; or, if none does, that would come next
+};
+
+struct FusedState;
+
+// What the GPU engines keep. T: rows of one call, at most Model.max_rows. `type`: what enters a product.
+struct CudaState {
+    cublasHandle_t blas;
+    cudaStream_t stream;
+    DType type;     // what enters a product, and what the cache holds
+    size_t element; // bytes of it
+    bool pdl;       // kernels may be launched with programmatic dependent launch
+    // Weights.
+    char *weights;
+    bool keeps_16_bits; // with --precision f32, of matrices that the file has in 16 bits
+    float *wide;        // [wide_elements]: the float32 copy of a matrix for a product, if its dtype is not type
+    size_t wide_elements;
+    // Activations, on the device.
+    float *x;           // [T][dim]: the residual stream
+    void *xb;           // type [T][dim]: normalised
+    float *qkv;         // [n_heads + 2 × n_kv_heads][T][head_dim]: queries, keys, values
+    void *qkv_in;       // type, the same: rotated and rounded, as they enter attention; of a prompt queries only
+    void *att;          // type [T][q_dim]
+    float *gate_up;     // [2][T][hidden_dim], and at least [T][dim]
+    void *h;            // type [T][hidden_dim]
+    float *rope_freq;   // [head_dim/2]
+    float2 *rope_table; // [T][head_dim/2]: cosine and sine
+    int *tokens, *pos;  // [T]
+    int *row_slots;     // [T], of a prompt
+    int *logit_rows;    // [LOGIT_ROWS], and what pos and row_slots say of them:
+    int *logit_pos, *logit_slots;
+    int *slots;      // [MAX_SLOTS]: attention's block table, one block a sequence
+    StepInput *step; // of the step at hand, then of the next one
+    // Results, double-buffered: while a step runs ahead, the last step's stay in the other buffer.
+    int max_logits, n_logits;             // rows that there is room for; of the last batch
+    float *logits, *other_logits;         // [max_logits][vocab_size]
+    int *argmax;                          // [LOGIT_ROWS]
+    int *argmax_host, *other_argmax_host; // pinned [LOGIT_ROWS]: the same, written by the GPU
+    int buffer;                           // which of the two is in use
+    cudaEvent_t argmax_ready;             // after the last batch's
+    cudaStream_t side;                    // brings the other buffer's logits to the host
+    // Host memory that the device reads, pinned.
+    StepInput *step_host;
+    int *pos_host; // [2][T]: pos, row_slots
+    // Workspaces.
+    void *attention_workspace, *blas_workspace;
+    size_t attention_workspace_bytes;
+    // Steps: step.cu.
+    RunAhead next_step;
+    cudaGraphExec_t graphs[2][MAX_SLOTS + 1]; // a step of so many rows into each buffer
+    bool ran[MAX_SLOTS + 1];                  // once without a graph, so that cuBLAS has loaded what it needs
+    // Enqueues a step of n rows from `step` to logits, argmax and argmax_host. `step` is the next step's then.
+    bool (*enqueue_step)(Model *m, int n, Error *err);
+    // --verbose: what has been logged; whether what is computed is for nobody.
+    bool logged_prefill, logged_decode, warming_up;
+    struct FusedState *fused; // engine fused's own
+};
+
+// Calls body with a value of the type that a dtype of 16 or 32 bits has in kernels, and returns what it returns.
+template <class Body> auto with_type(DType dtype, Body body) {
+    return dtype == DTYPE_F32 ? body(float()) : dtype == DTYPE_F16 ? body(__half()) : body(__nv_bfloat16());
+}
+
+// ---- engine.cu ------------------------------------------------------------------------------------------------------
+
+bool usable_cuda(const Model *m, Error *err);
+// keeps_16_bits: matrices stay in 16 bits on the device where the file has them so, whatever the precision.
+bool open_cuda(Model *m, bool keeps_16_bits, Error *err);
+void close_cuda(Model *m);
+
+// ---- forward.cu -----------------------------------------------------------------------------------------------------
+
+// Logits and argmax of a prompt's rows, from row first_logit of the logits on.
+bool forward_prompt(Model *m, const Batch *b, int first_logit, Error *err);
+// Engine cublas's step.
+bool enqueue_step_cublas(Model *m, int n, Error *err);
+// The attention of one layer for T rows of n_seq sequences, on the state's buffers.
+AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int T, int layer);
+// attention.h's number for a dtype.
+int attention_dtype(DType dtype);
+// With --verbose, whether this is the first prompt or step, whose launches are logged.
+bool first_launch(const Model *m, bool *logged);
+
+// ---- step.cu --------------------------------------------------------------------------------------------------------
+
+// Engine.forward and Engine.read_logits of both GPU engines.
+bool forward_cuda(Model *m, const Batch *b, int first_logit, Error *err);
+bool read_logits_cuda(Model *m, Error *err);
+
+#endif

@@ -1,0 +1,115 @@
+// Steps on the GPU: CUDA graphs, and the step that runs ahead of its caller.
+#include <string.h>
+
+#include "ops.h"
+
+// Waits for the argmax of n_logits rows.
+static bool wait_for_argmax(Model *m, int n_logits, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    s->n_logits = n_logits;
+    CUDA_TRY(cudaEventSynchronize(s->argmax_ready));
+    memcpy(m->argmax, s->next_step.running ? s->other_argmax_host : s->argmax_host, (size_t)n_logits * sizeof(int));
+    return true;
+}
+
+static bool prompt_cuda(Model *m, const Batch *b, int first_logit, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    int n_logits = first_logit + b->n_logits; // of the whole batch, so far
+    s->next_step.running = false;
+    s->next_step.n = 0;
+    if (!forward_prompt(m, b, first_logit, err)) return false;
+    if (n_logits > 0 && !publish_argmax(s, n_logits, NULL, err)) return false;
+    CUDA_TRY(cudaEventRecord(s->argmax_ready, s->stream));
+    return wait_for_argmax(m, n_logits, err);
+}
+
+// The last step's logits and argmax stay as they are; what comes next writes the other buffer.
+static void switch_buffers(CudaState *s) {
+    float *logits = s->logits;
+    int *argmax = s->argmax_host;
+    s->logits = s->other_logits;
+    s->argmax_host = s->other_argmax_host;
+    s->other_logits = logits;
+    s->other_argmax_host = argmax;
+    s->buffer ^= 1;
+}
+
+// The second step of so many rows is captured into a graph, and replayed from then on: launching 500 kernels one by one
+// would take longer than running them.
+static bool capture_step(Model *m, int n, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    cudaGraph_t graph = NULL;
+    CUDA_TRY(cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal));
+    bool ok = s->enqueue_step(m, n, err);
+    cudaError_t ended = cudaStreamEndCapture(s->stream, &graph);
+    if (!ok) return false;
+    CUDA_TRY(ended);
+    ended = cudaGraphInstantiate(&s->graphs[s->buffer][n], graph, 0);
+    cudaGraphDestroy(graph);
+    CUDA_TRY(ended);
+    return true;
+}
+
+// Whether a batch continues the predicted step: the one after the last, for the tokens that the last one predicted.
+static bool is_predicted_step(const Model *m, const CudaState *s, const Batch *b) {
+    if (s->next_step.n != b->n_seq) return false;
+    for (int i = 0; i < b->n_seq; i++)
+        if (b->slot[i] != s->next_step.slots[i] || m->kv.len[b->slot[i]] != s->next_step.lens[i] ||
+            b->tokens[i] != m->argmax[i])
+            return false;
+    return true;
+}
+
+static bool launch_step(Model *m, int n, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    if (!s->ran[n]) {
+        s->ran[n] = true;
+        return s->enqueue_step(m, n, err);
+    }
+    if (!s->graphs[s->buffer][n] && !capture_step(m, n, err)) return false;
+    CUDA_TRY(cudaGraphLaunch(s->graphs[s->buffer][n], s->stream));
+    return true;
+}
+
+static bool step_cuda(Model *m, const Batch *b, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    int n = b->n_seq;
+    bool predicted = is_predicted_step(m, s, b), room = true;
+    if (!(predicted && s->next_step.running)) {
+        for (int i = 0; i < n; i++) {
+            s->step_host->tokens[i] = b->tokens[i];
+            s->step_host->lens[i] = m->kv.len[b->slot[i]];
+            s->step_host->slots[i] = b->slot[i];
+        }
+        CUDA_TRY(cudaMemcpyAsync(s->step, s->step_host, sizeof *s->step, cudaMemcpyHostToDevice, s->stream));
+        if (!launch_step(m, n, err)) return false;
+    }
+    s->next_step.n = n;
+    for (int i = 0; i < n; i++) {
+        s->next_step.slots[i] = b->slot[i];
+        s->next_step.lens[i] = m->kv.len[b->slot[i]] + 1;
+        room = room && s->next_step.lens[i] < m->kv.max_len;
+    }
+    // A step that was predicted predicts the next: who samples, or changes the batch, never has a step run in vain twice.
+    s->next_step.running = predicted && room && s->graphs[s->buffer][n];
+    CUDA_TRY(cudaEventRecord(s->argmax_ready, s->stream));
+    if (s->next_step.running) {
+        switch_buffers(s);
+        if (!launch_step(m, n, err)) return false;
+    }
+    return wait_for_argmax(m, n, err);
+}
+
+bool forward_cuda(Model *m, const Batch *b, int first_logit, Error *err) {
+    return b->decode ? step_cuda(m, b, err) : prompt_cuda(m, b, first_logit, err);
+}
+
+bool read_logits_cuda(Model *m, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    size_t bytes = (size_t)s->n_logits * (size_t)m->config.vocab_size * sizeof(float);
+    bool ahead = s->next_step.running; // the next step is already at work in the stream
+    cudaStream_t stream = ahead ? s->side : s->stream;
+    CUDA_TRY(cudaMemcpyAsync(m->logits, ahead ? s->other_logits : s->logits, bytes, cudaMemcpyDeviceToHost, stream));
+    CUDA_TRY(cudaStreamSynchronize(stream));
+    return true;
+}

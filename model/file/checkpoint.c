@@ -1,0 +1,331 @@
+#include "checkpoint.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define FORMAT "llama-model/1"
+#define DATA_ALIGNMENT 4096
+#define WEIGHT_ALIGNMENT 16
+
+// ---- metadata -------------------------------------------------------------------------------------------------------
+
+static const char *meta(Model *m, const char *key, Error *err) {
+    const char *value = safetensors_meta(&m->file, key);
+    if (!value) fail(err, "%s: metadata has no %s", m->file.path, key);
+    return value;
+}
+
+// One whole decimal number at *text; moves past it.
+static bool parse_int(const char **text, int *value) {
+    if (**text < '0' || **text > '9') return false;
+    char *end;
+    errno = 0;
+    long v = strtol(*text, &end, 10);
+    if (errno || v > INT_MAX) return false;
+    *text = end;
+    *value = (int)v;
+    return true;
+}
+
+static bool meta_int(Model *m, const char *key, int least, int most, int *value, Error *err) {
+    const char *text = meta(m, key, err);
+    if (!text) return false;
+    const char *at = text;
+    if (!parse_int(&at, value) || *at || *value < least || *value > most)
+        return fail(err, "%s: %s is \"%s\", expected a whole number from %d to %d", m->file.path, key, text, least,
+                    most);
+    return true;
+}
+
+static bool meta_float(Model *m, const char *key, bool zero_allowed, float *value, Error *err) {
+    const char *text = meta(m, key, err);
+    if (!text) return false;
+    char *end;
+    double v = strtod(text, &end);
+    *value = (float)v;
+    bool number = (*text == '.' || (*text >= '0' && *text <= '9')) && *end == 0 && isfinite(*value);
+    if (!number || (*value <= 0 && !(zero_allowed && v == 0)))
+        return fail(err, "%s: %s is \"%s\", expected a %s number", m->file.path, key, text,
+                    zero_allowed ? "non-negative" : "positive");
+    return true;
+}
+
+// The index of the value in a NULL-terminated list of words.
+static bool meta_word(Model *m, const char *key, const char *const *words, int *index, Error *err) {
+    const char *text = meta(m, key, err);
+    if (!text) return false;
+    char expected[128] = "";
+    for (*index = 0; words[*index]; (*index)++) {
+        if (strcmp(text, words[*index]) == 0) return true;
+        snprintf(expected + strlen(expected), sizeof expected - strlen(expected), "%s%s", *index ? ", " : "",
+                 words[*index]);
+    }
+    return fail(err, "%s: %s is \"%s\", expected one of: %s", m->file.path, key, text, expected);
+}
+
+// vocab_size, the ids that begin and end a text, and the chat format: all that a vocabulary needs.
+static bool read_vocab_config(Model *m, Error *err) {
+    Config *c = &m->config;
+    if (!meta_int(m, "vocab_size", 1, 1 << 24, &c->vocab_size, err)) return false;
+
+    c->bos_id = -1;
+    const char *text = meta(m, "bos_id", err);
+    if (!text || (*text && !meta_int(m, "bos_id", 0, c->vocab_size - 1, &c->bos_id, err))) return false;
+
+    const char *at = text = meta(m, "eos_ids", err);
+    while (text && *at) {
+        int id;
+        if (c->n_eos == MAX_EOS || !parse_int(&at, &id) || id >= c->vocab_size || (*at && (*at != ',' || !at[1])))
+            return fail(err, "%s: eos_ids is \"%s\", expected at most %d ids below %d, with commas between",
+                        m->file.path, text, MAX_EOS, c->vocab_size);
+        c->eos_ids[c->n_eos++] = id;
+        if (*at) at++;
+    }
+    if (!text) return false;
+
+    static const char *const formats[] = {"none", "llama3", "llama3.1", NULL};
+    int format;
+    if (!meta_word(m, "chat_format", formats, &format, err)) return false;
+    c->chat_format = (ChatFormat)format;
+    return true;
+}
+
+static bool read_shape_config(Model *m, Error *err) {
+    Config *c = &m->config;
+    const struct {
+        const char *key;
+        int *value;
+    } sizes[] = {{"dim", &c->dim},         {"hidden_dim", &c->hidden_dim}, {"n_layers", &c->n_layers},
+                 {"n_heads", &c->n_heads}, {"n_kv_heads", &c->n_kv_heads}, {"head_dim", &c->head_dim}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        if (!meta_int(m, sizes[i].key, 1, 1 << 20, sizes[i].value, err)) return false;
+    if (!meta_int(m, "max_seq_len", 1, 1 << 30, &c->max_seq_len, err)) return false;
+    if (c->n_heads % c->n_kv_heads != 0)
+        return fail(err, "%s: n_heads %d is not a multiple of n_kv_heads %d", m->file.path, c->n_heads, c->n_kv_heads);
+    if (c->head_dim % 2 != 0 || c->head_dim > MAX_HEAD_DIM)
+        return fail(err, "%s: head_dim is %d, expected an even number up to %d", m->file.path, c->head_dim,
+                    MAX_HEAD_DIM);
+    if ((int64_t)c->n_heads * c->head_dim > 1 << 24)
+        return fail(err, "%s: n_heads %d × head_dim %d is more than %d", m->file.path, c->n_heads, c->head_dim,
+                    1 << 24);
+    config_derive(c);
+
+    static const char *const rope_types[] = {"default", "llama3", NULL}, *const booleans[] = {"false", "true", NULL};
+    int rope_type, tied;
+    if (!meta_float(m, "norm_eps", true, &c->norm_eps, err) ||
+        !meta_float(m, "rope_theta", false, &c->rope_theta, err) ||
+        !meta_word(m, "rope_type", rope_types, &rope_type, err) ||
+        !meta_word(m, "tie_embeddings", booleans, &tied, err))
+        return false;
+    c->rope_type = (RopeType)rope_type;
+    c->tie_embeddings = tied;
+    if (c->rope_type == ROPE_LLAMA3) {
+        if (!meta_float(m, "rope_factor", false, &c->rope_factor, err) ||
+            !meta_float(m, "rope_low_freq_factor", false, &c->rope_low_freq_factor, err) ||
+            !meta_float(m, "rope_high_freq_factor", false, &c->rope_high_freq_factor, err) ||
+            !meta_float(m, "rope_original_max_seq_len", false, &c->rope_original_max_seq_len, err))
+            return false;
+        if (c->rope_high_freq_factor <= c->rope_low_freq_factor)
+            return fail(err, "%s: rope_high_freq_factor %g is not above rope_low_freq_factor %g", m->file.path,
+                        (double)c->rope_high_freq_factor, (double)c->rope_low_freq_factor);
+    }
+    return true;
+}
+
+// ---- tensors --------------------------------------------------------------------------------------------------------
+
+typedef struct {
+    Model *model;
+    bool *used;   // [n_tensors], by position in the file
+    char *base;   // where the weights are, when they are
+    float *norms; // [dim], to look at one
+} Binding;
+
+static const Tensor *find_tensor(Model *m, const char *name, Error *err) {
+    const Tensor *t = safetensors_find(&m->file, name);
+    if (!t) fail(err, "%s: no tensor %s", m->file.path, name);
+    return t;
+}
+
+static bool check_shape(Model *m, const Tensor *t, int n_dims, uint64_t rows, uint64_t cols, Error *err) {
+    if (t->n_dims == n_dims && t->shape[0] == rows && (n_dims == 1 || t->shape[1] == cols)) return true;
+    char found[96] = "[";
+    for (int i = 0; i < t->n_dims; i++)
+        snprintf(found + strlen(found), sizeof found - strlen(found), "%s%" PRIu64, i ? ", " : "", t->shape[i]);
+    return n_dims == 1
+               ? fail(err, "%s: tensor %s: shape %s], expected [%" PRIu64 "]", m->file.path, t->name, found, rows)
+               : fail(err, "%s: tensor %s: shape %s], expected [%" PRIu64 ", %" PRIu64 "]", m->file.path, t->name,
+                      found, rows, cols);
+}
+
+static bool check_dtype(Model *m, const Tensor *t, DType expected, Error *err) {
+    return t->dtype == expected || fail(err, "%s: tensor %s: dtype %s, expected %s", m->file.path, t->name,
+                                        dtype_names[t->dtype], dtype_names[expected]);
+}
+
+// A NaN weight shows in the logits of the first token; one in a norm is cheap to find before that, and can be named.
+static bool check_norm(Binding *b, const Tensor *t, Error *err) {
+    Model *m = b->model;
+    if (!safetensors_read(&m->file, b->norms, t->begin, t->end - t->begin, err)) return false;
+    for (int i = 0; i < m->config.dim; i++)
+        if (!isfinite(b->norms[i]))
+            return fail(err, "%s: tensor %s: element %d is %f, expected a finite number", m->file.path, t->name, i,
+                        (double)b->norms[i]);
+    return true;
+}
+
+// WeightVisitor: one norm or matrix against the header.
+static bool check_tensor(void *context, const Weight *w, Error *err) {
+    Binding *b = context;
+    Model *m = b->model;
+    const Tensor *t = find_tensor(m, w->name, err);
+    if (!t) return false;
+    if (w->matrix) {
+        if (!check_shape(m, t, 2, (uint64_t)w->matrix->rows, (uint64_t)w->matrix->cols, err) ||
+            !check_dtype(m, t, m->weights.dtype, err))
+            return false;
+        w->matrix->dtype = t->dtype;
+    } else if (!check_shape(m, t, 1, (uint64_t)w->n, 0, err) || !check_dtype(m, t, DTYPE_F32, err)) {
+        return false;
+    }
+    if (t->begin % WEIGHT_ALIGNMENT != 0)
+        return fail(err, "%s: tensor %s begins at byte %" PRIu64 " of the data, expected a multiple of %d",
+                    m->file.path, w->name, t->begin, WEIGHT_ALIGNMENT);
+    b->used[t - m->file.tensors] = true;
+    if (t->end > m->weights.bytes) m->weights.bytes = t->end;
+    return w->matrix || check_norm(b, t, err);
+}
+
+static bool is_tokenizer_tensor(const char *name) {
+    return strcmp(name, "tokenizer.offsets") == 0 || strcmp(name, "tokenizer.kind") == 0 ||
+           strcmp(name, "tokenizer.bytes") == 0;
+}
+
+static bool check_weights(Model *m, Error *err) {
+    const Tensor *embeddings = find_tensor(m, "tok_embeddings", err);
+    if (!embeddings) return false;
+    m->weights.dtype = embeddings->dtype;
+    if (embeddings->dtype > DTYPE_F32)
+        return fail(err, "%s: weights of dtype %s, expected BF16, F16 or F32", m->file.path,
+                    dtype_names[embeddings->dtype]);
+    Binding b = {
+        .model = m, .used = calloc(m->file.n_tensors, 1), .norms = malloc((size_t)m->config.dim * sizeof(float))};
+    bool ok = b.used && b.norms;
+    if (!ok) fail(err, "out of memory: checking %s", m->file.path);
+    ok = ok && weights_visit(m, check_tensor, &b, err);
+    for (size_t i = 0; ok && i < m->file.n_tensors; i++) {
+        const char *name = m->file.tensors[i].name;
+        if (!b.used[i] && !is_tokenizer_tensor(name))
+            ok = fail(err, "%s: tensor %s is none of this model's", m->file.path, name);
+    }
+    free(b.used);
+    free(b.norms);
+    return ok;
+}
+
+// ---- tokenizer ------------------------------------------------------------------------------------------------------
+
+// tokenizer.offsets, .kind and .bytes, the last three tensors.
+static bool read_tokenizer(Model *m, Error *err) {
+    uint64_t vocab = (uint64_t)m->config.vocab_size;
+    const Tensor *offsets = find_tensor(m, "tokenizer.offsets", err);
+    const Tensor *kind = offsets ? find_tensor(m, "tokenizer.kind", err) : NULL;
+    const Tensor *bytes = kind ? find_tensor(m, "tokenizer.bytes", err) : NULL;
+    if (!bytes) return false;
+    if (!check_dtype(m, offsets, DTYPE_U32, err) || !check_shape(m, offsets, 1, vocab + 1, 0, err) ||
+        !check_dtype(m, kind, DTYPE_U8, err) || !check_shape(m, kind, 1, vocab, 0, err) ||
+        !check_dtype(m, bytes, DTYPE_U8, err))
+        return false;
+    if (bytes->n_dims != 1 || bytes->shape[0] >= UINT32_MAX)
+        return fail(err, "%s: tensor tokenizer.bytes: expected one dimension below 2^32", m->file.path);
+    size_t n = m->file.n_tensors;
+    if (offsets != &m->file.tensors[n - 3] || kind != &m->file.tensors[n - 2] || bytes != &m->file.tensors[n - 1])
+        return fail(err, "%s: expected tokenizer.offsets, tokenizer.kind and tokenizer.bytes as the last three tensors",
+                    m->file.path);
+    uint32_t *offsets_data = malloc(offsets->end - offsets->begin);
+    uint8_t *kind_data = malloc(vocab), *bytes_data = malloc(bytes->end - bytes->begin + 1);
+    bool ok = offsets_data && kind_data && bytes_data;
+    if (!ok) fail(err, "out of memory: %" PRIu64 " bytes for the tokenizer", bytes->end - offsets->begin);
+    ok = ok && safetensors_read(&m->file, offsets_data, offsets->begin, offsets->end - offsets->begin, err) &&
+         safetensors_read(&m->file, kind_data, kind->begin, kind->end - kind->begin, err) &&
+         safetensors_read(&m->file, bytes_data, bytes->begin, bytes->end - bytes->begin, err);
+    if (!ok) {
+        free(offsets_data);
+        free(kind_data);
+        free(bytes_data);
+        return false;
+    }
+    Error own = {""};
+    return tokenizer_init(&m->tokenizer, (int)vocab, offsets_data, kind_data, bytes_data, (uint32_t)bytes->shape[0],
+                          &own) ||
+           fail(err, "%s: %s", m->file.path, own.text);
+}
+
+// ---- the file -------------------------------------------------------------------------------------------------------
+
+static bool open_file(Model *m, const char *path, bool vocab_only, Error *err) {
+    const char *hint = "convert the HuggingFace directory with: python3 scripts/convert.py DIR model.bin";
+    if (!safetensors_open(&m->file, path, hint, err)) return false;
+    const char *format = safetensors_meta(&m->file, "format");
+    if (!format || strncmp(format, "llama-model/", 12) != 0)
+        return fail(err,
+                    "%s: a safetensors file, but not a model.bin; convert the HuggingFace directory with: "
+                    "python3 scripts/convert.py DIR model.bin",
+                    path);
+    if (strcmp(format, FORMAT) != 0) return fail(err, "%s: format is \"%s\", expected \"" FORMAT "\"", path, format);
+    if (m->file.data_start % DATA_ALIGNMENT != 0)
+        return fail(err, "%s: tensor data starts at byte %" PRIu64 ", expected a multiple of %d", path,
+                    m->file.data_start, DATA_ALIGNMENT);
+    const char *n_layers = meta(m, "n_layers", err);
+    if (!n_layers || !read_vocab_config(m, err)) return false;
+    bool has_weights = strcmp(n_layers, "0") != 0;
+    if (!has_weights && !vocab_only)
+        return fail(err, "%s: a vocabulary without weights (n_layers 0); it serves --tokenize and --detokenize", path);
+    if (!has_weights && m->file.n_tensors != 3)
+        return fail(err, "%s: %zu tensors in a vocabulary without weights, expected 3", path, m->file.n_tensors);
+    if (has_weights && !read_shape_config(m, err)) return false;
+    if (has_weights && (size_t)m->config.n_layers > m->file.n_tensors) // before memory is asked for them
+        return fail(err, "%s: n_layers is %d, the file has %zu tensors in all", path, m->config.n_layers,
+                    m->file.n_tensors);
+    if (has_weights && !check_weights(m, err)) return false;
+    return read_tokenizer(m, err);
+}
+
+bool checkpoint_open(Model *m, const char *path, bool vocab_only, Error *err) {
+    *m = (Model){.file.fd = -1};
+    if (open_file(m, path, vocab_only, err)) return true;
+    model_close(m);
+    return false;
+}
+
+// WeightVisitor
+static bool bind_tensor(void *context, const Weight *w, Error *err) {
+    Binding *b = context;
+    const Tensor *t = find_tensor(b->model, w->name, err);
+    if (!t) return false;
+    if (w->matrix) {
+        w->matrix->data = b->base + t->begin;
+        w->matrix->dtype = t->dtype;
+    } else {
+        *w->norm = (const float *)(b->base + t->begin);
+    }
+    return true;
+}
+
+bool checkpoint_load(Model *m, char *base, Error *err) {
+    enum { READ_BYTES = 1 << 26 }; // bytes between two reports of progress
+    Binding b = {.model = m, .base = base};
+    if (!weights_visit(m, bind_tensor, &b, err)) return false;
+    for (uint64_t at = 0; at < m->weights.bytes; at += READ_BYTES) {
+        if (model_interrupted(m)) return fail_interrupted(err);
+        uint64_t n = m->weights.bytes - at < READ_BYTES ? m->weights.bytes - at : READ_BYTES;
+        if (!safetensors_read(&m->file, base + at, at, n, err)) return false;
+        if (m->progress) m->progress("loading", at + n, m->weights.bytes);
+    }
+    return true;
+}

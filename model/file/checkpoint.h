@@ -1,0 +1,15 @@
+// model.bin (llama-model/1): a safetensors file with configuration, weights and tokenizer. README.md has the format.
+#ifndef CHECKPOINT_H
+#define CHECKPOINT_H
+
+#include "../model.h"
+
+// Opens a model.bin: model->file, model->config, model->tokenizer, and the shape and dtype of every weight, after every
+// tensor's name, shape, dtype, alignment and order have been checked. vocab_only: a file without weights (n_layers = 0)
+// is accepted. False: nothing is left open.
+bool checkpoint_open(Model *model, const char *path, bool vocab_only, Error *err);
+
+// Reads norms and weights into one block at base (model->weights.bytes long) and points model->weights into it.
+bool checkpoint_load(Model *model, char *base, Error *err);
+
+#endif

@@ -1,0 +1,127 @@
+#include "json.h"
+
+#include <string.h>
+
+#include "../../tokenizer/utf8.h"
+
+static bool json_fail(Json *j, const char *expected) {
+    return fail(j->err, "%s: bad JSON at byte %zu: expected %s", j->what, (size_t)(j->at - j->start), expected);
+}
+
+static void skip_space(Json *j) {
+    while (j->at < j->end && (*j->at == ' ' || *j->at == '\n' || *j->at == '\t' || *j->at == '\r')) j->at++;
+}
+
+bool json_next(Json *j, char c) {
+    if (j->err->text[0]) return false;
+    skip_space(j);
+    if (j->at == j->end || *j->at != c) return false;
+    j->at++;
+    return true;
+}
+
+bool json_expect(Json *j, char c) {
+    char expected[4] = {'\'', c, '\'', 0};
+    return json_next(j, c) || json_fail(j, expected);
+}
+
+static bool hex4(Json *j, uint32_t *value) {
+    *value = 0;
+    if (j->end - j->at < 4) return json_fail(j, "four hex digits");
+    for (int i = 0; i < 4; i++) {
+        char c = *j->at;
+        uint32_t digit;
+        if (c >= '0' && c <= '9')
+            digit = (uint32_t)(c - '0');
+        else if ((c | 0x20) >= 'a' && (c | 0x20) <= 'f')
+            digit = (uint32_t)((c | 0x20) - 'a' + 10);
+        else
+            return json_fail(j, "four hex digits");
+        *value = *value << 4 | digit;
+        j->at++;
+    }
+    return true;
+}
+
+// The part of an escape after the backslash.
+static bool escape(Json *j, char **out) {
+    if (j->at == j->end) return json_fail(j, "an escape");
+    char c = *j->at++;
+    const char *from = "\"\\/bfnrt", *to = "\"\\/\b\f\n\r\t";
+    const char *found = c ? strchr(from, c) : NULL;
+    if (found) {
+        *(*out)++ = to[found - from];
+        return true;
+    }
+    if (c != 'u') return json_fail(j, "an escape");
+    uint32_t cp, low;
+    if (!hex4(j, &cp)) return false;
+    if (cp >= 0xD800 && cp <= 0xDBFF) {
+        if (j->end - j->at < 2 || j->at[0] != '\\' || j->at[1] != 'u') return json_fail(j, "a low surrogate");
+        j->at += 2;
+        if (!hex4(j, &low)) return false;
+        if (low < 0xDC00 || low > 0xDFFF) return json_fail(j, "a low surrogate");
+        cp = 0x10000 + ((cp - 0xD800) << 10) + (low - 0xDC00);
+    } else if ((cp >= 0xDC00 && cp <= 0xDFFF) || cp == 0) {
+        return json_fail(j, "a character other than NUL and lone surrogates");
+    }
+    *out += utf8_encode(cp, (uint8_t *)*out);
+    return true;
+}
+
+bool json_string(Json *j, char **text, size_t *length) {
+    if (!json_next(j, '"')) return json_fail(j, "a string");
+    char *out = j->at;
+    *text = out;
+    for (;;) {
+        if (j->at == j->end) return json_fail(j, "the end of the string");
+        uint8_t c = (uint8_t)*j->at;
+        if (c == '"') break;
+        if (c < 0x20) return json_fail(j, "no control character in a string");
+        if (c == '\\') {
+            j->at++;
+            if (!escape(j, &out)) return false;
+            continue;
+        }
+        uint32_t cp;
+        int n = utf8_decode((uint8_t *)j->at, (size_t)(j->end - j->at), &cp);
+        if (n == 0) return json_fail(j, "UTF-8");
+        memmove(out, j->at, (size_t)n);
+        out += n;
+        j->at += n;
+    }
+    j->at++;  // the closing quote, whose place
+    *out = 0; // the terminator takes if nothing was shortened
+    *length = (size_t)(out - *text);
+    return true;
+}
+
+bool json_uint(Json *j, uint64_t *value) {
+    if (j->err->text[0]) return false;
+    skip_space(j);
+    char *first = j->at;
+    uint64_t v = 0;
+    for (; j->at < j->end && *j->at >= '0' && *j->at <= '9'; j->at++) {
+        uint64_t digit = (uint64_t)(*j->at - '0');
+        if (v > (UINT64_MAX - digit) / 10) return json_fail(j, "a number below 2^64");
+        v = v * 10 + digit;
+    }
+    if (j->at == first || (*first == '0' && j->at - first > 1)) return json_fail(j, "a whole number");
+    if (j->at < j->end && (*j->at == '.' || *j->at == 'e' || *j->at == 'E')) return json_fail(j, "a whole number");
+    *value = v;
+    return true;
+}
+
+bool json_null(Json *j) {
+    if (j->err->text[0]) return false;
+    skip_space(j);
+    if (j->end - j->at < 4 || memcmp(j->at, "null", 4) != 0) return false;
+    j->at += 4;
+    return true;
+}
+
+bool json_end(Json *j) {
+    if (j->err->text[0]) return false;
+    skip_space(j);
+    return j->at == j->end || json_fail(j, "the end");
+}

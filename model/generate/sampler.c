@@ -1,0 +1,114 @@
+#include "sampler.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "../logits.h"
+
+static uint64_t splitmix64(uint64_t *state) {
+    uint64_t z = *state += 0x9E3779B97F4A7C15u;
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+    return z ^ z >> 31;
+}
+
+double random_uniform(uint64_t *state) {
+    return (double)(splitmix64(state) >> 11) * 0x1p-53;
+}
+
+bool sampler_init(Sampler *s, SamplerConfig config, int vocab_size, uint64_t seed, uint64_t stream, Error *err) {
+    *s = (Sampler){.config = config, .vocab_size = vocab_size, .state = seed};
+    s->state = splitmix64(&s->state) ^ stream * 0xD1342543DE82EF95u; // neighbouring seeds and streams far apart
+    s->candidates = malloc((size_t)vocab_size * sizeof *s->candidates);
+    return s->candidates || fail(err, "out of memory: %d candidates", vocab_size);
+}
+
+void sampler_free(Sampler *s) {
+    free(s->candidates);
+    *s = (Sampler){.candidates = NULL};
+}
+
+static int more_likely_first(const void *a, const void *b) {
+    const Candidate *x = a, *y = b;
+    if (x->logit != y->logit) return x->logit < y->logit ? 1 : -1;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+// Brings the k most likely of n candidates to the front, in any order: quickselect (Hoare 1961).
+static void select_most_likely(Candidate *c, int n, int k) {
+    for (int low = 0, high = n - 1; low < high;) {
+        Candidate pivot = c[low + (high - low) / 2];
+        int i = low, j = high;
+        while (i <= j) {
+            while (more_likely_first(&c[i], &pivot) < 0) i++;
+            while (more_likely_first(&pivot, &c[j]) < 0) j--;
+            if (i > j) break;
+            Candidate swap = c[i];
+            c[i++] = c[j];
+            c[j--] = swap;
+        }
+        if (k - 1 <= j)
+            high = j;
+        else if (k - 1 >= i)
+            low = i;
+        else
+            return;
+    }
+}
+
+// p of candidates [0, n), which sum to one.
+static void renormalise(Candidate *c, int n, float temperature) {
+    float max = c[0].logit;
+    double sum = 0; // in float64: a long tail of small numbers has its weight
+    for (int i = 1; i < n; i++) max = c[i].logit > max ? c[i].logit : max;
+    for (int i = 0; i < n; i++) sum += (double)(c[i].p = expf((c[i].logit - max) / temperature));
+    for (int i = 0; i < n; i++) c[i].p = (float)((double)c[i].p / sum);
+}
+
+// How many of the sorted candidates make up a probability of at least top_p.
+static int nucleus(const Candidate *c, int n, float top_p) {
+    double sum = 0;
+    for (int i = 0; i < n; i++)
+        if ((sum += (double)c[i].p) >= (double)top_p) return i + 1;
+    return n;
+}
+
+int sampler_next(Sampler *s, const float *logits) {
+    const SamplerConfig *config = &s->config;
+    if (config->temperature == 0) return argmax(logits, s->vocab_size);
+    Candidate *c = s->candidates;
+    int n = s->vocab_size;
+    for (int i = 0; i < n; i++) c[i] = (Candidate){logits[i], 0, i};
+    bool cut_k = config->top_k > 0 && config->top_k < n, cut_p = config->top_p < 1;
+    if (cut_p && !cut_k) {
+        // Sorting the whole vocabulary would take longer than a layer. What is less likely than (1-p)/n cannot be in
+        // the nucleus: all of those together have less than 1-p (llama2.c's observation).
+        renormalise(c, n, config->temperature);
+        float floor = (1 - config->top_p) / (float)n;
+        int kept = 0;
+        for (int i = 0; i < n; i++)
+            if (c[i].p >= floor) c[kept++] = c[i];
+        qsort(c, (size_t)kept, sizeof *c, more_likely_first);
+        n = nucleus(c, kept, config->top_p); // of probabilities among all n
+    } else if (cut_k) {
+        select_most_likely(c, n, config->top_k);
+        n = config->top_k;
+        qsort(c, (size_t)n, sizeof *c, more_likely_first);
+        renormalise(c, n, config->temperature);
+        if (cut_p) n = nucleus(c, n, config->top_p);
+    }
+    renormalise(c, n, config->temperature);
+    if (config->min_p > 0) {
+        float max = 0;
+        int kept = 0;
+        for (int i = 0; i < n; i++) max = c[i].p > max ? c[i].p : max;
+        for (int i = 0; i < n; i++)
+            if (c[i].p >= config->min_p * max) c[kept++] = c[i];
+        n = kept;
+        renormalise(c, n, config->temperature);
+    }
+    double u = random_uniform(&s->state), sum = 0;
+    for (int i = 0; i < n; i++)
+        if (u < (sum += (double)c[i].p)) return c[i].id;
+    return c[n - 1].id; // rounding left the sum under u
+}

@@ -1,0 +1,39 @@
+// Chooses the next token from logits: the most likely one, or a random one among the likely. One stream per sequence.
+#ifndef SAMPLER_H
+#define SAMPLER_H
+
+#include <stdint.h>
+
+#include "../../tokenizer/error.h"
+
+typedef struct {
+    float temperature; // 0: greedy, and nothing below matters
+    int top_k;         // keep the k most likely, the lowest ids of equals at the end; 0: all
+    float top_p;       // keep the fewest whose probabilities reach p; 1: all
+    float min_p;       // keep those at least p times as likely as the most likely; 0: all
+} SamplerConfig;
+
+typedef struct {
+    float logit, p;
+    int id;
+} Candidate;
+
+typedef struct {
+    SamplerConfig config;
+    uint64_t state;        // of the random stream
+    Candidate *candidates; // [vocab_size]
+    int vocab_size;
+} Sampler;
+
+// stream: the number of the sequence, so that many from one seed are independent.
+bool sampler_init(Sampler *s, SamplerConfig config, int vocab_size, uint64_t seed, uint64_t stream, Error *err);
+void sampler_free(Sampler *s);
+
+// The next token from logits [vocab_size], which must be finite. As HuggingFace: temperature, then top-k, top-p and
+// min-p, each on the probabilities that the one before left, renormalised.
+int sampler_next(Sampler *s, const float *logits);
+
+// A uniform number in [0, 1): SplitMix64 (Steele, Lea & Flood 2014), the same on every machine.
+double random_uniform(uint64_t *state);
+
+#endif

@@ -1,0 +1,175 @@
+#include "bench_report.h"
+
+static const char *precision_name(const Model *m) {
+    return m->precision == PRECISION_F32 ? "f32" : "bf16";
+}
+
+static double share(const BenchRow *row, const Statistic *peak) {
+    return row->work / row->seconds.median / peak->median;
+}
+
+// The loads that count: all but the first, which may have come from the disk, if there are others.
+static Statistic later_loads(const BenchResult *b) {
+    double loads[BENCH_MAX_LOADS];
+    int later = b->n_loads > 1;
+    if (b->n_loads == 0) return (Statistic){0};
+    for (int i = later; i < b->n_loads; i++) loads[i - later] = b->loads[i];
+    return statistic_of(loads, b->n_loads - later);
+}
+
+// ---- JSON -----------------------------------------------------------------------------------------------------------
+
+static void json_text(FILE *out, const char *key, const char *text) {
+    fprintf(out, "\"%s\": \"", key);
+    for (; *text; text++) fprintf(out, *text == '"' || *text == '\\' ? "\\%c" : "%c", *text);
+    fprintf(out, "\"");
+}
+
+static void json_statistic(FILE *out, const char *key, Statistic s, double unit) {
+    fprintf(out, "\"%s\": {\"median\": %.6g, \"min\": %.6g, \"max\": %.6g, \"samples\": %d}", key, s.median / unit,
+            s.least / unit, s.most / unit, s.n);
+}
+
+static void json_shape(const Model *m, const BenchOptions *o, FILE *out) {
+    const Config *c = &m->config;
+    fprintf(out, "\"model\": {");
+    if (o->synthetic)
+        json_text(out, "synthetic", o->synthetic);
+    else
+        fprintf(out, "\"synthetic\": null");
+    fprintf(out,
+            ", \"dim\": %d, \"hidden_dim\": %d, \"n_layers\": %d, \"n_heads\": %d, \"n_kv_heads\": %d, \"head_dim\": "
+            "%d, \"vocab_size\": %d, \"dtype\": \"%s\", \"weights_bytes\": %llu, \"step_bytes\": %llu},\n",
+            c->dim, c->hidden_dim, c->n_layers, c->n_heads, c->n_kv_heads, c->head_dim, c->vocab_size,
+            dtype_names[m->weights.dtype], (unsigned long long)m->weights.bytes,
+            (unsigned long long)weights_read(m, 1));
+}
+
+static void json_prompt(const BenchResult *b, FILE *out, const BenchRow *row) {
+    fprintf(out, "  {\"tokens\": %d, ", row->length);
+    if (row->seconds.n == 0) {
+        json_text(out, "not_run", row->why.text);
+    } else {
+        json_statistic(out, "ms", row->seconds, 1e-3);
+        fprintf(out, ", \"tokens_s\": %.6g, \"tflop_s\": %.6g, \"share\": %.4f", row->length / row->seconds.median,
+                row->work / row->seconds.median * 1e-12, share(row, &b->roofline.product));
+    }
+    fprintf(out, "}");
+}
+
+static void json_step(const BenchResult *b, FILE *out, const BenchRow *row) {
+    fprintf(out, "  {\"context\": %d, \"batch\": %d, ", row->length, row->batch);
+    if (row->seconds.n == 0) {
+        json_text(out, "not_run", row->why.text);
+    } else {
+        json_statistic(out, "ms", row->seconds, 1e-3);
+        fprintf(out, ", \"ms_token\": %.6g, \"tokens_s\": %.6g, \"bytes\": %.0f, \"gb_s\": %.6g, \"share\": %.4f",
+                row->seconds.median / row->batch * 1e3, row->batch / row->seconds.median, row->work,
+                row->work / row->seconds.median * 1e-9, share(row, &b->roofline.read));
+    }
+    fprintf(out, "}");
+}
+
+void bench_report_json(const Model *m, const BenchOptions *o, const BenchResult *b, FILE *out) {
+    const Roofline *r = &b->roofline;
+    Statistic loads = later_loads(b);
+    fprintf(out, "{\"program\": \"llama %s\", \"engine\": \"%s\", \"precision\": \"%s\",\n", o->version,
+            m->engine->name, precision_name(m));
+    fprintf(out, " \"machine\": {");
+    json_text(out, "name", r->name);
+    fprintf(out, ", ");
+    json_text(out, "software", r->software);
+    fprintf(out, ", \"memory_bytes\": %llu},\n ", (unsigned long long)r->memory_bytes);
+    json_shape(m, o, out);
+    fprintf(out, " \"read\": {");
+    json_statistic(out, "gb_s", r->read, 1e9);
+    fprintf(out, ", ");
+    json_text(out, "how", r->read_how);
+    fprintf(out, "},\n \"product\": {");
+    json_statistic(out, "tflop_s", r->product, 1e12);
+    fprintf(out, ", ");
+    json_text(out, "how", r->product_how);
+    fprintf(out, "},\n \"load\": ");
+    if (b->n_loads) {
+        fprintf(out, "{\"first_ms\": %.6g, ", b->loads[0] * 1e3);
+        json_statistic(out, "ms", loads, 1e-3);
+        fprintf(out, ", \"gb_s\": %.6g},\n", (double)m->weights.bytes / loads.median * 1e-9);
+    } else {
+        fprintf(out, "null,\n");
+    }
+    fprintf(out, " \"first_token\": {\"tokens\": %d, \"first_ms\": %.6g, ", BENCH_FIRST_PROMPT, b->first_seconds * 1e3);
+    json_statistic(out, "ms", b->first.seconds, 1e-3);
+    fprintf(out, "},\n \"prefill\": [\n");
+    for (int i = 0; i < b->n_prompts; i++, fprintf(out, i < b->n_prompts ? ",\n" : ""))
+        json_prompt(b, out, &b->prompts[i]);
+    fprintf(out, "],\n \"decode\": [\n");
+    for (int i = 0; i < b->n_steps; i++, fprintf(out, i < b->n_steps ? ",\n" : "")) json_step(b, out, &b->steps[i]);
+    fprintf(out, "]}\n");
+}
+
+// ---- table ----------------------------------------------------------------------------------------------------------
+
+static void table_head(const Model *m, const BenchOptions *o, const BenchResult *b, FILE *out) {
+    const Roofline *r = &b->roofline;
+    Statistic loads = later_loads(b);
+    double unit = r->product.median < 1e12 ? 1e9 : 1e12;
+    fprintf(out, "llama %s, engine %s, %s%s%s%s; %s, %s\n", o->version, m->engine->name, precision_name(m),
+            m->not_used.text[0] ? " (" : "", m->not_used.text, m->not_used.text[0] ? ")" : "", r->name, r->software);
+    fprintf(out, "%s%s%.3f GB of weights (%s), %.3f GB of them read by one step; medians [smallest, largest]\n\n",
+            o->synthetic ? o->synthetic : "", o->synthetic ? ": " : "", (double)m->weights.bytes * 1e-9,
+            dtype_names[m->weights.dtype], (double)weights_read(m, 1) * 1e-9);
+    fprintf(out, "reading, at most      %10.1f GB/s [%.1f, %.1f]  %s\n", r->read.median * 1e-9, r->read.least * 1e-9,
+            r->read.most * 1e-9, r->read_how);
+    fprintf(out, "products, at most     %10.1f %s [%.1f, %.1f]  %s\n", r->product.median / unit,
+            unit > 1e9 ? "TFLOP/s" : "GFLOP/s", r->product.least / unit, r->product.most / unit, r->product_how);
+    if (b->n_loads)
+        fprintf(out, "load                  %10.1f ms [%.1f, %.1f], %.1f GB/s; the first time %.1f ms\n",
+                loads.median * 1e3, loads.least * 1e3, loads.most * 1e3, (double)m->weights.bytes / loads.median * 1e-9,
+                b->loads[0] * 1e3);
+    fprintf(out, "first token, of %2d    %10.2f ms [%.2f, %.2f]; the first time %.1f ms\n", BENCH_FIRST_PROMPT,
+            b->first.seconds.median * 1e3, b->first.seconds.least * 1e3, b->first.seconds.most * 1e3,
+            b->first_seconds * 1e3);
+}
+
+static void table_prompts(const BenchResult *b, FILE *out) {
+    double unit = b->roofline.product.median < 1e12 ? 1e9 : 1e12;
+    char range[48];
+    if (b->n_prompts)
+        fprintf(out, "\n%16s %12s %-20s %14s %10s %8s\n", "prompt", "ms", "[smallest, largest]", "tokens/s",
+                unit > 1e9 ? "TFLOP/s" : "GFLOP/s", "of peak");
+    for (int i = 0; i < b->n_prompts; i++) {
+        const BenchRow *row = &b->prompts[i];
+        if (row->seconds.n == 0) {
+            fprintf(out, "%16d   not run: %s\n", row->length, row->why.text);
+            continue;
+        }
+        snprintf(range, sizeof range, "[%.2f, %.2f]", row->seconds.least * 1e3, row->seconds.most * 1e3);
+        fprintf(out, "%16d %12.2f %-20s %14.1f %10.1f %6.1f %%\n", row->length, row->seconds.median * 1e3, range,
+                row->length / row->seconds.median, row->work / row->seconds.median / unit,
+                100 * share(row, &b->roofline.product));
+    }
+}
+
+static void table_steps(const BenchResult *b, FILE *out) {
+    char range[48];
+    fprintf(out, "\n%10s %5s %12s %-20s %10s %10s %10s %8s\n", "context", "batch", "ms/step", "[smallest, largest]",
+            "ms/token", "tokens/s", "GB/s", "of peak");
+    for (int i = 0; i < b->n_steps; i++) {
+        const BenchRow *row = &b->steps[i];
+        if (row->seconds.n == 0) {
+            fprintf(out, "%10d %5d   not run: %s\n", row->length, row->batch, row->why.text);
+            continue;
+        }
+        snprintf(range, sizeof range, "[%.3f, %.3f]", row->seconds.least * 1e3, row->seconds.most * 1e3);
+        fprintf(out, "%10d %5d %12.3f %-20s %10.3f %10.1f %10.1f %6.1f %%\n", row->length, row->batch,
+                row->seconds.median * 1e3, range, row->seconds.median / row->batch * 1e3,
+                row->batch / row->seconds.median, row->work / row->seconds.median * 1e-9,
+                100 * share(row, &b->roofline.read));
+    }
+}
+
+void bench_report_table(const Model *m, const BenchOptions *o, const BenchResult *b, FILE *out) {
+    table_head(m, o, b, out);
+    table_prompts(b, out);
+    table_steps(b, out);
+}

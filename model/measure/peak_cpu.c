@@ -1,0 +1,77 @@
+// The CPU's roofline: its memory, its multiply-adds, and a cache filled with random numbers.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "../cpu/ops.h"
+#include "../generate/generate.h"
+#include "../generate/sampler.h"
+#include "peak.h"
+
+enum { ROUNDS = 5 };
+
+static double multiply_add_rate(const Ops *ops, int64_t rounds, int *threads) {
+    double operations = 0, start = clock_seconds();
+    int n = 0;
+#pragma omp parallel reduction(+ : operations, n)
+    {
+        n++;
+        float sink = 0.001f;
+        operations += ops->multiply_add(rounds, &sink);
+        if (sink == 12345.0f) operations += 1; // the result is used, so the work is done
+    }
+    *threads = n;
+    return operations / (clock_seconds() - start);
+}
+
+static void processor_name(char *name, size_t size) {
+    char line[256];
+    FILE *in = fopen("/proc/cpuinfo", "r");
+    snprintf(name, size, "a processor");
+    while (in && fgets(line, sizeof line, in)) {
+        char *colon = strncmp(line, "model name", 10) == 0 ? strchr(line, ':') : NULL;
+        if (!colon) continue;
+        snprintf(name, size, "%.*s", (int)strcspn(colon + 2, "\n"), colon + 2);
+        break;
+    }
+    if (in) fclose(in);
+}
+
+static bool measure_cpu(Roofline *r, Error *err) {
+    const uint64_t bytes = (uint64_t)1 << 30; // past any cache
+    const Ops *ops = ops_select();
+    double reads[ROUNDS], rates[ROUNDS];
+    int threads;
+    void *data = malloc(bytes);
+    if (!data) return fail(err, "out of memory: a buffer of 1 GiB to read");
+    memset(data, 1, bytes);
+    multiply_add_rate(ops, 1 << 22, &threads); // warm-up: threads, clocks
+    for (int i = 0; i < ROUNDS; i++) {
+        double start = clock_seconds();
+        ops->read_all(data, (int64_t)bytes);
+        reads[i] = (double)bytes / (clock_seconds() - start);
+        rates[i] = multiply_add_rate(ops, 1 << 24, &threads);
+    }
+    free(data);
+    r->read = statistic_of(reads, ROUNDS);
+    r->product = statistic_of(rates, ROUNDS);
+    r->memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    processor_name(r->name, sizeof r->name);
+    snprintf(r->software, sizeof r->software, "%s, %d threads", ops->name, threads);
+    snprintf(r->read_how, sizeof r->read_how, "all threads reading 1 GiB");
+    snprintf(r->product_how, sizeof r->product_how, "float32 multiply-adds in registers");
+    return true;
+}
+
+static bool fill_cache_cpu(const Model *m, Error *err) {
+    (void)err;
+    float *caches[] = {m->kv.k, m->kv.v};
+    size_t n = m->kv.bytes / 2 / sizeof(float);
+    uint64_t random = 1;
+    for (int c = 0; c < 2; c++)
+        for (size_t i = 0; i < n; i++) caches[c][i] = (float)(2 * random_uniform(&random) - 1);
+    return true;
+}
+
+const Platform platform_cpu = {measure_cpu, fill_cache_cpu, {128, 512}, {128, 2048}, {1, 4}};

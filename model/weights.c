@@ -1,0 +1,89 @@
+// The tensors of a model: how large they are, and the one list of them.
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "model.h"
+
+uint64_t matrix_row_bytes(const Matrix *m) {
+    return (uint64_t)m->cols * (uint64_t)dtype_bytes[m->dtype];
+}
+
+uint64_t matrix_bytes(const Matrix *m) {
+    uint64_t groups = m->group ? ((uint64_t)m->cols + (uint64_t)m->group - 1) / (uint64_t)m->group : 0;
+    return (uint64_t)m->rows * (matrix_row_bytes(m) + groups * sizeof(float));
+}
+
+uint64_t weight_bytes(const Weight *w) {
+    return w->matrix ? matrix_bytes(w->matrix) : (uint64_t)w->n * sizeof **w->norm;
+}
+
+uint64_t weights_read(const Model *m, int batch) {
+    const Config *c = &m->config;
+    const Weights *w = &m->weights;
+    uint64_t bytes = matrix_bytes(&w->output);
+    if (!c->tie_embeddings) bytes += (uint64_t)batch * matrix_row_bytes(&w->tok_embeddings);
+    for (int i = 0; i < c->n_layers; i++) {
+        const LayerWeights *l = &w->layers[i];
+        const Matrix *const matrices[] = {&l->wq, &l->wk, &l->wv, &l->wo, &l->w1, &l->w2, &l->w3};
+        for (size_t k = 0; k < sizeof matrices / sizeof *matrices; k++) bytes += matrix_bytes(matrices[k]);
+    }
+    return bytes;
+}
+
+typedef struct {
+    WeightVisitor *visit;
+    void *context;
+} Visit;
+
+static bool visit_matrix(const Visit *v, const char *name, Matrix *matrix, int rows, int cols, Error *err) {
+    matrix->rows = rows;
+    matrix->cols = cols;
+    return v->visit(v->context, &(Weight){.name = name, .matrix = matrix}, err);
+}
+
+static bool visit_norm(const Visit *v, const char *name, const float **norm, int n, Error *err) {
+    return v->visit(v->context, &(Weight){.name = name, .norm = norm, .n = n}, err);
+}
+
+static bool visit_layer(const Visit *v, const Config *c, int i, LayerWeights *l, Error *err) {
+    const struct {
+        const char *name;
+        const float **norm;
+        Matrix *matrix;
+        int rows, cols;
+    } tensors[] = {
+        {"attention_norm", &l->attention_norm, NULL, 0, c->dim},
+        {"wq", NULL, &l->wq, c->q_dim, c->dim},
+        {"wk", NULL, &l->wk, c->kv_dim, c->dim},
+        {"wv", NULL, &l->wv, c->kv_dim, c->dim},
+        {"wo", NULL, &l->wo, c->dim, c->q_dim},
+        {"ffn_norm", &l->ffn_norm, NULL, 0, c->dim},
+        {"w1", NULL, &l->w1, c->hidden_dim, c->dim},
+        {"w2", NULL, &l->w2, c->dim, c->hidden_dim},
+        {"w3", NULL, &l->w3, c->hidden_dim, c->dim},
+    };
+    for (size_t t = 0; t < sizeof tensors / sizeof *tensors; t++) {
+        char name[64];
+        snprintf(name, sizeof name, "layers.%d.%s", i, tensors[t].name);
+        if (!(tensors[t].norm ? visit_norm(v, name, tensors[t].norm, tensors[t].cols, err)
+                              : visit_matrix(v, name, tensors[t].matrix, tensors[t].rows, tensors[t].cols, err)))
+            return false;
+    }
+    return true;
+}
+
+bool weights_visit(Model *m, WeightVisitor *visit, void *context, Error *err) {
+    const Config *c = &m->config;
+    Weights *w = &m->weights;
+    const Visit v = {visit, context};
+    if (!w->layers) w->layers = calloc((size_t)c->n_layers, sizeof *w->layers);
+    if (!w->layers) return fail(err, "out of memory: %d layers", c->n_layers);
+
+    if (!visit_matrix(&v, "tok_embeddings", &w->tok_embeddings, c->vocab_size, c->dim, err)) return false;
+    for (int i = 0; i < c->n_layers; i++)
+        if (!visit_layer(&v, c, i, &w->layers[i], err)) return false;
+    if (!visit_norm(&v, "norm", &w->norm, c->dim, err)) return false;
+    if (!c->tie_embeddings) return visit_matrix(&v, "output", &w->output, c->vocab_size, c->dim, err);
+    w->output = w->tok_embeddings;
+    return true;
+}

@@ -1,0 +1,60 @@
+#include "encode.h"
+
+#include "bpe.h"
+#include "utf8.h"
+
+static bool only_space(const Tokenizer *t, int id) {
+    size_t n;
+    const uint8_t *s = tokenizer_bytes(t, id, &n);
+    for (size_t i = 0; i < n; i++)
+        if (s[i] != ' ' && s[i] != '\n' && s[i] != '\t') return false;
+    return true;
+}
+
+// Text without special tokens. Bytes that are not UTF-8 as tiktoken's _encode_bytes treats them: the last pre-token of the
+// valid prefix, and tokens of white space before it, may have belonged to what follows; they and the rest are one
+// pre-token.
+static bool encode_ordinary(PreTokenCache *c, const uint8_t *text, size_t n, TokenList *out, Error *err) {
+    const Tokenizer *t = c->tokenizer;
+    size_t valid = utf8_valid_prefix(text, n), first = out->n, last_pre_token;
+    if (!bpe_encode_text(c, text, valid, out, &last_pre_token, err)) return false;
+    if (valid == n) return true;
+    size_t keep = last_pre_token;
+    if (keep < out->n && only_space(t, out->ids[keep]))
+        while (keep > first && only_space(t, out->ids[keep - 1])) keep--;
+    size_t bad_start = valid, length;
+    for (size_t i = keep; i < out->n; i++) {
+        tokenizer_bytes(t, out->ids[i], &length);
+        bad_start -= length;
+    }
+    out->n = keep;
+    return bpe_encode(t, text + bad_start, n - bad_start, out, err);
+}
+
+static bool encode_special(PreTokenCache *c, const uint8_t *text, size_t n, TokenList *out, Error *err) {
+    const Tokenizer *t = c->tokenizer;
+    bool begins[256] = {false};
+    for (int i = 0; i < t->n_special; i++) begins[t->bytes[t->offsets[t->special[i].id]]] = true;
+    size_t start = 0; // of the ordinary text not yet encoded
+    for (size_t at = 0; at < n;) {
+        int id = begins[text[at]] ? tokenizer_match_special(t, text + at, n - at) : -1;
+        if (id < 0) {
+            at++;
+            continue;
+        }
+        if (at > start && !encode_ordinary(c, text + start, at - start, out, err)) return false;
+        if (!tokens_append(out, id, err)) return false;
+        size_t length;
+        tokenizer_bytes(t, id, &length);
+        start = at += length;
+    }
+    return encode_ordinary(c, text + start, n - start, out, err);
+}
+
+bool tokenizer_encode(const Tokenizer *t, const uint8_t *text, size_t n, bool special, TokenList *out, Error *err) {
+    PreTokenCache cache;
+    bool ok = pre_token_cache_init(&cache, t, n, err) &&
+              (special ? encode_special : encode_ordinary)(&cache, text, n, out, err);
+    pre_token_cache_free(&cache);
+    return ok;
+}
