@@ -220,9 +220,12 @@ static bool check_norm(Binding *b, const Tensor *t, Error *err) {
 // The layers' matrices are of one dtype. Embeddings and output may each have another, which llama-model/1 had not.
 static bool check_weight_dtype(const Binding *b, const Weight *w, const Tensor *t, Error *err) {
     Model *m = b->model;
-    const Weights *weights = &m->weights;
-    if (w->matrix != &weights->tok_embeddings && w->matrix != &weights->output)
-        return check_dtype(m, t, weights->dtype, err);
+    Weights *weights = &m->weights;
+    DType *own = w->matrix == &weights->tok_embeddings ? &weights->embeddings_dtype
+                 : w->matrix == &weights->output       ? &weights->output_dtype
+                                                       : NULL;
+    if (!own) return check_dtype(m, t, weights->dtype, err);
+    *own = t->dtype;
     if (t->dtype > DTYPE_F32)
         return fail(err, "%s: tensor %s: dtype %s, expected BF16, F16 or F32", m->file.path, t->name,
                     dtype_names[t->dtype]);
@@ -277,6 +280,7 @@ static bool check_weights(Model *m, int format, Error *err) {
         if (!b.used[i] && !is_tokenizer_tensor(name))
             ok = fail(err, "%s: tensor %s is none of this model's", m->file.path, name);
     }
+    if (m->config.tie_embeddings) m->weights.output_dtype = m->weights.embeddings_dtype;
     free(b.used);
     free(b.norms);
     return ok;
