@@ -649,7 +649,7 @@ static void test_rope_frequencies(void) {
     end("test_rope_frequencies_with_and_without_scaling", &(Ops){.name = "float32"});
 }
 
-// Bit for bit what transformers computes, of every type: scripts/gen_rope.py wrote the file.
+// Bit for bit what transformers computes, of every type: scripts/gen_vectors.py wrote the file.
 static void test_rope_frequencies_are_those_of_transformers(void) {
     static const char *const types[] = {"default", "llama3", "linear"};
     FILE *in = fopen("tests/vectors/rope.tsv", "r");
