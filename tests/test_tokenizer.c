@@ -1,6 +1,7 @@
 // The tokenizer against golden ids, against a naive BPE written here, and rule by rule. What needs LLaMA 3's vocabulary
 // is skipped where ../shared/tokenizer is not there.
 #include "../model/file/checkpoint.h"
+#include "../model/file/json.h"
 #include "../tokenizer/bpe.h"
 #include "../tokenizer/encode.h"
 #include "../tokenizer/split.h"
@@ -241,7 +242,7 @@ static void check_refused(const char *name, const Vocabulary *v, uint32_t n_byte
     } else {
         if (!strstr(err.text, message)) test_fail("\"%s\", expected: %s", err.text, message);
         CHECK(!t.offsets && !t.kind && !t.bytes && !t.slots && !t.pair_ids && !t.spans && !t.special &&
-              !t.special_tree);
+              !t.passes[0].tree && !t.passes[1].tree);
     }
     test_end(name);
 }
@@ -291,9 +292,9 @@ static void test_vocabulary_refusals(void) {
     v.kind[256] = TOKEN_SPECIAL, v.kind[255] = TOKEN_SPECIAL;
     check_refused("test_vocabulary_without_a_single_byte_is_refused", &v, 263, "no token for the single byte 0xFF");
     v = small_vocabulary();
-    v.kind[9] = 3;
+    v.kind[9] = 4;
     check_refused("test_vocabulary_unknown_kind_is_refused", &v, 263,
-                  "tokenizer.kind of token 9 is 3, expected 0 to 2");
+                  "tokenizer.kind of token 9 is 4, expected 0 to 3");
     v = small_vocabulary();
     v.kind[255] = TOKEN_SPECIAL;
     check_refused("test_vocabulary_mergeable_after_special_is_refused", &v, 263,
@@ -495,6 +496,163 @@ static void test_longest_special_token_is_parsed(void) {
         tokenizer_free(&t);
     }
     test_end("test_longest_special_token_is_parsed");
+}
+
+enum { ADDED_ORDINARY = 264, MAX_ADDED = 16 };
+
+// A set of tests/vectors/added-tokens.tsv: the ordinary tokens, then [id, text, kind, pass] each, as JSON. as_special: all
+// are special.
+static void init_added_set(Tokenizer *t, const Vocabulary *ordinary, char *json, size_t n, bool as_special) {
+    Vocabulary v = *ordinary;
+    Error err = {""};
+    Json j = {json, json, json + n, &err, "added-tokens.tsv"};
+    int second[MAX_ADDED], n_second = 0;
+    bool ok = json_expect(&j, '[');
+    do {
+        char *text;
+        size_t length;
+        uint64_t id, kind, pass;
+        ok = ok && json_expect(&j, '[') && json_uint(&j, &id) && json_expect(&j, ',') &&
+             json_string(&j, &text, &length) && json_expect(&j, ',') && json_uint(&j, &kind) && json_expect(&j, ',') &&
+             json_uint(&j, &pass) && json_expect(&j, ']') && id == (uint64_t)v.vocab_size;
+        if (!ok) break;
+        uint32_t at = v.offsets[v.vocab_size];
+        memcpy(v.bytes + at, text, length);
+        v.kind[v.vocab_size] = as_special ? TOKEN_SPECIAL : (uint8_t)kind;
+        v.offsets[++v.vocab_size] = at + (uint32_t)length;
+        if (pass == 2) second[n_second++] = (int)id;
+    } while (json_next(&j, ','));
+    ok = ok && json_expect(&j, ']') && json_end(&j) && init_vocabulary(t, &v, v.offsets[v.vocab_size], &err) &&
+         tokenizer_second_pass(t, second, n_second, &err);
+    if (!ok) test_fail("a set of added tokens: %s", err.text);
+}
+
+static void check_added(const Tokenizer *t, int line, const char *text, size_t n, AddedTokens which, const char *ids) {
+    TokenList got = {0}, want = parse_ids(ids);
+    Error err = {""};
+    if (!tokenizer_encode_added(t, (const uint8_t *)text, n, which, &got, &err) || !same_ids(&got, &want))
+        test_fail("line %d: %zu ids, expected %zu %s", line, got.n, want.n, err.text);
+    tokens_free(&got);
+    tokens_free(&want);
+}
+
+// HuggingFace tokenizers' ids, where added tokens of all kinds overlap. As ordinary characters special tokens are as if
+// the caller had named each; and so are added ones that it names, as if they were special.
+static void test_added_tokens_are_found_as_tokenizers_does(void) {
+    size_t size;
+    char *file = read_file("tests/vectors/added-tokens.tsv", &size), *at = file, *fields[3];
+    Vocabulary ordinary = small_vocabulary();
+    ordinary.vocab_size = 256;
+    Tokenizer t = {0}, specials = {0};
+    int rows = 0, line_number = 0, added[MAX_ADDED], every[MAX_ADDED];
+    for (char *line; file && (line = next_line(&at));) {
+        line_number++;
+        int n = split_fields(line, fields, 3);
+        if (strcmp(fields[0], "ordinary") == 0 && n == 3) {
+            uint32_t begin = ordinary.offsets[ordinary.vocab_size];
+            size_t length;
+            uint8_t *bytes = from_hex(fields[2], &length);
+            CHECK(strtol(fields[1], NULL, 10) == ordinary.vocab_size && length < 8);
+            memcpy(ordinary.bytes + begin, bytes, length);
+            ordinary.kind[ordinary.vocab_size] = TOKEN_MERGEABLE;
+            ordinary.offsets[++ordinary.vocab_size] = begin + (uint32_t)length;
+            free(bytes);
+        } else if (strcmp(fields[0], "set") == 0 && n == 2) {
+            char *copy = strdup(fields[1]);
+            size_t length = strlen(copy);
+            tokenizer_free(&t);
+            tokenizer_free(&specials);
+            init_added_set(&t, &ordinary, fields[1], length, false);
+            init_added_set(&specials, &ordinary, copy, length, true);
+            free(copy);
+        } else if (n == 3 && t.vocab_size) {
+            Error err = {""};
+            Json j = {fields[1], fields[1], fields[1] + strlen(fields[1]), &err, "added-tokens.tsv"};
+            char *text;
+            size_t length;
+            if (!json_string(&j, &text, &length)) test_fail("line %d: %s", line_number, err.text);
+            bool special = strcmp(fields[0], "special") == 0;
+            int n_added = 0, n_every = 0;
+            for (int id = ordinary.vocab_size; id < t.vocab_size; id++) {
+                if (t.kind[id] == TOKEN_SPECIAL) every[n_every++] = id;
+                if (t.kind[id] == TOKEN_ADDED) added[n_added++] = id;
+            }
+            check_added(&t, line_number, text, length, (AddedTokens){.special = special}, fields[2]);
+            if (!special) {
+                check_added(&t, line_number, text, length, (AddedTokens){true, every, n_every}, fields[2]);
+                check_added(&specials, line_number, text, length, (AddedTokens){true, every, n_every}, fields[2]);
+            }
+            TokenList none = encode(&specials, (const uint8_t *)text, length, false), named = {0};
+            bool ok = tokenizer_encode_added(&t, (const uint8_t *)text, length, (AddedTokens){false, added, n_added},
+                                             &named, &err);
+            if (!ok || !same_ids(&none, &named))
+                test_fail("line %d: tokens that are never to be found are", line_number);
+            tokens_free(&none);
+            tokens_free(&named);
+            rows++;
+        }
+    }
+    tokenizer_free(&t);
+    tokenizer_free(&specials);
+    free(file);
+    CHECK(ordinary.vocab_size == ADDED_ORDINARY && rows >= 288);
+    test_end("test_added_tokens_are_found_as_tokenizers_does");
+}
+
+// Bytes, "ab", a special token, an unused id, then added tokens from 259 on.
+static Vocabulary added_vocabulary(const char *const *texts, int n) {
+    Vocabulary v = small_vocabulary();
+    for (int i = 0; i < n; i++) {
+        int id = v.vocab_size++;
+        memcpy(v.bytes + v.offsets[id], texts[i], strlen(texts[i]));
+        v.offsets[id + 1] = v.offsets[id] + (uint32_t)strlen(texts[i]);
+        v.kind[id] = TOKEN_ADDED;
+    }
+    return v;
+}
+
+static void test_added_tokens_by_name_and_pass(void) {
+    static const char *const texts[] = {"<think>", "<t", "a longer text than any other", "<end>"};
+    Vocabulary v = added_vocabulary(texts, LENGTH(texts));
+    Tokenizer t;
+    Error err = {""};
+    if (!init_vocabulary(&t, &v, v.offsets[v.vocab_size], &err)) test_fail("%s", err.text);
+    CHECK(tokenizer_added(&t, "<think>") == 259 && tokenizer_added(&t, "<t") == 260 &&
+          tokenizer_added(&t, "<end>") == 257 && tokenizer_added(&t, "<thin") == -1 && tokenizer_added(&t, "") == -1 &&
+          tokenizer_added(&t, "<think>>") == -1 && tokenizer_added(&t, "ab") == -1);
+    CHECK(tokenizer_special(&t, "<think>") == -1 && tokenizer_special(&t, "<end>") == 257);
+    CHECK(t.max_token_bytes == strlen(texts[2]));
+    CHECK(tokenizer_second_pass(&t, (const int[]){259}, 1, &err));
+    CHECK(tokenizer_added(&t, "<think>") == 259 && tokenizer_added(&t, "<t") == 260);
+    check_added(&t, 0, "ab<think><end>", 14, (AddedTokens){.special = true}, "256 260 104 105 110 107 62 257");
+    check_added(&t, 0, "<think>", 7, (AddedTokens){.special = true, .never = (const int[]){260}, .n_never = 1}, "259");
+    CHECK(tokenizer_second_pass(&t, NULL, 0, &err));
+    check_added(&t, 0, "ab<think><end>", 14, (AddedTokens){.special = false}, "256 259 60 101 110 100 62");
+    check_added(&t, 0, "<think>", 7, (AddedTokens){.never = (const int[]){259}, .n_never = 1},
+                "60 116 104 105 110 107 62");
+    check_added(&t, 0, "\xFF<think>\xFF", 9, (AddedTokens){.special = false}, "255 259 255");
+    CHECK(err.text[0] == 0);
+    tokenizer_free(&t);
+    test_end("test_added_tokens_by_name_and_pass");
+
+    static const struct {
+        int n, ids[3];
+        const char *message;
+    } refused[] = {{1, {65}, "token 65 is in the second pass, expected a special or added token"},
+                   {1, {258}, "token 258 is in the second pass"},
+                   {1, {263}, "token 263 is in the second pass"},
+                   {1, {-1}, "token -1 is in the second pass"},
+                   {2, {259, 257}, "token 257 after token 259 in the second pass, expected ascending ids"},
+                   {2, {257, 257}, "token 257 after token 257 in the second pass"}};
+    for (int i = 0; i < LENGTH(refused); i++) {
+        err.text[0] = 0;
+        if (!init_vocabulary(&t, &v, v.offsets[v.vocab_size], &err)) test_fail("%s", err.text);
+        CHECK(!tokenizer_second_pass(&t, refused[i].ids, refused[i].n, &err) && strstr(err.text, refused[i].message));
+        tokenizer_free(&t);
+    }
+    test_end("test_second_pass_of_other_tokens_is_refused");
+    v.offsets[260] = v.offsets[259];
+    check_refused("test_vocabulary_empty_added_token_is_refused", &v, v.offsets[v.vocab_size], "token 259 is empty");
 }
 
 // With a vocabulary where it shows: white-space tokens before the last piece go with it, as far as they are of space,
@@ -740,6 +898,8 @@ int main(void) {
     test_split_covers_any_text();
     test_vocabulary_refusals();
     test_longest_special_token_is_parsed();
+    test_added_tokens_are_found_as_tokenizers_does();
+    test_added_tokens_by_name_and_pass();
     test_bad_byte_takes_all_space_tokens_before_it();
     test_with_llama3();
     test_with_stories();

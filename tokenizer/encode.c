@@ -11,7 +11,7 @@ static bool only_space(const Tokenizer *t, int id) {
     return true;
 }
 
-// Text without special tokens. Bytes that are not UTF-8 as tiktoken's _encode_bytes treats them: the last pre-token of the
+// Text without special and added tokens. Bytes that are not UTF-8 as tiktoken's _encode_bytes treats them: the last pre-token of the
 // valid prefix, and tokens of white space before it, may have belonged to what follows; they and the rest are one
 // pre-token.
 static bool encode_ordinary(PreTokenCache *c, const uint8_t *text, size_t n, TokenList *out, Error *err) {
@@ -31,30 +31,46 @@ static bool encode_ordinary(PreTokenCache *c, const uint8_t *text, size_t n, Tok
     return bpe_encode(t, text + bad_start, n - bad_start, out, err);
 }
 
-static bool encode_special(PreTokenCache *c, const uint8_t *text, size_t n, TokenList *out, Error *err) {
+static bool counts(const Tokenizer *t, const AddedTokens *which, int id) {
+    if (t->kind[id] == TOKEN_SPECIAL && !which->special) return false;
+    for (int i = 0; i < which->n_never; i++)
+        if (which->never[i] == id) return false;
+    return true;
+}
+
+// Text in which the passes before this one have found nothing.
+static bool encode_pass(PreTokenCache *c, int p, const AddedTokens *which, const uint8_t *text, size_t n,
+                        TokenList *out, Error *err) {
     const Tokenizer *t = c->tokenizer;
-    bool begins[256] = {false};
-    for (int i = 0; i < t->n_special; i++) begins[t->bytes[t->offsets[t->special[i].id]]] = true;
-    size_t start = 0; // of the ordinary text not yet encoded
+    if (p == ADDED_PASSES) return encode_ordinary(c, text, n, out, err);
+    const AddedPass *pass = &t->passes[p];
+    if (!pass->tree || (!which->special && !pass->n_added)) return encode_pass(c, p + 1, which, text, n, out, err);
+    size_t start = 0, length; // start: of the text that is not yet encoded
     for (size_t at = 0; at < n;) {
-        int id = begins[text[at]] ? tokenizer_match_special(t, text + at, n - at) : -1;
+        int id = pass->begins[text[at]] ? tokenizer_match(pass, text + at, n - at) : -1;
         if (id < 0) {
             at++;
             continue;
         }
-        if (at > start && !encode_ordinary(c, text + start, at - start, out, err)) return false;
-        if (!tokens_append(out, id, err)) return false;
-        size_t length;
         tokenizer_bytes(t, id, &length);
-        start = at += length;
+        if (counts(t, which, id)) {
+            if (!encode_pass(c, p + 1, which, text + start, at - start, out, err) || !tokens_append(out, id, err))
+                return false;
+            start = at + length;
+        }
+        at += length;
     }
-    return encode_ordinary(c, text + start, n - start, out, err);
+    return encode_pass(c, p + 1, which, text + start, n - start, out, err);
+}
+
+bool tokenizer_encode_added(const Tokenizer *t, const uint8_t *text, size_t n, AddedTokens which, TokenList *out,
+                            Error *err) {
+    PreTokenCache cache;
+    bool ok = pre_token_cache_init(&cache, t, n, err) && encode_pass(&cache, 0, &which, text, n, out, err);
+    pre_token_cache_free(&cache);
+    return ok;
 }
 
 bool tokenizer_encode(const Tokenizer *t, const uint8_t *text, size_t n, bool special, TokenList *out, Error *err) {
-    PreTokenCache cache;
-    bool ok = pre_token_cache_init(&cache, t, n, err) &&
-              (special ? encode_special : encode_ordinary)(&cache, text, n, out, err);
-    pre_token_cache_free(&cache);
-    return ok;
+    return tokenizer_encode_added(t, text, n, (AddedTokens){.special = special}, out, err);
 }

@@ -68,15 +68,15 @@ static bool check_tables(Tokenizer *t, uint32_t n_bytes, Error *err) {
             return fail(err, "tokenizer.offsets: token %d runs from %u to %u of %u bytes", id, t->offsets[id],
                         t->offsets[id + 1], n_bytes);
         uint32_t length = t->offsets[id + 1] - t->offsets[id];
-        if (t->kind[id] > TOKEN_UNUSED)
-            return fail(err, "tokenizer.kind of token %d is %d, expected 0 to 2", id, t->kind[id]);
+        if (t->kind[id] > TOKEN_ADDED)
+            return fail(err, "tokenizer.kind of token %d is %d, expected 0 to 3", id, t->kind[id]);
         if (t->kind[id] != TOKEN_UNUSED && length == 0) return fail(err, "tokenizer: token %d is empty", id);
         if (t->kind[id] == TOKEN_SPECIAL) t->n_special++;
         if (t->kind[id] != TOKEN_MERGEABLE)
             ended = true;
         else if (ended)
             return fail(err, "tokenizer: mergeable token %d after one that is not; ids must be ranks", id);
-        else if (length > t->max_token_bytes)
+        if ((t->kind[id] == TOKEN_MERGEABLE || t->kind[id] == TOKEN_ADDED) && length > t->max_token_bytes)
             t->max_token_bytes = length;
     }
     return true;
@@ -88,43 +88,97 @@ static int longest_first(const void *a, const void *b) {
     return (x->id > y->id) - (x->id < y->id);
 }
 
+// ---- special and added tokens ---------------------------------------------------------------------------------------
+
 // The child of a node for this byte; 0: none.
-static uint32_t special_child(const SpecialNode *tree, uint32_t node, uint8_t byte) {
+static uint32_t find_child(const AddedNode *tree, uint32_t node, uint8_t byte) {
     uint32_t child = tree[node].child;
     while (child && tree[child].byte != byte) child = tree[child].sibling;
     return child;
 }
 
-static bool build_special_tree(Tokenizer *t, Error *err) {
-    size_t most = 1;
-    for (int i = 0; i < t->n_special; i++) most += t->special[i].length;
-    SpecialNode *tree = t->special_tree = malloc(most * sizeof *tree);
-    if (!tree) return fail(err, "out of memory: the texts of %d special tokens", t->n_special);
-    uint32_t n = 0;
-    tree[n++] = (SpecialNode){.id = -1};
-    for (int i = 0; i < t->n_special; i++) {
-        const uint8_t *s = t->bytes + t->offsets[t->special[i].id];
-        uint32_t node = 0;
-        for (uint32_t at = 0; at < t->special[i].length; at++) {
-            uint32_t next = special_child(tree, node, s[at]);
-            if (!next) {
-                next = n++;
-                tree[next] = (SpecialNode){.sibling = tree[node].child, .id = -1, .byte = s[at]};
-                tree[node].child = next;
-            }
-            node = next;
+// The token with this very text; -1: none.
+static int find_whole(const AddedPass *pass, const char *text) {
+    uint32_t node = 0;
+    for (const char *c = text; *c && pass->tree; c++)
+        if (!(node = find_child(pass->tree, node, (uint8_t)*c))) return -1;
+    return pass->tree ? pass->tree[node].id : -1;
+}
+
+int tokenizer_added(const Tokenizer *t, const char *text) {
+    int id = find_whole(&t->passes[0], text);
+    return id >= 0 ? id : find_whole(&t->passes[1], text);
+}
+
+int tokenizer_match(const AddedPass *pass, const uint8_t *text, size_t n) {
+    int found = -1;
+    uint32_t node = 0;
+    for (size_t at = 0; at < n && pass->tree && (node = find_child(pass->tree, node, text[at])); at++)
+        if (pass->tree[node].id >= 0) found = pass->tree[node].id;
+    return found;
+}
+
+static bool is_added(const Tokenizer *t, int id) {
+    return t->kind[id] == TOKEN_SPECIAL || t->kind[id] == TOKEN_ADDED;
+}
+
+// Adds a token to a tree of *n nodes. Of two with one text the first one stays.
+static void grow_tree(AddedPass *pass, uint32_t *n, const uint8_t *text, size_t length, int id) {
+    AddedNode *tree = pass->tree;
+    pass->begins[text[0]] = true;
+    uint32_t node = 0;
+    for (size_t at = 0; at < length; at++) {
+        uint32_t next = find_child(tree, node, text[at]);
+        if (!next) {
+            next = (*n)++;
+            tree[next] = (AddedNode){.sibling = tree[node].child, .id = -1, .byte = text[at]};
+            tree[node].child = next;
         }
-        if (tree[node].id < 0) tree[node].id = t->special[i].id; // of two with one text the lower id
+        node = next;
+    }
+    if (tree[node].id < 0) tree[node].id = id;
+}
+
+// The passes' trees. ids [n], ascending: the tokens of the second pass.
+static bool build_passes(Tokenizer *t, const int *ids, int n, Error *err) {
+    size_t most[ADDED_PASSES] = {0}, length;
+    uint32_t n_nodes[ADDED_PASSES] = {1, 1};
+    for (int p = 0; p < ADDED_PASSES; p++) {
+        free(t->passes[p].tree);
+        t->passes[p] = (AddedPass){0};
+    }
+    for (int measured = 0; measured < 2; measured++) {
+        for (int id = 0, next = 0; id < t->vocab_size; id++) {
+            if (!is_added(t, id)) continue;
+            while (next < n && ids[next] < id) next++;
+            int p = next < n && ids[next] == id;
+            const uint8_t *text = tokenizer_bytes(t, id, &length);
+            if (measured) {
+                grow_tree(&t->passes[p], &n_nodes[p], text, length, id);
+                t->passes[p].n_added += t->kind[id] == TOKEN_ADDED;
+            } else {
+                most[p] += length;
+            }
+        }
+        for (int p = 0; p < ADDED_PASSES && !measured; p++) {
+            if (!most[p]) continue;
+            t->passes[p].tree = malloc((most[p] + 1) * sizeof *t->passes[p].tree);
+            if (!t->passes[p].tree) return fail(err, "out of memory: the texts of special and added tokens");
+            t->passes[p].tree[0] = (AddedNode){.id = -1};
+        }
     }
     return true;
 }
 
-int tokenizer_match_special(const Tokenizer *t, const uint8_t *text, size_t n) {
-    int found = -1;
-    uint32_t node = 0;
-    for (size_t at = 0; at < n && (node = special_child(t->special_tree, node, text[at])); at++)
-        if (t->special_tree[node].id >= 0) found = t->special_tree[node].id;
-    return found;
+bool tokenizer_second_pass(Tokenizer *t, const int *ids, int n, Error *err) {
+    for (int i = 0; i < n; i++) {
+        if (ids[i] < 0 || ids[i] >= t->vocab_size || !is_added(t, ids[i]))
+            return fail(err, "tokenizer: token %d is in the second pass, expected a special or added token", ids[i]);
+        if (i > 0 && ids[i] <= ids[i - 1])
+            return fail(err, "tokenizer: token %d after token %d in the second pass, expected ascending ids", ids[i],
+                        ids[i - 1]);
+    }
+    return build_passes(t, ids, n, err);
 }
 
 // ---- boundaries that tokens span ------------------------------------------------------------------------------------
@@ -200,7 +254,7 @@ static bool build_index(Tokenizer *t, Error *err) {
     for (int b = 0; b < 256; b++)
         if (t->byte_ids[b] < 0) return fail(err, "tokenizer: no token for the single byte 0x%02X", b);
     qsort(t->special, (size_t)t->n_special, sizeof *t->special, longest_first);
-    return build_special_tree(t, err);
+    return build_passes(t, NULL, 0, err);
 }
 
 bool tokenizer_init(Tokenizer *t, int vocab_size, uint32_t *offsets, uint8_t *kind, uint8_t *bytes, uint32_t n_bytes,
@@ -219,6 +273,6 @@ void tokenizer_free(Tokenizer *t) {
     free(t->slots);
     free(t->spans);
     free(t->special);
-    free(t->special_tree);
+    for (int p = 0; p < ADDED_PASSES; p++) free(t->passes[p].tree);
     *t = (Tokenizer){0};
 }

@@ -4,19 +4,31 @@
 
 #include "bytes.h"
 
-typedef enum { TOKEN_MERGEABLE, TOKEN_SPECIAL, TOKEN_UNUSED } TokenKind;
+// As tokenizer.kind has them. Special and added tokens are matched in text before it is split (encode.h); an added token
+// is not special: it counts wherever text is encoded, and prints as text.
+typedef enum { TOKEN_MERGEABLE, TOKEN_SPECIAL, TOKEN_UNUSED, TOKEN_ADDED } TokenKind;
 
 typedef struct {
     int id;
     uint32_t length; // of its text
 } SpecialToken;
 
-// A byte of the texts of special tokens, after those on the way to it. 0: there is no such node.
+// A byte of the texts of added tokens, after those on the way to it. 0: there is no such node.
 typedef struct {
     uint32_t child, sibling;
     int id; // of the token that ends here; -1: none
     uint8_t byte;
-} SpecialNode;
+} AddedNode;
+
+// Special and added tokens that are looked for together.
+typedef struct {
+    AddedNode *tree;  // their texts byte by byte, from the root, [0]; NULL: there are none
+    bool begins[256]; // whether a text begins with this byte
+    int n_added;      // how many are not special
+} AddedPass;
+
+// Text is searched once for each, the second time what the first leaves.
+enum { ADDED_PASSES = 2 };
 
 // A mergeable token in the hash table: its bytes themselves up to eight of them, else a hash that the bytes then
 // confirm.
@@ -31,7 +43,7 @@ typedef struct {
     uint32_t *offsets; // [vocab_size+1]: token i is bytes[offsets[i] .. offsets[i+1])
     uint8_t *kind;     // [vocab_size], TokenKind; a mergeable token's id is its rank
     uint8_t *bytes;
-    uint32_t max_token_bytes; // of the mergeable tokens
+    uint32_t max_token_bytes; // of the mergeable and the added tokens
     int byte_ids[256];        // the token of each single byte
     int (*pair_ids)[256];     // [256]: the token of each two bytes, -1: none
     TokenSlot *slots;         // [n_slots]
@@ -39,13 +51,18 @@ typedef struct {
     uint64_t *spans;          // bits at the hashes of what is around a boundary inside a token: tokenizer_spans
     SpecialToken *special;    // [n_special], longest text first
     int n_special;
-    SpecialNode *special_tree; // their texts byte by byte, from the root, [0]
+    AddedPass passes[ADDED_PASSES];
 } Tokenizer;
 
-// Takes ownership of the three arrays (malloc'd), checks them and builds the index. n_bytes: length of bytes.
+// Takes ownership of the three arrays (malloc'd), checks them and builds the index. n_bytes: length of bytes. All special
+// and added tokens are in the first pass.
 bool tokenizer_init(Tokenizer *t, int vocab_size, uint32_t *offsets, uint8_t *kind, uint8_t *bytes, uint32_t n_bytes,
                     Error *err);
 void tokenizer_free(Tokenizer *t);
+
+// Moves these special and added tokens to the second pass, and all others to the first. ids [n], ascending; refuses ids
+// of other tokens (t is then to be freed).
+bool tokenizer_second_pass(Tokenizer *t, const int *ids, int n, Error *err);
 
 // The bytes of one token; *n may be 0 (an unused id).
 static inline const uint8_t *tokenizer_bytes(const Tokenizer *t, int id, size_t *n) {
@@ -56,8 +73,11 @@ static inline const uint8_t *tokenizer_bytes(const Tokenizer *t, int id, size_t 
 // The id of a special token by its text, or -1.
 int tokenizer_special(const Tokenizer *t, const char *text);
 
-// The special token whose text begins text[0..n), the longest if several do; -1 if none.
-int tokenizer_match_special(const Tokenizer *t, const uint8_t *text, size_t n);
+// The id of a special or an added token by its text, or -1.
+int tokenizer_added(const Tokenizer *t, const char *text);
+
+// The token of this pass, special or added, whose text begins text[0..n), the longest if several do; -1 if none.
+int tokenizer_match(const AddedPass *pass, const uint8_t *text, size_t n);
 
 // The id of a mergeable token by its bytes, or -1.
 int tokenizer_find(const Tokenizer *t, const uint8_t *bytes, size_t n);
