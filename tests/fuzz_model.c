@@ -1,7 +1,7 @@
 // Fuzz target: the header, metadata and tensors of a model.bin.
-#include "../model/file/checkpoint.h"
 #include "fuzz.h"
 
+#include "../model/file/checkpoint.h"
 #include "../model/model.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t n) {

@@ -1,8 +1,9 @@
 // Fuzz target: the tokenizer's tables, and then text with them. The input begins with edits of the 256 bytes' tables:
 //   + kind length bytes...   one more token        o/k/b index(2) value   an offset, a kind or a byte changed
 // and what follows '.' is text: where the tables are good, its ids give it back.
-#include "../tokenizer/encode.h"
 #include "fuzz.h"
+
+#include "../tokenizer/encode.h"
 
 typedef struct {
     const uint8_t *at, *end;
