@@ -1,4 +1,4 @@
-"""How bad input is refused: one exception, one form of message, the names of other kinds of files; and notes for a user."""
+"""How bad input is refused: one exception, one form of message, names of other kinds of files; and notes for a user."""
 import json
 import sys
 
