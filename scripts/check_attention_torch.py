@@ -45,7 +45,10 @@ class AttentionArgs(ctypes.Structure):    # model/attention/attention.h
 
 class Library:
     def __init__(self, path):
-        self.so = ctypes.CDLL(path)
+        try:
+            self.so = ctypes.CDLL(path)
+        except OSError as error:
+            sys.exit(f"{os.path.basename(sys.argv[0])}: {error}; make lib builds it")
         self.so.attention_error.restype = ctypes.c_char_p
         self.so.attention_workspace_bytes.restype = ctypes.c_size_t
         for f in (self.so.attention_prefill, self.so.attention_decode):
