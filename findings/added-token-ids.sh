@@ -6,7 +6,6 @@
 # the list, without a word. With the vocabulary a 0, b 1, c 2:
 #   <x> 3, <y> 7       <x> 3, <y> 4: the gap is closed, and 7 decodes to nothing
 #   <y> 4, <x> 3       <y> 3, <x> 4: the two change places
-#   <x> 1              <x> 3, and 1 is still b
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -24,8 +23,8 @@ def load(**added):
     ids = {name: tokenizer.encode("<%s>" % name).ids for name in added}
     return ids, [tokenizer.decode([rank], skip_special_tokens=False) for rank in added.values()]
 
-found = [load(x=3, y=7), load(y=4, x=3), load(x=1)]
+found = [load(x=3, y=7), load(y=4, x=3)]
 for each in found:
     print(*each)
-sys.exit(found != [({"x": [3], "y": [4]}, ["<x>", ""]), ({"y": [3], "x": [4]}, ["<x>", "<y>"]), ({"x": [3]}, ["b"])])
+sys.exit(found != [({"x": [3], "y": [4]}, ["<x>", ""]), ({"y": [3], "x": [4]}, ["<x>", "<y>"])])
 PY
