@@ -1,8 +1,7 @@
 // Fuzz target: the tokenizer's tables, and then text with them. The input begins with edits of the 256 bytes' tables:
 //   + kind length bytes...   one more token        o/k/b index(2) value   an offset, a kind or a byte changed
-//   s/n index(2)             one more token of the second pass, or of those that are never to be found
-// and what follows '.' is text: where the tables are good, its ids give it back, and special and added tokens are where a
-// plain search finds them.
+//   s index(2)               one more token of the second pass
+// and what follows '.' is text: where the tables are good, its ids give it back.
 #include "fuzz.h"
 
 #include "../tokenizer/encode.h"
@@ -20,90 +19,21 @@ static uint32_t take_index(Input *in) {
     return high | take(in);
 }
 
-enum { MORE = 64, MOST_LISTED = 16, MOST_BYTES = FUZZ_VOCAB_BYTES + MORE * 256 };
-
-typedef struct {
-    int ids[MOST_LISTED], n;
-} Listed;
-
-static bool is_listed(const Listed *list, int id) {
-    for (int i = 0; i < list->n; i++)
-        if (list->ids[i] == id) return true;
-    return false;
-}
-
-// What tokenizer_encode_added promises, word for word: by going through all tokens at every byte.
-static void find_plainly(const Tokenizer *t, const Listed *second, int pass, const AddedTokens *which,
-                         const uint8_t *text, size_t n, TokenList *out, Error *err) {
-    static int all[FUZZ_VOCAB + MORE];
-    size_t start = 0;
-    if (pass == 2) { // ordinary text: no token is to be found
-        AddedTokens none = {.never = all};
-        for (int id = 256; id < t->vocab_size; id++) all[none.n_never++] = id;
-        MUST(tokenizer_encode_added(t, text, n, none, out, err));
-        return;
-    }
-    for (size_t at = 0; at < n;) {
-        int best = -1;
-        size_t longest = 0, length;
-        for (int id = 256; id < t->vocab_size; id++) {
-            const uint8_t *token = tokenizer_bytes(t, id, &length);
-            if ((t->kind[id] != TOKEN_SPECIAL && t->kind[id] != TOKEN_ADDED) || is_listed(second, id) != (pass == 1))
-                continue;
-            if (length <= longest || length > n - at || memcmp(token, text + at, length) != 0) continue;
-            best = id;
-            longest = length;
-        }
-        bool counts = best >= 0 && (which->special || t->kind[best] == TOKEN_ADDED);
-        for (int i = 0; i < which->n_never; i++) counts = counts && which->never[i] != best;
-        if (counts) {
-            find_plainly(t, second, pass + 1, which, text + start, at - start, out, err);
-            MUST(tokens_append(out, best, err));
-            start = at + longest;
-        }
-        at += best >= 0 ? longest : 1;
-    }
-    find_plainly(t, second, pass + 1, which, text + start, n - start, out, err);
-}
-
-static void check_text(const Tokenizer *t, const Listed *second, AddedTokens which, const uint8_t *text, size_t n) {
-    TokenList ids = {0}, plain = {0};
-    Error err = {""};
-    size_t at = 0;
-    MUST(tokenizer_encode_added(t, text, n, which, &ids, &err));
-    for (size_t i = 0; i < ids.n; i++) {
-        size_t length;
-        MUST(ids.ids[i] >= 0 && ids.ids[i] < t->vocab_size);
-        const uint8_t *token = tokenizer_bytes(t, ids.ids[i], &length);
-        MUST(length <= n - at && memcmp(token, text + at, length) == 0);
-        uint8_t kind = t->kind[ids.ids[i]];
-        MUST(kind == TOKEN_MERGEABLE || kind == TOKEN_ADDED || (kind == TOKEN_SPECIAL && which.special));
-        at += length;
-    }
-    MUST(at == n);
-    find_plainly(t, second, 0, &which, text, n, &plain, &err);
-    MUST(plain.n == ids.n && (ids.n == 0 || memcmp(plain.ids, ids.ids, ids.n * sizeof *ids.ids) == 0));
-    tokens_free(&ids);
-    tokens_free(&plain);
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t n) {
+    enum { MORE = 64, MOST_BYTES = FUZZ_VOCAB_BYTES + MORE * 256, MOST_SECOND = 16 };
     uint32_t *offsets = malloc((FUZZ_VOCAB + MORE + 1) * sizeof *offsets), n_bytes = 256;
     uint8_t *kind = malloc(FUZZ_VOCAB + MORE), *bytes = malloc(MOST_BYTES);
     MUST(offsets && kind && bytes);
     byte_tables(offsets, kind, bytes);
-    int vocab = 256;
-    Listed second = {.n = 0}, never = {.n = 0};
+    int vocab = 256, second[MOST_SECOND], n_second = 0;
     Input in = {input, input + n};
     for (uint32_t edit; in.at < in.end && (edit = take(&in)) != '.';) {
         if (edit == '+' && vocab < FUZZ_VOCAB + MORE) {
             kind[vocab++] = (uint8_t)(take(&in) & 3);
             for (uint32_t length = take(&in); length > 0; length--) bytes[n_bytes++] = (uint8_t)take(&in);
             offsets[vocab] = n_bytes;
-        } else if (edit == 's' || edit == 'n') {
-            Listed *list = edit == 's' ? &second : &never;
-            int id = (int)(int16_t)take_index(&in);
-            if (list->n < MOST_LISTED) list->ids[list->n++] = id;
+        } else if (edit == 's' && n_second < MOST_SECOND) {
+            second[n_second++] = (int16_t)take_index(&in);
         } else if (edit == 'o' || edit == 'k' || edit == 'b') {
             uint32_t index = take_index(&in), value = take(&in);
             if (edit == 'o') offsets[index % (uint32_t)(vocab + 1)] += value - 128;
@@ -116,10 +46,24 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t n) {
     bool ok = tokenizer_init(&t, vocab, offsets, kind, bytes, n_bytes, &err);
     must_explain(ok, &err);
     if (!ok) return 0;
-    ok = tokenizer_second_pass(&t, second.ids, second.n, &err);
+    ok = tokenizer_second_pass(&t, second, n_second, &err);
     must_explain(ok, &err);
-    for (int special = 0; ok && special < 2; special++)
-        check_text(&t, &second, (AddedTokens){special, never.ids, never.n}, in.at, (size_t)(in.end - in.at));
+    for (int special = 0; ok && special < 2; special++) {
+        size_t length = (size_t)(in.end - in.at), at = 0;
+        TokenList ids = {0};
+        MUST(tokenizer_encode(&t, in.at, length, special, &ids, &err));
+        for (size_t i = 0; i < ids.n; i++) {
+            size_t token_length;
+            MUST(ids.ids[i] >= 0 && ids.ids[i] < vocab);
+            const uint8_t *token = tokenizer_bytes(&t, ids.ids[i], &token_length);
+            MUST(token_length <= length - at && memcmp(token, in.at + at, token_length) == 0);
+            uint8_t of = t.kind[ids.ids[i]];
+            MUST(of == TOKEN_MERGEABLE || of == TOKEN_ADDED || (of == TOKEN_SPECIAL && special));
+            at += token_length;
+        }
+        MUST(at == length);
+        tokens_free(&ids);
+    }
     tokenizer_free(&t);
     return 0;
 }
