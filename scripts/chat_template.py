@@ -30,8 +30,8 @@ DATES = "Cutting Knowledge Date: December 2023\nToday Date: %s\n\n"
 
 
 class Chat:
-    """A format with its parameters. bos: the text of the token that comes first, "" for none. system: the template's own
-    system message, None for none. date: a text, or TODAY; for llama3.1 alone."""
+    """A format with its parameters. bos: the text of the token that comes first, "" for none. system: the template's
+    own system message, None for none. date: a text, or TODAY; for llama3.1 alone."""
 
     def __init__(self, form, bos="", system=None, date=DATE):
         self.format, self.bos, self.system, self.date = form, bos, system, date
@@ -40,7 +40,8 @@ class Chat:
 def render(chat, messages, today):
     """What the program writes before its answer: a list of (kind, text), where kind is `token` (a token of the format or
     BOS), `own` (the template's text: tokens in it are matched, special ones as well) or `text` (a message's: special
-    tokens and those that the format writes are characters in it). The last message is the user's."""
+    tokens and those that the format writes are characters in it). What stands between two tokens is one text to the
+    tokenizer; <think> is text in a vocabulary that has no such token. The last message is the user's."""
     parts = [("token", chat.bos)] if chat.bos else []
     system = None
     if messages[0]["role"] == "system":
@@ -101,7 +102,8 @@ def conversation(*contents):
 PROBES = (("with a system message", conversation("You are terse.", "Hi", "Hello there.", "How are you?")),
           ("without a system message", conversation("Hi")),
           ("of three turns", conversation("Hi", "Hello there.", "How are you?", "Fine.", "Good.")),
-          ("with white space around messages", conversation("\n You are terse. \n", " Hi\n", "\n\n Hello. ", "\tBye \n")),
+          ("with white space around messages",
+           conversation("\n You are terse. \n", " Hi\n", "\n\n Hello. ", "\tBye \n")),
           ("with thoughts in an answer", conversation("Hi", "<think>\nA greeting.\n</think>\n\nHello.", "Bye")))
 
 
@@ -111,7 +113,7 @@ def leading_token(text, tokens):
 
 
 def candidates(form, texts, tokens):
-    """Parameters of this format that could explain the text without a system message, or the one with it; BOS alone first."""
+    """Parameters of this format that could explain the text without a system message, or the one with it."""
     for text, given in ((texts[1], False), (texts[0], True)):
         if not isinstance(text, str):
             continue
@@ -189,7 +191,8 @@ def derive(source, names, tokens, wanted=None):
     for form in [wanted] if wanted else FORMATS:
         for chat in candidates(form, texts, tokens):
             same = [text == render_text(chat, messages) for text, messages in zip(texts, conversations)]
-            score = (same[0] or same[1] and same[2], sum(same), likeness(texts[plain], render_text(chat, conversations[plain])))
+            score = (same[0] or same[1] and same[2], sum(same),
+                     likeness(texts[plain], render_text(chat, conversations[plain])))
             if best_score is None or score > best_score:
                 best, best_score = chat, score
     missing = [token for token in TOKENS[best.format] if token not in tokens]

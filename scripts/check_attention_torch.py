@@ -234,7 +234,7 @@ def plot(table, path):
 def main():
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     ap = argparse.ArgumentParser()
-    ap.add_argument("--library", default=os.path.join(here, "build", "libattention.so"))
+    ap.add_argument("--library", dest="lib", default=os.path.join(here, "build", "libattention.so"))
     ap.add_argument("--errors", action="store_true", help="only the errors")
     ap.add_argument("--times", action="store_true", help="only the times")
     ap.add_argument("--quick", action="store_true", help="only the times of the first rows")
@@ -242,7 +242,7 @@ def main():
     ap.add_argument("--plot")
     opt = ap.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)    # SDPA says at length why a back end cannot serve a call
-    lib, bad, table = Library(opt.library), 0, []
+    lib, bad, table = Library(opt.lib), 0, []
     torch.manual_seed(1)
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     if not opt.times:

@@ -34,16 +34,17 @@ import chat_template
 # llama-model/1   what the first release reads. `converter` is new in it and ignored by older programs: it is there if
 #                 chat_format was compared with the checkpoint's template, or asked for.
 # llama-model/2   if there is any of these:
-#   rope_type `linear`                with rope_factor: float32 inverse frequencies divided by it
-#   chat_format `chatml`, `deepseek`  see chat_template.render
-#   chat_system                       the template's own system message, which stands where a conversation has none: written as
-#                                     it is, and tokens in it count, special ones too (it is the template's text)
-#   chat_date                         the date that llama3.1 writes: a text, or `today` (as "%d %b %Y" in English); absent:
-#                                     26 Jul 2024
-#   chat_bos_id                       what the template writes first: an id, or nothing (empty); absent: bos_id
-#   tokenizer.kind 3                  added and not special
-#   normalized_ids                    comma-separated, ascending: tokens of kind 1 and 3 that are looked for in a second pass, over
-#                                     what the first leaves; absent: none. A pass takes leftmost matches, the longest of those.
+#   rope_type `linear`, with rope_factor: float32 inverse frequencies divided by it
+#   chat_format `chatml` or `deepseek`: chat_template.render says what each format writes
+#   chat_system      the template's own system message, which stands where a conversation has none: written as it is,
+#                    without trimming, and tokens in it count, special ones too (it is the template's text)
+#   chat_date        the date that llama3.1 writes: a text, or `today` (as "%d %b %Y" in English); absent: 26 Jul 2024
+#   chat_bos_id      what the template writes first: an id, or nothing (empty); absent: bos_id
+#   tokenizer.kind 3 added and not special
+#   normalized_ids   comma-separated, ascending: tokens of kind 1 and 3 that are looked for in a second pass, over what
+#                    the first leaves; absent: none. A pass takes the leftmost match, of those the longest, and goes on
+#                    after it. A special token that does not count in a text takes its place all the same: it stays
+#                    characters, and nothing is found in it in that pass.
 #   tok_embeddings or output in a dtype of its own: BF16, F16 or F32
 CONVERTER = "2"
 SPLIT_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -105,11 +106,12 @@ def foreign_file(start):
 # ---------------------------------------------------------------------------------------------------------------- JSON
 
 def parse_json(where, data):
-    """Strict JSON: an object, UTF-8, no duplicate keys, no NaN or Infinity. What is something else is called by its name."""
-    found = foreign_file(data[:64].lstrip())
-    if found:
-        refuse(where, "format", "JSON", found + (
-            " (the site's answer and not the file: hf auth login, then %s)" % DOWNLOAD if "HTML" in found else ""))
+    """Strict JSON: an object, UTF-8, no duplicate keys, no NaN or Infinity. Another kind of file is called by its name."""
+    answer = "the site's answer and not the file: hf auth login, then %s" % DOWNLOAD
+    if data.lstrip()[:1] == b"<":
+        refuse(where, "format", "JSON", "an HTML page, " + answer)
+    if foreign_file(data[:64]):
+        refuse(where, "format", "JSON", foreign_file(data[:64]))
     if not data.strip(b" \t\r\n\0"):
         refuse(where, "format", "JSON", "an empty file of %d bytes, an incomplete download: %s" % (len(data), DOWNLOAD))
     def without_duplicates(pairs):
@@ -125,6 +127,8 @@ def parse_json(where, data):
     except RecursionError:
         refuse(where, "JSON nested too deeply")
     except ValueError as error:                 # not UTF-8, not JSON, or an integer of thousands of digits
+        if data.lstrip()[:1].isalpha() and len(data) < 1000 and data.isascii() and b"\0" not in data:
+            refuse(where, "format", "JSON", "the text %s, %s" % (show(data.decode().strip()), answer))
         if data.lstrip()[:1] == b"{" and data.rstrip()[-1:] != b"}":
             refuse(where, "JSON that breaks off after %d bytes, as after an incomplete download (%s): %s"
                    % (len(data), error, DOWNLOAD))
@@ -189,10 +193,10 @@ class Section:
 def check_source(source, vocab_only):
     """Say what it is that cannot be converted, and what helps."""
     if not os.path.exists(source):
-        if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) and not os.path.isdir(os.path.dirname(source)):
-            name = source.split("/")[1]
-            refuse(source, "no such directory; if it is a model's id on the hub, download it first: hf download %s "
-                   "--local-dir %s, then convert %s" % (source, name, name))
+        model = re.fullmatch(r"(?:https?://huggingface\.co/)?([A-Za-z0-9][\w.-]*)/([\w.-]+)/?", source)
+        if model and not os.path.isdir(os.path.dirname(source)):
+            refuse(source, "no such directory; if it is a model's id on the hub, download it first: hf download %s/%s "
+                   "--local-dir %s, then convert %s" % (*model.groups(), model.group(2), model.group(2)))
         refuse(source, "no such file or directory")
     if not os.path.isdir(source):
         if vocab_only and not source.endswith((".gguf", ".safetensors")):
@@ -231,8 +235,7 @@ def describe_directory(source, names):
     if not names:
         return "an empty directory: %s" % DOWNLOAD
     if ending(".gguf"):
-        return "a directory with a GGUF file (%s): convert the checkpoint that it was made from, in HuggingFace layout" \
-            % ending(".gguf")[0]
+        return "a directory with a GGUF file (%s): convert the checkpoint that it was made from" % ending(".gguf")[0]
     folders = [name for name in names if os.path.isdir(os.path.join(source, name))]
     if "snapshots" in folders and inside("snapshots"):
         return "the hub's cache: name the snapshot in it, %s" % os.path.join(source, inside("snapshots")[-1])
@@ -363,7 +366,7 @@ class Tensor:
             yield piece
 
     def whole_pieces(self, n_bytes=READ_BYTES):
-        """The same with no piece but the last shorter than n_bytes: whole elements, and two tensors can be walked together."""
+        """The same with no piece but the last shorter than n_bytes: whole elements, and in step with another tensor."""
         held = b""
         for piece in self.pieces():
             held += piece
@@ -430,8 +433,8 @@ def open_safetensors(path):
         refuse(path, "size", "at least %d bytes, a header and the tensors" % data_start, "%d, %s" % (size, incomplete))
     header = parse_json(path, read_header(file, data_start, size))
     metadata = header.pop("__metadata__", None)             # null as mlx writes it
-    require(metadata is None or isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values()),
-            path, "__metadata__", "strings by name", metadata)
+    require(isinstance(metadata or {}, dict) and all(isinstance(value, str) for value in (metadata or {}).values()), path,
+            "__metadata__", "strings by name", metadata)
     tensors, spans, end = {}, [], 0
     for name, values in header.items():
         entry = Section("%s: %s" % (path, show(name)), values)
@@ -507,7 +510,8 @@ def refuse_weights(directory, names):
     """No safetensors file with a name that is known."""
     others = [name for name in names if name.endswith((".bin", ".pth", ".pt", ".gguf", ".safetensors"))]
     if not others:
-        refuse(directory, "weights", "model.safetensors, or shards of it", "neither, an incomplete download: %s" % DOWNLOAD)
+        refuse(directory, "weights", "model.safetensors, or shards of it",
+               "neither, an incomplete download: %s" % DOWNLOAD)
     hint = "load it with transformers and save it as safetensors: save_pretrained"
     if others[0].endswith(".gguf"):
         hint = "a GGUF file: convert the checkpoint that it was made from"
@@ -609,7 +613,8 @@ def equal_values(a, b):
 def in_dtype_of_layers(output, dtype):
     """Embeddings or output of another dtype than the layers: in theirs if every value is exact there, else as it is."""
     tensor = output.data
-    same = all(from_float32(dtype, piece_to_float32(tensor.dtype, piece)) is not None for piece in tensor.whole_pieces())
+    same = all(from_float32(dtype, piece_to_float32(tensor.dtype, piece)) is not None
+               for piece in tensor.whole_pieces())
     if same:
         output.dtype, output.data = dtype, Converted(tensor, dtype)
         output.n_bytes = output.data.n_bytes
@@ -682,8 +687,8 @@ def in_aligned_order(where, outputs):
 # ----------------------------------------------------------------------------------------------------------- tokenizer
 
 class Vocabulary:
-    """ranks: token -> id, in order, 0..n-1. specials, added: id -> bytes, the tokens of kind 1 and 3. normalized: the ids
-    among these that are looked for in the second pass. bos: the id put before a text, or None."""
+    """ranks: token -> id, in order, 0..n-1. specials, added: id -> bytes, the tokens of kind 1 and 3. normalized: the
+    ids among these that are looked for in the second pass. bos: the id put before a text, or None."""
 
     def __init__(self, ranks, specials, bos, added=None, normalized=()):
         self.ranks, self.specials, self.bos = ranks, specials, bos
@@ -784,7 +789,8 @@ def read_tokenizer_json(directory, settings):
         require(token.id >= len(ranks) and data not in ranks and data.decode() == token.text, root.where,
                 "added token %d" % token.id, "an id after the merged tokens, and another text", token.text)
         (specials if token.special else others)[token.id] = data
-    return Vocabulary(ranks, specials, template_bos(root, ids), others, (token.id for token in added if token.normalized))
+    return Vocabulary(ranks, specials, template_bos(root, ids), others,
+                      (token.id for token in added if token.normalized))
 
 
 def check_tokenizer_kind(root, model):
@@ -794,7 +800,8 @@ def check_tokenizer_kind(root, model):
         refuse_tokenizer(root.where, "its model is %s and not byte-level BPE" % show(kind))
     if model.get("byte_fallback"):
         refuse_tokenizer(root.where, "it is SentencePiece's BPE with byte fallback, as LLaMA 2's and Mistral's")
-    for key, plain in (("unk_token", None), ("dropout", 0), ("continuing_subword_prefix", ""), ("end_of_word_suffix", "")):
+    for key, plain in (("unk_token", None), ("dropout", 0), ("continuing_subword_prefix", ""),
+                       ("end_of_word_suffix", "")):
         if model.get(key) not in (None, plain) or isinstance(model.get(key), bool):
             refuse_tokenizer(root.where, "%s is %s" % (key, show(model.get(key))))
     normalizer = root.get("normalizer")
@@ -802,7 +809,8 @@ def check_tokenizer_kind(root, model):
         refuse_tokenizer(root.where, "it changes texts before it splits them (normalizer %s)" % show(normalizer))
     splitter = root.get("pre_tokenizer")
     steps = splitter.get("pretokenizers") if isinstance(splitter, dict) and splitter.get("type") == "Sequence" else None
-    if not isinstance(steps, list) or [isinstance(step, dict) and step.get("type") for step in steps] != ["Split", "ByteLevel"]:
+    kinds = [isinstance(step, dict) and step.get("type") for step in (steps if isinstance(steps, list) else [])]
+    if kinds != ["Split", "ByteLevel"]:
         refuse_tokenizer(root.where, "it splits texts by another rule (pre_tokenizer %s)" % show(splitter))
     split, byte_level = steps
     if split.get("pattern") != {"Regex": SPLIT_PATTERN}:
@@ -894,7 +902,7 @@ def check_merges(model, ranks, to_bytes):
 
 
 def template_bos(root, ids):
-    """The id that HuggingFace puts before a text, or None. Anything put elsewhere is refused. ids: of the added tokens."""
+    """The id that HuggingFace puts before a text, or None; anything put elsewhere is refused. ids: the added tokens'."""
     processor, bos = Section(root.where + ": post_processor", root.get("post_processor", {})), None
     steps = [processor.values]
     if processor.get("type") == "Sequence":
@@ -925,18 +933,20 @@ def check_tokenizer_config(settings, vocabulary):
         settings.one_of(key, False, None)
     has_bos = vocabulary.bos is not None
     llama_class = settings.get("tokenizer_class", "LlamaTokenizer") in ("LlamaTokenizer", "LlamaTokenizerFast")
-    add_bos, add_eos = settings.typed("add_bos_token", bool, llama_class or has_bos), settings.typed("add_eos_token", bool, False)
+    add_bos = settings.typed("add_bos_token", bool, llama_class or has_bos)
+    add_eos = settings.typed("add_eos_token", bool, False)
     if llama_class and (add_bos != has_bos or add_eos):
         note("%s: add_bos_token and add_eos_token are left aside, as in transformers 5; transformers 4 would put %s token "
-             "before a text and %s after it" % (settings.where, "a BOS" if add_bos else "no", "an EOS" if add_eos else "none"))
+             "before a text and %s after it"
+             % (settings.where, "a BOS" if add_bos else "no", "an EOS" if add_eos else "none"))
     if settings.get("tokenizer_class") in ("LlamaTokenizer", "LlamaTokenizerFast"):
-        note("%s: tokenizer_class %s beside a byte-level tokenizer.json: transformers 5.17 drops every blank there; 5.24 and "
-             "4.57 do not" % (settings.where, settings.get("tokenizer_class")))
+        note("%s: tokenizer_class %s beside a byte-level tokenizer.json: transformers 5.17 drops every blank there; 5.24 "
+             "and 4.57 do not" % (settings.where, settings.get("tokenizer_class")))
     check_named_tokens(settings, vocabulary)
 
 
 def check_named_tokens(settings, vocabulary):
-    """Tokens that tokenizer_config.json or special_tokens_map.json names are added to the vocabulary if they are not there.
+    """Tokens that tokenizer_config.json or special_tokens_map.json names are added to a vocabulary that lacks them.
 
     What is named as bos_token, eos_token, pad_token and so on is special, whatever tokenizer.json says."""
     named = [(key, value) for key, value in settings.values.items() if key.endswith("_token")]
@@ -1007,12 +1017,13 @@ def drop_beyond(config, vocabulary, vocab_size):
     if needed:
         token = {**vocabulary.specials, **vocabulary.added}[needed[0]]
         refuse(config.where, "vocab_size", "more than %d, the id of %s, which %s" % (
-            needed[0], show(token.decode()), "a text may hold" if needed[0] in vocabulary.added else "begins every text"),
-            "%d: %s" % (vocab_size, cure))
+            needed[0], show(token.decode()),
+            "a text may hold" if needed[0] in vocabulary.added else "begins every text"), "%d: %s" % (vocab_size, cure))
     beyond = sorted(rank for rank in vocabulary.specials if rank >= vocab_size)
     if beyond:
-        note("%d special tokens beyond the embedding table of %d are left out: %s" % (len(beyond), vocab_size, ", ".join(
-            "%d %s" % (rank, show(vocabulary.specials[rank].decode())) for rank in beyond[:3])) + ", ..." * (len(beyond) > 3))
+        shown = ["%d %s" % (rank, show(vocabulary.specials[rank].decode())) for rank in beyond[:3]]
+        note("%d special tokens beyond the embedding table of %d are left out: %s%s" % (
+            len(beyond), vocab_size, ", ".join(shown), ", ..." * (len(beyond) > 3)))
     for rank in beyond:
         del vocabulary.specials[rank]
     vocabulary.normalized -= set(beyond)
@@ -1094,7 +1105,8 @@ def lowest_format(metadata, outputs):
     kinds = next(output.data for output in outputs if output.name == "tokenizer.kind")
     dtypes = {output.dtype for output in outputs if len(output.shape) == 2}
     newer = (metadata.get("rope_type") == "linear" or metadata["chat_format"] in ("chatml", "deepseek") or 3 in kinds
-             or len(dtypes) > 1 or any(key in metadata for key in ("chat_system", "chat_date", "chat_bos_id", "normalized_ids")))
+             or len(dtypes) > 1
+             or any(key in metadata for key in ("chat_system", "chat_date", "chat_bos_id", "normalized_ids")))
     return "llama-model/2" if newer else "llama-model/1"
 
 
@@ -1152,7 +1164,7 @@ def write_all(fd, data, progress):
 
 
 def open_part(path):
-    """OUT.part, empty and locked: one that a stopped conversion left is taken over, one that is being written is not."""
+    """OUT.part, empty and locked: what a stopped conversion left is taken over, what one is writing is not."""
     part = path + ".part"
     while True:
         fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -1193,7 +1205,8 @@ def write_model(path, metadata, outputs):
                     output.data.copy_to(fd, progress)
             os.replace(part, target)
         except BaseException:
-            os.unlink(part)
+            if os.path.exists(part) and os.path.samestat(os.stat(part), os.fstat(fd)):
+                os.unlink(part)                 # this one, not another's that came after
             raise
         finally:
             os.close(fd)
@@ -1246,7 +1259,8 @@ def convert(source, path, vocab_only, chat_format=None):
         eos, chat = [n + 1, n + 8, n + 9], {"chat_format": chat_format or "llama3.1"}
     if vocab_only:
         metadata.update(n_layers="0", vocab_size=str(vocab_size))
-    metadata.update(bos_id="" if vocabulary.bos is None else str(vocabulary.bos), eos_ids=",".join(map(str, eos)), **chat)
+    metadata.update(bos_id="" if vocabulary.bos is None else str(vocabulary.bos), eos_ids=",".join(map(str, eos)),
+                    **chat)
     if vocabulary.normalized:
         metadata["normalized_ids"] = ",".join(map(str, sorted(vocabulary.normalized)))
     if not vocab_only:
@@ -1270,7 +1284,8 @@ def main():
     parser.add_argument("--vocab-only", action="store_true",
                         help="write the tokenizer and no weights; IN may then be a tiktoken ranks file")
     parser.add_argument("--chat-format", metavar="NAME", choices=("none", *chat_template.FORMATS),
-                        help="%s or none, in place of what the chat template is found to be" % ", ".join(chat_template.FORMATS))
+                        help="%s or none, in place of what the chat template is found to be"
+                             % ", ".join(chat_template.FORMATS))
     parser.add_argument("source", metavar="IN", help="checkpoint directory")
     parser.add_argument("path", metavar="OUT", help="model.bin to write")
     args = parser.parse_args()

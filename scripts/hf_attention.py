@@ -41,10 +41,10 @@ def main():
     global LIBRARY
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     ap = argparse.ArgumentParser()
-    ap.add_argument("--library", default=os.path.join(here, "build", "libattention.so"))
+    ap.add_argument("--library", dest="lib", default=os.path.join(here, "build", "libattention.so"))
     ap.add_argument("--model")
     opt = ap.parse_args()
-    LIBRARY = Library(opt.library)
+    LIBRARY = Library(opt.lib)
     AttentionInterface.register("kernel", kernel_attention)
     AttentionMaskInterface.register("kernel", sdpa_mask)
     torch.manual_seed(0)

@@ -665,6 +665,8 @@ def test_directories_that_are_no_checkpoint():
             ({"config.json": pointer}, ["config.json: format, expected JSON, found a Git LFS pointer", "git lfs pull"]),
             ({"config.json": page}, ["config.json: format, expected JSON, found an HTML page", "hf auth login"]),
             ({"config.json": b"\n\n<html>"}, ["found an HTML page"]),
+            ({"config.json": b"<?xml version='1.0'?><Error/>"}, ["found an HTML page"]),
+            ({"config.json": b"Entry not found"}, ['found the text "Entry not found", the site\'s answer', "hf auth login"]),
             ({"config.json": b'{"architectures": ["Llama'}, ["JSON that breaks off after 25 bytes", "hf download"])):
         with tempfile.TemporaryDirectory() as top:
             source = os.path.join(top, "in")
@@ -687,6 +689,8 @@ def test_directories_that_are_no_checkpoint():
 def test_a_hub_id():
     status, stderr = run("meta-llama/Llama-3.1-8B-Instruct", "/tmp/none")
     assert status == 1 and "hf download meta-llama/Llama-3.1-8B-Instruct --local-dir Llama-3.1-8B-Instruct" in stderr, stderr
+    status, stderr = run("https://huggingface.co/meta-llama/Llama-3.1-8B", "/tmp/none")
+    assert status == 1 and "hf download meta-llama/Llama-3.1-8B --local-dir Llama-3.1-8B," in stderr, stderr
     status, stderr = run("./no/such", "/tmp/none")
     assert status == 1 and "./no/such: no such file or directory" in stderr
 
