@@ -170,7 +170,8 @@ BIN := $(DESTDIR)$(PREFIX)/bin
 MAN := $(DESTDIR)$(PREFIX)/share/man/man1
 # convert.py and the modules that it imports.
 SHARE   := $(DESTDIR)$(PREFIX)/share/llama
-CONVERT := scripts/convert.py scripts/chat_template.py scripts/template_reader.py
+CONVERT := $(addprefix scripts/,convert.py refusal.py checked_json.py model_file.py safetensors_reader.py weight_values.py hf_checkpoint.py \
+             hf_tokenizer.py chat_template.py template_render.py template_reader.py template_expressions.py template_values.py)
 
 install:
 	@[ -x $(PROGRAM) ] && [ -x $(BUILD)/manual ] || { echo "make install: $(PROGRAM) is not built; run make first" >&2; exit 1; }
@@ -245,7 +246,7 @@ $(VENV)/installed: scripts/requirements-tokenizer.txt
 	$(VENV)/bin/pip install -q --disable-pip-version-check -r $<
 	@touch $@
 
-$(LLAMA3_VOCAB): $(RANKS) scripts/convert.py
+$(LLAMA3_VOCAB): $(RANKS) $(CONVERT)
 	@mkdir -p $(@D)
 	python3 scripts/convert.py --vocab-only $< $@
 
