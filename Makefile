@@ -192,7 +192,7 @@ demo: all
 
 # The test files to run: all, or those of TEST. Files that use a GPU run one after the other, before the rest; of the rest those
 # that take long come first.
-LONG     := reference signals convert
+LONG     := signals reference chat_template convert
 ALL_FILES := $(GPU_TESTS) $(TESTS) $(SCRIPT_TESTS)
 files_of = $(filter %/test_$(1) %/test_$(1).sh %/test_$(1).py,$(ALL_FILES))
 CHOSEN   := $(if $(TEST),$(foreach name,$(TEST),$(or $(call files_of,$(name)),$(error TEST: there is no test file of the name $(name); there are: \
@@ -270,7 +270,7 @@ check-added-tokens: $(PROGRAM) $(CHAT_VENV)/installed
 # All but what has no C in it, needs a GPU or does without sanitizers.
 asan:
 	+@SANITIZERS=1 SIGNALS=60 $(MAKE) BUILD=build/asan PROGRAM=build/asan/llama CUDA=0 CFLAGS="$(CFLAGS) -g -O2 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="$(LDFLAGS) -fsanitize=address,undefined" \
-	 TEST="$(filter-out convert chat_template engine_gpu failures,$(or $(TEST),$(sort $(patsubst test_%,%,$(basename $(notdir $(TESTS) $(SCRIPT_TESTS)))))))" test
+	 TEST="$(filter-out convert chat_template scripts engine_gpu failures,$(or $(TEST),$(sort $(patsubst test_%,%,$(basename $(notdir $(TESTS) $(SCRIPT_TESTS)))))))" test
 
 LINTED      := llama.c $(LIBRARY) $(OPS_C)
 LINT_DEFINE := -DCOMMIT='""' -DCUDA_IS='""' -DOPS_TABLE=ops_portable -DOPS_NAME='""' $(LINE_CFLAGS)
