@@ -13,7 +13,7 @@
 
 enum { MAX_EOS = 16, MAX_HEAD_DIM = 256 };
 
-typedef enum { ROPE_DEFAULT, ROPE_LLAMA3 } RopeType;
+typedef enum { ROPE_DEFAULT, ROPE_LLAMA3, ROPE_LINEAR } RopeType;
 typedef enum { PRECISION_BF16, PRECISION_F32 } Precision;
 
 typedef struct {
@@ -21,11 +21,16 @@ typedef struct {
     int q_dim, kv_dim, group; // n_heads × head_dim, n_kv_heads × head_dim, query heads per K/V head
     float norm_eps, rope_theta;
     RopeType rope_type;
-    float rope_factor, rope_low_freq_factor, rope_high_freq_factor, rope_original_max_seq_len; // ROPE_LLAMA3 only
+    float rope_factor;                                                            // not ROPE_DEFAULT
+    float rope_low_freq_factor, rope_high_freq_factor, rope_original_max_seq_len; // ROPE_LLAMA3 only
     bool tie_embeddings;
     int bos_id; // -1: none
     int n_eos, eos_ids[MAX_EOS];
     ChatFormat chat_format;
+    bool chat_checked; // whether chat_format is known to be what the checkpoint's template writes, or was asked for
+    const char *chat_system; // the template's own system message, at most 64 KiB; NULL: none. In model->file.header
+    const char *chat_date;   // the date that the template writes, or "today"; NULL: CHAT_DATE. In model->file.header
+    int chat_bos_id;         // what the template writes first; -1: nothing
 } Config;
 
 // A weight matrix [rows][cols], row-major, as the engine that computes with it holds it.
@@ -49,7 +54,8 @@ typedef struct {
 } LayerWeights;
 
 typedef struct {
-    DType dtype;           // of the layers' matrices in the file; what an engine makes of each is the Matrix's own
+    DType dtype;           // of the layers' matrices in the file; embeddings and output may have another, and what an
+                           // engine makes of each is the Matrix's own
     Matrix tok_embeddings; // [vocab_size][dim]
     LayerWeights *layers;  // [n_layers]
     const float *norm;     // [dim]
@@ -89,7 +95,7 @@ struct Model {
     int max_rows;          // rows that the engine computes at once: a longer batch comes in parts
     Error not_used;        // why a faster engine than this was not chosen; empty: none is faster, or one was named
     void *state;           // the engine's own buffers
-    SafeTensors file;      // open until the engine has its weights; n_tensors is 0 for a synthetic model
+    SafeTensors file;      // open until model_close; n_tensors is 0 for a synthetic model
     uint64_t seed;         // of a synthetic model's weights
     char note[64];         // how the engine computes, human-readable
     bool verbose;          // GPU engines: launch parameters on standard error, of the first prompt and the first step

@@ -72,7 +72,8 @@ bool synthetic_open(Model *m, const char *shape, uint64_t seed, Error *err) {
                              .rope_high_freq_factor = 4,
                              .rope_original_max_seq_len = 8192,
                              .tie_embeddings = shapes[i].tied,
-                             .bos_id = -1};
+                             .bos_id = -1,
+                             .chat_bos_id = -1};
         m->weights.dtype = DTYPE_BF16;
         config_derive(&m->config);
         return weights_visit(m, set_dtype, NULL, err) && byte_vocabulary(m, err);

@@ -31,6 +31,23 @@ static void set_two(Draft *d, const char *first, const char *second) { // "key=v
     }
 }
 
+static void linear_without_factor(Draft *d, const char *a, const char *b) {
+    (void)a, (void)b;
+    set_two(d, "format=llama-model/2", "rope_type=linear");
+    draft_meta(d, "rope_factor", NULL);
+}
+
+// In a file of llama-model/2, a text of so many bytes.
+static void long_text(Draft *d, const char *key, const char *bytes) {
+    size_t n = strtoull(bytes, NULL, 10);
+    char *text = must(malloc(n + 1));
+    memset(text, 'x', n);
+    text[n] = 0;
+    draft_meta(d, key, text);
+    draft_meta(d, "format", "llama-model/2");
+    free(text);
+}
+
 static void drop_tensor(Draft *d, const char *name, const char *unused) {
     (void)unused;
     draft_remove(d, name);
@@ -209,6 +226,8 @@ static void deep_objects(File *f, const char *a, const char *b) {
 
 // clang-format off
 #define META(test, key, value, message) {.name = test, .draft = draft_meta, .a = key, .b = value, .fragment = message}
+#define SET_TWO(test, first, second, message) {.name = test, .draft = set_two, .a = first, .b = second, .fragment = message}
+#define META2(test, entry, message) SET_TWO(test, "format=llama-model/2", entry, message)
 #define NO_META(key) {.name = "no_" key, .draft = draft_meta, .a = key, .b = NULL, .fragment = "metadata has no " key}
 #define NO_TENSOR(tensor) {.name = "no_tensor_" tensor, .draft = drop_tensor, .a = tensor, .fragment = "no tensor " tensor}
 #define RESHAPE(tensor, shape, message) \
@@ -357,11 +376,12 @@ static const Case cases[] = {
     {.name = "layers_fewer_than_said", .draft = draft_meta, .a = "n_layers", .b = "2", .fragment = "no tensor layers.1.attention_norm"},
     {.name = "layers_very_many", .draft = draft_meta, .a = "n_layers", .b = "1048576", .fragment = "n_layers is 1048576, the file has 15 tensors in all"},
     {.name = "mixed_dtypes", .draft = set_dtype, .a = "layers.0.w2", .b = "BF16", .fragment = "tensor layers.0.w2: dtype BF16, expected F32"},
-    {.name = "mixed_dtypes_output", .draft = set_dtype, .a = "output", .b = "F16", .fragment = "tensor output: dtype F16, expected F32"},
-    {.name = "mixed_dtypes_embeddings", .draft = set_dtype, .a = "tok_embeddings", .b = "BF16", .fragment = "tensor layers.0.wq: dtype F32, expected BF16"},
+    {.name = "mixed_dtypes_output", .draft = set_dtype, .a = "output", .b = "F16", .fragment = "tensor output: dtype F16 beside layers of F32 in a llama-model/1 file, expected llama-model/2"},
+    {.name = "mixed_dtypes_embeddings", .draft = set_dtype, .a = "tok_embeddings", .b = "BF16", .fragment = "tensor tok_embeddings: dtype BF16 beside layers of F32 in a llama-model/1 file, expected llama-model/2"},
+    {.name = "embeddings_U32", .draft = rename_dtype, .a = "tok_embeddings", .b = "U32", .fragment = "tensor tok_embeddings: dtype U32, expected BF16, F16 or F32"},
     {.name = "weights_I32", .draft = set_dtypes, .a = "I32", .fragment = "weights of dtype I32, expected BF16, F16 or F32"},
     {.name = "weights_U8", .draft = set_dtypes, .a = "U8", .fragment = "weights of dtype U8, expected BF16, F16 or F32"},
-    {.name = "weights_U32", .draft = rename_dtype, .a = "layers.0.wq", .b = "U32", .fragment = "tensor layers.0.wq: dtype U32, expected F32"},
+    {.name = "weights_U32", .draft = rename_dtype, .a = "layers.0.wq", .b = "U32", .fragment = "weights of dtype U32, expected BF16, F16 or F32"},
     {.name = "norm_BF16", .draft = set_dtype, .a = "norm", .b = "BF16", .fragment = "tensor norm: dtype BF16, expected F32"},
     {.name = "attention_norm_F16", .draft = set_dtype, .a = "layers.0.attention_norm", .b = "F16", .fragment = "tensor layers.0.attention_norm: dtype F16, expected F32"},
     {.name = "ffn_norm_I32", .draft = rename_dtype, .a = "layers.0.ffn_norm", .b = "I32", .fragment = "tensor layers.0.ffn_norm: dtype I32, expected F32"},
@@ -390,9 +410,39 @@ static const Case cases[] = {
     NO_META("chat_format"),
     META("no_format", "format", NULL, CONVERT),
     META("format_of_others", "format", "pt", CONVERT),
-    META("format_2", "format", "llama-model/2", "format is \"llama-model/2\", expected \"llama-model/1\""),
-    META("format_11", "format", "llama-model/11", "expected \"llama-model/1\""),
-    META("format_without_version", "format", "llama-model/", "expected \"llama-model/1\""),
+    META("format_3", "format", "llama-model/3", "newer than this program: its format is llama-model/3, this program reads up to llama-model/2"),
+    META("format_11", "format", "llama-model/11", "newer than this program: its format is llama-model/11, this program"),
+    META("format_0", "format", "llama-model/0", "format is \"llama-model/0\", expected \"llama-model/1\" or \"llama-model/2\""),
+    META("format_01", "format", "llama-model/01", "format is \"llama-model/01\", expected"),
+    META("format_1_5", "format", "llama-model/1.5", "format is \"llama-model/1.5\", expected"),
+    META("format_negative", "format", "llama-model/-2", "format is \"llama-model/-2\", expected"),
+    META("format_without_version", "format", "llama-model/", "format is \"llama-model/\", expected \"llama-model/1\""),
+    // what came with llama-model/2, in an older file
+    SET_TWO("linear_in_1", "rope_type=linear", "rope_factor=2", "rope_type \"linear\" in a llama-model/1 file, expected llama-model/2"),
+    META("chatml_in_1", "chat_format", "chatml", "chat_format \"chatml\" in a llama-model/1 file, expected llama-model/2"),
+    META("deepseek_in_1", "chat_format", "deepseek", "chat_format \"deepseek\" in a llama-model/1 file"),
+    META("chat_system_in_1", "chat_system", "Be kind.", "chat_system in a llama-model/1 file"),
+    META("chat_date_in_1", "chat_date", "today", "chat_date in a llama-model/1 file"),
+    META("chat_bos_id_in_1", "chat_bos_id", "", "chat_bos_id in a llama-model/1 file"),
+    META("normalized_ids_in_1", "normalized_ids", "258", "normalized_ids in a llama-model/1 file"),
+    ELEMENT("added_token_in_1", "tokenizer.kind", "258=3", "a token of kind 3 in a llama-model/1 file, expected llama-model/2"),
+    // and bad values of it
+    META2("rope_factor_0_linear", "rope_factor=0", "rope_factor is \"0\", expected a positive"),
+    {.name = "no_rope_factor_linear", .draft = linear_without_factor, .fragment = "metadata has no rope_factor"},
+    META2("chat_bos_id_out_of_range", "chat_bos_id=259", "chat_bos_id is \"259\", expected a whole number from 0 to 258"),
+    META2("chat_bos_id_text", "chat_bos_id=none", "chat_bos_id is \"none\", expected a whole number from 0 to 258"),
+    {.name = "chat_system_too_long", .draft = long_text, .a = "chat_system", .b = "65537", .fragment = "chat_system has 65537 bytes, expected at most 65536"},
+    {.name = "chat_date_too_long", .draft = long_text, .a = "chat_date", .b = "65537", .fragment = "chat_date has 65537 bytes, expected at most 65536"},
+    META2("normalized_ids_empty", "normalized_ids=", "normalized_ids at byte 0 of 0: expected ids with commas between"),
+    META2("normalized_ids_text", "normalized_ids=all", "normalized_ids at byte 0 of 3"),
+    META2("normalized_ids_trailing_comma", "normalized_ids=257,", "normalized_ids at byte 4 of 4"),
+    META2("normalized_ids_two_commas", "normalized_ids=257,,258", "normalized_ids at byte 4 of 8"),
+    META2("normalized_ids_space", "normalized_ids=257, 258", "normalized_ids at byte 4 of 8"),
+    META2("normalized_ids_overflow", "normalized_ids=4294967553", "normalized_ids at byte 0 of 10"),
+    META2("normalized_ids_out_of_range", "normalized_ids=259", "normalized_ids: tokenizer: token 259 is in the second pass, expected a special or added token"),
+    META2("normalized_ids_of_a_byte", "normalized_ids=65,257", "normalized_ids: tokenizer: token 65 is in the second pass, expected"),
+    META2("normalized_ids_twice", "normalized_ids=257,257", "normalized_ids: tokenizer: token 257 after token 257 in the second pass, expected ascending ids"),
+    META2("normalized_ids_descending", "normalized_ids=258,257", "token 257 after token 258 in the second pass, expected ascending ids"),
     META("vocab_size_0", "vocab_size", "0", "vocab_size is \"0\", " VOCAB),
     META("vocab_size_huge", "vocab_size", "16777217", "vocab_size is \"16777217\", " VOCAB),
     META("vocab_size_2_32", "vocab_size", "4294967555", VOCAB), // 259 in 32 bits
@@ -450,7 +500,7 @@ static const Case cases[] = {
     META("rope_theta_overflow", "rope_theta", "1e39", "rope_theta is \"1e39\", expected a positive"),
     META("rope_theta_underflow", "rope_theta", "1e-60", "rope_theta is \"1e-60\", expected a positive"),
     META("rope_theta_comma", "rope_theta", "500000,0", "rope_theta is \"500000,0\", expected a positive"),
-    META("rope_type_unknown", "rope_type", "yarn", "rope_type is \"yarn\", expected one of: default, llama3"),
+    META("rope_type_unknown", "rope_type", "yarn", "rope_type is \"yarn\", expected one of: default, llama3, linear"),
     META("rope_type_empty", "rope_type", "", "rope_type is \"\", expected one of"),
     META("rope_type_upper_case", "rope_type", "LLAMA3", "rope_type is \"LLAMA3\", expected one of"),
     META("rope_factor_0", "rope_factor", "0", "rope_factor is \"0\", expected a positive"),
@@ -473,7 +523,7 @@ static const Case cases[] = {
     META("eos_ids_negative", "eos_ids", "-1", "expected at most 16 ids"),
     META("eos_ids_17", "eos_ids", "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17", "expected at most 16 ids"),
     META("eos_ids_overflow", "eos_ids", "18446744073709551873", "expected at most 16 ids"),
-    META("chat_format_unknown", "chat_format", "chatml", "chat_format is \"chatml\", expected one of: none, llama3, llama3.1"),
+    META("chat_format_unknown", "chat_format", "mistral", "chat_format is \"mistral\", expected one of: none, llama3, llama3.1, chatml, deepseek"),
     META("tie_embeddings_python", "tie_embeddings", "True", "tie_embeddings is \"True\", expected one of: false, true"),
     META("tie_embeddings_1", "tie_embeddings", "1", "tie_embeddings is \"1\", expected one of"),
     META("tie_embeddings_empty", "tie_embeddings", "", "tie_embeddings is \"\", expected one of"),
@@ -505,8 +555,8 @@ static const Case cases[] = {
     ELEMENT("offsets_past_the_end_by_1", "tokenizer.offsets", "258=299", "token 257 runs from 273 to 299 of 298 bytes"),
     ELEMENT("token_empty", "tokenizer.offsets", "66=65", "token 65 is empty"),
     ELEMENT("token_without_a_byte", "tokenizer.bytes", "65=66", "tokens 65 and 66 have the same bytes"),
-    ELEMENT("kind_unknown", "tokenizer.kind", "7=3", "tokenizer.kind of token 7 is 3, expected 0 to 2"),
-    ELEMENT("kind_255", "tokenizer.kind", "258=255", "tokenizer.kind of token 258 is 255, expected 0 to 2"),
+    ELEMENT("kind_unknown", "tokenizer.kind", "7=4", "tokenizer.kind of token 7 is 4, expected 0 to 3"),
+    ELEMENT("kind_255", "tokenizer.kind", "258=255", "tokenizer.kind of token 258 is 255, expected 0 to 3"),
     ELEMENT("mergeable_after_special", "tokenizer.kind", "258=0", ""),
     ELEMENT("mergeable_after_unused", "tokenizer.kind", "100=2", "mergeable token 101 after one that is not"),
     ELEMENT("single_byte_missing", "tokenizer.kind", "255=1", "no token for the single byte 0xFF"),
@@ -567,6 +617,13 @@ static void test_good_oddities(void) {
         META("good_no_eos", "eos_ids", "", NULL),
         META("good_eos_ids_16", "eos_ids", "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16", NULL),
         META("good_no_source", "source", NULL, NULL),
+        META("good_converter_in_1", "converter", "2", NULL),
+        META("good_format_2_without_anything_new", "format", "llama-model/2", NULL),
+        META2("good_chat_bos_id_of_none", "chat_bos_id=", NULL),
+        META2("good_chat_date", "chat_date=01 Feb 2025", NULL),
+        META2("good_normalized_ids", "normalized_ids=256,258", NULL),
+        META2("good_chatml", "chat_format=chatml", NULL),
+        {.name = "good_chat_system_of_64_KiB", .draft = long_text, .a = "chat_system", .b = "65536"},
         META("good_norm_eps_0", "norm_eps", "0", NULL),
         META("good_rope_default_with_factors", "rope_type", "default", NULL),
         META("good_escaped_source", "source", "\\u00e9\\ud83d\\ude00\\n\\\"", NULL),

@@ -8,9 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FORMAT "llama-model/1"
 #define DATA_ALIGNMENT 4096
 #define WEIGHT_ALIGNMENT 16
+#define MAX_TEXT (1 << 16) // bytes of chat_system, and of chat_date
 
 // ---- metadata -------------------------------------------------------------------------------------------------------
 
@@ -18,6 +18,11 @@ static const char *meta(Model *m, const char *key, Error *err) {
     const char *value = safetensors_meta(&m->file, key);
     if (!value) fail(err, "%s: metadata has no %s", m->file.path, key);
     return value;
+}
+
+// Refuses what came with llama-model/2 in a file that says it is older: then one of the two is a mistake.
+static bool check_format(const Model *m, int format, const char *what, Error *err) {
+    return format >= 2 || fail(err, "%s: %s in a llama-model/1 file, expected llama-model/2", m->file.path, what);
 }
 
 // One whole decimal number at *text; moves past it.
@@ -68,16 +73,48 @@ static bool meta_word(Model *m, const char *key, const char *const *words, int *
     return fail(err, "%s: %s is \"%s\", expected one of: %s", m->file.path, key, text, expected);
 }
 
+// An id, or nothing: -1.
+static bool meta_id(Model *m, const char *key, int *id, Error *err) {
+    const char *text = meta(m, key, err);
+    *id = -1;
+    return text && (!*text || meta_int(m, key, 0, m->config.vocab_size - 1, id, err));
+}
+
+// A text of the chat template; NULL if there is none.
+static bool optional_text(Model *m, int format, const char *key, const char **text, Error *err) {
+    *text = safetensors_meta(&m->file, key);
+    if (!*text) return true;
+    size_t n = strlen(*text);
+    return check_format(m, format, key, err) &&
+           (n <= MAX_TEXT || fail(err, "%s: %s has %zu bytes, expected at most %d", m->file.path, key, n, MAX_TEXT));
+}
+
+// chat_format and its parameters.
+static bool read_chat_config(Model *m, int format, Error *err) {
+    Config *c = &m->config;
+    static const char *const formats[] = {"none", "llama3", "llama3.1", "chatml", "deepseek", NULL};
+    int chat_format;
+    if (!meta_word(m, "chat_format", formats, &chat_format, err)) return false;
+    c->chat_format = (ChatFormat)chat_format;
+    char what[64];
+    snprintf(what, sizeof what, "chat_format \"%s\"", formats[chat_format]);
+    if (c->chat_format > CHAT_LLAMA3_1 && !check_format(m, format, what, err)) return false;
+    c->chat_checked = safetensors_meta(&m->file, "converter") != NULL;
+    if (!optional_text(m, format, "chat_system", &c->chat_system, err) ||
+        !optional_text(m, format, "chat_date", &c->chat_date, err))
+        return false;
+    c->chat_bos_id = c->bos_id;
+    return !safetensors_meta(&m->file, "chat_bos_id") ||
+           (check_format(m, format, "chat_bos_id", err) && meta_id(m, "chat_bos_id", &c->chat_bos_id, err));
+}
+
 // vocab_size, the ids that begin and end a text, and the chat format: all that a vocabulary needs.
-static bool read_vocab_config(Model *m, Error *err) {
+static bool read_vocab_config(Model *m, int format, Error *err) {
     Config *c = &m->config;
     if (!meta_int(m, "vocab_size", 1, 1 << 24, &c->vocab_size, err)) return false;
+    if (!meta_id(m, "bos_id", &c->bos_id, err)) return false;
 
-    c->bos_id = -1;
-    const char *text = meta(m, "bos_id", err);
-    if (!text || (*text && !meta_int(m, "bos_id", 0, c->vocab_size - 1, &c->bos_id, err))) return false;
-
-    const char *at = text = meta(m, "eos_ids", err);
+    const char *text = meta(m, "eos_ids", err), *at = text;
     while (text && *at) {
         int id;
         if (c->n_eos == MAX_EOS || !parse_int(&at, &id) || id >= c->vocab_size || (*at && (*at != ',' || !at[1])))
@@ -86,16 +123,29 @@ static bool read_vocab_config(Model *m, Error *err) {
         c->eos_ids[c->n_eos++] = id;
         if (*at) at++;
     }
-    if (!text) return false;
-
-    static const char *const formats[] = {"none", "llama3", "llama3.1", NULL};
-    int format;
-    if (!meta_word(m, "chat_format", formats, &format, err)) return false;
-    c->chat_format = (ChatFormat)format;
-    return true;
+    return text && read_chat_config(m, format, err);
 }
 
-static bool read_shape_config(Model *m, Error *err) {
+static bool read_rope_config(Model *m, int format, Error *err) {
+    Config *c = &m->config;
+    static const char *const types[] = {"default", "llama3", "linear", NULL};
+    int type;
+    if (!meta_float(m, "rope_theta", false, &c->rope_theta, err) || !meta_word(m, "rope_type", types, &type, err))
+        return false;
+    c->rope_type = (RopeType)type;
+    if (c->rope_type == ROPE_LINEAR && !check_format(m, format, "rope_type \"linear\"", err)) return false;
+    if (c->rope_type != ROPE_DEFAULT && !meta_float(m, "rope_factor", false, &c->rope_factor, err)) return false;
+    if (c->rope_type != ROPE_LLAMA3) return true;
+    if (!meta_float(m, "rope_low_freq_factor", false, &c->rope_low_freq_factor, err) ||
+        !meta_float(m, "rope_high_freq_factor", false, &c->rope_high_freq_factor, err) ||
+        !meta_float(m, "rope_original_max_seq_len", false, &c->rope_original_max_seq_len, err))
+        return false;
+    return c->rope_high_freq_factor > c->rope_low_freq_factor ||
+           fail(err, "%s: rope_high_freq_factor %g is not above rope_low_freq_factor %g", m->file.path,
+                (double)c->rope_high_freq_factor, (double)c->rope_low_freq_factor);
+}
+
+static bool read_shape_config(Model *m, int format, Error *err) {
     Config *c = &m->config;
     const struct {
         const char *key;
@@ -115,25 +165,12 @@ static bool read_shape_config(Model *m, Error *err) {
                     1 << 24);
     config_derive(c);
 
-    static const char *const rope_types[] = {"default", "llama3", NULL}, *const booleans[] = {"false", "true", NULL};
-    int rope_type, tied;
-    if (!meta_float(m, "norm_eps", true, &c->norm_eps, err) ||
-        !meta_float(m, "rope_theta", false, &c->rope_theta, err) ||
-        !meta_word(m, "rope_type", rope_types, &rope_type, err) ||
+    static const char *const booleans[] = {"false", "true", NULL};
+    int tied;
+    if (!meta_float(m, "norm_eps", true, &c->norm_eps, err) || !read_rope_config(m, format, err) ||
         !meta_word(m, "tie_embeddings", booleans, &tied, err))
         return false;
-    c->rope_type = (RopeType)rope_type;
     c->tie_embeddings = tied;
-    if (c->rope_type == ROPE_LLAMA3) {
-        if (!meta_float(m, "rope_factor", false, &c->rope_factor, err) ||
-            !meta_float(m, "rope_low_freq_factor", false, &c->rope_low_freq_factor, err) ||
-            !meta_float(m, "rope_high_freq_factor", false, &c->rope_high_freq_factor, err) ||
-            !meta_float(m, "rope_original_max_seq_len", false, &c->rope_original_max_seq_len, err))
-            return false;
-        if (c->rope_high_freq_factor <= c->rope_low_freq_factor)
-            return fail(err, "%s: rope_high_freq_factor %g is not above rope_low_freq_factor %g", m->file.path,
-                        (double)c->rope_high_freq_factor, (double)c->rope_low_freq_factor);
-    }
     return true;
 }
 
@@ -141,6 +178,7 @@ static bool read_shape_config(Model *m, Error *err) {
 
 typedef struct {
     Model *model;
+    int format;
     bool *used;   // [n_tensors], by position in the file
     char *base;   // where the weights are, when they are
     float *norms; // [dim], to look at one
@@ -179,6 +217,21 @@ static bool check_norm(Binding *b, const Tensor *t, Error *err) {
     return true;
 }
 
+// The layers' matrices are of one dtype. Embeddings and output may each have another, which llama-model/1 had not.
+static bool check_weight_dtype(const Binding *b, const Weight *w, const Tensor *t, Error *err) {
+    Model *m = b->model;
+    const Weights *weights = &m->weights;
+    if (w->matrix != &weights->tok_embeddings && w->matrix != &weights->output)
+        return check_dtype(m, t, weights->dtype, err);
+    if (t->dtype > DTYPE_F32)
+        return fail(err, "%s: tensor %s: dtype %s, expected BF16, F16 or F32", m->file.path, t->name,
+                    dtype_names[t->dtype]);
+    char what[96];
+    snprintf(what, sizeof what, "tensor %s: dtype %s beside layers of %s", w->name, dtype_names[t->dtype],
+             dtype_names[weights->dtype]);
+    return t->dtype == weights->dtype || check_format(m, b->format, what, err);
+}
+
 // WeightVisitor: one norm or matrix against the header.
 static bool check_tensor(void *context, const Weight *w, Error *err) {
     Binding *b = context;
@@ -187,7 +240,7 @@ static bool check_tensor(void *context, const Weight *w, Error *err) {
     if (!t) return false;
     if (w->matrix) {
         if (!check_shape(m, t, 2, (uint64_t)w->matrix->rows, (uint64_t)w->matrix->cols, err) ||
-            !check_dtype(m, t, m->weights.dtype, err))
+            !check_weight_dtype(b, w, t, err))
             return false;
         w->matrix->dtype = t->dtype;
     } else if (!check_shape(m, t, 1, (uint64_t)w->n, 0, err) || !check_dtype(m, t, DTYPE_F32, err)) {
@@ -206,15 +259,16 @@ static bool is_tokenizer_tensor(const char *name) {
            strcmp(name, "tokenizer.bytes") == 0;
 }
 
-static bool check_weights(Model *m, Error *err) {
-    const Tensor *embeddings = find_tensor(m, "tok_embeddings", err);
-    if (!embeddings) return false;
-    m->weights.dtype = embeddings->dtype;
-    if (embeddings->dtype > DTYPE_F32)
-        return fail(err, "%s: weights of dtype %s, expected BF16, F16 or F32", m->file.path,
-                    dtype_names[embeddings->dtype]);
-    Binding b = {
-        .model = m, .used = calloc(m->file.n_tensors, 1), .norms = malloc((size_t)m->config.dim * sizeof(float))};
+static bool check_weights(Model *m, int format, Error *err) {
+    const Tensor *first = find_tensor(m, "layers.0.wq", err);
+    if (!first) return false;
+    m->weights.dtype = first->dtype;
+    if (first->dtype > DTYPE_F32)
+        return fail(err, "%s: weights of dtype %s, expected BF16, F16 or F32", m->file.path, dtype_names[first->dtype]);
+    Binding b = {.model = m,
+                 .format = format,
+                 .used = calloc(m->file.n_tensors, 1),
+                 .norms = malloc((size_t)m->config.dim * sizeof(float))};
     bool ok = b.used && b.norms;
     if (!ok) fail(err, "out of memory: checking %s", m->file.path);
     ok = ok && weights_visit(m, check_tensor, &b, err);
@@ -230,8 +284,28 @@ static bool check_weights(Model *m, Error *err) {
 
 // ---- tokenizer ------------------------------------------------------------------------------------------------------
 
+// normalized_ids: the tokens of the second pass.
+static bool read_second_pass(Model *m, int format, Error *err) {
+    const char *text = safetensors_meta(&m->file, "normalized_ids");
+    if (!text) return true;
+    if (!check_format(m, format, "normalized_ids", err)) return false;
+    int *ids = malloc((strlen(text) / 2 + 1) * sizeof *ids), n = 0;
+    if (!ids) return fail(err, "out of memory: normalized_ids");
+    const char *at = text;
+    bool ok = parse_int(&at, &ids[n++]);
+    while (ok && *at) ok = *at++ == ',' && parse_int(&at, &ids[n++]);
+    if (!ok)
+        fail(err, "%s: normalized_ids at byte %zu of %zu: expected ids with commas between", m->file.path,
+             (size_t)(at - text), strlen(text));
+    Error own = {""};
+    if (ok && !tokenizer_second_pass(&m->tokenizer, ids, n, &own))
+        ok = fail(err, "%s: normalized_ids: %s", m->file.path, own.text);
+    free(ids);
+    return ok;
+}
+
 // tokenizer.offsets, .kind and .bytes, the last three tensors.
-static bool read_tokenizer(Model *m, Error *err) {
+static bool read_tokenizer(Model *m, int format, Error *err) {
     uint64_t vocab = (uint64_t)m->config.vocab_size;
     const Tensor *offsets = find_tensor(m, "tokenizer.offsets", err);
     const Tensor *kind = offsets ? find_tensor(m, "tokenizer.kind", err) : NULL;
@@ -261,39 +335,54 @@ static bool read_tokenizer(Model *m, Error *err) {
         return false;
     }
     Error own = {""};
-    return tokenizer_init(&m->tokenizer, (int)vocab, offsets_data, kind_data, bytes_data, (uint32_t)bytes->shape[0],
-                          &own) ||
-           fail(err, "%s: %s", m->file.path, own.text);
+    if (!tokenizer_init(&m->tokenizer, (int)vocab, offsets_data, kind_data, bytes_data, (uint32_t)bytes->shape[0],
+                        &own))
+        return fail(err, "%s: %s", m->file.path, own.text);
+    const uint8_t *added = memchr(m->tokenizer.kind, TOKEN_ADDED, vocab);
+    return (!added || check_format(m, format, "a token of kind 3", err)) && read_second_pass(m, format, err);
 }
 
 // ---- the file -------------------------------------------------------------------------------------------------------
 
-static bool open_file(Model *m, const char *path, bool vocab_only, Error *err) {
-    const char *hint = "convert the HuggingFace directory with: python3 scripts/convert.py DIR model.bin";
-    if (!safetensors_open(&m->file, path, hint, err)) return false;
-    const char *format = safetensors_meta(&m->file, "format");
-    if (!format || strncmp(format, "llama-model/", 12) != 0)
+// The number after "llama-model/".
+static bool read_format(Model *m, int *format, Error *err) {
+    enum { NEWEST = 2 };
+    const char *path = m->file.path, *text = safetensors_meta(&m->file, "format");
+    if (!text || strncmp(text, "llama-model/", 12) != 0)
         return fail(err,
                     "%s: a safetensors file, but not a model.bin; convert the HuggingFace directory with: "
                     "python3 scripts/convert.py DIR model.bin",
                     path);
-    if (strcmp(format, FORMAT) != 0) return fail(err, "%s: format is \"%s\", expected \"" FORMAT "\"", path, format);
+    const char *at = text + 12;
+    if (*at == '0' || !parse_int(&at, format) || *at)
+        return fail(err, "%s: format is \"%s\", expected \"llama-model/1\" or \"llama-model/2\"", path, text);
+    return *format <= NEWEST ||
+           fail(err,
+                "%s: the file is newer than this program: its format is %s, this program reads up to llama-model/%d",
+                path, text, NEWEST);
+}
+
+static bool open_file(Model *m, const char *path, bool vocab_only, Error *err) {
+    const char *hint = "convert the HuggingFace directory with: python3 scripts/convert.py DIR model.bin";
+    if (!safetensors_open(&m->file, path, hint, err)) return false;
+    int format = 0;
+    if (!read_format(m, &format, err)) return false;
     if (m->file.data_start % DATA_ALIGNMENT != 0)
         return fail(err, "%s: tensor data starts at byte %" PRIu64 ", expected a multiple of %d", path,
                     m->file.data_start, DATA_ALIGNMENT);
     const char *n_layers = meta(m, "n_layers", err);
-    if (!n_layers || !read_vocab_config(m, err)) return false;
+    if (!n_layers || !read_vocab_config(m, format, err)) return false;
     bool has_weights = strcmp(n_layers, "0") != 0;
     if (!has_weights && !vocab_only)
         return fail(err, "%s: a vocabulary without weights (n_layers 0); it serves --tokenize and --detokenize", path);
     if (!has_weights && m->file.n_tensors != 3)
         return fail(err, "%s: %zu tensors in a vocabulary without weights, expected 3", path, m->file.n_tensors);
-    if (has_weights && !read_shape_config(m, err)) return false;
+    if (has_weights && !read_shape_config(m, format, err)) return false;
     if (has_weights && (size_t)m->config.n_layers > m->file.n_tensors) // before memory is asked for them
         return fail(err, "%s: n_layers is %d, the file has %zu tensors in all", path, m->config.n_layers,
                     m->file.n_tensors);
-    if (has_weights && !check_weights(m, err)) return false;
-    return read_tokenizer(m, err);
+    if (has_weights && !check_weights(m, format, err)) return false;
+    return read_tokenizer(m, format, err);
 }
 
 bool checkpoint_open(Model *m, const char *path, bool vocab_only, Error *err) {
