@@ -22,6 +22,8 @@
 
 #define THOUGHTS_END "</think>"
 
+const char *const chat_format_names[] = {"none", "llama3", "llama3.1", "chatml", "deepseek", NULL};
+
 bool chat_init(Chat *c, const Tokenizer *t, ChatFormat format, int bos_id, Error *err) {
     *c = (Chat){.tokenizer = t, .format = format, .bos = bos_id};
     const struct {

@@ -5,6 +5,7 @@
 #include "tokenizer.h"
 
 typedef enum { CHAT_NONE, CHAT_LLAMA3, CHAT_LLAMA3_1, CHAT_CHATML, CHAT_DEEPSEEK } ChatFormat;
+extern const char *const chat_format_names[]; // by format, as chat_format in a model.bin; NULL at the end
 
 // The day that the template of LLaMA 3.1 says it is, unless another is given: a run stays reproducible.
 #define CHAT_DATE "26 Jul 2024"
