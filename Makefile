@@ -70,11 +70,11 @@ OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 # ---- sources ---------------------------------------------------------------------------------------------------------
 
 # Every source under these folders, except a main of its own, the operations (compiled once for each instruction set) and
-# what stands for another: ops_x86 or ops_other, line_readline or line_plain.
+# what stands for another: ops_x86 or ops_other, line_readline or line_none.
 SOURCES := $(sort $(wildcard $(foreach folder,cli tokenizer model,$(folder)/*.c $(folder)/*/*.c)))
 OPS_C   := $(filter %/cpu/ops.c,$(SOURCES))
 LIBRARY := $(filter-out cli/manual.c %/cpu/ops.c $(if $(X86),%/ops_other.c,%/ops_x86.c) \
-             $(if $(filter none,$(LINE)),%/line_readline.c,%/line_plain.c),$(SOURCES))
+             $(if $(filter none,$(LINE)),%/line_readline.c,%/line_none.c),$(SOURCES))
 OPS     := $(patsubst %,$(BUILD)/$(dir $(OPS_C))ops_%.o,portable $(if $(X86),avx2))
 
 # The GPU engines, where there is nvcc.
@@ -92,6 +92,7 @@ SCRIPT_TESTS    := $(wildcard tests/test_*.sh tests/test_*.py)
 
 all: $(PROGRAM) $(BUILD)/manual
 	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(CUDA_ARCHS) ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA))$(COVERAGE),CUDA=0,no nvcc in CUDA_HOME or PATH))"
+	@echo "lines in --chat are edited by $(if $(filter none,$(LINE)),the terminal alone: libreadline-dev (Fedora: readline-devel) brings readline,$(if $(filter edit,$(LINE)),libedit,readline))"
 
 all-archs:
 	+@$(MAKE) CUDA_ARCHS="$(ALL_ARCHS)" all

@@ -24,11 +24,13 @@ static void stop(void) {
     rl_forced_update_display();
 }
 
-// A signal ends the line as a newline would: so the library puts the terminal back.
+// A signal ends the line as a newline would: so the library puts the terminal back. Inside a paste, say, a newline does
+// not end it: then the end of input does.
 static int next_byte(FILE *in) {
     (void)in;
+    if (ended_early) return EOF;
     char byte;
-    int found = ended_early ? -1 : line_byte(&byte, failure);
+    int found = line_byte(&byte, failure);
     while (found < 0 && interrupt_stop_wanted && !interrupted && !failure->text[0]) {
         stop();
         found = line_byte(&byte, failure);
@@ -38,13 +40,38 @@ static int next_byte(FILE *in) {
     return found > 0 ? (unsigned char)byte : found == 0 ? EOF : '\n';
 }
 
+// Names of files are nothing to complete a message with.
+static char **complete_nothing(const char *text, int start, int end) {
+    (void)text, (void)start, (void)end;
+    rl_attempted_completion_over = 1;
+    return NULL;
+}
+
+// Once, after the user's own settings: bytes of characters are no commands, and a paste is one text.
+static void set_up(void) {
+    static const char *const settings[] = {"set input-meta on", "set output-meta on", "set convert-meta off",
+                                           "set enable-bracketed-paste on"};
+    static bool done;
+    if (done) return;
+    done = true;
+    line_locale();
+    rl_initialize();
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
+        char line[40]; // which the library may cut up
+        snprintf(line, sizeof line, "%s", settings[i]);
+        rl_parse_and_bind(line);
+    }
+}
+
 LineResult line_edit(const char *prompt, Bytes *line, Error *err) {
     failure = err;
     ended_early = false;
     rl_outstream = stderr; // standard output is the answers'
     rl_catch_signals = 0;  // they are line_byte's
     rl_getc_function = next_byte;
-    rl_bind_key('\t', rl_insert); // names of files are nothing to complete a message with
+    rl_attempted_completion_function = complete_nothing;
+    set_up();
+    rl_bind_key('\t', rl_insert);
     interrupt_catch_stop(true);
     char *text = readline(prompt);
     interrupt_catch_stop(false);
