@@ -61,8 +61,8 @@ WARNINGS := -Wall -Wextra -Werror
 COVERAGE_FLAGS := $(if $(COVERAGE),-g --coverage)
 ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) $(OPENMP) -MMD -MP $(CUDA_CFLAGS) $(COVERAGE_FLAGS) $(CFLAGS)
 ALL_LDFLAGS := $(OPENMP) $(COVERAGE_FLAGS) $(LDFLAGS) $(CUDA_LDFLAGS) $(if $(filter-out none,$(LINE)),-l$(LINE)) -lm
-LINE_CFLAGS := $(if $(filter edit,$(LINE)),-DREADLINE_HEADER='<editline/readline.h>' -DHISTORY_HEADER='<editline/readline.h>' -DLINE_EDITOR='"libedit"',\
-                 -DREADLINE_HEADER='<readline/readline.h>' -DHISTORY_HEADER='<readline/history.h>' -DLINE_EDITOR='"readline"')
+LINE_CFLAGS := $(if $(filter edit,$(LINE)),-DREADLINE_HEADER='<editline/readline.h>' -DHISTORY_HEADER='<editline/readline.h>' -DLINE_EDITOR='"libedit"' -DLINE_WIDE=true,\
+                 -DREADLINE_HEADER='<readline/readline.h>' -DHISTORY_HEADER='<readline/history.h>' -DLINE_EDITOR='"readline"' -DLINE_WIDE=false)
 # Position-independent, so that one object of the attention kernels is in the program and in their library.
 NVCC_FLAGS   = -std=c++17 -O3 -Xfatbin -compress-all --threads 2 $(GENCODE) -I. -Xcompiler -Wall,-Wextra,-fopenmp,-fPIC
 OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi

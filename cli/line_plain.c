@@ -13,7 +13,7 @@
 #include "interrupt.h"
 #include "line.h"
 
-#define PASTE_ON  "\033[?2004h"
+#define PASTE_ON "\033[?2004h"
 #define PASTE_OFF "\033[?2004l"
 #define PASTE_END "\033[201~"
 enum { ESCAPE = 0x1B, DELETE = 0x7F };
@@ -23,11 +23,11 @@ typedef struct {
     Bytes *line;
     int screen; // where it is shown; -1: nowhere
     struct termios before;
-    bool marks_pastes;                      // the terminal is asked to
-    bool pasting;                           // what comes is a paste, to its end
-    size_t paste;                           // where in the line it begins
-    enum { NO_KEY, KEY, KEY_NUMBER } key;   // inside the bytes of a key such as an arrow
-    char number[8];                         // its parameters
+    bool marks_pastes;                    // the terminal is asked to
+    bool pasting;                         // what comes is a paste, to its end
+    size_t paste;                         // where in the line it begins
+    enum { NO_KEY, KEY, KEY_NUMBER } key; // inside the bytes of a key such as an arrow
+    char number[8];                       // its parameters
     size_t n_number;
 } Editor;
 
@@ -163,7 +163,7 @@ static LineResult take(Editor *e, char byte, Error *err) {
         e->key = KEY;
     else if (byte == '\n')
         return LINE_READ;
-    else if (key && key == keys[VEOF] && e->line->n == 0)
+    else if ((!key || key == keys[VEOF]) && e->line->n == 0) // a 0: Ctrl-D during the answer
         return LINE_END;
     else if (byte == '\b' || byte == DELETE || (key && key == keys[VERASE]))
         erase(e);

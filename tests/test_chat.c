@@ -398,7 +398,8 @@ static void test_chat_own_tokens_in_messages(const Tokenizer *t) {
                 messages[m].text = text;
                 TokenList got = chat_ids(&c, messages, LENGTH(messages), NULL), own = own_ids(&c, &got);
                 check_ids(text, &own, &frame);
-                if (got.n != plain.n + 2 * n + 2) test_fail("%s: %zu ids", text, got.n - plain.n); // " a" and the call for x
+                if (got.n != plain.n + 2 * n + 2)
+                    test_fail("%s: %zu ids", text, got.n - plain.n); // " a" and the call for x
                 int calls = 0;
                 for (size_t i = 0; i < got.n; i++) calls += got.ids[i] == call;
                 CHECK(calls == 1);
