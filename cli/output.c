@@ -114,8 +114,24 @@ void print_chat_note(const Model *m) {
             chat_format_names[m->config.chat_format]);
 }
 
+// What the engine holds in fewer bits than the file.
+static void print_rounding(const Model *m) {
+    const Weights *w = &m->weights;
+    const struct {
+        const char *name;
+        DType file, held;
+    } parts[] = {{"weights", w->dtype, w->layers[0].wq.dtype},
+                 {"embeddings", w->embeddings_dtype, w->tok_embeddings.dtype},
+                 {"output", w->output_dtype, w->output.dtype}};
+    bool all = parts[0].held != parts[0].file && parts[0].held != DTYPE_F32;
+    for (int i = 0; i < (all ? 1 : m->config.tie_embeddings ? 2 : 3); i++)
+        if (parts[i].held != parts[i].file && parts[i].held != DTYPE_F32)
+            fprintf(stderr, "llama: %s rounded to %s\n", parts[i].name, parts[i].held == DTYPE_F16 ? "f16" : "bf16");
+}
+
 void print_model(const Model *m, const Options *o) {
     const Config *c = &m->config;
+    char dtypes[WEIGHTS_DTYPES];
     double kv = (double)m->kv.bytes, positions = (double)m->kv.n_slots * m->kv.max_len;
     fprintf(stderr,
             "llama: dim %d, %d layers, %d heads of %d over %d K/V heads, hidden %d, vocabulary %d, at most %d tokens\n",
@@ -130,12 +146,11 @@ void print_model(const Model *m, const Options *o) {
             "llama: memory: %.3f GB of weights (%s in the file), K/V cache %.3f MB: %d x %d positions of %.0f bytes "
             "(with a K/V head "
             "for every head %.0f)",
-            (double)m->weights.bytes * 1e-9, dtype_names[m->weights.dtype], kv * 1e-6, m->kv.n_slots, m->kv.max_len,
-            kv / positions, kv / positions * c->group);
+            (double)m->weights.bytes * 1e-9, weights_dtypes(&m->weights, dtypes), kv * 1e-6, m->kv.n_slots,
+            m->kv.max_len, kv / positions, kv / positions * c->group);
     if (m->buffer_bytes) fprintf(stderr, ", buffers %.3f MB", (double)m->buffer_bytes * 1e-6);
     fputc('\n', stderr);
-    if (m->precision != PRECISION_F32 && m->weights.dtype == DTYPE_F32)
-        fprintf(stderr, "llama: weights rounded to bf16\n");
+    print_rounding(m);
 }
 
 bool use_colour(void) {

@@ -54,8 +54,9 @@ typedef struct {
 } LayerWeights;
 
 typedef struct {
-    DType dtype;           // of the layers' matrices in the file; embeddings and output may have another, and what an
-                           // engine makes of each is the Matrix's own
+    // In the file: of the layers' matrices, and of the two that may have others. What an engine makes of each is the
+    // Matrix's own.
+    DType dtype, embeddings_dtype, output_dtype;
     Matrix tok_embeddings; // [vocab_size][dim]
     LayerWeights *layers;  // [n_layers]
     const float *norm;     // [dim]
@@ -136,6 +137,10 @@ const char *model_engines(void);
 // Bytes of a row's numbers or codes, and of a whole matrix with its scales.
 uint64_t matrix_row_bytes(const Matrix *m);
 uint64_t matrix_bytes(const Matrix *m);
+
+// The dtypes in the file, for people: "BF16", or "BF16, embeddings F16, output F32" where they differ.
+enum { WEIGHTS_DTYPES = 48 };
+const char *weights_dtypes(const Weights *w, char text[WEIGHTS_DTYPES]);
 
 // One tensor: a matrix, or a norm.
 typedef struct {

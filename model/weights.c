@@ -30,6 +30,19 @@ uint64_t weights_read(const Model *m, int batch) {
     return bytes;
 }
 
+const char *weights_dtypes(const Weights *w, char text[WEIGHTS_DTYPES]) {
+    int n = snprintf(text, WEIGHTS_DTYPES, "%s", dtype_names[w->dtype]);
+    const struct {
+        const char *name;
+        DType dtype;
+    } others[] = {{"embeddings", w->embeddings_dtype}, {"output", w->output_dtype}};
+    for (int i = 0; i < 2; i++)
+        if (others[i].dtype != w->dtype)
+            n += snprintf(text + n, (size_t)(WEIGHTS_DTYPES - n), ", %s %s", others[i].name,
+                          dtype_names[others[i].dtype]);
+    return text;
+}
+
 typedef struct {
     WeightVisitor *visit;
     void *context;
@@ -65,8 +78,8 @@ static bool visit_layer(const Visit *v, const Config *c, int i, LayerWeights *l,
     for (size_t t = 0; t < sizeof tensors / sizeof *tensors; t++) {
         char name[64];
         snprintf(name, sizeof name, "layers.%d.%s", i, tensors[t].name);
-        if (!(tensors[t].norm ? visit_norm(v, name, tensors[t].norm, tensors[t].cols, err)
-                              : visit_matrix(v, name, tensors[t].matrix, tensors[t].rows, tensors[t].cols, err)))
+        if (!(tensors[t].matrix ? visit_matrix(v, name, tensors[t].matrix, tensors[t].rows, tensors[t].cols, err)
+                                : visit_norm(v, name, tensors[t].norm, tensors[t].cols, err)))
             return false;
     }
     return true;

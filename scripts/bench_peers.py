@@ -5,11 +5,12 @@
     python3 scripts/bench_peers.py --shape llama-3.2-1b --decode 1x2048 --prefill 2048
     python3 scripts/bench_peers.py --model Llama-3.1-8B/ model.bin
     python3 scripts/bench_peers.py --ours bench.json                 a result that is there already
+    python3 scripts/bench_peers.py --json peers.json                 for scripts/plot_bench.py --peers, as well
 
-transformers goes first, in bf16 with SDPA: prompts, and steps with its default dynamic cache, both eager; the same steps
-with a static cache through torch.compile, as generate() compiles them (a minute of compiling for each row). A time is
-the median of what a caller waits until the next token's id is there, after a warm-up, as in --bench; a step finds random
-keys and values in the cache, as there. Needs scripts/requirements.txt.
+transformers goes first, in bf16 with SDPA: prompts, and steps with its default dynamic cache, both eager; the same
+steps with a static cache through torch.compile, as generate() compiles them (a minute of compiling for each row). A
+time is the median of what a caller waits until the next token's id is there, after a warm-up, as in --bench; a step
+finds random keys and values in the cache, as there. Needs scripts/requirements.txt.
 """
 import argparse
 import gc
@@ -21,13 +22,21 @@ import subprocess
 import sys
 import time
 
-import torch
-import transformers
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
-
 from make_random_hf import SHAPES, hf_config
 
 STEPS, WARM_UPS, PROMPTS = 50, 8, 5
+
+
+def load_libraries():
+    """After the arguments are read: --help needs none of them."""
+    global torch, transformers, AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
+    try:
+        import torch
+        import transformers
+        from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
+    except ImportError as missing:
+        sys.exit(f"bench_peers.py: the Python package {missing.name} is missing: "
+                 "pip install -r scripts/requirements.txt")
 
 
 def load(args):
@@ -105,9 +114,14 @@ def attempt(name, measure, *args):
     return result
 
 
-@torch.inference_mode()
 def measure_peers(args):
-    """(tokens of a prompt, or (batch, context)) -> milliseconds, eager and compiled."""
+    """(tokens of a prompt, or (batch, context)) -> milliseconds, eager and compiled. In a process of its own."""
+    load_libraries()
+    with torch.inference_mode():
+        return measure_model(args)
+
+
+def measure_model(args):
     transformers.utils.logging.set_verbosity_error()
     model, eager, compiled = load(args), {}, {}
     for length in args.prefill:
@@ -119,6 +133,24 @@ def measure_peers(args):
             torch._dynamo.reset()
             compiled[batch, context] = attempt(name + ", static cache, compiled", decode, model, batch, context, True)
     return eager, compiled
+
+
+def write_peer(path, eager, compiled):
+    """What plot_bench.py --peers reads: of each row the faster way of transformers'."""
+    def best(key):
+        times = [times[key] for times in (eager, compiled) if times.get(key)]
+        return min(times) if times else None
+    prompts = [key for key in eager if isinstance(key, int) and best(key)]
+    steps = [key for key in eager if not isinstance(key, int) and best(key)]
+    ways = "steps: the faster of eager and static cache with torch.compile; prompts: eager" if compiled else "eager"
+    peer = {"name": "transformers", "version": transformers.__version__,
+            "how": f"torch {torch.__version__}, bf16, SDPA; {ways}",
+            "machine": torch.cuda.get_device_name(),
+            "decode": [{"batch": key[0], "context": key[1], "ms": round(best(key), 4)} for key in steps],
+            "prefill": [{"tokens": key, "ms": round(best(key), 4)} for key in prompts]}
+    with open(path, "w") as file:
+        json.dump([peer], file, indent=1)
+        file.write("\n")
 
 
 def measure_ours(args):
@@ -176,12 +208,16 @@ def main():
                         help="batch and context of steps (1x128 1x2048 1x8192 8x2048 16x2048)")
     parser.add_argument("--no-compile", action="store_true", help="leave the static cache and torch.compile out")
     parser.add_argument("--ours", metavar="JSON", help="what ./llama --bench --json printed; without it, it is run")
+    parser.add_argument("--json", metavar="FILE", help="write what transformers took there, for plot_bench.py --peers")
     parser.add_argument("--llama", default=os.path.join(".", "llama"), metavar="PROGRAM", help="(./llama)")
     args = parser.parse_args()
+    load_libraries()
     if not torch.cuda.is_available():
         sys.exit("bench_peers.py: no GPU that PyTorch can use")
     with multiprocessing.get_context("spawn").Pool(1) as pool:   # whose end gives all of the GPU's memory back
         eager, compiled = pool.apply(measure_peers, (args,))
+    if args.json:
+        write_peer(args.json, eager, compiled)
     report(eager, compiled, measure_ours(args))
 
 

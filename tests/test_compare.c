@@ -6,6 +6,9 @@
 
 #define STORIES_MODEL "model/stories.bin"
 #define STORIES_DUMP "tests/vectors/stories-dump.safetensors"
+// Of scripts/gen_vectors.py: linear RoPE, and three dtypes.
+#define DTYPES_MODEL "tests/vectors/own-dtypes.bin"
+#define DTYPES_DUMP "tests/vectors/own-dtypes.safetensors"
 
 static char model_file[300], dump_file[300];
 
@@ -327,6 +330,53 @@ static void test_mutations(const char *model_path, const char *dump_path) {
     draft_free(&dump);
 }
 
+// Of float32 tensors with values that every dtype has.
+static void retype(Draft *d, const char *name, const char *dtype) {
+    Part *p = draft_part(d, name);
+    size_t n = (size_t)(p->shape[0] * p->shape[1]);
+    p->data = as_dtype((float *)p->data, n, dtype);
+    p->n = n * (strcmp(dtype, "F32") == 0 ? 4 : 2);
+    snprintf(p->dtype, sizeof p->dtype, "%s", dtype);
+}
+
+// Embeddings, layers and output in every combination of dtypes: the known script, whatever they are.
+static void test_dtypes(void) {
+    static const char *const dtypes[] = {"BF16", "F16", "F32"};
+    for (int c = 0; c < 27; c++) {
+        const char *layers = dtypes[c % 3], *embeddings = dtypes[c / 3 % 3], *output = dtypes[c / 9];
+        Draft model, dump;
+        Script s;
+        script_alphabet(&s);
+        draft_script(&model, &s, 64, 64);
+        draft_dump(&dump, &s, 40);
+        for (int i = 0; i < model.n_parts; i++)
+            if (model.parts[i].n_dims == 2 && strncmp(model.parts[i].name, "layers.", 7) == 0)
+                retype(&model, model.parts[i].name, layers);
+        retype(&model, "tok_embeddings", embeddings);
+        retype(&model, "output", output);
+        if (layers != embeddings || layers != output) draft_meta(&model, "format", "llama-model/2");
+        char name[96];
+        snprintf(name, sizeof name, "layers_%s_embeddings_%s_output_%s", layers, embeddings, output);
+        expect_holds(name, &model, &dump, 1e-4);
+        draft_free(&model);
+        draft_free(&dump);
+    }
+}
+
+// A tiny model as transformers computes it; and that another scaling would show.
+static void test_own_dtypes_and_linear_rope(void) {
+    Draft model, dump;
+    draft_read(&model, DTYPES_MODEL);
+    draft_read(&dump, DTYPES_DUMP);
+    expect_holds("own_dtypes_and_linear_rope_as_transformers", &model, &dump, 1e-4);
+    draft_meta(&model, "rope_factor", "2.0");
+    expect_fails("another_linear_factor", &model, &dump, NULL);
+    draft_meta(&model, "rope_type", "default");
+    expect_fails("no_linear_scaling", &model, &dump, NULL);
+    draft_free(&model);
+    draft_free(&dump);
+}
+
 int main(int argc, char **argv) {
     program_setup();
     bool script_alone = argc == 2 && strcmp(argv[1], "--script") == 0;
@@ -338,6 +388,8 @@ int main(int argc, char **argv) {
     snprintf(dump_file, sizeof dump_file, "%s/dump.safetensors", test_dir);
     test_script();
     test_near_ties();
+    test_dtypes();
+    test_own_dtypes_and_linear_rope();
     if (!script_alone) test_mutations(argc == 3 ? argv[1] : STORIES_MODEL, argc == 3 ? argv[2] : STORIES_DUMP);
     return tests_summary();
 }

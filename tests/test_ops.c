@@ -649,6 +649,39 @@ static void test_rope_frequencies(void) {
     end("test_rope_frequencies_with_and_without_scaling", &(Ops){.name = "float32"});
 }
 
+// Bit for bit what transformers computes, of every type: scripts/gen_vectors.py wrote the file.
+static void test_rope_frequencies_are_those_of_transformers(void) {
+    static const char *const types[] = {"default", "llama3", "linear"};
+    FILE *in = fopen("tests/vectors/rope.tsv", "r");
+    char line[4096], type[16];
+    int seen[LENGTH(types)] = {0}, compared = 0;
+    for (int number = 1; in && fgets(line, sizeof line, in); number++) {
+        Config c = {.rope_low_freq_factor = 1, .rope_high_freq_factor = 4};
+        int used;
+        if (line[0] == '#') continue;
+        if (sscanf(line, "%f %d %15s %f %f%n", &c.rope_theta, &c.head_dim, type, &c.rope_factor,
+                   &c.rope_original_max_seq_len, &used) != 5 ||
+            c.head_dim > MAX_HEAD_DIM) {
+            test_fail("line %d is not as expected", number);
+            break;
+        }
+        while ((int)c.rope_type < LENGTH(types) - 1 && strcmp(types[c.rope_type], type) != 0) c.rope_type++;
+        seen[c.rope_type]++;
+        float freq[MAX_HEAD_DIM / 2];
+        rope_frequencies(&c, freq);
+        char *at = line + used;
+        for (int i = 0; i < c.head_dim / 2; i++, compared++) {
+            uint32_t want = (uint32_t)strtoul(at, &at, 16), got;
+            memcpy(&got, &freq[i], sizeof got);
+            if (got != want) test_fail("line %d: frequency %d has the bits %08x, expected %08x", number, i, got, want);
+        }
+    }
+    if (in) fclose(in);
+    for (int i = 0; i < LENGTH(types); i++) CHECK(seen[i] >= 2);
+    CHECK(compared > 300);
+    end("test_rope_frequencies_are_those_of_transformers", &(Ops){.name = "float32"});
+}
+
 // ---- all of it ------------------------------------------------------------------------------------------------------
 
 static void test_table(const Ops *ops) {
@@ -687,5 +720,6 @@ int main(void) {
     test_skip("all operations (AVX2)", "not an x86-64 processor");
 #endif
     test_rope_frequencies();
+    test_rope_frequencies_are_those_of_transformers();
     return tests_summary();
 }

@@ -2,10 +2,16 @@
 """From a HuggingFace directory to HuggingFace's own tokens: each reference checkpoint through scripts/convert.py and
 `llama --compare`, then the mutations that must make the comparison fail. Standard library only.
 
-The checkpoints are in ../shared/reference, or where REFERENCE says; without them every test here is skipped.
+The checkpoints are in ../shared/reference, or where REFERENCE says; without them their tests are skipped. Two more are
+made here, with dumps in tests/vectors:
+
+    python3 tests/test_reference.py --make rope-linear DIR
+    python3 scripts/dump_hf.py DIR tests/vectors/rope-linear.safetensors --ids "$(python3 tests/test_reference.py --ids)" \\
+        --ids "262 104 105" -n 60 --full 2
 """
 import json
 import os
+import random
 import re
 import shutil
 import struct
@@ -18,7 +24,9 @@ from check import wanted
 LLAMA = os.environ.get("LLAMA") or "./llama"
 REFERENCE = os.environ.get("REFERENCE") or os.path.join("..", "shared", "reference")
 CHECKPOINTS = ("gqa4-hd64", "mha-tied", "gqa7-hd128", "gqa3-newlayout", "long-context")
-TOLERANCE = {"long-context": 3e-4}          # of |Δlogit|; 1e-4 everywhere else
+OWN = ("rope-linear", "own-dtypes")
+# Of |Δlogit|; 1e-4 everywhere else. The own ones have weights of deviation 1: HuggingFace's own back ends are 1e-4 apart.
+TOLERANCE = {"long-context": 3e-4, "rope-linear": 1e-3, "own-dtypes": 1e-3}
 SANITIZER_STATUS = 99
 SANITIZER_OPTIONS = "exitcode=99:detect_leaks=1:abort_on_error=0"
 MAX_SECONDS = 1800                          # a program that hangs; long-context takes minutes under sanitizers, ten when lines are counted
@@ -116,6 +124,30 @@ def keep_prompt(dump, index):
                     if name.split(".")[1] == str(index)}
 
 
+# ---------------------------------------------------------------------------------------------------- own checkpoints
+
+def make_own(name, directory):
+    """RoPE linear; embeddings and output in float32 among bf16, with values that bf16 has not."""
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    import test_convert
+    if name == "rope-linear":
+        checkpoint = test_convert.Checkpoint("F32", rope_scaling={"type": "linear", "factor": 2.5})
+    else:
+        checkpoint = test_convert.Checkpoint("BF16")
+        for table in (test_convert.EMBED, "lm_head.weight"):
+            shape = checkpoint.tensors[table][1]
+            checkpoint.tensors[table] = ("F32", shape, test_convert.random_tensor(table, "F32", *shape))
+    os.makedirs(directory)
+    return checkpoint.write(directory)
+
+
+def own_ids():
+    """A prompt of 181 ids: where positions are far apart a wrong RoPE shows."""
+    rng = random.Random(5)
+    return " ".join(map(str, [262] + [rng.randrange(262) for _ in range(180)]))
+
+
 # -------------------------------------------------------------------------------------------------------------- tests
 
 def compare(model, dump):
@@ -169,6 +201,10 @@ def test_mutations(checkpoint, model_path, dump_path, work):
         keep_prompt(dump, lengths.index(min(length for length in lengths if length > 8192)))
     dump.write(dump_file)
     mutations = {
+        "rope-linear": {
+            "factor_left_out": lambda m: m.meta.update(rope_type="default"),
+            "another_factor": lambda m: m.meta.update(rope_factor="2.0"),
+        },
         "gqa4-hd64": {"no_rope_scaling": lambda m: m.meta.update(rope_type="default")},
         "long-context": {
             "no_rope_scaling": lambda m: m.meta.update(rope_type="default"),
@@ -200,11 +236,17 @@ def test_mutations(checkpoint, model_path, dump_path, work):
 
 
 def main():
+    if sys.argv[1:2] == ["--make"]:
+        return print(make_own(*sys.argv[2:4]))
+    if sys.argv[1:2] == ["--ids"]:
+        return print(own_ids())
     work = tempfile.mkdtemp(prefix="llama-test-")
     try:
-        for checkpoint in CHECKPOINTS:
+        for checkpoint in CHECKPOINTS + OWN:
             source = os.path.join(REFERENCE, checkpoint)
             dump = os.path.join(source, "dump.safetensors")
+            if checkpoint in OWN:
+                source, dump = make_own(checkpoint, os.path.join(work, checkpoint)), "tests/vectors/%s.safetensors" % checkpoint
             if not os.path.exists(dump):
                 report("SKIP", checkpoint, "no %s (the reference checkpoints are not part of the repository)" % dump)
                 continue
@@ -218,7 +260,7 @@ def main():
                 report("FAIL", checkpoint, "convert.py: status %s: %s" % (status, err.strip()[-300:]))
                 continue
             test_holds(checkpoint, model, dump)
-            if checkpoint in ("gqa4-hd64", "gqa3-newlayout", "long-context"):
+            if checkpoint in ("gqa4-hd64", "gqa3-newlayout", "long-context", "rope-linear"):
                 test_mutations(checkpoint, model, dump, work)
     finally:
         shutil.rmtree(work)

@@ -144,6 +144,222 @@ __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, c
     }
 }
 
+// A block of the kernel: what its stages share.
+template <typename T, int D, int NT, int STAGES> struct DecodeBlock {
+    static constexpr int STEP = decode_step(D), HEADS = 8 * NT, TILES = decode_out_tiles(D), V = STEP * D * 2,
+                         CHUNKS = D / 8;
+    static constexpr int STAGE = decode_stage_bytes(D), Q_PITCH = decode_q_pitch(D);
+    // A thread has 16 bytes of the queries of head threadIdx.x / CHUNKS, and of every QUERY_STEP-th from there.
+    static constexpr int QUERY_STEP = DECODE_THREADS / CHUNKS;
+    typedef DecodeState<NT, TILES> State;
+
+    const DecodeParams &p;
+    int lane, warp, g, t;
+    uint32_t ring, weights, tops, queries; // shared memory
+    char *sent;                            // mbarrier, and what the cluster's second block sends
+    uint32_t send_to;                      // the same in the first block, from here
+    bool loads_q, sends;
+
+    DecodeCursor item;
+    int head0, rows; // query heads of the tile
+    const T *query;  // the thread's 16 bytes of the tile's first query head
+    DecodeCopies<T, D> ahead;
+    DecodeNew mine;         // of the new tokens left out before the wait: that of step threadIdx.x / CHUNKS
+    bool new_is_late;       // does any of these steps but the last have one?
+    int n_shared;           // query tiles that it shares with others
+    bool first;             // step of all
+    uint32_t stage, before; // of this step and of the one before
+    int early_steps;        // steps to come of those but the last that were copied before the wait
+    uint32_t q[NT][D / 16][2];
+    State now;
+    DecodeCombine<State> combine;
+
+    __device__ __forceinline__ DecodeBlock(const DecodeParams &params, char *smem)
+        : p(params), lane(threadIdx.x & 31), warp(threadIdx.x >> 5), g(lane >> 2), t(lane & 3),
+          ring(shared_address(smem)), weights(ring + STAGES * STAGE), tops(weights + 2 * NT * STEP * 16),
+          queries(tops + 4 * HEADS * 4), sent(smem + decode_smem_bytes(D, NT, STAGES)), send_to(0),
+          loads_q(threadIdx.x < QUERY_STEP * CHUNKS), new_is_late(false), n_shared(0), first(true), stage(ring),
+          before(ring), early_steps(STAGES - 1) {
+    }
+
+    __device__ __forceinline__ const T *own_query(const DecodeCursor &at) const {
+        int head = at.kv_head * p.heads_per_kv + at.head_tile * HEADS + threadIdx.x / CHUNKS;
+        return (const T *)p.q + at.seq * p.q_token_stride + head * p.q_head_stride + threadIdx.x % CHUNKS * 8;
+    }
+    __device__ __forceinline__ void find_heads() {
+        head0 = item.kv_head * p.heads_per_kv + item.head_tile * HEADS;
+        rows = min(HEADS, p.heads_per_kv - item.head_tile * HEADS);
+    }
+
+    // Before the wait: the block's range; queries to L2, before all keys and values.
+    __device__ __forceinline__ void find_range() {
+        item.start(p, lane, [&](const DecodeCursor &usual) {
+            if (p.head_tiles == 1 && loads_q && threadIdx.x / CHUNKS < p.heads_per_kv && usual.seq < p.n_seq)
+                prefetch_l2(own_query(usual));
+        });
+        sends = item.in_cluster && (int)blockIdx.x != item.first_block;
+    }
+    // Before the wait: the ring is filled with all but new tokens.
+    __device__ __forceinline__ void fill_ring() {
+        ahead.start(p, item);
+#pragma unroll 1
+        for (int i = 0; i < STAGES; i++) {
+            if (!ahead.done()) {
+                DecodeNew left_out(p, ahead.item, ahead.pos, STEP);
+                if (threadIdx.x / CHUNKS == i) mine = left_out;
+                if (i + 1 < STAGES) new_is_late |= left_out.row >= 0;
+                ahead.copy(p, ring + i * STAGE, false);
+            }
+            if (i + 1 < STAGES) copy_async_commit();
+        }
+    }
+    // Before the wait: the first block's mbarrier.
+    __device__ __forceinline__ void join_cluster() {
+        if (!item.in_cluster) return;
+        send_to = address_in_first_block(shared_address(sent));
+        if (!sends && threadIdx.x == 0) {
+            int bytes = groups_of_second_half(item.n_splits) * DECODE_THREADS * State::VECTORS * 16;
+            mbarrier_init(shared_address(sent), 1);
+            fence_mbarrier_init();
+            mbarrier_arrive_expect_tx(shared_address(sent), bytes);
+        }
+        cluster_arrive();
+    }
+    // Before the wait: to L2 what is small and needed at the end, the counter and the place of the first results.
+    __device__ __forceinline__ void prefetch_ends() const {
+        if (item.work_left <= 0 || item.in_cluster) return;
+        int i = threadIdx.x;
+        if (i < rows)
+            prefetch_l2(p.partial_ml + ((size_t)item.seq * p.n_heads + head0 + i) * p.max_splits + item.split);
+        if (i == rows) prefetch_l2(p.arrived + item.first_block);
+    }
+    // After the wait: the new tokens that were left out.
+    __device__ __forceinline__ void load_new() const {
+        if (mine.row >= 0) {
+            uint32_t tile = ring + threadIdx.x / CHUNKS * STAGE;
+            mine.load<T, D>(p, tile, tile + V, threadIdx.x % CHUNKS);
+        }
+        copy_async_commit();
+    }
+
+    // Queries of the tile to shared memory, zeros where there are none, and from there to fragments.
+    __device__ __forceinline__ void store_queries() {
+        for (int head = threadIdx.x / CHUNKS; loads_q && head < HEADS;
+             head += QUERY_STEP, query += QUERY_STEP * p.q_head_stride)
+            store_shared16(queries + head * Q_PITCH + threadIdx.x % CHUNKS * 16,
+                           head < rows ? __ldcg((const uint4 *)query) : make_uint4(0, 0, 0, 0));
+    }
+    __device__ __forceinline__ void load_queries() {
+#pragma unroll
+        for (int c = 0; c < NT; c++)
+#pragma unroll
+            for (int d = 0; d < D / 16; d += 2)
+                load_matrix4(q[c][d], q[c][d + 1],
+                             queries + (c * 8 + (lane & 7)) * Q_PITCH + (2 * d + (lane >> 3)) * 16);
+    }
+
+    // The steps of a split, to `now`; from position append_from on the step has the new token, which goes to the cache.
+    __device__ __forceinline__ void accumulate_split(int split, int append_from) {
+#pragma unroll
+        for (int c = 0; c < NT; c++) {
+            now.m[c][0] = now.m[c][1] = -INFINITY;
+            now.l[c][0] = now.l[c][1] = 0.0f;
+#pragma unroll
+            for (int i = 0; i < TILES; i++) now.o[c][i][0] = now.o[c][i][1] = now.o[c][i][2] = now.o[c][i][3] = 0.0f;
+        }
+        const int end = min(item.total, (split + 1) << item.split_log2);
+#pragma unroll 1
+        for (int pos = split << item.split_log2; pos < end; pos += STEP) {
+            if (__builtin_expect(early_steps-- > 0, 0)) {
+                if (new_is_late)
+                    copy_async_wait<0>(); // new tokens came with the last of them
+                else if (first)
+                    copy_async_wait<STAGES - 1>();
+                else
+                    copy_async_wait<STAGES - 2>();
+            } else
+                copy_async_wait<STAGES - 2>();
+            __syncthreads(); // everyone's copies of this step have landed; everyone is done with the step before
+            const bool copies = !first & !ahead.done(), appends = pos >= append_from;
+            if (copies | appends) {
+                if (copies) ahead.copy(p, before, true);
+                if (appends && threadIdx.x < 2 * CHUNKS)
+                    decode_append<T, D>(p, item, threadIdx.x < CHUNKS ? stage : stage + V, item.total - 1 - pos,
+                                        threadIdx.x >= CHUNKS, threadIdx.x % CHUNKS);
+            }
+            if (!first) copy_async_commit(); // if of nothing, as they are counted
+            first = false;
+
+            decode_accumulate<T, D>(now, q, stage, weights, tops, end - pos, p.scale_log2);
+            before = stage;
+            stage = stage == ring + (STAGES - 1) * STAGE ? ring : stage + STAGE;
+        }
+#pragma unroll
+        for (int c = 0; c < NT; c++) now.m[c][0] *= p.scale_log2, now.m[c][1] *= p.scale_log2;
+    }
+
+    // The block, or its cluster, has all splits of the tile.
+    __device__ __forceinline__ void combine_split(int split) {
+        if (!combine.add_to_group(now, split, item.n_splits)) return;
+        if (sends)
+            combine.group.send(
+                send_to + 16 +
+                    ((unsigned)(split - item.split) / KV_GROUP * State::VECTORS * DECODE_THREADS + threadIdx.x) * 16,
+                send_to);
+        else
+            combine.add_group(split);
+    }
+
+    template <class F>
+    __device__ __forceinline__ void
+    each(F body) const { // body(column block, which of its two heads, head) for what this thread owns
+#pragma unroll
+        for (int c = 0; c < NT; c++)
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                if (c * 8 + 2 * t + h < rows) body(c, h, c * 8 + 2 * t + h);
+    }
+    // Others have splits of the tile too: to the workspace, of n splits here; a group that this block has all of as
+    // one.
+    __device__ __forceinline__ void leave_split(int split, int n, bool &whole_group) {
+        const int in_group = (unsigned)split % KV_GROUP;
+        if (split == item.split || in_group == 0)
+            whole_group = in_group == 0 && min(split + KV_GROUP, item.n_splits) <= item.split + n;
+        if (whole_group && in_group > 0)
+            combine.group.add(now);
+        else
+            combine.group = now;
+        if (whole_group && in_group < KV_GROUP - 1 && split + 1 < item.n_splits) return;
+        int slot = whole_group ? split - in_group : split;
+        size_t first_head = (size_t)item.seq * p.n_heads + head0;
+        each([&](int c, int h, int head) {
+            size_t part = (first_head + head) * p.max_splits + slot;
+            decode_store_row<float, D>(p.partial_o + part * D, combine.group.o[c], h, warp, g,
+                                       [](float x) { return x; });
+            if (warp + g == 0) {
+                p.partial_ml[part] = make_float2(combine.group.m[c][h], combine.group.l[c][h]);
+                if (slot < split) p.partial_ml[part + 1] = make_float2(0.0f, IN_GROUP);
+            }
+        });
+    }
+
+    // The cluster's first block: the groups that the second one sent.
+    __device__ __forceinline__ void receive_groups(int n) {
+        mbarrier_wait_cluster(shared_address(sent));
+        for (int i = 0; i < (item.n_splits - n + KV_GROUP - 1) / KV_GROUP; i++) {
+            now.receive((const float4 *)(sent + 16) + i * State::VECTORS * DECODE_THREADS + threadIdx.x);
+            combine.all.add(now);
+        }
+    }
+    __device__ __forceinline__ void write_out() const {
+        each([&](int c, int h, int head) {
+            float inverse = __frcp_rn(combine.all.l[c][h]);
+            decode_store_row<T, D>((T *)p.out + item.seq * p.out_token_stride + (head0 + head) * p.out_head_stride,
+                                   combine.all.o[c], h, warp, g, [=](float x) { return from_combined<T>(x, inverse); });
+        });
+    }
+};
+
 // Computes: attention of one new token per sequence to its cache, in KV splits; appends K and V if asked.
 // Reads:    q [seq][head][D], k_new and v_new [seq][kv head][D], the cache, all T; seq_lens [seq] int32.
 // Writes:   out [seq][head][D] T (NaN for a sequence that would overflow its cache); with append row seq_lens[seq] of K
@@ -156,207 +372,52 @@ __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, c
 //           (DECODE_BLOCKS_PER_SM).
 template <typename T, int D, int NT, int STAGES>
 __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_constant__ DecodeParams p) {
-    constexpr int STEP = decode_step(D), HEADS = 8 * NT, TILES = decode_out_tiles(D), V = STEP * D * 2, CHUNKS = D / 8,
-                  STAGE = decode_stage_bytes(D);
-    constexpr int Q_PITCH = decode_q_pitch(D);
-    typedef DecodeState<NT, TILES> State;
+    typedef DecodeBlock<T, D, NT, STAGES> Block;
     extern __shared__ __align__(1024) char smem[];
-    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-    uint32_t ring = shared_address(smem), weights = ring + STAGES * STAGE, tops = weights + 2 * NT * STEP * 16,
-             queries = tops + 4 * HEADS * 4;
-    char *sent = smem + decode_smem_bytes(D, NT, STAGES); // mbarrier, and results
-
+    Block b(p, smem);
     if (!p.kv_stable) {
         wait_for_previous_kernel();
         let_next_kernel_start();
     }
-    DecodeCursor item;
-    // Where this thread's 16 bytes of the tile's queries are: of head threadIdx.x / CHUNKS, and of every QUERY_STEP-th
-    // from there.
-    constexpr int QUERY_STEP = DECODE_THREADS / CHUNKS;
-    const bool loads_q = threadIdx.x < QUERY_STEP * CHUNKS;
-    auto own_query = [&](const DecodeCursor &at) {
-        int head = at.kv_head * p.heads_per_kv + at.head_tile * HEADS + threadIdx.x / CHUNKS;
-        return (const T *)p.q + at.seq * p.q_token_stride + head * p.q_head_stride + threadIdx.x % CHUNKS * 8;
-    };
-    item.start(p, lane, [&](const DecodeCursor &usual) { // to L2 with them, before all keys and values
-        if (p.head_tiles == 1 && loads_q && threadIdx.x / CHUNKS < p.heads_per_kv && usual.seq < p.n_seq)
-            prefetch_l2(own_query(usual));
-    });
-    DecodeCopies<T, D> ahead;
-    ahead.start(p, item);
-    DecodeNew mine;           // of the new tokens left out before the wait: that of step threadIdx.x / CHUNKS
-    bool new_is_late = false; // does any of these steps but the last have one?
-#pragma unroll 1
-    for (int i = 0; i < STAGES; i++) {
-        if (!ahead.done()) {
-            DecodeNew left_out(p, ahead.item, ahead.pos, STEP);
-            if (threadIdx.x / CHUNKS == i) mine = left_out;
-            if (i + 1 < STAGES) new_is_late |= left_out.row >= 0;
-            ahead.copy(p, ring + i * STAGE, false);
-        }
-        if (i + 1 < STAGES) copy_async_commit();
-    }
-    const bool sends = item.in_cluster && (int)blockIdx.x != item.first_block;
-    uint32_t send_to = 0;
-    if (item.in_cluster) {
-        send_to = address_in_first_block(shared_address(sent));
-        if (!sends && threadIdx.x == 0) {
-            int bytes = groups_of_second_half(item.n_splits) * DECODE_THREADS * State::VECTORS * 16;
-            mbarrier_init(shared_address(sent), 1);
-            fence_mbarrier_init();
-            mbarrier_arrive_expect_tx(shared_address(sent), bytes);
-        }
-        cluster_arrive(); // the first block's barrier is there
-    }
-    const T *query = own_query(item);
-    // To L2 what is small and needed at the end: the counter and the place of the first results.
-    if (item.work_left > 0 && !item.in_cluster) {
-        int head0 = item.kv_head * p.heads_per_kv + item.head_tile * HEADS,
-            rows = min(HEADS, p.heads_per_kv - item.head_tile * HEADS), i = threadIdx.x;
-        if (i < rows)
-            prefetch_l2(p.partial_ml + ((size_t)item.seq * p.n_heads + head0 + i) * p.max_splits + item.split);
-        if (i == rows) prefetch_l2(p.arrived + item.first_block);
-    }
+    b.find_range();
+    b.fill_ring();
+    b.join_cluster();
+    b.query = b.own_query(b.item);
+    b.find_heads();
+    b.prefetch_ends();
     wait_for_previous_kernel(); // from here on q, k_new and v_new are there, and all may be written
     let_next_kernel_start();
-    if (item.in_cluster) cluster_wait();
-    if (mine.row >= 0) {
-        uint32_t tile = ring + threadIdx.x / CHUNKS * STAGE;
-        mine.load<T, D>(p, tile, tile + V, threadIdx.x % CHUNKS);
-    }
-    copy_async_commit();
+    if (b.item.in_cluster) cluster_wait();
+    b.load_new();
 
-    int n_shared = 0;                     // query tiles that it shares with others
-    bool first = true;                    // step of all
-    uint32_t stage = ring, before = ring; // of this step and of the one before
-    int early_steps = STAGES - 1;         // steps to come of those but the last that were copied before the wait
-    uint32_t q[NT][D / 16][2];
-    State now;
-    DecodeCombine<State> combine;
-
-    while (item.work_left > 0) { // query tiles
-        int head0 = item.kv_head * p.heads_per_kv + item.head_tile * HEADS,
-            rows = min(HEADS, p.heads_per_kv - item.head_tile * HEADS);
-        // Queries to shared memory; zeros where there are none.
-        for (int head = threadIdx.x / CHUNKS; loads_q && head < HEADS;
-             head += QUERY_STEP, query += QUERY_STEP * p.q_head_stride)
-            store_shared16(queries + head * Q_PITCH + threadIdx.x % CHUNKS * 16,
-                           head < rows ? __ldcg((const uint4 *)query) : make_uint4(0, 0, 0, 0));
-        const int n = item.count();
-        // Does this block, or its cluster, have all splits of the tile?
-        const bool whole = n == item.n_splits || item.in_cluster;
-        bool whole_group = false; // or at least this block all of the present group?
-        // The step that has the new token.
-        const int append_from = p.append && item.head_tile == 0 ? item.total - STEP : INT_MAX;
-        if (!whole) share_tile(p, item, HEADS, n_shared++);
+    while (b.item.work_left > 0) { // query tiles
+        b.find_heads();
+        b.store_queries();
+        const int n = b.item.count();
+        // Does this block, or its cluster, have all splits of the tile? Or at least this block all of the present
+        // group?
+        const bool whole = n == b.item.n_splits || b.item.in_cluster;
+        bool whole_group = false;
+        const int append_from = p.append && b.item.head_tile == 0 ? b.item.total - Block::STEP : INT_MAX;
+        if (!whole) share_tile(p, b.item, Block::HEADS, b.n_shared++);
         __syncthreads();
-#pragma unroll
-        for (int c = 0; c < NT; c++)
-#pragma unroll
-            for (int d = 0; d < D / 16; d += 2)
-                load_matrix4(q[c][d], q[c][d + 1],
-                             queries + (c * 8 + (lane & 7)) * Q_PITCH + (2 * d + (lane >> 3)) * 16);
-        size_t first_head = (size_t)item.seq * p.n_heads + head0;
-        auto each = [&](auto body) { // body(column block, which of its two heads, head) for what this thread owns
-#pragma unroll
-            for (int c = 0; c < NT; c++)
-#pragma unroll
-                for (int h = 0; h < 2; h++)
-                    if (c * 8 + 2 * t + h < rows) body(c, h, c * 8 + 2 * t + h);
-        };
+        b.load_queries();
 #pragma unroll 1
-        for (int split = item.split; split < item.split + n; split++) {
-#pragma unroll
-            for (int c = 0; c < NT; c++) {
-                now.m[c][0] = now.m[c][1] = -INFINITY;
-                now.l[c][0] = now.l[c][1] = 0.0f;
-#pragma unroll
-                for (int i = 0; i < TILES; i++)
-                    now.o[c][i][0] = now.o[c][i][1] = now.o[c][i][2] = now.o[c][i][3] = 0.0f;
-            }
-            const int end = min(item.total, (split + 1) << item.split_log2);
-#pragma unroll 1
-            for (int pos = split << item.split_log2; pos < end; pos += STEP) {
-                if (__builtin_expect(early_steps-- > 0, 0)) {
-                    if (new_is_late)
-                        copy_async_wait<0>(); // new tokens came with the last of them
-                    else if (first)
-                        copy_async_wait<STAGES - 1>();
-                    else
-                        copy_async_wait<STAGES - 2>();
-                } else
-                    copy_async_wait<STAGES - 2>();
-                __syncthreads(); // everyone's copies of this step have landed; everyone is done with the step before
-                const bool copies = !first & !ahead.done(), appends = pos >= append_from;
-                if (copies | appends) {
-                    if (copies) ahead.copy(p, before, true);
-                    if (appends && threadIdx.x < 2 * CHUNKS)
-                        decode_append<T, D>(p, item, threadIdx.x < CHUNKS ? stage : stage + V, item.total - 1 - pos,
-                                            threadIdx.x >= CHUNKS, threadIdx.x % CHUNKS);
-                }
-                if (!first) copy_async_commit(); // if of nothing, as they are counted
-                first = false;
-
-                decode_accumulate<T, D>(now, q, stage, weights, tops, end - pos, p.scale_log2);
-                before = stage;
-                stage = stage == ring + (STAGES - 1) * STAGE ? ring : stage + STAGE;
-            }
-
-// The split is done: combine it, or leave it in the workspace.
-#pragma unroll
-            for (int c = 0; c < NT; c++) now.m[c][0] *= p.scale_log2, now.m[c][1] *= p.scale_log2;
-            const int in_group = (unsigned)split % KV_GROUP;
-            if (__builtin_expect(whole, 1)) {
-                if (!combine.add_to_group(now, split, item.n_splits)) continue;
-                if (sends)
-                    combine.group.send(
-                        send_to + 16 +
-                            ((unsigned)(split - item.split) / KV_GROUP * State::VECTORS * DECODE_THREADS +
-                             threadIdx.x) *
-                                16,
-                        send_to);
-                else
-                    combine.add_group(split);
-                continue;
-            }
-            // A group that this block has all of is left as one.
-            if (split == item.split || in_group == 0)
-                whole_group = in_group == 0 && min(split + KV_GROUP, item.n_splits) <= item.split + n;
-            if (whole_group && in_group > 0)
-                combine.group.add(now);
+        for (int split = b.item.split; split < b.item.split + n; split++) {
+            b.accumulate_split(split, append_from);
+            if (__builtin_expect(whole, 1))
+                b.combine_split(split);
             else
-                combine.group = now;
-            if (whole_group && in_group < KV_GROUP - 1 && split + 1 < item.n_splits) continue;
-            int slot = whole_group ? split - in_group : split;
-            each([&](int c, int h, int head) {
-                size_t part = (first_head + head) * p.max_splits + slot;
-                decode_store_row<float, D>(p.partial_o + part * D, combine.group.o[c], h, warp, g,
-                                           [](float x) { return x; });
-                if (warp + g == 0) {
-                    p.partial_ml[part] = make_float2(combine.group.m[c][h], combine.group.l[c][h]);
-                    if (slot < split) p.partial_ml[part + 1] = make_float2(0.0f, IN_GROUP);
-                }
-            });
+                b.leave_split(split, n, whole_group);
         }
-        if (item.in_cluster) { // it is the block's only query tile
-            if (sends) break;
-            mbarrier_wait_cluster(shared_address(sent));
-            for (int i = 0; i < (item.n_splits - n + KV_GROUP - 1) / KV_GROUP; i++) { // its groups
-                now.receive((const float4 *)(sent + 16) + i * State::VECTORS * DECODE_THREADS + threadIdx.x);
-                combine.all.add(now);
-            }
+        if (b.item.in_cluster) { // it is the block's only query tile
+            if (b.sends) break;
+            b.receive_groups(n);
         }
-        if (whole)
-            each([&](int c, int h, int head) {
-                float inverse = __frcp_rn(combine.all.l[c][h]);
-                decode_store_row<T, D>((T *)p.out + item.seq * p.out_token_stride + (head0 + head) * p.out_head_stride,
-                                       combine.all.o[c], h, warp, g,
-                                       [=](float x) { return from_combined<T>(x, inverse); });
-            });
-        item.next(p, n);
-        if (item.work_left > 0) query = own_query(item);
+        if (whole) b.write_out();
+        b.item.next(p, n);
+        if (b.item.work_left > 0) b.query = b.own_query(b.item);
     }
-    if (n_shared) combine_arrive<T, D>(p, n_shared);
-    if (item.overflow) decode_refuse<T, D>(p);
+    if (b.n_shared) combine_arrive<T, D>(p, b.n_shared);
+    if (b.item.overflow) decode_refuse<T, D>(p);
 }

@@ -128,75 +128,97 @@ struct DecodeCursor {
     bool in_cluster;     // does the block's cluster share the tile, each block having whole groups?
     bool overflow;       // is there a sequence that would overflow its cache?
 
-    // The block's range; every warp computes it for itself. Equal lengths: a part of one query tile, or whole query
-    // tiles; else an even part of the work, wherever that begins and ends. No copy can start before it is found, so the
-    // usual case, p.blocks_per_tile for each tile, is ready but for the lengths when these arrive; meanwhile(*this)
-    // runs until they do, when seq and kv_head are those of that case (a seq too large for a block without work;
-    // kv_head counts head tiles too).
+    // What the schedules depend on: all sequences' lengths, read by every warp for itself. Lane i has sequence i, if
+    // there are 32 at most (few); more are gone through again where they are needed.
+    struct Lengths {
+        bool few;
+        int length, own_block;     // of the lane's sequence; the block of the cache that has it
+        unsigned sum, least, most; // units of a query tile: of all sequences together, of the shortest and the longest
+    };
+
+    // The block's range. Equal lengths: a part of one query tile, or whole query tiles; else an even part of the work,
+    // wherever that begins and ends. No copy can start before it is found, so the usual case, p.blocks_per_tile for
+    // each tile, is ready but for the lengths when these arrive; meanwhile(*this) runs until they do, when seq and
+    // kv_head are those of that case (a seq too large for a block without work; kv_head counts head tiles too).
     template <class F> __device__ __forceinline__ void start(const DecodeParams &p, int lane, F meanwhile) {
-        unsigned per_seq = p.cache.n_kv_heads * p.head_tiles, tiles = p.n_seq * per_seq, blocks = p.blocks_per_tile;
+        unsigned per_seq = p.cache.n_kv_heads * p.head_tiles, blocks = p.blocks_per_tile;
         unsigned tile = small_quotient(blockIdx.x, max(blocks, 1)), part = blockIdx.x - tile * blocks;
-        bool few = p.n_seq <= 32;
-        int mine_is = min(lane, p.n_seq - 1), length = decode_total(p, mine_is), own_block = block_of(p, mine_is);
+        Lengths l;
+        l.few = p.n_seq <= 32;
+        int mine_is = min(lane, p.n_seq - 1);
+        l.length = decode_total(p, mine_is);
+        l.own_block = block_of(p, mine_is);
         first_block = tile * blocks;
         seq = small_quotient(tile, per_seq);
         kv_head = tile - seq * per_seq;
         head_tile = 0;
         meanwhile(*this);
-        unsigned mine = tile_work(length), n = kv_splits(length), split_work = kv_split_work(length), sum, least, most;
-        int equal;
-        __match_all_sync(~0u, mine, &equal);
-        if (few && equal) {
-            sum = mine * p.n_seq;
-            least = most = mine;
-        } else if (few) {
-            sum = __reduce_add_sync(~0u, lane < p.n_seq ? mine : 0);
-            least = __reduce_min_sync(~0u, mine);
-            most = __reduce_max_sync(~0u, mine);
-        } else {
-            sum = most = 0;
-            least = ~0u;
-            for (int i = lane; i < p.n_seq; i += 32) {
-                mine = tile_work(decode_total(p, i));
-                sum += mine;
-                least = min(least, mine);
-                most = max(most, mine);
-            }
-            sum = __reduce_add_sync(~0u, sum);
-            least = __reduce_min_sync(~0u, least);
-            most = __reduce_max_sync(~0u, most);
-        }
-        unsigned work = sum * per_seq;
+        measure(p, lane, l);
+        unsigned work = l.sum * per_seq;
         in_cluster = false;
-        overflow = least == 0;
+        overflow = l.least == 0;
         work_left = 0;
         if (work == 0) return;
-        if (least == most && blocks > 0) { // a part of one query tile
-            bool alone = n <= 2 && p.tiles_fill_gpu;
-            if (alone || n < blocks) {
-                blocks = alone ? 1 : n;
-                tile = small_quotient(blockIdx.x, blocks);
-                part = blockIdx.x - tile * blocks;
-                first_block = tile * blocks;
-                seq = small_quotient(tile, per_seq);
-                kv_head = tile - seq * per_seq;
+        if (l.least == l.most && blocks > 0 && start_in_tile(p, l, tile, part, work)) return;
+        start_anywhere(p, l, lane, work);
+    }
+    __device__ __forceinline__ static void measure(const DecodeParams &p, int lane, Lengths &l) {
+        unsigned mine = tile_work(l.length);
+        int equal;
+        __match_all_sync(~0u, mine, &equal);
+        if (l.few && equal) {
+            l.sum = mine * p.n_seq;
+            l.least = l.most = mine;
+        } else if (l.few) {
+            l.sum = __reduce_add_sync(~0u, lane < p.n_seq ? mine : 0);
+            l.least = __reduce_min_sync(~0u, mine);
+            l.most = __reduce_max_sync(~0u, mine);
+        } else {
+            l.sum = l.most = 0;
+            l.least = ~0u;
+            for (int i = lane; i < p.n_seq; i += 32) {
+                mine = tile_work(decode_total(p, i));
+                l.sum += mine;
+                l.least = min(l.least, mine);
+                l.most = max(l.most, mine);
             }
-            unsigned longest = small_quotient(n + blocks - 1, blocks) * split_work;
-            if (alone || partition_is_even(longest, gridDim.x, work) || (longest - 1) * gridDim.x < work) {
-                if (tile >= tiles) return;
-                split = small_quotient(part * n, blocks);
-                work_left = (small_quotient((part + 1) * n, blocks) - split) * split_work;
-                in_cluster = blocks == 2 && p.cluster == 2 && halves_are_groups(n);
-                find(p, few ? __shfl_sync(~0u, length, seq) : decode_total(p, seq),
-                     few ? __shfl_sync(~0u, own_block, seq) : block_of(p, seq));
-                return;
-            }
+            l.sum = __reduce_add_sync(~0u, l.sum);
+            l.least = __reduce_min_sync(~0u, l.least);
+            l.most = __reduce_max_sync(~0u, l.most);
         }
+    }
+    // Equal lengths: part `part` of query tile `tile`. False if that is too uneven a partition.
+    __device__ __forceinline__ bool start_in_tile(const DecodeParams &p, const Lengths &l, unsigned tile, unsigned part,
+                                                  unsigned work) {
+        unsigned per_seq = p.cache.n_kv_heads * p.head_tiles, blocks = p.blocks_per_tile, n = kv_splits(l.length),
+                 split_work = kv_split_work(l.length);
+        bool alone = n <= 2 && p.tiles_fill_gpu;
+        if (alone || n < blocks) {
+            blocks = alone ? 1 : n;
+            tile = small_quotient(blockIdx.x, blocks);
+            part = blockIdx.x - tile * blocks;
+            first_block = tile * blocks;
+            seq = small_quotient(tile, per_seq);
+            kv_head = tile - seq * per_seq;
+        }
+        unsigned longest = small_quotient(n + blocks - 1, blocks) * split_work;
+        if (!alone && !partition_is_even(longest, gridDim.x, work) && (longest - 1) * gridDim.x >= work) return false;
+        if (tile >= p.n_seq * per_seq) return true;
+        split = small_quotient(part * n, blocks);
+        work_left = (small_quotient((part + 1) * n, blocks) - split) * split_work;
+        in_cluster = blocks == 2 && p.cluster == 2 && halves_are_groups(n);
+        find(p, l.few ? __shfl_sync(~0u, l.length, seq) : decode_total(p, seq),
+             l.few ? __shfl_sync(~0u, l.own_block, seq) : block_of(p, seq));
+        return true;
+    }
+    // Whole query tiles if all are equally long and that is even enough, else an even part of the work.
+    __device__ __forceinline__ void start_anywhere(const DecodeParams &p, const Lengths &l, int lane, unsigned work) {
+        unsigned per_seq = p.cache.n_kv_heads * p.head_tiles, mine = l.few && lane >= p.n_seq ? 0 : tile_work(l.length);
+        int length = l.length;
         first_block = blockIdx.x;
-        mine = few && lane >= p.n_seq ? 0 : tile_work(length);
         unsigned share = work / gridDim.x, rest = work - share * gridDim.x;
-        if (least == most) { // whole query tiles
-            unsigned even = (share + (rest > 0) + most - 1) / most * most;
+        if (l.least == l.most) {
+            unsigned even = (share + (rest > 0) + l.most - 1) / l.most * l.most;
             if (partition_is_even(even, gridDim.x, work)) {
                 share = even;
                 rest = 0;
@@ -229,7 +251,7 @@ struct DecodeCursor {
         kv_head = at / work_of_tile;
         at -= kv_head * work_of_tile;
         split = (at + (1 << log2_work) - 1) >> log2_work;
-        find(p, length, p.n_seq <= 32 ? __shfl_sync(~0u, own_block, seq) : block_of(p, seq));
+        find(p, length, p.n_seq <= 32 ? __shfl_sync(~0u, l.own_block, seq) : block_of(p, seq));
         if (at > 0) { // `at` is within a query tile, maybe within a split: that one belongs to the block before
             index -= at;
             first_block =

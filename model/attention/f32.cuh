@@ -359,6 +359,7 @@ constexpr int F32_P_PITCH = F32_KEYS + 4;
 template <int D> constexpr size_t prefill_f32_smem_bytes() {
     return sizeof(float) * (F32_ROWS * (D + 4) + F32_KEYS * (D + 4) + F32_KEYS * D + F32_ROWS * F32_P_PITCH);
 }
+static_assert(prefill_f32_smem_bytes<128>() <= 99 * 1024, "a block of any GPU since sm_80 may have that");
 
 // Computes: attention of 64 query rows of one head to the cache, true float32 products.
 // Reads:    q [token][head][D] float32; K and V from the cache [block][kv head][position][D] float32.

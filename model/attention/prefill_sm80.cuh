@@ -6,6 +6,7 @@
 template <typename T, int D> constexpr size_t prefill_sm80_smem_bytes() {
     return (size_t)(SM80_ROWS + 4 * SM80_KEYS) * D * sizeof(T);
 }
+static_assert(prefill_sm80_smem_bytes<f16, 128>() <= 99 * 1024, "a block of any GPU since sm_80 may have that");
 
 // Computes: attention of 64 query rows of one head to the cache, 16-bit, on any GPU since sm_80 (mma.sync, cp.async).
 // Reads:    q [token][head][D] T; K and V from the cache [block][kv head][position][D] T.

@@ -24,6 +24,11 @@ struct TensorMaps {
     CUtensorMap q, k, v;
 };
 
+static_assert(sm90_smem_bytes<128>() <= 227 * 1024, "shared memory of a block on Hopper");
+static_assert(sizeof(PrefillParams) + sizeof(PrefillBatch) + sizeof(TensorMaps) + 128 <= 4096,
+              "parameters of a kernel");
+static_assert(SM90_ROWS == SM90_WARPGROUPS * 64 && SM90_KEYS == 128, "wgmma: 64 rows a warpgroup, 128 keys");
+
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
 // One warp of the block fills the ring. K or V rows base .. base+127 of one KV head go to `dst`.

@@ -125,10 +125,13 @@ template <typename N> static bool decode_pass(Model *m, const FusedPlan *plan, i
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
     bool verbose = first_launch(m, &s->logged_decode);
-    CUDA_TRY(launch_kernel(decode_embed_kernel<typename N::W>, n, 256, 0, false, s->stream, s->x,
-                           (const typename N::W *)m->weights.tok_embeddings.data, (const int *)s->step->tokens + first,
-                           c->dim, s->rope_table, (const int *)s->step->lens + first, (const float *)s->rope_freq,
-                           c->head_dim / 2));
+    const Matrix *table = &m->weights.tok_embeddings;
+    CUDA_TRY(with_type(table->dtype, [&](auto type) {
+        return launch_kernel(decode_embed_kernel<decltype(type)>, n, 256, 0, false, s->stream, s->x,
+                             (const decltype(type) *)table->data, (const int *)s->step->tokens + first, c->dim,
+                             s->rope_table, (const int *)s->step->lens + first, (const float *)s->rope_freq,
+                             c->head_dim / 2);
+    }));
     for (int i = 0; i <= c->n_layers; i++) {
         if (i > 0) {
             AttentionArgs a = attention_args(m, s, n, n, i - 1);
@@ -206,6 +209,9 @@ static bool usable_fused(const Model *m, Error *err) {
     if (major < 9) return fail(err, "engine fused needs compute capability 9.0, the GPU has %d", major);
     if (m->weights.dtype == DTYPE_F32 && m->precision == PRECISION_F32)
         return fail(err, "engine fused has no products of float32 weights, only of BF16 and F16");
+    if (m->weights.output_dtype != m->weights.dtype && m->precision == PRECISION_F32)
+        return fail(err, "engine fused: the output matrix is %s, expected %s as the layers are",
+                    dtype_names[m->weights.output_dtype], dtype_names[m->weights.dtype]);
     if (m->config.dim > FUSED_MAX_DIM)
         return fail(err, "engine fused takes a dim of %d at most, this model has %d", FUSED_MAX_DIM, m->config.dim);
     FusedState f;

@@ -10,7 +10,7 @@
 //   decode_embed_kernel          n_rows × 256    the kernel before is complete       at once
 //   decode_products_kernel 0     SMs × 320       embed has started  (PDL)            its consumers are past their wait
 //   for each layer:
-//     decode attention           2 SMs × 128     products is past its wait  (PDL)    its blocks are past their wait
+//     decode attention           ≤ 2 SMs × 128   products is past its wait  (PDL)    its blocks are past their wait
 //     decode_products_kernel i   SMs × 320       attention is past its wait  (PDL)   its consumers are past their wait
 //   decode_argmax_kernel         1 × 256         products is past its wait  (PDL)    it is complete
 //
@@ -74,8 +74,8 @@
 //
 //   K  kernel to kernel. The reader has called griddepcontrol.wait. Whoever writes global memory has called it before,
 //      the epilogue warp too, so nothing is overwritten that a kernel before still reads. decode_embed_kernel is
-//      launched without PDL, so that a step begins after the argmax kernel before it, which leaves the counters at
-//      zero.
+//      launched without PDL, so that a step, its producers included, begins after the argmax kernel before it has
+//      left the counters at zero.
 //   D  block to block, within a kernel. Writer: stores of the epilogue warp, __syncwarp, red.release.gpu on
 //      done[product] by lane 0. Reader: consumer thread 0 polls with ld.acquire.gpu until all blocks are there, then
 //      BARRIER_FUSED_CONSUMERS. Loads are past L1 (ld.global.cg, cp.async.cg).
@@ -137,11 +137,11 @@
 //
 // ---- Numerics -------------------------------------------------------------------------------------------------------
 //
-// Inputs of products are rounded to 16 bits as in engine cublas. In --precision f32 they are split in three bf16,
-// x1 + x2 + x3 = x to 24 bits (bf16x3), an activation row each; products of 16-bit numbers are exact in float32. The
-// sums of a token have one order, whatever else is in the batch and whichever block computes them. In a consumer warp:
-// the mmas of a slice in two chains, the slices (down: each for itself), the two halves of 64 columns. In the epilogue
-// warp: the consumer warps, the bf16x3 terms, smallest first, and of down the slices.
+// Inputs of products are rounded to 16 bits as in engine cublas. In --precision f32 they are split in three bf16, x1 +
+// x2 + x3 = x to 24 bits (bf16x3), an activation row each, and f16 weights in two, exactly; products of 16-bit numbers
+// are exact in float32. The sums of a token have one order, whatever else is in the batch and whichever block computes
+// them. In a consumer warp: the mmas of a slice in two chains, the slices (down: each for itself), the two halves of 64
+// columns. In the epilogue warp: the consumer warps, the bf16x3 terms, smallest first, and of down the slices.
 //
 // ---- What was measured (H200; shares of a step of LLaMA 3.1 8B at batch 1) ------------------------------------------
 //

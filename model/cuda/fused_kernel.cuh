@@ -281,16 +281,105 @@ __device__ __forceinline__ void take_best(float &best, int &row, float other, in
     if (row >= 0 && (other > best || (other == best && other_row < row))) best = other, row = other_row;
 }
 
-// The epilogue warp adds up the partial sums of every tile, in the order of slices, of bf16x3 terms, the smallest
-// first, and of warps, and does what follows. A lane has token b = lane / 4, and row lane % 4 of each group of the
-// tile. When a product is done it counts the block in done[product].
+// What a lane of the epilogue warp has of a tile: token b = lane / 4, and row n = lane % 4 of each group.
+template <typename N> struct EpilogueLane {
+    static constexpr int GROUPS = N::GROUPS, TILE = N::TILE;
+    int n, b;
+    bool in_batch; // is there a token b?
+
+    // Adds up the partial sums of a tile: slices in their order, bf16x3 terms, the smallest first, and consumer warps.
+    __device__ __forceinline__ void add_partials(float (&sum)[GROUPS], const float *partials, int n_sums,
+                                                 int act_rows) const {
+        if (in_batch)
+            for (int c = 0; c < n_sums; c++) {
+#pragma unroll
+                for (int g = 0; g < GROUPS; g++) {
+                    float slice_sum = 0;
+#pragma unroll
+                    for (int t = N::TERMS - 1; t >= 0; t--) {
+                        float term = 0;
+#pragma unroll
+                        for (int w = 0; w < CONSUMER_WARPS; w++)
+                            term += partials[((c * CONSUMER_WARPS + w) * act_rows + t) * TILE + g * MMA_WEIGHT_ROWS];
+                        slice_sum += term;
+                    }
+                    sum[g] += slice_sum;
+                }
+            }
+    }
+
+    // Out: x = x + sum.
+    __device__ __forceinline__ void out(float *to, int tile, const float (&x)[GROUPS],
+                                        const float (&sum)[GROUPS]) const {
+#pragma unroll
+        for (int g = 0; g < GROUPS; g++)
+            if (in_batch) to[tile * TILE + g * MMA_WEIGHT_ROWS] = x[g] + sum[g];
+    }
+
+    // Gate and up: h = SwiGLU. The tile's first half is rows of gate, its second the same rows of up.
+    __device__ __forceinline__ void gate_up(const FusedParams &s, int tile, const float (&sum)[GROUPS]) const {
+        float up = GROUPS > 1 ? sum[GROUPS - 1] : __shfl_down_sync(~0u, sum[0], 2),
+              v = sum[0] / (1.0f + expf(-sum[0])) * up;
+        typename N::E *h =
+            (typename N::E *)s.h + (size_t)b * N::TERMS * s.hidden_dim + permuted_index(tile * (TILE / 2) + n);
+        if (in_batch && n < TILE / 2)
+#pragma unroll
+            for (int t = 0; t < N::TERMS; t++) {
+                h[(size_t)t * s.hidden_dim] = from_float<typename N::E>(v);
+                v -= to_float(from_float<typename N::E>(v));
+            }
+    }
+
+    // Queries, keys and values: RoPE of the first two, by pairs of rows: (even + i odd) × (cosine + i sine).
+    __device__ __forceinline__ void qkv(const FusedParams &s, const float2 *rope, int row, float (&sum)[GROUPS]) const {
+        typedef typename N::KV KV;
+#pragma unroll
+        for (int g = 0; g < GROUPS; g++, row += MMA_WEIGHT_ROWS) {
+            int head = __umulhi((unsigned)row, s.head_dim_inverse), d = row - head * s.head_dim;
+            float other = __shfl_xor_sync(~0u, sum[g], 1);
+            if (!in_batch) continue;
+            if (head < s.n_heads + s.n_kv_heads) {
+                float2 turn = rope[b * (s.head_dim / 2) + d / 2];
+                sum[g] = d % 2 ? __fmaf_rn(other, turn.y, __fmul_rn(sum[g], turn.x))
+                               : __fmaf_rn(-other, turn.y, __fmul_rn(sum[g], turn.x));
+            }
+            ((KV *)s.qkv)[((size_t)head * s.n_rows + b) * s.head_dim + d] = from_float<KV>(sum[g]);
+        }
+    }
+
+    // Output matrix: logits, and the argmax of this lane's.
+    __device__ __forceinline__ void lm_head(const FusedParams &s, int row, int rows, const float (&sum)[GROUPS],
+                                            float &best, int &best_row) const {
+#pragma unroll
+        for (int g = 0; g < GROUPS; g++, row += MMA_WEIGHT_ROWS) {
+            if (!in_batch || row >= rows) continue;
+            s.logits[(size_t)b * s.vocab_size + row] = sum[g];
+            if (!isfinite(sum[g])) best_row = -1;
+            if (best_row >= 0 && (sum[g] > best || (sum[g] == best && row < best_row))) best = sum[g], best_row = row;
+        }
+    }
+};
+
+// Down: x + sum, or a part of K to down_partial. What a tile adds to is on its way while the next one is summed.
+template <int GROUPS> struct PendingTile {
+    float x[GROUPS], sum[GROUPS];
+    float *to;
+    __device__ __forceinline__ void store() const {
+#pragma unroll
+        for (int g = 0; g < GROUPS; g++)
+            if (to) to[g * MMA_WEIGHT_ROWS] = x[g] + sum[g];
+    }
+};
+
+// The epilogue warp finishes every tile of this block. When a product is done it counts the block in done[product].
 template <typename N> __device__ __forceinline__ void epilogue(const FusedParams &s, const Block &block, Ring ring) {
-    typedef typename N::KV KV;
     constexpr int GROUPS = N::GROUPS, TILE = N::TILE;
-    int lane = threadIdx.x % 32, n = lane % MMA_WEIGHT_ROWS, b = lane / MMA_WEIGHT_ROWS;
+    int lane = threadIdx.x % 32, n_residuals = 0;
     const int act_rows = s.n_rows * N::TERMS;
-    bool in_batch = b < s.n_rows;
-    int n_residuals = 0;
+    EpilogueLane<N> own;
+    own.n = lane % MMA_WEIGHT_ROWS;
+    own.b = lane / MMA_WEIGHT_ROWS;
+    own.in_batch = own.b < s.n_rows;
     wait_for_previous_kernel();
     for (int i = lane; i < s.n_rows * (s.head_dim / 2); i += 32) block.rope[i] = s.rope[i];
     __syncwarp();
@@ -298,107 +387,57 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
         const Product &f = s.product[i];
         const ProductKind kind = f.kind;
         const int rows = f.rows, n_sums = (f.n_slices + f.slices_per_sum - 1) / f.slices_per_sum;
-        float *to = (f.leaves_partial ? s.down_partial : s.x) + (size_t)b * s.dim + n; // of sums
-        float best = -INFINITY; // PRODUCT_LM_HEAD: of this lane's logits
+        float *to = (f.leaves_partial ? s.down_partial : s.x) + (size_t)own.b * s.dim + own.n;
+        float best = -INFINITY;
         int best_row = rows;
-        float pending_sum[GROUPS] = {}, pending_x[GROUPS] = {}; // of down: the last tile, its x on the way
-        float *pending = NULL;
+        PendingTile<GROUPS> pending = {};
         for (;;) {
             ring.wait_full();
-            int tile = *(volatile const int *)(block.partial_tile + ring.slot), row = tile * TILE + n;
+            int tile = *(volatile const int *)(block.partial_tile + ring.slot), row = tile * TILE + own.n;
             if (tile == END_OF_PRODUCT) break;
             float x[GROUPS] = {}, sum[GROUPS] = {}, all = 0;
-            if (kind == PRODUCT_OUT && in_batch) {
+            if (kind == PRODUCT_OUT && own.in_batch) {
                 const float *from =
-                    (const float *)(block.residuals + (n_residuals++ % RESIDUAL_BUFFERS * s.n_rows + b) * GROUPS) + n;
+                    (const float *)(block.residuals + (n_residuals++ % RESIDUAL_BUFFERS * s.n_rows + own.b) * GROUPS) +
+                    own.n;
 #pragma unroll
                 for (int g = 0; g < GROUPS; g++) x[g] = from[g * MMA_WEIGHT_ROWS];
             }
-            if (kind == PRODUCT_DOWN && in_batch) // dim is a multiple of 8: a tile is whole
+            if (kind == PRODUCT_DOWN && own.in_batch) // dim is a multiple of 8: a tile is whole
 #pragma unroll
                 for (int g = 0; g < GROUPS; g++) {
                     if (!f.leaves_partial) x[g] = load_l2(to + tile * TILE + g * MMA_WEIGHT_ROWS);
                     if (f.adds_partial)
-                        sum[g] = load_l2(s.down_partial + (size_t)b * s.dim + row + g * MMA_WEIGHT_ROWS);
+                        sum[g] = load_l2(s.down_partial + (size_t)own.b * s.dim + row + g * MMA_WEIGHT_ROWS);
                 }
-            const float *partials = block.partials + ring.slot * s.partial_floats + b * N::TERMS * TILE + n;
-            if (in_batch)
-                for (int c = 0; c < n_sums; c++) {
-#pragma unroll
-                    for (int g = 0; g < GROUPS; g++) {
-                        float slice_sum = 0;
-#pragma unroll
-                        for (int t = N::TERMS - 1; t >= 0; t--) {
-                            float term = 0;
-#pragma unroll
-                            for (int w = 0; w < CONSUMER_WARPS; w++)
-                                term +=
-                                    partials[((c * CONSUMER_WARPS + w) * act_rows + t) * TILE + g * MMA_WEIGHT_ROWS];
-                            slice_sum += term;
-                        }
-                        sum[g] += slice_sum;
-                    }
-                }
+            own.add_partials(sum, block.partials + ring.slot * s.partial_floats + own.b * N::TERMS * TILE + own.n,
+                             n_sums, act_rows);
 #pragma unroll
             for (int g = 0; g < GROUPS; g++) all += sum[g];
             __syncwarp();
             if (lane == 0) mbarrier_arrive_after(ring.empty + 8 * ring.slot, all);
             ring.next();
-            if (kind == PRODUCT_OUT) {
+            if (kind == PRODUCT_OUT)
+                own.out(to, tile, x, sum);
+            else if (kind == PRODUCT_DOWN) {
+                pending.store();
 #pragma unroll
-                for (int g = 0; g < GROUPS; g++)
-                    if (in_batch) to[tile * TILE + g * MMA_WEIGHT_ROWS] = x[g] + sum[g];
-            } else if (kind == PRODUCT_DOWN) {
-#pragma unroll
-                for (int g = 0; g < GROUPS; g++) {
-                    if (pending) pending[g * MMA_WEIGHT_ROWS] = pending_x[g] + pending_sum[g];
-                    pending_x[g] = x[g];
-                    pending_sum[g] = sum[g];
-                }
-                pending = in_batch ? to + tile * TILE : NULL;
-            } else if (kind == PRODUCT_GATE_UP) { // the tile's first half is rows of gate, its second of up
-                float up = GROUPS > 1 ? sum[GROUPS - 1] : __shfl_down_sync(~0u, sum[0], 2),
-                      v = sum[0] / (1.0f + expf(-sum[0])) * up;
-                typename N::E *h =
-                    (typename N::E *)s.h + (size_t)b * N::TERMS * s.hidden_dim + permuted_index(tile * (TILE / 2) + n);
-                if (in_batch && n < TILE / 2)
-#pragma unroll
-                    for (int t = 0; t < N::TERMS; t++) {
-                        h[(size_t)t * s.hidden_dim] = from_float<typename N::E>(v);
-                        v -= to_float(from_float<typename N::E>(v));
-                    }
-            } else if (kind == PRODUCT_QKV) {
-#pragma unroll
-                for (int g = 0; g < GROUPS; g++, row += MMA_WEIGHT_ROWS) {
-                    int head = __umulhi((unsigned)row, s.head_dim_inverse), d = row - head * s.head_dim;
-                    float other = __shfl_xor_sync(~0u, sum[g], 1);
-                    if (!in_batch) continue;
-                    if (head < s.n_heads + s.n_kv_heads) { // (even + i odd) × (cosine + i sine)
-                        float2 turn = block.rope[b * (s.head_dim / 2) + d / 2];
-                        sum[g] = d % 2 ? __fmaf_rn(other, turn.y, __fmul_rn(sum[g], turn.x))
-                                       : __fmaf_rn(-other, turn.y, __fmul_rn(sum[g], turn.x));
-                    }
-                    ((KV *)s.qkv)[((size_t)head * s.n_rows + b) * s.head_dim + d] = from_float<KV>(sum[g]);
-                }
-            } else {
-#pragma unroll
-                for (int g = 0; g < GROUPS; g++, row += MMA_WEIGHT_ROWS) {
-                    if (!in_batch || row >= rows) continue;
-                    s.logits[(size_t)b * s.vocab_size + row] = sum[g];
-                    if (!isfinite(sum[g])) best_row = -1;
-                    if (best_row >= 0 && (sum[g] > best || (sum[g] == best && row < best_row)))
-                        best = sum[g], best_row = row;
-                }
-            }
+                for (int g = 0; g < GROUPS; g++) pending.x[g] = x[g], pending.sum[g] = sum[g];
+                pending.to = own.in_batch ? to + tile * TILE : NULL;
+            } else if (kind == PRODUCT_GATE_UP)
+                own.gate_up(s, tile, sum);
+            else if (kind == PRODUCT_QKV)
+                own.qkv(s, block.rope, row, sum);
+            else
+                own.lm_head(s, row, rows, sum, best, best_row);
         }
-#pragma unroll
-        for (int g = 0; g < GROUPS; g++)
-            if (pending) pending[g * MMA_WEIGHT_ROWS] = pending_x[g] + pending_sum[g];
+        pending.store();
         __syncwarp();
         if (kind == PRODUCT_LM_HEAD) {
             for (int step = 1; step < MMA_WEIGHT_ROWS; step *= 2)
                 take_best(best, best_row, __shfl_xor_sync(~0u, best, step), __shfl_xor_sync(~0u, best_row, step));
-            if (in_batch && n == 0) s.best[b * gridDim.x + blockIdx.x] = make_int2(__float_as_int(best), best_row);
+            if (own.in_batch && own.n == 0)
+                s.best[own.b * gridDim.x + blockIdx.x] = make_int2(__float_as_int(best), best_row);
         }
         if (lane == 0) mbarrier_arrive(ring.empty + 8 * ring.slot);
         ring.next();

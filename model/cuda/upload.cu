@@ -59,8 +59,12 @@ struct Placement {
 };
 
 // The dtype on the device of a matrix that the file has as `from`: that of products, unless the engine widens by itself.
-static DType device_dtype(const CudaState *s, DType from) {
-    return s->keeps_16_bits && from != DTYPE_F32 ? from : s->type;
+// Embeddings that are not the output matrix, too, enter no product: beside 16-bit products they stay in their 16 bits.
+static DType device_dtype(const Plan *p, const Weight *w, DType from) {
+    const CudaState *s = p->state;
+    bool looked_up = w->matrix == &p->model->weights.tok_embeddings && !p->model->config.tie_embeddings;
+    bool keeps = s->keeps_16_bits || (looked_up && s->type != DTYPE_F32);
+    return keeps && from != DTYPE_F32 ? from : s->type;
 }
 
 // WeightVisitor: where every tensor goes, 128-byte aligned, which leaves no gap between wq, wk and wv.
@@ -80,7 +84,7 @@ static bool plan_tensor(void *context, const Weight *w, Error *err) {
     t.from = t.to = DTYPE_F32;
     if (w->matrix) {
         t.from = in_file ? in_file->dtype : DTYPE_BF16;
-        t.to = w->matrix->dtype = device_dtype(p->state, t.from);
+        t.to = w->matrix->dtype = device_dtype(p, w, t.from);
     }
     t.file_begin = in_file ? in_file->begin : 0;
     t.synthetic = synthetic_next(&p->synthetic, w);

@@ -219,16 +219,20 @@ static bool check_norm(Binding *b, const Tensor *t, Error *err) {
 // The layers' matrices are of one dtype. Embeddings and output may each have another, which llama-model/1 had not.
 static bool check_weight_dtype(const Binding *b, const Weight *w, const Tensor *t, Error *err) {
     Model *m = b->model;
-    const Weights *weights = &m->weights;
-    if (w->matrix != &weights->tok_embeddings && w->matrix != &weights->output)
-        return check_dtype(m, t, weights->dtype, err);
+    const DType layers = m->weights.dtype;
+    if (w->matrix == &m->weights.tok_embeddings)
+        m->weights.embeddings_dtype = t->dtype;
+    else if (w->matrix == &m->weights.output)
+        m->weights.output_dtype = t->dtype;
+    else
+        return check_dtype(m, t, layers, err);
     if (t->dtype > DTYPE_F32)
         return fail(err, "%s: tensor %s: dtype %s, expected BF16, F16 or F32", m->file.path, t->name,
                     dtype_names[t->dtype]);
     char what[96];
     snprintf(what, sizeof what, "tensor %s: dtype %s beside layers of %s", w->name, dtype_names[t->dtype],
-             dtype_names[weights->dtype]);
-    return t->dtype == weights->dtype || check_format(m, b->format, what, err);
+             dtype_names[layers]);
+    return t->dtype == layers || check_format(m, b->format, what, err);
 }
 
 // WeightVisitor: one norm or matrix against the header.
@@ -276,6 +280,7 @@ static bool check_weights(Model *m, int format, Error *err) {
         if (!b.used[i] && !is_tokenizer_tensor(name))
             ok = fail(err, "%s: tensor %s is none of this model's", m->file.path, name);
     }
+    if (m->config.tie_embeddings) m->weights.output_dtype = m->weights.embeddings_dtype;
     free(b.used);
     free(b.norms);
     return ok;

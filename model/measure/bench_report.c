@@ -32,6 +32,7 @@ static void json_statistic(FILE *out, const char *key, Statistic s, double unit)
 
 static void json_shape(const Model *m, const BenchOptions *o, FILE *out) {
     const Config *c = &m->config;
+    char dtypes[WEIGHTS_DTYPES];
     fprintf(out, "\"model\": {");
     if (o->synthetic)
         json_text(out, "synthetic", o->synthetic);
@@ -41,7 +42,7 @@ static void json_shape(const Model *m, const BenchOptions *o, FILE *out) {
             ", \"dim\": %d, \"hidden_dim\": %d, \"n_layers\": %d, \"n_heads\": %d, \"n_kv_heads\": %d, \"head_dim\": "
             "%d, \"vocab_size\": %d, \"dtype\": \"%s\", \"weights_bytes\": %llu, \"step_bytes\": %llu},\n",
             c->dim, c->hidden_dim, c->n_layers, c->n_heads, c->n_kv_heads, c->head_dim, c->vocab_size,
-            dtype_names[m->weights.dtype], (unsigned long long)m->weights.bytes,
+            weights_dtypes(&m->weights, dtypes), (unsigned long long)m->weights.bytes,
             (unsigned long long)weights_read(m, 1));
 }
 
@@ -111,13 +112,14 @@ void bench_report_json(const Model *m, const BenchOptions *o, const BenchResult 
 
 static void table_head(const Model *m, const BenchOptions *o, const BenchResult *b, FILE *out) {
     const Roofline *r = &b->roofline;
+    char dtypes[WEIGHTS_DTYPES];
     Statistic loads = later_loads(b);
     double unit = r->product.median < 1e12 ? 1e9 : 1e12;
     fprintf(out, "llama %s, engine %s, %s%s%s%s; %s, %s\n", o->version, m->engine->name, precision_name(m),
             m->not_used.text[0] ? " (" : "", m->not_used.text, m->not_used.text[0] ? ")" : "", r->name, r->software);
     fprintf(out, "%s%s%.3f GB of weights (%s), %.3f GB of them read by one step; medians [smallest, largest]\n\n",
             o->synthetic ? o->synthetic : "", o->synthetic ? ": " : "", (double)m->weights.bytes * 1e-9,
-            dtype_names[m->weights.dtype], (double)weights_read(m, 1) * 1e-9);
+            weights_dtypes(&m->weights, dtypes), (double)weights_read(m, 1) * 1e-9);
     fprintf(out, "reading, at most      %10.1f GB/s [%.1f, %.1f]  %s\n", r->read.median * 1e-9, r->read.least * 1e-9,
             r->read.most * 1e-9, r->read_how);
     fprintf(out, "products, at most     %10.1f %s [%.1f, %.1f]  %s\n", r->product.median / unit,

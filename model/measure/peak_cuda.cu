@@ -6,6 +6,7 @@ extern "C" {
 }
 #include "../cuda/check.h"
 #include "../cuda/numbers.cuh"
+#include "../cuda/ptx.cuh"
 
 constexpr int CHUNK = 32768, STAGES = 6;
 // Before reading counts, a tenth of a second or more: a driver may still be wiping memory that another program gave
@@ -24,27 +25,19 @@ __global__ void read_kernel(const char *data, long long n_chunks, unsigned *sink
     extern __shared__ __align__(128) char ring[];
     __shared__ uint64_t full[STAGES];
     if (threadIdx.x) return;
-    uint32_t base = (uint32_t)__cvta_generic_to_shared(ring), barrier = (uint32_t)__cvta_generic_to_shared(full);
-    for (int i = 0; i < STAGES; i++)
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier + 8 * i) : "memory");
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); // the copies' engine sees them initialised
+    uint32_t base = shared_address(ring), barrier = shared_address(full);
+    for (int i = 0; i < STAGES; i++) mbarrier_init(barrier + 8 * i, 1);
+    fence_mbarrier_init();
     auto load = [&](long long chunk, int s) {
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier + 8 * s), "r"(CHUNK)
-                     : "memory");
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                         base + s * CHUNK),
-                     "l"(data + chunk * CHUNK), "r"(CHUNK), "r"(barrier + 8 * s)
-                     : "memory");
+        mbarrier_arrive_expect_tx(barrier + 8 * s, CHUNK);
+        copy_bulk(base + s * CHUNK, data + chunk * CHUNK, CHUNK, barrier + 8 * s);
     };
     long long next = blockIdx.x;
     for (int s = 0; s < STAGES && next < n_chunks; s++, next += gridDim.x) load(next, s);
     int i = 0;
     for (long long chunk = blockIdx.x; chunk < n_chunks; chunk += gridDim.x, i++) {
-        int s = i % STAGES, parity = i / STAGES & 1;
-        asm volatile("{\n.reg .pred d;\nw: mbarrier.try_wait.parity.shared::cta.b64 d, [%0], %1;\n@!d bra w;\n}" ::"r"(
-                         barrier + 8 * s),
-                     "r"(parity)
-                     : "memory");
+        int s = i % STAGES;
+        mbarrier_wait(barrier + 8 * s, i / STAGES & 1);
         if (next < n_chunks) {
             load(next, s);
             next += gridDim.x;
