@@ -504,6 +504,9 @@ __attribute__((unused)) static int draft_token(Draft *d, const char *text, int k
     int id = (int)kind->n;
     add_rows(d, "tok_embeddings", id + 1);
     add_rows(d, "output", id + 1);
+    Part *output = draft_part(d, "output");
+    size_t row = output->n / output->shape[0];
+    memset(output->data + output->n - row, 0, row); // never the most likely
     kind->data = must(realloc(kind->data, kind->n + 1));
     kind->data[kind->n++] = (uint8_t)kind_of_it;
     kind->shape[0] = kind->n;
