@@ -62,8 +62,8 @@ WARNINGS := -Wall -Wextra -Werror
 COVERAGE_FLAGS := $(if $(COVERAGE),-g --coverage)
 ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) $(OPENMP) -MMD -MP $(CUDA_CFLAGS) $(COVERAGE_FLAGS) $(CFLAGS)
 ALL_LDFLAGS := $(OPENMP) $(COVERAGE_FLAGS) $(LDFLAGS) $(CUDA_LDFLAGS) $(if $(filter-out none,$(LINE)),-l$(LINE)) -lm
-LINE_CFLAGS := $(if $(filter edit,$(LINE)),-DREADLINE_HEADER='<editline/readline.h>' -DHISTORY_HEADER='<editline/readline.h>' -DLINE_EDITOR='"libedit"',\
-                 -DREADLINE_HEADER='<readline/readline.h>' -DHISTORY_HEADER='<readline/history.h>' -DLINE_EDITOR='"readline"')
+LINE_CFLAGS := $(if $(filter edit,$(LINE)),-DREADLINE_HEADER='<editline/readline.h>' -DHISTORY_HEADER='<editline/readline.h>' -DLINE_EDITOR='"libedit"' -DLINE_WIDE=true,\
+                 -DREADLINE_HEADER='<readline/readline.h>' -DHISTORY_HEADER='<readline/history.h>' -DLINE_EDITOR='"readline"' -DLINE_WIDE=false)
 # Position-independent, so that one object of the attention kernels is in the program and in their library.
 NVCC_FLAGS   = -std=c++17 -O3 -Xfatbin -compress-all --threads 2 $(GENCODE) -I. -Xcompiler -Wall,-Wextra,-fopenmp,-fPIC
 OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
@@ -71,11 +71,11 @@ OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 # ---- sources ---------------------------------------------------------------------------------------------------------
 
 # Every source under these folders, except a main of its own, the operations (compiled once for each instruction set) and
-# what stands for another: ops_x86 or ops_other, line_readline or line_plain.
+# what stands for another: ops_x86 or ops_other, line_readline or line_none.
 SOURCES := $(sort $(wildcard $(foreach folder,cli tokenizer model,$(folder)/*.c $(folder)/*/*.c)))
 OPS_C   := $(filter %/cpu/ops.c,$(SOURCES))
 LIBRARY := $(filter-out cli/manual.c %/cpu/ops.c $(if $(X86),%/ops_other.c,%/ops_x86.c) \
-             $(if $(filter none,$(LINE)),%/line_readline.c,%/line_plain.c),$(SOURCES))
+             $(if $(filter none,$(LINE)),%/line_readline.c,%/line_none.c),$(SOURCES))
 OPS     := $(patsubst %,$(BUILD)/$(dir $(OPS_C))ops_%.o,portable $(if $(X86),avx2))
 
 # The GPU engines, where there is nvcc.
@@ -93,6 +93,7 @@ SCRIPT_TESTS    := $(wildcard tests/test_*.sh tests/test_*.py)
 
 all: $(PROGRAM) $(BUILD)/manual
 	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(CUDA_ARCHS) ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA))$(COVERAGE),CUDA=0,no nvcc in CUDA_HOME or PATH))"
+	@echo "lines in --chat are edited by $(if $(filter none,$(LINE)),the terminal alone: libreadline-dev (Fedora: readline-devel) brings readline,$(if $(filter edit,$(LINE)),libedit,readline))"
 
 all-archs:
 	+@$(MAKE) CUDA_ARCHS="$(ALL_ARCHS)" all

@@ -1,8 +1,10 @@
 #include "line.h"
 
 #include <errno.h>
+#include <locale.h>
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -32,11 +34,19 @@ int line_byte(char *byte, Error *err) {
     return 1;
 }
 
+bool line_locale(void) {
+    static const char *const utf8[] = {"C.UTF-8", "C.utf8", "en_US.UTF-8", "en_US.utf8"};
+    const char *name = setlocale(LC_CTYPE, "");
+    if (name && strcmp(name, "C") != 0 && strcmp(name, "POSIX") != 0) return true;
+    for (size_t i = 0; i < sizeof utf8 / sizeof *utf8; i++)
+        if (setlocale(LC_CTYPE, utf8[i])) // a library asks the environment itself
+            return setenv("LC_ALL", utf8[i], 1) == 0;
+    return false;
+}
+
 LineResult line_read(const char *prompt, Bytes *line, Error *err) {
     line->n = 0;
-    bool terminal = isatty(STDIN_FILENO);
-    if (terminal && line_editor && isatty(STDERR_FILENO)) return line_edit(prompt, line, err);
-    if (terminal) fputs(prompt, stderr);
+    if (isatty(STDIN_FILENO)) return (isatty(STDERR_FILENO) ? line_edit : line_plain)(prompt, line, err);
     char byte = 0;
     int found;
     while ((found = line_byte(&byte, err)) > 0 && byte != '\n')

@@ -413,6 +413,15 @@ static void test_ends(void) {
     EXPECT("stop_utf8", "\n", script_path, "-p", "\\", "--stop", "\xE2\x82\xAC");
     EXPECT("stop_newline", "\"\\", script_path, "-p", "\xFF", "--stop", "\n");
     EXPECT("stop_at_eos_comes_later", "\n\xE2\x82\xAC.", script_path, "-p", "\\", "--stop", ".A");
+    // A special token by its text, printed or not; what begins like it is text.
+    EXPECT("stop_special_token", "", script_path, "-p", "9", "-n", "5", "--stop", "<|begin_of_text|>");
+    EXPECT("stop_special_token_printed", "", script_path, "-p", "9", "-n", "5", "--stop", "<|begin_of_text|>",
+           "--special");
+    EXPECT("stop_another_special_token", "abc", script_path, "-p", "9", "-n", "4", "--stop", "<|eot_id|>");
+    EXPECT("stop_end_token", "\n\xE2\x82\xAC.", script_path, "-p", "\\", "-n", "50", "--stop", "<|end_of_text|>");
+    EXPECT("stop_part_of_a_special_token", "abc", script_path, "-p", "9", "-n", "4", "--stop", "<|begin");
+    EXPECT("stop_part_of_a_printed_special_token", "", script_path, "-p", "9", "-n", "4", "--stop", "<|begin",
+           "--special");
     EXPECT("cut_character_at_the_end", "\xE2\x82", script_path, "-p", "\n", "-n", "2");
 
     static const struct {
@@ -421,6 +430,9 @@ static void test_ends(void) {
         {"json_length", "a", "3", NULL, NULL, "[98, 99, 100]", "\"bcd\"", "\"length\""},
         {"json_stop", "\\", "50", NULL, NULL, "[10, 226, 130, 172, 46, 257]", "\"\\n\xE2\x82\xAC.\"", "\"stop\""},
         {"json_stop_string", "a", "50", "--stop", "de", "[98, 99, 100, 101]", "\"bc\"", "\"stop_string\""},
+        {"json_stop_special_token", "9", "5", "--stop", "<|begin_of_text|>", "[256]", "\"\"", "\"stop_string\""},
+        {"json_stop_end_token", "\\", "50", "--stop", "<|end_of_text|>", "[10, 226, 130, 172, 46, 257]",
+         "\"\\n\xE2\x82\xAC.\"", "\"stop\""},
         {"json_stop_on_the_last_token", "a", "3", "--stop", "d", "[98, 99, 100]", "\"bc\"", "\"stop_string\""},
         {"json_ignore_eos", "\\", "7", "--ignore-eos", NULL, "[10, 226, 130, 172, 46, 257, 65]",
          "\"\\n\xE2\x82\xAC.A\"", "\"length\""},
@@ -454,6 +466,15 @@ static void test_ends(void) {
         test_end(reasons[i].name);
         run_free(&r);
     }
+
+    // A stop token that is an end id, where end ids do not count.
+    Run ignored = run_program(NULL, script_path, "-p", "\\", "-n", "50", "--json", "--quiet", "--ignore-eos", "--stop",
+                              "<|end_of_text|>", NULL);
+    check_status(&ignored, 0);
+    check_json(&ignored, "ids", "[10, 226, 130, 172, 46, 257]");
+    check_json(&ignored, "finish_reason", "\"stop\"");
+    test_end("json_stop_end_token_with_ignore_eos");
+    run_free(&ignored);
 
     // Every byte at the end of an answer, and pairs that are no characters: the JSON stays UTF-8.
     char *lines = must(malloc(256 * 32));

@@ -92,12 +92,11 @@ static bool optional_text(Model *m, int format, const char *key, const char **te
 // chat_format and its parameters.
 static bool read_chat_config(Model *m, int format, Error *err) {
     Config *c = &m->config;
-    static const char *const formats[] = {"none", "llama3", "llama3.1", "chatml", "deepseek", NULL};
     int chat_format;
-    if (!meta_word(m, "chat_format", formats, &chat_format, err)) return false;
+    if (!meta_word(m, "chat_format", chat_format_names, &chat_format, err)) return false;
     c->chat_format = (ChatFormat)chat_format;
     char what[64];
-    snprintf(what, sizeof what, "chat_format \"%s\"", formats[chat_format]);
+    snprintf(what, sizeof what, "chat_format \"%s\"", chat_format_names[chat_format]);
     if (c->chat_format > CHAT_LLAMA3_1 && !check_format(m, format, what, err)) return false;
     c->chat_checked = safetensors_meta(&m->file, "converter") != NULL;
     if (!optional_text(m, format, "chat_system", &c->chat_system, err) ||
