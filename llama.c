@@ -162,7 +162,7 @@ static bool run_chat(const Options *o, Model *m, Error *err) {
 
 // The line end of a file's last line is not part of a message.
 static void drop_last_newline(const Options *o, Bytes *text) {
-    if (!o->prompt_file && strcmp(o->prompt, "-") != 0) return;
+    if (o->prompt && strcmp(o->prompt, "-") != 0) return;
     if (text->n && text->data[text->n - 1] == '\n') text->n--;
     if (text->n && text->data[text->n - 1] == '\r') text->n--;
 }

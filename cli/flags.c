@@ -41,9 +41,8 @@ const Flag flags[] = {
     {"--logprobs", "K", "with --json: log-probabilities of each token and of the K most likely", FLAG_INT,
      FIELD(logprobs), 1, MAX_LOGPROBS},
     {"--tokenize", NULL,
-     "print the ids of the prompt, and no BOS; with --hex, of one hex text per line; with --chat, of the conversation; "
-     "with --prompts, of each line",
-     FLAG_SWITCH, FIELD(tokenize), 0, 0},
+     "print ids, and no BOS: of the prompt, of --chat's conversation, of lines of --prompts or --hex", FLAG_SWITCH,
+     FIELD(tokenize), 0, 0},
     {"--detokenize", NULL, "print the bytes of the ids in the prompt; with --hex, in hex, line by line", FLAG_SWITCH,
      FIELD(detokenize), 0, 0},
     {"--hex", NULL, "text is hexadecimal, in --tokenize and --detokenize", FLAG_SWITCH, FIELD(hex), 0, 0},

@@ -121,9 +121,12 @@ static bool parse_message(PromptReader *r, int number, char **role, Bytes *conte
         size_t length;
         if (!json_string(j, &key, &length)) return false;
         bool is_role = strcmp(key, "role") == 0;
-        if ((!is_role && strcmp(key, "content") != 0) || (is_role ? *role : content->data))
-            return fail(j->err, "%s: message %d: %s key \"%.40s\", expected \"role\" and \"content\"", j->what, number,
-                        is_role || strcmp(key, "content") == 0 ? "a second" : "unknown", key);
+        bool is_content = strcmp(key, "content") == 0, again = is_role ? *role : is_content && content->data;
+        if ((!is_role && !is_content) || again) {
+            fail(j->err, "%s: message %d: %s key \"%.40s\", expected \"role\" and \"content\"", j->what, number,
+                 again ? "a second" : "unknown", key);
+            return false;
+        }
         if (!json_expect(j, ':') || !json_string(j, &value, &length)) return false;
         if (is_role)
             *role = value;
@@ -131,9 +134,9 @@ static bool parse_message(PromptReader *r, int number, char **role, Bytes *conte
             *content = (Bytes){.data = value, .n = length};
     } while (json_next(j, ','));
     if (!json_expect(j, '}')) return false;
-    if (!*role || !content->data)
-        return fail(j->err, "%s: message %d has no \"%s\"", j->what, number, *role ? "content" : "role");
-    return true;
+    if (*role && content->data) return true;
+    fail(j->err, "%s: message %d has no \"%s\"", j->what, number, *role ? "content" : "role");
+    return false;
 }
 
 // Adds a message to a conversation: the first begins it.
