@@ -121,7 +121,8 @@ static bool parse_message(PromptReader *r, int number, char **role, Bytes *conte
         size_t length;
         if (!json_string(j, &key, &length)) return false;
         bool is_role = strcmp(key, "role") == 0;
-        bool is_content = strcmp(key, "content") == 0, again = is_role ? *role : is_content && content->data;
+        bool is_content = strcmp(key, "content") == 0,
+             again = is_role ? *role != NULL : is_content && content->data != NULL;
         if ((!is_role && !is_content) || again) {
             fail(j->err, "%s: message %d: %s key \"%.40s\", expected \"role\" and \"content\"", j->what, number,
                  again ? "a second" : "unknown", key);
