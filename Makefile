@@ -8,7 +8,8 @@
 # make bench-cpu  measures the CPU engine
 # make bench-tokenizer  encoding beside tiktoken and HuggingFace tokenizers; make check-tokenizer compares their ids on a
 #                 million strings and more. They fetch both from PyPI, and need LLaMA 3's vocabulary (RANKS, a tokenizer.model)
-# make check-added-tokens  how added tokens are found, beside HuggingFace tokenizers (from PyPI)
+# make check-added-tokens  how added tokens are found, beside HuggingFace tokenizers (from PyPI); make check-chat: conversations
+#                 beside transformers' apply_chat_template, in published templates
 # make asan       the tests once more, under AddressSanitizer and UBSan
 # make fuzz       the readers under libFuzzer (clang): FUZZ_SECONDS for each target, or FUZZ_RUNS; FUZZ names the targets;
 #                 make fuzz-tokenizer does ten minutes of that one
@@ -89,7 +90,7 @@ SCRIPT_TESTS    := $(wildcard tests/test_*.sh tests/test_*.py)
 
 .SECONDARY: # objects of tests stay
 .PHONY: all all-archs help demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib install uninstall bench bench-cpu \
-        bench-tokenizer check-tokenizer check-added-tokens asan lint coverage valgrind fuzz fuzz-build fuzz-tokenizer format check-format clean FORCE
+        bench-tokenizer check-tokenizer check-added-tokens check-chat asan lint coverage valgrind fuzz fuzz-build fuzz-tokenizer format check-format clean FORCE
 
 all: $(PROGRAM) $(BUILD)/manual
 	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(CUDA_ARCHS) ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA))$(COVERAGE),CUDA=0,no nvcc in CUDA_HOME or PATH))"
@@ -267,6 +268,9 @@ $(CHAT_VENV)/installed: scripts/requirements-chat.txt
 
 check-added-tokens: $(PROGRAM) $(CHAT_VENV)/installed
 	$(CHAT_VENV)/bin/python scripts/check_added_tokens.py --program ./$(PROGRAM)
+
+check-chat: $(PROGRAM) $(CHAT_VENV)/installed
+	$(CHAT_VENV)/bin/python scripts/check_chat.py --program ./$(PROGRAM) -n 50
 
 # All but what has no C in it, needs a GPU or does without sanitizers.
 asan:
