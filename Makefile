@@ -10,7 +10,7 @@
 #                 million strings and more. They fetch both from PyPI, and need LLaMA 3's vocabulary (RANKS, a tokenizer.model)
 # make check-added-tokens  how added tokens are found, beside HuggingFace tokenizers (from PyPI); make check-chat: conversations
 #                 beside transformers' apply_chat_template, in published templates
-# make asan       the tests once more (not the terminal's: a report there is still to be explained), under AddressSanitizer and UBSan
+# make asan       the tests once more, under AddressSanitizer and UBSan
 # make fuzz       the readers under libFuzzer (clang): FUZZ_SECONDS for each target, or FUZZ_RUNS; FUZZ names the targets;
 #                 make fuzz-tokenizer does ten minutes of that one
 # make lint       clang-tidy and cppcheck; what they are not asked is in .clang-tidy and tests/cppcheck.txt, with reasons
@@ -275,7 +275,7 @@ check-chat: $(PROGRAM) $(CHAT_VENV)/installed
 # All but what has no C in it, needs a GPU or does without sanitizers.
 asan:
 	+@SANITIZERS=1 SIGNALS=60 $(MAKE) BUILD=build/asan PROGRAM=build/asan/llama CUDA=0 CFLAGS="$(CFLAGS) -g -O2 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="$(LDFLAGS) -fsanitize=address,undefined" \
-	 TEST="$(filter-out convert chat_template scripts engine_gpu failures terminal,$(or $(TEST),$(sort $(patsubst test_%,%,$(basename $(notdir $(TESTS) $(SCRIPT_TESTS)))))))" test
+	 TEST="$(filter-out convert chat_template scripts engine_gpu failures,$(or $(TEST),$(sort $(patsubst test_%,%,$(basename $(notdir $(TESTS) $(SCRIPT_TESTS)))))))" test
 
 LINTED      := llama.c $(LIBRARY) $(OPS_C)
 LINT_DEFINE := -DCOMMIT='""' -DCUDA_IS='""' -DOPS_TABLE=ops_portable -DOPS_NAME='""' $(LINE_CFLAGS)

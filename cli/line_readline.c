@@ -13,8 +13,13 @@
 
 const char *const line_editor = LINE_EDITOR;
 
-static Error *failure; // of the line at hand
-static bool ended_early;
+#define PASTE_BEGIN "\033[200~"
+#define PASTE_END "\033[201~"
+
+static Error *failure;         // of the line at hand
+static bool ended;             // there is no more input
+static bool ended_early;       // because of a signal or a failure
+static const char *last_bytes; // what the library is to read before the end
 enum { CTRL_D = 4, CTRL_V = 22, ESCAPE = 27, DELETE = 127 };
 
 // Ctrl-Z: the shell gets the terminal as it was, and the line is shown again when the program goes on.
@@ -25,26 +30,28 @@ static void stop(void) {
     rl_forced_update_display();
 }
 
-// A signal ends the line as a newline would: so the library puts the terminal back. Inside a paste, say, a newline does
-// not end it: then the end of input does.
+// A signal ends the line as a newline would: so the library puts the terminal back. Inside a paste a newline is text: the
+// paste's end and another newline follow. Of a paste in which the input ends, readline 8.2 takes more than was stored: so
+// the end of input comes after a paste's end, too, which is nothing outside of one.
 static int next_byte(FILE *in) {
     (void)in;
-    if (ended_early) return EOF;
+    if (*last_bytes) return *last_bytes++;
+    if (ended) return EOF;
     char byte;
     int found = line_byte(&byte, failure);
     while (found < 0 && interrupt_stop_wanted && !interrupted && !failure->text[0]) {
         stop();
         found = line_byte(&byte, failure);
     }
-    ended_early = found < 0;
     if (found > 0 && byte == 0) return CTRL_D; // typed during the answer, before the terminal was the library's
-    return found > 0 ? (unsigned char)byte : found == 0 ? EOF : '\n';
+    if (found > 0) return (unsigned char)byte;
+    ended = true;
+    ended_early = found < 0;
+    last_bytes = ended_early ? "\n" PASTE_END "\n" : LINE_WIDE ? "" : PASTE_END;
+    return next_byte(in);
 }
 
 // ---- libedit: it takes whole characters, and knows no pastes ----------------------------------------------------------
-
-#define PASTE_BEGIN "\033[200~"
-#define PASTE_END "\033[201~"
 
 static int ahead[16], n_ahead; // bytes that were read too early, the next one at the end
 static bool pasting, quoted;   // quoted: what comes is no command
@@ -131,7 +138,8 @@ LineResult line_edit(const char *prompt, Bytes *line, Error *err) {
     asked = true;
     if (LINE_WIDE && !has_locale) return line_plain(prompt, line, err); // there are no wide characters
     failure = err;
-    ended_early = false;
+    ended = ended_early = false;
+    last_bytes = "";
     rl_outstream = stderr; // standard output is the answers'
     rl_catch_signals = 0;  // they are line_byte's
     rl_getc_function = LINE_WIDE ? next_character : next_byte;

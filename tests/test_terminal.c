@@ -135,20 +135,24 @@ static void test_terminal_signals(const char *out) {
     terminal_end(&t, 0);
     end_here("terminal_ctrl_c_keeps_the_conversation");
 
-    // Ctrl-C at the prompt: the line is gone, the conversation stays. In a paste and in a block, too.
-    static const char *const typed[] = {"not meant", "\033[200~not\rmeant", "\"\"\"\rnot\rmeant"};
-    for (int i = 0; i < 3; i++) {
+    // Ctrl-C at the prompt: the line is gone, the conversation stays. In a paste and in a block, too, and when the terminal
+    // drops what the program was about to read.
+    static const char *const typed[] = {"not meant", "\033[200~not\rmeant", "\"\"\"\rnot\rmeant", "not meant"};
+    for (int i = 0; i < 4; i++) {
         Expected x = expect_nothing();
         t = START_CHAT(out, "-n", "5", "--verbose");
         terminal_expect(&t, "> ");
         terminal_type(&t, typed[i]);
-        if (i != 1) terminal_expect(&t, "meant");
+        if (i == 1)
+            terminal_wait_taken(&t);
+        else if (i != 3)
+            terminal_expect(&t, "meant");
         terminal_type(&t, "\003");
         terminal_expect(&t, "> ");
         type_message(&t, &x, "Hi\r", "Hi");
         end_conversation(&t, &x, out);
         static const char *const names[] = {"terminal_ctrl_c_at_the_prompt", "terminal_ctrl_c_in_a_paste",
-                                            "terminal_ctrl_c_in_a_block"};
+                                            "terminal_ctrl_c_in_a_block", "terminal_ctrl_c_before_it_is_read"};
         end_here(names[i]);
     }
 
