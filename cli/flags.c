@@ -34,9 +34,10 @@ const Flag flags[] = {
      FIELD(system), 0, 0},
     {"--date", "TEXT", "the date in LLaMA 3.1's template; today: the day it is (the template's, 26 Jul 2024)",
      FLAG_TEXT, FIELD(date), 0, 0},
-    {"--ids", NULL, "the prompt is a list of token ids; no BOS is added", FLAG_SWITCH, FIELD(ids), 0, 0},
+    {"--ids", NULL, "the prompt, or the file of --perplexity, is a list of token ids; no BOS is added", FLAG_SWITCH,
+     FIELD(ids), 0, 0},
     {"--echo", NULL, "print the prompt before the answer", FLAG_SWITCH, FIELD(echo), 0, 0},
-    {"--json", NULL, "print one JSON object: ids, text, finish_reason, timings (--tokenize: ids; --detokenize: text)",
+    {"--json", NULL, "print one JSON object: ids, text, finish_reason, timings (also of the other modes but --compare)",
      FLAG_SWITCH, FIELD(json), 0, 0},
     {"--logprobs", "K", "with --json: log-probabilities of each token and of the K most likely", FLAG_INT,
      FIELD(logprobs), 1, MAX_LOGPROBS},
@@ -53,6 +54,9 @@ const Flag flags[] = {
     {"--perplexity", "FILE", "how well the model predicts a text", FLAG_TEXT, FIELD(perplexity), 0, 0},
     {"--stride", "N", "with --perplexity: tokens from a window to the next (half the context -c)", FLAG_INT,
      FIELD(stride), 1, INT_MAX},
+    {"--perplexity-windows", "KIND",
+     "sliding, by --stride; half: the second half of each full window, as llama-perplexity (sliding)", FLAG_TEXT,
+     FIELD(windows), 0, 0},
     {"--compare", "DUMP", "compare with HuggingFace's tokens (scripts/dump_hf.py)", FLAG_TEXT, FIELD(compare), 0, 0},
     {"--bench", NULL, "measure this machine, and this model on it; -c and -b: no context and no batch beyond",
      FLAG_SWITCH, FIELD(bench), 0, 0},
@@ -180,17 +184,21 @@ bool flags_check(const Options *o, Error *err) {
         return fail(err, "--synthetic %s and the model %s: expected one of them", o->synthetic, o->model);
     if (!check_mode(o, err)) return false;
     bool generates = !(o->tokenize || o->detokenize || o->perplexity || o->compare || o->bench);
-    if (o->ids && (o->chat || o->tokenize || o->prompts || o->perplexity || o->compare || o->bench))
-        return fail(err, "--ids goes with a prompt to continue; --prompts says it on each line");
+    if (o->ids && (o->chat || o->tokenize || o->prompts || o->compare || o->bench))
+        return fail(err, "--ids goes with a prompt to continue and --perplexity; --prompts says it on each line");
     if (!generates && (o->logprobs || o->echo || o->n_stops || o->ignore_eos || o->sampler.temperature > 0))
         return fail(err, "--logprobs, --echo, --stop, --ignore-eos and --temp go with generating text");
     if (o->logprobs && !o->json && !o->prompts) return fail(err, "--logprobs goes with --json or --prompts");
     if (!check_chat(o, err)) return false;
-    if (o->stride && !o->perplexity) return fail(err, "--stride goes with --perplexity");
+    if ((o->stride || o->windows) && !o->perplexity)
+        return fail(err, "%s goes with --perplexity", o->stride ? "--stride" : "--perplexity-windows");
+    if (o->windows && strcmp(o->windows, "sliding") != 0 && strcmp(o->windows, "half") != 0)
+        return fail(err, "--perplexity-windows %s: expected sliding or half", o->windows);
+    if (o->windows && o->stride && strcmp(o->windows, "half") == 0)
+        return fail(err, "--stride goes with sliding windows; half windows do not overlap");
     if (o->batch && !o->prompts && !o->bench) return fail(err, "-b goes with --prompts or --bench");
     if (o->echo && o->prompts) return fail(err, "--echo: the JSON lines of --prompts have the prompt's ids");
-    if (o->json && (o->perplexity || o->compare))
-        return fail(err, "--json: --perplexity and --compare print text only");
+    if (o->json && o->compare) return fail(err, "--json: --compare prints text only");
     if (o->hex && o->json && o->detokenize)
         return fail(err, "--hex and --json: expected one of them with --detokenize");
     if (o->hex && ((!o->tokenize && !o->detokenize) || o->prompts))

@@ -13,7 +13,7 @@ enum { MAX_STOPS = 16, MAX_LOGPROBS = 64, DEFAULT_CONTEXT = 4096, DEFAULT_BATCH 
 
 typedef struct {
     const char *model, *prompt, *prompt_file, *stops[MAX_STOPS], *prompts, *perplexity, *compare, *synthetic, *engine,
-        *precision, *system, *date;
+        *precision, *system, *date, *windows;
     int n_stops, n, context, batch, logprobs, stride;
     uint64_t seed;
     SamplerConfig sampler;

@@ -8,6 +8,7 @@
 #include "../model/file/json.h"
 #include "../tokenizer/encode.h"
 #include "interrupt.h"
+#include "output.h"
 
 static bool read_stream(Bytes *b, FILE *in, const char *name, Error *err) {
     char block[65536];
@@ -36,10 +37,23 @@ bool read_file(Bytes *b, const char *path, Error *err) {
     return ok;
 }
 
+static void drop_final_newline(const Options *o, const char *path, Bytes *b) {
+    size_t n = b->n;
+    if (n && b->data[n - 1] == '\n') n--;
+    if (n < b->n && n && b->data[n - 1] == '\r') n--;
+    if (n < b->n && o->verbose)
+        print_message("%s: its final newline is not part of the prompt",
+                      strcmp(path, "-") == 0 ? "standard input" : path);
+    b->n = n;
+}
+
 bool read_prompt(const Options *o, Bytes *b, Error *err) {
-    if (o->prompt_file) return read_file(b, o->prompt_file, err);
-    if (strcmp(o->prompt, "-") == 0) return read_stream(b, stdin, "standard input", err);
-    return bytes_append(b, o->prompt, strlen(o->prompt), err);
+    const char *path = o->prompt_file ? o->prompt_file : strcmp(o->prompt, "-") == 0 ? "-" : NULL;
+    bool exact = o->ids || o->detokenize || (o->tokenize && !o->chat);
+    if (!path) return bytes_append(b, o->prompt, strlen(o->prompt), err);
+    if (!read_file(b, path, err)) return false;
+    if (!exact) drop_final_newline(o, path, b);
+    return true;
 }
 
 bool parse_ids(const char *text, size_t n, int vocab_size, TokenList *ids, Error *err) {

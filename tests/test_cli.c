@@ -248,11 +248,6 @@ static void test_prompts(void) {
     check_json(&r, "prompt_ids", "[256, 97, 255, 195, 40, 226, 130]");
     test_end("prompt_not_utf8");
     run_free(&r);
-    r = run_program(&(Io){.input = "a\r\nb\n", .n_input = 5}, script_path, "-f", "-", "-n", "1", "--json", "--quiet",
-                    NULL);
-    check_json(&r, "prompt_ids", "[256, 97, 13, 10, 98, 10]");
-    test_end("prompt_newlines_as_they_are");
-    run_free(&r);
 
     // 10 MB: refused by its bytes, whatever its tokens would be.
     size_t ten = 10 << 20;
@@ -280,6 +275,54 @@ static void test_prompts(void) {
     }
     EXPECT_INPUT("ids_from_a_file", "256\n107\r\n", "lm", script_path, "--ids", "-f", "-", "-n", "2");
     EXPECT("ids_of_a_special_token", "ABC", script_path, "--ids", "-p", "257", "-n", "3");
+}
+
+// The line end of a file's last line is not part of a prompt that is continued: one, and of no other text.
+static void test_final_newline(void) {
+    static const struct {
+        const char *name, *input, *ids;
+    } inputs[] = {{"final_newline", "a\r\nb\n", "[256, 97, 13, 10, 98]"},
+                  {"final_newline_crlf", "a\r\n", "[256, 97]"},
+                  {"final_newline_one_of_two", "a\n\n", "[256, 97, 10]"},
+                  {"final_newline_one_of_two_crlf", "a\r\n\r\n", "[256, 97, 13, 10]"},
+                  {"final_newline_none", "a", "[256, 97]"},
+                  {"final_newline_not_of_a_return", "a\r", "[256, 97, 13]"},
+                  {"final_newline_not_of_two_returns", "a\r\r\n", "[256, 97, 13]"},
+                  {"final_newline_alone", "\n", "[256]"}};
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {
+        const char *path = temporary("input");
+        write_file(path, inputs[i].input, strlen(inputs[i].input));
+        Io io = {.input = inputs[i].input, .n_input = strlen(inputs[i].input)};
+        const char *const ways[][2] = {{"-f", path}, {"-f", "-"}, {"-p", "-"}};
+        for (int w = 0; w < 3; w++) {
+            Run r = run_program(&io, script_path, ways[w][0], ways[w][1], "-n", "1", "--json", "--quiet", NULL);
+            check_status(&r, 0);
+            check_json(&r, "prompt_ids", inputs[i].ids);
+            run_free(&r);
+        }
+        test_end(inputs[i].name);
+    }
+    Run r = run_program(NULL, script_path, "-p", "a\n", "-n", "1", "--json", "--quiet", NULL);
+    check_status(&r, 0);
+    check_json(&r, "prompt_ids", "[256, 97, 10]");
+    test_end("final_newline_of_an_argument_stays");
+    run_free(&r);
+    EXPECT_INPUT("final_newline_echo", "klm\n", "klmno", script_path, "-f", "-", "-n", "2", "--echo");
+    EXPECT_INPUT("final_newline_of_ids", "107 108\n", "mn", script_path, "--ids", "-f", "-", "-n", "2");
+    EXPECT_INPUT("final_newline_tokenized", "a\r\n", "97 13 10\n", vocab_path, "--tokenize", "-f", "-");
+    EXPECT_INPUT("final_newline_tokenized_p", "a\n", "97 10\n", vocab_path, "--tokenize", "-p", "-");
+    EXPECT_INPUT("final_newline_hex", "610a\n", "97 10\n", vocab_path, "--tokenize", "--hex", "-f", "-");
+    // --verbose reports it, and where there is none does not.
+    static const char *const texts[] = {"a\n", "a"};
+    for (int i = 0; i < 2; i++) {
+        Io io = {.input = texts[i], .n_input = strlen(texts[i])};
+        r = run_program(&io, script_path, "-f", "-", "-n", "1", "--verbose", NULL);
+        check_output(&r, "b", 1);
+        if (!!strstr(r.err, "llama: standard input: its final newline is not part of the prompt\n") != !i)
+            test_fail("standard error has %s", shown(r.err, r.n_err));
+        run_free(&r);
+    }
+    test_end("final_newline_reported");
 }
 
 // BOS is there once; a special token is one only where --special says so.
@@ -873,6 +916,7 @@ int main(void) {
 
     test_help();
     test_prompts();
+    test_final_newline();
     test_special();
     test_tokenizer_modes();
     test_ends();

@@ -266,6 +266,7 @@ bool generate(Model *m, const GenerateConfig *config, Sequence *seqs, int n, con
             if (!is_interrupt(err)) return false;
             *err = (Error){""}; // not a failure here: what there is will be passed on
         }
+        if (sink->stepped) sink->stepped(sink->context);
         for (int i = 0; model_interrupted(m) && i < m->kv.n_slots; i++) {
             if (r.live[i] && !sequence_end(r.live[i], "interrupted", sink, err)) return false;
             r.live[i] = NULL;
