@@ -185,11 +185,12 @@ static void test_help(void) {
     run_free(&r);
 
     static const char *const promised[] = {
-        "-p",      "-f",          "-n",       "-c",           "-s",         "--temp",       "--top-k",
-        "--top-p", "--min-p",     "--stop",   "--ignore-eos", "--ids",      "--tokenize",   "--detokenize",
-        "--hex",   "--special",   "--echo",   "--json",       "--logprobs", "--perplexity", "--compare",
-        "--bench", "--synthetic", "--engine", "--precision",  "--verbose",  "--quiet",      "--version",
-        "--help",  "--chat",      "--system", "--date",       "--stride",   "--prompts",    "-b"};
+        "-p",          "-f",           "-n",        "-c",        "-s",           "--temp",
+        "--top-k",     "--top-p",      "--min-p",   "--stop",    "--ignore-eos", "--ids",
+        "--tokenize",  "--detokenize", "--hex",     "--special", "--echo",       "--json",
+        "--logprobs",  "--perplexity", "--compare", "--bench",   "--synthetic",  "--engine",
+        "--precision", "--verbose",    "--quiet",   "--version", "--help",       "--chat",
+        "--system",    "--date",       "--stride",  "--prompts", "-b",           "--perplexity-windows"};
     r = run_program(NULL, "--help", NULL);
     check_status(&r, 0);
     for (size_t i = 0; i < sizeof promised / sizeof *promised; i++) {
@@ -821,6 +822,117 @@ static void test_perplexity(void) {
     run_free(&score);
 }
 
+// The second half of each full window, in figures of the script; what is printed, as text and as JSON.
+static void test_perplexity_halves(void) {
+    enum { LENGTH = 290 };
+    char text[LENGTH];
+    int ids[LENGTH + 1] = {BOS};
+    writer_state = 3;
+    for (int i = 0; i < LENGTH; i++) {
+        int u = writer_random() < 0.3f ? script.next[ids[i]] : (int)((writer_random() + 1) * 40) + 33;
+        ids[i + 1] = u < BYTES ? u : 'Q';
+        text[i] = (char)ids[i + 1];
+    }
+    write_file(temporary("text"), text, LENGTH);
+    static const int windows[] = {3, 4, 16, 17, 64, 97, 290, 291};
+    for (size_t i = 0; i < sizeof windows / sizeof *windows; i++) {
+        char name[64], size[16];
+        int window = windows[i], n = 0;
+        double nll = 0, squares = 0;
+        for (int begin = 0; begin + window <= LENGTH + 1; begin += window)
+            for (int at = begin + window / 2 + 1; at < begin + window; at++, n++) {
+                double one = -script_logprob(&script, ids[at - 1], ids[at]);
+                nll += one;
+                squares += one * one;
+            }
+        nll /= n;
+        snprintf(name, sizeof name, "perplexity_half_windows_of_%d", window);
+        snprintf(size, sizeof size, "%d", window);
+        Run r = run_program(NULL, script_path, "--perplexity", temporary("text"), "-c", size, "--perplexity-windows",
+                            "half", "--json", "--quiet", NULL);
+        if (check_status(&r, 0) && !json_valid(&r)) test_fail("not one line of JSON: %s", shown(r.out, r.n_out));
+        check_quiet(&r);
+        char tokens[16];
+        snprintf(tokens, sizeof tokens, "%d", n);
+        check_json(&r, "tokens", tokens);
+        check_json(&r, "tokens_in_all", tokens);
+        check_json(&r, "bytes", tokens);
+        check_json(&r, "windows", "\"half\"");
+        check_json(&r, "context", size);
+        check_json(&r, "stride", size);
+        check_json(&r, "finish_reason", "\"end\"");
+        struct {
+            const char *key;
+            double value;
+        } figures[] = {{"perplexity", exp(nll)},
+                       {"nll", nll},
+                       {"bits_per_byte", nll / log(2)},
+                       {"standard_error", exp(nll) * sqrt((squares / n - nll * nll) / n)}};
+        for (int f = 0; f < 4; f++) {
+            const char *found = json_find(r.out, figures[f].key);
+            double value = found ? atof(found) : NAN, most = 1e-4 * figures[f].value;
+            if (!(fabs(value - figures[f].value) <= most) && !(n == 1 && f == 3))
+                test_fail("%s is %g, expected %g", figures[f].key, value, figures[f].value);
+        }
+        const char *timings = json_find(r.out, "timings");
+        CHECK(timings && strstr(timings, "\"scoring_ms\": ") && strstr(timings, "\"tokens_per_second\": "));
+        test_end(name);
+        run_free(&r);
+    }
+    Run r = run_program(NULL, script_path, "--perplexity", temporary("text"), "-c", "64", "--perplexity-windows",
+                        "half", "--quiet", NULL);
+    int tokens;
+    perplexity(&r, &tokens);
+    CHECK(tokens == 4 * 31 && strstr(r.out, " bits per byte; second halves of windows of 64, "));
+    test_end("perplexity_half_windows_as_text");
+    run_free(&r);
+    static const char *const kinds[] = {NULL, "sliding"};
+    for (int i = 0; i < 2; i++) {
+        r = run_program(NULL, script_path, "--perplexity", temporary("text"), "-c", "64", "--json", "--quiet",
+                        kinds[i] ? "--perplexity-windows" : NULL, kinds[i], NULL);
+        if (check_status(&r, 0) && !json_valid(&r)) test_fail("not one line of JSON: %s", shown(r.out, r.n_out));
+        check_json(&r, "windows", "\"sliding\"");
+        check_json(&r, "stride", "32");
+        check_json(&r, "tokens", "290");
+        run_free(&r);
+    }
+    test_end("perplexity_sliding_is_the_default");
+}
+
+// Ids as they are, and bytes only of tokens that are scored: without BOS not of the first. On a model of equal
+// probabilities every byte has log2(259) bits.
+static void test_perplexity_ids(void) {
+    Draft d;
+    Script flat = script;
+    draft_script(&d, &flat, 0, 128);
+    draft_write(&d, temporary("flat.bin"));
+    static const struct {
+        const char *name, *text, *flag, *tokens, *bytes;
+    } rows[] = {{"perplexity_of_text", "klmno\n", NULL, "6", "6"},
+                {"perplexity_of_ids", "107 108,109\n110 111\n", "--ids", "4", "4"},
+                {"perplexity_of_ids_with_bos", "256 107 108 109 110 111", "--ids", "5", "5"}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        Io io = {.input = rows[i].text, .n_input = strlen(rows[i].text)};
+        Run r = run_program(&io, temporary("flat.bin"), "--perplexity", "-", "--json", "--quiet", rows[i].flag, NULL);
+        check_status(&r, 0);
+        check_json(&r, "tokens", rows[i].tokens);
+        check_json(&r, "bytes", rows[i].bytes);
+        const char *bits = json_find(r.out, "bits_per_byte");
+        if (!bits || fabs(atof(bits) - log2(259)) > 1e-4) test_fail("bits per byte: %s", bits ? bits : "none");
+        test_end(rows[i].name);
+        run_free(&r);
+    }
+    draft_meta(&d, "bos_id", "");
+    draft_write(&d, temporary("flat.bin"));
+    Io io = {.input = "klmno", .n_input = 5};
+    Run r = run_program(&io, temporary("flat.bin"), "--perplexity", "-", "--quiet", NULL);
+    int tokens;
+    CHECK(fabs(perplexity(&r, &tokens) - 259) < 1e-3 && tokens == 4 && strstr(r.out, ", 8.0168 bits per byte; "));
+    test_end("perplexity_without_bos");
+    run_free(&r);
+    draft_free(&d);
+}
+
 // ---- interrupts -----------------------------------------------------------------------------------------------------
 
 // Starts a run that would take minutes, interrupts it so long after it has begun, and gives what came out.
@@ -924,6 +1036,8 @@ int main(void) {
     test_sampling();
     test_probabilities();
     test_perplexity();
+    test_perplexity_halves();
+    test_perplexity_ids();
     test_interrupts();
     draft_free(&d);
     return tests_summary();
