@@ -75,23 +75,34 @@ bool perplexity_run(Model *m, TokenList *ids, PerplexityWindows windows, int str
     return ok;
 }
 
+// A member of a JSON object; null where it is no number: too large, or of nothing.
+static void print_figure(FILE *out, const char *key, double value) {
+    if (isfinite(value))
+        fprintf(out, "\"%s\": %.9g, ", key, value);
+    else
+        fprintf(out, "\"%s\": null, ", key);
+}
+
+static void print_json(const Perplexity *p, FILE *out, double mean, double error, double bits) {
+    fputc('{', out);
+    print_figure(out, "perplexity", exp(mean));
+    print_figure(out, "standard_error", error);
+    print_figure(out, "nll", mean);
+    fprintf(out, "\"tokens\": %zu, \"tokens_in_all\": %zu, \"bytes\": %zu, ", p->n, p->n_all, p->n_bytes);
+    print_figure(out, "bits_per_byte", bits);
+    fprintf(out,
+            "\"windows\": \"%s\", \"context\": %d, \"stride\": %d, \"finish_reason\": \"%s\", \"timings\": "
+            "{\"scoring_ms\": %.3f, \"tokens_per_second\": %.1f}}\n",
+            p->windows == WINDOWS_HALF ? "half" : "sliding", p->window, p->stride,
+            p->n < p->n_all ? "interrupted" : "end", p->seconds * 1e3, (double)p->n / p->seconds);
+}
+
 void perplexity_print(const Perplexity *p, bool json, FILE *out) {
     double n = (double)p->n, mean = p->sum / n, variance = p->squares / n - mean * mean;
     double error = exp(mean) * sqrt((variance > 0 ? variance : 0) / n);
-    double bits = p->n_bytes ? p->sum / log(2) / (double)p->n_bytes : 0; // tokens of a list of ids may have no bytes
-    const char *windows = p->windows == WINDOWS_HALF ? "half" : "sliding";
+    double bits = p->n_bytes ? p->sum / log(2) / (double)p->n_bytes : NAN; // tokens without bytes come from --ids
     if (json) {
-        fprintf(
-            out,
-            "{\"perplexity\": %.9g, \"standard_error\": %.6g, \"nll\": %.9g, \"tokens\": %zu, \"tokens_in_all\": %zu, "
-            "\"bytes\": %zu, ",
-            exp(mean), error, mean, p->n, p->n_all, p->n_bytes);
-        fprintf(out, p->n_bytes ? "\"bits_per_byte\": %.9g, " : "\"bits_per_byte\": null, ", bits);
-        fprintf(out,
-                "\"windows\": \"%s\", \"context\": %d, \"stride\": %d, \"finish_reason\": \"%s\", \"timings\": "
-                "{\"scoring_ms\": %.3f, \"tokens_per_second\": %.1f}}\n",
-                windows, p->window, p->stride, p->n < p->n_all ? "interrupted" : "end", p->seconds * 1e3,
-                n / p->seconds);
+        print_json(p, out, mean, error, bits);
         return;
     }
     fprintf(out, "perplexity %.4f ± %.4f over %zu ", exp(mean), error, p->n);
