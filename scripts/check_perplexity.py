@@ -56,7 +56,7 @@ def build_peer(work):
     cmake = cmake if os.path.exists(cmake) else "cmake"
     settings = ("CMAKE_BUILD_TYPE=Release", "BUILD_SHARED_LIBS=OFF", "GGML_OPENMP=OFF", "LLAMA_OPENSSL=OFF",
                 "LLAMA_BUILD_SERVER=OFF", "LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_EXAMPLES=OFF", "LLAMA_BUILD_APP=OFF",
-                "LLAMA_BUILD_TOOLS=ON")
+                "LLAMA_BUILD_TOOLS=ON", "CMAKE_C_FLAGS=-w", "CMAKE_CXX_FLAGS=-w")
     build = os.path.join(work, "build")
     subprocess.run([cmake, "-S", source, "-B", build, *("-D" + setting for setting in settings)], check=True,
                    stdout=subprocess.DEVNULL)
