@@ -12,6 +12,7 @@
 #include "cli/input.h"
 #include "cli/interrupt.h"
 #include "cli/output.h"
+#include "cli/prompts.h"
 #include "cli/version.h"
 #include "model/file/checkpoint.h"
 #include "model/generate/generate.h"

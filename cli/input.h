@@ -1,4 +1,4 @@
-// What a user gives: prompts as text, as ids or many in a file.
+// What a user gives: prompts as text or as ids, and messages. (Many prompts in a file: prompts.h.)
 #ifndef INPUT_H
 #define INPUT_H
 
@@ -21,10 +21,5 @@ bool check_prompt_bytes(const Options *o, const Model *m, size_t n, const char *
 bool open_chat(const Options *o, const Model *m, Chat *chat, Error *err);
 // The ids of a conversation that a message of the user begins, --system and --date before it, up to the answer.
 bool encode_message(const Options *o, const Chat *chat, const Bytes *text, TokenList *ids, Error *err);
-// A prompts file: on every line that is not empty {"text": "..."}, {"ids": [1, 2]} or {"messages": [{"role": "user",
-// "content": "..."}]}, of which --system and --date begin those that have no system message. Decoded in place; a NUL
-// follows the file's bytes. chat: opened at the first line with messages, and left alone where there is none. *seqs [n]
-// is the caller's to free, also after a failure.
-bool parse_prompts(const Options *o, const Model *m, Bytes *file, Chat *chat, Sequence **seqs, int *n, Error *err);
 
 #endif

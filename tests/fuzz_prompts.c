@@ -4,6 +4,7 @@
 #include "fuzz.h"
 
 #include "../cli/input.h"
+#include "../cli/prompts.h"
 #include "../tokenizer/encode.h"
 
 // The 256 bytes, and the tokens of all templates.
