@@ -59,9 +59,9 @@ static bool check_prompts(const Options *o, const Sequence *seqs, int n, int con
         if (length == 0)
             return fail(err, "%s is empty, and %s", which,
                         o->ids || o->prompts ? "ids get no BOS" : "this model has no BOS token to begin with");
-        if (length >= (size_t)context)
-            return fail(err, "%s has %zu tokens, the context holds %d and needs room for one more%s", which, length,
-                        context, o->context ? " (-c)" : "");
+        if (length + (seqs[i].config.n > 0) > (size_t)context)
+            return fail(err, "%s has %zu tokens, the context holds %d%s%s", which, length, context,
+                        seqs[i].config.n ? " and needs room for one more" : "", o->context ? " (-c)" : "");
     }
     return true;
 }
@@ -91,6 +91,7 @@ static void print_notes(const Options *o, const Sequence *seqs, int n, int conte
 // A run of sequences, and what it has printed so far.
 typedef struct {
     const Options *options;
+    const Model *model;
     const Chat *chat;    // the template, where answers are in conversations; NULL: none is
     double start, ready; // of the program, on the clock; seconds from then to the model's
     size_t n_finished, n_tokens;
@@ -107,7 +108,7 @@ static bool print_end(void *context, Sequence *seq, Error *err) {
     run->n_finished++;
     run->n_tokens += seq->ids.n;
     if (run->options->json || run->options->prompts) {
-        bool ok = print_sequence(seq, run->options, run->ready, err);
+        bool ok = print_sequence(seq, run->model, run->ready, err);
         if (run->options->prompts) sequence_free_results(seq); // one of many: only what is counted stays
         return ok;
     }
@@ -117,16 +118,6 @@ static bool print_end(void *context, Sequence *seq, Error *err) {
 
 static bool run_sequences(Run *run, Model *m, Sequence *seqs, int n, int slots, int context, Error *err) {
     const Options *o = run->options;
-    GenerateConfig config = {.n = o->n,
-                             .logprobs = o->logprobs,
-                             .n_stops = o->n_stops,
-                             .stops = o->stops,
-                             .ignore_eos = o->ignore_eos,
-                             .n_turn_ends = run->chat ? run->chat->n_ends : 0,
-                             .turn_ends = run->chat ? run->chat->ends : NULL,
-                             .special = o->special,
-                             .seed = o->seed,
-                             .sampler = o->sampler};
     GenerateSink sink = {.text = o->json || o->prompts ? NULL : print_text, .finished = print_end, .context = run};
     if (!check_prompts(o, seqs, n, context, err) || !start_model(o, m, slots, context, err)) return false;
     if (!o->quiet) print_notes(o, seqs, n, context);
@@ -139,12 +130,12 @@ static bool run_sequences(Run *run, Model *m, Sequence *seqs, int n, int slots, 
                     : !print_text(run, seqs, (const char *)bytes, length, err))
             return false;
     }
-    return generate(m, &config, seqs, n, &sink, err);
+    return generate(m, seqs, n, &sink, err);
 }
 
 static bool run_generate(const Options *o, Model *m, const Bytes *text, double start, Error *err) {
-    Run run = {.options = o, .start = start};
-    Sequence seq = {.index = 0};
+    Run run = {.options = o, .model = m, .start = start};
+    Sequence seq = {.config = generate_config(o, NULL)};
     bool ok = (o->ids || check_prompt_bytes(o, m, text->n, "the prompt", err)) &&
               encode_prompt(o, m, text, &seq.prompt, err) &&
               run_sequences(&run, m, &seq, 1, 1, context_for(o, m, (int64_t)seq.prompt.n + o->n), err);
@@ -172,12 +163,13 @@ static void drop_last_newline(const Options *o, Bytes *text) {
 static bool run_message(const Options *o, Model *m, Bytes *text, double start, Error *err) {
     Chat chat;
     drop_last_newline(o, text);
-    Run run = {.options = o, .chat = &chat, .start = start};
-    Sequence seq = {.turn = true};
+    Run run = {.options = o, .model = m, .chat = &chat, .start = start};
+    Sequence seq = {.index = 0};
     int64_t room = o->n < INT_MAX && o->n > MESSAGE_ROOM ? o->n : MESSAGE_ROOM;
-    bool ok = open_chat(o, m, &chat, err) && check_prompt_bytes(o, m, text->n, "the message", err) &&
-              encode_message(o, &chat, text, &seq.prompt, err) &&
-              run_sequences(&run, m, &seq, 1, 1, context_for(o, m, (int64_t)seq.prompt.n + room), err);
+    bool ok = open_chat(o, m, &chat, err) && check_prompt_bytes(o, m, text->n, "the message", err);
+    if (ok) seq.config = generate_config(o, &chat);
+    ok = ok && encode_message(o, &chat, text, &seq.prompt, err) &&
+         run_sequences(&run, m, &seq, 1, 1, context_for(o, m, (int64_t)seq.prompt.n + room), err);
     if (ok && !o->quiet && !o->json) print_length_note(o, &seq, m->kv.max_len, "-c sets it");
     if (ok && !o->quiet) print_statistics(m, o, &seq, run.ready);
     sequence_free(&seq);
@@ -207,7 +199,7 @@ static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
                                                            : m->config.max_seq_len;
     int slots = o->batch ? o->batch : DEFAULT_BATCH;
     double begin = clock_seconds();
-    Run run = {.options = o, .chat = chat.tokenizer ? &chat : NULL, .start = start};
+    Run run = {.options = o, .model = m, .chat = chat.tokenizer ? &chat : NULL, .start = start};
     ok = ok && run_sequences(&run, m, seqs, n, slots < n ? slots : n, context, err);
     if (ok && !o->quiet) {
         double elapsed = clock_seconds() - begin;

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "input.h"
 #include "interrupt.h"
 #include "line.h"
 #include "output.h"
@@ -99,22 +100,15 @@ static bool ended_by_token(const Conversation *c, const Sequence *seq) {
 // The answer to what ids ends with, after them. ids ends with its header, which is after the question.
 static bool answer(Conversation *c, Error *err) {
     const Options *o = c->options;
-    GenerateConfig config = {.n = o->n,
-                             .n_stops = o->n_stops,
-                             .stops = o->stops,
-                             .ignore_eos = o->ignore_eos,
-                             .n_turn_ends = c->chat->n_ends,
-                             .turn_ends = c->chat->ends,
-                             .seed = o->seed,
-                             .sampler = o->sampler};
     Answer out;
     GenerateSink sink = {.text = print_text, .finished = print_newline, .context = &out};
     if (c->turn == 0 && !o->quiet) print_chat_note(c->model);
-    Sequence seq = {.index = c->turn++, .n_cached = count_cached(c), .turn = true};
+    Sequence seq = {.config = generate_config(o, c->chat), .n_cached = count_cached(c)};
+    seq.config.stream = (uint64_t)c->turn++;
     size_t start = c->ids.n;
     kv_truncate(&c->model->kv, 0, seq.n_cached);
     announce_room(c, &out);
-    bool ok = append_ids(&seq.prompt, &c->ids, err) && generate(c->model, &config, &seq, 1, &sink, err);
+    bool ok = append_ids(&seq.prompt, &c->ids, err) && generate(c->model, &seq, 1, &sink, err);
     c->cached.n = 0;
     ok = ok && append_ids(&c->ids, &seq.ids, err) && append_ids(&c->cached, &c->ids, err) &&
          chat_end_reply(c->chat, c->asked, start, ended_by_token(c, &seq), &c->ids, err);

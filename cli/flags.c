@@ -23,6 +23,10 @@ const Flag flags[] = {
     {"--top-p", "P", "sample among the fewest that reach probability P (1)", FLAG_FLOAT, FIELD(sampler.top_p), 0, 1},
     {"--min-p", "P", "drop what is less than P times as likely as the most likely (0)", FLAG_FLOAT,
      FIELD(sampler.min_p), 0, 1},
+    {"--repetition-penalty", "R",
+     "divide a positive logit of a token that prompt or answer has by R, multiply a negative one (1)", FLAG_FLOAT,
+     FIELD(sampler.repetition_penalty), 1e-6, 1e6},
+    {"--repeat-penalty", "R", "the same", FLAG_FLOAT, FIELD(sampler.repetition_penalty), 1e-6, 1e6},
     {"--stop", "STR", "end before this text, or at the special token of this text; may be given several times",
      FLAG_TEXTS, FIELD(stops), 0, 0},
     {"--ignore-eos", NULL, "go on past the end-of-text token", FLAG_SWITCH, FIELD(ignore_eos), 0, 0},
@@ -69,7 +73,7 @@ const Flag flags[] = {
 const int n_flags = sizeof flags / sizeof *flags;
 
 Options flags_default(void) {
-    return (Options){.sampler = {.top_p = 1}};
+    return (Options){.sampler = {.top_p = 1, .repetition_penalty = 1}};
 }
 
 void flags_print_help(FILE *out) {
@@ -182,8 +186,11 @@ bool flags_check(const Options *o, Error *err) {
     bool generates = !(o->tokenize || o->detokenize || o->perplexity || o->compare || o->bench);
     if (o->ids && (o->chat || o->tokenize || o->prompts || o->perplexity || o->compare || o->bench))
         return fail(err, "--ids goes with a prompt to continue; --prompts says it on each line");
-    if (!generates && (o->logprobs || o->echo || o->n_stops || o->ignore_eos || o->sampler.temperature > 0))
-        return fail(err, "--logprobs, --echo, --stop, --ignore-eos and --temp go with generating text");
+    const SamplerConfig *s = &o->sampler;
+    bool asks = o->logprobs || o->echo || o->n_stops || o->ignore_eos;
+    if (!generates && (asks || s->temperature > 0 || s->repetition_penalty != 1))
+        return fail(
+            err, "--logprobs, --echo, --stop, --ignore-eos, --temp and --repetition-penalty go with generating text");
     if (o->logprobs && !o->json && !o->prompts) return fail(err, "--logprobs goes with --json or --prompts");
     if (!check_chat(o, err)) return false;
     if (o->stride && !o->perplexity) return fail(err, "--stride goes with --perplexity");

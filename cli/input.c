@@ -6,6 +6,20 @@
 #include "../tokenizer/encode.h"
 #include "interrupt.h"
 
+GenerateConfig generate_config(const Options *o, const Chat *chat) {
+    return (GenerateConfig){.n = o->n,
+                            .logprobs = o->logprobs,
+                            .prompt_logprobs = o->logprobs && o->echo,
+                            .n_stops = o->n_stops,
+                            .stops = o->stops,
+                            .ignore_eos = o->ignore_eos,
+                            .n_turn_ends = chat ? chat->n_ends : 0,
+                            .turn_ends = chat ? chat->ends : NULL,
+                            .special = o->special,
+                            .seed = o->seed,
+                            .sampler = o->sampler};
+}
+
 static bool read_stream(Bytes *b, FILE *in, const char *name, Error *err) {
     char block[65536];
     for (;;) {

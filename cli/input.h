@@ -6,6 +6,8 @@
 #include "../tokenizer/chat.h"
 #include "flags.h"
 
+// How an answer is generated, as the flags say. chat: the template, of an answer in a conversation; NULL: it is in none.
+GenerateConfig generate_config(const Options *o, const Chat *chat);
 // A whole file; - is standard input.
 bool read_file(Bytes *b, const char *path, Error *err);
 // What -p or -f says.

@@ -11,7 +11,7 @@ bool flush_output(Error *err);
 void write_json_text(FILE *out, const char *data, size_t n);
 
 // A finished sequence as one line of JSON. ready: seconds from the program's start to the model's.
-bool print_sequence(Sequence *seq, const Options *o, double ready, Error *err);
+bool print_sequence(Sequence *seq, const Model *m, double ready, Error *err);
 // On standard error, for --verbose: what was loaded, and where it runs.
 void print_model(const Model *m, const Options *o);
 // On standard error: how long it took.

@@ -122,10 +122,11 @@ static bool parse_prompt_line(PromptReader *r, Sequence *seq) {
         ok = parse_id_list(r, &seq->prompt);
     } else if (strcmp(key, "messages") == 0) {
         ok = parse_messages(r, &seq->prompt);
-        seq->turn = true;
     } else {
         return fail(j->err, "%s: key \"%.40s\", expected \"text\", \"ids\" or \"messages\"", j->what, key);
     }
+    seq->config = generate_config(r->options, strcmp(key, "messages") == 0 ? r->chat : NULL);
+    seq->config.stream = (uint64_t)seq->index;
     return ok && json_expect(j, '}') && json_end(j);
 }
 

@@ -65,12 +65,13 @@ static void run(Sequence *seqs, int n, int slots, GenerateConfig config,
                                      "In the morning, when the sun rose over the hills,", "\n\n"};
     if (!start(slots, 100)) return;
     for (int i = 0; i < n; i++) {
-        seqs[i] = (Sequence){.index = i};
+        seqs[i] = (Sequence){.config = config, .index = i};
+        seqs[i].config.stream = (uint64_t)i;
         CHECK(tokens_append(&seqs[i].prompt, model.config.bos_id, &err));
         CHECK(tokenizer_encode(&model.tokenizer, (const uint8_t *)texts[i], strlen(texts[i]), false, &seqs[i].prompt,
                                &err));
     }
-    if (!generate(&model, &config, seqs, n, &sink, &err)) test_fail("%s", err.text);
+    if (!generate(&model, seqs, n, &sink, &err)) test_fail("%s", err.text);
     model_close(&model);
 }
 
