@@ -123,6 +123,7 @@ static bool turn(Conversation *c, const Bytes *message, Error *err) {
     size_t before = c->ids.n, question = before, context = (size_t)c->model->kv.max_len;
     // A token is a byte at least: a text far too long is refused by its length.
     size_t longest = c->model->tokenizer.max_token_bytes, least = message->n / longest;
+    hint_special(c->options, c->chat->tokenizer, message, true);
     if (least < context) {
         if (!chat_message(c->chat, "user", (const uint8_t *)message->data, message->n, &c->ids, err)) return false;
         question = c->ids.n;

@@ -88,8 +88,7 @@ void flags_print_help(FILE *out) {
     fprintf(out, "\nMODEL.bin comes from scripts/convert.py. Engines in this build: %s.\n", model_engines());
 }
 
-// Stores a flag's value, given as text.
-static bool set_flag(Options *o, const Flag *flag, const char *text, Error *err) {
+bool flag_set(Options *o, const Flag *flag, const char *text, Error *err) {
     void *field = (char *)o + flag->offset;
     char *end;
     errno = 0;
@@ -138,7 +137,7 @@ bool flags_parse(Options *o, int argc, char **argv, Error *err) {
             if (strcmp(argv[i], flags[f].name) == 0) flag = &flags[f];
         if (flag && flag->value && i + 1 == argc) return fail(err, "%s needs a value: %s", flag->name, flag->value);
         if (flag) {
-            if (!set_flag(o, flag, flag->value ? argv[++i] : NULL, err)) return false;
+            if (!flag_set(o, flag, flag->value ? argv[++i] : NULL, err)) return false;
         } else if (argv[i][0] == '-') {
             return fail(err, "unknown flag %s; --help lists them", argv[i]);
         } else if (o->model) {

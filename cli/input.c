@@ -55,7 +55,11 @@ bool read_prompt(const Options *o, Bytes *b, Error *err) {
 
 bool parse_ids(const char *text, size_t n, int vocab_size, TokenList *ids, Error *err) {
     const char *separators = " \t\r\n,";
-    for (size_t i = 0; i < n;) {
+    size_t first = 0;
+    while (first < n && text[first] && strchr(separators, text[first])) first++;
+    while (n > first && text[n - 1] && strchr(separators, text[n - 1])) n--;
+    if (n - first >= 2 && text[first] == '[' && text[n - 1] == ']') first++, n--;
+    for (size_t i = first; i < n;) {
         if (text[i] && strchr(separators, text[i])) {
             i++;
             continue;
@@ -78,6 +82,7 @@ bool encode_prompt(const Options *o, const Model *m, const Bytes *text, TokenLis
     if (o->ids) return parse_ids(text->data, text->n, m->config.vocab_size, ids, err);
     int bos = o->tokenize ? -1 : m->config.bos_id;
     TokenList encoded = {0};
+    hint_special(o, &m->tokenizer, text, false);
     bool ok = tokenizer_encode(&m->tokenizer, (const uint8_t *)text->data, text->n, o->special, &encoded, err);
     if (ok && bos >= 0 && !(encoded.n && encoded.ids[0] == bos)) ok = tokens_append(ids, bos, err);
     for (size_t i = 0; ok && i < encoded.n; i++) ok = tokens_append(ids, encoded.ids[i], err);
@@ -94,6 +99,31 @@ bool check_prompt_bytes(const Options *o, const Model *m, size_t n, const char *
                                          what, n, n / longest, max_len);
 }
 
+bool check_prompt(const Options *o, const Sequence *seq, int context, bool is_ids, Error *err) {
+    size_t n = seq->prompt.n;
+    if (n == 0)
+        return fail(err, "the prompt is empty, and %s",
+                    is_ids ? "ids get no BOS" : "this model has no BOS token to begin with");
+    bool more = seq->config.n > 0;
+    return n + more <= (size_t)context || fail(err, "the prompt has %zu tokens, the context holds %d%s%s", n, context,
+                                               more ? " and needs room for one more" : "", o->context ? " (-c)" : "");
+}
+
+void hint_special(const Options *o, const Tokenizer *t, const Bytes *text, bool message) {
+    static bool given;
+    if (given || o->quiet || o->special) return;
+    int id = tokenizer_find_special(t, (const uint8_t *)text->data, text->n);
+    if (id < 0) return;
+    given = true;
+    size_t n;
+    const uint8_t *name = tokenizer_bytes(t, id, &n);
+    Error hint = {""}; // one printable line, whatever the name is
+    fail(&hint, "%.*s in the %s is ordinary characters; %s", (int)(n < 100 ? n : 100), (const char *)name,
+         message ? "message" : "prompt",
+         message ? "special tokens in a conversation are the template's" : "with --special it is the special token");
+    fprintf(stderr, "llama: %s\n", hint.text);
+}
+
 // ---- chat -----------------------------------------------------------------------------------------------------------
 
 bool open_chat(const Options *o, const Model *m, Chat *chat, Error *err) {
@@ -108,6 +138,7 @@ bool open_chat(const Options *o, const Model *m, Chat *chat, Error *err) {
 
 bool encode_message(const Options *o, const Chat *chat, const Bytes *text, TokenList *ids, Error *err) {
     const uint8_t *system = (const uint8_t *)o->system;
+    hint_special(o, chat->tokenizer, text, true);
     return chat_begin(chat, system, system ? strlen(o->system) : 0, o->date, ids, err) &&
            chat_message(chat, "user", (const uint8_t *)text->data, text->n, ids, err) &&
            chat_reply_header(chat, ids, err);

@@ -94,7 +94,12 @@ static double seconds_per_token(const Sequence *seq) {
     return seq->ids.n > 1 ? (seq->last - seq->first) / (double)(seq->ids.n - 1) : 0;
 }
 
-bool print_sequence(Sequence *seq, const Model *m, double ready, Error *err) {
+static void end_object(const Bytes *other) {
+    if (other && other->n) fwrite(other->data, 1, other->n, stdout);
+    puts("}");
+}
+
+bool print_sequence(Sequence *seq, const Model *m, const Bytes *other, double ready, Error *err) {
     printf("{\"index\": %d, ", seq->index);
     write_json_ids(stdout, "prompt_ids", seq->prompt.ids, seq->prompt.n);
     write_json_ids(stdout, "ids", seq->ids.ids, seq->ids.n);
@@ -104,10 +109,19 @@ bool print_sequence(Sequence *seq, const Model *m, double ready, Error *err) {
     write_json_token_texts(m, &seq->ids);
     write_json_logprobs(seq);
     printf("\"timings\": {\"ready_ms\": %.3f, \"first_token_ms\": %.3f, \"decode_ms\": %.3f, \"ms_per_token\": %.4f, "
-           "\"p50_ms\": %.4f, \"p95_ms\": %.4f}}\n",
+           "\"p50_ms\": %.4f, \"p95_ms\": %.4f}",
            ready * 1e3, seq->ids.n ? (seq->first - seq->admitted) * 1e3 : 0.0,
            seq->ids.n ? (seq->last - seq->first) * 1e3 : 0.0, seconds_per_token(seq) * 1e3,
            sequence_latency(seq, 0.5) * 1e3, sequence_latency(seq, 0.95) * 1e3);
+    end_object(other);
+    return flush_output(err);
+}
+
+bool print_line_error(int index, const PromptLine *line, Error *err) {
+    printf("{\"index\": %d, \"line\": %d, \"error\": \"", index, line->number);
+    write_json_text(stdout, line->error, strlen(line->error));
+    putchar('"');
+    end_object(&line->other);
     return flush_output(err);
 }
 
