@@ -136,7 +136,9 @@ static bool raw_string(Json *j) {
         int n = 1;
         if (c < 0x20) return json_fail(j, "no control character in a string");
         if (c == '\\') {
-            char kind = ++j->at < j->end ? *j->at : 0;
+            j->at++;
+            char kind = '\0';
+            if (j->at < j->end) kind = *j->at;
             if (!kind || !strchr("\"\\/bfnrtu", kind)) return json_fail(j, "an escape");
             j->at++;
             n = 0;
@@ -174,34 +176,46 @@ static bool raw_number(Json *j) {
     return true;
 }
 
-static bool raw_value(Json *j, int depth);
-
-// A list or an object, after its bracket.
-static bool raw_members(Json *j, char close, int depth) {
-    if (depth > JSON_MAX_DEPTH) return json_fail(j, "fewer lists and objects in one another");
-    if (json_next(j, close)) return true;
-    do {
-        if (close == '}' && !(json_expect(j, '"') && raw_string(j) && json_expect(j, ':'))) return false;
-        if (!raw_value(j, depth)) return false;
-    } while (json_next(j, ','));
-    return json_expect(j, close);
+static bool raw_key(Json *j) {
+    return json_expect(j, '"') && raw_string(j) && json_expect(j, ':');
 }
 
-static bool raw_value(Json *j, int depth) {
+// A value that is no list and no object.
+static bool raw_scalar(Json *j) {
     if (j->err->text[0]) return false;
-    skip_space(j);
-    char c = j->at < j->end ? *j->at : 0;
-    if (c == '-' || (c >= '0' && c <= '9')) return raw_number(j);
+    if (json_next(j, '"')) return raw_string(j);
     if (next_word(j, "null") || next_word(j, "true") || next_word(j, "false")) return true;
-    if (c != '"' && c != '[' && c != '{') return json_fail(j, "a value");
-    j->at++;
-    return c == '"' ? raw_string(j) : raw_members(j, c == '[' ? ']' : '}', depth + 1);
+    bool number = j->at < j->end && (*j->at == '-' || (*j->at >= '0' && *j->at <= '9'));
+    return number ? raw_number(j) : json_fail(j, "a value");
+}
+
+static bool raw_value(Json *j) {
+    char close[JSON_MAX_DEPTH] = ""; // [depth] brackets that what the value is in ends with
+    int depth = 0;
+    do {
+        bool object = json_next(j, '{');
+        if (object || json_next(j, '[')) {
+            if (depth == JSON_MAX_DEPTH) return json_fail(j, "fewer lists and objects in one another");
+            close[depth++] = object ? '}' : ']';
+            if (!json_next(j, close[depth - 1])) {
+                if (object && !raw_key(j)) return false;
+                continue; // with its first value
+            }
+            depth--;
+        } else if (!raw_scalar(j)) {
+            return false;
+        }
+        for (; depth && !json_next(j, ','); depth--)
+            if (!json_expect(j, close[depth - 1])) return false;
+        if (depth && close[depth - 1] == '}' && !raw_key(j)) return false;
+    } while (depth);
+    return true;
 }
 
 bool json_raw(Json *j, char **text, size_t *n) {
     skip_space(j);
     *text = j->at;
-    if (!raw_value(j, 0)) return false;
+    if (!raw_value(j)) return false;
     *n = (size_t)(j->at - *text);
     return true;
 }
