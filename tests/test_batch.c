@@ -80,8 +80,8 @@ static void run(Sequence *seqs, int n, int slots, const GenerateConfig *configs,
 
 static void check_same(const Sequence *a, const Sequence *b) {
     CHECK(a->ids.n == b->ids.n && a->text.n == b->text.n);
-    if (a->ids.n == b->ids.n) CHECK(memcmp(a->ids.ids, b->ids.ids, a->ids.n * sizeof *a->ids.ids) == 0);
-    if (a->text.n == b->text.n) CHECK(memcmp(a->text.data, b->text.data, a->text.n) == 0);
+    if (a->ids.n && a->ids.n == b->ids.n) CHECK(memcmp(a->ids.ids, b->ids.ids, a->ids.n * sizeof *a->ids.ids) == 0);
+    if (a->text.n && a->text.n == b->text.n) CHECK(memcmp(a->text.data, b->text.data, a->text.n) == 0);
     CHECK(a->finish_reason && b->finish_reason && strcmp(a->finish_reason, b->finish_reason) == 0);
 }
 
