@@ -7,6 +7,7 @@ a prompt, its greedy continuation, and the log-probabilities of the prompt's tok
 """
 import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -112,6 +113,37 @@ def test_repetition_penalty_flag_and_alias():
         for bad in ("0", "-1", "x", "nan"):
             err = run("-p", "a", flag, bad, status=2)[1]
             assert flag in err and "expected a number" in err, err
+
+
+def story_chat_model():
+    """The story model with a chat format: its metadata is written anew, in the same room."""
+    path = os.path.join(work.name, "story-chat.bin")
+    with open(MODEL, "rb") as file:
+        blob = file.read()
+    length, = struct.unpack("<Q", blob[:8])
+    header = json.loads(blob[8:8 + length])
+    header["__metadata__"]["chat_format"] = "llama3"
+    text = json.dumps(header, separators=(",", ":")).encode()
+    assert len(text) <= length
+    with open(path, "wb") as file:
+        file.write(blob[:8] + text.ljust(length) + blob[8 + length:])
+    return path
+
+
+def test_repetition_penalty_of_a_conversation():
+    """It counts all ids of the conversation, those of messages and answers before, too."""
+    model, messages = story_chat_model(), ("The king and the wolf.", "And the king?")
+    flags = ("-n", "20", "--ignore-eos", "--quiet", "--repetition-penalty", "1.6")
+    prompts = [json.loads(run("--tokenize", "--json", "--chat", "-p", each, model=model)[0])["ids"] for each in messages]
+    first = json.loads(run("--chat", "-p", messages[0], "--json", *flags, model=model)[0])
+    equal(first["prompt_ids"], prompts[0])
+    end, = json.loads(run("--tokenize", "--json", "--special", "-p", "<|eot_id|>", model=model)[0])["ids"]
+    conversation = prompts[0] + first["ids"] + [end] + prompts[1][1:]
+    second = json.loads(run("--ids", "-p", json.dumps(conversation), "--json", *flags, model=model)[0])
+    out, _ = run("--chat", *flags, model=model, stdin="".join(each + "\n" for each in messages))
+    equal(out, "%s\n%s\n" % (first["text"], second["text"]))
+    alone_ids = json.loads(run("--chat", "-p", messages[1], "--json", *flags, model=model)[0])["ids"]
+    assert alone_ids != second["ids"]
 
 
 def test_repetition_penalty_leaves_log_probabilities():
