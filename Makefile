@@ -18,13 +18,13 @@
 # make coverage   how many lines of the CPU's sources the tests reach: make COVERAGE=1 test
 # make valgrind   the reading of good and bad files under valgrind
 # make all-archs  the program for every GPU that is supported
-# make install    what make built to PREFIX/bin, its manual page to PREFIX/share/man/man1 and convert.py to PREFIX/share/llama
-#                 (PREFIX=/usr/local; DESTDIR before it); it compiles nothing. make uninstall removes them
+# make install    what make built to PREFIX/bin, its manual page, completions for bash, zsh and fish, and convert.py to
+#                 PREFIX/share (PREFIX=/usr/local; DESTDIR before it); it compiles nothing. make uninstall removes them
 # make help       this list
 # make clean
 #
-# CUDA=0 leaves the CUDA Toolkit alone; CUDA_HOME says where it is. CUDA_ARCHS: GPUs to build for. CC, CFLAGS and LDFLAGS are
-# yours to add to.
+# CUDA=0 leaves the CUDA Toolkit alone; CUDA_HOME says where it is. CUDA_ARCHS: GPUs to build for; newer ones compile what is
+# for the newest of these when the program starts. CC, CPPFLAGS, CFLAGS and LDFLAGS are yours to add to.
 
 # make's own default is cc, which not every machine with gcc has.
 ifeq ($(origin CC),default)
@@ -42,7 +42,7 @@ NVCC    := $(if $(filter 0,$(CUDA))$(COVERAGE),,$(firstword $(wildcard $(CUDA_HO
 OPENMP  := $(shell echo 'int main(void) { return 0; }' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo -fopenmp)
 # Line editing in --chat: readline, libedit or none.
 HASH    := \#
-try_line = $(shell printf '$(HASH)include <stdio.h>\n$(HASH)include <$(1)>\nint main(void) { return !readline; }' | $(CC) -x c - -o /dev/null $(2) 2>/dev/null && echo yes)
+try_line = $(shell printf '$(HASH)include <stdio.h>\n$(HASH)include <$(1)>\nint main(void) { return !readline; }' | $(CC) $(CPPFLAGS) $(CFLAGS) -x c - -o /dev/null $(LDFLAGS) $(2) 2>/dev/null && echo yes)
 LINE    := $(if $(call try_line,readline/readline.h,-lreadline),readline,$(if $(call try_line,editline/readline.h,-ledit),edit,none))
 X86     := $(findstring x86_64,$(shell $(CC) -dumpmachine))
 
@@ -57,16 +57,17 @@ CUDA_CFLAGS := $(if $(NVCC),-DLLAMA_CUDA)
 
 # ---- flags -----------------------------------------------------------------------------------------------------------
 
-WARNINGS := -Wall -Wextra -Werror
+# (a newer compiler may warn of what none did before: that ends a build in CI only, which sets WERROR)
+WARNINGS := -Wall -Wextra $(if $(WERROR),-Werror)
 # No contraction: a product and a sum are fused where model/cpu/ops.c is compiled and nowhere else, so that RoPE's frequencies,
 # say, are the same on every machine.
 COVERAGE_FLAGS := $(if $(COVERAGE),-g --coverage)
-ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) $(OPENMP) -MMD -MP $(CUDA_CFLAGS) $(COVERAGE_FLAGS) $(CFLAGS)
+ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) $(OPENMP) -MMD -MP $(CUDA_CFLAGS) $(COVERAGE_FLAGS) $(CPPFLAGS) $(CFLAGS)
 ALL_LDFLAGS := $(OPENMP) $(COVERAGE_FLAGS) $(LDFLAGS) $(CUDA_LDFLAGS) $(if $(filter-out none,$(LINE)),-l$(LINE)) -lm
 LINE_CFLAGS := $(if $(filter edit,$(LINE)),-DREADLINE_HEADER='<editline/readline.h>' -DHISTORY_HEADER='<editline/readline.h>' -DLINE_EDITOR='"libedit"' -DLINE_WIDE=true,\
                  -DREADLINE_HEADER='<readline/readline.h>' -DHISTORY_HEADER='<readline/history.h>' -DLINE_EDITOR='"readline"' -DLINE_WIDE=false)
 # Position-independent, so that one object of the attention kernels is in the program and in their library.
-NVCC_FLAGS   = -std=c++17 -O3 -Xfatbin -compress-all --threads 2 $(GENCODE) -I. -Xcompiler -Wall,-Wextra,-fopenmp,-fPIC
+NVCC_FLAGS   = -std=c++17 -O3 -Xfatbin -compress-all --threads 2 $(GENCODE) -I. $(filter -D% -U% -I%,$(CPPFLAGS)) -Xcompiler -Wall,-Wextra,-fopenmp,-fPIC
 OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 
 # ---- sources ---------------------------------------------------------------------------------------------------------
@@ -113,11 +114,12 @@ $(BUILD)/flags: FORCE
 
 # What --version says of the sources and of CUDA; compiled anew when it changes.
 COMMIT  := $(shell git -C $(CURDIR) describe --always --dirty=+ --exclude='*' 2>/dev/null || echo unknown)
+VERSION := $(shell cat VERSION)
 CUDA_IS := $(if $(NVCC),CUDA $(shell $(NVCC) --version | sed -n 's/.*release \([0-9.]*\).*/\1/p') for sm $(CUDA_ARCHS),no CUDA)
 
 $(BUILD)/version: FORCE
 	@mkdir -p $(@D)
-	@echo '$(COMMIT) $(CUDA_IS)' | cmp -s - $@ || echo '$(COMMIT) $(CUDA_IS)' > $@
+	@echo '$(VERSION) $(COMMIT) $(CUDA_IS)' | cmp -s - $@ || echo '$(VERSION) $(COMMIT) $(CUDA_IS)' > $@
 
 $(BUILD)/cli/line_readline.o: cli/line_readline.c $(BUILD)/flags
 	@mkdir -p $(@D)
@@ -125,7 +127,7 @@ $(BUILD)/cli/line_readline.o: cli/line_readline.c $(BUILD)/flags
 
 $(BUILD)/cli/version.o: cli/version.c $(BUILD)/flags $(BUILD)/version
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -DCOMMIT='"$(COMMIT)"' -DCUDA_IS='"$(CUDA_IS)"' -c $< -o $@
+	$(CC) $(ALL_CFLAGS) -DVERSION='"$(VERSION)"' -DCOMMIT='"$(COMMIT)"' -DCUDA_IS='"$(CUDA_IS)"' -c $< -o $@
 
 $(BUILD)/%.o: %.cu $(BUILD)/flags
 	@mkdir -p $(@D)
@@ -168,8 +170,11 @@ $(BUILD)/manual: $(BUILD)/cli/manual.o $(LIBRARY_OBJECTS)
 	$(CC) $^ -o $@ $(ALL_LDFLAGS)
 
 # What is there is installed, and nothing is built: another user's make, or a later one, must not compile.
-BIN := $(DESTDIR)$(PREFIX)/bin
-MAN := $(DESTDIR)$(PREFIX)/share/man/man1
+BIN  := $(DESTDIR)$(PREFIX)/bin
+MAN  := $(DESTDIR)$(PREFIX)/share/man/man1
+BASH := $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+ZSH  := $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+FISH := $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 # convert.py and the modules that it imports.
 SHARE   := $(DESTDIR)$(PREFIX)/share/llama
 CONVERT := $(addprefix scripts/,convert.py refusal.py checked_json.py model_file.py safetensors_reader.py weight_values.py hf_checkpoint.py \
@@ -177,14 +182,17 @@ CONVERT := $(addprefix scripts/,convert.py refusal.py checked_json.py model_file
 
 install:
 	@[ -x $(PROGRAM) ] && [ -x $(BUILD)/manual ] || { echo "make install: $(PROGRAM) is not built; run make first" >&2; exit 1; }
-	install -d $(BIN) $(MAN) $(SHARE)
+	install -d $(BIN) $(MAN) $(BASH) $(ZSH) $(FISH) $(SHARE)
 	install $(PROGRAM) $(BIN)/llama
 	$(abspath $(BUILD)/manual) > $(MAN)/llama.1
-	chmod 644 $(MAN)/llama.1
+	$(abspath $(BUILD)/manual) bash > $(BASH)/llama
+	$(abspath $(BUILD)/manual) zsh > $(ZSH)/_llama
+	$(abspath $(BUILD)/manual) fish > $(FISH)/llama.fish
+	chmod 644 $(MAN)/llama.1 $(BASH)/llama $(ZSH)/_llama $(FISH)/llama.fish
 	install -m 644 $(CONVERT) $(SHARE)
 
 uninstall:
-	rm -f $(BIN)/llama $(MAN)/llama.1 $(CONVERT:scripts/%=$(SHARE)/%)
+	rm -f $(BIN)/llama $(MAN)/llama.1 $(BASH)/llama $(ZSH)/_llama $(FISH)/llama.fish $(CONVERT:scripts/%=$(SHARE)/%)
 	rm -rf $(SHARE)/__pycache__
 	[ ! -d $(SHARE) ] || rmdir --ignore-fail-on-non-empty $(SHARE)
 
@@ -278,7 +286,7 @@ asan:
 	 TEST="$(filter-out convert chat_template scripts engine_gpu failures,$(or $(TEST),$(sort $(patsubst test_%,%,$(basename $(notdir $(TESTS) $(SCRIPT_TESTS)))))))" test
 
 LINTED      := llama.c $(LIBRARY) $(OPS_C)
-LINT_DEFINE := -DCOMMIT='""' -DCUDA_IS='""' -DOPS_TABLE=ops_portable -DOPS_NAME='""' $(LINE_CFLAGS)
+LINT_DEFINE := -DVERSION='""' -DCOMMIT='""' -DCUDA_IS='""' -DOPS_TABLE=ops_portable -DOPS_NAME='""' $(LINE_CFLAGS)
 
 lint: $(LINTED:%=tidy/%)
 	cppcheck --quiet -j2 --error-exitcode=1 --enable=warning,performance,portability --std=c11 --suppressions-list=tests/cppcheck.txt $(LINT_DEFINE) $(LINTED)
