@@ -50,7 +50,12 @@ X86     := $(findstring x86_64,$(shell $(CC) -dumpmachine))
 ALL_ARCHS   := 80 86 89 90a 100 120
 GPU_HERE    := $(if $(NVCC),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | sed 's/\.//; s/^90$$/90a/'))
 CUDA_ARCHS  ?= $(or $(GPU_HERE),80 90a)
-GENCODE      = $(foreach arch,$(CUDA_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch))
+# Code for each, and PTX of the newest, which the driver compiles on GPUs that are newer. (Hopper's own instructions, sm_90a,
+# are for Hopper alone: its PTX is that of compute_90.)
+ARCHS       := $(patsubst 90,90a,$(CUDA_ARCHS))
+newest       = $(lastword $(shell printf '%s\n' $(subst f,,$(subst a,,$(1))) | sort -n))
+gencode      = $(foreach arch,$(1),-gencode arch=compute_$(arch),code=sm_$(arch)) -gencode arch=compute_$(newest),code=compute_$(newest)
+GENCODE     := $(if $(NVCC),$(call gencode,$(ARCHS)))
 CUDA_ROOT   := $(abspath $(dir $(realpath $(NVCC)))..)
 CUDA_LDFLAGS := $(if $(NVCC),-L$(CUDA_ROOT)/lib64 -Xlinker -rpath -Xlinker $(CUDA_ROOT)/lib64 -lcublas -lcublasLt -lcudart -lstdc++)
 CUDA_CFLAGS := $(if $(NVCC),-DLLAMA_CUDA)
@@ -94,7 +99,7 @@ SCRIPT_TESTS    := $(wildcard tests/test_*.sh tests/test_*.py)
         bench-tokenizer check-tokenizer check-added-tokens check-chat asan lint coverage valgrind fuzz fuzz-build fuzz-tokenizer format check-format clean FORCE
 
 all: $(PROGRAM) $(BUILD)/manual
-	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(CUDA_ARCHS) ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA))$(COVERAGE),CUDA=0,no nvcc in CUDA_HOME or PATH))"
+	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(ARCHS) and newer ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA))$(COVERAGE),CUDA=0,no nvcc in CUDA_HOME or PATH))"
 	@echo "lines in --chat are edited by $(if $(filter none,$(LINE)),the terminal alone: libreadline-dev (Fedora: readline-devel) brings readline,$(if $(filter edit,$(LINE)),libedit,readline))"
 
 all-archs:
@@ -115,7 +120,7 @@ $(BUILD)/flags: FORCE
 # What --version says of the sources and of CUDA; compiled anew when it changes.
 COMMIT  := $(shell git -C $(CURDIR) describe --always --dirty=+ --exclude='*' 2>/dev/null || echo unknown)
 VERSION := $(shell cat VERSION)
-CUDA_IS := $(if $(NVCC),CUDA $(shell $(NVCC) --version | sed -n 's/.*release \([0-9.]*\).*/\1/p') for sm $(CUDA_ARCHS),no CUDA)
+CUDA_IS := $(if $(NVCC),CUDA $(shell $(NVCC) --version | sed -n 's/.*release \([0-9.]*\).*/\1/p') for sm $(ARCHS) and newer,no CUDA)
 
 $(BUILD)/version: FORCE
 	@mkdir -p $(@D)
@@ -134,8 +139,7 @@ $(BUILD)/%.o: %.cu $(BUILD)/flags
 	$(NVCC) $(NVCC_FLAGS) -MMD -MP -c $< -o $@
 
 # Engine fused is for Hopper and later.
-FUSED_ARCHS := $(or $(filter-out 80 86 89,$(CUDA_ARCHS)),90a)
-$(BUILD)/model/cuda/fused.o: private GENCODE = $(foreach arch,$(FUSED_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch))
+$(BUILD)/model/cuda/fused.o: private GENCODE := $(if $(NVCC),$(call gencode,$(or $(filter-out 80 86 87 89,$(ARCHS)),90a)))
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)

@@ -183,9 +183,9 @@ void flags_print_help(FILE *out) {
 
 // ---- parsing --------------------------------------------------------------------------------------------------------
 
-// Stores a flag's value, given as text.
-static bool set_flag(Options *o, const Flag *flag, const char *name, const char *text, Error *err) {
+bool flag_set(Options *o, const Flag *flag, const char *text, Error *err) {
     void *field = (char *)o + flag->offset;
+    const char *name = flag->name;
     const char *shown = text && !*text ? "\"\"" : text;
     char *end;
     errno = 0;
@@ -205,7 +205,7 @@ static bool set_flag(Options *o, const Flag *flag, const char *name, const char 
         long v = strtol(text, &end, 10);
         if (errno || end == text || *end || (double)v < flag->least || (double)v > flag->most)
             return fail(err, "%s %s: expected a whole number from %.0f to %.0f", name, shown, flag->least, flag->most);
-        *(int *)field = (int)v;
+        *(int *)field = v < 0 ? NO_LIMIT : (int)v;
         return true;
     }
     case FLAG_SEED: {
@@ -295,7 +295,9 @@ static bool parse_flag(Options *o, int argc, char **argv, int *i, Error *err) {
         return fail(err, "%s: %s takes its value in the next argument: %s %s", text, name, name, equals + 1);
     if (flag->value && !equals && *i + 1 == argc) return fail(err, "%s needs a value: %s", name, flag->value);
     if (flag->value) value = equals ? equals + 1 : argv[++*i];
-    if (!set_flag(o, flag, name, value, err)) return false;
+    Flag named = *flag; // by the name that was typed, for messages
+    named.name = name;
+    if (!flag_set(o, &named, value, err)) return false;
     Given *given = &o->given[flag - flags];
     given->name_before = given->name;
     given->value_before = given->value;
@@ -327,6 +329,6 @@ bool flags_parse(Options *o, int argc, char **argv, Error *err) {
     }
     if (model && o->model) return fail(err, "two models: %s (-m) and %s; a prompt goes after -p", o->model, model);
     if (model) o->model = model;
-    if (o->n < 0 || (o->chat && !was_given(o, FIELD(n)))) o->n = NO_LIMIT;
+    if (o->chat && !was_given(o, FIELD(n))) o->n = NO_LIMIT;
     return true;
 }
