@@ -186,7 +186,7 @@ void flags_print_help(FILE *out) {
 bool flag_set(Options *o, const Flag *flag, const char *text, Error *err) {
     void *field = (char *)o + flag->offset;
     const char *name = flag->name;
-    const char *shown = text && !*text ? "\"\"" : text;
+    const char *shown = *text ? text : "\"\"";
     char *end;
     errno = 0;
     switch (flag->type) {
@@ -285,7 +285,7 @@ static bool fail_unknown(const char *text, size_t n, Error *err) {
 
 // One flag at argv[*i], with its value after a = or in the next argument, to which *i moves.
 static bool parse_flag(Options *o, int argc, char **argv, int *i, Error *err) {
-    const char *text = argv[*i], *equals = strchr(text, '='), *name, *value = NULL;
+    const char *text = argv[*i], *equals = strchr(text, '='), *name, *value = ""; // of a switch
     size_t n = equals ? (size_t)(equals - text) : strlen(text);
     const Flag *flag = find_flag(text, n, &name);
     if (!flag) return fail_unknown(text, n, err);
@@ -302,7 +302,7 @@ static bool parse_flag(Options *o, int argc, char **argv, int *i, Error *err) {
     given->name_before = given->name;
     given->value_before = given->value;
     given->name = name;
-    given->value = value;
+    given->value = flag->value ? value : NULL;
     given->count++;
     return true;
 }

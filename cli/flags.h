@@ -88,7 +88,7 @@ const char *flag_choices(const Flag *flag);
 
 // What holds where no flag says otherwise.
 Options flags_default(void);
-// Stores a flag's value, given as text. flag->name is what messages call it.
+// Stores a flag's value, given as text (of a switch any). flag->name is what messages call it.
 bool flag_set(Options *o, const Flag *flag, const char *text, Error *err);
 bool flags_parse(Options *o, int argc, char **argv, Error *err);
 // Refuses combinations that make no sense, rather than ignoring one of them.
