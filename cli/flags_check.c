@@ -138,9 +138,14 @@ static void print_repeated(const Given *g, FILE *out) {
     fprintf(out, "llama: %s\n", note.text);
 }
 
-// Flags that need a temperature above 0 where there is none. A seed counts in synthetic weights, too.
+// Whether a flag is the seed of the weights that this run computes with.
+static bool seeds_weights(const Options *o, const Flag *flag) {
+    return flag->type == FLAG_SEED && o->synthetic && (flags_run(o) & RUNS_COMPUTE);
+}
+
+// Whether a flag needs a temperature above 0, and nothing else.
 static bool waits_for_sampling(const Options *o, const Flag *flag) {
-    return flag->needs == NEEDS_SAMPLING && says_more(o, flag) && !(flag->type == FLAG_SEED && o->synthetic);
+    return flag->needs == NEEDS_SAMPLING && says_more(o, flag) && !seeds_weights(o, flag);
 }
 
 void flags_print_greedy_notes(const Options *o, FILE *out) {
@@ -158,7 +163,7 @@ void flags_print_notes(const Options *o, FILE *out) {
     for (int i = 0; i < n_flags; i++) {
         const Flag *flag = &flags[i];
         if (!o->given[i].count) continue;
-        if (!(flag->counts & run) && !(flag->type == FLAG_SEED && o->synthetic))
+        if (!(flag->counts & run) && !seeds_weights(o, flag))
             fprintf(out, "llama: %s changes nothing with %s\n", o->given[i].name,
                     run & RUNS_TOKENIZE ? "--tokenize" : flags_run_names(run, names, sizeof names));
         else if ((flag->counts & run & ~RUN_PROMPTS) && o->n == 0 &&
