@@ -1,7 +1,6 @@
 // llama: loads a model.bin and continues a prompt. main and what it can do: generate, chat, tokenize, perplexity,
 // compare, bench.
 #include <fcntl.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
