@@ -1,7 +1,6 @@
 // llama: loads a model.bin and continues a prompt. main and what it can do: generate, chat, tokenize, perplexity,
 // compare, bench.
 #include <fcntl.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,8 +23,10 @@
 #include "tokenizer/encode.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
-enum { MESSAGE_ROOM = 1024 }; // tokens that the context of one message has for the answer at least
-enum { MAX_REPORTED = 10 };   // lines of --prompts whose errors are on standard error, too
+enum {
+    ROOM_WITHOUT_LIMIT = 1024
+}; // tokens that a context has for an answer without a limit, and for one to a message, at least
+enum { MAX_REPORTED = 10 }; // lines of --prompts whose errors are on standard error, too
 
 // ---- starting -------------------------------------------------------------------------------------------------------
 
@@ -36,8 +37,19 @@ static int context_for(const Options *o, const Model *m, int64_t wanted) {
     return length < m->config.max_seq_len ? (int)length : m->config.max_seq_len;
 }
 
+// New tokens that a context is made for, of an answer of n at most: where that is no limit a few.
+static int new_tokens(int n) {
+    return n < NO_LIMIT ? n : ROOM_WITHOUT_LIMIT;
+}
+
 static Precision precision_of(const Options *o) {
     return o->precision && strcmp(o->precision, "f32") == 0 ? PRECISION_F32 : PRECISION_BF16;
+}
+
+static void print_precision_note(const Options *o, const Model *m) {
+    if (!o->quiet && o->precision && precision_of(o) != m->precision)
+        fprintf(stderr, "llama: --precision %s changes nothing on engine %s, which computes in float32\n", o->precision,
+                m->engine->name);
 }
 
 static bool start_model(const Options *o, Model *m, int slots, int context, Error *err) {
@@ -47,6 +59,7 @@ static bool start_model(const Options *o, Model *m, int slots, int context, Erro
     m->interrupted = &interrupted;
     m->verbose = o->verbose;
     if (!model_start(m, o->engine, precision_of(o), slots, context, err)) return false;
+    print_precision_note(o, m);
     if (o->verbose) print_model(m, o);
     return true;
 }
@@ -57,20 +70,16 @@ static void print_notes(const Options *o, const Sequence *seqs, int n, int conte
     bool greedy = true;
     for (int i = 0; i < n; i++) {
         int left = context - (int)seqs[i].prompt.n;
-        if (left < seqs[i].config.n) cut++, room = left;
+        if (left < seqs[i].config.n && seqs[i].config.n < NO_LIMIT) cut++, room = left;
         greedy = greedy && seqs[i].config.sampler.temperature == 0;
     }
-    if (o->chat && o->n == INT_MAX) cut = 0; // no number was asked for
     if (cut && o->prompts)
         fprintf(stderr,
                 "llama: the context of %d leaves room for fewer new tokens than asked for after %d of %d prompts\n",
                 context, cut, n);
     else if (cut)
         fprintf(stderr, "llama: the context of %d leaves room for %d of %d new tokens\n", context, room, o->n);
-    const SamplerConfig *s = &o->sampler;
-    if (greedy && (s->top_k || s->top_p < 1 || s->min_p > 0))
-        fprintf(stderr,
-                "llama: at --temp 0 the most likely token is taken; --top-k, --top-p and --min-p change nothing\n");
+    if (o->prompts && greedy) flags_print_greedy_notes(o, stderr);
 }
 
 // ---- generate -------------------------------------------------------------------------------------------------------
@@ -137,8 +146,9 @@ static bool run_generate(const Options *o, Model *m, const Bytes *text, double s
     Sequence seq = {.config = generate_config(o, NULL)};
     bool ok =
         (o->ids || check_prompt_bytes(o, m, text->n, "the prompt", err)) && encode_prompt(o, m, text, &seq.prompt, err);
-    int context = context_for(o, m, (int64_t)seq.prompt.n + o->n);
+    int context = context_for(o, m, (int64_t)seq.prompt.n + new_tokens(o->n));
     ok = ok && check_prompt(o, &seq, context, o->ids, err) && run_sequences(&run, m, &seq, 1, 1, context, err);
+    if (ok && !o->quiet && !o->json && o->n == NO_LIMIT) print_length_note(o, &seq, m->kv.max_len, "-c sets it");
     if (ok && !o->quiet) print_statistics(m, o, &seq, run.ready);
     sequence_free(&seq);
     return ok;
@@ -165,7 +175,7 @@ static bool run_message(const Options *o, Model *m, Bytes *text, double start, E
     drop_last_newline(o, text);
     Run run = {.options = o, .model = m, .chat = &chat, .start = start};
     Sequence seq = {.index = 0};
-    int64_t room = o->n < INT_MAX && o->n > MESSAGE_ROOM ? o->n : MESSAGE_ROOM;
+    int64_t room = new_tokens(o->n) > ROOM_WITHOUT_LIMIT ? new_tokens(o->n) : ROOM_WITHOUT_LIMIT;
     bool ok = open_chat(o, m, &chat, err) && check_prompt_bytes(o, m, text->n, "the message", err);
     if (ok) seq.config = generate_config(o, &chat);
     ok = ok && encode_message(o, &chat, text, &seq.prompt, err);
@@ -191,14 +201,17 @@ static int report_errors(const Options *o, const Prompts *p) {
     return n;
 }
 
-// What the longest prompt and answer need, up to what the model has.
+// What the longest prompt and answer need, up to what the model has; for answers without a limit as much as one alone has.
 static int context_of_prompts(const Options *o, const Model *m, const Prompts *p) {
-    if (o->context) return o->context;
     int64_t longest = 1;
+    bool limited = true;
     for (int i = 0; i < p->n_seqs; i++) {
-        int64_t length = (int64_t)p->seqs[i].prompt.n + p->seqs[i].config.n;
+        const Sequence *seq = &p->seqs[i];
+        int64_t length = (int64_t)seq->prompt.n + new_tokens(seq->config.n);
         longest = length > longest ? length : longest;
+        limited = limited && seq->config.n < NO_LIMIT;
     }
+    if (o->context || !limited) return context_for(o, m, longest);
     return longest < m->config.max_seq_len ? (int)longest : m->config.max_seq_len;
 }
 
@@ -369,8 +382,9 @@ static bool run_bench(const Options *o, Model *m, Error *err) {
                             .json = o->json,
                             .progress = isatty(STDERR_FILENO) && !o->quiet};
     m->interrupted = &interrupted;
-    return model_choose(m, o->engine, options.precision, err) &&
-           bench_run(m, platform_of(m->engine), &options, stdout, err) && flush_output(err);
+    if (!model_choose(m, o->engine, options.precision, err)) return false;
+    print_precision_note(o, m);
+    return bench_run(m, platform_of(m->engine), &options, stdout, err) && flush_output(err);
 }
 
 // ---- main -----------------------------------------------------------------------------------------------------------
@@ -387,6 +401,7 @@ static bool run(const Options *o, double start, Error *err) {
     bool ok = o->synthetic ? synthetic_open(&model, o->synthetic, o->seed, err)
                            : checkpoint_open(&model, o->model, tokenizer_only, err);
     if (ok) {
+        if (!o->quiet) flags_print_notes(o, stderr);
         ok = tokenizer_only  ? run_tokenizer(o, &model, &text, err)
              : o->chat       ? prompt ? run_message(o, &model, &text, start, err) : run_chat(o, &model, err)
                    : o->prompts ? run_prompts(o, &model, start, err)

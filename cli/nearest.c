@@ -1,27 +1,27 @@
 #include "nearest.h"
 
+#include <ctype.h>
+#include <limits.h>
+#include <stdbool.h>
 #include <string.h>
 
-enum { MOST_BYTES = 40 };
-
-int name_distance(const char *a, const char *b) {
-    int n_a = (int)strnlen(a, MOST_BYTES), n_b = (int)strnlen(b, MOST_BYTES);
-    int row[MOST_BYTES + 1]; // distances from the first i bytes of a to the first k of b, by k
-    for (int k = 0; k <= n_b; k++) row[k] = k;
-    for (int i = 1; i <= n_a; i++) {
-        int before = row[0]; // of i - 1 and k - 1
-        row[0] = i;
-        for (int k = 1; k <= n_b; k++) {
-            int least = before + (a[i - 1] != b[k - 1]);
-            if (row[k] + 1 < least) least = row[k] + 1;
-            if (row[k - 1] + 1 < least) least = row[k - 1] + 1;
-            before = row[k];
-            row[k] = least;
+int name_distance(const char *a, size_t n, const char *b) {
+    enum { LONGEST = 64 };
+    int row[LONGEST + 1]; // of the first i letters of a and the first j of b
+    size_t length = strlen(b);
+    if (n > LONGEST || length > LONGEST) return INT_MAX;
+    for (size_t j = 0; j <= length; j++) row[j] = (int)j;
+    for (size_t i = 1; i <= n; i++) {
+        int diagonal = row[0];
+        row[0] = (int)i;
+        for (size_t j = 1; j <= length; j++) {
+            bool same = tolower((unsigned char)a[i - 1]) == tolower((unsigned char)b[j - 1]);
+            int best = diagonal + !same;
+            if (row[j] + 1 < best) best = row[j] + 1;
+            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
+            diagonal = row[j];
+            row[j] = best;
         }
     }
-    return row[n_b];
-}
-
-bool name_is_near(const char *name, const char *known) {
-    return 3 * name_distance(name, known) <= (int)strlen(name);
+    return row[length];
 }

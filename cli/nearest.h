@@ -2,11 +2,10 @@
 #ifndef NEAREST_H
 #define NEAREST_H
 
-#include <stdbool.h>
+#include <stddef.h>
 
-// Bytes to insert, delete or replace to make one name of the other (Levenshtein 1966); both are cut to 40 bytes.
-int name_distance(const char *a, const char *b);
-// Whether so few bytes differ that one may be meant by the other: at most a third of its own.
-bool name_is_near(const char *name, const char *known);
+// Letters to insert, remove or replace to get from one name [n] to the other (Levenshtein 1966), capitals being as good as
+// small letters; INT_MAX where one is longer than 64.
+int name_distance(const char *a, size_t n, const char *b);
 
 #endif

@@ -1,7 +1,6 @@
 #include "prompts.h"
 
 #include <inttypes.h>
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -78,11 +77,12 @@ static const Flag *find_flag(const char *name) {
 // The key of ours that this may be meant for; NULL: none.
 static const char *nearest_key(const char *name) {
     const char *nearest = NULL;
-    int least = INT_MAX;
+    size_t n = strlen(name);
+    int least = n / 3 < 3 ? (int)(n / 3) + 1 : 4; // a third of its letters may differ, three at most
     for (int i = 0, n_others = sizeof other_names / sizeof *other_names; i < N_KEYS + n_others; i++) {
         const char *known = i < N_KEYS ? keys[i].name : other_names[i - N_KEYS].name;
-        int distance = name_distance(name, known);
-        if (!name_is_near(name, known) || distance >= least) continue;
+        int distance = name_distance(name, n, known);
+        if (distance >= least) continue;
         least = distance;
         nearest = i < N_KEYS ? known : other_names[i - N_KEYS].ours;
     }

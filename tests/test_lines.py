@@ -174,6 +174,16 @@ def test_prompt_logprobs_equal_those_of_the_answer():
         check_entry(found, expected, "after %d ids" % len(first["prompt_ids"]))
 
 
+def test_prompt_logprobs_alone():
+    """-n 0 scores and adds nothing, in a context that the prompt fills, too."""
+    for _, ids, _, expected in golden():
+        found = alone("--ids", "-p", json.dumps(ids), "-n", "0", "-c", str(len(ids)), "--echo", "--logprobs", "1")
+        equal([found[key] for key in ("ids", "finish_reason", "token_texts", "logprobs")], [[], "length", [], []])
+        equal(len(found["prompt_logprobs"]), len(ids))
+        for each, logprob in zip(found["prompt_logprobs"][1:], expected):
+            assert abs(each["logprob"] - logprob) <= TOLERANCE, (each, logprob)
+
+
 def test_prompt_logprobs_of_one_token():
     equal(alone("--ids", "-p", "300", "-n", "1", "--echo", "--logprobs", "1")["prompt_logprobs"], [None])
 
@@ -190,6 +200,8 @@ SETTINGS = (
     ({"temp": 1, "min_p": 0.05, "seed": 5, "n": 1}, ("--temp", "1", "--min-p", "0.05", "-s", "5", "-n", "1")),
     ({"repetition_penalty": 1.3, "n": 40, "logprobs": 5}, ("--repetition-penalty", "1.3", "-n", "40", "--logprobs", "5")),
     ({"stop": " the"}, ("--stop", " the")),
+    ({"n": 0}, ("-n", "0")),
+    ({"n": -1}, ("-n", "-1")),
     ({"stop": ["\u00e9", ",", "."], "temp": 7e-1, "seed": 2, "n": 50},
      ("--stop", "\u00e9", "--stop", ",", "--stop", ".", "--temp", "0.7", "-s", "2", "-n", "50")),
     ({"temp": 0.7, "seed": 3, "repetition_penalty": 1.2}, ("--temp", "0.7", "-s", "3", "--repetition-penalty", "1.2")),
@@ -301,6 +313,7 @@ BAD_LINES = (
     ('{"text": "a", "top_k": 1.5}', '"top_k" 1.5: expected a whole number', {}),
     ('{"text": "a", "n": 3e0}', '"n" 3e0: expected a whole number', {}),
     ('{"text": "a", "n": 2147483648}', '"n" 2147483648: expected a whole number', {}),
+    ('{"text": "a", "n": -2}', '"n" -2: expected a whole number from -1', {}),
     ('{"text": "a", "seed": -1}', '"seed" -1: expected a whole number from 0 to 2^64-1', {}),
     ('{"text": "a", "seed": 18446744073709551616}', "expected a whole number from 0 to 2^64-1", {}),
     ('{"text": "a", "logprobs": 65}', '"logprobs" 65: expected a whole number from 1 to 64', {}),
