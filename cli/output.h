@@ -4,6 +4,7 @@
 
 #include "../model/generate/generate.h"
 #include "flags.h"
+#include "prompts.h"
 #include "terminal_text.h"
 
 // Flushes standard output: a full disk or a closed pipe is a failure, not a shorter answer.
@@ -17,8 +18,11 @@ void print_message(const char *format, ...) __attribute__((format(printf, 1, 2))
 // Before a line that is printed piece by piece.
 void begin_message(void);
 
-// A finished sequence as one line of JSON. ready: seconds from the program's start to the model's.
-bool print_sequence(Sequence *seq, const Options *o, double ready, Error *err);
+// A finished sequence as one line of JSON. other: keys that come back with it; NULL: none. ready: seconds from the program's
+// start to the model's.
+bool print_sequence(Sequence *seq, const Model *m, const Bytes *other, double ready, Error *err);
+// In its place what is wrong with a line of --prompts. index: among the lines, from 0.
+bool print_line_error(int index, const PromptLine *line, Error *err);
 // On standard error, for --verbose: what was loaded, and where it runs.
 void print_model(const Model *m, const Options *o);
 // On standard error: how long it took.

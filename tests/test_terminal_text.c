@@ -163,6 +163,15 @@ static void test_messages(void) {
     terminal_end(&t, 1);
     test_end("shown_key");
 
+    // Of a line's own keys, which come back as they are, the strings escape what a terminal would obey.
+    static const char own[] = "{\"text\": \"a\", \"k\": [\"\177\xC2\x9B\\u001b\u20AC\", {\"\xC2\x80\": 1}]}\n";
+    write_file(prompts, own, sizeof own - 1);
+    r = run_program(NULL, script_path, "--prompts", prompts, "-n", "1", "--quiet", NULL);
+    check_status(&r, 0);
+    CHECK(strstr(r.out, ", \"k\": [\"\\u007f\\u009b\\u001b\u20AC\", {\"\\u0080\": 1}]}\n") != NULL);
+    test_end("piped_keys_escape_controls");
+    run_free(&r);
+
     // A long one is cut at its end, not before.
     char name[800];
     memset(name, '\033', sizeof name - 1);
