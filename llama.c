@@ -204,7 +204,7 @@ static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
     int context = o->context                               ? o->context
                   : longest + o->n < m->config.max_seq_len ? (int)(longest + o->n)
                                                            : m->config.max_seq_len;
-    int slots = o->batch ? o->batch : DEFAULT_BATCH;
+    int slots = m->step_rows = o->batch ? o->batch : DEFAULT_BATCH;
     double begin = clock_seconds();
     Run run = {.options = o, .chat = chat.tokenizer ? &chat : NULL, .start = start};
     ok = ok && run_sequences(&run, m, seqs, n, slots < n ? slots : n, context, err);
