@@ -9,7 +9,8 @@
 # make bench-tokenizer  encoding beside tiktoken and HuggingFace tokenizers; make check-tokenizer compares their ids on a
 #                 million strings and more. They fetch both from PyPI, and need LLaMA 3's vocabulary (RANKS, a tokenizer.model)
 # make check-added-tokens  how added tokens are found, beside HuggingFace tokenizers (from PyPI); make check-chat: conversations
-#                 beside transformers' apply_chat_template, in published templates
+#                 beside transformers' apply_chat_template, in published templates; make check-answers: repetition penalty and
+#                 log-probabilities of prompts beside transformers (scripts/requirements.txt: torch, gigabytes)
 # make asan       the tests once more, under AddressSanitizer and UBSan
 # make fuzz       the readers under libFuzzer (clang): FUZZ_SECONDS for each target, or FUZZ_RUNS; FUZZ names the targets;
 #                 make fuzz-tokenizer does ten minutes of that one
@@ -96,7 +97,7 @@ SCRIPT_TESTS    := $(wildcard tests/test_*.sh tests/test_*.py)
 
 .SECONDARY: # objects of tests stay
 .PHONY: all all-archs help demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib install uninstall bench bench-cpu \
-        bench-tokenizer check-tokenizer check-added-tokens check-chat asan lint coverage valgrind fuzz fuzz-build fuzz-tokenizer format check-format clean FORCE
+        bench-tokenizer check-tokenizer check-added-tokens check-chat check-answers asan lint coverage valgrind fuzz fuzz-build fuzz-tokenizer format check-format clean FORCE
 
 all: $(PROGRAM) $(BUILD)/manual
 	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(ARCHS) and newer ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA))$(COVERAGE),CUDA=0,no nvcc in CUDA_HOME or PATH))"
@@ -283,6 +284,16 @@ check-added-tokens: $(PROGRAM) $(CHAT_VENV)/installed
 
 check-chat: $(PROGRAM) $(CHAT_VENV)/installed
 	$(CHAT_VENV)/bin/python scripts/check_chat.py --program ./$(PROGRAM) -n 50
+
+HF_VENV := build/venv-hf
+
+$(HF_VENV)/installed: scripts/requirements.txt
+	python3 -m venv $(HF_VENV)
+	$(HF_VENV)/bin/pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+check-answers: $(PROGRAM) $(HF_VENV)/installed
+	$(HF_VENV)/bin/python scripts/check_answers.py --program ./$(PROGRAM)
 
 # All but what has no C in it, needs a GPU or does without sanitizers.
 asan:

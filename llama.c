@@ -11,6 +11,7 @@
 #include "cli/input.h"
 #include "cli/interrupt.h"
 #include "cli/output.h"
+#include "cli/prompts.h"
 #include "cli/version.h"
 #include "model/file/checkpoint.h"
 #include "model/generate/generate.h"
@@ -25,6 +26,7 @@ enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 enum {
     ROOM_WITHOUT_LIMIT = 1024
 }; // tokens that a context has for an answer without a limit, and for one to a message, at least
+enum { MAX_REPORTED = 10 }; // lines of --prompts whose errors are on standard error, too
 
 // ---- starting -------------------------------------------------------------------------------------------------------
 
@@ -35,9 +37,9 @@ static int context_for(const Options *o, const Model *m, int64_t wanted) {
     return length < m->config.max_seq_len ? (int)length : m->config.max_seq_len;
 }
 
-// New tokens that a context is made for: -n, or where that has no limit a few.
-static int new_tokens(const Options *o) {
-    return o->n < NO_LIMIT ? o->n : ROOM_WITHOUT_LIMIT;
+// New tokens that a context is made for, of an answer of n at most: where that is no limit a few.
+static int new_tokens(int n) {
+    return n < NO_LIMIT ? n : ROOM_WITHOUT_LIMIT;
 }
 
 static Precision precision_of(const Options *o) {
@@ -62,37 +64,22 @@ static bool start_model(const Options *o, Model *m, int slots, int context, Erro
     return true;
 }
 
-// Refuses prompts that the context has no room for, before anything is loaded for them.
-static bool check_prompts(const Options *o, const Sequence *seqs, int n, int context, Error *err) {
-    for (int i = 0; i < n; i++) {
-        size_t length = seqs[i].prompt.n;
-        char which[32] = "the prompt";
-        if (o->prompts) snprintf(which, sizeof which, "prompt %d", i);
-        if (length == 0)
-            return fail(err, "%s is empty, and %s", which,
-                        o->ids || o->prompts ? "ids get no BOS" : "this model has no BOS token to begin with");
-        if (length + (o->n > 0) > (size_t)context)
-            return fail(err, "%s has %zu tokens, the context holds %d%s%s", which, length, context,
-                        o->n > 0 ? " and needs room for one more" : "", o->context ? " (-c)" : "");
-    }
-    return true;
-}
-
 // Says what will not be as asked.
 static void print_notes(const Options *o, const Sequence *seqs, int n, int context) {
-    int cut = 0, least = o->n;
+    int cut = 0, room = 0;
+    bool greedy = true;
     for (int i = 0; i < n; i++) {
-        int room = context - (int)seqs[i].prompt.n;
-        cut += room < o->n;
-        least = room < least ? room : least;
+        int left = context - (int)seqs[i].prompt.n;
+        if (left < seqs[i].config.n && seqs[i].config.n < NO_LIMIT) cut++, room = left;
+        greedy = greedy && seqs[i].config.sampler.temperature == 0;
     }
-    if (o->n == NO_LIMIT) cut = 0; // no number was asked for
     if (cut && o->prompts)
-        fprintf(stderr, "llama: the context of %d leaves room for fewer than %d new tokens after %d of %d prompts\n",
-                context, o->n, cut, n);
+        fprintf(stderr,
+                "llama: the context of %d leaves room for fewer new tokens than asked for after %d of %d prompts\n",
+                context, cut, n);
     else if (cut)
-        fprintf(stderr, "llama: the context of %d leaves room for %d of %d new tokens\n", context, least, o->n);
-    if (o->prompts && o->sampler.temperature == 0) flags_print_greedy_notes(o, stderr);
+        fprintf(stderr, "llama: the context of %d leaves room for %d of %d new tokens\n", context, room, o->n);
+    if (o->prompts && greedy) flags_print_greedy_notes(o, stderr);
 }
 
 // ---- generate -------------------------------------------------------------------------------------------------------
@@ -100,9 +87,12 @@ static void print_notes(const Options *o, const Sequence *seqs, int n, int conte
 // A run of sequences, and what it has printed so far.
 typedef struct {
     const Options *options;
-    const Chat *chat;    // the template, where answers are in conversations; NULL: none is
-    double start, ready; // of the program, on the clock; seconds from then to the model's
+    const Model *model;
+    const Chat *chat;       // the template, where answers are in conversations; NULL: none is
+    const Prompts *prompts; // NULL: one prompt
+    double start, ready;    // of the program, on the clock; seconds from then to the model's
     size_t n_finished, n_tokens;
+    int next_line; // of the prompts' lines, to be printed
 } Run;
 
 static bool print_text(void *context, Sequence *seq, const char *data, size_t n, Error *err) {
@@ -111,33 +101,33 @@ static bool print_text(void *context, Sequence *seq, const char *data, size_t n,
     return flush_output(err);
 }
 
+// The lines of --prompts that have no answer, from the next to be printed up to this one.
+static bool print_errors(Run *run, int end, Error *err) {
+    for (; run->next_line < end; run->next_line++)
+        if (!print_line_error(run->next_line, &run->prompts->lines[run->next_line], err)) return false;
+    return true;
+}
+
 static bool print_end(void *context, Sequence *seq, Error *err) {
     Run *run = context;
     run->n_finished++;
     run->n_tokens += seq->ids.n;
-    if (run->options->json || run->options->prompts) {
-        bool ok = print_sequence(seq, run->options, run->ready, err);
-        if (run->options->prompts) sequence_free_results(seq); // one of many: only what is counted stays
+    if (run->prompts) {
+        bool ok = print_errors(run, seq->index, err) &&
+                  print_sequence(seq, run->model, &run->prompts->lines[seq->index].other, run->ready, err);
+        run->next_line = seq->index + 1;
+        sequence_free_results(seq); // one of many: only what is counted stays
         return ok;
     }
+    if (run->options->json) return print_sequence(seq, run->model, NULL, run->ready, err);
     if (isatty(STDOUT_FILENO) || run->options->chat) putchar('\n');
     return flush_output(err);
 }
 
 static bool run_sequences(Run *run, Model *m, Sequence *seqs, int n, int slots, int context, Error *err) {
     const Options *o = run->options;
-    GenerateConfig config = {.n = o->n,
-                             .logprobs = o->logprobs,
-                             .n_stops = o->n_stops,
-                             .stops = o->stops,
-                             .ignore_eos = o->ignore_eos,
-                             .n_turn_ends = run->chat ? run->chat->n_ends : 0,
-                             .turn_ends = run->chat ? run->chat->ends : NULL,
-                             .special = o->special,
-                             .seed = o->seed,
-                             .sampler = o->sampler};
     GenerateSink sink = {.text = o->json || o->prompts ? NULL : print_text, .finished = print_end, .context = run};
-    if (!check_prompts(o, seqs, n, context, err) || !start_model(o, m, slots, context, err)) return false;
+    if (!start_model(o, m, slots, context, err)) return false;
     if (!o->quiet) print_notes(o, seqs, n, context);
     if (!o->quiet && run->chat) print_chat_note(m);
     run->ready = clock_seconds() - run->start;
@@ -148,15 +138,16 @@ static bool run_sequences(Run *run, Model *m, Sequence *seqs, int n, int slots, 
                     : !print_text(run, seqs, (const char *)bytes, length, err))
             return false;
     }
-    return generate(m, &config, seqs, n, &sink, err);
+    return generate(m, seqs, n, &sink, err);
 }
 
 static bool run_generate(const Options *o, Model *m, const Bytes *text, double start, Error *err) {
-    Run run = {.options = o, .start = start};
-    Sequence seq = {.index = 0};
-    bool ok = (o->ids || check_prompt_bytes(o, m, text->n, "the prompt", err)) &&
-              encode_prompt(o, m, text, &seq.prompt, err) &&
-              run_sequences(&run, m, &seq, 1, 1, context_for(o, m, (int64_t)seq.prompt.n + new_tokens(o)), err);
+    Run run = {.options = o, .model = m, .start = start};
+    Sequence seq = {.config = generate_config(o, NULL)};
+    bool ok =
+        (o->ids || check_prompt_bytes(o, m, text->n, "the prompt", err)) && encode_prompt(o, m, text, &seq.prompt, err);
+    int context = context_for(o, m, (int64_t)seq.prompt.n + new_tokens(o->n));
+    ok = ok && check_prompt(o, &seq, context, o->ids, err) && run_sequences(&run, m, &seq, 1, 1, context, err);
     if (ok && !o->quiet && !o->json && o->n == NO_LIMIT) print_length_note(o, &seq, m->kv.max_len, "-c sets it");
     if (ok && !o->quiet) print_statistics(m, o, &seq, run.ready);
     sequence_free(&seq);
@@ -182,12 +173,14 @@ static void drop_last_newline(const Options *o, Bytes *text) {
 static bool run_message(const Options *o, Model *m, Bytes *text, double start, Error *err) {
     Chat chat;
     drop_last_newline(o, text);
-    Run run = {.options = o, .chat = &chat, .start = start};
-    Sequence seq = {.turn = true};
-    int64_t room = new_tokens(o) > ROOM_WITHOUT_LIMIT ? new_tokens(o) : ROOM_WITHOUT_LIMIT;
-    bool ok = open_chat(o, m, &chat, err) && check_prompt_bytes(o, m, text->n, "the message", err) &&
-              encode_message(o, &chat, text, &seq.prompt, err) &&
-              run_sequences(&run, m, &seq, 1, 1, context_for(o, m, (int64_t)seq.prompt.n + room), err);
+    Run run = {.options = o, .model = m, .chat = &chat, .start = start};
+    Sequence seq = {.index = 0};
+    int64_t room = new_tokens(o->n) > ROOM_WITHOUT_LIMIT ? new_tokens(o->n) : ROOM_WITHOUT_LIMIT;
+    bool ok = open_chat(o, m, &chat, err) && check_prompt_bytes(o, m, text->n, "the message", err);
+    if (ok) seq.config = generate_config(o, &chat);
+    ok = ok && encode_message(o, &chat, text, &seq.prompt, err);
+    int context = context_for(o, m, (int64_t)seq.prompt.n + room);
+    ok = ok && check_prompt(o, &seq, context, false, err) && run_sequences(&run, m, &seq, 1, 1, context, err);
     if (ok && !o->quiet && !o->json) print_length_note(o, &seq, m->kv.max_len, "-c sets it");
     if (ok && !o->quiet) print_statistics(m, o, &seq, run.ready);
     sequence_free(&seq);
@@ -196,40 +189,51 @@ static bool run_message(const Options *o, Model *m, Bytes *text, double start, E
 
 // ---- many prompts ---------------------------------------------------------------------------------------------------
 
-static bool read_prompts(const Options *o, const Model *m, Bytes *file, Chat *chat, Sequence **seqs, int *n,
-                         Error *err) {
-    if (!read_file(file, o->prompts, err) || !bytes_append(file, "", 1, err)) return false;
-    file->n--; // the terminator is there for strspn
-    return parse_prompts(o, m, file, chat, seqs, n, err);
+// Says which lines have no answer, the first few of them, and how many there are.
+static int report_errors(const Options *o, const Prompts *p) {
+    int n = 0;
+    for (int i = 0; i < p->n; i++) {
+        if (!p->lines[i].error || ++n > MAX_REPORTED) continue;
+        Error line = {""};
+        fail(&line, "%s:%d: %s", o->prompts, p->lines[i].number, p->lines[i].error);
+        fprintf(stderr, "llama: %s\n", line.text);
+    }
+    return n;
+}
+
+// What the longest prompt and answer need, up to what the model has; for answers without a limit as much as one alone has.
+static int context_of_prompts(const Options *o, const Model *m, const Prompts *p) {
+    int64_t longest = 1;
+    bool limited = true;
+    for (int i = 0; i < p->n_seqs; i++) {
+        const Sequence *seq = &p->seqs[i];
+        int64_t length = (int64_t)seq->prompt.n + new_tokens(seq->config.n);
+        longest = length > longest ? length : longest;
+        limited = limited && seq->config.n < NO_LIMIT;
+    }
+    if (o->context || !limited) return context_for(o, m, longest);
+    return longest < m->config.max_seq_len ? (int)longest : m->config.max_seq_len;
 }
 
 static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
-    Bytes file = {0};
-    Chat chat = {.tokenizer = NULL};
-    Sequence *seqs = NULL;
-    int n = 0;
-    bool ok = read_prompts(o, m, &file, &chat, &seqs, &n, err);
-    int64_t longest = 0;
-    for (int i = 0; ok && i < n; i++)
-        longest = (int64_t)seqs[i].prompt.n > longest ? (int64_t)seqs[i].prompt.n : longest;
-    int64_t wanted = longest + new_tokens(o);
-    int context = o->context                       ? o->context
-                  : o->n == NO_LIMIT               ? context_for(o, m, wanted)
-                  : wanted < m->config.max_seq_len ? (int)wanted
-                                                   : m->config.max_seq_len;
-    int slots = m->step_rows = o->batch ? o->batch : DEFAULT_BATCH;
+    Prompts p = {.n = 0};
+    bool ok = prompts_read(o, m, &p, err);
+    int n_errors = ok ? report_errors(o, &p) : 0, slots = o->batch ? o->batch : DEFAULT_BATCH;
+    Run run = {.options = o, .model = m, .chat = p.chat.tokenizer ? &p.chat : NULL, .prompts = &p, .start = start};
     double begin = clock_seconds();
-    Run run = {.options = o, .chat = chat.tokenizer ? &chat : NULL, .start = start};
-    ok = ok && run_sequences(&run, m, seqs, n, slots < n ? slots : n, context, err);
-    if (ok && !o->quiet) {
+    m->step_rows = slots; // whatever the number of prompts: theirs do not depend on it
+    if (ok && p.n_seqs)
+        ok = run_sequences(&run, m, p.seqs, p.n_seqs, slots < p.n_seqs ? slots : p.n_seqs, context_of_prompts(o, m, &p),
+                           err);
+    if (ok && !interrupted) ok = print_errors(&run, p.n, err);
+    if (ok && p.n_seqs && !o->quiet) {
         double elapsed = clock_seconds() - begin;
         fprintf(stderr, "llama: %zu of %d prompts, %d at a time; %zu new tokens in %.2f s (%.0f tokens/s)",
-                run.n_finished, n, m->kv.n_slots, run.n_tokens, elapsed, (double)run.n_tokens / elapsed);
+                run.n_finished, p.n, m->kv.n_slots, run.n_tokens, elapsed, (double)run.n_tokens / elapsed);
         print_engine(m, o);
     }
-    for (int i = 0; i < n; i++) sequence_free(&seqs[i]);
-    free(seqs);
-    free(file.data);
+    if (ok && n_errors) ok = fail(err, "%s: %d of %d lines have an error and no answer", o->prompts, n_errors, p.n);
+    prompts_free(&p);
     return ok;
 }
 
@@ -253,10 +257,13 @@ static bool parse_hex(char *line, size_t n, int number, size_t *n_bytes, Error *
     return true;
 }
 
-static void print_ids(const Options *o, const TokenList *ids) {
+// other: keys to come back with them, in JSON; NULL: none.
+static void print_ids(const Options *o, const TokenList *ids, const Bytes *other) {
     if (o->json) printf("{\"ids\": [");
     for (size_t i = 0; i < ids->n; i++) printf("%s%d", !i ? "" : o->json ? ", " : " ", ids->ids[i]);
-    puts(o->json ? "]}" : "");
+    if (o->json) putchar(']');
+    if (o->json && other && other->n) fwrite(other->data, 1, other->n, stdout);
+    puts(o->json ? "}" : "");
 }
 
 // With --chat a conversation that the text begins.
@@ -264,9 +271,10 @@ static bool tokenize(const Options *o, const Model *m, char *text, size_t n, Err
     TokenList ids = {0};
     Chat chat;
     Bytes message = {.data = text, .n = n};
+    if (!o->chat) hint_special(o, &m->tokenizer, &message, false);
     bool ok = o->chat ? open_chat(o, m, &chat, err) && encode_message(o, &chat, &message, &ids, err)
                       : tokenizer_encode(&m->tokenizer, (const uint8_t *)text, n, o->special, &ids, err);
-    if (ok) print_ids(o, &ids);
+    if (ok) print_ids(o, &ids, NULL);
     tokens_free(&ids);
     return ok;
 }
@@ -290,21 +298,24 @@ static bool detokenize(const Options *o, const Model *m, char *text, size_t n, E
     return ok;
 }
 
-// A line of ids for each line of a prompts file.
+// A line of ids for each line of a prompts file; an empty one, or with --json its error, where there are none.
 static bool tokenize_prompts(const Options *o, const Model *m, Error *err) {
-    Bytes file = {0};
-    Chat chat = {.tokenizer = NULL};
-    Sequence *seqs = NULL;
-    int n = 0;
-    bool ok = read_prompts(o, m, &file, &chat, &seqs, &n, err);
-    if (ok && !o->quiet && chat.tokenizer) print_chat_note(m);
-    for (int i = 0; i < n; i++) {
-        if (ok) print_ids(o, &seqs[i].prompt);
-        sequence_free(&seqs[i]);
+    Prompts p = {.n = 0};
+    bool ok = prompts_read(o, m, &p, err);
+    int n_errors = ok ? report_errors(o, &p) : 0;
+    if (ok && !o->quiet && p.chat.tokenizer) print_chat_note(m);
+    for (int i = 0, s = 0; ok && i < p.n; i++) {
+        if (!p.lines[i].error)
+            print_ids(o, &p.seqs[s++].prompt, &p.lines[i].other);
+        else if (o->json)
+            ok = print_line_error(i, &p.lines[i], err);
+        else
+            putchar('\n');
     }
-    free(seqs);
-    free(file.data);
-    return ok && flush_output(err);
+    ok = ok && flush_output(err);
+    if (ok && n_errors) ok = fail(err, "%s: %d of %d lines have an error and no ids", o->prompts, n_errors, p.n);
+    prompts_free(&p);
+    return ok;
 }
 
 // Text as a whole, or with --hex line by line: a line in, a line out.

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "input.h"
 #include "interrupt.h"
 #include "line.h"
 #include "output.h"
@@ -98,22 +99,15 @@ static bool ended_by_token(const Conversation *c, const Sequence *seq) {
 // The answer to what ids ends with, after them. ids ends with its header, which is after the question.
 static bool answer(Conversation *c, Error *err) {
     const Options *o = c->options;
-    GenerateConfig config = {.n = o->n,
-                             .n_stops = o->n_stops,
-                             .stops = o->stops,
-                             .ignore_eos = o->ignore_eos,
-                             .n_turn_ends = c->chat->n_ends,
-                             .turn_ends = c->chat->ends,
-                             .seed = o->seed,
-                             .sampler = o->sampler};
     Answer out;
     GenerateSink sink = {.text = print_text, .finished = print_newline, .context = &out};
     if (c->turn == 0 && !o->quiet) print_chat_note(c->model);
-    Sequence seq = {.index = c->turn++, .n_cached = count_cached(c), .turn = true};
+    Sequence seq = {.config = generate_config(o, c->chat), .n_cached = count_cached(c)};
+    seq.config.stream = (uint64_t)c->turn++;
     size_t start = c->ids.n;
     kv_truncate(&c->model->kv, 0, seq.n_cached);
     announce_room(c, &out);
-    bool ok = append_ids(&seq.prompt, &c->ids, err) && generate(c->model, &config, &seq, 1, &sink, err);
+    bool ok = append_ids(&seq.prompt, &c->ids, err) && generate(c->model, &seq, 1, &sink, err);
     c->cached.n = 0;
     ok = ok && append_ids(&c->ids, &seq.ids, err) && append_ids(&c->cached, &c->ids, err) &&
          chat_end_reply(c->chat, c->asked, start, ended_by_token(c, &seq), &c->ids, err);
@@ -128,6 +122,7 @@ static bool turn(Conversation *c, const Bytes *message, Error *err) {
     size_t before = c->ids.n, question = before, context = (size_t)c->model->kv.max_len;
     // A token is a byte at least: a text far too long is refused by its length.
     size_t longest = c->model->tokenizer.max_token_bytes, least = message->n / longest;
+    hint_special(c->options, c->chat->tokenizer, message, true);
     if (least < context) {
         if (!chat_message(c->chat, "user", (const uint8_t *)message->data, message->n, &c->ids, err)) return false;
         question = c->ids.n;

@@ -1,6 +1,5 @@
 #include "flags.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -8,6 +7,7 @@
 
 #include "../model/model.h"
 #include "../model/synthetic.h"
+#include "nearest.h"
 #include "version.h"
 
 #define FIELD(f) offsetof(Options, f)
@@ -62,6 +62,9 @@ const Flag flags[] = {
      FLAG_FLOAT, FIELD(sampler.top_p), 0, 1, RUNS_ANSWER, 0, NEEDS_SAMPLING},
     {SECTION_SAMPLING, "--min-p", NULL, "P", "drop what is less than P times as likely as the most likely (0)",
      FLAG_FLOAT, FIELD(sampler.min_p), 0, 1, RUNS_ANSWER, 0, NEEDS_SAMPLING},
+    {SECTION_SAMPLING, "--repetition-penalty", "--repeat-penalty", "R",
+     "divide a positive logit of a token that prompt or answer has by R, multiply a negative one; 1: off (1)",
+     FLAG_FLOAT, FIELD(sampler.repetition_penalty), 1e-6, 1e6, RUNS_ANSWER, ~RUNS_ANSWER, NEEDS_NEW},
     {SECTION_SAMPLING, "-s", "--seed", "SEED", "seed of the sampling, and of --synthetic (0)",
      FLAG_SEED, FIELD(seed), 0, 0, RUNS_ANSWER, 0, NEEDS_SAMPLING},
 
@@ -136,7 +139,7 @@ const char *flag_choices(const Flag *flag) {
 }
 
 Options flags_default(void) {
-    return (Options){.sampler = {.top_p = 1}, .n = DEFAULT_NEW};
+    return (Options){.sampler = {.top_p = 1, .repetition_penalty = 1}, .n = DEFAULT_NEW};
 }
 
 // ---- help -----------------------------------------------------------------------------------------------------------
@@ -236,28 +239,6 @@ static const Flag *find_flag(const char *text, size_t n, const char **name) {
     return NULL;
 }
 
-// Letters to insert, remove or replace to get from one name [n] to the other, capitals being as good as small letters.
-static int edit_distance(const char *a, size_t n, const char *b) {
-    enum { LONGEST = 64 };
-    int row[LONGEST + 1]; // of the first i letters of a and the first j of b
-    size_t length = strlen(b);
-    if (n > LONGEST || length > LONGEST) return INT_MAX;
-    for (size_t j = 0; j <= length; j++) row[j] = (int)j;
-    for (size_t i = 1; i <= n; i++) {
-        int diagonal = row[0];
-        row[0] = (int)i;
-        for (size_t j = 1; j <= length; j++) {
-            bool same = tolower((unsigned char)a[i - 1]) == tolower((unsigned char)b[j - 1]);
-            int best = diagonal + !same;
-            if (row[j] + 1 < best) best = row[j] + 1;
-            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
-            diagonal = row[j];
-            row[j] = best;
-        }
-    }
-    return row[length];
-}
-
 // The name nearest to one that no flag has, or NULL where none is near: a third of its letters may differ, three at most.
 // A name that it begins is near, too.
 static const char *nearest_flag(const char *text, size_t n) {
@@ -266,7 +247,7 @@ static const char *nearest_flag(const char *text, size_t n) {
     for (int f = 0; f < n_flags; f++)
         for (int alias = 0; alias < 2; alias++) {
             const char *name = alias ? flags[f].alias : flags[f].name;
-            int distance = name ? edit_distance(text, n, name) : INT_MAX;
+            int distance = name ? name_distance(text, n, name) : INT_MAX;
             if (distance < least) nearest = name, least = distance;
         }
     for (int f = 0; !nearest && f < n_flags; f++)

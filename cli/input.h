@@ -1,4 +1,4 @@
-// What a user gives: prompts as text, as ids or many in a file.
+// What a user gives: prompts as text or as ids, and messages. (Many prompts in a file: prompts.h.)
 #ifndef INPUT_H
 #define INPUT_H
 
@@ -6,6 +6,8 @@
 #include "../tokenizer/chat.h"
 #include "flags.h"
 
+// How an answer is generated, as the flags say. chat: the template, of an answer in a conversation; NULL: it is in none.
+GenerateConfig generate_config(const Options *o, const Chat *chat);
 // A whole file; - is standard input.
 bool read_file(Bytes *b, const char *path, Error *err);
 // What -p or -f says.
@@ -17,14 +19,14 @@ bool encode_prompt(const Options *o, const Model *m, const Bytes *text, TokenLis
 // Refuses a text that no context of this model could hold, however it splits, before minutes are spent on splitting it.
 // what: its name in the message. With --tokenize any length is right.
 bool check_prompt_bytes(const Options *o, const Model *m, size_t n, const char *what, Error *err);
+// Refuses a prompt that the context, of so many tokens, has no room for, and an empty one. is_ids: it was given as ids.
+bool check_prompt(const Options *o, const Sequence *seq, int context, bool is_ids, Error *err);
+// Where a text without --special has that of a special token in it: says once in a run, on standard error, that these are
+// ordinary characters. Not with --quiet. message: it is one of a conversation, where special tokens are the template's.
+void hint_special(const Options *o, const Tokenizer *t, const Bytes *text, bool message);
 // The chat template of the model's file. Refuses a model without one, and a --date that it has no place for.
 bool open_chat(const Options *o, const Model *m, Chat *chat, Error *err);
 // The ids of a conversation that a message of the user begins, --system and --date before it, up to the answer.
 bool encode_message(const Options *o, const Chat *chat, const Bytes *text, TokenList *ids, Error *err);
-// A prompts file: on every line that is not empty {"text": "..."}, {"ids": [1, 2]} or {"messages": [{"role": "user",
-// "content": "..."}]}, of which --system and --date begin those that have no system message. Decoded in place; a NUL
-// follows the file's bytes. chat: opened at the first line with messages, and left alone where there is none. *seqs [n]
-// is the caller's to free, also after a failure.
-bool parse_prompts(const Options *o, const Model *m, Bytes *file, Chat *chat, Sequence **seqs, int *n, Error *err);
 
 #endif

@@ -177,9 +177,14 @@ static void print_json(void) {
         {"finish_reason", "stop (an end-of-text token, or the end of a turn), length (-n, or the context is full), "
                           "stop_string (--stop) or "
                           "interrupted (Ctrl-C)"},
+        {"token_texts",
+         "list of the texts of ids, special tokens by name; U+FFFD for the bytes of a part of a character"},
         {"logprobs",
          "with --logprobs K, for each token of ids an object: id, logprob (the natural logarithm of its probability, "
-         "before temperature and filters) and top, the K most likely tokens as objects of id and logprob"},
+         "before repetition penalty, temperature and filters) and top, the K most likely tokens as objects of id and "
+         "logprob"},
+        {"prompt_logprobs",
+         "with --echo and --logprobs, for each token of prompt_ids such an object; null for the first one"},
         {"timings",
          "an object of milliseconds: ready_ms (from the program's start to the model in memory), first_token_ms (from "
          "the prompt's start to the first token), decode_ms (from the first to the last token), ms_per_token, and "
@@ -187,7 +192,9 @@ static void print_json(void) {
          "and p95_ms of the time between tokens"},
     };
     static const char *const input[] = {
-        "A line of --prompts is an object with one of these keys:",
+        "A line of --prompts is an object. It has one of text, ids and messages; the other keys of these come before "
+        "the "
+        "flags of the same names.",
     };
     static const Entry keys[] = {
         {"text", "the prompt; one BOS is put before it"},
@@ -195,8 +202,18 @@ static void print_json(void) {
         {"messages", "list of objects of role (system, first; user; assistant) and content, the last one the user's: a "
                      "conversation "
                      "to answer, in the chat template"},
+        {"n, temp, top_k, top_p, min_p, repetition_penalty, logprobs", "as the flags, of the same ranges"},
+        {"stop", "a text or a list of texts, in place of all of --stop"},
+        {"seed", "as -s of a prompt alone: the line then does not depend on the others"},
     };
     static const char *const others[] = {
+        "Keys of other names come back after the fields of the answer, as they were written, and a note says so once "
+        "for "
+        "each; the names of the answer's own fields are refused. A line that cannot be answered is answered in its "
+        "place "
+        "by index, line (its number in the file), error and its other keys. The other lines are answered, and the exit "
+        "status is 1; standard error has the first ten errors and their number. If no line is right, no model is "
+        "loaded.",
         "--tokenize --json prints {\"ids\": [...]}, --detokenize --json {\"text\": \"...\"}, and --bench --json one "
         "object of all that was measured.",
     };

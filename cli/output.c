@@ -46,15 +46,45 @@ static void write_json_ids(FILE *out, const char *key, const int *ids, size_t n)
     fputs("], ", out);
 }
 
-static void write_json_logprobs(const Sequence *seq, int k) {
-    printf("\"logprobs\": [");
-    for (size_t i = 0; i < seq->ids.n; i++) {
-        const float *row = seq->logprobs + i * (size_t)(1 + k);
-        const int *top = seq->top_ids + i * (size_t)k;
-        printf("%s{\"id\": %d, \"logprob\": %.6f, \"top\": [", i ? ", " : "", seq->ids.ids[i], (double)row[0]);
-        for (int j = 0; j < k; j++)
-            printf("%s{\"id\": %d, \"logprob\": %.6f}", j ? ", " : "", top[j], (double)row[1 + j]);
-        printf("]}");
+// Each token's own text, special or not.
+static void write_json_token_texts(const Model *m, const TokenList *ids) {
+    printf("\"token_texts\": [");
+    for (size_t i = 0, n; i < ids->n; i++) {
+        const uint8_t *bytes = tokenizer_bytes(&m->tokenizer, ids->ids[i], &n);
+        printf("%s\"", i ? ", " : "");
+        write_json_text(stdout, (const char *)bytes, n);
+        putchar('"');
+    }
+    printf("], ");
+}
+
+static void write_json_logprob(const Logprobs *l, size_t i, int k, int id) {
+    const float *values = l->values + i * (size_t)(1 + k);
+    const int *top = l->top_ids + i * (size_t)k;
+    printf("{\"id\": %d, \"logprob\": %.6f, \"top\": [", id, (double)values[0]);
+    for (int j = 0; j < k; j++)
+        printf("%s{\"id\": %d, \"logprob\": %.6f}", j ? ", " : "", top[j], (double)values[1 + j]);
+    printf("]}");
+}
+
+// Of the answer's tokens, and of the prompt's where they are kept: null for its first, and for those that an interrupt
+// has left out.
+static void write_json_logprobs(const Sequence *seq) {
+    int k = seq->config.logprobs;
+    if (k) printf("\"logprobs\": [");
+    for (size_t i = 0; k && i < seq->ids.n; i++) {
+        if (i) printf(", ");
+        write_json_logprob(&seq->logprobs, i, k, seq->ids.ids[i]);
+    }
+    if (k) printf("], ");
+    if (!seq->config.prompt_logprobs) return;
+    printf("\"prompt_logprobs\": [");
+    for (size_t i = 0; i < seq->prompt.n; i++) {
+        if (i) printf(", ");
+        if (i > 0 && i <= (size_t)seq->n_scored)
+            write_json_logprob(&seq->prompt_logprobs, i - 1, k, seq->prompt.ids[i]);
+        else
+            printf("null");
     }
     printf("], ");
 }
@@ -64,19 +94,34 @@ static double seconds_per_token(const Sequence *seq) {
     return seq->ids.n > 1 ? (seq->last - seq->first) / (double)(seq->ids.n - 1) : 0;
 }
 
-bool print_sequence(Sequence *seq, const Options *o, double ready, Error *err) {
+static void end_object(const Bytes *other) {
+    if (other && other->n) fwrite(other->data, 1, other->n, stdout);
+    puts("}");
+}
+
+bool print_sequence(Sequence *seq, const Model *m, const Bytes *other, double ready, Error *err) {
     printf("{\"index\": %d, ", seq->index);
     write_json_ids(stdout, "prompt_ids", seq->prompt.ids, seq->prompt.n);
     write_json_ids(stdout, "ids", seq->ids.ids, seq->ids.n);
     printf("\"text\": \"");
     write_json_text(stdout, seq->text.data, seq->text.n);
     printf("\", \"finish_reason\": \"%s\", ", seq->finish_reason);
-    if (o->logprobs) write_json_logprobs(seq, o->logprobs);
+    write_json_token_texts(m, &seq->ids);
+    write_json_logprobs(seq);
     printf("\"timings\": {\"ready_ms\": %.3f, \"first_token_ms\": %.3f, \"decode_ms\": %.3f, \"ms_per_token\": %.4f, "
-           "\"p50_ms\": %.4f, \"p95_ms\": %.4f}}\n",
+           "\"p50_ms\": %.4f, \"p95_ms\": %.4f}",
            ready * 1e3, seq->ids.n ? (seq->first - seq->admitted) * 1e3 : 0.0,
            seq->ids.n ? (seq->last - seq->first) * 1e3 : 0.0, seconds_per_token(seq) * 1e3,
            sequence_latency(seq, 0.5) * 1e3, sequence_latency(seq, 0.95) * 1e3);
+    end_object(other);
+    return flush_output(err);
+}
+
+bool print_line_error(int index, const PromptLine *line, Error *err) {
+    printf("{\"index\": %d, \"line\": %d, \"error\": \"", index, line->number);
+    write_json_text(stdout, line->error, strlen(line->error));
+    putchar('"');
+    end_object(&line->other);
     return flush_output(err);
 }
 

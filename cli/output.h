@@ -4,14 +4,18 @@
 
 #include "../model/generate/generate.h"
 #include "flags.h"
+#include "prompts.h"
 
 // Flushes standard output: a full disk or a closed pipe is a failure, not a shorter answer.
 bool flush_output(Error *err);
 // Bytes as the inside of a JSON string. What is not UTF-8 becomes U+FFFD, one for each maximal part of a character.
 void write_json_text(FILE *out, const char *data, size_t n);
 
-// A finished sequence as one line of JSON. ready: seconds from the program's start to the model's.
-bool print_sequence(Sequence *seq, const Options *o, double ready, Error *err);
+// A finished sequence as one line of JSON. other: keys that come back with it; NULL: none. ready: seconds from the program's
+// start to the model's.
+bool print_sequence(Sequence *seq, const Model *m, const Bytes *other, double ready, Error *err);
+// In its place what is wrong with a line of --prompts. index: among the lines, from 0.
+bool print_line_error(int index, const PromptLine *line, Error *err);
 // On standard error, for --verbose: what was loaded, and where it runs.
 void print_model(const Model *m, const Options *o);
 // On standard error: how long it took.

@@ -4,6 +4,8 @@
 #include "fuzz.h"
 
 #include "../cli/input.h"
+#include "../cli/prompts.h"
+#include "../model/file/json.h"
 #include "../tokenizer/encode.h"
 
 // The 256 bytes, and the tokens of all templates.
@@ -65,6 +67,7 @@ static void must_be_ids(const TokenList *ids) {
 // A message adds the template's own tokens, as many as an empty one, and none of its text.
 static void check_message(const Bytes *text) {
     Options o = flags_default();
+    o.quiet = true;
     Error err = {""};
     Chat chat;
     TokenList ids[2] = {{0}, {0}};
@@ -91,9 +94,41 @@ static void check_message(const Bytes *text) {
     for (int i = 0; i < 2; i++) tokens_free(&ids[i]);
 }
 
+// Every line is a sequence or an error. What is printed of it is JSON again: an object with the keys that come back.
+static void check_lines(const Prompts *p) {
+    int n_seqs = 0;
+    for (int i = 0; i < p->n; i++) {
+        const PromptLine *line = &p->lines[i];
+        MUST(line->number > i && (i == 0 || line->number > p->lines[i - 1].number));
+        for (const char *c = line->error ? line->error : ""; *c; c++) MUST((unsigned char)*c >= 0x20 && *c != 0x7F);
+        if (!line->error) {
+            const Sequence *seq = &p->seqs[n_seqs++];
+            MUST(seq->index == i && seq->prompt.n > 0 && seq->config.n >= 0);
+            MUST(seq->config.n_stops == 0 || seq->config.stops);
+            for (int k = 0; k < seq->config.n_stops; k++) MUST(*seq->config.stops[k]);
+            must_be_ids(&seq->prompt);
+        }
+        if (line->other.n == 0) continue;
+        Error err = {""};
+        char *text, *object = malloc(line->other.n + 2);
+        size_t n;
+        MUST(object);
+        memcpy(object, line->other.data, line->other.n);
+        object[0] = '{'; // in place of the comma
+        object[line->other.n] = '}';
+        object[line->other.n + 1] = 0;
+        Json json = {object, object, object + line->other.n + 1, &err, NULL};
+        MUST(json_raw(&json, &text, &n) && json_end(&json));
+        free(object);
+    }
+    MUST(n_seqs == p->n_seqs);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t n) {
     if (n == 0) return 0;
     Options o = flags_default();
+    o.quiet = true;
+    o.n = n % 13 ? 16 : 0;
     Error err = {""};
     char *copy = malloc(n); // the input without its first byte, and a NUL
     MUST(copy);
@@ -102,18 +137,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t n) {
     Bytes text = {.data = copy, .n = n - 1};
     set_chat_format(input[0], n);
     if (strchr("p31cd", input[0]) && input[0]) {
-        Sequence *seqs = NULL;
-        Chat chat = {.tokenizer = NULL};
-        int count = 0;
+        Prompts prompts = {.file = text};
         o.prompts = "prompts";
         if (n % 7 == 0) o.system = "A user's <|eot_id|>.";
         if (n % 11 == 0 && input[0] == '1') o.date = "<|eot_id|>";
-        must_explain(parse_prompts(&o, &model, &text, &chat, &seqs, &count, &err), &err);
-        for (int i = 0; i < count; i++) {
-            must_be_ids(&seqs[i].prompt);
-            sequence_free(&seqs[i]);
-        }
-        free(seqs);
+        must_explain(prompts_parse(&o, &model, &prompts, &err), &err);
+        check_lines(&prompts);
+        copy = NULL; // the prompts'
+        prompts_free(&prompts);
     } else if (input[0] == 'm') {
         check_message(&text);
     } else {

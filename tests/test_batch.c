@@ -1,4 +1,6 @@
 // Batches: the parts they are cut into, and that many sequences together give what each gives alone.
+#include <math.h>
+
 #include "../model/file/checkpoint.h"
 #include "../model/generate/generate.h"
 #include "../tokenizer/encode.h"
@@ -57,7 +59,8 @@ static bool note_order(void *context, Sequence *seq, Error *err) {
     return true;
 }
 
-static void run(Sequence *seqs, int n, int slots, GenerateConfig config,
+// configs: one for each sequence, used in turn.
+static void run(Sequence *seqs, int n, int slots, const GenerateConfig *configs, int n_configs,
                 bool (*finished)(void *, Sequence *, Error *)) {
     Error err = {""};
     GenerateSink sink = {.finished = finished};
@@ -65,30 +68,44 @@ static void run(Sequence *seqs, int n, int slots, GenerateConfig config,
                                      "In the morning, when the sun rose over the hills,", "\n\n"};
     if (!start(slots, 100)) return;
     for (int i = 0; i < n; i++) {
-        seqs[i] = (Sequence){.index = i};
+        seqs[i] = (Sequence){.config = configs[i % n_configs], .index = i};
+        seqs[i].config.stream = (uint64_t)i;
         CHECK(tokens_append(&seqs[i].prompt, model.config.bos_id, &err));
         CHECK(tokenizer_encode(&model.tokenizer, (const uint8_t *)texts[i], strlen(texts[i]), false, &seqs[i].prompt,
                                &err));
     }
-    if (!generate(&model, &config, seqs, n, &sink, &err)) test_fail("%s", err.text);
+    if (!generate(&model, seqs, n, &sink, &err)) test_fail("%s", err.text);
     model_close(&model);
 }
 
 static void check_same(const Sequence *a, const Sequence *b) {
     CHECK(a->ids.n == b->ids.n && a->text.n == b->text.n);
-    if (a->ids.n == b->ids.n) CHECK(memcmp(a->ids.ids, b->ids.ids, a->ids.n * sizeof *a->ids.ids) == 0);
-    if (a->text.n == b->text.n) CHECK(memcmp(a->text.data, b->text.data, a->text.n) == 0);
+    if (a->ids.n && a->ids.n == b->ids.n) CHECK(memcmp(a->ids.ids, b->ids.ids, a->ids.n * sizeof *a->ids.ids) == 0);
+    if (a->text.n && a->text.n == b->text.n) CHECK(memcmp(a->text.data, b->text.data, a->text.n) == 0);
     CHECK(a->finish_reason && b->finish_reason && strcmp(a->finish_reason, b->finish_reason) == 0);
 }
 
-static void test_batch_of_any_size_gives_the_tokens_of_single_runs(const char *name, GenerateConfig config) {
+static void check_same_logprobs(const Logprobs *a, const Logprobs *b, size_t n, int k) {
+    for (size_t i = 0; i < n * (size_t)(1 + k); i++) CHECK(fabsf(a->values[i] - b->values[i]) < 1e-4f);
+    CHECK(n == 0 || memcmp(a->top_ids, b->top_ids, n * (size_t)k * sizeof *a->top_ids) == 0);
+}
+
+static void test_batch_of_any_size_gives_the_tokens_of_single_runs(const char *name, const GenerateConfig *configs,
+                                                                   int n_configs) {
     Sequence alone[MODEL_SEQS], together[MODEL_SEQS];
-    run(alone, MODEL_SEQS, 1, config, keep);
-    for (int i = 0; i < MODEL_SEQS; i++) CHECK(alone[i].ids.n > 0);
+    run(alone, MODEL_SEQS, 1, configs, n_configs, keep);
+    for (int i = 0; i < MODEL_SEQS; i++) CHECK((alone[i].ids.n > 0) == (alone[i].config.n > 0));
     for (int slots = 2; slots <= MODEL_SEQS; slots++) {
-        run(together, MODEL_SEQS, slots, config, keep);
+        run(together, MODEL_SEQS, slots, configs, n_configs, keep);
         for (int i = 0; i < MODEL_SEQS; i++) {
+            const GenerateConfig *g = &alone[i].config;
             check_same(&alone[i], &together[i]);
+            check_same_logprobs(&alone[i].logprobs, &together[i].logprobs, g->logprobs ? alone[i].ids.n : 0,
+                                g->logprobs);
+            CHECK(alone[i].n_scored == (g->prompt_logprobs ? (int)alone[i].prompt.n - 1 : 0));
+            CHECK(alone[i].n_scored == together[i].n_scored);
+            check_same_logprobs(&alone[i].prompt_logprobs, &together[i].prompt_logprobs, (size_t)alone[i].n_scored,
+                                g->logprobs);
             sequence_free(&together[i]);
         }
     }
@@ -104,7 +121,7 @@ static void test_batch_finishes_in_input_order(void) {
     GenerateConfig config = {
         .n = TOKENS, .n_stops = 2, .stops = stops, .seed = 5, .sampler = {.temperature = 0.9f, .top_p = 0.9f}};
     n_finished = 0;
-    run(seqs, MODEL_SEQS, 2, config, note_order);
+    run(seqs, MODEL_SEQS, 2, &config, 1, note_order);
     CHECK(n_finished == MODEL_SEQS);
     bool stopped = false;
     for (int i = 0; i < MODEL_SEQS; i++) {
@@ -115,6 +132,23 @@ static void test_batch_finishes_in_input_order(void) {
     }
     CHECK(stopped);
     test_end("test_batch_finishes_in_input_order");
+}
+
+// A prompt that fills the context is computed, and nothing comes after it.
+static void test_batch_no_new_tokens_in_a_full_context(void) {
+    Error err = {""};
+    Sequence seq = {.config = {.logprobs = 1, .prompt_logprobs = true}};
+    GenerateSink sink = {.finished = keep};
+    if (start(1, 100)) {
+        for (int i = 0; i < 100; i++) CHECK(tokens_append(&seq.prompt, 300 + i, &err));
+        CHECK(generate(&model, &seq, 1, &sink, &err));
+        CHECK(seq.ids.n == 0 && seq.text.n == 0 && seq.n_scored == 99 && model.kv.len[0] == 100);
+        CHECK(seq.finish_reason && strcmp(seq.finish_reason, "length") == 0);
+        for (int i = 0; i < seq.n_scored; i++) CHECK(seq.prompt_logprobs.values[2 * i] < 0);
+    }
+    sequence_free(&seq);
+    model_close(&model);
+    test_end("test_batch_no_new_tokens_in_a_full_context");
 }
 
 static void test_batch_without_room_is_refused_and_nothing_is_written(void) {
@@ -134,12 +168,29 @@ static void test_batch_without_room_is_refused_and_nothing_is_written(void) {
 
 int main(void) {
     test_batch_part_covers_every_row_once();
-    test_batch_of_any_size_gives_the_tokens_of_single_runs("test_batch_greedy_gives_the_tokens_of_single_runs",
-                                                           (GenerateConfig){.n = TOKENS, .ignore_eos = true});
-    test_batch_of_any_size_gives_the_tokens_of_single_runs(
-        "test_batch_sampled_gives_the_tokens_of_single_runs",
-        (GenerateConfig){.n = TOKENS, .seed = 3, .sampler = {.temperature = 0.8f, .top_k = 50, .top_p = 0.95f}});
+    static const char *const stops[] = {" the"};
+    const GenerateConfig greedy = {.n = TOKENS, .ignore_eos = true},
+                         sampled = {.n = TOKENS,
+                                    .seed = 3,
+                                    .sampler = {.temperature = 0.8f, .top_k = 50, .top_p = 0.95f}},
+                         mixed[MODEL_SEQS] = {
+                             {.n = 7, .logprobs = 3, .prompt_logprobs = true},
+                             {.n = TOKENS, .seed = 9, .sampler = {.temperature = 1, .top_p = 0.9f}},
+                             {.n = 0, .logprobs = 1, .prompt_logprobs = true},
+                             {.n = TOKENS, .logprobs = 2, .ignore_eos = true, .sampler = {.repetition_penalty = 1.4f}},
+                             {.n = 60,
+                              .n_stops = 1,
+                              .stops = stops,
+                              .sampler = {
+                                  .temperature = 0.7f, .top_p = 1, .min_p = 0.02f, .repetition_penalty = 1.1f}}};
+    test_batch_of_any_size_gives_the_tokens_of_single_runs("test_batch_greedy_gives_the_tokens_of_single_runs", &greedy,
+                                                           1);
+    test_batch_of_any_size_gives_the_tokens_of_single_runs("test_batch_sampled_gives_the_tokens_of_single_runs",
+                                                           &sampled, 1);
+    test_batch_of_any_size_gives_the_tokens_of_single_runs("test_batch_of_all_kinds_gives_the_tokens_of_single_runs",
+                                                           mixed, MODEL_SEQS);
     test_batch_finishes_in_input_order();
+    test_batch_no_new_tokens_in_a_full_context();
     test_batch_without_room_is_refused_and_nothing_is_written();
     return tests_summary();
 }

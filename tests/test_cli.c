@@ -501,6 +501,22 @@ static void test_ends(void) {
         run_free(&r);
     }
 
+    // Each token's own text: of a part of a character or a stray byte U+FFFD, of a special token its name.
+    static const struct {
+        const char *name, *prompt, *n, *texts;
+    } texts[] = {
+        {"json_token_texts_of_bytes", " ", "6",
+         "[\"\xEF\xBF\xBD\", \"\xEF\xBF\xBD\", \"\xEF\xBF\xBD\", \"\\\"\", \"\\\\\", \"\\n\"]"},
+        {"json_token_texts_of_special_tokens", "9", "2", "[\"<|begin_of_text|>\", \"a\"]"},
+    };
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        Run r = run_program(NULL, script_path, "-p", texts[i].prompt, "-n", texts[i].n, "--json", "--quiet", NULL);
+        check_status(&r, 0);
+        check_json(&r, "token_texts", texts[i].texts);
+        test_end(texts[i].name);
+        run_free(&r);
+    }
+
     // A stop token that is an end id, where end ids do not count.
     Run ignored = run_program(NULL, script_path, "-p", "\\", "-n", "50", "--json", "--quiet", "--ignore-eos", "--stop",
                               "<|end_of_text|>", NULL);

@@ -492,6 +492,17 @@ static void test_other_templates(void) {
 
 // ---- messages of --prompts ------------------------------------------------------------------------------------------
 
+// A line of --prompts, the index-th, has an error in place of an answer, and the message says so. There are others.
+static void check_line_error(const Run *r, int index, const char *fragment) {
+    char answer[64];
+    if (!check_status(r, 1)) return;
+    snprintf(answer, sizeof answer, "{\"index\": %d, \"line\": %d, \"error\": \"", index, index + 1);
+    if (!strstr(r->out, answer)) test_fail("printed \"%s\", expected %s in it", shown(r->out, r->n_out), answer);
+    if (!strstr(r->out, "\"finish_reason\": ")) test_fail("no line has an answer");
+    if (!strstr(r->err, fragment))
+        test_fail("the message is \"%s\", expected \"%s\" in it", shown(r->err, r->n_err), fragment);
+}
+
 static void test_messages(void) {
     static const char lines[] = "{\"messages\": [{\"role\": \"system\", \"content\": \"Own.\"}, {\"role\": \"user\", "
                                 "\"content\": \" Hi\\n\"}]}\n"
@@ -560,8 +571,8 @@ static void test_messages(void) {
         char text[400];
         int n = snprintf(text, sizeof text, "{\"text\": \"a\"}\n{\"messages\": %s}\n", refusals[i].line);
         write_file(temporary("bad"), text, (size_t)n);
-        Run r = run_program(NULL, chat_path, "--prompts", temporary("bad"), NULL);
-        check_failure(&r, 1, refusals[i].fragment, NULL);
+        Run r = run_program(NULL, chat_path, "--prompts", temporary("bad"), "-n", "2", "--quiet", NULL);
+        check_line_error(&r, 1, refusals[i].fragment);
         test_end(refusals[i].name);
         run_free(&r);
     }
@@ -571,8 +582,8 @@ static void test_messages(void) {
     check_failure(&r, 1, "plain: --system and --date go with messages, and no line has any", NULL);
     test_end("system_of_prompts_without_messages");
     run_free(&r);
-    r = run_program(NULL, "model/stories.bin", "--prompts", path, NULL);
-    check_failure(&r, 1, "messages:1: messages: this model has no chat format", NULL);
+    r = run_program(NULL, "model/stories.bin", "--prompts", path, "-n", "2", "--quiet", NULL);
+    check_line_error(&r, 0, "messages:1: messages: this model has no chat format");
     test_end("messages_without_a_chat_format");
     run_free(&r);
 }

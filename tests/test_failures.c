@@ -16,6 +16,7 @@ static const Scenario scenarios[] = {
     {"json",
      {"@script.bin", "-p", "-", "-n", "9", "--json", "--logprobs", "3", "--temp", "0.8", "--top-k", "9"},
      "abc"},
+    {"scoring", {"@script.bin", "-p", "abcdef", "-n", "2", "--json", "--logprobs", "2", "--echo"}, ""},
     {"batch", {"@script.bin", "--prompts", "@prompts", "-b", "2", "-n", "6"}, ""},
     {"chat", {"@chat.bin", "--chat", "-n", "6", "--verbose"}, "Hi\nmore\n/clear\nHi\n"},
     {"tokenize", {"@script.bin", "--tokenize", "-f", "@prompt"}, ""},
@@ -160,7 +161,9 @@ int main(void) {
     draft_write(&d, temporary("chat.bin"));
     draft_free(&d);
     write_file(temporary("prompt"), "a prompt in a file", 18);
-    static const char lines[] = "{\"text\": \"ab\"}\n\n{\"ids\": [256, 97]}\n{\"text\": \"xyz\"}\n";
+    static const char lines[] =
+        "{\"text\": \"ab\"}\n\n{\"ids\": [256, 97], \"id\": {\"a\": 1}, \"stop\": [\"x\", \"y\"]}\n"
+        "{\"text\": \"xyz\", \"logprobs\": 2, \"repetition_penalty\": 1.5, \"n\": 3}\n";
     write_file(temporary("prompts"), lines, sizeof lines - 1);
     static const char *const kinds[] = {"alloc", "allocs", "short", "eintr", "eio", "end", "enospc", "epipe"};
     for (int s = 0; s < N_SCENARIOS; s++)

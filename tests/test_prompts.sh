@@ -31,13 +31,20 @@ lines_equal_single_runs() {
     done
 }
 
-refused() { # FRAGMENT CONTENT: exit 1, one line with the fragment, nothing on standard output
+refused() { # FRAGMENT CONTENT [N]: exit 1, the fragment in the first of two lines on standard error, N answers beside the error
     printf '%b' "$2" > "$work/bad"
     run --prompts "$work/bad" -n 2 > "$work/stdout" 2> "$work/stderr"
     status=$?
-    [ $status -eq 1 ] && [ ! -s "$work/stdout" ] && [ "$(wc -l < "$work/stderr")" -eq 1 ] && grep -qF "$1" "$work/stderr" && return
+    [ $status -eq 1 ] && [ "$(grep -c '"error": ' "$work/stdout")" -eq 1 ] && [ "$(wc -l < "$work/stdout")" -eq $((1 + ${3:-0})) ] &&
+        [ "$(wc -l < "$work/stderr")" -eq 2 ] && head -n 1 "$work/stderr" | grep -qF "$1" && return
     echo "exit status $status: $(cat "$work/stderr")"
     return 1
+}
+
+no_prompts() { # exit 1, one line, nothing on standard output
+    printf '\n\n' > "$work/bad"
+    run --prompts "$work/bad" > "$work/stdout" 2> "$work/stderr"
+    [ $? -eq 1 ] && [ ! -s "$work/stdout" ] && [ "$(wc -l < "$work/stderr")" -eq 1 ] && grep -qF "no prompts" "$work/stderr"
 }
 
 # 455 is what the story model says first: as an end id it is the only token, and the first.
@@ -56,13 +63,13 @@ blank_lines() {
 }
 
 check test_prompts_lines_equal_single_runs lines_equal_single_runs
-check test_prompts_bad_json_names_file_and_line refused "bad:2: bad JSON" '{"text": "a"}\n{"text": 1}\n'
-check test_prompts_unknown_key_is_refused refused 'bad:1: key "prompt", expected "text", "ids" or "messages"' '{"prompt": "a"}\n'
+check test_prompts_bad_json_names_file_and_line refused "bad:2: bad JSON" '{"text": "a"}\n{"text": 1}\n' 1
+check test_prompts_line_without_a_prompt refused 'bad:1: no "text", "ids" or "messages"' '{"prompt": "a"}\n'
 check test_prompts_id_beyond_the_vocabulary refused "bad:1: id 8192, expected below 8192" '{"ids": [1, 8192]}\n'
 check test_prompts_messages_without_a_chat_format refused "bad:2: messages: this model has no chat format" \
-    '{"text": "a"}\n{"messages": [{"role": "user", "content": "a"}]}\n'
-check test_prompts_empty_ids refused "prompt 1 is empty" '{"text": "a"}\n{"ids": []}\n'
-check test_prompts_empty_file refused "no prompts" '\n\n'
+    '{"text": "a"}\n{"messages": [{"role": "user", "content": "a"}]}\n' 1
+check test_prompts_empty_ids refused "bad:2: the prompt is empty" '{"text": "a"}\n{"ids": []}\n' 1
+check test_prompts_empty_file no_prompts
 check test_prompts_end_id_first_has_timings end_id_first
 check test_prompts_blank_lines_are_skipped blank_lines
 exit ${failed:-0}

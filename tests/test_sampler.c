@@ -431,6 +431,44 @@ static void test_smallest_sets(void) {
     test_end("test_smallest_sets");
 }
 
+// Each id that the sequence has once, whatever the sign; the caller's logits stay, and of equals the lowest id is taken.
+static void test_repetition_penalty(void) {
+    const float logits[6] = {3, -1, 2.5f, 2, -2, 2};
+    const int prompt[4] = {0, 0, 4, 0}, second = 2;
+    float before[6];
+    memcpy(before, logits, sizeof logits);
+    const SamplerConfig config = {.repetition_penalty = 1.25f}, off = {.repetition_penalty = 1}, none = {.top_p = 1};
+    CHECK(sampler_reads_logits(&config) && !sampler_reads_logits(&off) && !sampler_reads_logits(&none));
+    Sampler s = sampler_of(config, 6, 1, 0);
+    CHECK(sampler_next(&s, logits) == 0); // nothing has been seen
+    sampler_see(&s, prompt, 4);
+    CHECK(sampler_next(&s, logits) == 2); // 3 / 1.25 = 2.4
+    sampler_see(&s, &second, 1);
+    CHECK(sampler_next(&s, logits) == 0); // 2.5 / 1.25 = 2, once more than 2.4 before
+    const float equal[6] = {2.5f, -1, 2.5f, 2, -2, 2};
+    CHECK(sampler_next(&s, equal) == 0); // 2, as of 2, 3 and 5
+    CHECK(memcmp(before, logits, sizeof logits) == 0);
+    sampler_free(&s);
+    // A penalty under 1 does the contrary, and a negative logit goes the other way.
+    s = sampler_of((SamplerConfig){.repetition_penalty = 0.5f}, 6, 1, 0);
+    const float negative[6] = {-3, -2, -2.5f, -4, -5, -6};
+    sampler_see(&s, prompt, 1);
+    CHECK(sampler_next(&s, negative) == 0); // -1.5
+    sampler_free(&s);
+    // Before the temperature and all filters: of two equals the one that came has e^(-1) of the other's weight.
+    s = sampler_of((SamplerConfig){.temperature = 2, .top_p = 1, .repetition_penalty = 2}, 2, 1, 0);
+    const float two[2] = {4, 4};
+    const int first = 0;
+    enum { N = 100000 };
+    int n = 0;
+    sampler_see(&s, &first, 1);
+    for (int i = 0; i < N; i++) n += sampler_next(&s, two) == 0;
+    double p = exp(-1) / (1 + exp(-1));
+    CHECK(fabs((double)n / N - p) < 5 * sqrt(p * (1 - p) / N));
+    sampler_free(&s);
+    test_end("test_repetition_penalty");
+}
+
 int main(void) {
     test_random_uniform_is_splitmix64();
     test_random_uniform_stays_below_one();
@@ -455,6 +493,7 @@ int main(void) {
     check_frequencies("test_frequencies_after_top_p", (SamplerConfig){.temperature = 0.7f, .top_p = 0.9f});
     check_frequencies("test_frequencies_after_all_filters",
                       (SamplerConfig){.temperature = 1.3f, .top_k = 12, .top_p = 0.8f, .min_p = 0.2f});
+    test_repetition_penalty();
     test_long_tail_keeps_its_weight();
     test_extreme_logits_and_temperatures();
     test_smallest_sets();

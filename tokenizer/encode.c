@@ -82,3 +82,13 @@ bool tokenizer_encode_added(const Tokenizer *t, const uint8_t *text, size_t n, A
 bool tokenizer_encode(const Tokenizer *t, const uint8_t *text, size_t n, bool special, TokenList *out, Error *err) {
     return tokenizer_encode_added(t, text, n, (AddedTokens){.special = special}, out, err);
 }
+
+int tokenizer_find_special(const Tokenizer *t, const uint8_t *text, size_t n) {
+    for (size_t at = 0; at < n && t->n_special; at++)
+        for (int p = 0; p < ADDED_PASSES; p++) {
+            const AddedPass *pass = &t->passes[p];
+            int id = pass->tree && pass->begins[text[at]] ? tokenizer_match(pass, text + at, n - at) : -1;
+            if (id >= 0 && t->kind[id] == TOKEN_SPECIAL) return id;
+        }
+    return -1;
+}

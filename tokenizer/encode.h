@@ -24,4 +24,7 @@ bool tokenizer_encode_added(const Tokenizer *t, const uint8_t *text, size_t n, A
 // The same with {.special = special}.
 bool tokenizer_encode(const Tokenizer *t, const uint8_t *text, size_t n, bool special, TokenList *out, Error *err);
 
+// The first special token whose text is in text[0..n); -1: there is none.
+int tokenizer_find_special(const Tokenizer *t, const uint8_t *text, size_t n);
+
 #endif

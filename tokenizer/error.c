@@ -25,3 +25,7 @@ bool fail_interrupted(Error *err) {
 bool is_interrupt(const Error *err) {
     return strcmp(err->text, interrupt) == 0;
 }
+
+bool is_out_of_memory(const Error *err) {
+    return strncmp(err->text, "out of memory", strlen("out of memory")) == 0;
+}

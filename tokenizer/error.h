@@ -14,5 +14,7 @@ bool fail(Error *err, const char *format, ...) __attribute__((format(printf, 2, 
 // The one failure that is nobody's fault: the user had enough. It says so and is not printed.
 bool fail_interrupted(Error *err);
 bool is_interrupt(const Error *err);
+// Whether there was no memory: such a message begins with "out of memory".
+bool is_out_of_memory(const Error *err);
 
 #endif

@@ -8,10 +8,12 @@
 
 #include "../../tokenizer/error.h"
 
+enum { JSON_MAX_DEPTH = 64 };
+
 typedef struct {
     char *start, *at, *end;
     Error *err;       // the first failure; every call after it returns false
-    const char *what; // names the text in messages
+    const char *what; // names the text in messages; NULL: they do not name it
 } Json;
 
 // True, and steps over c, if c is the next character after white space.
@@ -22,6 +24,9 @@ bool json_expect(Json *j, char c);
 bool json_string(Json *j, char **text, size_t *length);
 // A whole number without sign, fraction or exponent, below 2^64.
 bool json_uint(Json *j, uint64_t *value);
+// Any value, checked and left as it is written: its n bytes at *text. Lists and objects are nested JSON_MAX_DEPTH deep at
+// most.
+bool json_raw(Json *j, char **text, size_t *n);
 // The word null.
 bool json_null(Json *j);
 // Nothing but white space may follow.

@@ -68,17 +68,40 @@ static bool text_add(Sequence *seq, const GenerateConfig *g, const GenerateSink 
     return text_out(seq, sink, end - wait, err);
 }
 
+// ---- log-probabilities ----------------------------------------------------------------------------------------------
+
+static bool logprobs_init(Logprobs *l, size_t n, int k, Error *err) {
+    l->values = calloc(n * (size_t)(1 + k) + 1, sizeof *l->values);
+    l->top_ids = calloc(n * (size_t)k + 1, sizeof *l->top_ids);
+    return (l->values && l->top_ids) || fail(err, "out of memory: log-probabilities of %zu tokens", n);
+}
+
+static void logprobs_free(Logprobs *l) {
+    free(l->values);
+    free(l->top_ids);
+    *l = (Logprobs){0};
+}
+
+// Those of position i, where the token is id.
+static void logprobs_set(Logprobs *l, size_t i, int k, const float *logits, int vocab, int id) {
+    float *values = l->values + i * (size_t)(1 + k);
+    int *top = l->top_ids + i * (size_t)k;
+    double z = log_sum_exp(logits, vocab);
+    values[0] = (float)((double)logits[id] - z);
+    top_ids(logits, vocab, k < vocab ? k : vocab, top);
+    for (int j = 0; j < k && j < vocab; j++) values[1 + j] = (float)((double)logits[top[j]] - z);
+}
+
 // ---- one sequence ---------------------------------------------------------------------------------------------------
 
 void sequence_free_results(Sequence *seq) {
     free(seq->text.data);
     free(seq->pending.data);
-    free(seq->logprobs);
     free(seq->latencies);
-    free(seq->top_ids);
+    logprobs_free(&seq->logprobs);
+    logprobs_free(&seq->prompt_logprobs);
     seq->text = seq->pending = (Bytes){0};
-    seq->logprobs = seq->latencies = NULL;
-    seq->top_ids = NULL;
+    seq->latencies = NULL;
 }
 
 void sequence_free(Sequence *seq) {
@@ -101,19 +124,46 @@ double sequence_latency(Sequence *seq, double quantile) {
     return (double)seq->latencies[rank ? rank - 1 : 0];
 }
 
-static bool sequence_begin(Sequence *seq, const Model *m, const GenerateConfig *g, Error *err) {
+static bool sequence_begin(Sequence *seq, const Model *m, Error *err) {
+    const GenerateConfig *g = &seq->config;
     int room = m->kv.max_len - (int)seq->prompt.n;
     seq->n_max = g->n < room ? g->n : room;
     seq->admitted = clock_seconds();
-    seq->latencies = malloc((size_t)seq->n_max * sizeof *seq->latencies);
-    if (!seq->latencies && seq->n_max) return fail(err, "out of memory: times of %d tokens", seq->n_max);
-    if (g->logprobs) {
-        seq->logprobs = calloc((size_t)seq->n_max * (size_t)(1 + g->logprobs), sizeof *seq->logprobs);
-        seq->top_ids = calloc((size_t)seq->n_max * (size_t)g->logprobs, sizeof *seq->top_ids);
-        if (seq->n_max && (!seq->logprobs || !seq->top_ids))
-            return fail(err, "out of memory: log-probabilities of %d tokens", seq->n_max);
+    seq->latencies = malloc(((size_t)seq->n_max + 1) * sizeof *seq->latencies);
+    if (!seq->latencies) return fail(err, "out of memory: times of %d tokens", seq->n_max);
+    if (g->logprobs && !logprobs_init(&seq->logprobs, (size_t)seq->n_max, g->logprobs, err)) return false;
+    if (g->prompt_logprobs && !logprobs_init(&seq->prompt_logprobs, seq->prompt.n, g->logprobs, err)) return false;
+    if (!sampler_init(&seq->sampler, g->sampler, m->config.vocab_size, g->seed, g->stream, err)) return false;
+    sampler_see(&seq->sampler, seq->prompt.ids, seq->prompt.n);
+    return true;
+}
+
+// Stops the run where logits are not finite. id: the engine's argmax, which then is none; position: of the row's token.
+static bool check_finite(Model *m, int id, const float *logits, size_t position, Error *err) {
+    if (id >= 0) return true;
+    if (!m->engine->read_logits(m, err)) return false;
+    int bad = find_not_finite(logits, m->config.vocab_size);
+    return fail(err, "position %zu: logit %d is %f; the weights or the arithmetic are broken", position, bad,
+                (double)logits[bad < 0 ? 0 : bad]);
+}
+
+// Computes a prompt but for its last token, so many rows at a time as there are logits for, and keeps the
+// log-probability of each token after the first.
+static bool score_prompt(Sequence *seq, Model *m, int slot, Error *err) {
+    const int *ids = seq->prompt.ids;
+    int n = (int)seq->prompt.n - 1;
+    for (int at = 0, rows; at < n; at += rows) {
+        rows = n - at < LOGIT_ROWS ? n - at : LOGIT_ROWS;
+        if (!model_prefill(m, slot, ids + at, rows, rows, err) || !m->engine->read_logits(m, err)) return false;
+        for (int r = 0; r < rows; r++, seq->n_scored++) {
+            const float *logits = m->logits + (size_t)r * (size_t)m->config.vocab_size;
+            if (!check_finite(m, m->argmax[r], logits, (size_t)(at + r), err)) return false;
+            logprobs_set(&seq->prompt_logprobs, (size_t)(at + r), seq->config.logprobs, logits, m->config.vocab_size,
+                         ids[at + r + 1]);
+        }
+        if (m->progress && n > m->max_rows) m->progress("scoring", (uint64_t)(at + rows), (uint64_t)n);
     }
-    return sampler_init(&seq->sampler, g->sampler, m->config.vocab_size, g->seed, (uint64_t)seq->index, err);
+    return true;
 }
 
 // Lets go of what only a running sequence needs, after its last bytes.
@@ -129,9 +179,8 @@ static bool contains(const int *ids, int n, int id) {
     return false;
 }
 
-static bool is_end(const Sequence *seq, const Model *m, const GenerateConfig *g, int id) {
-    return contains(m->config.eos_ids, m->config.n_eos, id) ||
-           (seq->turn && contains(g->turn_ends, g->n_turn_ends, id));
+static bool is_end(const Model *m, const GenerateConfig *g, int id) {
+    return contains(m->config.eos_ids, m->config.n_eos, id) || contains(g->turn_ends, g->n_turn_ends, id);
 }
 
 // Whether a special token is named by a stop text: printed or not, an answer ends there.
@@ -144,36 +193,22 @@ static bool is_stop_token(const Tokenizer *t, const GenerateConfig *g, int id) {
     return false;
 }
 
-static void record_logprobs(Sequence *seq, int k, const float *logits, int vocab, int id) {
-    size_t step = seq->ids.n;
-    float *row = seq->logprobs + step * (size_t)(1 + k);
-    int *top = seq->top_ids + step * (size_t)k;
-    double z = log_sum_exp(logits, vocab);
-    row[0] = (float)((double)logits[id] - z);
-    top_ids(logits, vocab, k < vocab ? k : vocab, top);
-    for (int i = 0; i < k && i < vocab; i++) row[1 + i] = (float)((double)logits[top[i]] - z);
-}
-
 // Chooses the sequence's next token from a row of logits, passes its text on, and notices the end.
-static bool sequence_step(Sequence *seq, Model *m, const GenerateConfig *g, const GenerateSink *sink, int row,
-                          Error *err) {
-    if (seq->n_max == 0) return sequence_end(seq, "length", sink, err); // its prompt was computed, and that is all
+static bool sequence_step(Sequence *seq, Model *m, const GenerateSink *sink, int row, Error *err) {
+    const GenerateConfig *g = &seq->config;
     const float *logits = m->logits + (size_t)row * (size_t)m->config.vocab_size;
     int id = m->argmax[row];
-    if (id < 0) {
-        if (!m->engine->read_logits(m, err)) return false;
-        int bad = find_not_finite(logits, m->config.vocab_size);
-        return fail(err, "position %zu: logit %d is %f; the weights or the arithmetic are broken",
-                    seq->prompt.n + seq->ids.n - 1, bad, (double)logits[bad < 0 ? 0 : bad]);
-    }
-    if (g->sampler.temperature > 0) id = sampler_next(&seq->sampler, logits);
-    if (g->logprobs) record_logprobs(seq, g->logprobs, logits, m->config.vocab_size, id);
+    if (!check_finite(m, id, logits, seq->prompt.n + seq->ids.n - 1, err)) return false;
+    if (seq->n_max == 0) return sequence_end(seq, "length", sink, err);
+    if (sampler_reads_logits(&g->sampler)) id = sampler_next(&seq->sampler, logits);
+    if (g->logprobs) logprobs_set(&seq->logprobs, seq->ids.n, g->logprobs, logits, m->config.vocab_size, id);
     if (!tokens_append(&seq->ids, id, err)) return false;
+    sampler_see(&seq->sampler, &id, 1);
     double now = clock_seconds();
     if (seq->ids.n == 1) seq->first = now;
     if (seq->ids.n > 1) seq->latencies[seq->ids.n - 2] = (float)(now - seq->last);
     seq->last = now;
-    bool end = is_end(seq, m, g, id);
+    bool end = is_end(m, g, id);
     if ((end && !g->ignore_eos) || is_stop_token(&m->tokenizer, g, id))
         return sequence_end(seq, end ? "stop" : "stop_string", sink, err);
     size_t n;
@@ -189,7 +224,6 @@ static bool sequence_step(Sequence *seq, Model *m, const GenerateConfig *g, cons
 
 typedef struct {
     Model *model;
-    const GenerateConfig *config;
     const GenerateSink *sink;
     Sequence *live[MAX_SLOTS]; // by slot; NULL: free
 } Run;
@@ -197,12 +231,16 @@ typedef struct {
 // Computes a batch with a logit row for each sequence of it, and lets each take its step.
 static bool run_batch(Run *r, const Batch *batch, Error *err) {
     Model *m = r->model;
-    bool needs_logits = r->config->sampler.temperature > 0 || r->config->logprobs > 0;
+    bool needs_logits = false;
+    for (int i = 0; i < batch->n_seq; i++) {
+        const GenerateConfig *g = &r->live[batch->slot[i]]->config;
+        needs_logits = needs_logits || sampler_reads_logits(&g->sampler) || g->logprobs > 0;
+    }
     if (!model_forward(m, batch, err)) return false;
     if (needs_logits && !m->engine->read_logits(m, err)) return false;
     for (int i = 0; i < batch->n_seq; i++) {
         Sequence **place = &r->live[batch->slot[i]];
-        if (!sequence_step(*place, m, r->config, r->sink, i, err)) return false;
+        if (!sequence_step(*place, m, r->sink, i, err)) return false;
         if ((*place)->finish_reason) *place = NULL;
     }
     return true;
@@ -218,8 +256,8 @@ static bool admit(Run *r, Sequence *seqs, int n, int *next, Error *err) {
         if (r->live[i]) continue;
         Sequence *seq = r->live[i] = &seqs[(*next)++];
         kv_truncate(&m->kv, i, seq->n_cached);
-        ok = sequence_begin(seq, m, r->config, err);
-        for (size_t t = (size_t)seq->n_cached; ok && t < seq->prompt.n; t++)
+        ok = sequence_begin(seq, m, err) && (!seq->config.prompt_logprobs || score_prompt(seq, m, i, err));
+        for (size_t t = (size_t)m->kv.len[i]; ok && t < seq->prompt.n; t++)
             ok = tokens_append(&tokens, seq->prompt.ids[t], err);
         slot[n_seq++] = i;
         start[n_seq] = (int)tokens.n;
@@ -259,8 +297,8 @@ static bool step(Run *r, Error *err) {
     return n == 0 || run_batch(r, &batch, err);
 }
 
-bool generate(Model *m, const GenerateConfig *config, Sequence *seqs, int n, const GenerateSink *sink, Error *err) {
-    Run r = {.model = m, .config = config, .sink = sink};
+bool generate(Model *m, Sequence *seqs, int n, const GenerateSink *sink, Error *err) {
+    Run r = {.model = m, .sink = sink};
     int next = 0; // to be admitted
     for (int done = 0; done < n;) {
         if (!model_interrupted(m) && !(admit(&r, seqs, n, &next, err) && (model_interrupted(m) || step(&r, err)))) {

@@ -16,16 +16,46 @@ double random_uniform(uint64_t *state) {
     return (double)(splitmix64(state) >> 11) * 0x1p-53;
 }
 
+static bool has_penalty(const SamplerConfig *config) {
+    return config->repetition_penalty != 0 && config->repetition_penalty != 1;
+}
+
+bool sampler_reads_logits(const SamplerConfig *config) {
+    return config->temperature > 0 || has_penalty(config);
+}
+
 bool sampler_init(Sampler *s, SamplerConfig config, int vocab_size, uint64_t seed, uint64_t stream, Error *err) {
     *s = (Sampler){.config = config, .vocab_size = vocab_size, .state = seed};
     s->state = splitmix64(&s->state) ^ stream * 0xD1342543DE82EF95u; // neighbouring seeds and streams far apart
     s->candidates = malloc((size_t)vocab_size * sizeof *s->candidates);
-    return s->candidates || fail(err, "out of memory: %d candidates", vocab_size);
+    bool ok = s->candidates != NULL;
+    if (ok && has_penalty(&config)) {
+        s->penalised = malloc((size_t)vocab_size * sizeof *s->penalised);
+        s->seen = calloc((size_t)vocab_size, sizeof *s->seen);
+        ok = s->penalised && s->seen;
+    }
+    return ok || fail(err, "out of memory: %d candidates", vocab_size);
 }
 
 void sampler_free(Sampler *s) {
     free(s->candidates);
+    free(s->penalised);
+    free(s->seen);
     *s = (Sampler){.candidates = NULL};
+}
+
+void sampler_see(Sampler *s, const int *ids, size_t n) {
+    for (size_t i = 0; s->seen && i < n; i++) s->seen[ids[i]] = true;
+}
+
+// Keskar et al. 2019: an id that the sequence has is less likely again, however often it came.
+static const float *penalise(Sampler *s, const float *logits) {
+    float penalty = s->config.repetition_penalty;
+    for (int i = 0; i < s->vocab_size; i++) {
+        float x = logits[i];
+        s->penalised[i] = !s->seen[i] ? x : x < 0 ? x * penalty : x / penalty;
+    }
+    return s->penalised;
 }
 
 static int more_likely_first(const void *a, const void *b) {
@@ -75,6 +105,7 @@ static int nucleus(const Candidate *c, int n, float top_p) {
 
 int sampler_next(Sampler *s, const float *logits) {
     const SamplerConfig *config = &s->config;
+    if (s->penalised) logits = penalise(s, logits);
     if (config->temperature == 0) return argmax(logits, s->vocab_size);
     Candidate *c = s->candidates;
     int n = s->vocab_size;

@@ -2,15 +2,18 @@
 #ifndef SAMPLER_H
 #define SAMPLER_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "../../tokenizer/error.h"
 
 typedef struct {
-    float temperature; // 0: greedy, and nothing below matters
-    int top_k;         // keep the k most likely, the lowest ids of equals at the end; 0: all
-    float top_p;       // keep the fewest whose probabilities reach p; 1: all
-    float min_p;       // keep those at least p times as likely as the most likely; 0: all
+    float
+        repetition_penalty; // what logits of ids that the sequence has are made smaller by, before all else; 0 or 1: none
+    float temperature;      // 0: greedy, and nothing below matters
+    int top_k;              // keep the k most likely, the lowest ids of equals at the end; 0: all
+    float top_p;            // keep the fewest whose probabilities reach p; 1: all
+    float min_p;            // keep those at least p times as likely as the most likely; 0: all
 } SamplerConfig;
 
 typedef struct {
@@ -22,6 +25,8 @@ typedef struct {
     SamplerConfig config;
     uint64_t state;        // of the random stream
     Candidate *candidates; // [vocab_size]
+    float *penalised;      // [vocab_size] logits after the repetition penalty; NULL: there is none
+    bool *seen;            // [vocab_size] whether the sequence has the id; NULL with penalised
     int vocab_size;
 } Sampler;
 
@@ -29,7 +34,13 @@ typedef struct {
 bool sampler_init(Sampler *s, SamplerConfig config, int vocab_size, uint64_t seed, uint64_t stream, Error *err);
 void sampler_free(Sampler *s);
 
-// The next token from logits [vocab_size], which must be finite. As HuggingFace: temperature, then top-k, top-p and
+// Whether the next token is another than the argmax of the logits.
+bool sampler_reads_logits(const SamplerConfig *config);
+// These ids [n] are part of the sequence: of its prompt, or generated.
+void sampler_see(Sampler *s, const int *ids, size_t n);
+
+// The next token from logits [vocab_size], which must be finite and are left as they are. As HuggingFace: repetition
+// penalty (a positive logit is divided by it, a negative one multiplied), temperature, then top-k, top-p and
 // min-p, each on the probabilities that the one before left, renormalised.
 int sampler_next(Sampler *s, const float *logits);
 
