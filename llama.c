@@ -230,6 +230,7 @@ static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
     int n_errors = ok ? report_errors(o, &p) : 0, slots = o->batch ? o->batch : DEFAULT_BATCH;
     Run run = {.options = o, .model = m, .chat = p.chat.tokenizer ? &p.chat : NULL, .prompts = &p, .start = start};
     double begin = clock_seconds();
+    m->step_rows = slots; // whatever the number of prompts: theirs do not depend on it
     if (ok && p.n_seqs)
         ok = run_sequences(&run, m, p.seqs, p.n_seqs, slots < p.n_seqs ? slots : p.n_seqs, context_of_prompts(o, m, &p),
                            err);

@@ -94,6 +94,7 @@ struct Model {
     Precision precision;
     const Engine *engine;
     int max_rows;          // rows that the engine computes at once: a longer batch comes in parts
+    int step_rows;         // rows that a step of this run may have; 0: as many as there are slots. See model_step_rows
     Error not_used;        // why a faster engine than this was not chosen; empty: none is faster, or one was named
     void *state;           // the engine's own buffers
     SafeTensors file;      // open until model_close; n_tensors is 0 for a synthetic model
@@ -122,6 +123,11 @@ void model_close(Model *model);
 // Whether its weights are made from a seed (synthetic.h) and not a file's.
 static inline bool model_is_synthetic(const Model *model) {
     return model->file.n_tensors == 0;
+}
+// Engine fused adds up in another order where steps may have many rows: which order is a matter of the run, so that no
+// sequence's numbers depend on how many others it has beside it.
+static inline int model_step_rows(const Model *model) {
+    return model->step_rows ? model->step_rows : model->kv.n_slots;
 }
 static inline bool model_interrupted(const Model *model) {
     return model->interrupted && *model->interrupted;

@@ -272,49 +272,113 @@ static void step(Model *m, int n, const int *slots, const int *tokens, float *lo
     memcpy(logits, m->logits, (size_t)n * (size_t)m->config.vocab_size * sizeof(float));
 }
 
-// A sequence gets the same bits alone and among 2 to 8, of other lengths, and so in a second run. (cuBLAS may add up in
-// another order for another number of rows: engine fused promises this.) LLaMA's shapes: weights in tiles of several
-// sizes.
-static void test_same_bits_alone_and_among_eight(void) {
+// A sequence gets the same bits alone and among others of other lengths, in a run of few sequences and in one of many,
+// whose steps have another order of sums. (Engine fused promises this.) LLaMA's shapes: weights in tiles of several sizes.
+static void same_bits_among(int slots, const char *shape, Precision precision) {
+    enum { LONGEST = 150, STEPS = 6, MOST = 40 };
+    static const int counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 40};
+    Model m;
+    Error err = {""};
+    if (start_shape(&m, shape, engine, precision, slots, LONGEST + STEPS)) {
+        size_t vocab = (size_t)m.config.vocab_size, bytes = vocab * sizeof(float);
+        float *alone = (float *)malloc((size_t)slots * STEPS * bytes), *among = (float *)malloc((size_t)slots * bytes);
+        int tokens[LONGEST + STEPS], all[MOST], lens[MOST], next[MOST];
+        random_tokens(tokens, LONGEST + STEPS, &m);
+        for (int i = 0; i < slots; i++) lens[i] = 1 + i * (LONGEST - 2) / (slots - 1), all[i] = i;
+        for (int n : counts) {
+            if (n > slots || (slots > 8 && n > 1 && n < 8)) continue;
+            for (int i = 0; i < slots; i++) {
+                kv_reset(&m.kv, i);
+                if (!model_prefill(&m, i, tokens, lens[i], 1, &err)) test_fail("%s", err.text);
+            }
+            for (int k = 0; k < STEPS; k++)
+                for (int first = 0; first < slots; first += n) {
+                    int count = slots - first < n ? slots - first : n;
+                    for (int i = 0; i < count; i++) next[i] = tokens[lens[first + i] + k];
+                    step(&m, count, all + first, next, among);
+                    for (int i = 0; i < count; i++) {
+                        float *reference = alone + ((size_t)k * (size_t)slots + (size_t)(first + i)) * vocab;
+                        if (n == 1)
+                            memcpy(reference, among + (size_t)i * vocab, bytes);
+                        else if (memcmp(reference, among + (size_t)i * vocab, bytes) != 0)
+                            test_fail("%s, %s, %d slots: sequence %d, step %d: other bits among %d",
+                                      shape ? shape : "stories", precision == PRECISION_F32 ? "f32" : "bf16", slots,
+                                      first + i, k, count);
+                    }
+                }
+        }
+        free(alone);
+        free(among);
+    }
+    model_close(&m);
+}
+
+static void test_same_bits_alone_and_among_others(void) {
     const char *const shapes[] = {NULL, "llama-3.2-1b", "llama-3.1-8b"};
-    const Precision precisions[] = {PRECISION_BF16, PRECISION_F32};
-    enum { LONGEST = 150, STEPS = 12 };
-    for (int p = 0; p < 6; p++) {
-        const char *shape = shapes[p / 2];
+    for (const char *shape : shapes) {
+        same_bits_among(8, shape, PRECISION_BF16);
+        same_bits_among(8, shape, PRECISION_F32);
+        same_bits_among(40, shape, PRECISION_BF16);
+    }
+    end("same_bits_alone_and_among_others");
+}
+
+// A prompt gets the same bits alone, cut in two, and in one batch with others, which is itself computed in parts: the
+// logits of its last token and, for what it left in the cache, of a step after it.
+static void test_prompts_have_the_same_bits_in_any_batch(void) {
+    const char *const shapes[] = {NULL, "llama-3.2-1b", "llama-3.1-8b"};
+    enum { SEQUENCES = 20, LONGEST = 900 };
+    static const int more[] = {300, 257, 256, 255, 2, 640};
+    for (const char *shape : shapes) {
         Model m;
         Error err = {""};
-        if (start_shape(&m, shape, engine, precisions[p % 2], 8, LONGEST + STEPS)) {
+        if (start_shape(&m, shape, engine, PRECISION_BF16, SEQUENCES, LONGEST + 1)) {
             size_t vocab = (size_t)m.config.vocab_size, bytes = vocab * sizeof(float);
-            float *alone = (float *)malloc(8 * STEPS * bytes), *among = (float *)malloc(8 * bytes);
-            int tokens[LONGEST + STEPS], slots[8] = {0, 1, 2, 3, 4, 5, 6, 7}, lens[8], next[8];
-            random_tokens(tokens, LONGEST + STEPS, &m);
-            for (int i = 0; i < 8; i++) lens[i] = 1 + i * (LONGEST - 2) / 7;
-            for (int n = 1; n <= 8; n++) {
-                for (int i = 0; i < 8; i++) {
-                    kv_reset(&m.kv, i);
-                    if (!model_prefill(&m, i, tokens, lens[i], 1, &err)) test_fail("%s", err.text);
+            float *alone = (float *)malloc(2 * SEQUENCES * bytes), *one = (float *)malloc(SEQUENCES * bytes);
+            int tokens[LONGEST + 1], slots[SEQUENCES], lens[SEQUENCES], last[SEQUENCES], start_at[SEQUENCES + 1] = {0};
+            int *batch = (int *)malloc(SEQUENCES * LONGEST * sizeof(int)), n_rows = 0;
+            random_tokens(tokens, LONGEST + 1, &m);
+            for (int i = 0; i < SEQUENCES; i++) {
+                lens[i] = i < 6 ? more[i] : 1 + i * (LONGEST - 1) / (SEQUENCES - 1);
+                slots[i] = (i * 7 + 3) % SEQUENCES;
+                memcpy(batch + n_rows, tokens, (size_t)lens[i] * sizeof(int));
+                start_at[i + 1] = n_rows += lens[i];
+                last[i] = n_rows - 1;
+            }
+            for (int how = 0; how < 3; how++) { // alone, cut, together
+                for (int i = 0; i < SEQUENCES; i++) kv_reset(&m.kv, i);
+                Batch together = {n_rows, SEQUENCES, SEQUENCES, false, batch, slots, start_at, last};
+                if (how == 2 && (!model_forward(&m, &together, &err) || !m.engine->read_logits(&m, &err)))
+                    test_fail("%s", err.text);
+                for (int i = 0; i < SEQUENCES; i++) {
+                    const float *row = how == 2 ? m.logits + (size_t)i * vocab : m.logits;
+                    int cut = how == 1 ? lens[i] / 3 : 0;
+                    if (how < 2 && ((cut && !model_prefill(&m, slots[i], tokens, cut, 0, &err)) ||
+                                    !model_prefill(&m, slots[i], tokens + cut, lens[i] - cut, 1, &err) ||
+                                    !m.engine->read_logits(&m, &err)))
+                        test_fail("%s", err.text);
+                    if (how == 0)
+                        memcpy(alone + (size_t)i * vocab, row, bytes);
+                    else if (memcmp(alone + (size_t)i * vocab, row, bytes) != 0)
+                        test_fail("%s: prompt of %d tokens: other bits %s", shape ? shape : "stories", lens[i],
+                                  how == 1 ? "cut in two" : "among others");
                 }
-                for (int k = 0; k < STEPS; k++)
-                    for (int first = 0; first < 8; first += n) {
-                        int count = 8 - first < n ? 8 - first : n;
-                        for (int i = 0; i < count; i++) next[i] = tokens[lens[first + i] + k];
-                        step(&m, count, slots + first, next, among);
-                        for (int i = 0; i < count; i++) {
-                            float *reference = alone + ((size_t)k * 8 + (size_t)(first + i)) * vocab;
-                            if (n == 1)
-                                memcpy(reference, among + (size_t)i * vocab, bytes);
-                            else if (memcmp(reference, among + (size_t)i * vocab, bytes) != 0)
-                                test_fail("%s, %s: sequence %d, step %d: other bits among %d",
-                                          shape ? shape : "stories", p % 2 ? "f32" : "bf16", first + i, k, count);
-                        }
-                    }
+                for (int i = 0; i < SEQUENCES; i++) {
+                    step(&m, 1, slots + i, tokens + lens[i], one);
+                    if (how == 0)
+                        memcpy(alone + (size_t)(SEQUENCES + i) * vocab, one, bytes);
+                    else if (memcmp(alone + (size_t)(SEQUENCES + i) * vocab, one, bytes) != 0)
+                        test_fail("%s: step after %d tokens: other bits %s", shape ? shape : "stories", lens[i],
+                                  how == 1 ? "cut in two" : "among others");
+                }
             }
             free(alone);
-            free(among);
+            free(one);
+            free(batch);
         }
         model_close(&m);
     }
-    end("same_bits_alone_and_among_eight");
+    end("prompts_have_the_same_bits_in_any_batch");
 }
 
 // The engine begins the next step before it is asked for. Logits of steps that go on with the chosen token, of one that
@@ -362,7 +426,8 @@ int main(void) {
                  {"cache_is_filled_for_the_benchmark", test_cache_is_filled_for_the_benchmark},
                  {"starts_again_with_another_cache", test_starts_again_with_another_cache},
                  {"steps_begun_ahead_change_nothing", test_steps_begun_ahead_change_nothing},
-                 {"same_bits_alone_and_among_eight", test_same_bits_alone_and_among_eight}};
+                 {"same_bits_alone_and_among_others", test_same_bits_alone_and_among_others},
+                 {"prompts_have_the_same_bits_in_any_batch", test_prompts_have_the_same_bits_in_any_batch}};
     const char *engines[] = {"cublas", "fused"};
     int n = 0;
     cudaError_t status = cudaGetDeviceCount(&n);
@@ -378,7 +443,9 @@ int main(void) {
         }
         for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
             char name[128];
-            if (e == 0 && tests[i].run == test_same_bits_alone_and_among_eight) continue;
+            if (e == 0 && (tests[i].run == test_same_bits_alone_and_among_others ||
+                           tests[i].run == test_prompts_have_the_same_bits_in_any_batch))
+                continue;
             snprintf(name, sizeof name, "test_%s_%s", engine, tests[i].name);
             if (!test_wanted(name)) continue;
             if (skip_reason)

@@ -25,8 +25,9 @@ enum {
 
     // In bf16, a weight that enters the second product rounded is 2^-9 off, and where a row attends to few keys nothing
     // averages that out: measured on normal inputs, up to 1.8 x the bound of tests/test_attention.cu at 2 to 4 keys,
-    // 1.0 at 32, 0.73 at 64 and 0.56 at 128. So query tiles whose first row attends to fewer keys than this use P = hi
-    // + lo, as decode always does.
+    // 1.0 at 32, 0.73 at 64 and 0.56 at 128. So rows that attend to fewer keys than this use P = hi + lo, as decode
+    // always does. That is a matter of the row, not of its tile: a row's result does not depend on where its prompt is
+    // cut.
     PREFILL_EXACT_BELOW = 256,
 };
 

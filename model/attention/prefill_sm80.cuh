@@ -25,7 +25,10 @@ __global__ void __launch_bounds__(128)
     // Keys that some row attends to, and those that every row does.
     int end = p.causal ? tile.seq_len + min(tile.row0 + SM80_ROWS, tile.n_rows) : total;
     int first_keys = p.causal ? tile.seq_len + tile.row0 + 1 : total;
-    bool exact = std::is_same<T, bf16>::value && first_keys < PREFILL_EXACT_BELOW;
+    bool exact = std::is_same<T, bf16>::value && first_keys < PREFILL_EXACT_BELOW, row_exact[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+        row_exact[r] = (p.causal ? tile.seq_len + tile.row0 + warp * 16 + g + 8 * r + 1 : total) < PREFILL_EXACT_BELOW;
     uint32_t q_tile = shared_address(smem), kv_tiles = q_tile + SM80_ROWS * D * sizeof(T); // then (K, V), (K, V)
 
     const T *q = (const T *)p.q + b.q_start[tile.seq] * p.q_token_stride + tile.head * p.q_head_stride;
@@ -112,7 +115,7 @@ __global__ void __launch_bounds__(128)
             for (int i = 0; i < 4; i++) {
                 float x = s[2 * n + (i >> 1)][2 * (i & 1)], y = s[2 * n + (i >> 1)][2 * (i & 1) + 1];
                 hi[i] = pack2<T>(x, y);
-                lo[i] = pack2_rest<T>(x, y, hi[i]);
+                lo[i] = row_exact[i & 1] ? pack2_rest<T>(x, y, hi[i]) : 0;
             }
 #pragma unroll
             for (int d = 0; d < D / 16; d++) {

@@ -228,7 +228,7 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
 
             mbarrier_wait(q_full, n_items & 1);
             n_items++;
-            if (exact) { // few keys: P = hi + lo, one thing after the other
+            if (exact) { // rows with few keys: P = hi + lo, one thing after the other; rows with more: lo is 0
                 for (int j = 0; j < n_kv; j++, n++) {
                     int stage = n % SM90_STAGES, parity = n / SM90_STAGES & 1;
                     mbarrier_wait(k_full + 8 * stage, parity);
@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
 #pragma unroll
                     for (int i = 0; i < 32; i++) {
                         rest[i] = pack2<T>(s[2 * i], s[2 * i + 1]);
-                        w[i] = pack2_rest<T>(s[2 * i], s[2 * i + 1], rest[i]);
+                        w[i] = row_keys[i & 1] < PREFILL_EXACT_BELOW ? pack2_rest<T>(s[2 * i], s[2 * i + 1], rest[i]) : 0;
                     }
                     pv(stage);
                     wgmma_wait<0>();

@@ -167,12 +167,14 @@ template <class Body> static bool for_numbers(const Model *m, int tile_rows, Bod
     return f32 ? with_tile<f16, 3>(tile_rows, body) : with_tile<f16, 1>(tile_rows, body);
 }
 
-// A step of n rows, in passes of max_rows, each of which reads all weights once; more than one pass of bf16 is
-// cublas's.
+// A step of n rows. In a run whose steps may have more rows than one pass over the weights, all steps are cublas's, also
+// those of few rows: the two have another order of sums, and a sequence's must not depend on how many others are left. In
+// f32, where tokens are equal in any order, passes of max_rows for up to 8 rows.
 static bool enqueue_step_fused(Model *m, int n, Error *err) {
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
-    if (n > f->max_rows && (f->terms == 1 || n > 8)) return enqueue_step_cublas(m, n, err);
+    if (n > f->max_rows ? f->terms == 1 || n > 8 : f->terms == 1 && model_step_rows(m) > f->max_rows)
+        return enqueue_step_cublas(m, n, err);
     for (int first = 0; first < n; first += f->max_rows) {
         int rows = fused_min(n - first, f->max_rows);
         FusedShape shape = fused_shape(m, f, rows);

@@ -1,11 +1,10 @@
 #include "gemm.h"
 
-#include <cublasLt.h>
 #include <stdint.h>
 
 #include "ops.h"
 
-enum { LONG_PROMPT = 4097 }; // rows: see matmul_long
+enum { LONG_PROMPT = 4097 }; // rows: see lt_choose
 
 static cudaDataType_t cuda_type(DType dtype) {
     return dtype == DTYPE_F32 ? CUDA_R_32F : dtype == DTYPE_F16 ? CUDA_R_16F : CUDA_R_16BF;
@@ -31,11 +30,171 @@ static const void *operand(CudaState *s, const Matrix *w, size_t at, Error *err)
     return widen(s, to, w->data, w->dtype, n, err) ? to : NULL;
 }
 
-// cuBLAS counts columns first: the same memory is outᵀ = w · inᵀ there. A matrix that has to be widened comes in slabs of
-// its rows.
+// Several matrices of one shape, equally far apart in memory, whose products have one input.
+struct MatrixSeries {
+    Matrix first;
+    long long stride; // elements from one to the next
+    int count;
+};
+
+// ---- products of 16-bit numbers: one order of sums -------------------------------------------------------------------
+//
+// cuBLAS counts columns first: the same memory is outᵀ = w · inᵀ there. For few rows it would often cut K and add the
+// partial sums (split-K), into another number of parts for another number of rows. Without that every kernel that it
+// offers adds steps of 16 columns in the order of K, and so gives a row the same bits however many rows there are
+// (tests/test_engine_cuda.cu). That costs nothing: tiles of 64 rows of weights and no cut are as fast or faster (H200,
+// out and down of 8B, weights past L2, us, cuBLAS's own choice / this: 16 rows 13.7, 33.5 / 13.1, 32; 64 rows 13.5, 38.1
+// / 13.5, 33.6; 128 rows 15.7, 39.2 / 15.5, 36.3).
+
+// A product as cuBLASLt sees it, or several of equal shape: w `stride` elements apart, one input, one output after
+// another.
+struct LtProduct {
+    cublasLtMatmulDescOpaque_t product;
+    cublasLtMatrixLayoutOpaque_t w, in, out;
+};
+
+static bool lt_layout(cublasLtMatrixLayoutOpaque_t *l, cudaDataType_t type, int rows, int cols, int pitch, int count,
+                      long long stride, Error *err) {
+    CUBLAS_TRY(cublasLtMatrixLayoutInit(l, type, rows, cols, pitch));
+    CUBLAS_TRY(cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count));
+    CUBLAS_TRY(cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof stride));
+    return true;
+}
+
+// out_pitch: floats from a row of the output to the next.
+static bool lt_product(LtProduct *p, DType type, const MatrixSeries *w, int T, int out_pitch, Error *err) {
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    const int n = w->first.rows, k = w->first.cols;
+    CUBLAS_TRY(cublasLtMatmulDescInit(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    CUBLAS_TRY(cublasLtMatmulDescSetAttribute(&p->product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed));
+    return lt_layout(&p->w, cuda_type(type), k, n, k, w->count, w->stride, err) &&
+           lt_layout(&p->in, cuda_type(type), k, T, k, w->count, 0, err) &&
+           lt_layout(&p->out, CUDA_R_32F, n, T, out_pitch, w->count, (long long)T * n, err);
+}
+
+// What cuBLAS offers for a product, best first by its own estimate; no_split: nothing that cuts K. Returns how many.
+static int lt_offers(cublasLtHandle_t lt, LtProduct *p, bool no_split, unsigned alignment, int most,
+                     cublasLtMatmulHeuristicResult_t *offers) {
+    const size_t workspace = BLAS_WORKSPACE_BYTES;
+    const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_NONE;
+    cublasLtMatmulPreferenceOpaque_t limits;
+    int n = 0, good = 0;
+    if (cublasLtMatmulPreferenceInit(&limits) != CUBLAS_STATUS_SUCCESS) return 0;
+    auto limit = [&](cublasLtMatmulPreferenceAttributes_t which, const void *value, size_t bytes) {
+        return cublasLtMatmulPreferenceSetAttribute(&limits, which, value, bytes) == CUBLAS_STATUS_SUCCESS;
+    };
+    if (!limit(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace) ||
+        !limit(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &alignment, sizeof alignment) ||
+        !limit(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &alignment, sizeof alignment) ||
+        !limit(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &alignment, sizeof alignment) ||
+        !limit(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &alignment, sizeof alignment) ||
+        (no_split && !limit(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes, sizeof schemes)) ||
+        cublasLtMatmulAlgoGetHeuristic(lt, &p->product, &p->w, &p->in, &p->out, &p->out, &limits, most, offers, &n) !=
+            CUBLAS_STATUS_SUCCESS)
+        return 0;
+    for (int i = 0; i < n; i++)
+        if (offers[i].state == CUBLAS_STATUS_SUCCESS) offers[good++] = offers[i];
+    return good;
+}
+
+template <class T> static T lt_config(const cublasLtMatmulAlgo_t *algo, cublasLtMatmulAlgoConfigAttributes_t which) {
+    T value = 0;
+    size_t written;
+    cublasLtMatmulAlgoConfigGetAttribute(algo, which, &value, sizeof value, &written);
+    return value;
+}
+
+// The kernel in place of one that cuts K: its family, in tiles of 64 rows of weights and all rows of the input, or half
+// of them, which two neighbours in a cluster take. False: cuBLAS has none.
+static bool lt_uncut(cublasLtHandle_t lt, LtProduct *p, int T, cublasLtMatmulAlgo_t *algo) {
+    const int one = 1, tile = T <= 8     ? CUBLASLT_MATMUL_TILE_64x8
+                              : T <= 32  ? CUBLASLT_MATMUL_TILE_64x32
+                              : T <= 128 ? CUBLASLT_MATMUL_TILE_64x64
+                                         : CUBLASLT_MATMUL_TILE_64x128;
+    const uint32_t none = CUBLASLT_REDUCTION_SCHEME_NONE;
+    const uint16_t cluster = T <= 64 ? CUBLASLT_CLUSTER_SHAPE_1x1x1 : CUBLASLT_CLUSTER_SHAPE_1x2x1;
+    cublasLtMatmulHeuristicResult_t checked;
+    auto set = [&](cublasLtMatmulAlgoConfigAttributes_t which, const void *value, size_t bytes) {
+        return cublasLtMatmulAlgoConfigSetAttribute(algo, which, value, bytes) == CUBLAS_STATUS_SUCCESS;
+    };
+    return set(CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &one, sizeof one) &&
+           set(CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &none, sizeof none) &&
+           set(CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof tile) &&
+           set(CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, &cluster, sizeof cluster) &&
+           cublasLtMatmulAlgoCheck(lt, &p->product, &p->w, &p->in, &p->out, &p->out, algo, &checked) ==
+               CUBLAS_STATUS_SUCCESS &&
+           checked.workspaceSize <= BLAS_WORKSPACE_BYTES;
+}
+
+// Chooses the kernel for a product of T rows: cuBLAS's choice, if it cuts nothing. Where it would have cut K, its best
+// kernel that does not is often one of another family and ten times slower; so up to 64 rows, or in that case, lt_uncut.
+// For so many rows that the GPU's power is the limit, what costs least of it is fastest: tiles of 168 × 128, if cuBLAS
+// offers them. (H200, gate and up of 8B, 8192 rows, call after call: 2.6 % less time than in its own choice of 320 × 128.)
+static bool lt_choose(cublasLtHandle_t lt, LtProduct *p, int T, unsigned alignment, cublasLtMatmulAlgo_t *algo) {
+    cublasLtMatmulHeuristicResult_t offers[16], cut;
+    int n = lt_offers(lt, p, true, alignment, T < LONG_PROMPT ? 1 : 16, offers);
+    if (n > 0) *algo = offers[0].algo;
+    for (int i = n - 1; T >= LONG_PROMPT && i >= 0; i--)
+        if (lt_config<int>(&offers[i].algo, CUBLASLT_ALGO_CONFIG_TILE_ID) == CUBLASLT_MATMUL_TILE_168x128)
+            *algo = offers[i].algo;
+    if (T >= LONG_PROMPT || lt_offers(lt, p, false, alignment, 1, &cut) == 0 ||
+        lt_config<int>(&cut.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) <= 1)
+        return n > 0;
+    bool same_family = n > 0 && lt_config<int>(algo, CUBLASLT_ALGO_CONFIG_ID) ==
+                                    lt_config<int>(&cut.algo, CUBLASLT_ALGO_CONFIG_ID);
+    if ((T > 64 && same_family) || !lt_uncut(lt, p, T, &cut.algo)) return n > 0;
+    *algo = cut.algo;
+    return true;
+}
+
+// The kernel for a product, found once for each shape as long as GEMM_PLANS last. NULL: cuBLAS has none.
+static const cublasLtMatmulAlgo_t *lt_plan(CudaState *s, LtProduct *p, const MatrixSeries *w, int T,
+                                           unsigned alignment) {
+    GemmPlans *all = &s->gemm_plans;
+    const int rows = w->first.rows, cols = w->first.cols;
+    for (GemmPlan &plan : all->plans)
+        if (plan.T == T && plan.rows == rows && plan.cols == cols && plan.count == w->count &&
+            plan.alignment == alignment)
+            return plan.found ? &plan.algo : NULL;
+    GemmPlan *plan = &all->plans[all->next++ % GEMM_PLANS];
+    *plan = {rows, cols, w->count, T, alignment, false, {}};
+    plan->found = lt_choose((cublasLtHandle_t)s->blas, p, T, alignment, &plan->algo); // as cuBLAS's manual allows
+    return plan->found ? &plan->algo : NULL;
+}
+
+// The largest power of two up to 256 that divides all addresses: kernels differ in what they count on.
+static unsigned alignment_of(uintptr_t addresses) {
+    unsigned alignment = 256;
+    while (addresses % alignment) alignment /= 2;
+    return alignment;
+}
+
+// out[count][T][rows] (+)= in[T][cols] · wᵀ of each. beta: 1 adds to out. All of s->type, which has 16 bits.
+static bool product_16bit(CudaState *s, float *out, const MatrixSeries *w, const void *in, int T, int out_pitch,
+                          float beta, Error *err) {
+    const float one = 1;
+    LtProduct p;
+    if (!lt_product(&p, s->type, w, T, out_pitch, err)) return false;
+    unsigned alignment = alignment_of((uintptr_t)w->first.data | (uintptr_t)(w->stride * (long long)s->element) |
+                                      (uintptr_t)in | (uintptr_t)out);
+    const cublasLtMatmulAlgo_t *algo = lt_plan(s, &p, w, T, alignment);
+    if (!algo)
+        return fail(err, "cuBLAS has no product of %d x %d and %d rows", w->first.rows, w->first.cols, T);
+    CUBLAS_TRY(cublasLtMatmul((cublasLtHandle_t)s->blas, &p.product, &one, w->first.data, &p.w, in, &p.in, &beta, out,
+                              &p.out, out, &p.out, algo, s->blas_workspace, BLAS_WORKSPACE_BYTES, s->stream));
+    return true;
+}
+
+// ---- products -------------------------------------------------------------------------------------------------------
+
+// A matrix that has to be widened comes in slabs of its rows.
 bool matmul(CudaState *s, void *out, const Matrix *w, const void *in, int T, float beta, Error *err) {
     const float one = 1;
     int n = w->rows, k = w->cols, slab = n;
+    if (s->type != DTYPE_F32 && w->dtype == s->type) {
+        MatrixSeries only = {*w, 0, 1};
+        return product_16bit(s, (float *)out, &only, in, T, n, beta, err);
+    }
     if (w->dtype != s->type && s->wide_elements / (size_t)k < (size_t)n) slab = (int)(s->wide_elements / (size_t)k);
     for (int first = 0; first < n; first += slab) {
         Matrix rows = matrix_rows(w, first, n - first < slab ? n - first : slab);
@@ -48,19 +207,13 @@ bool matmul(CudaState *s, void *out, const Matrix *w, const void *in, int T, flo
     return true;
 }
 
-// Several matrices of one shape, equally far apart in memory, whose products have one input.
-struct MatrixSeries {
-    Matrix first;
-    long long stride; // elements from one to the next
-    int count;
-};
-
 // All products of a series in one call: out[count][T][rows] = in[T][cols] · wᵀ of each.
 static bool matmul_series(CudaState *s, float *out, const MatrixSeries *w, const void *in, int T, Error *err) {
     const float one = 1, zero = 0;
     int n = w->first.rows, k = w->first.cols;
     const void *first = w->first.data;
     long long stride = w->stride;
+    if (s->type != DTYPE_F32 && w->first.dtype == s->type) return product_16bit(s, out, w, in, T, n, 0, err);
     if (w->first.dtype != s->type) {
         for (int i = 0; i < w->count; i++) {
             Matrix each = w->first;
@@ -76,73 +229,6 @@ static bool matmul_series(CudaState *s, float *out, const MatrixSeries *w, const
     return true;
 }
 
-// matmul_series for so many rows that the GPU's power is the limit, and what costs least of it is fastest: in tiles of
-// 168 × 128, if cuBLAS offers them. (H200, gate and up of 8B, 8192 rows, call after call: 2.6 % less time than in
-// its own choice of 320 × 128.)
-static bool matmul_long(CudaState *s, float *out, const MatrixSeries *w, const void *in, int T, Error *err) {
-    uintptr_t addresses =
-        (uintptr_t)w->first.data | (uintptr_t)(w->stride * (long long)s->element) | (uintptr_t)in | (uintptr_t)out;
-    if (s->type == DTYPE_F32 || w->first.dtype != s->type || addresses % 256) // what cuBLAS offers counts on 256
-        return matmul_series(s, out, w, in, T, err);
-    const int n = w->first.rows, k = w->first.cols, count = w->count;
-    const float one = 1, zero = 0;
-    const cublasOperation_t transposed = CUBLAS_OP_T;
-    const size_t workspace = BLAS_WORKSPACE_BYTES;
-    const long long in_stride = 0, out_stride = (long long)T * n;
-    cublasLtHandle_t lt = (cublasLtHandle_t)s->blas; // as cuBLAS's manual allows
-    cublasLtMatmulDesc_t product = NULL;
-    cublasLtMatrixLayout_t of_w = NULL, of_in = NULL, of_out = NULL;
-    cublasLtMatmulPreference_t limits = NULL;
-    cublasLtMatmulHeuristicResult_t offers[16];
-    int n_offers = 0, chosen = -1;
-    cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
-    auto then = [&](auto call) {
-        if (status == CUBLAS_STATUS_SUCCESS) status = call();
-    };
-    auto layout = [&](cublasLtMatrixLayout_t *l, cudaDataType_t type, int rows, int cols, long long batch_stride) {
-        then([&] { return cublasLtMatrixLayoutCreate(l, type, rows, cols, rows); });
-        then([&] {
-            return cublasLtMatrixLayoutSetAttribute(*l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count);
-        });
-        then([&] {
-            return cublasLtMatrixLayoutSetAttribute(*l, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &batch_stride,
-                                                    sizeof batch_stride);
-        });
-    };
-    then([&] { return cublasLtMatmulDescCreate(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F); });
-    then([&] {
-        return cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed);
-    });
-    layout(&of_w, cuda_type(s->type), k, n, w->stride);
-    layout(&of_in, cuda_type(s->type), k, T, in_stride);
-    layout(&of_out, CUDA_R_32F, n, T, out_stride);
-    then([&] { return cublasLtMatmulPreferenceCreate(&limits); });
-    then([&] {
-        return cublasLtMatmulPreferenceSetAttribute(limits, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
-                                                    sizeof workspace);
-    });
-    then([&] {
-        return cublasLtMatmulAlgoGetHeuristic(lt, product, of_w, of_in, of_out, of_out, limits, 16, offers, &n_offers);
-    });
-    for (int i = 0; status == CUBLAS_STATUS_SUCCESS && i < n_offers; i++) {
-        int tile = CUBLASLT_MATMUL_TILE_UNDEFINED;
-        size_t written;
-        cublasLtMatmulAlgoConfigGetAttribute(&offers[i].algo, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof tile,
-                                             &written);
-        if (chosen < 0 && offers[i].state == CUBLAS_STATUS_SUCCESS && tile == CUBLASLT_MATMUL_TILE_168x128) chosen = i;
-    }
-    if (chosen >= 0)
-        status = cublasLtMatmul(lt, product, &one, w->first.data, of_w, in, of_in, &zero, out, of_out, out, of_out,
-                                &offers[chosen].algo, s->blas_workspace, workspace, s->stream);
-    if (limits) cublasLtMatmulPreferenceDestroy(limits);
-    if (of_out) cublasLtMatrixLayoutDestroy(of_out);
-    if (of_in) cublasLtMatrixLayoutDestroy(of_in);
-    if (of_w) cublasLtMatrixLayoutDestroy(of_w);
-    if (product) cublasLtMatmulDescDestroy(product);
-    bool done = chosen >= 0 && status == CUBLAS_STATUS_SUCCESS;
-    return done || matmul_series(s, out, w, in, T, err);
-}
-
 // One call has a product for every head. Of one row, all heads are one product with the same result in the same place.
 bool matmul_heads(CudaState *s, const Config *c, float *out, const Matrix *first, int T, int n_heads, Error *err) {
     Matrix all = matrix_rows(first, 0, n_heads * c->head_dim);
@@ -154,7 +240,7 @@ bool matmul_heads(CudaState *s, const Config *c, float *out, const Matrix *first
 bool matmul_gate_up(CudaState *s, const LayerWeights *l, int T, Error *err) {
     long long bytes = (const char *)l->w3.data - (const char *)l->w1.data;
     MatrixSeries both = {l->w1, bytes / dtype_bytes[l->w1.dtype], 2};
-    return (T < LONG_PROMPT ? matmul_series : matmul_long)(s, s->gate_up, &both, s->xb, T, err);
+    return matmul_series(s, s->gate_up, &both, s->xb, T, err);
 }
 
 bool rope(CudaState *s, float *x, int T, int n_heads, int head_dim, Error *err) {

@@ -11,6 +11,7 @@ extern "C" {
 }
 #include "check.h"
 #include "ptx.cuh"
+#include <cublasLt.h>
 
 // What a step reads from the host, copied at once.
 struct StepInput {
@@ -26,9 +27,24 @@ struct RunAhead {
 
 struct FusedState;
 
+// cuBLASLt's kernels for the products that came up last, by their shape (gemm.cu).
+enum { GEMM_PLANS = 128 };
+struct GemmPlan {
+    int rows, cols, count; // of the weights; matrices of that shape
+    int T;                 // rows of the input; 0: nothing is here
+    unsigned alignment;    // bytes, of all addresses
+    bool found;
+    cublasLtMatmulAlgo_t algo;
+};
+struct GemmPlans {
+    GemmPlan plans[GEMM_PLANS];
+    unsigned next; // the one to replace, modulo their number
+};
+
 // What the GPU engines keep. T: rows of one call, at most Model.max_rows. `type`: what enters a product.
 struct CudaState {
     cublasHandle_t blas;
+    GemmPlans gemm_plans;
     cudaStream_t stream;
     DType type;     // what enters a product, and what the cache holds
     size_t element; // bytes of it
