@@ -11,6 +11,7 @@
 # make check-added-tokens  how added tokens are found, beside HuggingFace tokenizers (from PyPI); make check-chat: conversations
 #                 beside transformers' apply_chat_template, in published templates; make check-answers: repetition penalty and
 #                 log-probabilities of prompts beside transformers (scripts/requirements.txt: torch, gigabytes)
+# make check-perplexity  half windows beside llama.cpp's llama-perplexity, which it builds from PyPI's llama-cpp-python: some minutes
 # make asan       the tests once more, under AddressSanitizer and UBSan
 # make fuzz       the readers under libFuzzer (clang): FUZZ_SECONDS for each target, or FUZZ_RUNS; FUZZ names the targets;
 #                 make fuzz-tokenizer does ten minutes of that one
@@ -97,7 +98,7 @@ SCRIPT_TESTS    := $(wildcard tests/test_*.sh tests/test_*.py)
 
 .SECONDARY: # objects of tests stay
 .PHONY: all all-archs help demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib install uninstall bench bench-cpu \
-        bench-tokenizer check-tokenizer check-added-tokens check-chat check-answers asan lint coverage valgrind fuzz fuzz-build fuzz-tokenizer format check-format clean FORCE
+        bench-tokenizer check-tokenizer check-added-tokens check-chat check-answers check-perplexity asan lint coverage valgrind fuzz fuzz-build fuzz-tokenizer format check-format clean FORCE
 
 all: $(PROGRAM) $(BUILD)/manual
 	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(ARCHS) and newer ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA))$(COVERAGE),CUDA=0,no nvcc in CUDA_HOME or PATH))"
@@ -294,6 +295,18 @@ $(HF_VENV)/installed: scripts/requirements.txt
 
 check-answers: $(PROGRAM) $(HF_VENV)/installed
 	$(HF_VENV)/bin/python scripts/check_answers.py --program ./$(PROGRAM)
+
+# ---- perplexity beside llama.cpp's -----------------------------------------------------------------------------------
+
+PERPLEXITY_VENV := build/venv-perplexity
+
+$(PERPLEXITY_VENV)/installed: scripts/requirements-perplexity.txt
+	python3 -m venv $(PERPLEXITY_VENV)
+	$(PERPLEXITY_VENV)/bin/pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+check-perplexity: $(PROGRAM) $(PERPLEXITY_VENV)/installed
+	$(PERPLEXITY_VENV)/bin/python scripts/check_perplexity.py --program ./$(PROGRAM)
 
 # All but what has no C in it, needs a GPU or does without sanitizers.
 asan:

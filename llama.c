@@ -91,13 +91,16 @@ typedef struct {
     const Chat *chat;       // the template, where answers are in conversations; NULL: none is
     const Prompts *prompts; // NULL: one prompt
     double start, ready;    // of the program, on the clock; seconds from then to the model's
+    double begin;           // of the answers, on the clock
+    const Sequence *seqs;
+    int n_seqs;
     size_t n_finished, n_tokens;
     int next_line; // of the prompts' lines, to be printed
 } Run;
 
 static bool print_text(void *context, Sequence *seq, const char *data, size_t n, Error *err) {
     (void)context, (void)seq;
-    fwrite(data, 1, n, stdout);
+    text_write(data, n);
     return flush_output(err);
 }
 
@@ -113,6 +116,7 @@ static bool print_end(void *context, Sequence *seq, Error *err) {
     run->n_finished++;
     run->n_tokens += seq->ids.n;
     if (run->prompts) {
+        if (isatty(STDOUT_FILENO)) clear_progress();
         bool ok = print_errors(run, seq->index, err) &&
                   print_sequence(seq, run->model, &run->prompts->lines[seq->index].other, run->ready, err);
         run->next_line = seq->index + 1;
@@ -120,8 +124,14 @@ static bool print_end(void *context, Sequence *seq, Error *err) {
         return ok;
     }
     if (run->options->json) return print_sequence(seq, run->model, NULL, run->ready, err);
-    if (isatty(STDOUT_FILENO) || run->options->chat) putchar('\n');
+    text_end();
+    if (run->options->chat || (isatty(STDOUT_FILENO) && text_line_open())) text_end_line();
     return flush_output(err);
+}
+
+static void show_run(void *context) {
+    const Run *run = context;
+    show_answers(run->seqs, run->n_seqs, run->begin);
 }
 
 static bool run_sequences(Run *run, Model *m, Sequence *seqs, int n, int slots, int context, Error *err) {
@@ -130,7 +140,14 @@ static bool run_sequences(Run *run, Model *m, Sequence *seqs, int n, int slots, 
     if (!start_model(o, m, slots, context, err)) return false;
     if (!o->quiet) print_notes(o, seqs, n, context);
     if (!o->quiet && run->chat) print_chat_note(m);
-    run->ready = clock_seconds() - run->start;
+    run->begin = clock_seconds();
+    run->ready = run->begin - run->start;
+    run->seqs = seqs;
+    run->n_seqs = n;
+    if (o->prompts && m->progress) { // of all prompts rather than of those that begin
+        sink.stepped = show_run;
+        m->progress = NULL;
+    }
     interrupt_spare_writes();
     for (size_t i = 0, length; o->echo && i < seqs[0].prompt.n; i++) {
         const uint8_t *bytes = printed_bytes(m, o->special, seqs[0].prompt.ids[i], &length);
@@ -162,17 +179,9 @@ static bool run_chat(const Options *o, Model *m, Error *err) {
            interrupt_begin_chat(err) && converse(o, m, &chat, err);
 }
 
-// The line end of a file's last line is not part of a message.
-static void drop_last_newline(const Options *o, Bytes *text) {
-    if (o->prompt && strcmp(o->prompt, "-") != 0) return;
-    if (text->n && text->data[text->n - 1] == '\n') text->n--;
-    if (text->n && text->data[text->n - 1] == '\r') text->n--;
-}
-
 // One message, and its answer.
-static bool run_message(const Options *o, Model *m, Bytes *text, double start, Error *err) {
+static bool run_message(const Options *o, Model *m, const Bytes *text, double start, Error *err) {
     Chat chat;
-    drop_last_newline(o, text);
     Run run = {.options = o, .model = m, .chat = &chat, .start = start};
     Sequence seq = {.index = 0};
     int64_t room = new_tokens(o->n) > ROOM_WITHOUT_LIMIT ? new_tokens(o->n) : ROOM_WITHOUT_LIMIT;
@@ -196,7 +205,7 @@ static int report_errors(const Options *o, const Prompts *p) {
         if (!p->lines[i].error || ++n > MAX_REPORTED) continue;
         Error line = {""};
         fail(&line, "%s:%d: %s", o->prompts, p->lines[i].number, p->lines[i].error);
-        fprintf(stderr, "llama: %s\n", line.text);
+        print_message("%s", line.text);
     }
     return n;
 }
@@ -228,6 +237,7 @@ static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
     if (ok && !interrupted) ok = print_errors(&run, p.n, err);
     if (ok && p.n_seqs && !o->quiet) {
         double elapsed = clock_seconds() - begin;
+        begin_message();
         fprintf(stderr, "llama: %zu of %d prompts, %d at a time; %zu new tokens in %.2f s (%.0f tokens/s)",
                 run.n_finished, p.n, m->kv.n_slots, run.n_tokens, elapsed, (double)run.n_tokens / elapsed);
         print_engine(m, o);
@@ -291,7 +301,10 @@ static bool detokenize(const Options *o, const Model *m, char *text, size_t n, E
     if (ok && o->json) write_json_text(stdout, bytes.data, bytes.n);
     if (ok && o->json) puts("\"}");
     for (size_t i = 0; ok && o->hex && i < bytes.n; i++) printf("%02x", (uint8_t)bytes.data[i]);
-    if (ok && bytes.n && !o->hex && !o->json) fwrite(bytes.data, 1, bytes.n, stdout);
+    if (ok && !o->hex && !o->json) {
+        text_write(bytes.data, bytes.n);
+        text_end();
+    }
     free(bytes.data);
     if (ok && o->hex) putchar('\n');
     tokens_free(&ids);
@@ -322,7 +335,6 @@ static bool tokenize_prompts(const Options *o, const Model *m, Error *err) {
 static bool run_tokenizer(const Options *o, const Model *m, Bytes *text, Error *err) {
     if (o->prompts) return tokenize_prompts(o, m, err);
     if (!o->hex) {
-        if (o->chat) drop_last_newline(o, text);
         if (!(o->tokenize ? tokenize : detokenize)(o, m, text->data, text->n, err)) return false;
         return flush_output(err);
     }
@@ -341,18 +353,32 @@ static bool run_tokenizer(const Options *o, const Model *m, Bytes *text, Error *
 // ---- perplexity -----------------------------------------------------------------------------------------------------
 
 static bool run_perplexity(const Options *o, Model *m, Error *err) {
+    bool half = o->windows && strcmp(o->windows, "half") == 0;
     int most = m->config.max_seq_len, window = o->context                 ? o->context
                                                : most < PERPLEXITY_WINDOW ? most
                                                                           : PERPLEXITY_WINDOW;
-    int stride = o->stride ? o->stride : window / 2;
-    if (window < 2) return fail(err, "-c %d: --perplexity needs a context of at least 2", window);
-    if (stride >= window) return fail(err, "--stride %d: expected below the context of %d (-c)", stride, window);
+    int stride = half ? window : o->stride ? o->stride : window / 2, least = half ? 3 : 2;
+    if (window < least) return fail(err, "-c %d: --perplexity needs a context of at least %d", window, least);
+    if (stride >= window && !half)
+        return fail(err, "--stride %d: expected below the context of %d (-c)", stride, window);
     Bytes text = {0};
     TokenList ids = {0};
+    Perplexity p = {.n = 0};
     bool ok = read_file(&text, o->perplexity, err) && encode_prompt(o, m, &text, &ids, err);
+    if (ok && half && ids.n < (size_t)window)
+        ok = fail(err, "%s: %zu tokens, expected at least %d: one full window (-c)", o->perplexity, ids.n, window);
     if (ok && ids.n < 2) ok = fail(err, "%s: %zu tokens, expected at least 2", o->perplexity, ids.n);
-    ok = ok && start_model(o, m, 1, window, err) && perplexity_run(m, &ids, text.n, stride, stdout, err) &&
-         flush_output(err);
+    ok = ok && start_model(o, m, 1, window, err);
+    if (ok) {
+        interrupt_spare_writes();
+        ok = perplexity_run(m, &ids, half ? WINDOWS_HALF : WINDOWS_SLIDING, stride, &p, err);
+        clear_progress();
+    }
+    if (p.n && (ok || is_interrupt(err))) { // the value so far
+        Error written = {""};
+        perplexity_print(&p, o->json, stdout);
+        if (!flush_output(&written)) *err = written, ok = false;
+    }
     tokens_free(&ids);
     free(text.data);
     return ok;
@@ -446,6 +472,6 @@ int main(int argc, char **argv) {
     }
     clear_progress();
     bool failed = err.text[0] && !is_interrupt(&err);
-    if (failed) fprintf(stderr, "llama: %s\n", err.text);
+    if (failed) print_message("%s", err.text);
     return interrupted && !failed ? EXIT_INTERRUPTED : status;
 }

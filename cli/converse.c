@@ -38,24 +38,24 @@ typedef struct {
     bool room_reported; // how much room there is
 } Answer;
 
-static void report_room(Answer *a, int room, bool inside) {
+static void report_room(Answer *a, int room) {
     a->room_reported = true;
-    fprintf(stderr, "%sllama: the context of %d tokens has room for %d more; /clear begins anew\n",
-            inside && isatty(STDOUT_FILENO) && isatty(STDERR_FILENO) ? "\n" : "", a->context, room);
+    print_message("the context of %d tokens has room for %d more; /clear begins anew", a->context, room);
 }
 
 static bool print_text(void *context, Sequence *seq, const char *data, size_t n, Error *err) {
     Answer *a = context;
-    fwrite(data, 1, n, stdout);
+    text_write(data, n);
     if (!flush_output(err)) return false;
     int room = a->context - (int)(seq->prompt.n + seq->ids.n), left = a->limit - (int)seq->ids.n;
-    if (!a->room_reported && room > 0 && room <= LAST_ROOM && room < left) report_room(a, room, true);
+    if (!a->room_reported && room > 0 && room <= LAST_ROOM && room < left) report_room(a, room);
     return true;
 }
 
 static bool print_newline(void *context, Sequence *seq, Error *err) {
     (void)context, (void)seq;
-    putchar('\n');
+    text_end();
+    text_end_line();
     return flush_output(err);
 }
 
@@ -63,7 +63,7 @@ static bool print_newline(void *context, Sequence *seq, Error *err) {
 static void announce_room(const Conversation *c, Answer *a) {
     int room = c->model->kv.max_len - (int)c->ids.n, limit = c->options->n;
     *a = (Answer){.context = c->model->kv.max_len, .limit = limit};
-    if (room < limit && (room < LOW_ROOM || limit < NO_LIMIT)) report_room(a, room, false);
+    if (room < limit && (room < LOW_ROOM || limit < NO_LIMIT)) report_room(a, room);
 }
 
 // Positions of the cache that are right for the conversation as it is: all but its last token, at most.
@@ -141,7 +141,7 @@ static bool turn(Conversation *c, const Bytes *message, Error *err) {
     Error why = {""};
     fail(&why, format, at_least, needed, context);
     if (!c->terminal) return fail(err, "%s", why.text);
-    fprintf(stderr, "llama: %s\n", why.text);
+    print_message("%s", why.text);
     return true;
 }
 

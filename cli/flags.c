@@ -18,7 +18,7 @@ enum {
     RUNS_SPECIAL = RUN_GENERATE | RUN_PROMPTS | RUN_TOKENIZE | RUN_TOKENIZE_PROMPTS | RUN_PERPLEXITY,
     RUNS_MESSAGES = RUN_MESSAGE | RUN_CHAT | RUN_TOKENIZE_CHAT | RUN_PROMPTS | RUN_TOKENIZE_PROMPTS,
     RUNS_CHAT = RUN_MESSAGE | RUN_CHAT | RUN_TOKENIZE_CHAT,
-    RUNS_JSON = RUN_GENERATE | RUN_MESSAGE | RUNS_TOKENIZE | RUN_DETOKENIZE | RUN_BENCH,
+    RUNS_JSON = RUN_GENERATE | RUN_MESSAGE | RUNS_TOKENIZE | RUN_DETOKENIZE | RUN_PERPLEXITY | RUN_BENCH,
     RUNS_VERBOSE = RUNS_COMPUTE & ~RUN_BENCH,
 };
 
@@ -30,8 +30,8 @@ const Flag flags[] = {
      FLAG_TEXT, FIELD(prompt), 0, 0, RUNS_PROMPT, 0, NEEDS_NOTHING},
     {SECTION_PROMPT, "-f", "--file", "FILE", "the prompt from a file; - reads standard input",
      FLAG_TEXT, FIELD(prompt_file), 0, 0, RUNS_PROMPT, 0, NEEDS_NOTHING},
-    {SECTION_PROMPT, "--ids", NULL, NULL, "the prompt is a list of token ids, 1 2 3 or [1, 2, 3]; no BOS is added",
-     FLAG_SWITCH, FIELD(ids), 0, 0, RUN_GENERATE, 0, NEEDS_NOTHING},
+    {SECTION_PROMPT, "--ids", NULL, NULL, "the prompt, or the file of --perplexity, is a list of token ids, 1 2 3 or [1, 2, 3]; no BOS is added",
+     FLAG_SWITCH, FIELD(ids), 0, 0, RUN_GENERATE | RUN_PERPLEXITY, 0, NEEDS_NOTHING},
     {SECTION_PROMPT, "--special", NULL, NULL, "special tokens written in the prompt count as such, and are printed",
      FLAG_SWITCH, FIELD(special), 0, 0, RUNS_SPECIAL, 0, NEEDS_NOTHING},
 
@@ -49,7 +49,7 @@ const Flag flags[] = {
     {SECTION_ANSWER, "--echo", NULL, NULL, "print the prompt before the answer",
      FLAG_SWITCH, FIELD(echo), 0, 0, RUN_GENERATE, ~RUN_GENERATE, NEEDS_NOTHING},
     {SECTION_ANSWER, "--json", NULL, NULL,
-     "print one JSON object: ids, text, finish_reason, timings (--tokenize: ids; --detokenize: text)",
+     "print one JSON object: ids, text, finish_reason, timings (also of the other modes but --compare)",
      FLAG_SWITCH, FIELD(json), 0, 0, RUNS_JSON, 0, NEEDS_NOTHING},
     {SECTION_ANSWER, "--logprobs", NULL, "K", "with --json: log-probabilities of each token and of the K most likely",
      FLAG_INT, FIELD(logprobs), 1, MAX_LOGPROBS, RUNS_ANSWER & ~RUN_CHAT, ~RUNS_ANSWER, NEEDS_NOTHING},
@@ -96,6 +96,9 @@ const Flag flags[] = {
      FLAG_TEXT, FIELD(perplexity), 0, 0, RUN_PERPLEXITY, 0, NEEDS_NOTHING},
     {SECTION_MEASURE, "--stride", NULL, "N", "with --perplexity: tokens from a window to the next (half the context -c)",
      FLAG_INT, FIELD(stride), 1, INT_MAX, RUN_PERPLEXITY, ~RUN_PERPLEXITY, NEEDS_NOTHING},
+    {SECTION_MEASURE, "--perplexity-windows", NULL, "KIND",
+     "sliding, by --stride; half: the second half of each full window, as llama-perplexity (sliding)",
+     FLAG_TEXT, FIELD(windows), 0, 0, RUN_PERPLEXITY, ~RUN_PERPLEXITY, NEEDS_NOTHING},
     {SECTION_MEASURE, "--compare", NULL, "DUMP", "compare with HuggingFace's tokens (scripts/dump_hf.py)",
      FLAG_TEXT, FIELD(compare), 0, 0, RUN_COMPARE, 0, NEEDS_NOTHING},
     {SECTION_MEASURE, "--bench", NULL, NULL,
@@ -135,6 +138,7 @@ const char *flag_choices(const Flag *flag) {
     return flag->offset == FIELD(engine)      ? model_engines()
            : flag->offset == FIELD(precision) ? "bf16, f32"
            : flag->offset == FIELD(synthetic) ? model_shapes()
+           : flag->offset == FIELD(windows)   ? "sliding, half"
                                               : NULL;
 }
 

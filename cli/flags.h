@@ -20,7 +20,7 @@ typedef struct {
 
 typedef struct {
     const char *model, *prompt, *prompt_file, *stops[MAX_STOPS], *prompts, *perplexity, *compare, *synthetic, *engine,
-        *precision, *system, *date;
+        *precision, *system, *date, *windows;
     int n_stops, n; // n: new tokens at most; NO_LIMIT: what the context has room for
     int context, batch, logprobs, stride;
     uint64_t seed;

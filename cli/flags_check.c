@@ -4,6 +4,7 @@
 #include "../model/model.h"
 #include "../model/synthetic.h"
 #include "flags.h"
+#include "terminal_text.h"
 
 unsigned flags_run(const Options *o) {
     bool prompt = o->prompt || o->prompt_file;
@@ -104,15 +105,18 @@ bool flags_check(const Options *o, Error *err) {
         return fail(err, "--synthetic %s and the model %s: expected one of them", o->synthetic, o->model);
     if (!check_mode(o, err)) return false;
     unsigned run = flags_run(o);
-    if (o->ids && !(run & (RUN_GENERATE | RUN_DETOKENIZE)))
-        return fail(err, "--ids goes with a prompt to continue; --prompts says it on each line");
+    if (o->ids && !(run & (RUN_GENERATE | RUN_DETOKENIZE | RUN_PERPLEXITY)))
+        return fail(err, "--ids goes with a prompt to continue and --perplexity; --prompts says it on each line");
     if (o->logprobs && (run & RUNS_ANSWER) && !o->json && !o->prompts)
         return fail(err, "--logprobs goes with --json or --prompts");
     if (!check_chat(o, err)) return false;
     if (o->echo && run == RUN_PROMPTS) return fail(err, "--echo: the JSON lines of --prompts have the prompt's ids");
     if (!check_run(o, err)) return false;
-    if (o->json && (o->perplexity || o->compare))
-        return fail(err, "--json: --perplexity and --compare print text only");
+    if (o->windows && strcmp(o->windows, "sliding") != 0 && strcmp(o->windows, "half") != 0)
+        return fail(err, "--perplexity-windows %s: expected sliding or half", o->windows);
+    if (o->windows && o->stride && strcmp(o->windows, "half") == 0)
+        return fail(err, "--stride goes with sliding windows; half windows do not overlap");
+    if (o->json && o->compare) return fail(err, "--json: --compare prints text only");
     if (o->hex && o->json && o->detokenize)
         return fail(err, "--hex and --json: expected one of them with --detokenize");
     if (o->hex && !(run & (RUN_TOKENIZE | RUN_TOKENIZE_CHAT | RUN_DETOKENIZE)))
@@ -135,7 +139,9 @@ static void print_repeated(const Given *g, FILE *out) {
         fail(&note, "%s %.60s, then %s %.60s: the last counts", g->name_before, g->value_before, g->name, g->value);
     else
         fail(&note, "%s was given twice", g->name);
-    fprintf(out, "llama: %s\n", note.text);
+    fputs("llama: ", out);
+    text_write_whole(out, note.text, strlen(note.text));
+    fputc('\n', out);
 }
 
 // Whether a flag is the seed of the weights that this run computes with.

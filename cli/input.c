@@ -5,6 +5,7 @@
 
 #include "../tokenizer/encode.h"
 #include "interrupt.h"
+#include "output.h"
 
 GenerateConfig generate_config(const Options *o, const Chat *chat) {
     return (GenerateConfig){.n = o->n,
@@ -47,10 +48,23 @@ bool read_file(Bytes *b, const char *path, Error *err) {
     return ok;
 }
 
+static void drop_final_newline(const Options *o, const char *path, Bytes *b) {
+    size_t n = b->n;
+    if (n && b->data[n - 1] == '\n') n--;
+    if (n < b->n && n && b->data[n - 1] == '\r') n--;
+    if (n < b->n && o->verbose)
+        print_message("%s: its final newline is not part of the prompt",
+                      strcmp(path, "-") == 0 ? "standard input" : path);
+    b->n = n;
+}
+
 bool read_prompt(const Options *o, Bytes *b, Error *err) {
-    if (o->prompt_file) return read_file(b, o->prompt_file, err);
-    if (strcmp(o->prompt, "-") == 0) return read_stream(b, stdin, "standard input", err);
-    return bytes_append(b, o->prompt, strlen(o->prompt), err);
+    const char *path = o->prompt_file ? o->prompt_file : strcmp(o->prompt, "-") == 0 ? "-" : NULL;
+    bool exact = o->ids || o->detokenize || (o->tokenize && !o->chat);
+    if (!path) return bytes_append(b, o->prompt, strlen(o->prompt), err);
+    if (!read_file(b, path, err)) return false;
+    if (!exact) drop_final_newline(o, path, b);
+    return true;
 }
 
 // Where a list's first id or separator begins and where its last one ends: without the brackets around it, if it has both.
@@ -129,7 +143,7 @@ void hint_special(const Options *o, const Tokenizer *t, const Bytes *text, bool 
     fail(&hint, "%.*s in the %s is ordinary characters; %s", (int)(n < 100 ? n : 100), (const char *)name,
          message ? "message" : "prompt",
          message ? "special tokens in a conversation are the template's" : "with --special it is the special token");
-    fprintf(stderr, "llama: %s\n", hint.text);
+    print_message("%s", hint.text);
 }
 
 // ---- chat -----------------------------------------------------------------------------------------------------------

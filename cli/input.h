@@ -10,7 +10,8 @@
 GenerateConfig generate_config(const Options *o, const Chat *chat);
 // A whole file; - is standard input.
 bool read_file(Bytes *b, const char *path, Error *err);
-// What -p or -f says.
+// What -p or -f says. Of a file or standard input that is continued or chatted with, the line end of the last line, \n or
+// \r\n, is not part of the prompt; --verbose reports it.
 bool read_prompt(const Options *o, Bytes *b, Error *err);
 // Ids separated by white space or commas, in brackets or without: 1 2 3, or [1, 2, 3].
 bool parse_ids(const char *text, size_t n, int vocab_size, TokenList *ids, Error *err);

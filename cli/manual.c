@@ -207,7 +207,8 @@ static void print_json(void) {
         {"seed", "as -s of a prompt alone: the line then does not depend on the others"},
     };
     static const char *const others[] = {
-        "Keys of other names come back after the fields of the answer, as they were written, and a note says so once "
+        "Keys of other names come back after the fields of the answer, as they were written but for control "
+        "characters, which are escaped, and a note says so once "
         "for "
         "each; the names of the answer's own fields are refused. A line that cannot be answered is answered in its "
         "place "
@@ -215,7 +216,9 @@ static void print_json(void) {
         "status is 1; standard error has the first ten errors and their number. If no line is right, no model is "
         "loaded.",
         "--tokenize --json prints {\"ids\": [...]}, --detokenize --json {\"text\": \"...\"}, and --bench --json one "
-        "object of all that was measured.",
+        "object of all that was measured. --perplexity --json prints perplexity, standard_error, nll (nats for each "
+        "token), tokens, tokens_in_all, bytes, bits_per_byte, windows, context, stride, finish_reason (end, or "
+        "interrupted) and timings (scoring_ms, tokens_per_second).",
     };
     puts(".SH JSON");
     PRINT_PARAGRAPHS(output);

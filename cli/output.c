@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -22,22 +23,41 @@ void write_json_text(FILE *out, const char *data, size_t n) {
         int length = utf8_decode(s + i, n - i, &cp);
         if (length == 0) {
             fputs("\xEF\xBF\xBD", out);
-            size_t part = 1;
-            for (size_t k = 2; k <= 3 && k <= n - i; k++)
-                if (utf8_incomplete_tail(s + i, k) == k) part = k;
-            i += part;
+            i += utf8_invalid_part(s + i, n - i);
             continue;
         }
         if (cp == '"' || cp == '\\')
             fprintf(out, "\\%c", (char)cp);
         else if (cp == '\n')
             fputs("\\n", out);
-        else if (cp < 0x20 || cp == 0x7F)
+        else if (utf8_is_control(cp))
             fprintf(out, "\\u%04x", cp);
         else
             fwrite(s + i, 1, (size_t)length, out);
         i += (size_t)length;
     }
+}
+
+void begin_message(void) {
+    clear_progress();
+    text_break_line();
+}
+
+void print_message(const char *format, ...) {
+    char room[1024], *line = room;
+    va_list args, again;
+    va_start(args, format);
+    va_copy(again, args);
+    size_t n = (size_t)vsnprintf(room, sizeof room, format, args);
+    if (n >= sizeof room && (line = malloc(n + 1))) vsnprintf(line, n + 1, format, again);
+    if (!line) line = room, n = sizeof room - 1;
+    va_end(again);
+    va_end(args);
+    begin_message();
+    fputs("llama: ", stderr);
+    text_write_whole(stderr, line, n);
+    fputc('\n', stderr);
+    if (line != room) free(line);
 }
 
 static void write_json_ids(FILE *out, const char *key, const int *ids, size_t n) {
@@ -94,8 +114,20 @@ static double seconds_per_token(const Sequence *seq) {
     return seq->ids.n > 1 ? (seq->last - seq->first) / (double)(seq->ids.n - 1) : 0;
 }
 
+// JSON of a file as it is written there, but for control characters, which strings escape.
+static void write_json_raw(const Bytes *json) {
+    const uint8_t *s = (const uint8_t *)json->data;
+    for (size_t i = 0; i < json->n; i++)
+        if (s[i] == 0x7F)
+            fputs("\\u007f", stdout);
+        else if (s[i] == 0xC2 && i + 1 < json->n && s[i + 1] < 0xA0)
+            printf("\\u%04x", s[++i]);
+        else
+            putchar(s[i] == '\r' ? ' ' : s[i]); // between values
+}
+
 static void end_object(const Bytes *other) {
-    if (other && other->n) fwrite(other->data, 1, other->n, stdout);
+    if (other) write_json_raw(other);
     puts("}");
 }
 
@@ -134,6 +166,7 @@ void print_engine(const Model *m, const Options *o) {
 
 void print_statistics(const Model *m, const Options *o, const Sequence *seq, double ready) {
     double prefill = seq->first - seq->admitted, per_token = seconds_per_token(seq);
+    begin_message();
     fprintf(stderr, "llama: ready in %.1f ms; prompt of %zu tokens", ready * 1e3, seq->prompt.n);
     if (seq->ids.n) fprintf(stderr, " in %.1f ms (%.0f tokens/s)", prefill * 1e3, (double)seq->prompt.n / prefill);
     fprintf(stderr, "; %zu new tokens", seq->ids.n);
@@ -146,9 +179,9 @@ void print_statistics(const Model *m, const Options *o, const Sequence *seq, dou
 void print_length_note(const Options *o, const Sequence *seq, int context, const char *hint) {
     if (!seq->finish_reason || strcmp(seq->finish_reason, "length") != 0) return;
     if ((int)seq->ids.n < o->n)
-        fprintf(stderr, "llama: the context of %d tokens is full: the answer ends here; %s\n", context, hint);
+        print_message("the context of %d tokens is full: the answer ends here; %s", context, hint);
     else
-        fprintf(stderr, "llama: the answer ends after %d tokens (-n)\n", o->n);
+        print_message("the answer ends after %d tokens (-n)", o->n);
 }
 
 void print_chat_note(const Model *m) {
@@ -213,35 +246,69 @@ static int terminal_columns(void) {
     return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col ? size.ws_col : 80;
 }
 
-void show_progress(const char *what, uint64_t done, uint64_t total) {
-    static const char *current = "";
-    static double start, shown;
-    static uint64_t before;
+// Of work that is not done: whether it is too early to draw its line again.
+static bool is_early(double now, double drawn) {
+    return status_line && now - drawn < 0.1;
+}
+
+// Draws the line: what is done, a bar of so much of it (0 to 1), the figures.
+static void draw_status(const char *what, double part, const char *figures) {
     enum { MOST = 24, LEAST = 4 }; // of the bar
-    double now = clock_seconds();
-    if (strcmp(what, current) != 0 || done < before) start = now, before = done; // a new work begins
-    if (status_line && now - shown < 0.1 && done < total) return;
-    current = what;
-    shown = now;
-    bool bytes = strcmp(what, "loading") == 0;
-    double scale = bytes ? 1e-9 : 1, rate = now > start ? (double)(done - before) / (now - start) : 0;
-    char figures[128], bar[MOST + 4] = "", line[256];
-    int n = snprintf(figures, sizeof figures, bytes ? "%.2f of %.2f GB" : "%.0f of %.0f tokens", (double)done * scale,
-                     (double)total * scale);
-    if (rate > 0)
-        n += snprintf(figures + n, sizeof figures - (size_t)n,
-                      bytes ? ", %.1f GB/s, %.1f s left" : ", %.0f tokens/s, %.1f s left", rate * scale,
-                      (double)(total - done) / rate);
+    char bar[MOST + 4] = "", line[256];
+    if (text_line_shared()) return; // it would be written over
     // A line that wraps could not be written over: the bar takes what the figures leave, and the last column is free.
-    int columns = terminal_columns() - 1, width = columns - n - (int)strlen("llama:  [] ") - (int)strlen(what);
+    int columns = terminal_columns() - 1,
+        width = columns - (int)(strlen("llama:  [] ") + strlen(what) + strlen(figures));
     if (width > MOST) width = MOST;
-    for (int i = 0; width >= LEAST && i < width; i++)
-        bar[1 + i] = (uint64_t)i * total < (uint64_t)width * done ? '#' : '.';
+    for (int i = 0; width >= LEAST && i < width; i++) bar[1 + i] = i < part * width ? '#' : '.';
     if (width >= LEAST) bar[0] = '[', memcpy(bar + 1 + width, "] ", 2);
     snprintf(line, sizeof line, "llama: %s %s%s", what, bar, figures);
     fprintf(stderr, "\r%.*s\033[K", columns, line);
     status_line = true;
+}
+
+void show_progress(const char *what, uint64_t done, uint64_t total) {
+    static const char *current = "";
+    static double start, drawn;
+    static uint64_t before;
+    double now = clock_seconds();
+    if (strcmp(what, current) != 0 || done < before) start = now, before = done; // a new work begins
+    if (done < total && is_early(now, drawn)) return;
+    current = what;
+    drawn = now;
+    bool bytes = strcmp(what, "loading") == 0;
+    double scale = bytes ? 1e-9 : 1, rate = now > start ? (double)(done - before) / (now - start) : 0;
+    char figures[128];
+    int n = snprintf(figures, sizeof figures, bytes ? "%.2f of %.2f GB" : "%.0f of %.0f tokens", (double)done * scale,
+                     (double)total * scale);
+    if (rate > 0)
+        snprintf(figures + n, sizeof figures - (size_t)n,
+                 bytes ? ", %.1f GB/s, %.1f s left" : ", %.0f tokens/s, %.1f s left", rate * scale,
+                 (double)(total - done) / rate);
+    draw_status(what, total ? (double)done / (double)total : 1, figures);
     if (done >= total) clear_progress();
+}
+
+void show_answers(const Sequence *seqs, int n, double begin) {
+    static double drawn;
+    double now = clock_seconds(), part = 0, elapsed = now - begin;
+    size_t n_tokens = 0;
+    int done = 0;
+    if (is_early(now, drawn)) return;
+    drawn = now;
+    for (int i = 0; i < n; i++) {
+        const Sequence *seq = &seqs[i];
+        done += seq->finish_reason != NULL;
+        n_tokens += seq->ids.n;
+        part += seq->finish_reason ? 1 : seq->n_max ? (double)seq->ids.n / seq->n_max : 0;
+    }
+    part /= n;
+    char figures[128];
+    int length = snprintf(figures, sizeof figures, "%d of %d prompts, %.0f tokens/s", done, n,
+                          elapsed > 0 ? (double)n_tokens / elapsed : 0);
+    if (part > 0)
+        snprintf(figures + length, sizeof figures - (size_t)length, ", %.1f s left", elapsed * (1 - part) / part);
+    draw_status("answering", part, figures);
 }
 
 void clear_progress(void) {

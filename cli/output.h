@@ -5,11 +5,18 @@
 #include "../model/generate/generate.h"
 #include "flags.h"
 #include "prompts.h"
+#include "terminal_text.h"
 
 // Flushes standard output: a full disk or a closed pipe is a failure, not a shorter answer.
 bool flush_output(Error *err);
 // Bytes as the inside of a JSON string. What is not UTF-8 becomes U+FFFD, one for each maximal part of a character.
 void write_json_text(FILE *out, const char *data, size_t n);
+
+// A line on standard error, `llama: ` before it and a newline after. It begins on a line of its own, and a terminal gets no
+// control characters of the texts in it.
+void print_message(const char *format, ...) __attribute__((format(printf, 1, 2)));
+// Before a line that is printed piece by piece.
+void begin_message(void);
 
 // A finished sequence as one line of JSON. other: keys that come back with it; NULL: none. ready: seconds from the program's
 // start to the model's.
@@ -31,6 +38,9 @@ void print_engine(const Model *m, const Options *o);
 bool use_colour(void);
 // Model.progress on a terminal: one line with a bar, the rate and the time left, gone when it is done.
 void show_progress(const char *what, uint64_t done, uint64_t total);
+// The same line for the answers to n prompts, which began at `begin` on the clock. The time left is that of answers of the
+// largest length.
+void show_answers(const Sequence *seqs, int n, double begin);
 // Takes that line away where its work ended early.
 void clear_progress(void);
 

@@ -7,6 +7,7 @@
 #include "../model/file/json.h"
 #include "input.h"
 #include "nearest.h"
+#include "output.h"
 
 // ---- keys -----------------------------------------------------------------------------------------------------------
 
@@ -100,7 +101,7 @@ static void note_other_key(PromptReader *r, int line, const char *name) {
     fail(&note, "%s:%d: unknown key \"%.40s\", which comes back with the answer%s%s%s%s", r->options->prompts, line,
          name, near ? "; the nearest known one is \"" : "", near ? near : "", near ? "\"" : "",
          r->n_notes == MAX_NOTES ? "; of further ones there is no note" : "");
-    fprintf(stderr, "llama: %s\n", note.text);
+    print_message("%s", note.text);
 }
 
 static bool has_other_key(const PromptReader *r, const char *name) {

@@ -22,8 +22,10 @@ typedef struct {
 
 static unsigned short terminal_columns = 160; // of those that are started from here on
 
-// Starts the program with all its streams on a terminal; out: a file for standard output instead, or NULL.
-__attribute__((unused)) static Terminal terminal_start(const char *out, const char *const *args) {
+// Starts the program with its streams on a terminal, but for those that files are given for: standard input, output and
+// error.
+__attribute__((unused)) static Terminal terminal_start_with(const char *in, const char *out, const char *err,
+                                                            const char *const *args) {
     Terminal t = {.keyboard = posix_openpt(O_RDWR | O_NOCTTY)};
     if (t.keyboard < 0 || grantpt(t.keyboard) != 0 || unlockpt(t.keyboard) != 0) die("a pseudo-terminal");
     const char *name = ptsname(t.keyboard);
@@ -38,10 +40,17 @@ __attribute__((unused)) static Terminal terminal_start(const char *out, const ch
         int terminal = open(name, O_RDWR);
         if (terminal < 0 || ioctl(terminal, TIOCSCTTY, 0) != 0) _exit(126);
         for (int fd = 0; fd < 3; fd++) dup2(terminal, fd);
+        if (in) redirect(0, in, O_RDONLY);
         if (out) redirect(1, out, O_WRONLY | O_CREAT | O_TRUNC);
+        if (err) redirect(2, err, O_WRONLY | O_CREAT | O_TRUNC);
         exec_program(args);
     }
     return t;
+}
+
+// The same; out: a file for standard output, or NULL.
+__attribute__((unused)) static Terminal terminal_start(const char *out, const char *const *args) {
+    return terminal_start_with(NULL, out, NULL, args);
 }
 
 static bool terminal_ended(const Terminal *t) {

@@ -218,13 +218,14 @@ static void test_help(void) {
                                            "--system TEXT",
                                            "--date TEXT",
                                            "--stride N",
+                                           "--perplexity-windows KIND",
                                            "--prompts FILE",
                                            "-b N"};
     r = run_program(NULL, "--help", NULL);
     check_status(&r, 0);
     for (size_t i = 0; i < sizeof promised / sizeof *promised; i++) {
         char line[32];
-        snprintf(line, sizeof line, "\n  %s ", promised[i]);
+        snprintf(line, sizeof line, "\n  %s", promised[i]);
         if (!strstr(r.out, line)) test_fail("--help does not list %s", promised[i]);
     }
     CHECK(r.n_err == 0);
@@ -281,11 +282,6 @@ static void test_prompts(void) {
     check_json(&r, "prompt_ids", "[256, 97, 255, 195, 40, 226, 130]");
     test_end("prompt_not_utf8");
     run_free(&r);
-    r = run_program(&(Io){.input = "a\r\nb\n", .n_input = 5}, script_path, "-f", "-", "-n", "1", "--json", "--quiet",
-                    NULL);
-    check_json(&r, "prompt_ids", "[256, 97, 13, 10, 98, 10]");
-    test_end("prompt_newlines_as_they_are");
-    run_free(&r);
 
     // 10 MB: refused by its bytes, whatever its tokens would be.
     size_t ten = 10 << 20;
@@ -313,6 +309,54 @@ static void test_prompts(void) {
     }
     EXPECT_INPUT("ids_from_a_file", "256\n107\r\n", "lm", script_path, "--ids", "-f", "-", "-n", "2");
     EXPECT("ids_of_a_special_token", "ABC", script_path, "--ids", "-p", "257", "-n", "3");
+}
+
+// The line end of a file's last line is not part of a prompt that is continued: one, and of no other text.
+static void test_final_newline(void) {
+    static const struct {
+        const char *name, *input, *ids;
+    } inputs[] = {{"final_newline", "a\r\nb\n", "[256, 97, 13, 10, 98]"},
+                  {"final_newline_crlf", "a\r\n", "[256, 97]"},
+                  {"final_newline_one_of_two", "a\n\n", "[256, 97, 10]"},
+                  {"final_newline_one_of_two_crlf", "a\r\n\r\n", "[256, 97, 13, 10]"},
+                  {"final_newline_none", "a", "[256, 97]"},
+                  {"final_newline_not_of_a_return", "a\r", "[256, 97, 13]"},
+                  {"final_newline_not_of_two_returns", "a\r\r\n", "[256, 97, 13]"},
+                  {"final_newline_alone", "\n", "[256]"}};
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {
+        const char *path = temporary("input");
+        write_file(path, inputs[i].input, strlen(inputs[i].input));
+        Io io = {.input = inputs[i].input, .n_input = strlen(inputs[i].input)};
+        const char *const ways[][2] = {{"-f", path}, {"-f", "-"}, {"-p", "-"}};
+        for (int w = 0; w < 3; w++) {
+            Run r = run_program(&io, script_path, ways[w][0], ways[w][1], "-n", "1", "--json", "--quiet", NULL);
+            check_status(&r, 0);
+            check_json(&r, "prompt_ids", inputs[i].ids);
+            run_free(&r);
+        }
+        test_end(inputs[i].name);
+    }
+    Run r = run_program(NULL, script_path, "-p", "a\n", "-n", "1", "--json", "--quiet", NULL);
+    check_status(&r, 0);
+    check_json(&r, "prompt_ids", "[256, 97, 10]");
+    test_end("final_newline_of_an_argument_stays");
+    run_free(&r);
+    EXPECT_INPUT("final_newline_echo", "klm\n", "klmno", script_path, "-f", "-", "-n", "2", "--echo");
+    EXPECT_INPUT("final_newline_of_ids", "107 108\n", "mn", script_path, "--ids", "-f", "-", "-n", "2");
+    EXPECT_INPUT("final_newline_tokenized", "a\r\n", "97 13 10\n", vocab_path, "--tokenize", "-f", "-");
+    EXPECT_INPUT("final_newline_tokenized_p", "a\n", "97 10\n", vocab_path, "--tokenize", "-p", "-");
+    EXPECT_INPUT("final_newline_hex", "610a\n", "97 10\n", vocab_path, "--tokenize", "--hex", "-f", "-");
+    // --verbose reports it, and where there is none does not.
+    static const char *const texts[] = {"a\n", "a"};
+    for (int i = 0; i < 2; i++) {
+        Io io = {.input = texts[i], .n_input = strlen(texts[i])};
+        r = run_program(&io, script_path, "-f", "-", "-n", "1", "--verbose", NULL);
+        check_output(&r, "b", 1);
+        if (!!strstr(r.err, "llama: standard input: its final newline is not part of the prompt\n") != !i)
+            test_fail("standard error has %s", shown(r.err, r.n_err));
+        run_free(&r);
+    }
+    test_end("final_newline_reported");
 }
 
 // BOS is there once; a special token is one only where --special says so.
@@ -827,6 +871,117 @@ static void test_perplexity(void) {
     run_free(&score);
 }
 
+// The second half of each full window, in figures of the script; what is printed, as text and as JSON.
+static void test_perplexity_halves(void) {
+    enum { LENGTH = 290 };
+    char text[LENGTH];
+    int ids[LENGTH + 1] = {BOS};
+    writer_state = 3;
+    for (int i = 0; i < LENGTH; i++) {
+        int u = writer_random() < 0.3f ? script.next[ids[i]] : (int)((writer_random() + 1) * 40) + 33;
+        ids[i + 1] = u < BYTES ? u : 'Q';
+        text[i] = (char)ids[i + 1];
+    }
+    write_file(temporary("text"), text, LENGTH);
+    static const int windows[] = {3, 4, 16, 17, 64, 97, 290, 291};
+    for (size_t i = 0; i < sizeof windows / sizeof *windows; i++) {
+        char name[64], size[16];
+        int window = windows[i], n = 0;
+        double nll = 0, squares = 0;
+        for (int begin = 0; begin + window <= LENGTH + 1; begin += window)
+            for (int at = begin + window / 2 + 1; at < begin + window; at++, n++) {
+                double one = -script_logprob(&script, ids[at - 1], ids[at]);
+                nll += one;
+                squares += one * one;
+            }
+        nll /= n;
+        snprintf(name, sizeof name, "perplexity_half_windows_of_%d", window);
+        snprintf(size, sizeof size, "%d", window);
+        Run r = run_program(NULL, script_path, "--perplexity", temporary("text"), "-c", size, "--perplexity-windows",
+                            "half", "--json", "--quiet", NULL);
+        if (check_status(&r, 0) && !json_valid(&r)) test_fail("not one line of JSON: %s", shown(r.out, r.n_out));
+        check_quiet(&r);
+        char tokens[16];
+        snprintf(tokens, sizeof tokens, "%d", n);
+        check_json(&r, "tokens", tokens);
+        check_json(&r, "tokens_in_all", tokens);
+        check_json(&r, "bytes", tokens);
+        check_json(&r, "windows", "\"half\"");
+        check_json(&r, "context", size);
+        check_json(&r, "stride", size);
+        check_json(&r, "finish_reason", "\"end\"");
+        struct {
+            const char *key;
+            double value;
+        } figures[] = {{"perplexity", exp(nll)},
+                       {"nll", nll},
+                       {"bits_per_byte", nll / log(2)},
+                       {"standard_error", exp(nll) * sqrt((squares / n - nll * nll) / n)}};
+        for (int f = 0; f < 4; f++) {
+            const char *found = json_find(r.out, figures[f].key);
+            double value = found ? atof(found) : NAN, most = 1e-4 * figures[f].value;
+            if (!(fabs(value - figures[f].value) <= most) && !(n == 1 && f == 3))
+                test_fail("%s is %g, expected %g", figures[f].key, value, figures[f].value);
+        }
+        const char *timings = json_find(r.out, "timings");
+        CHECK(timings && strstr(timings, "\"scoring_ms\": ") && strstr(timings, "\"tokens_per_second\": "));
+        test_end(name);
+        run_free(&r);
+    }
+    Run r = run_program(NULL, script_path, "--perplexity", temporary("text"), "-c", "64", "--perplexity-windows",
+                        "half", "--quiet", NULL);
+    int tokens;
+    perplexity(&r, &tokens);
+    CHECK(tokens == 4 * 31 && strstr(r.out, " bits per byte; second halves of windows of 64, "));
+    test_end("perplexity_half_windows_as_text");
+    run_free(&r);
+    static const char *const kinds[] = {NULL, "sliding"};
+    for (int i = 0; i < 2; i++) {
+        r = run_program(NULL, script_path, "--perplexity", temporary("text"), "-c", "64", "--json", "--quiet",
+                        kinds[i] ? "--perplexity-windows" : NULL, kinds[i], NULL);
+        if (check_status(&r, 0) && !json_valid(&r)) test_fail("not one line of JSON: %s", shown(r.out, r.n_out));
+        check_json(&r, "windows", "\"sliding\"");
+        check_json(&r, "stride", "32");
+        check_json(&r, "tokens", "290");
+        run_free(&r);
+    }
+    test_end("perplexity_sliding_is_the_default");
+}
+
+// Ids as they are, and bytes only of tokens that are scored: without BOS not of the first. On a model of equal
+// probabilities every byte has log2(259) bits.
+static void test_perplexity_ids(void) {
+    Draft d;
+    Script flat = script;
+    draft_script(&d, &flat, 0, 128);
+    draft_write(&d, temporary("flat.bin"));
+    static const struct {
+        const char *name, *text, *flag, *tokens, *bytes;
+    } rows[] = {{"perplexity_of_text", "klmno\n", NULL, "6", "6"},
+                {"perplexity_of_ids", "107 108,109\n110 111\n", "--ids", "4", "4"},
+                {"perplexity_of_ids_with_bos", "256 107 108 109 110 111", "--ids", "5", "5"}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        Io io = {.input = rows[i].text, .n_input = strlen(rows[i].text)};
+        Run r = run_program(&io, temporary("flat.bin"), "--perplexity", "-", "--json", "--quiet", rows[i].flag, NULL);
+        check_status(&r, 0);
+        check_json(&r, "tokens", rows[i].tokens);
+        check_json(&r, "bytes", rows[i].bytes);
+        const char *bits = json_find(r.out, "bits_per_byte");
+        if (!bits || fabs(atof(bits) - log2(259)) > 1e-4) test_fail("bits per byte: %s", bits ? bits : "none");
+        test_end(rows[i].name);
+        run_free(&r);
+    }
+    draft_meta(&d, "bos_id", "");
+    draft_write(&d, temporary("flat.bin"));
+    Io io = {.input = "klmno", .n_input = 5};
+    Run r = run_program(&io, temporary("flat.bin"), "--perplexity", "-", "--quiet", NULL);
+    int tokens;
+    CHECK(fabs(perplexity(&r, &tokens) - 259) < 1e-3 && tokens == 4 && strstr(r.out, ", 8.0168 bits per byte; "));
+    test_end("perplexity_without_bos");
+    run_free(&r);
+    draft_free(&d);
+}
+
 // ---- interrupts -----------------------------------------------------------------------------------------------------
 
 // Starts a run that would take minutes, interrupts it so long after it has begun, and gives what came out.
@@ -922,6 +1077,7 @@ int main(void) {
 
     test_help();
     test_prompts();
+    test_final_newline();
     test_special();
     test_tokenizer_modes();
     test_ends();
@@ -929,6 +1085,8 @@ int main(void) {
     test_sampling();
     test_probabilities();
     test_perplexity();
+    test_perplexity_halves();
+    test_perplexity_ids();
     test_interrupts();
     draft_free(&d);
     return tests_summary();

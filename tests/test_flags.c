@@ -98,8 +98,8 @@ static void test_twice(void) {
           "3");
     NOTES("three_times", "b", "llama: -n 2, then -n 1: the last counts\n", script_path, "-p", "a", "-n", "3", "-n", "2",
           "-n", "1");
-    NOTES("twice_a_text_of_two_lines", "fgh", "llama: -p a?b, then -p --tree: the last counts\n", script_path, "-p",
-          "a\nb", "-p", "--tree", "-n", "3");
+    NOTES("twice_a_text_of_two_lines", "fgh", "llama: -p a\uFFFDb, then -p --tree: the last counts\n", script_path,
+          "-p", "a\nb", "-p", "--tree", "-n", "3");
     NOTES("twice_a_switch", "bc", "llama: --ignore-eos was given twice\n", script_path, "-p", "a", "-n", "2",
           "--ignore-eos", "--ignore-eos");
     NOTES("twice_a_stop", "bc", "llama: ready", script_path, "-p", "a", "--stop", "d", "--stop", "z");
@@ -137,29 +137,19 @@ static const struct {
 static const struct {
     const char *flag, *value, *expected;
 } counts[] = {
-    {"-n", "4", "....nnnnnnn"},
-    {"-c", "500", "....nnnn..."},
-    {"--stop", "x", "....rrrrrrr"},
-    {"--ignore-eos", NULL, "....rrrrrrr"},
-    {"--temp", "1", "....rrrrrrr"},
-    {"--temp", "0", "....nnnnnnn"},
+    {"-n", "4", "....nnnnnnn"},         {"-c", "500", "....nnnn..."},
+    {"--stop", "x", "....rrrrrrr"},     {"--ignore-eos", NULL, "....rrrrrrr"},
+    {"--temp", "1", "....rrrrrrr"},     {"--temp", "0", "....nnnnnnn"},
     {"--top-k", "3", "nnnnnnnnnnn"}, // at --temp 0
-    {"--top-p", "0.5", "nnnnnnnnnnn"},
-    {"--min-p", "0.5", "nnnnnnnnnnn"},
-    {"-s", "3", "nnnnnnnnnnn"},
-    {"--top-k", "0", "....nnnnnnn"}, // as without it: nobody is misled at --temp 0
-    {"--special", NULL, ".rr..r.n.nn"},
-    {"--ids", NULL, ".rrrrrrnrrr"},
-    {"--echo", NULL, ".rrrrrrrrrr"},
-    {"--json", NULL, "..rn....rr."},
+    {"--top-p", "0.5", "nnnnnnnnnnn"},  {"--min-p", "0.5", "nnnnnnnnnnn"},
+    {"-s", "3", "nnnnnnnnnnn"},         {"--top-k", "0", "....nnnnnnn"}, // as without it: nobody is misled at --temp 0
+    {"--special", NULL, ".rr..r.n.nn"}, {"--ids", NULL, ".rrrrrrn.rr"},
+    {"--echo", NULL, ".rrrrrrrrrr"},    {"--json", NULL, "..rn.....r."},
     {"--logprobs", "2", "rrr.rrrrrrr"}, // without --json
-    {"--system", "x", "r...r..rrrr"},
-    {"--date", "x", "r...r..rrrr"},
-    {"-b", "2", "rrr.rrnrrr."},
-    {"--hex", NULL, "rrrr..r.rrr"},
-    {"--stride", "2", "rrrrrrrr.rr"},
-    {"--engine", "cpu", "....nnnn..."},
-    {"--precision", "f32", "....nnnn..."},
+    {"--system", "x", "r...r..rrrr"},   {"--date", "x", "r...r..rrrr"},
+    {"-b", "2", "rrr.rrnrrr."},         {"--hex", NULL, "rrrr..r.rrr"},
+    {"--stride", "2", "rrrrrrrr.rr"},   {"--perplexity-windows", "sliding", "rrrrrrrr.rr"},
+    {"--engine", "cpu", "....nnnn..."}, {"--precision", "f32", "....nnnn..."},
     {"--verbose", NULL, "....nnnn..n"},
 };
 

@@ -22,7 +22,7 @@ printf '\357\273\277{"text": "Once upon a time"}\r\n\n  \n{"ids": [8181, 668, 25
 lines_equal_single_runs() {
     run -p "Once upon a time" -n 20 --json > "$work/single" &&
         run --ids -p "8181 668 258" -n 20 --json >> "$work/single" &&
-        printf 'The "king"\n' > "$work/text" && run -f "$work/text" -n 20 --json >> "$work/single" || return 1
+        printf 'The "king"\n\n' > "$work/text" && run -f "$work/text" -n 20 --json >> "$work/single" || return 1
     sed 's/"index": [0-9]*, //; s/"timings.*//' "$work/single" > "$work/expected"
     for b in 1 2 3 64; do
         run --prompts "$work/prompts" -b $b -n 20 > "$work/batch" || return 1

@@ -2,6 +2,7 @@
 #ifndef UTF8_H
 #define UTF8_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -84,6 +85,20 @@ static inline size_t utf8_incomplete_tail(const uint8_t *s, size_t n) {
         return utf8_decode(low, need, &cp) || utf8_decode(high, need, &cp) ? back : 0;
     }
     return 0;
+}
+
+// The length of what is no character at s[0..n), where utf8_decode finds none: the longest part of one (Unicode's maximal
+// subpart), or a byte that can be in none. One U+FFFD stands for it.
+static inline size_t utf8_invalid_part(const uint8_t *s, size_t n) {
+    size_t part = 1;
+    for (size_t k = 2; k <= 3 && k <= n; k++)
+        if (utf8_incomplete_tail(s, k) == k) part = k;
+    return part;
+}
+
+// C0, DEL and C1.
+static inline bool utf8_is_control(uint32_t cp) {
+    return cp < 0x20 || (cp >= 0x7F && cp <= 0x9F);
 }
 
 #endif

@@ -305,6 +305,7 @@ bool generate(Model *m, Sequence *seqs, int n, const GenerateSink *sink, Error *
             if (!is_interrupt(err)) return false;
             *err = (Error){""}; // not a failure here: what there is will be passed on
         }
+        if (sink->stepped) sink->stepped(sink->context);
         for (int i = 0; model_interrupted(m) && i < m->kv.n_slots; i++) {
             if (r.live[i] && !sequence_end(r.live[i], "interrupted", sink, err)) return false;
             r.live[i] = NULL;

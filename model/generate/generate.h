@@ -54,6 +54,7 @@ double sequence_latency(Sequence *seq, double quantile);
 typedef struct {
     bool (*text)(void *context, Sequence *seq, const char *data, size_t n, Error *err);
     bool (*finished)(void *context, Sequence *seq, Error *err); // in input order
+    void (*stepped)(void *context); // each time that sequences have new tokens; NULL: nobody watches
     void *context;
 } GenerateSink;
 
