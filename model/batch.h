@@ -4,7 +4,8 @@
 
 #include <stdbool.h>
 
-enum { MAX_SLOTS = 64, LOGIT_ROWS = 64 };
+// Sequences at most; rows with logits that every run has room for (one with more slots: as many as it has slots).
+enum { MAX_SLOTS = 256, LOGIT_ROWS = 64 };
 
 typedef struct {
     int n_rows, n_seq, n_logits;
@@ -12,14 +13,14 @@ typedef struct {
     const int *tokens;     // [n_rows]
     const int *slot;       // [n_seq]: where each sequence is in the cache; its tokens come after what is there
     const int *start;      // [n_seq+1]: the first row of each
-    const int *logit_rows; // [n_logits], ascending, at most LOGIT_ROWS: the rows whose logits are wanted
+    const int *logit_rows; // [n_logits], ascending: the rows whose logits are wanted. n_logits: see model_logit_rows
 } Batch;
 
 // Rows [first, first + n_rows) of a batch, so that a long prompt needs bounded memory.
 typedef struct {
     Batch batch;
     int first_logit; // of the whole batch's, the first of this part
-    int slot[MAX_SLOTS], start[MAX_SLOTS + 1], logit_rows[LOGIT_ROWS];
+    int slot[MAX_SLOTS], start[MAX_SLOTS + 1], logit_rows[MAX_SLOTS];
 } BatchPart;
 
 void batch_part(const Batch *batch, int first, int n_rows, BatchPart *part);

@@ -89,8 +89,8 @@ struct Model {
     KVCache kv;
     float *rope_freq; // [head_dim/2], radians per position
     int argmax
-        [LOGIT_ROWS]; // the most likely token of each row with logits, the lowest id of equals; -1: not all finite
-    float *logits;    // [LOGIT_ROWS][vocab_size], the engine's, in host memory
+        [MAX_SLOTS]; // the most likely token of each row with logits, the lowest id of equals; -1: not all finite
+    float *logits;    // [model_logit_rows][vocab_size], the engine's, in host memory
     Precision precision;
     const Engine *engine;
     int max_rows;          // rows that the engine computes at once: a longer batch comes in parts
@@ -128,6 +128,12 @@ static inline bool model_is_synthetic(const Model *model) {
 // sequence's numbers depend on how many others it has beside it.
 static inline int model_step_rows(const Model *model) {
     return model->step_rows ? model->step_rows : model->kv.n_slots;
+}
+// Rows with logits that a batch may have.
+static inline int model_logit_rows(const Model *model) {
+    int64_t positions = (int64_t)model->kv.n_slots * model->kv.max_len;
+    int rows = model->kv.n_slots > LOGIT_ROWS ? model->kv.n_slots : LOGIT_ROWS;
+    return positions < rows ? (int)positions : rows;
 }
 static inline bool model_interrupted(const Model *model) {
     return model->interrupted && *model->interrupted;

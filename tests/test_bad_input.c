@@ -871,7 +871,7 @@ static const FlagCase flag_cases[] = {
     {"system_without_chat", "@model -p x --system y", USAGE, "--system goes with --chat or --prompts"},
     {"stop_and_compare", "@model --compare @none --stop a", USAGE, "--stop goes with generating text"},
     {"b_alone", "@model -p a -b 2", USAGE, "-b goes with --prompts or --bench"},
-    {"b_zero", "@model --prompts @none -b 0", USAGE, "expected a whole number from 1 to 64"},
+    {"b_zero", "@model --prompts @none -b 0", USAGE, "expected a whole number from 1 to 256"},
     {"echo_and_prompts", "@model --prompts @none --echo", USAGE, "--echo"},
     {"prompts_missing", "@model --prompts @none", FAILED, "No such file"},
     {"hex_alone", "@model -p 78 --hex", USAGE, "--hex goes with"},

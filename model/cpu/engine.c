@@ -77,7 +77,6 @@ static bool allocate_state(Model *m, CpuState *s, Error *err) {
     int widest = c->dim > c->q_dim ? c->dim : c->q_dim;
     size_t positions = (size_t)m->kv.n_slots * (size_t)m->kv.max_len;
     m->max_rows = positions < MAX_TOKENS ? (int)positions : MAX_TOKENS;
-    size_t logit_rows = positions < LOGIT_ROWS ? positions : LOGIT_ROWS;
     size_t kv = kv_elements(c->n_layers, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
     m->kv.bytes = 2 * kv * sizeof(float);
     const struct {
@@ -94,7 +93,7 @@ static bool allocate_state(Model *m, CpuState *s, Error *err) {
                    {&s->cos, (size_t)m->max_rows, (size_t)c->head_dim / 2},
                    {&s->sin, (size_t)m->max_rows, (size_t)c->head_dim / 2},
                    {(float **)&s->pos, (size_t)m->max_rows, sizeof *s->pos / sizeof(float)},
-                   {&m->logits, logit_rows, (size_t)c->vocab_size},
+                   {&m->logits, (size_t)model_logit_rows(m), (size_t)c->vocab_size},
                    {(float **)&m->kv.k, 1, kv},
                    {(float **)&m->kv.v, 1, kv}};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) {

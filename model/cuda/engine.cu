@@ -39,12 +39,12 @@ static int list_buffers(Model *m, CudaState *s, Buffer *list) {
         {(void **)&s->tokens, T * 4},
         {(void **)&s->pos, T * 4},
         {(void **)&s->row_slots, T * 4},
-        {(void **)&s->logit_rows, LOGIT_ROWS * 4},
-        {(void **)&s->logit_pos, LOGIT_ROWS * 4},
-        {(void **)&s->logit_slots, LOGIT_ROWS * 4},
+        {(void **)&s->logit_rows, MAX_SLOTS * 4},
+        {(void **)&s->logit_pos, MAX_SLOTS * 4},
+        {(void **)&s->logit_slots, MAX_SLOTS * 4},
         {(void **)&s->logits, (uint64_t)s->max_logits * (uint64_t)c->vocab_size * 4},
         {(void **)&s->other_logits, (uint64_t)s->max_logits * (uint64_t)c->vocab_size * 4},
-        {(void **)&s->argmax, LOGIT_ROWS * 4},
+        {(void **)&s->argmax, MAX_SLOTS * 4},
         {(void **)&s->step, sizeof *s->step},
         {(void **)&s->slots, MAX_SLOTS * 4},
         {s->wide_elements ? (void **)&s->wide : NULL, s->wide_elements * sizeof(float)},
@@ -61,7 +61,7 @@ static bool size_state(Model *m, CudaState *s, Error *err) {
     const Config *c = &m->config;
     uint64_t positions = (uint64_t)m->kv.n_slots * (uint64_t)m->kv.max_len;
     m->max_rows = positions < MAX_ROWS ? (int)positions : MAX_ROWS;
-    s->max_logits = positions < LOGIT_ROWS ? (int)positions : LOGIT_ROWS;
+    s->max_logits = model_logit_rows(m);
     AttentionArgs a;
     memset(&a, 0, sizeof a);
     a.dtype = attention_dtype(s->type);
@@ -152,8 +152,8 @@ static bool connect(Model *m, CudaState *s, Error *err) {
     CUDA_TRY(cudaMallocHost((void **)&s->step_host, sizeof *s->step_host));
     CUDA_TRY(cudaStreamCreateWithFlags(&s->side, cudaStreamNonBlocking));
     CUDA_TRY(cudaEventCreateWithFlags(&s->argmax_ready, cudaEventDisableTiming));
-    CUDA_TRY(cudaMallocHost((void **)&s->argmax_host, LOGIT_ROWS * sizeof(int)));
-    CUDA_TRY(cudaMallocHost((void **)&s->other_argmax_host, LOGIT_ROWS * sizeof(int)));
+    CUDA_TRY(cudaMallocHost((void **)&s->argmax_host, MAX_SLOTS * sizeof(int)));
+    CUDA_TRY(cudaMallocHost((void **)&s->other_argmax_host, MAX_SLOTS * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&s->pos_host, 2 * (size_t)m->max_rows * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&m->logits, (size_t)s->max_logits * (size_t)m->config.vocab_size * sizeof(float)));
     CUDA_TRY(cudaMemset(s->attention_workspace, 0, s->attention_workspace_bytes)); // once; every call leaves it ready

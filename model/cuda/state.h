@@ -66,15 +66,15 @@ struct CudaState {
     float2 *rope_table; // [T][head_dim/2]: cosine and sine
     int *tokens, *pos;  // [T]
     int *row_slots;     // [T], of a prompt
-    int *logit_rows;    // [LOGIT_ROWS], and what pos and row_slots say of them:
+    int *logit_rows;    // [MAX_SLOTS], and what pos and row_slots say of them:
     int *logit_pos, *logit_slots;
     int *slots;      // [MAX_SLOTS]: attention's block table, one block a sequence
     StepInput *step; // of the step at hand, then of the next one
     // Results, double-buffered: while a step runs ahead, the last step's stay in the other buffer.
     int max_logits, n_logits;             // rows that there is room for; of the last batch
     float *logits, *other_logits;         // [max_logits][vocab_size]
-    int *argmax;                          // [LOGIT_ROWS]
-    int *argmax_host, *other_argmax_host; // pinned [LOGIT_ROWS]: the same, written by the GPU
+    int *argmax;                          // [MAX_SLOTS]
+    int *argmax_host, *other_argmax_host; // pinned [MAX_SLOTS]: the same, written by the GPU
     int buffer;                           // which of the two is in use
     cudaEvent_t argmax_ready;             // after the last batch's
     cudaStream_t side;                    // brings the other buffer's logits to the host

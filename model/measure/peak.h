@@ -27,7 +27,7 @@ typedef struct {
     bool (*fill_cache)(const Model *model, Error *err);
     // What is worth measuring here, each list ascending and ended by a 0: tokens of a prompt, tokens in the cache
     // before a step, sequences of a step.
-    int prompts[8], contexts[8], batches[8];
+    int prompts[8], contexts[8], batches[12];
 } Platform;
 
 // The platform of an engine of this build.

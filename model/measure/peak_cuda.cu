@@ -198,4 +198,4 @@ static bool fill_cache_cuda(const Model *m, Error *err) {
 }
 
 extern "C" const Platform platform_cuda = {
-    measure_cuda, fill_cache_cuda, {512, 2048, 8192, 32768}, {128, 2048, 8192, 32768, 131072}, {1, 2, 4, 8, 16, 64}};
+    measure_cuda, fill_cache_cuda, {512, 2048, 8192, 32768}, {128, 2048, 8192, 32768, 131072}, {1, 2, 4, 8, 16, 32, 64, 128, 256}};
