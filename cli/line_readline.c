@@ -48,7 +48,7 @@ static int next_byte(FILE *in) {
     ended = true;
     ended_early = found < 0;
     last_bytes = ended_early ? "\n" PASTE_END "\n" : LINE_WIDE ? "" : PASTE_END;
-    return next_byte(in);
+    return *last_bytes ? *last_bytes++ : EOF;
 }
 
 // ---- libedit: it takes whole characters, and knows no pastes ----------------------------------------------------------
