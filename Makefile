@@ -8,6 +8,8 @@
 # make bench-cpu  measures the CPU engine
 # make bench-tokenizer  encoding beside tiktoken and HuggingFace tokenizers; make check-tokenizer compares their ids on a
 #                 million strings and more. They fetch both from PyPI, and need LLaMA 3's vocabulary (RANKS, a tokenizer.model)
+# make check-added-tokens  how added tokens are found, beside HuggingFace tokenizers (from PyPI); make check-chat: conversations
+#                 beside transformers' apply_chat_template, in published templates
 # make asan       the tests once more, under AddressSanitizer and UBSan
 # make fuzz       the readers under libFuzzer (clang): FUZZ_SECONDS for each target, or FUZZ_RUNS; FUZZ names the targets;
 #                 make fuzz-tokenizer does ten minutes of that one
@@ -16,8 +18,8 @@
 # make coverage   how many lines of the CPU's sources the tests reach: make COVERAGE=1 test
 # make valgrind   the reading of good and bad files under valgrind
 # make all-archs  the program for every GPU that is supported
-# make install    what make built, with its manual page, to PREFIX/bin and PREFIX/share/man/man1 (PREFIX=/usr/local; DESTDIR
-#                 before it); it compiles nothing. make uninstall removes both
+# make install    what make built to PREFIX/bin, its manual page to PREFIX/share/man/man1 and convert.py to PREFIX/share/llama
+#                 (PREFIX=/usr/local; DESTDIR before it); it compiles nothing. make uninstall removes them
 # make help       this list
 # make clean
 #
@@ -60,8 +62,8 @@ WARNINGS := -Wall -Wextra -Werror
 COVERAGE_FLAGS := $(if $(COVERAGE),-g --coverage)
 ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) -pthread -MMD -MP $(CUDA_CFLAGS) $(COVERAGE_FLAGS) $(CFLAGS)
 ALL_LDFLAGS := -pthread $(COVERAGE_FLAGS) $(LDFLAGS) $(CUDA_LDFLAGS) $(if $(filter-out none,$(LINE)),-l$(LINE)) -lm
-LINE_CFLAGS := $(if $(filter edit,$(LINE)),-DREADLINE_HEADER='<editline/readline.h>' -DHISTORY_HEADER='<editline/readline.h>' -DLINE_EDITOR='"libedit"',\
-                 -DREADLINE_HEADER='<readline/readline.h>' -DHISTORY_HEADER='<readline/history.h>' -DLINE_EDITOR='"readline"')
+LINE_CFLAGS := $(if $(filter edit,$(LINE)),-DREADLINE_HEADER='<editline/readline.h>' -DHISTORY_HEADER='<editline/readline.h>' -DLINE_EDITOR='"libedit"' -DLINE_WIDE=true,\
+                 -DREADLINE_HEADER='<readline/readline.h>' -DHISTORY_HEADER='<readline/history.h>' -DLINE_EDITOR='"readline"' -DLINE_WIDE=false)
 # Position-independent, so that one object of the attention kernels is in the program and in their library.
 NVCC_FLAGS   = -std=c++17 -O3 -Xfatbin -compress-all --threads 2 $(GENCODE) -I. -Xcompiler -Wall,-Wextra,-fPIC
 OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
@@ -69,11 +71,11 @@ OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 # ---- sources ---------------------------------------------------------------------------------------------------------
 
 # Every source under these folders, except a main of its own, the operations (compiled once for each instruction set) and
-# what stands for another: ops_x86 or ops_other, line_readline or line_plain.
+# what stands for another: ops_x86 or ops_other, line_readline or line_none.
 SOURCES := $(sort $(wildcard $(foreach folder,cli tokenizer model,$(folder)/*.c $(folder)/*/*.c)))
 OPS_C   := $(filter %/cpu/ops.c,$(SOURCES))
 LIBRARY := $(filter-out cli/manual.c %/cpu/ops.c $(if $(X86),%/ops_other.c,%/ops_x86.c) \
-             $(if $(filter none,$(LINE)),%/line_readline.c,%/line_plain.c),$(SOURCES))
+             $(if $(filter none,$(LINE)),%/line_readline.c,%/line_none.c),$(SOURCES))
 OPS     := $(patsubst %,$(BUILD)/$(dir $(OPS_C))ops_%.o,portable $(if $(X86),avx2))
 
 # The GPU engines, where there is nvcc.
@@ -87,10 +89,11 @@ SCRIPT_TESTS    := $(wildcard tests/test_*.sh tests/test_*.py)
 
 .SECONDARY: # objects of tests stay
 .PHONY: all all-archs help demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib install uninstall bench bench-cpu \
-        bench-tokenizer check-tokenizer asan lint coverage valgrind fuzz fuzz-build fuzz-tokenizer format check-format clean FORCE
+        bench-tokenizer check-tokenizer check-added-tokens check-chat asan lint coverage valgrind fuzz fuzz-build fuzz-tokenizer format check-format clean FORCE
 
 all: $(PROGRAM) $(BUILD)/manual
 	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(CUDA_ARCHS) ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA))$(COVERAGE),CUDA=0,no nvcc in CUDA_HOME or PATH))"
+	@echo "lines in --chat are edited by $(if $(filter none,$(LINE)),the terminal alone: libreadline-dev (Fedora: readline-devel) brings readline,$(if $(filter edit,$(LINE)),libedit,readline))"
 
 all-archs:
 	+@$(MAKE) CUDA_ARCHS="$(ALL_ARCHS)" all
@@ -166,16 +169,23 @@ $(BUILD)/manual: $(BUILD)/cli/manual.o $(LIBRARY_OBJECTS)
 # What is there is installed, and nothing is built: another user's make, or a later one, must not compile.
 BIN := $(DESTDIR)$(PREFIX)/bin
 MAN := $(DESTDIR)$(PREFIX)/share/man/man1
+# convert.py and the modules that it imports.
+SHARE   := $(DESTDIR)$(PREFIX)/share/llama
+CONVERT := $(addprefix scripts/,convert.py refusal.py checked_json.py model_file.py safetensors_reader.py weight_values.py hf_checkpoint.py \
+             hf_tokenizer.py chat_template.py template_render.py template_reader.py template_expressions.py template_values.py)
 
 install:
 	@[ -x $(PROGRAM) ] && [ -x $(BUILD)/manual ] || { echo "make install: $(PROGRAM) is not built; run make first" >&2; exit 1; }
-	install -d $(BIN) $(MAN)
+	install -d $(BIN) $(MAN) $(SHARE)
 	install $(PROGRAM) $(BIN)/llama
 	$(abspath $(BUILD)/manual) > $(MAN)/llama.1
 	chmod 644 $(MAN)/llama.1
+	install -m 644 $(CONVERT) $(SHARE)
 
 uninstall:
-	rm -f $(BIN)/llama $(MAN)/llama.1
+	rm -f $(BIN)/llama $(MAN)/llama.1 $(CONVERT:scripts/%=$(SHARE)/%)
+	rm -rf $(SHARE)/__pycache__
+	[ ! -d $(SHARE) ] || rmdir --ignore-fail-on-non-empty $(SHARE)
 
 demo: all
 	./$(PROGRAM) model/stories.bin -p "Once upon a time" --echo -n 200 --temp 0.7 --top-p 0.9
@@ -183,7 +193,7 @@ demo: all
 
 # The test files to run: all, or those of TEST. Files that use a GPU run one after the other, before the rest; of the rest those
 # that take long come first.
-LONG     := reference signals convert
+LONG     := signals reference chat_template convert
 ALL_FILES := $(GPU_TESTS) $(TESTS) $(SCRIPT_TESTS)
 files_of = $(filter %/test_$(1) %/test_$(1).sh %/test_$(1).py,$(ALL_FILES))
 CHOSEN   := $(if $(TEST),$(foreach name,$(TEST),$(or $(call files_of,$(name)),$(error TEST: there is no test file of the name $(name); there are: \
@@ -237,7 +247,7 @@ $(VENV)/installed: scripts/requirements-tokenizer.txt
 	$(VENV)/bin/pip install -q --disable-pip-version-check -r $<
 	@touch $@
 
-$(LLAMA3_VOCAB): $(RANKS) scripts/convert.py
+$(LLAMA3_VOCAB): $(RANKS) $(CONVERT)
 	@mkdir -p $(@D)
 	python3 scripts/convert.py --vocab-only $< $@
 
@@ -248,10 +258,23 @@ check-tokenizer: $(PROGRAM) $(LLAMA3_VOCAB) $(VENV)/installed
 	$(VENV)/bin/python scripts/gen_unicode.py | cmp - tokenizer/unicode_tables.h
 	$(VENV)/bin/python scripts/check_tokenizer.py --ranks $(RANKS) --model $(LLAMA3_VOCAB) --program ./$(PROGRAM)
 
+CHAT_VENV := build/venv-chat
+
+$(CHAT_VENV)/installed: scripts/requirements-chat.txt
+	python3 -m venv $(CHAT_VENV)
+	$(CHAT_VENV)/bin/pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+check-added-tokens: $(PROGRAM) $(CHAT_VENV)/installed
+	$(CHAT_VENV)/bin/python scripts/check_added_tokens.py --program ./$(PROGRAM)
+
+check-chat: $(PROGRAM) $(CHAT_VENV)/installed
+	$(CHAT_VENV)/bin/python scripts/check_chat.py --program ./$(PROGRAM) -n 50
+
 # All but what has no C in it, needs a GPU or does without sanitizers.
 asan:
 	+@SANITIZERS=1 SIGNALS=60 $(MAKE) BUILD=build/asan PROGRAM=build/asan/llama CUDA=0 CFLAGS="$(CFLAGS) -g -O2 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="$(LDFLAGS) -fsanitize=address,undefined" \
-	 TEST="$(filter-out convert chat_template engine_gpu failures,$(or $(TEST),$(sort $(patsubst test_%,%,$(basename $(notdir $(TESTS) $(SCRIPT_TESTS)))))))" test
+	 TEST="$(filter-out convert chat_template scripts engine_gpu failures,$(or $(TEST),$(sort $(patsubst test_%,%,$(basename $(notdir $(TESTS) $(SCRIPT_TESTS)))))))" test
 
 LINTED      := llama.c $(LIBRARY) $(OPS_C)
 LINT_DEFINE := -DCOMMIT='""' -DCUDA_IS='""' -DOPS_TABLE=ops_portable -DOPS_NAME='""' $(LINE_CFLAGS)

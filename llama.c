@@ -1,6 +1,7 @@
 // llama: loads a model.bin and continues a prompt. main and what it can do: generate, chat, tokenize, perplexity,
 // compare, bench.
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +23,7 @@
 #include "tokenizer/encode.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
+enum { MESSAGE_ROOM = 1024 }; // tokens that the context of one message has for the answer at least
 
 // ---- starting -------------------------------------------------------------------------------------------------------
 
@@ -71,6 +73,7 @@ static void print_notes(const Options *o, const Sequence *seqs, int n, int conte
         cut += room < o->n;
         least = room < least ? room : least;
     }
+    if (o->chat && o->n == INT_MAX) cut = 0; // no number was asked for
     if (cut && o->prompts)
         fprintf(stderr, "llama: the context of %d leaves room for fewer than %d new tokens after %d of %d prompts\n",
                 context, o->n, cut, n);
@@ -87,6 +90,7 @@ static void print_notes(const Options *o, const Sequence *seqs, int n, int conte
 // A run of sequences, and what it has printed so far.
 typedef struct {
     const Options *options;
+    const Chat *chat;    // the template, where answers are in conversations; NULL: none is
     double start, ready; // of the program, on the clock; seconds from then to the model's
     size_t n_finished, n_tokens;
 } Run;
@@ -106,7 +110,7 @@ static bool print_end(void *context, Sequence *seq, Error *err) {
         if (run->options->prompts) sequence_free_results(seq); // one of many: only what is counted stays
         return ok;
     }
-    if (isatty(STDOUT_FILENO)) putchar('\n');
+    if (isatty(STDOUT_FILENO) || run->options->chat) putchar('\n');
     return flush_output(err);
 }
 
@@ -117,12 +121,15 @@ static bool run_sequences(Run *run, Model *m, Sequence *seqs, int n, int slots, 
                              .n_stops = o->n_stops,
                              .stops = o->stops,
                              .ignore_eos = o->ignore_eos,
+                             .n_turn_ends = run->chat ? run->chat->n_ends : 0,
+                             .turn_ends = run->chat ? run->chat->ends : NULL,
                              .special = o->special,
                              .seed = o->seed,
                              .sampler = o->sampler};
     GenerateSink sink = {.text = o->json || o->prompts ? NULL : print_text, .finished = print_end, .context = run};
     if (!check_prompts(o, seqs, n, context, err) || !start_model(o, m, slots, context, err)) return false;
     if (!o->quiet) print_notes(o, seqs, n, context);
+    if (!o->quiet && run->chat) print_chat_note(m);
     run->ready = clock_seconds() - run->start;
     interrupt_spare_writes();
     for (size_t i = 0, length; o->echo && i < seqs[0].prompt.n; i++) {
@@ -137,7 +144,7 @@ static bool run_sequences(Run *run, Model *m, Sequence *seqs, int n, int slots, 
 static bool run_generate(const Options *o, Model *m, const Bytes *text, double start, Error *err) {
     Run run = {.options = o, .start = start};
     Sequence seq = {.index = 0};
-    bool ok = (o->ids || check_prompt_bytes(m, text->n, "the prompt", err)) &&
+    bool ok = (o->ids || check_prompt_bytes(o, m, text->n, "the prompt", err)) &&
               encode_prompt(o, m, text, &seq.prompt, err) &&
               run_sequences(&run, m, &seq, 1, 1, context_for(o, m, (int64_t)seq.prompt.n + o->n), err);
     if (ok && !o->quiet) print_statistics(m, o, &seq, run.ready);
@@ -149,22 +156,48 @@ static bool run_generate(const Options *o, Model *m, const Bytes *text, double s
 
 static bool run_chat(const Options *o, Model *m, Error *err) {
     Chat chat;
-    if (!chat_init(&chat, &m->tokenizer, m->config.chat_format, m->config.bos_id, err)) return false;
-    if (o->date && m->config.chat_format != CHAT_LLAMA3_1)
-        return fail(err, "--date: this model's chat format is llama3, expected llama3.1: llama3 has no date");
-    if (!start_model(o, m, 1, context_for(o, m, 0), err)) return false;
-    return interrupt_begin_chat(err) && converse(o, m, &chat, err);
+    return open_chat(o, m, &chat, err) && start_model(o, m, 1, context_for(o, m, 0), err) &&
+           interrupt_begin_chat(err) && converse(o, m, &chat, err);
+}
+
+// The line end of a file's last line is not part of a message.
+static void drop_last_newline(const Options *o, Bytes *text) {
+    if (o->prompt && strcmp(o->prompt, "-") != 0) return;
+    if (text->n && text->data[text->n - 1] == '\n') text->n--;
+    if (text->n && text->data[text->n - 1] == '\r') text->n--;
+}
+
+// One message, and its answer.
+static bool run_message(const Options *o, Model *m, Bytes *text, double start, Error *err) {
+    Chat chat;
+    drop_last_newline(o, text);
+    Run run = {.options = o, .chat = &chat, .start = start};
+    Sequence seq = {.turn = true};
+    int64_t room = o->n < INT_MAX && o->n > MESSAGE_ROOM ? o->n : MESSAGE_ROOM;
+    bool ok = open_chat(o, m, &chat, err) && check_prompt_bytes(o, m, text->n, "the message", err) &&
+              encode_message(o, &chat, text, &seq.prompt, err) &&
+              run_sequences(&run, m, &seq, 1, 1, context_for(o, m, (int64_t)seq.prompt.n + room), err);
+    if (ok && !o->quiet && !o->json) print_length_note(o, &seq, m->kv.max_len, "-c sets it");
+    if (ok && !o->quiet) print_statistics(m, o, &seq, run.ready);
+    sequence_free(&seq);
+    return ok;
 }
 
 // ---- many prompts ---------------------------------------------------------------------------------------------------
 
+static bool read_prompts(const Options *o, const Model *m, Bytes *file, Chat *chat, Sequence **seqs, int *n,
+                         Error *err) {
+    if (!read_file(file, o->prompts, err) || !bytes_append(file, "", 1, err)) return false;
+    file->n--; // the terminator is there for strspn
+    return parse_prompts(o, m, file, chat, seqs, n, err);
+}
+
 static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
     Bytes file = {0};
+    Chat chat = {.tokenizer = NULL};
     Sequence *seqs = NULL;
     int n = 0;
-    bool ok = read_file(&file, o->prompts, err) && bytes_append(&file, "", 1, err);
-    file.n -= ok; // the terminator is there for strspn
-    ok = ok && parse_prompts(o, m, &file, &seqs, &n, err);
+    bool ok = read_prompts(o, m, &file, &chat, &seqs, &n, err);
     int64_t longest = 0;
     for (int i = 0; ok && i < n; i++)
         longest = (int64_t)seqs[i].prompt.n > longest ? (int64_t)seqs[i].prompt.n : longest;
@@ -173,7 +206,7 @@ static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
                                                            : m->config.max_seq_len;
     int slots = o->batch ? o->batch : DEFAULT_BATCH;
     double begin = clock_seconds();
-    Run run = {.options = o, .start = start};
+    Run run = {.options = o, .chat = chat.tokenizer ? &chat : NULL, .start = start};
     ok = ok && run_sequences(&run, m, seqs, n, slots < n ? slots : n, context, err);
     if (ok && !o->quiet) {
         double elapsed = clock_seconds() - begin;
@@ -207,17 +240,25 @@ static bool parse_hex(char *line, size_t n, int number, size_t *n_bytes, Error *
     return true;
 }
 
-static bool tokenize(const Options *o, const Model *m, const char *text, size_t n, Error *err) {
+static void print_ids(const Options *o, const TokenList *ids) {
+    if (o->json) printf("{\"ids\": [");
+    for (size_t i = 0; i < ids->n; i++) printf("%s%d", !i ? "" : o->json ? ", " : " ", ids->ids[i]);
+    puts(o->json ? "]}" : "");
+}
+
+// With --chat a conversation that the text begins.
+static bool tokenize(const Options *o, const Model *m, char *text, size_t n, Error *err) {
     TokenList ids = {0};
-    bool ok = tokenizer_encode(&m->tokenizer, (const uint8_t *)text, n, o->special, &ids, err);
-    if (ok && o->json) printf("{\"ids\": [");
-    for (size_t i = 0; ok && i < ids.n; i++) printf("%s%d", !i ? "" : o->json ? ", " : " ", ids.ids[i]);
-    if (ok) puts(o->json ? "]}" : "");
+    Chat chat;
+    Bytes message = {.data = text, .n = n};
+    bool ok = o->chat ? open_chat(o, m, &chat, err) && encode_message(o, &chat, &message, &ids, err)
+                      : tokenizer_encode(&m->tokenizer, (const uint8_t *)text, n, o->special, &ids, err);
+    if (ok) print_ids(o, &ids);
     tokens_free(&ids);
     return ok;
 }
 
-static bool detokenize(const Options *o, const Model *m, const char *text, size_t n, Error *err) {
+static bool detokenize(const Options *o, const Model *m, char *text, size_t n, Error *err) {
     TokenList ids = {0};
     bool ok = parse_ids(text, n, m->config.vocab_size, &ids, err);
     Bytes bytes = {0};
@@ -236,9 +277,28 @@ static bool detokenize(const Options *o, const Model *m, const char *text, size_
     return ok;
 }
 
+// A line of ids for each line of a prompts file.
+static bool tokenize_prompts(const Options *o, const Model *m, Error *err) {
+    Bytes file = {0};
+    Chat chat = {.tokenizer = NULL};
+    Sequence *seqs = NULL;
+    int n = 0;
+    bool ok = read_prompts(o, m, &file, &chat, &seqs, &n, err);
+    if (ok && !o->quiet && chat.tokenizer) print_chat_note(m);
+    for (int i = 0; i < n; i++) {
+        if (ok) print_ids(o, &seqs[i].prompt);
+        sequence_free(&seqs[i]);
+    }
+    free(seqs);
+    free(file.data);
+    return ok && flush_output(err);
+}
+
 // Text as a whole, or with --hex line by line: a line in, a line out.
 static bool run_tokenizer(const Options *o, const Model *m, Bytes *text, Error *err) {
+    if (o->prompts) return tokenize_prompts(o, m, err);
     if (!o->hex) {
+        if (o->chat) drop_last_newline(o, text);
         if (!(o->tokenize ? tokenize : detokenize)(o, m, text->data, text->n, err)) return false;
         return flush_output(err);
     }
@@ -308,9 +368,9 @@ static bool run_bench(const Options *o, Model *m, Error *err) {
 static bool run(const Options *o, double start, Error *err) {
     Model model;
     Bytes text = {0};
-    bool tokenizer_only = o->tokenize || o->detokenize;
+    bool tokenizer_only = o->tokenize || o->detokenize, prompt = o->prompt || o->prompt_file;
     // The prompt first: an unreadable one should not wait for gigabytes of weights.
-    if ((o->prompt || o->prompt_file) && !read_prompt(o, &text, err)) {
+    if (prompt && !read_prompt(o, &text, err)) {
         free(text.data);
         return false;
     }
@@ -318,12 +378,13 @@ static bool run(const Options *o, double start, Error *err) {
                            : checkpoint_open(&model, o->model, tokenizer_only, err);
     if (ok) {
         ok = tokenizer_only  ? run_tokenizer(o, &model, &text, err)
-             : o->chat       ? run_chat(o, &model, err)
-             : o->prompts    ? run_prompts(o, &model, start, err)
+             : o->chat       ? prompt ? run_message(o, &model, &text, start, err) : run_chat(o, &model, err)
+                   : o->prompts ? run_prompts(o, &model, start, err)
              : o->perplexity ? run_perplexity(o, &model, err)
              : o->compare    ? run_compare(o, &model, err)
              : o->bench      ? run_bench(o, &model, err)
                              : run_generate(o, &model, &text, start, err);
+        if (ok && o->tokenize && o->chat && !o->quiet) print_chat_note(&model);
         model_close(&model);
     }
     free(text.data);

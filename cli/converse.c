@@ -18,17 +18,18 @@ typedef struct {
     const Options *options;
     Model *model;
     const Chat *chat;
-    bool terminal; // a person types, rather than a pipe
-    TokenList ids; // of the whole conversation; the cache holds those before kv.len
+    bool terminal;    // a person types, rather than a pipe
+    TokenList ids;    // of the whole conversation
+    TokenList cached; // of these as many as kv.len are in the cache
+    size_t asked;     // ids up to the last question, before the header of its answer; 0: nothing has been asked
     int turn;
 } Conversation;
 
 static bool begin(Conversation *c, Error *err) {
     const char *system = c->options->system;
-    c->ids.n = 0;
+    c->ids.n = c->cached.n = c->asked = 0;
     kv_reset(&c->model->kv, 0);
-    return chat_begin(c->chat, (const uint8_t *)system, system ? strlen(system) : 0,
-                      c->options->date ? c->options->date : CHAT_DATE, &c->ids, err);
+    return chat_begin(c->chat, (const uint8_t *)system, system ? strlen(system) : 0, c->options->date, &c->ids, err);
 }
 
 // One answer on its way out.
@@ -65,48 +66,78 @@ static void announce_room(const Conversation *c, Answer *a) {
     if (room < limit && (room < LOW_ROOM || limit < INT_MAX)) report_room(a, room, false);
 }
 
-// The answer to what ids ends with, after them.
+// Positions of the cache that are right for the conversation as it is: all but its last token, at most.
+static int count_cached(const Conversation *c) {
+    size_t n = 0, most = (size_t)c->model->kv.len[0];
+    while (n < most && n + 1 < c->ids.n && c->cached.ids[n] == c->ids.ids[n]) n++;
+    return (int)n;
+}
+
+static bool append_ids(TokenList *to, const TokenList *from, Error *err) {
+    if (!tokens_reserve(to, from->n, err)) return false;
+    if (from->n) memcpy(to->ids + to->n, from->ids, from->n * sizeof *from->ids);
+    to->n += from->n;
+    return true;
+}
+
+static void report_turn(const Conversation *c, const Sequence *seq) {
+    double seconds = seq->last - seq->first;
+    fprintf(stderr, "llama: turn %d: %d tokens from the cache, %zu prefilled, %zu new", c->turn, seq->n_cached,
+            seq->prompt.n - (size_t)seq->n_cached, seq->ids.n);
+    if (seq->ids.n > 1 && seconds > 0) fprintf(stderr, " (%.1f tokens/s)", (double)(seq->ids.n - 1) / seconds);
+    fprintf(stderr, "; context %zu of %d\n", c->ids.n, c->model->kv.max_len);
+}
+
+// Whether the answer's last id ended it: an end id, or the token that --stop names.
+static bool ended_by_token(const Conversation *c, const Sequence *seq) {
+    if (!seq->finish_reason || !seq->ids.n) return false;
+    return strcmp(seq->finish_reason, "stop") == 0 ||
+           (strcmp(seq->finish_reason, "stop_string") == 0 &&
+            c->model->tokenizer.kind[seq->ids.ids[seq->ids.n - 1]] == TOKEN_SPECIAL);
+}
+
+// The answer to what ids ends with, after them. ids ends with its header, which is after the question.
 static bool answer(Conversation *c, Error *err) {
     const Options *o = c->options;
     GenerateConfig config = {.n = o->n,
                              .n_stops = o->n_stops,
                              .stops = o->stops,
                              .ignore_eos = o->ignore_eos,
+                             .n_turn_ends = c->chat->n_ends,
+                             .turn_ends = c->chat->ends,
                              .seed = o->seed,
                              .sampler = o->sampler};
     Answer out;
     GenerateSink sink = {.text = print_text, .finished = print_newline, .context = &out};
-    Sequence seq = {.index = c->turn++, .n_cached = c->model->kv.len[0]};
-    bool ok = true;
-    for (size_t i = 0; ok && i < c->ids.n; i++) ok = tokens_append(&seq.prompt, c->ids.ids[i], err);
+    if (c->turn == 0 && !o->quiet) print_chat_note(c->model);
+    Sequence seq = {.index = c->turn++, .n_cached = count_cached(c), .turn = true};
+    size_t start = c->ids.n;
+    kv_truncate(&c->model->kv, 0, seq.n_cached);
     announce_room(c, &out);
-    ok = ok && generate(c->model, &config, &seq, 1, &sink, err);
-    for (size_t i = 0; ok && i < seq.ids.n; i++) ok = tokens_append(&c->ids, seq.ids.ids[i], err);
-    bool closed = seq.ids.n && seq.ids.ids[seq.ids.n - 1] == c->chat->eot;
-    if (ok && !closed) ok = tokens_append(&c->ids, c->chat->eot, err);
-    if (ok && seq.finish_reason && strcmp(seq.finish_reason, "length") == 0) {
-        bool full = (int)seq.ids.n < o->n;
-        fprintf(stderr,
-                full ? "llama: the context of %d tokens is full: the answer ends here; /clear begins anew\n"
-                     : "llama: the answer ends after %d tokens (-n)\n",
-                full ? c->model->kv.max_len : o->n);
-    }
-    if (ok && o->verbose)
-        fprintf(stderr, "llama: turn %d: %d tokens from the cache, %zu prefilled, %zu new; context %zu of %d\n",
-                c->turn, seq.n_cached, seq.prompt.n - (size_t)seq.n_cached, seq.ids.n, c->ids.n, c->model->kv.max_len);
+    bool ok = append_ids(&seq.prompt, &c->ids, err) && generate(c->model, &config, &seq, 1, &sink, err);
+    c->cached.n = 0;
+    ok = ok && append_ids(&c->ids, &seq.ids, err) && append_ids(&c->cached, &c->ids, err) &&
+         chat_end_reply(c->chat, c->asked, start, ended_by_token(c, &seq), &c->ids, err);
+    if (ok) print_length_note(o, &seq, c->model->kv.max_len, "/clear begins anew");
+    if (ok && o->verbose) report_turn(c, &seq);
     sequence_free(&seq);
     return ok;
 }
 
 // One message of the user, unless the context has no room for it and an answer.
-static bool turn(Conversation *c, const Bytes *line, Error *err) {
-    size_t before = c->ids.n, context = (size_t)c->model->kv.max_len;
+static bool turn(Conversation *c, const Bytes *message, Error *err) {
+    size_t before = c->ids.n, question = before, context = (size_t)c->model->kv.max_len;
     // A token is a byte at least: a text far too long is refused by its length.
-    size_t longest = c->model->tokenizer.max_token_bytes, least = line->n / longest;
-    if (least < context && (!chat_message(c->chat, "user", (const uint8_t *)line->data, line->n, &c->ids, err) ||
-                            !chat_reply_header(c->chat, &c->ids, err)))
-        return false;
-    if (least < context && c->ids.n < context) return answer(c, err);
+    size_t longest = c->model->tokenizer.max_token_bytes, least = message->n / longest;
+    if (least < context) {
+        if (!chat_message(c->chat, "user", (const uint8_t *)message->data, message->n, &c->ids, err)) return false;
+        question = c->ids.n;
+        if (!chat_reply_header(c->chat, &c->ids, err)) return false;
+    }
+    if (least < context && c->ids.n < context) {
+        c->asked = question;
+        return answer(c, err);
+    }
     size_t needed = least < context ? c->ids.n : before + least;
     c->ids.n = before;
     const char *format =
@@ -120,61 +151,129 @@ static bool turn(Conversation *c, const Bytes *line, Error *err) {
     return true;
 }
 
-enum { COMMAND_NONE, COMMAND_CLEAR, COMMAND_HELP, COMMAND_UNKNOWN };
+// ---- commands -------------------------------------------------------------------------------------------------------
 
-// What a line asks for. Through a pipe what only looks like a command is a message: nobody is there to mend it.
-static int command_of(const Conversation *c, const char *line) {
-    size_t n = strlen(line);
-    while (n && strchr(" \t", line[n - 1])) n--;
-    if (n == 6 && memcmp(line, "/clear", 6) == 0) return COMMAND_CLEAR;
-    if (n == 5 && memcmp(line, "/help", 5) == 0) return COMMAND_HELP;
-    return line[0] == '/' && c->terminal ? COMMAND_UNKNOWN : COMMAND_NONE;
+typedef enum { COMMAND_NONE, COMMAND_CLEAR, COMMAND_HELP, COMMAND_REGEN, COMMAND_QUIT } Command;
+
+// Whether the line is this text and nothing else but blanks after it.
+static bool is_alone(const Bytes *line, const char *text) {
+    size_t n = line->n;
+    while (n && strchr(" \t\r", line->data[n - 1])) n--;
+    return n == strlen(text) && memcmp(line->data, text, n) == 0;
 }
 
-static bool command(Conversation *c, int which, const char *line, Error *err) {
-    if (which == COMMAND_CLEAR) {
+// What a line asks for. Through a pipe two commands count: all other lines are messages.
+static Command command_of(const Conversation *c, const Bytes *line) {
+    static const struct {
+        const char *text;
+        Command command;
+        bool pipe;
+    } commands[] = {{"/clear", COMMAND_CLEAR, true},
+                    {"/help", COMMAND_HELP, true},
+                    {"/regen", COMMAND_REGEN, false},
+                    {"/quit", COMMAND_QUIT, false},
+                    {"/exit", COMMAND_QUIT, false}};
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        if ((c->terminal || commands[i].pipe) && is_alone(line, commands[i].text)) return commands[i].command;
+    return COMMAND_NONE;
+}
+
+// The last answer once more, from the next random stream.
+static bool regenerate(Conversation *c, Error *err) {
+    if (!c->asked || c->options->sampler.temperature == 0) {
+        fprintf(stderr, "llama: %s\n",
+                c->asked ? "at --temp 0 the answer would be the same" : "there is no answer yet");
+        return true;
+    }
+    c->ids.n = c->asked;
+    return chat_reply_header(c->chat, &c->ids, err) && answer(c, err);
+}
+
+static bool run_command(Conversation *c, Command command, Error *err) {
+    if (command == COMMAND_REGEN) return regenerate(c, err);
+    if (command == COMMAND_CLEAR) {
         if (!c->options->quiet) fprintf(stderr, "llama: a new conversation\n");
         return begin(c, err);
     }
-    if (which == COMMAND_HELP)
-        fprintf(
-            stderr,
-            "/clear  begins a new conversation\n/help   prints this\nCtrl-C  stops the answer and keeps the "
-            "conversation\nCtrl-D  ends\nThe conversation has %zu tokens, the context holds %d. Lines are edited by "
+    fprintf(stderr,
+            "/clear  begins a new conversation\n"
+            "/regen  gives another answer to the last message\n"
+            "/help   prints this\n"
+            "/quit   ends, as /exit and Ctrl-D do\n"
+            "\"\"\"     on a line of its own: before and after a message of several lines\n"
+            "Ctrl-C  stops the answer and keeps the conversation\n"
+            "Ctrl-D  ends\n"
+            "Any other line is a message. The conversation has %zu tokens, the context holds %d. Lines are edited by "
             "%s.\n",
             c->ids.n, c->model->kv.max_len, line_editor ? line_editor : "the terminal alone");
-    else
-        fprintf(stderr, "llama: %s: no such command; /help lists them\n", line);
+    return true;
+}
+
+// ---- the conversation -----------------------------------------------------------------------------------------------
+
+// A prompt for line_read. Around what takes no room on the screen \001 and \002, as readline wants it.
+static const char *prompt_text(const char *mark) {
+    static char text[64];
+    bool colour = use_colour();
+    const char *format = colour && line_editor ? "\001\033[1;32m\002%s\001\033[0m\002"
+                         : colour              ? "\033[1;32m%s\033[0m"
+                                               : "%s";
+    snprintf(text, sizeof text, format, mark);
+    return text;
+}
+
+// The lines of a block, up to the one that ends it, into the message.
+static LineResult read_block(Bytes *line, Bytes *message, Error *err) {
+    for (int n = 0;; n++) {
+        LineResult result = line_read(prompt_text("| "), line, err);
+        if (result == LINE_END) fputs("\nllama: the block has no \"\"\" at its end and was not sent", stderr);
+        if (result != LINE_READ || is_alone(line, "\"\"\"")) return result;
+        if ((n && !bytes_append(message, "\n", 1, err)) || !bytes_append(message, line->data, line->n, err))
+            return LINE_FAILED;
+    }
+}
+
+// A message or a command. line: memory for lines.
+static LineResult read_message(const Conversation *c, Bytes *line, Bytes *message, Command *command, Error *err) {
+    message->n = 0;
+    *command = COMMAND_NONE;
+    LineResult result = line_read(prompt_text("> "), line, err);
+    if (result != LINE_READ) return result;
+    if (c->terminal && is_alone(line, "\"\"\"")) return read_block(line, message, err);
+    *command = command_of(c, line);
+    return bytes_append(message, line->data, line->n, err) ? LINE_READ : LINE_FAILED;
+}
+
+static bool is_blank(const Bytes *message) {
+    for (size_t i = 0; i < message->n; i++)
+        if (!message->data[i] || !strchr(" \t\r\n", message->data[i])) return false;
     return true;
 }
 
 bool converse(const Options *o, Model *m, const Chat *chat, Error *err) {
     Conversation c = {.options = o, .model = m, .chat = chat, .terminal = isatty(STDIN_FILENO)};
-    Bytes line = {0};
-    // Around what takes no room on the screen \001 and \002, as readline wants it.
-    bool colour = use_colour();
-    const char *prompt = colour && line_editor ? "\001\033[1;32m\002> \001\033[0m\002"
-                         : colour              ? "\033[1;32m> \033[0m"
-                                               : "> ";
+    Bytes line = {0}, message = {0};
+    Command command = COMMAND_NONE;
     bool ok = begin(&c, err);
     if (ok && (int)c.ids.n >= m->kv.max_len)
         ok = fail(err, "the system message has %zu tokens, the context holds %d", c.ids.n, m->kv.max_len);
     if (ok && c.terminal && !o->quiet) fprintf(stderr, "llama: /help for help, Ctrl-D ends\n");
     while (ok && (!interrupted || interrupted == SIGINT)) {
-        LineResult result = line_read(prompt, &line, err);
+        LineResult result = read_message(&c, &line, &message, &command, err);
         if (result == LINE_FAILED) ok = false;
-        if (result == LINE_END) break;
-        int which = result == LINE_READ ? command_of(&c, line.data) : COMMAND_NONE;
-        if (which != COMMAND_NONE)
-            ok = command(&c, which, line.data, err);
-        else if (result == LINE_READ && strspn(line.data, " \t\r") < line.n)
-            ok = turn(&c, &line, err);
+        if (result == LINE_END || command == COMMAND_QUIT) break;
+        if (command != COMMAND_NONE)
+            ok = run_command(&c, command, err);
+        else if (result == LINE_READ && !is_blank(&message))
+            ok = turn(&c, &message, err);
         if (interrupted && (interrupted != SIGINT || !c.terminal)) break;
         if (result == LINE_INTERRUPTED) fputs("\n", stderr);
         interrupt_forget();
     }
-    if (c.terminal) fputs("\n", stderr);
+    if (c.terminal && command != COMMAND_QUIT) fputs("\n", stderr);
     free(line.data);
+    free(message.data);
     tokens_free(&c.ids);
+    tokens_free(&c.cached);
     return ok;
 }

@@ -23,28 +23,31 @@ const Flag flags[] = {
     {"--top-p", "P", "sample among the fewest that reach probability P (1)", FLAG_FLOAT, FIELD(sampler.top_p), 0, 1},
     {"--min-p", "P", "drop what is less than P times as likely as the most likely (0)", FLAG_FLOAT,
      FIELD(sampler.min_p), 0, 1},
-    {"--stop", "STR", "end before this text; may be given several times", FLAG_TEXTS, FIELD(stops), 0, 0},
+    {"--stop", "STR", "end before this text, or at the special token of this text; may be given several times",
+     FLAG_TEXTS, FIELD(stops), 0, 0},
     {"--ignore-eos", NULL, "go on past the end-of-text token", FLAG_SWITCH, FIELD(ignore_eos), 0, 0},
     {"--special", NULL, "special tokens written in the prompt count as such, and are printed", FLAG_SWITCH,
      FIELD(special), 0, 0},
-    {"--chat", NULL, "a conversation with an Instruct model, a message a line; /help lists its commands", FLAG_SWITCH,
-     FIELD(chat), 0, 0},
-    {"--system", "TEXT", "with --chat: the system message", FLAG_TEXT, FIELD(system), 0, 0},
-    {"--date", "TEXT", "with --chat: today's date for LLaMA 3.1's template (26 Jul 2024)", FLAG_TEXT, FIELD(date), 0,
-     0},
+    {"--chat", NULL, "a conversation with an Instruct model, a message a line (/help); with -p or -f one message",
+     FLAG_SWITCH, FIELD(chat), 0, 0},
+    {"--system", "TEXT", "with --chat, and with messages of --prompts: the system message (the template's)", FLAG_TEXT,
+     FIELD(system), 0, 0},
+    {"--date", "TEXT", "the date in LLaMA 3.1's template; today: the day it is (the template's, 26 Jul 2024)",
+     FLAG_TEXT, FIELD(date), 0, 0},
     {"--ids", NULL, "the prompt is a list of token ids; no BOS is added", FLAG_SWITCH, FIELD(ids), 0, 0},
     {"--echo", NULL, "print the prompt before the answer", FLAG_SWITCH, FIELD(echo), 0, 0},
     {"--json", NULL, "print one JSON object: ids, text, finish_reason, timings (--tokenize: ids; --detokenize: text)",
      FLAG_SWITCH, FIELD(json), 0, 0},
     {"--logprobs", "K", "with --json: log-probabilities of each token and of the K most likely", FLAG_INT,
      FIELD(logprobs), 1, MAX_LOGPROBS},
-    {"--tokenize", NULL, "print the ids of the prompt, and no BOS; with --hex, of one hex text per line", FLAG_SWITCH,
+    {"--tokenize", NULL,
+     "print ids, and no BOS: of the prompt, of --chat's conversation, of lines of --prompts or --hex", FLAG_SWITCH,
      FIELD(tokenize), 0, 0},
     {"--detokenize", NULL, "print the bytes of the ids in the prompt; with --hex, in hex, line by line", FLAG_SWITCH,
      FIELD(detokenize), 0, 0},
     {"--hex", NULL, "text is hexadecimal, in --tokenize and --detokenize", FLAG_SWITCH, FIELD(hex), 0, 0},
-    {"--prompts", "FILE", "many prompts, a JSON object with text or ids on each line; answers as JSON lines", FLAG_TEXT,
-     FIELD(prompts), 0, 0},
+    {"--prompts", "FILE", "many prompts, a JSON object with text, ids or messages on each line; answers as JSON lines",
+     FLAG_TEXT, FIELD(prompts), 0, 0},
     {"-b", "N", "with --prompts: so many at a time (8); with --bench: at most so many", FLAG_INT, FIELD(batch), 1,
      MAX_SLOTS},
     {"--perplexity", "FILE", "how well the model predicts a text", FLAG_TEXT, FIELD(perplexity), 0, 0},
@@ -144,30 +147,45 @@ bool flags_parse(Options *o, int argc, char **argv, Error *err) {
     return true;
 }
 
-bool flags_check(const Options *o, Error *err) {
+// What is done: at most one thing, and its prompt. --tokenize also goes with --chat and --prompts.
+static bool check_mode(const Options *o, Error *err) {
     int modes = o->chat + o->tokenize + o->detokenize + !!o->prompts + !!o->perplexity + !!o->compare + o->bench;
-    bool prompt = o->prompt || o->prompt_file, reads_prompt = modes == 0 || o->tokenize || o->detokenize;
-    if (!o->model && !o->synthetic)
-        return fail(err, "no model; usage: llama MODEL.bin -p TEXT (--help lists the flags)");
-    if (o->model && o->synthetic)
-        return fail(err, "--synthetic %s and the model %s: expected one of them", o->synthetic, o->model);
-    if (modes > 1)
+    bool prompt = o->prompt || o->prompt_file;
+    if (modes > 1 + (o->tokenize && (o->chat || o->prompts)))
         return fail(
             err,
             "--chat, --tokenize, --detokenize, --prompts, --perplexity, --compare and --bench: expected one of them");
     if (o->prompt && o->prompt_file) return fail(err, "-p and -f: expected one of them");
-    if (reads_prompt && !prompt) return fail(err, "no prompt: -p TEXT or -f FILE");
-    if (!reads_prompt && prompt)
-        return fail(err, "a prompt, which --chat, --prompts, --perplexity, --compare and --bench do not take");
-    bool generates = modes == 0 || o->prompts || o->chat;
+    bool needs = modes == 0 || o->detokenize || (o->tokenize && !o->prompts);
+    if (needs && !prompt) return fail(err, "no prompt: -p TEXT or -f FILE");
+    if (prompt && !needs && !o->chat)
+        return fail(err, "a prompt, which --prompts, --perplexity, --compare and --bench do not take");
+    return true;
+}
+
+static bool check_chat(const Options *o, Error *err) {
+    if ((o->system || o->date) && !o->chat && !o->prompts)
+        return fail(err, "--system and --date go with --chat or --prompts");
+    if (o->chat && (o->echo || o->special))
+        return fail(err, "--echo and --special do not go with --chat: special tokens are the template's");
+    if (o->chat && o->json && !o->prompt && !o->prompt_file)
+        return fail(err, "--json with --chat: expected one message, -p TEXT or -f FILE");
+    return true;
+}
+
+bool flags_check(const Options *o, Error *err) {
+    if (!o->model && !o->synthetic)
+        return fail(err, "no model; usage: llama MODEL.bin -p TEXT (--help lists the flags)");
+    if (o->model && o->synthetic)
+        return fail(err, "--synthetic %s and the model %s: expected one of them", o->synthetic, o->model);
+    if (!check_mode(o, err)) return false;
+    bool generates = !(o->tokenize || o->detokenize || o->perplexity || o->compare || o->bench);
     if (o->ids && (o->chat || o->tokenize || o->prompts || o->perplexity || o->compare || o->bench))
         return fail(err, "--ids goes with a prompt to continue; --prompts says it on each line");
     if (!generates && (o->logprobs || o->echo || o->n_stops || o->ignore_eos || o->sampler.temperature > 0))
         return fail(err, "--logprobs, --echo, --stop, --ignore-eos and --temp go with generating text");
     if (o->logprobs && !o->json && !o->prompts) return fail(err, "--logprobs goes with --json or --prompts");
-    if ((o->system || o->date) && !o->chat) return fail(err, "--system and --date go with --chat");
-    if (o->chat && (o->json || o->echo || o->special))
-        return fail(err, "--json, --echo and --special do not go with --chat");
+    if (!check_chat(o, err)) return false;
     if (o->stride && !o->perplexity) return fail(err, "--stride goes with --perplexity");
     if (o->batch && !o->prompts && !o->bench) return fail(err, "-b goes with --prompts or --bench");
     if (o->echo && o->prompts) return fail(err, "--echo: the JSON lines of --prompts have the prompt's ids");
@@ -175,7 +193,8 @@ bool flags_check(const Options *o, Error *err) {
         return fail(err, "--json: --perplexity and --compare print text only");
     if (o->hex && o->json && o->detokenize)
         return fail(err, "--hex and --json: expected one of them with --detokenize");
-    if (o->hex && !o->tokenize && !o->detokenize) return fail(err, "--hex goes with --tokenize or --detokenize");
+    if (o->hex && ((!o->tokenize && !o->detokenize) || o->prompts))
+        return fail(err, "--hex goes with --tokenize or --detokenize of a prompt");
     if (o->precision && strcmp(o->precision, "bf16") != 0 && strcmp(o->precision, "f32") != 0)
         return fail(err, "--precision %s: expected bf16 or f32", o->precision);
     if (o->engine && !model_has_engine(o->engine))

@@ -98,6 +98,22 @@ void print_statistics(const Model *m, const Options *o, const Sequence *seq, dou
     print_engine(m, o);
 }
 
+void print_length_note(const Options *o, const Sequence *seq, int context, const char *hint) {
+    if (!seq->finish_reason || strcmp(seq->finish_reason, "length") != 0) return;
+    if ((int)seq->ids.n < o->n)
+        fprintf(stderr, "llama: the context of %d tokens is full: the answer ends here; %s\n", context, hint);
+    else
+        fprintf(stderr, "llama: the answer ends after %d tokens (-n)\n", o->n);
+}
+
+void print_chat_note(const Model *m) {
+    if (m->config.chat_checked) return;
+    fprintf(stderr,
+            "llama: chat format %s was not compared with the checkpoint's chat template; to be sure, convert the "
+            "checkpoint again\n",
+            chat_format_names[m->config.chat_format]);
+}
+
 // What the engine holds in fewer bits than the file.
 static void print_rounding(const Model *m) {
     const Weights *w = &m->weights;

@@ -16,6 +16,11 @@ bool print_sequence(Sequence *seq, const Options *o, double ready, Error *err);
 void print_model(const Model *m, const Options *o);
 // On standard error: how long it took.
 void print_statistics(const Model *m, const Options *o, const Sequence *seq, double ready);
+// On standard error, where an answer in a conversation ended before its end id: at -n, or in a full context, after which
+// `hint` comes.
+void print_length_note(const Options *o, const Sequence *seq, int context, const char *hint);
+// On standard error, where nobody has compared the chat format with the checkpoint's template.
+void print_chat_note(const Model *m);
 // The end of such a line: what computed.
 void print_engine(const Model *m, const Options *o);
 // Whether standard error may have colour: a terminal, and NO_COLOR (https://no-color.org) is not set.

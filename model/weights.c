@@ -78,8 +78,8 @@ static bool visit_layer(const Visit *v, const Config *c, int i, LayerWeights *l,
     for (size_t t = 0; t < sizeof tensors / sizeof *tensors; t++) {
         char name[64];
         snprintf(name, sizeof name, "layers.%d.%s", i, tensors[t].name);
-        if (!(tensors[t].norm ? visit_norm(v, name, tensors[t].norm, tensors[t].cols, err)
-                              : visit_matrix(v, name, tensors[t].matrix, tensors[t].rows, tensors[t].cols, err)))
+        if (!(tensors[t].matrix ? visit_matrix(v, name, tensors[t].matrix, tensors[t].rows, tensors[t].cols, err)
+                                : visit_norm(v, name, tensors[t].norm, tensors[t].cols, err)))
             return false;
     }
     return true;

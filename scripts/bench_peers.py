@@ -7,10 +7,10 @@
     python3 scripts/bench_peers.py --ours bench.json                 a result that is there already
     python3 scripts/bench_peers.py --json peers.json                 for scripts/plot_bench.py --peers, as well
 
-transformers goes first, in bf16 with SDPA: prompts, and steps with its default dynamic cache, both eager; the same steps
-with a static cache through torch.compile, as generate() compiles them (a minute of compiling for each row). A time is
-the median of what a caller waits until the next token's id is there, after a warm-up, as in --bench; a step finds random
-keys and values in the cache, as there. Needs scripts/requirements.txt.
+transformers goes first, in bf16 with SDPA: prompts, and steps with its default dynamic cache, both eager; the same
+steps with a static cache through torch.compile, as generate() compiles them (a minute of compiling for each row). A
+time is the median of what a caller waits until the next token's id is there, after a warm-up, as in --bench; a step
+finds random keys and values in the cache, as there. Needs scripts/requirements.txt.
 """
 import argparse
 import gc
@@ -22,13 +22,21 @@ import subprocess
 import sys
 import time
 
-import torch
-import transformers
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
-
 from make_random_hf import SHAPES, hf_config
 
 STEPS, WARM_UPS, PROMPTS = 50, 8, 5
+
+
+def load_libraries():
+    """After the arguments are read: --help needs none of them."""
+    global torch, transformers, AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
+    try:
+        import torch
+        import transformers
+        from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
+    except ImportError as missing:
+        sys.exit(f"bench_peers.py: the Python package {missing.name} is missing: "
+                 "pip install -r scripts/requirements.txt")
 
 
 def load(args):
@@ -106,9 +114,14 @@ def attempt(name, measure, *args):
     return result
 
 
-@torch.inference_mode()
 def measure_peers(args):
-    """(tokens of a prompt, or (batch, context)) -> milliseconds, eager and compiled."""
+    """(tokens of a prompt, or (batch, context)) -> milliseconds, eager and compiled. In a process of its own."""
+    load_libraries()
+    with torch.inference_mode():
+        return measure_model(args)
+
+
+def measure_model(args):
     transformers.utils.logging.set_verbosity_error()
     model, eager, compiled = load(args), {}, {}
     for length in args.prefill:
@@ -198,6 +211,7 @@ def main():
     parser.add_argument("--json", metavar="FILE", help="write what transformers took there, for plot_bench.py --peers")
     parser.add_argument("--llama", default=os.path.join(".", "llama"), metavar="PROGRAM", help="(./llama)")
     args = parser.parse_args()
+    load_libraries()
     if not torch.cuda.is_available():
         sys.exit("bench_peers.py: no GPU that PyTorch can use")
     with multiprocessing.get_context("spawn").Pool(1) as pool:   # whose end gives all of the GPU's memory back

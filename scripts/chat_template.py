@@ -1,15 +1,18 @@
 """What a checkpoint's chat template writes, as parameters of the formats that the program has built in.
 
 A chat template is a program in Jinja. The program runs none: convert.py renders a few plain conversations
-(template_reader.py), finds the format and the parameters that write the same text, and says so where something
+(template_render.py), finds the format and the parameters that write the same text, and says so where something
 differs. Where jinja2 is importable its rendering counts.
 
-Reading order: the program's formats, deriving.
+Reading order: the program's formats, deriving, a checkpoint's template.
 """
 import json
 import os
 
-from template_reader import MARK, Unreadable, jinja2_there, render_here, render_jinja2
+from checked_json import Section, read_file
+from refusal import foreign_file, note, refuse
+from template_render import MARK, jinja2_there, render_here, render_jinja2
+from template_values import Unreadable
 
 # The day that LLaMA 3.1's template says it is, unless another is given.
 DATE = "26 Jul 2024"
@@ -38,7 +41,7 @@ class Chat:
 
 
 def render(chat, messages, today):
-    """What the program writes before its answer: a list of (kind, text), where kind is `token` (a token of the format or
+    """What the program writes before its answer: a list of (kind, text), where kind is `token` (one of the format's, or
     BOS), `own` (the template's text: tokens in it are matched, special ones as well) or `text` (a message's: special
     tokens and those that the format writes are characters in it). What stands between two tokens is one text to the
     tokenizer; <think> is text in a vocabulary that has no such token. The last message is the user's."""
@@ -92,7 +95,7 @@ def render_text(chat, messages, today=MARK):
 # ------------------------------------------------------------------------------------------------------------ deriving
 
 def conversation(*contents):
-    """Messages from texts: the system's first where there is an even number of them, then user and assistant in turn."""
+    """Messages from texts: the system's first if there is an even number of them, then user and assistant in turn."""
     roles = ["system"] * (len(contents) % 2 == 0) + ["user", "assistant"] * len(contents)
     return [{"role": role, "content": content} for role, content in zip(roles, contents)]
 
@@ -221,6 +224,64 @@ def likeness(theirs, ours):
 def first_bos(names, tokens):
     bos = names.get("bos_token", "")
     return bos if bos in tokens else ""
+
+
+# ---------------------------------------------------------------------------------------------- a checkpoint's template
+
+def read_chat_template(directory):
+    """The text of the checkpoint's template, or None."""
+    template = Section.load(directory, "tokenizer_config.json", needed=False).get("chat_template")
+    if isinstance(template, list):              # several, by name
+        template = next((each.get("template") for each in template
+                         if isinstance(each, dict) and each.get("name") == "default"), None)
+    template = Section.load(directory, "chat_template.json", needed=False).get("chat_template", template)
+    path = os.path.join(directory, "chat_template.jinja")
+    if os.path.exists(path):
+        data = read_file(path)
+        found = foreign_file(data[:64].lstrip())
+        if found:
+            refuse(path, "format", "a chat template", found)
+        template = data.decode("utf-8", "replace")
+    return template if isinstance(template, str) else None
+
+
+def template_names(directory):
+    """The special tokens that a template sees, by name: tokenizer_config.json's, else special_tokens_map.json's."""
+    names = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        for key, value in Section.load(directory, name, needed=False).values.items():
+            value = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(value, str):
+                names[key] = value
+    return names
+
+
+def chat_metadata(directory, vocabulary, wanted=None):
+    """chat_format and its parameters. wanted: --chat-format's."""
+    source, names, ids = read_chat_template(directory), template_names(directory), vocabulary.named()
+    if wanted == "none" or (source is None and not wanted):
+        return {"chat_format": "none"}
+    if source is None:
+        chat = Chat(wanted, first_bos(names, ids))
+    else:
+        derived = derive(source, names, ids, wanted)
+        for each in derived.notes:
+            note(each)
+        chat = derived.chat
+    if chat is None:
+        return {"chat_format": "none"}
+    for token in TOKENS[chat.format]:
+        if token not in ids:
+            refuse("--chat-format %s" % chat.format, "the vocabulary has no %s" % token)
+    result = {"chat_format": chat.format}
+    if chat.system is not None:
+        result["chat_system"] = chat.system
+    if chat.date != DATE:
+        result["chat_date"] = chat.date
+    bos = ids[chat.bos] if chat.bos else None
+    if bos != vocabulary.bos:
+        result["chat_bos_id"] = "" if bos is None else str(bos)
+    return result
 
 
 if __name__ == "__main__":

@@ -22,11 +22,16 @@ import sys
 import tempfile
 
 import check_chat
-import convert
 
 LETTERS = ["a", "b", "<", "|", ">", " ", "\n", "1", "\u00e9", "\u4e16", "t", "h"]
 RANKS = {bytes([byte]): byte for byte in range(256)}
 RANKS.update({token: 256 + i for i, token in enumerate((b"th", b"ab", b"<|", b"|>", b" a", b"\xc3\xa9", b"aa", b" <"))})
+
+WRITTEN = """\
+# Written by scripts/check_added_tokens.py --write: HuggingFace tokenizers' ids. Tokens 0 to 255 are the bytes;
+# `ordinary` are those after them. `set`: added tokens, each [id, text, kind, pass]; then texts under it with
+# special tokens counted (`special`) and not (`text`).
+"""
 
 
 class Token:
@@ -45,7 +50,8 @@ def random_tokens(rng):
         if len(text.encode()) > 1 and text.encode() not in RANKS:
             texts.add(text)
     kinds = [(True, False), (False, False), (False, True), (True, True)]
-    return [Token(len(RANKS) + i, text, *rng.choice(kinds)) for i, text in enumerate(sorted(texts, key=lambda _: rng.random()))]
+    texts = sorted(sorted(texts), key=lambda _: rng.random())       # a set's own order is another in each run
+    return [Token(len(RANKS) + i, text, *rng.choice(kinds)) for i, text in enumerate(texts)]
 
 
 def random_text(rng, tokens):
@@ -54,10 +60,10 @@ def random_text(rng, tokens):
 
 
 def find(text, tokens, special):
-    """[text or id]: a pass over the whole text with the tokens that are not normalized, then one with the others over what
-    the first left. A pass takes the leftmost match, of those that begin there the longest, and goes on behind it. A special
-    token that does not count (special false) takes its place all the same: it stays characters, and nothing is found in it
-    in this pass."""
+    """[text or id]: a pass over the whole text with the tokens that are not normalized, then one with the others over
+    what the first left. A pass takes the leftmost match, of those that begin there the longest, and goes on after it. A
+    special token that does not count (special false) takes its place all the same: it stays characters, and nothing is
+    found in it in this pass."""
     parts = [text]
     for normalized in (False, True):
         found = []
@@ -71,7 +77,8 @@ def find(text, tokens, special):
 def one_pass(text, tokens, special):
     parts, begin, at = [], 0, 0
     while at < len(text):
-        token = max((each for each in tokens if text.startswith(each.text, at)), key=lambda each: len(each.text), default=None)
+        token = max((each for each in tokens if text.startswith(each.text, at)), key=lambda each: len(each.text),
+                    default=None)
         if token is None:
             at += 1
             continue
@@ -109,11 +116,13 @@ def main():
                 library.encode_special_tokens = not special
                 expected = [library.encode(text, add_special_tokens=False).ids for text in texts]
                 ours = [[rank for part in find(text, tokens, special) for rank in (
-                    [part] if isinstance(part, int) else ordinary.encode(part, add_special_tokens=False).ids)] for text in texts]
+                    [part] if isinstance(part, int) else ordinary.encode(part, add_special_tokens=False).ids)]
+                    for text in texts]
                 theirs = program_ids(args.program, model, texts, special) if args.program else ours
                 for text, want, here, there in zip(texts, expected, ours, theirs):
                     total += 1
-                    rows.append(("special" if special else "text", "%s\t%s" % (json.dumps(text), " ".join(map(str, want)))))
+                    rows.append(("special" if special else "text",
+                                 "%s\t%s" % (json.dumps(text), " ".join(map(str, want)))))
                     if want != here or want != there:
                         wrong += 1
                         if wrong <= 10:
@@ -121,14 +130,13 @@ def main():
                                 number, json.dumps(text), special, want, here, there))
     if args.write and not wrong:
         with open(args.write, "w", encoding="ascii", newline="\n") as file:
-            file.write("# Written by scripts/check_added_tokens.py --write: HuggingFace tokenizers' ids. Tokens 0 to 255 are the bytes;\n"
-                       "# `ordinary` are those after them. `set`: added tokens, each [id, text, kind, pass]; then texts under it with\n"
-                       "# special tokens counted (`special`) and not (`text`).\n")
+            file.write(WRITTEN)
             for token, rank in list(RANKS.items())[256:]:
                 file.write("ordinary\t%d\t%s\n" % (rank, token.hex()))
             for row in rows:
                 file.write("%s\t%s\n" % row)
-    print("%d texts, %d differ from tokenizers (%s)" % (total, wrong, "the program and the rule" if args.program else "the rule"))
+    print("%d texts, %d differ from tokenizers (%s)" % (
+        total, wrong, "the program and the rule" if args.program else "the rule"))
     return 1 if wrong else 0
 
 
@@ -138,13 +146,14 @@ def write_model(top, plain, tokens):
     settings = os.path.join(source, "tokenizer_config.json")
     with open(settings, "w", encoding="utf-8") as file:
         json.dump({"tokenizer_class": "PreTrainedTokenizerFast"}, file)
-    subprocess.run([sys.executable, convert.__file__, "--vocab-only", source, model], check=True, stderr=subprocess.DEVNULL)
+    check_chat.convert_vocabulary(source, model)
     return model
 
 
 def program_ids(program, model, texts, special):
     run = subprocess.run([program, model, "--tokenize", "--hex", *(["--special"] if special else []), "-f", "-"],
-                         input="".join(text.encode().hex() + "\n" for text in texts).encode(), stdout=subprocess.PIPE, check=True)
+                         input="".join(text.encode().hex() + "\n" for text in texts).encode(), stdout=subprocess.PIPE,
+                         check=True)
     return [list(map(int, line.split())) for line in run.stdout.decode().split("\n")[:-1]]
 
 

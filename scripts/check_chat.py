@@ -27,20 +27,26 @@ import tarfile
 import tempfile
 
 import chat_template
-import convert
+from hf_tokenizer import SPLIT_PATTERN, byte_alphabet, read_ranks
 
 ARCHIVE = "llama-cpp-python==0.3.36"
 SPECIALS = ["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
             "<|finetune_right_pad_id|>", "<|reserved_special_token_2|>", "<|start_header_id|>", "<|end_header_id|>",
             "<|eom_id|>", "<|eot_id|>", "<|python_tag|>", "<|im_start|>", *chat_template.TOKENS["deepseek"][2:]]
 ADDED = ["<|im_end|>", *chat_template.TOKENS["deepseek"][:2], "<think>", "</think>", "<tool_call>"]     # not special
+WRITTEN = """\
+# Written by scripts/check_chat.py --write: ids of transformers' apply_chat_template, a generation prompt at the
+# end. Tokens 0 to 255 are the bytes; then come the lines `token ID KIND TEXT`. A conversation is a line of
+# a model.bin's chat keys, the messages and the ids, with tabs between.
+"""
 
 HEADER = "'<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'"
 ANSWER = "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"
 LLAMA3 = ("{% for message in messages %}{% set text = " + HEADER + " + message['content'] | trim + '<|eot_id|>' %}"
           "{% if loop.first %}{% set text = bos_token + text %}{% endif %}{{ text }}{% endfor %}" + ANSWER)
-CHATML = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + "
-          "'\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
+CHATML = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+          "'<|im_end|>' + '\\n' }}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
 OWN_SYSTEM = """{%- if messages[0].role == 'system' -%}
     {%- set system = messages[0].content | trim -%}
     {%- set rest = messages[1:] -%}
@@ -58,7 +64,8 @@ OWN_SYSTEM = """{%- if messages[0].role == 'system' -%}
 """
 DATED = """{%- set date = DATE %}
 {{- bos_token }}
-{{- '<|start_header_id|>system<|end_header_id|>\\n\\nCutting Knowledge Date: December 2023\\nToday Date: ' ~ date ~ '\\n\\n' }}
+{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' }}
+{{- 'Cutting Knowledge Date: December 2023\\nToday Date: ' ~ date ~ '\\n\\n' }}
 {%- if messages[0]['role'] == 'system' %}
     {{- messages[0]['content'].strip() }}
     {%- set messages = messages[1:] %}
@@ -80,11 +87,12 @@ TEMPLATES = (
     ("R1", "deepseek-ai-DeepSeek-R1-Distill-Llama-8B.jinja"),
     ("a system message of its own", OWN_SYSTEM),
     ("another date", DATED.replace("DATE", "'01 Feb 2025'").replace("SYSTEM", "''")),
-    ("today, and a system message of its own", DATED.replace("DATE", "strftime_now('%d %b %Y')").replace("SYSTEM", "'Be kind.'")),
+    ("today, and a system message of its own",
+     DATED.replace("DATE", "strftime_now('%d %b %Y')").replace("SYSTEM", "'Be kind.'")),
     ("no BOS", LLAMA3.replace("bos_token + ", "")),
     ("ChatML without BOS, with a system message of its own",
-     "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}"
-     + CHATML),
+     "{% if messages[0]['role'] != 'system' %}"
+     "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}" + CHATML),
 )
 
 
@@ -92,8 +100,8 @@ TEMPLATES = (
 
 def fetch_templates(directory):
     """The published templates: the archive's, put into the directory."""
-    subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "llama-cpp-python", "-d", directory,
-                    "--disable-pip-version-check", ARCHIVE], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps",
+                    "--no-binary", "llama-cpp-python", "-d", directory, ARCHIVE], check=True)
     with tarfile.open(glob.glob(os.path.join(directory, "*.tar.gz"))[0]) as archive:
         for member in archive:
             if "/models/templates/" in member.name and member.isfile():
@@ -104,7 +112,7 @@ def fetch_templates(directory):
 
 def tokenizer_json(ranks):
     """A tokenizer.json with these ordinary tokens, then SPECIALS, then ADDED."""
-    letters = {byte: char for char, byte in convert.byte_alphabet().items()}
+    letters = {byte: char for char, byte in byte_alphabet().items()}
     names = {token: "".join(letters[byte] for byte in token) for token in ranks}
     merges = [[names[token[:i]], names[token[i:]]] for token in ranks for i in range(1, len(token))
               if token[:i] in ranks and token[i:] in ranks]
@@ -112,7 +120,7 @@ def tokenizer_json(ranks):
               "normalized": text in ADDED, "special": text in SPECIALS} for i, text in enumerate(SPECIALS + ADDED)]
     return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": convert.SPLIT_PATTERN}, "behavior": "Isolated", "invert": False},
+                {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Isolated", "invert": False},
                 {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]},
             "post_processor": None,
             "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
@@ -133,6 +141,12 @@ def write_checkpoint(directory, template, ranks, tokenizer):
     for name, value in files.items():
         with open(os.path.join(directory, name), "w", encoding="utf-8") as file:
             json.dump(value, file)
+
+
+def convert_vocabulary(source, model):
+    """convert.py --vocab-only."""
+    subprocess.run([sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), "convert.py"),
+                    "--vocab-only", source, model], check=True, stderr=subprocess.DEVNULL)
 
 
 # --------------------------------------------------------------------------------------------------------------- ours
@@ -165,9 +179,10 @@ def encode(parts, tokenizer, ids):
 
 # ------------------------------------------------------------------------------------------------------- conversations
 
-WORDS = ["Hi", "Hello there.", "What is 2 + 2?", "caf\u00e9", "\u65e5\u672c\u8a9e", "\U0001f600", "don't", "1234567", "a\nb", "a\n\n\nb",
-         "  indented", "trailing  ", "\ttab", "{{ bos_token }}", "{% if %}", "<b>", "|>", "<|", "<tool_call>", "'quoted'",
-         '"double"', "\\n", "x" * 70, "\u00a0", "e\u0301", "/etc/passwd", "# heading\n- item", "```c\nint x;\n```", "</i>", "0"]
+WORDS = ["Hi", "Hello there.", "What is 2 + 2?", "caf\u00e9", "\u65e5\u672c\u8a9e", "\U0001f600", "don't", "1234567",
+         "a\nb", "a\n\n\nb", "  indented", "trailing  ", "\ttab", "{{ bos_token }}", "{% if %}", "<b>", "|>", "<|",
+         "<tool_call>", "'quoted'", '"double"', "\\n", "x" * 70, "\u00a0", "e\u0301", "/etc/passwd",
+         "# heading\n- item", "```c\nint x;\n```", "</i>", "0"]
 EDGES = ["", "", "", " ", "\n", "\n\n", "\t", "\u3000", " \n ", "\x1f", "\u00a0", "\x85"]
 
 
@@ -181,8 +196,10 @@ def conversation(rng):
     if rng.random() < 0.5:
         messages.append({"role": "system", "content": content(rng)})
     for _ in range(rng.choice((0, 0, 1, 1, 2, 4))):
-        thoughts = rng.choice(("", "", "", "<think>\nHm, " + content(rng) + "\n</think>\n\n", "</think>", "<think>a</think>b</think>"))
-        messages += [{"role": "user", "content": content(rng)}, {"role": "assistant", "content": thoughts + content(rng)}]
+        thoughts = rng.choice(("", "", "", "<think>\nHm, " + content(rng) + "\n</think>\n\n", "</think>",
+                               "<think>a</think>b</think>"))
+        messages += [{"role": "user", "content": content(rng)},
+                     {"role": "assistant", "content": thoughts + content(rng)}]
     return messages + [{"role": "user", "content": content(rng)}]
 
 
@@ -200,7 +217,8 @@ def program_ids(program, model, conversations, directory):
     with open(path, "w", encoding="utf-8") as file:
         for messages in conversations:
             file.write(json.dumps({"messages": messages}) + "\n")
-    out = subprocess.run([program, model, "--tokenize", "--prompts", path], stdout=subprocess.PIPE, check=True).stdout.decode()
+    out = subprocess.run([program, model, "--tokenize", "--prompts", path],
+                         stdout=subprocess.PIPE, check=True).stdout.decode()
     result = [list(map(int, line.split())) for line in out.split("\n")[:-1]]
     if len(result) != len(conversations):
         sys.exit("check_chat.py: %d lines for %d conversations" % (len(result), len(conversations)))
@@ -210,7 +228,7 @@ def program_ids(program, model, conversations, directory):
             out = subprocess.run([program, model, "--chat", "--tokenize", *system, "-p", messages[-1]["content"]],
                                  stdout=subprocess.PIPE, check=True).stdout.decode()
             if list(map(int, out.split())) != result[i]:
-                result[i] = list(map(int, out.split()))         # shows as a difference, unless --prompts was the wrong one
+                result[i] = list(map(int, out.split()))     # shows as a difference, unless --prompts was the wrong one
     return result
 
 
@@ -225,7 +243,8 @@ def main():
     args = parser.parse_args()
 
     from transformers import AutoTokenizer
-    ranks = {bytes([byte]): byte for byte in range(256)} if args.write or not args.ranks else convert.read_ranks(args.ranks)
+    bytes_only = args.write or not args.ranks
+    ranks = {bytes([byte]): byte for byte in range(256)} if bytes_only else read_ranks(args.ranks)
     tokenizer_file, names = tokenizer_json(ranks), {len(ranks) + i: text for i, text in enumerate(SPECIALS + ADDED)}
     ids = {text: rank for rank, text in names.items()}
     rng, total, wrong, rows = random.Random(args.seed), 0, 0, []
@@ -237,8 +256,7 @@ def main():
                     template = file.read()
             source, model = os.path.join(top, "checkpoint%d" % number), os.path.join(top, "%d.bin" % number)
             write_checkpoint(source, template, ranks, tokenizer_file)
-            subprocess.run([sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), "convert.py"),
-                            "--vocab-only", source, model], check=True, stderr=subprocess.DEVNULL)
+            convert_vocabulary(source, model)
             metadata = read_header(model)
             if metadata["chat_format"] == "none":
                 print("%s: no format found" % name)
@@ -256,8 +274,9 @@ def main():
                     break
             differ = [i for i, want in enumerate(expected) if want != ours[i] or want != theirs[i]]
             for i in differ[:3]:
-                print("%s: %s\n  expected %s\n  found    %s" % (name, json.dumps(conversations[i]), tokenizer.decode(expected[i]),
-                                                               tokenizer.decode(ours[i] if ours[i] != expected[i] else theirs[i])))
+                found = ours[i] if ours[i] != expected[i] else theirs[i]
+                print("%s: %s\n  expected %s\n  found    %s" % (
+                    name, json.dumps(conversations[i]), tokenizer.decode(expected[i]), tokenizer.decode(found)))
             print("%-55s %-8s %5d conversations, %d differ" % (name, chat.format, len(expected), len(differ)))
             total, wrong = total + len(expected), wrong + len(differ)
             keys = {key: value for key, value in metadata.items() if key.startswith("chat_") or key == "bos_id"}
@@ -265,9 +284,7 @@ def main():
                 rows += [(keys, messages, want) for messages, want in zip(conversations, expected)]
     if args.write and not wrong:
         with open(args.write, "w", encoding="ascii", newline="\n") as file:
-            file.write("# Written by scripts/check_chat.py --write: ids of transformers' apply_chat_template, a generation prompt at the\n"
-                       "# end. Tokens 0 to 255 are the bytes; then come the lines `token ID KIND TEXT`. A conversation is a line of\n"
-                       "# a model.bin's chat keys, the messages and the ids, with tabs between.\n")
+            file.write(WRITTEN)
             for rank, text in names.items():
                 file.write("token\t%d\t%d\t%s\n" % (rank, 1 if text in SPECIALS else 3, json.dumps(text)))
             for keys, messages, want in rows:

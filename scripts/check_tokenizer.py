@@ -5,7 +5,7 @@
 
 Every code point alone and between letters; vocabulary pieces glued at random; white space, digits, apostrophes,
 combining marks, emoji sequences; text of many scripts; and bytes that are not UTF-8 (tiktoken's byte rule alone:
-HuggingFace takes no bytes). Where the two agree with each other, we must agree with them; where they do not, it says so.
+HuggingFace takes no bytes). Where the two agree with each other, we must agree with them; where not, it says so.
 Exit status 1 if any string differs. Needs the LLaMA 3 vocabulary (tokenizer.model); --ranks takes a model.bin as well.
 
     python scripts/check_tokenizer.py --ranks model/stories.bin --write tests/vectors/stories-tokenizer.tsv

@@ -132,7 +132,7 @@ def run_without_gradients(model, ids, n, tokens, block):
 
 
 def largest(logits):
-    """(values, ids) of the TOP largest of each row, among equal ones the lowest id first, as argmax has it. topk promises no
+    """(values, ids) of the TOP largest of each row, of equal ones the lowest id first, as argmax has it. topk has no
     order of those, and in bf16 they are common."""
     values, ids = logits.sort(dim=1, descending=True, stable=True)
     return values[:, :TOP].clone(), ids[:, :TOP].clone()

@@ -12,7 +12,8 @@ import sys
 
 BLOCK = 128
 OTHER, LETTER, NUMBER, SPACE, MIXED = range(5)
-WHITE_SPACE = {*range(0x09, 0x0E), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000}
+WHITE_SPACE = {*range(0x09, 0x0E), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F,
+               0x3000}
 
 
 def char_class(cp):
@@ -73,7 +74,8 @@ def main():
     for packed in blocks:
         out("    {" + ", ".join(map(str, packed)) + "},\n")
     out("};\n\n")
-    out("// The class by a character's first byte, where that tells: ASCII, most ideographs and syllables. Else mixed.\n")
+    out("// The class by a character's first byte, where that tells: ASCII, most ideographs and syllables. Else mixed."
+        "\n")
     out(f"static const uint8_t first_byte_class[256] = {{\n{rows(map(first_byte_class, range(256)))}\n}};\n\n")
     out("static inline CharClass unicode_class(uint32_t cp) {\n")
     out(f"    uint32_t block = cp / {BLOCK} < {len(index)} ? unicode_index[cp / {BLOCK}] : {tail};\n")

@@ -1,21 +1,32 @@
 #!/usr/bin/env python3
-"""HuggingFace transformers with this project's attention kernel: python3 scripts/hf_attention.py [--library FILE] [--model FOLDER]
+"""HuggingFace transformers with this project's attention kernel.
 
-Registers the library with transformers' attention interface and generates greedily in float32, with `sdpa` and with ours, at
-prompts of 1, 50 and 200 tokens and on a batch of four prompts of different lengths: the tokens must be equal. Without
---model, on a small LLaMA with random weights. Exits 1 if a token differs.
+    python3 scripts/hf_attention.py [--library FILE] [--model FOLDER]
+
+Registers the library with transformers' attention interface and generates greedily in float32, with `sdpa` and with
+ours, at prompts of 1, 50 and 200 tokens and on a batch of four prompts of different lengths: the tokens must be equal.
+Without --model, on a small LLaMA with random weights. Exits 1 if a token differs.
 """
 import argparse
 import os
 import sys
 
-import torch
-from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
-from transformers.masking_utils import sdpa_mask
-
-from check_attention_torch import Library
+import check_attention_torch
 
 LIBRARY = None
+
+
+def load_libraries():
+    """After the arguments are read: --help needs none of them."""
+    global torch, AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM, sdpa_mask
+    check_attention_torch.load_torch()
+    try:
+        import torch
+        from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
+        from transformers.masking_utils import sdpa_mask
+    except ImportError as missing:
+        sys.exit(f"hf_attention.py: the Python package {missing.name} is missing: "
+                 "pip install -r scripts/requirements.txt")
 
 
 def kernel_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
@@ -23,7 +34,7 @@ def kernel_attention(module, query, key, value, attention_mask, scaling=None, **
     B, H, S, D = query.shape
     T = key.shape[2]
     out = torch.empty(B, S, H, D, dtype=query.dtype, device=query.device)
-    for b in range(B):    # a batch is padded on the left: a sequence begins at its first position that the last token may see
+    for b in range(B):    # padded on the left: a sequence begins at the first position that its last token attends to
         begin = 0 if attention_mask is None else int(attention_mask[b, 0, -1].to(torch.int).argmax())
         n = min(S, T - begin)    # its new tokens, without padding
         q = query[b].transpose(0, 1)[S - n:].contiguous()
@@ -40,19 +51,22 @@ def kernel_attention(module, query, key, value, attention_mask, scaling=None, **
 def main():
     global LIBRARY
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    ap = argparse.ArgumentParser()
-    ap.add_argument("--library", dest="lib", default=os.path.join(here, "build", "libattention.so"))
-    ap.add_argument("--model")
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--library", dest="lib", default=os.path.join(here, "build", "libattention.so"), metavar="FILE",
+                    help="(build/libattention.so, which make lib builds)")
+    ap.add_argument("--model", metavar="FOLDER", help="a HuggingFace checkpoint")
     opt = ap.parse_args()
-    LIBRARY = Library(opt.lib)
+    load_libraries()
+    LIBRARY = check_attention_torch.Library(opt.lib)
     AttentionInterface.register("kernel", kernel_attention)
     AttentionMaskInterface.register("kernel", sdpa_mask)
     torch.manual_seed(0)
     if opt.model:
         model = LlamaForCausalLM.from_pretrained(opt.model, dtype=torch.float32)
     else:
-        model = LlamaForCausalLM(LlamaConfig(hidden_size=512, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
-                                             vocab_size=4096, max_position_embeddings=1024, initializer_range=0.1))
+        model = LlamaForCausalLM(LlamaConfig(
+            hidden_size=512, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
+            vocab_size=4096, max_position_embeddings=1024, initializer_range=0.1))
     model = model.float().cuda().eval()
     vocab, bad = model.config.vocab_size, 0
     cases = [(f"{n} tokens", torch.randint(3, vocab, (1, n)), torch.ones(1, n, dtype=torch.long)) for n in (1, 50, 200)]
@@ -63,7 +77,8 @@ def main():
         tokens = {}
         for attention in ("sdpa", "kernel"):
             model.set_attn_implementation(attention)
-            tokens[attention] = model.generate(ids.cuda(), attention_mask=mask.cuda(), max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=0)
+            tokens[attention] = model.generate(ids.cuda(), attention_mask=mask.cuda(), max_new_tokens=64,
+                                               min_new_tokens=64, do_sample=False, pad_token_id=0)
         new = [t[:, ids.shape[1]:] for t in tokens.values()]
         same = int((new[0] == new[1]).sum())
         bad += same != new[0].numel()

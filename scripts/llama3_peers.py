@@ -50,7 +50,7 @@ def byte_characters():
 
 
 def load_tokenizers(path):
-    """As LLaMA 3's own tokenizer.json: whole pieces first (ignore_merges), then every pair that makes a token, by rank."""
+    """As LLaMA 3's own tokenizer.json: whole pieces first (ignore_merges), then pairs that make a token, by rank."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     (ranks, _), shown = load_vocabulary(path), byte_characters()
@@ -72,3 +72,7 @@ def load_tokenizers(path):
     )
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+if __name__ == "__main__":
+    print(__doc__)

@@ -23,7 +23,9 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
-import convert
+from hf_checkpoint import expected_weights
+from hf_tokenizer import SPLIT_PATTERN, byte_alphabet, read_ranks, vocabulary_from_ranks
+from refusal import Refused
 
 torch = None                            # once the arguments are read: --help, and importers of SHAPES, need none
 
@@ -43,7 +45,7 @@ END_NAMES = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
 def read_vocabulary(path, vocab):
     """The vocabulary and its size: `vocab`, or without one what the tokens need."""
     if path:
-        ranks = convert.read_ranks(path)
+        ranks = read_ranks(path)
         names = 256                                                 # LLaMA 3 reserves so many
     else:
         ranks = {bytes([byte]): byte for byte in range(256)}
@@ -51,7 +53,7 @@ def read_vocabulary(path, vocab):
     vocab = vocab or max(512, len(ranks) + names)
     if vocab < len(ranks) + 11:
         sys.exit(f"make_random_hf.py: a vocabulary of {vocab}: the tokenizer needs at least {len(ranks) + 11} ids")
-    return convert.vocabulary_from_ranks(ranks, min(vocab, len(ranks) + names)), vocab
+    return vocabulary_from_ranks(ranks, min(vocab, len(ranks) + names)), vocab
 
 
 def merges(ranks, text):
@@ -63,7 +65,7 @@ def merges(ranks, text):
 
 
 def write_tokenizer(directory, vocabulary, path):
-    letters = {byte: char for char, byte in convert.byte_alphabet().items()}
+    letters = {byte: char for char, byte in byte_alphabet().items()}
 
     def text(token):
         return "".join(letters[byte] for byte in token)
@@ -79,7 +81,7 @@ def write_tokenizer(directory, vocabulary, path):
                           "normalized": False, "special": True} for name, rank in specials.items()],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": convert.SPLIT_PATTERN}, "behavior": "Isolated", "invert": False},
+            {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Isolated", "invert": False},
             {**byte_level, "add_prefix_space": False, "use_regex": False}]},
         "post_processor": {"type": "Sequence", "processors": [
             {**byte_level, "trim_offsets": False},
@@ -156,7 +158,7 @@ def plan_shards(shape, item_bytes, limit):
     sizes = {"dim": shape["dim"], "hidden_dim": shape["hidden"], "n_layers": shape["layers"], "n_heads": shape["heads"],
              "n_kv_heads": shape["kv_heads"], "head_dim": shape["head_dim"], "vocab_size": shape["vocab"]}
     shards, room = [], 0
-    for _, name, size in convert.expected_weights(sizes, shape["tied"]):
+    for _, name, size in expected_weights(sizes, shape["tied"]):
         n_bytes = item_bytes
         for n in size:
             n_bytes *= n
@@ -243,7 +245,7 @@ def main():
         total, seconds = write_weights(args.directory, shape, args)
         write_json(args.directory, "generation_config.json", {"bos_token_id": vocabulary.bos, "eos_token_id": ends})
         write_json(args.directory, "config.json", hf_config(shape, args.dtype, args.context, vocabulary.bos, ends))
-    except (OSError, RuntimeError, convert.Refused) as error:
+    except (OSError, RuntimeError, Refused) as error:
         sys.exit("make_random_hf.py: " + (str(error).strip().splitlines() or [type(error).__name__])[0])
     print(f"{args.directory}: {total / 1e9:.3f} GB of weights ({args.dtype}, {shape['layers']} layers, "
           f"dim {shape['dim']}, vocabulary {shape['vocab']}, seed {args.seed}) in {seconds:.1f} s on {args.device}",

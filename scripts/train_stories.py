@@ -31,7 +31,8 @@ def load_libraries():
         from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
         from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     except ImportError as missing:
-        sys.exit("train_stories.py: the Python package %s is missing: pip install -r scripts/requirements.txt" % missing.name)
+        sys.exit("train_stories.py: the Python package %s is missing: pip install -r scripts/requirements.txt"
+                 % missing.name)
 
 
 # ---------------------------------------------------------------------------------------------------- stories
@@ -284,7 +285,8 @@ def main():
     held_out = tokenize(tokenizer, held_texts)
     n_held = sum(map(len, held_out))
     print(f"{len(texts)} documents, {sum(map(len, tokens)) / 1e6:.2f} M tokens an epoch; "
-          f"held out: {len(held_out)} documents, {n_bytes} bytes, {n_held} tokens; {time.time() - start:.0f} s", flush=True)
+          f"held out: {len(held_out)} documents, {n_bytes} bytes, {n_held} tokens; {time.time() - start:.0f} s",
+          flush=True)
 
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")

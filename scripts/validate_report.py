@@ -76,7 +76,8 @@ def count_weights(files):
                     parameters += n
                     dtypes[part.get_dtype()] = dtypes.get(part.get_dtype(), 0) + n
         except (SafetensorError, OSError) as error:
-            stop(f"{path}: {str(error).splitlines()[0]}: the download is incomplete, or a Git LFS pointer; run it again")
+            stop(f"{path}: {str(error).splitlines()[0]}: the download is incomplete, or a Git LFS pointer; "
+                 "run it again")
     return parameters, sum(path.stat().st_size for path in files), max(dtypes, key=dtypes.get)
 
 
@@ -128,9 +129,9 @@ def preflight(model, work, engine, device):
         stop(f"{memory_available() / 1e9:.1f} GB of memory available, expected {host / 1e9:.1f}"
              + ("" if straight or device == "cpu" else " (with the Python package accelerate, 2)"))
     config = json.loads((model / "config.json").read_text())
-    facts = {"model": model.resolve().name, "files": len(files), "parameters": parameters, "bytes": size, "dtype": dtype,
-             "config": config, "engine": engine, "device": device, "gpu": gpu, "torch": torch.__version__,
-             "cuda": torch.version.cuda, "transformers": transformers.__version__,
+    facts = {"model": model.resolve().name, "files": len(files), "parameters": parameters, "bytes": size,
+             "dtype": dtype, "config": config, "engine": engine, "device": device, "gpu": gpu,
+             "torch": torch.__version__, "cuda": torch.version.cuda, "transformers": transformers.__version__,
              "host": f"{platform.machine()}, {os.cpu_count()} threads, {platform.system()} {platform.release()}, "
                      f"Python {platform.python_version()}"}
     (work / "preflight.json").write_text(json.dumps(facts, indent=1))
@@ -142,14 +143,14 @@ def preflight(model, work, engine, device):
 # ------------------------------------------------------------------------------------------------------------ the dump
 
 def greedy_token(ids, logits):
-    """What argmax gives, from the five largest of a step: the lowest id of the largest logit. In bf16 several are often equal,
-    and topk's first is any of them."""
+    """What argmax gives, from the five largest of a step: the lowest id of the largest logit. In bf16 several are often
+    equal, and topk's first is any of them."""
     return min(each for each, logit in zip(ids, logits) if logit == max(logits))
 
 
 class Dump:
-    """A dump's prompts and tokens. tokens: what was fed, greedily chosen or another dump's (--follow); choices: what this
-    model would choose at each of these steps, which are the same tokens if it chose them itself."""
+    """A dump's prompts and tokens. tokens: what was fed, greedily chosen or another dump's (--follow); choices: what
+    this model would choose at each of these steps, which are the same tokens if it chose them itself."""
 
     def __init__(self, path):
         with safe_open(path, "pt") as file:
@@ -268,9 +269,9 @@ def scenario_memory(work, config, half):
     expected = 2 * layers * kv_heads * head_dim * 4
     result.held = (per_token == expected and multi_head == expected * heads // kv_heads
                    and abs(megabytes * 1e6 - slots * length * expected) <= 1000)
-    result.figures = (f"{per_token:,} bytes per token for {kv_heads} K/V heads (computed: {expected:,}), {multi_head:,} "
-                      f"for {heads} with full multi-head: {heads // kv_heads} × less; {megabytes} MB for {slots} × "
-                      f"{length} positions")
+    result.figures = (f"{per_token:,} bytes per token for {kv_heads} K/V heads (computed: {expected:,}), "
+                      f"{multi_head:,} for {heads} with full multi-head: {heads // kv_heads} × less; {megabytes} MB "
+                      f"for {slots} × {length} positions")
     in_half = half and printed_cache(work, "half")
     if in_half:
         result.figures += f"; in bf16 mode {in_half[3]:,} bytes per token"
@@ -342,8 +343,8 @@ def facts_table(facts, work, dump):
     heads = config["num_attention_heads"]
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rows = {
-        "model": f"{facts['model']}: {facts['parameters'] / 1e9:.3f} billion parameters, {facts['bytes'] / 1e9:.2f} GB of "
-                 f"{facts['dtype']} in {facts['files']} files; {config['num_hidden_layers']} layers, dim "
+        "model": f"{facts['model']}: {facts['parameters'] / 1e9:.3f} billion parameters, {facts['bytes'] / 1e9:.2f} GB "
+                 f"of {facts['dtype']} in {facts['files']} files; {config['num_hidden_layers']} layers, dim "
                  f"{config['hidden_size']}, {heads} heads over {config.get('num_key_value_heads') or heads} K/V heads, "
                  f"hidden {config['intermediate_size']}, vocabulary {config['vocab_size']}, "
                  f"RoPE {rope.get('rope_type', 'default')}",
@@ -351,8 +352,8 @@ def facts_table(facts, work, dump):
         "GPU": "none used" if not gpu else f"{gpu['name']} ({gpu['total'] / 2**30:.0f} GiB, compute capability "
                                            f"{gpu['capability']}), driver {gpu['driver']}",
         "HuggingFace": f"transformers {facts['transformers']}, torch {facts['torch']} (CUDA {facts['cuda']}) on "
-                       f"{facts['device']}, float32, TF32 off, sdpa; sdpa and eager differ by at most {dump.noise:.2g} in "
-                       f"a logit; smallest top-2 margin {min(map(min, dump.margins)):.2g}",
+                       f"{facts['device']}, float32, TF32 off, sdpa; sdpa and eager differ by at most {dump.noise:.2g} "
+                       f"in a logit; smallest top-2 margin {min(map(min, dump.margins)):.2g}",
         "machine": facts["host"],
     }
     return ["| | |", "|---|---|"] + [f"| {key} | {value} |" for key, value in rows.items()]

@@ -45,7 +45,8 @@ __attribute__((unused)) static void byte_tables(uint32_t *offsets, uint8_t *kind
 }
 
 // Makes a file of the input and gives its path. The input is "r" and then the file itself, or a decimal number of bytes
-// of data, a newline and a header: that is padded to 4096, and the data is zeros that end with a good tokenizer.
+// of data, a newline and a header: that is padded to 4096, and the data is zeros that end with a good tokenizer. "a" before
+// the number: its last token is added and not special.
 __attribute__((unused)) static const char *fuzz_file(const uint8_t *input, size_t n) {
     static int fd = -1;
     static char path[32];
@@ -60,7 +61,8 @@ __attribute__((unused)) static const char *fuzz_file(const uint8_t *input, size_
         length = n - 1;
         memcpy(file, input + 1, length);
     } else {
-        size_t at = 0;
+        size_t at = n && input[0] == 'a';
+        tail[4 * (FUZZ_VOCAB + 1) + FUZZ_VOCAB - 1] = at ? TOKEN_ADDED : TOKEN_SPECIAL;
         while (at < n && input[at] >= '0' && input[at] <= '9' && data < FUZZ_MAX_DATA)
             data = data * 10 + (input[at++] - '0');
         at += at < n;

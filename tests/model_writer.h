@@ -475,6 +475,7 @@ __attribute__((unused)) static void draft_chat(Draft *d, int max_seq_len) {
     s.dim = 64, s.hidden_dim = 96, s.n_layers = 2, s.head_dim = 16, s.max_seq_len = max_seq_len;
     draft_tiny(d, s, 5);
     draft_meta(d, "chat_format", "llama3.1");
+    draft_meta(d, "converter", "2");
     draft_meta(d, "eos_ids", "257,258");
     draft_meta(d, "vocab_size", "261");
     add_rows(d, "tok_embeddings", CHAT_VOCAB);
@@ -494,6 +495,30 @@ __attribute__((unused)) static void draft_chat(Draft *d, int max_seq_len) {
     offsets->shape[0] = CHAT_VOCAB + 1, offsets->n = 4 * (CHAT_VOCAB + 1);
     kind->shape[0] = kind->n = CHAT_VOCAB;
     bytes->shape[0] = bytes->n;
+}
+
+// One more token of a chat model, of this kind; its id.
+__attribute__((unused)) static int draft_token(Draft *d, const char *text, int kind_of_it) {
+    Part *offsets = draft_part(d, "tokenizer.offsets"), *kind = draft_part(d, "tokenizer.kind"),
+         *bytes = draft_part(d, "tokenizer.bytes");
+    int id = (int)kind->n;
+    add_rows(d, "tok_embeddings", id + 1);
+    add_rows(d, "output", id + 1);
+    Part *output = draft_part(d, "output");
+    size_t row = output->n / output->shape[0];
+    memset(output->data + output->n - row, 0, row); // never the most likely
+    kind->data = must(realloc(kind->data, kind->n + 1));
+    kind->data[kind->n++] = (uint8_t)kind_of_it;
+    kind->shape[0] = kind->n;
+    bytes->data = must(realloc(bytes->data, bytes->n + strlen(text)));
+    memcpy(bytes->data + bytes->n, text, strlen(text));
+    bytes->shape[0] = bytes->n += strlen(text);
+    offsets->data = must(realloc(offsets->data, offsets->n + 4));
+    ((uint32_t *)offsets->data)[offsets->n / 4] = (uint32_t)bytes->n;
+    offsets->n += 4;
+    offsets->shape[0]++;
+    meta_number(d, "vocab_size", id + 1);
+    return id;
 }
 
 // ---- a model with a script ------------------------------------------------------------------------------------------

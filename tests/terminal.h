@@ -91,6 +91,15 @@ __attribute__((unused)) static void terminal_type(Terminal *t, const char *text)
     if (write(t->keyboard, text, n) != (ssize_t)n) die("typing");
 }
 
+// Waits until the program has read all that was typed: for what is not shown, as in a paste. What a signal's key finds
+// unread the terminal drops.
+__attribute__((unused)) static void terminal_wait_taken(Terminal *t) {
+    int waiting = 1;
+    while (ioctl(t->screen, FIONREAD, &waiting) == 0 && waiting && terminal_read(t)) {
+    }
+    if (waiting) test_fail("%d bytes of what was typed are unread", waiting);
+}
+
 // Waits for the end: this status, and the terminal as it was.
 __attribute__((unused)) static void terminal_end(Terminal *t, int status) {
     terminal_wait(t, NULL);

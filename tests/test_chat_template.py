@@ -15,7 +15,7 @@ from unittest import mock
 
 from test_convert import ROOT, Checkpoint, Skip, converted, in_directory, parse_model, run, run_tests
 import chat_template
-import template_reader
+import template_render
 
 BOS = "<|begin_of_text|>"
 HEADER = "'<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n'"
@@ -265,7 +265,7 @@ def test_hostile_templates_in_jinja2():
     if not chat_template.jinja2_there():
         raise Skip("no jinja2")
     for template in HOSTILE:
-        with mock.patch("template_reader.RENDER_SECONDS", 1):     # five are right, and long for a test
+        with mock.patch("template_render.RENDER_SECONDS", 1):     # five are right, and long for a test
             metadata, _, stderr = converted(chat_checkpoint(template))
         assert metadata["chat_format"] == "none" and "is not used" in stderr, (template[:60], stderr)
 
@@ -321,8 +321,8 @@ def test_jinja2_and_the_reader_here_agree():
     conversations = [messages for _, messages in chat_template.PROBES]
     names = {"bos_token": BOS, "eos_token": "<|eot_id|>"}
     for name, template, _, _ in DERIVED:
-        here = template_reader.render_here(template, names, conversations)
-        there = template_reader.render_jinja2(template, names, conversations)
+        here = template_render.render_here(template, names, conversations)
+        there = template_render.render_jinja2(template, names, conversations)
         for ours, theirs in zip(here, there):
             assert ours == theirs or not isinstance(ours, str) and not isinstance(theirs, str), (name, ours, theirs)
 

@@ -413,6 +413,15 @@ static void test_ends(void) {
     EXPECT("stop_utf8", "\n", script_path, "-p", "\\", "--stop", "\xE2\x82\xAC");
     EXPECT("stop_newline", "\"\\", script_path, "-p", "\xFF", "--stop", "\n");
     EXPECT("stop_at_eos_comes_later", "\n\xE2\x82\xAC.", script_path, "-p", "\\", "--stop", ".A");
+    // A special token by its text, printed or not; what begins like it is text.
+    EXPECT("stop_special_token", "", script_path, "-p", "9", "-n", "5", "--stop", "<|begin_of_text|>");
+    EXPECT("stop_special_token_printed", "", script_path, "-p", "9", "-n", "5", "--stop", "<|begin_of_text|>",
+           "--special");
+    EXPECT("stop_another_special_token", "abc", script_path, "-p", "9", "-n", "4", "--stop", "<|eot_id|>");
+    EXPECT("stop_end_token", "\n\xE2\x82\xAC.", script_path, "-p", "\\", "-n", "50", "--stop", "<|end_of_text|>");
+    EXPECT("stop_part_of_a_special_token", "abc", script_path, "-p", "9", "-n", "4", "--stop", "<|begin");
+    EXPECT("stop_part_of_a_printed_special_token", "", script_path, "-p", "9", "-n", "4", "--stop", "<|begin",
+           "--special");
     EXPECT("cut_character_at_the_end", "\xE2\x82", script_path, "-p", "\n", "-n", "2");
 
     static const struct {
@@ -421,6 +430,10 @@ static void test_ends(void) {
         {"json_length", "a", "3", NULL, NULL, "[98, 99, 100]", "\"bcd\"", "\"length\""},
         {"json_stop", "\\", "50", NULL, NULL, "[10, 226, 130, 172, 46, 257]", "\"\\n\xE2\x82\xAC.\"", "\"stop\""},
         {"json_stop_string", "a", "50", "--stop", "de", "[98, 99, 100, 101]", "\"bc\"", "\"stop_string\""},
+        {"json_stop_special_token", "7", "5", "--stop", "<|begin_of_text|>", "[56, 57, 256]", "\"89\"",
+         "\"stop_string\""},
+        {"json_stop_end_token", "\\", "50", "--stop", "<|end_of_text|>", "[10, 226, 130, 172, 46, 257]",
+         "\"\\n\xE2\x82\xAC.\"", "\"stop\""},
         {"json_stop_on_the_last_token", "a", "3", "--stop", "d", "[98, 99, 100]", "\"bc\"", "\"stop_string\""},
         {"json_ignore_eos", "\\", "7", "--ignore-eos", NULL, "[10, 226, 130, 172, 46, 257, 65]",
          "\"\\n\xE2\x82\xAC.A\"", "\"length\""},
@@ -454,6 +467,15 @@ static void test_ends(void) {
         test_end(reasons[i].name);
         run_free(&r);
     }
+
+    // A stop token that is an end id, where end ids do not count.
+    Run ignored = run_program(NULL, script_path, "-p", "\\", "-n", "50", "--json", "--quiet", "--ignore-eos", "--stop",
+                              "<|end_of_text|>", NULL);
+    check_status(&ignored, 0);
+    check_json(&ignored, "ids", "[10, 226, 130, 172, 46, 257]");
+    check_json(&ignored, "finish_reason", "\"stop\"");
+    test_end("json_stop_end_token_with_ignore_eos");
+    run_free(&ignored);
 
     // Every byte at the end of an answer, and pairs that are no characters: the JSON stays UTF-8.
     char *lines = must(malloc(256 * 32));
@@ -758,8 +780,8 @@ static void test_perplexity(void) {
 
 // ---- interrupts -----------------------------------------------------------------------------------------------------
 
-// Starts a run that would take minutes, interrupts it when it has begun, and gives what came out.
-static Run interrupt(const char *path, bool json) {
+// Starts a run that would take minutes, interrupts it so long after it has begun, and gives what came out.
+static Run interrupt(const char *path, bool json, long milliseconds) {
     char err_path[300], out_path[300];
     snprintf(err_path, sizeof err_path, "%s/interrupted.err", test_dir);
     snprintf(out_path, sizeof out_path, "%s/interrupted.out", test_dir);
@@ -781,6 +803,7 @@ static Run interrupt(const char *path, bool json) {
         nanosleep(&pause, NULL);
         if (stat(json ? err_path : out_path, &info) == 0 && info.st_size > (json ? 0 : 200)) break;
     }
+    pause = (struct timespec){milliseconds / 1000, milliseconds % 1000 * 1000000};
     nanosleep(&pause, NULL);
     kill(child, SIGINT);
     int status;
@@ -798,7 +821,7 @@ static void test_interrupts(void) {
     char path[300];
     snprintf(path, sizeof path, "%s", temporary("endless.bin"));
     draft_write(&d, path);
-    Run r = interrupt(path, false);
+    Run r = interrupt(path, false, 20);
     check_status(&r, 130);
     size_t most = r.n_out + 64;
     char *text = must(malloc(most));
@@ -814,7 +837,12 @@ static void test_interrupts(void) {
     free(text);
     run_free(&r);
 
-    r = interrupt(path, true);
+    // Nothing tells when the answer has begun: where it has not, the next signal comes later.
+    r = interrupt(path, true, 20);
+    for (long milliseconds = 80; r.status == 130 && r.n_out == 0 && milliseconds < 20000; milliseconds *= 4) {
+        run_free(&r);
+        r = interrupt(path, true, milliseconds);
+    }
     check_status(&r, 130);
     if (!json_valid(&r)) test_fail("not one line of JSON: %s", shown(r.out, r.n_out));
     check_json(&r, "finish_reason", "\"interrupted\"");

@@ -1,60 +1,15 @@
-// --chat, from outside: through a pipe and in a pseudo-terminal. The model is random in LLaMA 3.1's frame; what it
-// answers is asked of it a second time, with the whole conversation as one prompt of ids.
-#include "terminal.h"
+// --chat from outside, through a pipe and with one message. The model is random in LLaMA 3.1's template and others'.
+#define _GNU_SOURCE
+#include "program.h"
 
-#include "model_writer.h"
+#include "conversation.h"
 
-enum { MOST_IDS = 4096 };
+static char stories_path[300], llama3_path[300], old_path[300], vocab_path[300], chatml_vocab_path[300], eot_path[300],
+    chatml_path[300], deepseek_path[300];
 
-static char chat_path[300], stories_path[300], llama3_path[300];
-
-// ---- what a conversation is -----------------------------------------------------------------------------------------
-
-typedef struct {
-    int ids[MOST_IDS], n;
-} Ids;
-
-static void add_text(Ids *ids, const char *text) {
-    for (; *text; text++) ids->ids[ids->n++] = (uint8_t)*text;
-}
-
-static void add_message(Ids *ids, const char *role, const char *text) {
-    ids->ids[ids->n++] = START;
-    add_text(ids, role);
-    ids->ids[ids->n++] = END;
-    add_text(ids, "\n\n");
-    if (!text) return;
-    add_text(ids, text);
-    ids->ids[ids->n++] = EOT;
-}
-
-static void begin_ids(Ids *ids, const char *date, const char *system) {
-    char text[512];
-    snprintf(text, sizeof text, "Cutting Knowledge Date: December 2023\nToday Date: %s\n\n%s", date, system);
-    *ids = (Ids){{BOS}, 1};
-    add_message(ids, "system", text);
-}
-
-// What the model answers to these ids, as text with a newline, as --chat prints it; the ids go behind, with <|eot_id|>.
-static size_t ask(Ids *ids, const char *n, char *text) {
-    char *list = must(malloc((size_t)ids->n * 8 + 1)), *at = list;
-    for (int i = 0; i < ids->n; i++) at += sprintf(at, "%d ", ids->ids[i]);
-    Io io = {.input = list, .n_input = (size_t)(at - list)};
-    Run r = run_program(&io, chat_path, "--ids", "-f", "-", "-n", n, "--json", "--quiet", NULL);
-    check_status(&r, 0);
-    const char *found = strstr(r.out, "\"ids\": [");
-    size_t length = 0;
-    int last = -1;
-    for (char *id = (char *)(found ? found + 8 : "]"), *end; *id != ']'; id = end + strspn(end, ", ")) {
-        ids->ids[ids->n++] = last = (int)strtol(id, &end, 10);
-        if (end == id) break;
-        if (last < BYTES) text[length++] = (char)last;
-    }
-    if (last != EOT) ids->ids[ids->n++] = EOT;
-    text[length++] = '\n';
-    free(list);
-    run_free(&r);
-    return length;
+static const char *path_of(char *path, const char *name) {
+    snprintf(path, 300, "%s/%s", test_dir, name);
+    return path;
 }
 
 // ---- through a pipe -------------------------------------------------------------------------------------------------
@@ -71,11 +26,11 @@ static void test_turns(const char *name, const char *n, const char *system, cons
         add_message(&ids, "assistant", NULL);
         int prompt = ids.n, kept = cached;
         length += ask(&ids, n, text + length);
-        bool closed = ids.ids[ids.n - 1] == EOT && ids.n - prompt <= atoi(n);
-        int generated = ids.n - prompt - !closed;
+        int generated = ids.n - prompt - (ids.n - prompt > atoi(n)); // the last one of less than -n is an end id
         cached = prompt + generated - 1; // the last token's keys and values are computed with the next turn
         snprintf(turns + strlen(turns), sizeof turns - strlen(turns),
-                 "turn %d: %d tokens from the cache, %d prefilled, %d new", t + 1, kept, prompt - kept, generated);
+                 "turn %d: %d tokens from the cache, %d prefilled, %d new%s", t + 1, kept, prompt - kept, generated,
+                 generated > 1 ? " (" : ";"); // tokens per second
         strcat(turns, t < 2 ? "|" : "");
     }
     Io io = {.input = input, .n_input = strlen(input)};
@@ -121,6 +76,21 @@ static void test_pipe(void) {
     check_output(&r, text, ask(&ids, "20", text));
     test_end("message_that_begins_with_a_slash");
     run_free(&r);
+
+    // Only two commands count in a pipe.
+    input = "/quit\n/exit\n/regen\n\"\"\"\n";
+    io = (Io){.input = input, .n_input = strlen(input)};
+    r = run_program(&io, chat_path, "--chat", "-n", "4", "--verbose", NULL);
+    check_status(&r, 0);
+    CHECK(strstr(r.err, "turn 4: ") != NULL && strstr(r.err, "turn 5: ") == NULL);
+    test_end("commands_of_a_terminal_are_messages_of_a_pipe");
+    run_free(&r);
+}
+
+static void test_room(void) {
+    const char *input;
+    Io io;
+    Run r;
 
     // The context: told before it runs out, told when it is full, and a message without room is refused.
     input = "Hi\nagain\n";
@@ -179,7 +149,12 @@ static void test_pipe(void) {
     CHECK(r.n_err == 0);
     test_end("no_input");
     run_free(&r);
+}
 
+static void test_refusals(void) {
+    const char *input;
+    Io io;
+    Run r;
     // The story model in the frame: what it says is not the point, that it says something is.
     input = "Tell me a story.\nAnd then?\n";
     io = (Io){.input = input, .n_input = strlen(input)};
@@ -191,8 +166,7 @@ static void test_pipe(void) {
 
     static const struct {
         const char *name, *flag, *value, *fragment;
-    } refusals[] = {{"chat_with_p", "-p", "x", "a prompt, which --chat"},
-                    {"chat_with_json", "--json", NULL, "do not go with --chat"},
+    } refusals[] = {{"chat_with_json", "--json", NULL, "--json with --chat: expected one message"},
                     {"chat_with_special", "--special", NULL, "do not go with --chat"},
                     {"chat_with_echo", "--echo", NULL, "do not go with --chat"},
                     {"chat_with_prompts", "--prompts", "x", "expected one of them"},
@@ -205,7 +179,7 @@ static void test_pipe(void) {
         run_free(&r);
     }
     r = run_program(NULL, chat_path, "-p", "x", "--system", "y", NULL);
-    check_failure(&r, 2, "--system and --date go with --chat", NULL);
+    check_failure(&r, 2, "--system and --date go with --chat or --prompts", NULL);
     test_end("system_without_chat");
     run_free(&r);
     r = run_program(NULL, llama3_path, "--chat", "--date", "1 January 2030", NULL);
@@ -214,250 +188,441 @@ static void test_pipe(void) {
     run_free(&r);
 }
 
-// ---- in a terminal --------------------------------------------------------------------------------------------------
+// ---- one message ----------------------------------------------------------------------------------------------------
 
-#define START_CHAT(out, ...) terminal_start(out, (const char *const[]){chat_path, "--chat", __VA_ARGS__, NULL})
-
-static off_t file_size(const char *path) {
-    struct stat info;
-    return stat(path, &info) == 0 ? info.st_size : 0;
+// The list of that key in a line of JSON, as text: "1, 2, 3".
+static char *json_ids(const char *line, const char *key) {
+    char quoted[40];
+    snprintf(quoted, sizeof quoted, "\"%s\": [", key);
+    const char *found = line ? strstr(line, quoted) : NULL;
+    if (!found) return must(strdup(""));
+    found += strlen(quoted);
+    return must(strndup(found, strcspn(found, "]")));
 }
 
-// Until the program has written more to the file than n bytes.
-static void wait_for_growth(Terminal *t, const char *path, off_t n) {
-    while (file_size(path) <= n && terminal_read(t)) {
-    }
+static void check_ids(const char *found, const Ids *want, const char *separator) {
+    char *list = must(malloc((size_t)want->n * 8 + 1)), *at = list;
+    *at = 0;
+    for (int i = 0; i < want->n; i++) at += sprintf(at, "%s%d", i ? separator : "", want->ids[i]);
+    if (strcmp(found, list) != 0)
+        test_fail("ids %s, expected %s", shown(found, strlen(found)), shown(list, strlen(list)));
+    free(list);
 }
 
-static void test_terminal(void) {
-    setenv("TERM", "xterm", 1);
-    unsetenv("NO_COLOR");
-    char out[300];
-    snprintf(out, sizeof out, "%s", temporary("answers"));
-    Terminal t = START_CHAT(out, "-n", "20", "--verbose");
-    terminal_expect(&t, "> ");
-    CHECK(strstr(t.shown, "\033[1;32m") != NULL);
-    terminal_type(&t, "Hi\r");
-    terminal_expect(&t, "turn 1: 0 tokens from the cache");
-    terminal_expect(&t, "> ");
-    terminal_type(&t, "/help\r");
-    terminal_expect(&t, "Ctrl-D  ends");
-    terminal_expect(&t, "Lines are edited by ");
-    terminal_expect(&t, "> ");
-    bool edited = strstr(t.shown, "edited by the terminal alone") == NULL;
-    terminal_type(&t, "\004");
-    terminal_end(&t, 0);
-    Ids ids;
+static int last_id(const char *ids) {
+    const char *comma = strrchr(ids, ',');
+    return atoi(comma ? comma + 1 : ids);
+}
+
+static int count_ids(const char *ids) {
+    int n = *ids != 0;
+    for (; *ids; ids++) n += *ids == ',';
+    return n;
+}
+
+static void test_one_message(void) {
     char text[4096];
-    begin_ids(&ids, "26 Jul 2024", "");
+    Ids ids;
+    begin_ids(&ids, "1 May 2031", "Be kind.");
     add_message(&ids, "user", "Hi");
     add_message(&ids, "assistant", NULL);
-    size_t length = ask(&ids, "20", text), n;
-    char *answers = read_whole(out, &n);
-    if (n != length || memcmp(answers, text, n) != 0) test_fail("standard output has %s", shown(answers, n));
-    test_end("terminal_answer_and_end");
-    free(answers);
+    Ids prompt = ids;
+    size_t n = ask(&ids, "20", text);
+    Run r = run_program(NULL, chat_path, "--chat", "-p", " Hi\n", "-n", "20", "--system", "Be kind.", "--date",
+                        "1 May 2031", "--quiet", NULL);
+    check_output(&r, text, n);
+    CHECK(r.n_err == 0);
+    test_end("one_message");
+    run_free(&r);
 
-    setenv("NO_COLOR", "1", 1);
-    t = START_CHAT(NULL, "-n", "5");
-    terminal_expect(&t, "> ");
-    CHECK(strstr(t.shown, "\033[1;32m") == NULL);
-    terminal_type(&t, "\004");
-    terminal_end(&t, 0);
-    test_end("terminal_no_color");
+    // A file's lines are one message, of which neither is a command.
+    static const char lines[] = "Translate:\r\n/clear\n\"\"\"\nline two\n";
+    begin_ids(&prompt, "26 Jul 2024", "");
+    add_message(&prompt, "user", "Translate:\r\n/clear\n\"\"\"\nline two");
+    add_message(&prompt, "assistant", NULL);
+    Io io = {.input = lines, .n_input = sizeof lines - 1};
+    r = run_program(&io, chat_path, "--chat", "-f", "-", "-n", "4", "--json", "--quiet", NULL);
+    check_status(&r, 0);
+    char *found = json_ids(r.out, "prompt_ids");
+    check_ids(found, &prompt, ", ");
+    CHECK(strstr(r.out, "\"finish_reason\": \"length\"") != NULL);
+    test_end("one_message_of_several_lines");
+    free(found);
+    run_free(&r);
 
-    // Ctrl-C: the answer, which would not end, ends; the conversation goes on with its cache.
-    write_file(out, "", 0);
-    t = START_CHAT(out, "--ignore-eos", "-c", "1000000", "--temp", "1", "--verbose"); // text comes without end
-    terminal_expect(&t, "> ");
-    terminal_type(&t, "Hi\r");
-    terminal_expect(&t, "Hi\r\n");
-    wait_for_growth(&t, out, 0); // the answer has begun
-    terminal_type(&t, "\003");
-    terminal_expect(&t, "turn 1: 0 tokens from the cache");
-    terminal_expect(&t, "> ");
-    terminal_type(&t, "once more\r");
-    wait_for_growth(&t, out, file_size(out));
-    terminal_type(&t, "\003");
-    terminal_expect(&t, "turn 2: ");
-    CHECK(atoi(t.shown + t.seen) > 0);
-    terminal_expect(&t, "> ");
-    terminal_type(&t, "\004");
-    terminal_end(&t, 0);
-    test_end("terminal_ctrl_c_keeps_the_conversation");
-
-    // Ctrl-C at the prompt: the line is gone, the conversation stays.
-    t = START_CHAT(NULL, "-n", "5", "--verbose");
-    terminal_expect(&t, "> ");
-    terminal_type(&t, "not meant");
-    terminal_expect(&t, "not meant");
-    terminal_type(&t, "\003");
-    terminal_expect(&t, "> ");
-    terminal_type(&t, "Hi\r");
-    terminal_expect(&t, "turn 1: 0 tokens from the cache, ");
-    begin_ids(&ids, "26 Jul 2024", "");
-    add_message(&ids, "user", "Hi");
-    add_message(&ids, "assistant", NULL);
-    if (atoi(t.shown + t.seen) != ids.n) test_fail("%d prefilled, expected %d", atoi(t.shown + t.seen), ids.n);
-    terminal_expect(&t, "> ");
-    terminal_type(&t, "\004");
-    terminal_end(&t, 0);
-    test_end("terminal_ctrl_c_at_the_prompt");
+    // What it costs is said, and where the answer was cut.
+    r = run_program(NULL, chat_path, "--chat", "-p", "Hi", "-n", "7", "--ignore-eos", NULL);
+    check_status(&r, 0);
+    CHECK(strstr(r.err, "llama: the answer ends after 7 tokens (-n)\n") && strstr(r.err, "; 7 new tokens"));
+    test_end("one_message_cut_at_n");
+    run_free(&r);
+    r = run_program(NULL, chat_path, "--chat", "-p", "Hi", "-c", "120", "--ignore-eos", NULL);
+    check_status(&r, 0);
+    CHECK(strstr(r.err, "llama: the context of 120 tokens is full: the answer ends here; -c sets it\n") != NULL);
+    test_end("one_message_cut_at_c");
+    run_free(&r);
+    // Room for the answer, beyond the usual context: 4096 - 100 < the prompt < 4096.
+    char *message = must(malloc(4001));
+    memset(message, 'x', 4000);
+    message[4000] = 0;
+    r = run_program(NULL, chat_path, "--chat", "-p", message, "--ignore-eos", "--json", "--quiet", NULL);
+    check_status(&r, 0);
+    found = json_ids(r.out, "ids");
+    if (count_ids(found) != 1024) test_fail("%d new tokens, expected 1024", count_ids(found));
+    test_end("one_message_has_room_for_its_answer");
+    free(found);
+    free(message);
+    run_free(&r);
 
     static const struct {
-        const char *name;
-        int number;
-    } signals[] = {{"terminal_sigterm_at_the_prompt", SIGTERM},
-                   {"terminal_sighup_at_the_prompt", SIGHUP},
-                   {"terminal_sigquit_at_the_prompt", SIGQUIT}};
-    for (int i = 0; i < 3; i++) {
-        t = START_CHAT(NULL, "-n", "5");
-        terminal_expect(&t, "> ");
-        terminal_type(&t, "half a li");
-        terminal_expect(&t, "half a li");
-        kill(t.child, signals[i].number);
-        terminal_end(&t, 130);
-        test_end(signals[i].name);
+        const char *name, *flag, *value, *fragment;
+    } refusals[] = {{"one_message_with_special", "--special", NULL, "do not go with --chat"},
+                    {"one_message_with_echo", "--echo", NULL, "do not go with --chat"},
+                    {"one_message_with_ids", "--ids", NULL, "--ids goes with a prompt"},
+                    {"one_message_twice", "-f", "x", "-p and -f: expected one of them"},
+                    {"one_message_with_detokenize", "--detokenize", NULL, "expected one of them"}};
+    for (size_t i = 0; i < sizeof refusals / sizeof *refusals; i++) {
+        r = run_program(NULL, chat_path, "--chat", "-p", "x", refusals[i].flag, refusals[i].value, NULL);
+        check_failure(&r, 2, refusals[i].fragment, NULL);
+        test_end(refusals[i].name);
+        run_free(&r);
     }
-
-    // A message without room does not end a conversation at a terminal.
-    t = START_CHAT(NULL, "-n", "200", "-c", "160");
-    terminal_expect(&t, "> ");
-    terminal_type(&t, "a message that is far too long for what the context has room for, by some words and more\r");
-    terminal_expect(&t, "the message was not sent");
-    terminal_expect(&t, "> ");
-    terminal_type(&t, "Hi\r");
-    terminal_expect(&t, "has room for ");
-    terminal_expect(&t, "> ");
-    terminal_type(&t, "\004");
-    terminal_end(&t, 0);
-    test_end("terminal_message_without_room");
-
-    if (!edited) {
-        test_skip("terminal_line_editing", "built without readline and libedit");
-        return;
-    }
-    t = START_CHAT(NULL, "-n", "5");
-    terminal_expect(&t, "> ");
-    terminal_type(&t, "/wrnog\033[D\033[D\033[D\177\033[Cr\033[C\r"); // wrnog: back three, n away, forward, r
-    terminal_expect(&t, ": no such command");
-    terminal_expect(&t, "> ");
-    terminal_type(&t, "\033[A\r"); // the last line again
-    terminal_expect(&t, ": no such command");
-    terminal_expect(&t, "> ");
-    terminal_type(&t, "\004");
-    CHECK(strstr(t.shown, "llama: /wrnog") == NULL);
-    terminal_end(&t, 0);
-    test_end("terminal_line_editing");
-
-    // Ctrl-Z: the shell finds its terminal; when the program goes on the line is there again.
-    t = START_CHAT(NULL, "-n", "5", "--verbose");
-    terminal_expect(&t, "> ");
-    terminal_type(&t, "/hel");
-    terminal_expect(&t, "/hel");
-    terminal_type(&t, "\032");
-    siginfo_t stopped = {.si_pid = 0};
-    if (waitid(P_PID, (id_t)t.child, &stopped, WSTOPPED | WEXITED) != 0 || stopped.si_code != CLD_STOPPED)
-        test_fail("not stopped");
-    struct termios now;
-    if (tcgetattr(t.screen, &now) != 0 || now.c_lflag != t.before.c_lflag || now.c_iflag != t.before.c_iflag)
-        test_fail("the terminal is not as it was");
-    kill(t.child, SIGCONT);
-    terminal_expect(&t, "/hel");
-    terminal_type(&t, "p\r");
-    terminal_expect(&t, "Ctrl-D  ends");
-    terminal_expect(&t, "> ");
-    terminal_type(&t, "\004");
-    terminal_end(&t, 0);
-    test_end("terminal_ctrl_z");
-
-    // A tab is a tab, not the name of a file.
-    t = START_CHAT(NULL, "-n", "5");
-    terminal_expect(&t, "> ");
-    terminal_type(&t, "/ch\tx\r");
-    terminal_expect(&t, "x: no such command");
-    CHECK(strstr(t.shown, "/ch\tx: no such command") != NULL);
-    terminal_expect(&t, "> ");
-    terminal_type(&t, "\004");
-    terminal_end(&t, 0);
-    test_end("terminal_tab");
-
-    // Ctrl-D during an answer ends the conversation after it.
-    write_file(out, "", 0);
-    t = START_CHAT(out, "--ignore-eos", "-n", "2000", "--temp", "1");
-    terminal_expect(&t, "> ");
-    terminal_type(&t, "Hi\r");
-    wait_for_growth(&t, out, 0);
-    terminal_type(&t, "\004");
-    terminal_end(&t, 0);
-    test_end("terminal_ctrl_d_during_an_answer");
 }
 
-// ---- the status line ------------------------------------------------------------------------------------------------
-
-static void test_status_line(void) {
-    char out[300];
-    snprintf(out, sizeof out, "%s", temporary("answers"));
-    char *text = must(malloc(1301));
-    memset(text, 'a', 1300);
-    text[1300] = 0;
-    const char *const args[] = {chat_path, "-p", text, "-n", "2", NULL};
-    Terminal t = terminal_start(out, args);
-    terminal_expect(&t, "llama: loading [");
-    terminal_expect(&t, "] ");
-    terminal_expect(&t, " GB");
-    terminal_expect(&t, "\r\033[K");
-    terminal_expect(&t, "llama: prefilling [");
-    terminal_expect(&t, " of 1301 tokens");
-    terminal_expect(&t, "\r\033[K");
-    terminal_expect(&t, "new tokens");
-    terminal_end(&t, 0);
-    test_end("status_line");
-    // On a narrow terminal it is never wider than a line, without its bar if need be.
-    static const unsigned short columns[] = {80, 50, 20};
-    for (int i = 0; i < 3; i++) {
-        terminal_columns = columns[i];
-        t = terminal_start(out, args);
-        terminal_expect(&t, "llama: prefilling ");
-        terminal_wait(&t, "new tokens");
-        int lines = 0;
-        for (char *at = strstr(t.shown, "\rllama: prefilling"), *end; at; at = strstr(end, "\rllama: prefilling")) {
-            end = strstr(at, "\033[K");
-            if (!end) break;
-            lines++;
-            if (end - (at + 1) >= columns[i])
-                test_fail("%td columns of %d: %s", end - (at + 1), columns[i], shown(at + 1, (size_t)(end - at - 1)));
-        }
-        CHECK(lines > 0);
-        terminal_end(&t, 0);
-        char name[40];
-        snprintf(name, sizeof name, "status_line_in_%d_columns", columns[i]);
-        test_end(name);
+static void test_tokenize(void) {
+    Ids ids;
+    begin_ids(&ids, "2 May 2031", "Be kind.");
+    add_message(&ids, "user", "<|eot_id|> Hi");
+    add_message(&ids, "assistant", NULL);
+    char want[8192], *at = want;
+    for (int i = 0; i < ids.n; i++) at += sprintf(at, "%s%d", i ? " " : "", ids.ids[i]);
+    strcpy(at, "\n");
+    static const char *const models[] = {chat_path, vocab_path};
+    for (int i = 0; i < 2; i++) {
+        Run r = run_program(NULL, models[i], "--chat", "--tokenize", "-p", "<|eot_id|> Hi", "--system", "Be kind.",
+                            "--date", "2 May 2031", NULL);
+        check_output(&r, want, strlen(want));
+        test_end(i ? "tokenize_a_conversation_with_a_vocabulary" : "tokenize_a_conversation");
+        run_free(&r);
     }
-    terminal_columns = 160;
-    const char *const quiet[] = {chat_path, "-p", text, "-n", "2", "--quiet", NULL};
-    t = terminal_start(out, quiet);
-    terminal_wait(&t, NULL);
-    CHECK(t.n == 0);
-    terminal_end(&t, 0);
-    test_end("status_line_not_with_quiet");
-    Run r = run_program(NULL, chat_path, "-p", text, "-n", "2", NULL);
+    // ChatML keeps white space, but the end of a file's last line is none of the message's.
+    static const struct {
+        const char *name, *flag, *input, *message;
+    } rows[] = {{"tokenize_chatml", "-p", " a\n", " a\n"},
+                {"tokenize_chatml_file", "-f", " a\n\n", " a\n"},
+                {"tokenize_chatml_file_of_windows", "-f", " a\r\n", " a"},
+                {"tokenize_chatml_standard_input", "-p", "b", "b"},
+                {"tokenize_chatml_nothing", "-p", "", ""}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        bool piped = rows[i].flag[1] == 'f' || i == 3;
+        Io io = {.input = piped ? rows[i].input : "", .n_input = piped ? strlen(rows[i].input) : 0};
+        Run r = run_program(&io, chatml_vocab_path, "--chat", "--tokenize", rows[i].flag, piped ? "-" : rows[i].input,
+                            "--json", NULL);
+        check_status(&r, 0);
+        ids = (Ids){{BOS}, 1};
+        add_chatml(&ids, "user", rows[i].message);
+        add_chatml(&ids, "assistant", NULL);
+        char *found = json_ids(r.out, "ids");
+        check_ids(found, &ids, ", ");
+        test_end(rows[i].name);
+        free(found);
+        run_free(&r);
+    }
+}
+
+// ---- templates ------------------------------------------------------------------------------------------------------
+
+// The end of a turn, where the file's end ids leave it out.
+static void test_end_of_a_turn(void) {
+    static const char *const base[] = {"--temp", "1", "-s", "2", "--json", "--quiet"};
+    Run r =
+        run_program(NULL, eot_path, "--chat", "-p", "Hi", base[0], base[1], base[2], base[3], base[4], base[5], NULL);
     check_status(&r, 0);
-    CHECK(!strchr(r.err, '\r') && !strchr(r.err, '\033') && !strstr(r.err, "loading"));
-    test_end("status_line_not_without_a_terminal");
+    char *ids = json_ids(r.out, "ids"), *prompt = json_ids(r.out, "prompt_ids"), n[16];
+    int count = count_ids(ids);
+    CHECK(strstr(r.out, "\"finish_reason\": \"stop\"") && last_id(ids) == EOT && count > 1);
+    test_end("turn_ends_at_its_own_end");
     run_free(&r);
-    free(text);
+
+    snprintf(n, sizeof n, "%d", count + 5);
+    r = run_program(NULL, eot_path, "--chat", "-p", "Hi", "-n", n, "--ignore-eos", base[0], base[1], base[2], base[3],
+                    base[4], base[5], NULL);
+    check_status(&r, 0);
+    char *more = json_ids(r.out, "ids");
+    CHECK(strncmp(more, ids, strlen(ids)) == 0 && count_ids(more) == count + 5);
+    test_end("turn_goes_on_with_ignore_eos");
+    free(more);
+    run_free(&r);
+
+    // Of prompts those with messages end there, others do not.
+    char *lines = must(malloc(strlen(prompt) + 400));
+    int length =
+        sprintf(lines, "{\"messages\": [{\"content\": \"Hi\", \"role\": \"user\"}]}\n{\"ids\": [%s]}\n", prompt);
+    const char *path = temporary("prompts");
+    write_file(path, lines, (size_t)length);
+    r = run_program(NULL, eot_path, "--prompts", path, "-b", "1", "-n", n, base[0], base[1], base[2], base[3], base[5],
+                    NULL);
+    check_status(&r, 0);
+    more = json_ids(r.out, "ids");
+    CHECK(strcmp(more, ids) == 0 && strstr(r.out, "\"finish_reason\": \"stop\"") != NULL);
+    free(more);
+    more = json_ids(r.out, "prompt_ids");
+    CHECK(strcmp(more, prompt) == 0);
+    free(more);
+    free(lines);
+    run_free(&r);
+    // the same ids as the first of a file, so with its random stream
+    lines = must(malloc(strlen(prompt) + 40));
+    length = sprintf(lines, "{\"ids\": [%s]}\n", prompt);
+    write_file(path, lines, (size_t)length);
+    r = run_program(NULL, eot_path, "--prompts", path, "-n", n, base[0], base[1], base[2], base[3], base[5], NULL);
+    check_status(&r, 0);
+    more = json_ids(r.out, "ids");
+    CHECK(strncmp(more, ids, strlen(ids)) == 0 && count_ids(more) == count + 5);
+    test_end("turns_of_prompts");
+    free(more);
+    free(ids);
+    free(prompt);
+    free(lines);
+    run_free(&r);
+}
+
+// A file from before the template was compared: as ever, with a note, once.
+static void test_old_file(void) {
+    static const char note[] = "chat format llama3.1 was not compared with the checkpoint's chat template";
+    static const struct {
+        const char *name, *flags[3];
+        bool noted;
+    } rows[] = {{"template_not_checked", {NULL}, true},
+                {"template_not_checked_quiet", {"--quiet"}, false},
+                {"template_not_checked_one_message", {"-p", "Hi"}, true},
+                {"template_not_checked_tokenize", {"--tokenize", "-p", "Hi"}, true}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        Io io = {.input = "Hi\nHi\n", .n_input = 6};
+        Run r[2];
+        for (int old = 0; old < 2; old++) {
+            const char *const args[] = {old ? old_path : chat_path,
+                                        "--chat",
+                                        "-n",
+                                        "20",
+                                        rows[i].flags[0] ? rows[i].flags[0] : "--verbose",
+                                        rows[i].flags[1] ? rows[i].flags[1] : "--verbose",
+                                        rows[i].flags[2] ? rows[i].flags[2] : "--verbose",
+                                        NULL};
+            r[old] = run_args(&io, args);
+            check_status(&r[old], 0);
+        }
+        check_output(&r[1], r[0].out, r[0].n_out);
+        const char *found = strstr(r[1].err, note);
+        CHECK(!strstr(r[0].err, "was not compared"));
+        CHECK(rows[i].noted ? found && !strstr(found + 1, note) : !found);
+        test_end(rows[i].name);
+        run_free(&r[0]);
+        run_free(&r[1]);
+    }
+}
+
+// Three turns of other templates, as the whole conversation as one prompt gives them.
+static void test_other_templates(void) {
+    static const char *const messages[] = {"Hi", " a <|im_end|> b", "<think>"};
+    for (int deepseek = 0; deepseek < 2; deepseek++) {
+        const char *model = deepseek ? deepseek_path : chatml_path, *input = "Hi\n a <|im_end|> b\n<think>\n";
+        Ids ids = {{BOS}, 1};
+        char text[4096], turns[3][80];
+        size_t n = 0;
+        if (deepseek)
+            add_text(&ids, "Own system.");
+        else
+            add_chatml(&ids, "system", "Own system.");
+        for (int t = 0, cached = 0; t < 3; t++) {
+            if (deepseek) {
+                ids.ids[ids.n++] = USER;
+                for (const char *c = messages[t]; *c; c++)
+                    if (strncmp(c, "<|im_end|>", 10) == 0) // an added token, and none of this template's
+                        ids.ids[ids.n++] = IM_END, c += 9;
+                    else
+                        ids.ids[ids.n++] = (uint8_t)*c;
+                ids.ids[ids.n++] = ASSISTANT;
+                ids.ids[ids.n++] = THINK;
+                add_text(&ids, "\n");
+            } else {
+                add_chatml(&ids, "user", NULL);
+                for (const char *c = messages[t]; *c; c++)
+                    if (strcmp(c, "<think>") == 0)
+                        ids.ids[ids.n++] = THINK, c += 6;
+                    else
+                        ids.ids[ids.n++] = (uint8_t)*c;
+                ids.ids[ids.n++] = IM_END;
+                add_text(&ids, "\n");
+                add_chatml(&ids, "assistant", NULL);
+            }
+            int prompt = ids.n;
+            snprintf(turns[t], sizeof turns[t], "turn %d: %d tokens from the cache, %d prefilled", t + 1, cached,
+                     prompt - cached);
+            n += ask_model(model, &ids, "12", text + n);
+            for (int i = prompt; i < ids.n; i++) CHECK(ids.ids[i] < BYTES); // no thoughts end, no token in the text
+            cached = deepseek ? prompt - 2 : prompt + 11;
+            if (deepseek) { // without the opening of the thoughts
+                memmove(ids.ids + prompt - 2, ids.ids + prompt, (size_t)(ids.n - prompt) * sizeof *ids.ids);
+                ids.n -= 2;
+            }
+            ids.ids[ids.n++] = deepseek ? SENTENCE_END : IM_END;
+            if (!deepseek) add_text(&ids, "\n");
+        }
+        Io io = {.input = input, .n_input = strlen(input)};
+        Run r = run_program(&io, model, "--chat", "-n", "12", "--verbose", NULL);
+        check_output(&r, text, n);
+        for (int t = 0; t < 3; t++)
+            if (!strstr(r.err, turns[t])) test_fail("\"%s\" is not in: %s", turns[t], shown(r.err, r.n_err));
+        test_end(deepseek ? "deepseek_turns" : "chatml_turns");
+        run_free(&r);
+    }
+    Run r = run_program(NULL, chatml_path, "--chat", "--date", "today", NULL);
+    check_failure(&r, 1, "--date: this model's chat format is chatml, expected llama3.1", NULL);
+    test_end("date_in_chatml");
+    run_free(&r);
+    char id[16];
+    snprintf(id, sizeof id, "97 %d %d %d", THINK, IM_START, IM_END);
+    r = run_program(NULL, chatml_path, "--ids", "-p", id, "--echo", "-n", "1", "--quiet", NULL);
+    check_status(&r, 0);
+    CHECK(r.n_out >= 18 && memcmp(r.out, "a<think><|im_end|>", 18) == 0);
+    test_end("added_tokens_print_as_text");
+    run_free(&r);
+}
+
+// ---- messages of --prompts ------------------------------------------------------------------------------------------
+
+static void test_messages(void) {
+    static const char lines[] = "{\"messages\": [{\"role\": \"system\", \"content\": \"Own.\"}, {\"role\": \"user\", "
+                                "\"content\": \" Hi\\n\"}]}\n"
+                                "{\"messages\": [{\"content\": \"Hi\", \"role\": \"user\"}, {\"role\": \"assistant\", "
+                                "\"content\": \"\\u00e9 <|eot_id|>\"}, "
+                                "{\"role\": \"user\", \"content\": \"\"}]}\n"
+                                "{\"ids\": [1, 2]}\n";
+    char path[300];
+    path_of(path, "messages");
+    write_file(path, lines, sizeof lines - 1);
+    Ids want[3] = {{{0}, 0}, {{0}, 0}, {{1, 2}, 2}};
+    begin_ids(&want[0], "26 Jul 2024", "Own.");
+    add_message(&want[0], "user", "Hi");
+    add_message(&want[0], "assistant", NULL);
+    begin_ids(&want[1], "3 May 2031", "Be kind.");
+    add_message(&want[1], "user", "Hi");
+    add_message(&want[1], "assistant", "\u00E9 <|eot_id|>");
+    add_message(&want[1], "user", "");
+    add_message(&want[1], "assistant", NULL);
+    static const char *const models[] = {chat_path, chat_path, vocab_path};
+    for (int i = 0; i < 3; i++) {
+        const char *const args[] = {models[i],      "--prompts", path,
+                                    "--system",     "Be kind.",  "--date",
+                                    "3 May 2031",   "--quiet",   i ? "--tokenize" : "-n",
+                                    i ? NULL : "3", NULL};
+        Run r = run_args(NULL, args);
+        check_status(&r, 0);
+        char *line = r.out;
+        for (int k = 0; k < 3 && line; k++, line = line ? line + 1 : NULL) {
+            char *end = strchr(line, '\n'),
+                 *found = i ? must(strndup(line, strcspn(line, "\n"))) : json_ids(line, "prompt_ids");
+            check_ids(found, &want[k], i ? " " : ", ");
+            free(found);
+            line = end;
+        }
+        static const char *const names[] = {"prompts_with_messages", "tokenize_prompts",
+                                            "tokenize_prompts_with_a_vocabulary"};
+        test_end(names[i]);
+        run_free(&r);
+    }
+
+    static const struct {
+        const char *name, *line, *fragment;
+    } refusals[] = {
+        {"messages_empty", "[]", "bad:2: no messages, expected the user's at the end"},
+        {"messages_end_with_the_assistant",
+         "[{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]",
+         "bad:2: the last message is not the user's, expected the user's at the end"},
+        {"messages_of_the_system_alone", "[{\"role\": \"system\", \"content\": \"a\"}]",
+         "bad:2: the last message is not the user's"},
+        {"messages_unknown_role", "[{\"role\": \"tool\", \"content\": \"a\"}]",
+         "bad:2: message 1: role \"tool\", expected system, user or assistant"},
+        {"messages_late_system",
+         "[{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"system\", \"content\": \"b\"}]",
+         "bad:2: message 2: role \"system\", expected user or assistant (system comes first)"},
+        {"messages_without_content", "[{\"role\": \"user\"}]", "bad:2: message 1 has no \"content\""},
+        {"messages_without_role", "[{\"content\": \"user\"}]", "bad:2: message 1 has no \"role\""},
+        {"messages_role_twice", "[{\"role\": \"user\", \"role\": \"user\", \"content\": \"a\"}]",
+         "bad:2: message 1: a second key \"role\", expected \"role\" and \"content\""},
+        {"messages_unknown_key", "[{\"role\": \"user\", \"name\": \"x\", \"content\": \"a\"}]",
+         "bad:2: message 1: unknown key \"name\", expected \"role\" and \"content\""},
+        {"messages_content_in_parts", "[{\"role\": \"user\", \"content\": [{\"type\": \"text\"}]}]", "bad:2: bad JSON"},
+        {"messages_no_list", "{\"role\": \"user\", \"content\": \"a\"}", "bad:2: bad JSON"},
+    };
+    for (size_t i = 0; i < sizeof refusals / sizeof *refusals; i++) {
+        char text[400];
+        int n = snprintf(text, sizeof text, "{\"text\": \"a\"}\n{\"messages\": %s}\n", refusals[i].line);
+        write_file(temporary("bad"), text, (size_t)n);
+        Run r = run_program(NULL, chat_path, "--prompts", temporary("bad"), NULL);
+        check_failure(&r, 1, refusals[i].fragment, NULL);
+        test_end(refusals[i].name);
+        run_free(&r);
+    }
+    static const char plain[] = "{\"text\": \"a\"}\n";
+    write_file(temporary("plain"), plain, sizeof plain - 1);
+    Run r = run_program(NULL, chat_path, "--prompts", temporary("plain"), "--system", "x", NULL);
+    check_failure(&r, 1, "plain: --system and --date go with messages, and no line has any", NULL);
+    test_end("system_of_prompts_without_messages");
+    run_free(&r);
+    r = run_program(NULL, "model/stories.bin", "--prompts", path, NULL);
+    check_failure(&r, 1, "messages:1: messages: this model has no chat format", NULL);
+    test_end("messages_without_a_chat_format");
+    run_free(&r);
+}
+
+// The chat model with the tokens of ChatML and deepseek, some of them not special.
+static void write_other_models(void) {
+    static const struct {
+        const char *text;
+        int id, kind;
+    } tokens[] = {{"<|im_start|>", IM_START, 1},
+                  {"<|im_end|>", IM_END, 3},
+                  {"<\uFF5CUser\uFF5C>", USER, 3},
+                  {"<\uFF5CAssistant\uFF5C>", ASSISTANT, 3},
+                  {"<\uFF5Cend\u2581of\u2581sentence\uFF5C>", SENTENCE_END, 1},
+                  {"<think>", THINK, 3}};
+    Draft d;
+    draft_chat(&d, 1 << 16);
+    Part *output = draft_part(&d, "output"); // without tokens of headers in the answers
+    size_t row = output->n / output->shape[0];
+    memset(output->data + START * row, 0, 2 * row);
+    for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++)
+        if (draft_token(&d, tokens[i].text, tokens[i].kind) != tokens[i].id)
+            test_fail("another id for %s", tokens[i].text);
+    draft_meta(&d, "format", "llama-model/2");
+    draft_meta(&d, "chat_system", "Own system.");
+    draft_meta(&d, "chat_format", "chatml");
+    draft_write(&d, path_of(chatml_path, "chatml.bin"));
+    draft_meta(&d, "chat_format", "deepseek");
+    draft_write(&d, path_of(deepseek_path, "deepseek.bin"));
+    draft_meta(&d, "chat_format", "chatml");
+    draft_meta(&d, "chat_system", NULL);
+    draft_vocab_only(&d);
+    draft_write(&d, path_of(chatml_vocab_path, "chatml-vocabulary.bin"));
+    draft_free(&d);
 }
 
 int main(void) {
     program_setup();
     Draft d;
-    snprintf(chat_path, sizeof chat_path, "%s/chat.bin", test_dir);
     snprintf(llama3_path, sizeof llama3_path, "%s/llama3.bin", test_dir);
     snprintf(stories_path, sizeof stories_path, "%s/stories.bin", test_dir);
-    draft_chat(&d, 1 << 20);
-    draft_write(&d, chat_path);
+    write_chat_model(&d);
+    draft_meta(&d, "converter", NULL);
+    draft_write(&d, path_of(old_path, "old.bin"));
+    draft_meta(&d, "eos_ids", "257");
+    draft_write(&d, path_of(eot_path, "eot.bin"));
+    draft_vocab_only(&d);
+    draft_write(&d, path_of(vocab_path, "vocabulary.bin"));
     draft_free(&d);
+    write_other_models();
     draft_read(&d, "model/stories.bin");
     draft_meta(&d, "chat_format", "llama3.1");
     draft_write(&d, stories_path);
@@ -465,7 +630,13 @@ int main(void) {
     draft_write(&d, llama3_path);
     draft_free(&d);
     test_pipe();
-    test_terminal();
-    test_status_line();
+    test_room();
+    test_refusals();
+    test_one_message();
+    test_tokenize();
+    test_end_of_a_turn();
+    test_old_file();
+    test_other_templates();
+    test_messages();
     return tests_summary();
 }

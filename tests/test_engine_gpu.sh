@@ -45,6 +45,56 @@ repeatable() {
     [ -s "$work/run1" ] && cmp "$work/run1" "$work/run2"
 }
 
+# model.bin with these matrices in float32, the same values; a tied model is untied where `output` is among them.
+widen() { # FROM TO NAME...
+    python3 - "$@" <<'EOF'
+import json, struct, sys
+with open(sys.argv[1], "rb") as file:
+    n, = struct.unpack("<Q", file.read(8))
+    header, data = json.loads(file.read(n)), file.read()
+metadata = header.pop("__metadata__")
+if "output" in sys.argv[3:] and "output" not in header:
+    items = list(header.items())
+    at = next(i for i, (name, _) in enumerate(items) if name.startswith("tokenizer."))
+    header = dict(items[:at] + [("output", dict(header["tok_embeddings"]))] + items[at:])
+    metadata["tie_embeddings"] = "false"
+metadata["format"], blobs, end = "llama-model/2", [], 0
+for name, entry in header.items():
+    begin, stop = entry["data_offsets"]
+    blob = data[begin:stop]
+    if name in sys.argv[3:]:
+        wide = bytearray(2 * len(blob))
+        wide[2::4], wide[3::4] = blob[::2], blob[1::2]
+        entry["dtype"], blob = "F32", bytes(wide)
+    entry["data_offsets"] = [end, end + len(blob)]
+    end += len(blob)
+    blobs.append(blob)
+text = json.dumps({"__metadata__": metadata, **header}).encode()
+text += b" " * (-(8 + len(text)) % 4096)
+with open(sys.argv[2], "wb") as file:
+    file.write(struct.pack("<Q", len(text)) + text + b"".join(blobs))
+EOF
+}
+
+# Rounded to bf16 again, float32 copies are the matrices that they are copies of: the same logits.
+same_in_bf16() { # MODEL
+    $LLAMA "$1" -p "Once upon a time" -n 60 --ignore-eos --engine $engine --verbose --json --logprobs 5 > "$work/b.json" 2> "$work/err" &&
+        grep -q "rounded to bf16" "$work/err" &&
+        $LLAMA $model -p "Once upon a time" -n 60 --ignore-eos --engine $engine --json --logprobs 5 > "$work/a.json" &&
+        same_tokens "$work/a.json" "$work/b.json"
+}
+
+# Embeddings and output in float32 beside layers in BF16. In float32 engine fused has no product for such an output.
+own_dtypes() {
+    widen $model "$work/both.bin" tok_embeddings output && widen $model "$work/output.bin" output &&
+        same_in_bf16 "$work/both.bin" && same_in_bf16 "$work/output.bin" || return 1
+    if [ $engine = cublas ]; then
+        $LLAMA "$work/both.bin" --compare tests/vectors/stories-dump.safetensors --engine $engine --precision f32
+    else
+        refused "the output matrix is F32, expected BF16 as the layers are" $LLAMA "$work/output.bin" -p x -n 1 --engine $engine --precision f32
+    fi
+}
+
 for engine in cublas fused; do
     gpu=$($LLAMA $model -p x -n 1 --engine $engine 2>&1 > /dev/null | tail -n 1)
     check test_${engine}_stories_equal_huggingface $LLAMA $model --compare tests/vectors/stories-dump.safetensors --engine $engine --precision f32
@@ -58,6 +108,7 @@ for engine in cublas fused; do
     done
     check test_${engine}_batch_equals_single_runs_on_the_cpu batch_equals_single
     check test_${engine}_two_runs_are_identical repeatable
+    check test_${engine}_embeddings_and_output_of_their_own_dtypes own_dtypes
     # (in float32 cublas holds float32 matrices, fused the file's)
     [ $engine = fused ] || check test_${engine}_weights_too_large_are_refused_before_allocation refused "GB of weights" $LLAMA --synthetic llama-3.1-70b -p x -n 1 --engine $engine --precision f32
     check test_${engine}_context_too_large_names_the_one_that_fits refused "would fit" $LLAMA --synthetic llama-3.1-8b --prompts "$work/prompts" -b 4 -c 131072 -n 1 --engine $engine --precision f32

@@ -57,8 +57,10 @@ blank_lines() {
 
 check test_prompts_lines_equal_single_runs lines_equal_single_runs
 check test_prompts_bad_json_names_file_and_line refused "bad:2: bad JSON" '{"text": "a"}\n{"text": 1}\n'
-check test_prompts_unknown_key_is_refused refused 'bad:1: key "prompt"' '{"prompt": "a"}\n'
+check test_prompts_unknown_key_is_refused refused 'bad:1: key "prompt", expected "text", "ids" or "messages"' '{"prompt": "a"}\n'
 check test_prompts_id_beyond_the_vocabulary refused "bad:1: id 8192, expected below 8192" '{"ids": [1, 8192]}\n'
+check test_prompts_messages_without_a_chat_format refused "bad:2: messages: this model has no chat format" \
+    '{"text": "a"}\n{"messages": [{"role": "user", "content": "a"}]}\n'
 check test_prompts_empty_ids refused "prompt 1 is empty" '{"text": "a"}\n{"ids": []}\n'
 check test_prompts_empty_file refused "no prompts" '\n\n'
 check test_prompts_end_id_first_has_timings end_id_first

@@ -87,10 +87,16 @@ static void test_scenario(const Scenario *s, int rounds) {
     static const int signals[] = {SIGINT, SIGTERM, SIGPIPE};
     if (!test_wanted(s->name) && !test_wanted("signals_reach_what_runs")) return;
     int interrupted = 0, done = 0, early = 0;
-    double start = seconds();
-    Run good = run_signalled(s, 0, 0);
-    double length = seconds() - start;
-    check_status(&good, 0);
+    // Signals come within the shortest of a few runs: on a busy machine one may take many times as long.
+    Run good = {0};
+    double length = INFINITY;
+    for (int i = 0; i < 4; i++) {
+        run_free(&good);
+        double start = seconds();
+        good = run_signalled(s, 0, 0);
+        length = fmin(length, seconds() - start);
+        check_status(&good, 0);
+    }
     for (int i = 0; i < rounds && !test_failure[0]; i++) {
         int number = signals[i % 3];
         Run r = run_signalled(s, number, random_share() * length);

@@ -14,7 +14,9 @@ static bool only_space(const Tokenizer *t, int id) {
 // Text without special and added tokens. Bytes that are not UTF-8 as tiktoken's _encode_bytes treats them: the last pre-token of the
 // valid prefix, and tokens of white space before it, may have belonged to what follows; they and the rest are one
 // pre-token.
-static bool encode_ordinary(PreTokenCache *c, const uint8_t *text, size_t n, TokenList *out, Error *err) {
+static bool encode_ordinary(PreTokenCache *c, const AddedTokens *which, const uint8_t *text, size_t n, TokenList *out,
+                            Error *err) {
+    (void)which;
     const Tokenizer *t = c->tokenizer;
     size_t valid = utf8_valid_prefix(text, n), first = out->n, last_pre_token;
     if (!bpe_encode_text(c, text, valid, out, &last_pre_token, err)) return false;
@@ -38,15 +40,16 @@ static bool counts(const Tokenizer *t, const AddedTokens *which, int id) {
     return true;
 }
 
-// Text in which the passes before this one have found nothing.
-static bool encode_pass(PreTokenCache *c, int p, const AddedTokens *which, const uint8_t *text, size_t n,
-                        TokenList *out, Error *err) {
+// What is to be done with the text around the tokens that a pass finds.
+typedef bool EncodeRest(PreTokenCache *c, const AddedTokens *which, const uint8_t *text, size_t n, TokenList *out,
+                        Error *err);
+
+static bool encode_pass(PreTokenCache *c, const AddedPass *pass, EncodeRest *rest, const AddedTokens *which,
+                        const uint8_t *text, size_t n, TokenList *out, Error *err) {
     const Tokenizer *t = c->tokenizer;
-    if (p == ADDED_PASSES) return encode_ordinary(c, text, n, out, err);
-    const AddedPass *pass = &t->passes[p];
-    if (!pass->tree || (!which->special && !pass->n_added)) return encode_pass(c, p + 1, which, text, n, out, err);
     size_t start = 0, length; // start: of the text that is not yet encoded
-    for (size_t at = 0; at < n;) {
+    bool may_find = pass->tree && (which->special || pass->n_added);
+    for (size_t at = 0; at < n && may_find;) {
         int id = pass->begins[text[at]] ? tokenizer_match(pass, text + at, n - at) : -1;
         if (id < 0) {
             at++;
@@ -54,19 +57,24 @@ static bool encode_pass(PreTokenCache *c, int p, const AddedTokens *which, const
         }
         tokenizer_bytes(t, id, &length);
         if (counts(t, which, id)) {
-            if (!encode_pass(c, p + 1, which, text + start, at - start, out, err) || !tokens_append(out, id, err))
-                return false;
+            if (!rest(c, which, text + start, at - start, out, err) || !tokens_append(out, id, err)) return false;
             start = at + length;
         }
         at += length;
     }
-    return encode_pass(c, p + 1, which, text + start, n - start, out, err);
+    return rest(c, which, text + start, n - start, out, err);
+}
+
+static bool second_pass(PreTokenCache *c, const AddedTokens *which, const uint8_t *text, size_t n, TokenList *out,
+                        Error *err) {
+    return encode_pass(c, &c->tokenizer->passes[1], encode_ordinary, which, text, n, out, err);
 }
 
 bool tokenizer_encode_added(const Tokenizer *t, const uint8_t *text, size_t n, AddedTokens which, TokenList *out,
                             Error *err) {
     PreTokenCache cache;
-    bool ok = pre_token_cache_init(&cache, t, n, err) && encode_pass(&cache, 0, &which, text, n, out, err);
+    bool ok = pre_token_cache_init(&cache, t, n, err) &&
+              encode_pass(&cache, &t->passes[0], second_pass, &which, text, n, out, err);
     pre_token_cache_free(&cache);
     return ok;
 }

@@ -92,12 +92,11 @@ static bool optional_text(Model *m, int format, const char *key, const char **te
 // chat_format and its parameters.
 static bool read_chat_config(Model *m, int format, Error *err) {
     Config *c = &m->config;
-    static const char *const formats[] = {"none", "llama3", "llama3.1", "chatml", "deepseek", NULL};
     int chat_format;
-    if (!meta_word(m, "chat_format", formats, &chat_format, err)) return false;
+    if (!meta_word(m, "chat_format", chat_format_names, &chat_format, err)) return false;
     c->chat_format = (ChatFormat)chat_format;
     char what[64];
-    snprintf(what, sizeof what, "chat_format \"%s\"", formats[chat_format]);
+    snprintf(what, sizeof what, "chat_format \"%s\"", chat_format_names[chat_format]);
     if (c->chat_format > CHAT_LLAMA3_1 && !check_format(m, format, what, err)) return false;
     c->chat_checked = safetensors_meta(&m->file, "converter") != NULL;
     if (!optional_text(m, format, "chat_system", &c->chat_system, err) ||
@@ -220,19 +219,20 @@ static bool check_norm(Binding *b, const Tensor *t, Error *err) {
 // The layers' matrices are of one dtype. Embeddings and output may each have another, which llama-model/1 had not.
 static bool check_weight_dtype(const Binding *b, const Weight *w, const Tensor *t, Error *err) {
     Model *m = b->model;
-    Weights *weights = &m->weights;
-    DType *own = w->matrix == &weights->tok_embeddings ? &weights->embeddings_dtype
-                 : w->matrix == &weights->output       ? &weights->output_dtype
-                                                       : NULL;
-    if (!own) return check_dtype(m, t, weights->dtype, err);
-    *own = t->dtype;
+    const DType layers = m->weights.dtype;
+    if (w->matrix == &m->weights.tok_embeddings)
+        m->weights.embeddings_dtype = t->dtype;
+    else if (w->matrix == &m->weights.output)
+        m->weights.output_dtype = t->dtype;
+    else
+        return check_dtype(m, t, layers, err);
     if (t->dtype > DTYPE_F32)
         return fail(err, "%s: tensor %s: dtype %s, expected BF16, F16 or F32", m->file.path, t->name,
                     dtype_names[t->dtype]);
     char what[96];
     snprintf(what, sizeof what, "tensor %s: dtype %s beside layers of %s", w->name, dtype_names[t->dtype],
-             dtype_names[weights->dtype]);
-    return t->dtype == weights->dtype || check_format(m, b->format, what, err);
+             dtype_names[layers]);
+    return t->dtype == layers || check_format(m, b->format, what, err);
 }
 
 // WeightVisitor: one norm or matrix against the header.

@@ -123,9 +123,24 @@ static bool sequence_end(Sequence *seq, const char *reason, const GenerateSink *
     return text_out(seq, sink, seq->pending.n, err);
 }
 
-static bool is_eos(const Config *c, int id) {
-    for (int i = 0; i < c->n_eos; i++)
-        if (c->eos_ids[i] == id) return true;
+static bool contains(const int *ids, int n, int id) {
+    for (int i = 0; i < n; i++)
+        if (ids[i] == id) return true;
+    return false;
+}
+
+static bool is_end(const Sequence *seq, const Model *m, const GenerateConfig *g, int id) {
+    return contains(m->config.eos_ids, m->config.n_eos, id) ||
+           (seq->turn && contains(g->turn_ends, g->n_turn_ends, id));
+}
+
+// Whether a special token is named by a stop text: printed or not, an answer ends there.
+static bool is_stop_token(const Tokenizer *t, const GenerateConfig *g, int id) {
+    if (t->kind[id] != TOKEN_SPECIAL) return false;
+    size_t n;
+    const uint8_t *bytes = tokenizer_bytes(t, id, &n);
+    for (int i = 0; i < g->n_stops; i++)
+        if (strlen(g->stops[i]) == n && memcmp(g->stops[i], bytes, n) == 0) return true;
     return false;
 }
 
@@ -157,7 +172,9 @@ static bool sequence_step(Sequence *seq, Model *m, const GenerateConfig *g, cons
     if (seq->ids.n == 1) seq->first = now;
     if (seq->ids.n > 1) seq->latencies[seq->ids.n - 2] = (float)(now - seq->last);
     seq->last = now;
-    if (is_eos(&m->config, id) && !g->ignore_eos) return sequence_end(seq, "stop", sink, err);
+    bool end = is_end(seq, m, g, id);
+    if ((end && !g->ignore_eos) || is_stop_token(&m->tokenizer, g, id))
+        return sequence_end(seq, end ? "stop" : "stop_string", sink, err);
     size_t n;
     bool stopped;
     const uint8_t *bytes = printed_bytes(m, g->special, id, &n);

@@ -9,9 +9,11 @@ typedef struct {
     int n;        // new tokens at most
     int logprobs; // K: keep log-probabilities of each token and of the K most likely; 0: none
     int n_stops;
-    const char *const *stops; // [n_stops] texts that end an answer, not empty
+    const char *const *stops; // [n_stops] texts that end an answer, not empty; also the special tokens of these texts
     bool ignore_eos;          // go on past an end id
-    bool special;             // special tokens are part of the text
+    int n_turn_ends;
+    const int *turn_ends; // [n_turn_ends] ids that end an answer in a conversation, beside the model's end ids
+    bool special;         // special tokens are part of the text
     uint64_t seed;
     SamplerConfig sampler;
 } GenerateConfig;
@@ -19,7 +21,8 @@ typedef struct {
 typedef struct {
     int n_cached;                 // tokens of the prompt that slot 0 of the cache has already; with one slot only
     int index;                    // in the input; also its random stream
-    TokenList prompt, ids;        // ids: what was generated, with the end id if one ended it
+    bool turn;                    // the answer is one in a conversation
+    TokenList prompt, ids;        // ids: what was generated, with the end id or stop token if one ended it
     const char *finish_reason;    // stop, length, stop_string, interrupted; NULL: it runs, or never began
     Bytes text;                   // what was generated, unless it is passed on as it comes
     float *logprobs;              // [ids.n][1 + K]: of the token, then of the K most likely
@@ -51,7 +54,7 @@ bool generate(Model *model, const GenerateConfig *config, Sequence *seqs, int n,
 
 // The clock of Sequence's times.
 double clock_seconds(void);
-// The text of a token as it is printed: end ids and unused ids never, other special tokens if `special` says so.
+// The text of a token as it is printed: special tokens if `special` says so, added ones that are not special always.
 const uint8_t *printed_bytes(const Model *model, bool special, int id, size_t *n);
 
 #endif
