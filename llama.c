@@ -20,6 +20,7 @@
 #include "model/measure/perplexity.h"
 #include "model/model.h"
 #include "model/synthetic.h"
+#include "model/threads.h"
 #include "tokenizer/encode.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
@@ -38,6 +39,18 @@ static Precision precision_of(const Options *o) {
     return o->precision && strcmp(o->precision, "f32") == 0 ? PRECISION_F32 : PRECISION_BF16;
 }
 
+// Says where the number of threads is not as asked.
+static void print_threads_note(const Options *o, const Model *m) {
+    const char *omp = getenv("OMP_NUM_THREADS");
+    if (strcmp(m->engine->name, "cpu") != 0) {
+        if (o->threads) fprintf(stderr, "llama: -t changes nothing on engine %s\n", m->engine->name);
+    } else if (!o->threads && omp && *omp && !omp_threads(omp)) {
+        fprintf(stderr,
+                "llama: OMP_NUM_THREADS=%s is ignored, expected a whole number from 1 to %d; %d threads compute\n", omp,
+                MAX_THREADS, threads_count());
+    }
+}
+
 static bool start_model(const Options *o, Model *m, int slots, int context, Error *err) {
     if (context > m->config.max_seq_len)
         return fail(err, "a context of %d tokens, the model's maximum is %d", context, m->config.max_seq_len);
@@ -46,6 +59,7 @@ static bool start_model(const Options *o, Model *m, int slots, int context, Erro
     m->verbose = o->verbose;
     if (!model_start(m, o->engine, precision_of(o), slots, context, err)) return false;
     if (o->verbose) print_model(m, o);
+    if (!o->quiet) print_threads_note(o, m);
     return true;
 }
 
@@ -359,8 +373,9 @@ static bool run_bench(const Options *o, Model *m, Error *err) {
                             .json = o->json,
                             .progress = isatty(STDERR_FILENO) && !o->quiet};
     m->interrupted = &interrupted;
-    return model_choose(m, o->engine, options.precision, err) &&
-           bench_run(m, platform_of(m->engine), &options, stdout, err) && flush_output(err);
+    if (!model_choose(m, o->engine, options.precision, err)) return false;
+    if (!o->quiet) print_threads_note(o, m);
+    return bench_run(m, platform_of(m->engine), &options, stdout, err) && flush_output(err);
 }
 
 // ---- main -----------------------------------------------------------------------------------------------------------
@@ -415,8 +430,9 @@ int main(int argc, char **argv) {
         if (!flush_output(&err)) status = EXIT_FAILED;
     } else if (!flags_check(&o, &err)) {
         status = EXIT_USAGE;
-    } else if (!run(&o, start, &err)) {
-        status = EXIT_FAILED;
+    } else {
+        threads_set(o.threads);
+        if (!run(&o, start, &err)) status = EXIT_FAILED;
     }
     clear_progress();
     bool failed = err.text[0] && !is_interrupt(&err);

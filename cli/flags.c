@@ -7,6 +7,7 @@
 
 #include "../model/model.h"
 #include "../model/synthetic.h"
+#include "../model/threads.h"
 #include "version.h"
 
 #define FIELD(f) offsetof(Options, f)
@@ -61,6 +62,9 @@ const Flag flags[] = {
     {"--engine", "NAME", "what computes (the fastest here)", FLAG_TEXT, FIELD(engine), 0, 0},
     {"--precision", "P", "bf16 or f32: inputs of products and the cache (bf16; engine cpu is always f32)", FLAG_TEXT,
      FIELD(precision), 0, 0},
+    {"-t", "N", "threads of engine cpu (OMP_NUM_THREADS, or the CPUs that this process may use)", FLAG_INT,
+     FIELD(threads), 1, MAX_THREADS},
+    {"--threads", "N", "the same", FLAG_INT, FIELD(threads), 1, MAX_THREADS},
     {"--verbose", NULL, "say what was loaded and where it runs", FLAG_SWITCH, FIELD(verbose), 0, 0},
     {"--quiet", NULL, "no statistics", FLAG_SWITCH, FIELD(quiet), 0, 0},
     {"--version", NULL, "print the version", FLAG_SWITCH, FIELD(version), 0, 0},
@@ -239,8 +243,9 @@ void flags_print_manual(FILE *out) {
     }
     fputs(".SH EXIT STATUS\n0 done; 1 it failed, or a comparison did not hold; 2 bad usage; 130 interrupted, with what "
           "was generated "
-          "printed.\n.SH ENVIRONMENT\n.TP\n.B OMP_NUM_THREADS\nthreads of engine cpu; the text does not depend on "
-          "it\n.TP\n.B "
+          "printed.\n.SH ENVIRONMENT\n.TP\n.B OMP_NUM_THREADS\nthreads of engine cpu, where \\-t does not say: a "
+          "number, or a list of which the first counts. Without either, as many as the CPUs that the process may run "
+          "on, at most those that the quota of its control group gives it. The text does not depend on it.\n.TP\n.B "
           "NO_COLOR\nset to anything: no colour\n",
           out);
 }

@@ -14,7 +14,7 @@ enum { MAX_STOPS = 16, MAX_LOGPROBS = 64, DEFAULT_CONTEXT = 4096, DEFAULT_BATCH 
 typedef struct {
     const char *model, *prompt, *prompt_file, *stops[MAX_STOPS], *prompts, *perplexity, *compare, *synthetic, *engine,
         *precision, *system, *date;
-    int n_stops, n, context, batch, logprobs, stride;
+    int n_stops, n, context, batch, logprobs, stride, threads; // threads 0: not given
     uint64_t seed;
     SamplerConfig sampler;
     bool chat, ids, tokenize, detokenize, hex, special, ignore_eos, echo, json, bench, verbose, quiet, version, help;

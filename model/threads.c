@@ -1,19 +1,12 @@
-#define _GNU_SOURCE // sched_getaffinity, RUSAGE_THREAD
+#define _GNU_SOURCE // syscall
 #include "threads.h"
 
-#include <errno.h>
-#include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdalign.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -27,100 +20,12 @@
 #define PAUSE() atomic_signal_fence(memory_order_seq_cst)
 #endif
 
-enum {
-    STACK_BYTES = 1 << 20,
-    MAX_RUN = 64,
-    // How long a thread that waits keeps its core before it sleeps, in nanoseconds. To be woken takes 50 µs and more.
-    SPIN_CALM = 2000000, // longer than what one thread does alone between two products, or two tokens of a small model
-    SPIN_BUSY = 20000,   // where other threads wait for the cores
-    SPIN_LAST = 50000,   // until the workers have done their last parts: longer parts are worth sleeping for
-    // The machine counts as busy for BUSY_FOR after a thread has waited for its core for longer than LOST_CORE. Then workers
-    // that sleep are woken only for work that one thread has not done in WORTH_WAKING.
-    LOST_CORE = 100000,
-    BUSY_FOR = 200000000,
-    WORTH_WAKING = 500000
-};
+// For how long a thread that waits keeps its core before it sleeps, in nanoseconds: longer than one thread computes alone
+// between two products, or two tokens of a small model (to be woken takes 50 µs and more), and short beside the
+// milliseconds for which another process keeps a core that one of the threads waits for.
+enum { SPIN = 200000 };
 
 // ---- how many -------------------------------------------------------------------------------------------------------
-
-// The numbers at the beginning of a file; 0 for what is not there or none ("max").
-static void read_numbers(const char *path, double *first, double *second) {
-    char text[64] = "", *end;
-    FILE *in = fopen(path, "r");
-    if (in && !fgets(text, sizeof text, in)) text[0] = 0;
-    if (in) fclose(in);
-    *first = strtod(text, &end);
-    *second = strtod(end, NULL);
-}
-
-// The quota of one group, both times in microseconds. folder: of the group.
-static int group_cpus(const char *folder, bool unified) {
-    char path[2 * PATH_MAX + 32];
-    double quota, period, none;
-    snprintf(path, sizeof path, "%s/%s", folder, unified ? "cpu.max" : "cpu.cfs_quota_us");
-    read_numbers(path, &quota, &period);
-    if (!unified) {
-        snprintf(path, sizeof path, "%s/cpu.cfs_period_us", folder);
-        read_numbers(path, &period, &none);
-    }
-    if (!(quota > 0 && period > 0) || quota / period > MAX_THREADS) return 0;
-    int whole = (int)(quota / period);
-    return whole < quota / period ? whole + 1 : whole;
-}
-
-static int least_limit(int a, int b) { // 0: none
-    return a && (!b || a < b) ? a : b;
-}
-
-int cgroup_cpus(const char *cgroup, const char *root) {
-    char line[PATH_MAX], folder[2 * PATH_MAX];
-    int least = 0;
-    FILE *in = fopen(cgroup, "r");
-    while (in && fgets(line, sizeof line, in)) { // number:controllers:path; version 2 has no controllers
-        char *controllers = strchr(line, ':'), *path = controllers ? strchr(controllers + 1, ':') : NULL;
-        if (!path) continue;
-        *path++ = 0;
-        path[strcspn(path, "\n")] = 0;
-        bool unified = !*++controllers, cpu = unified;
-        for (char *name; (name = strsep(&controllers, ",")) != NULL;) cpu = cpu || strcmp(name, "cpu") == 0;
-        for (bool more = cpu; more;) { // the group, and those around it
-            snprintf(folder, sizeof folder, "%s%s%s", root, unified ? "" : "/cpu", path);
-            least = least_limit(group_cpus(folder, unified), least);
-            char *slash = strrchr(path, '/');
-            more = slash != NULL;
-            if (more) *slash = 0;
-        }
-    }
-    if (in) fclose(in);
-    return least;
-}
-
-// CPUs that this process may run on.
-static int usable_cpus(void) {
-    int n = 0;
-    for (size_t most = 1024; most <= 1 << 20; most *= 2) { // until the set has room for all of the machine's
-        cpu_set_t *set = CPU_ALLOC(most);
-        if (!set) break;
-        bool ok = sched_getaffinity(0, CPU_ALLOC_SIZE(most), set) == 0;
-        if (ok) n = CPU_COUNT_S(CPU_ALLOC_SIZE(most), set);
-        CPU_FREE(set);
-        if (ok || errno != EINVAL) break;
-    }
-    return n > 0 ? n : 1;
-}
-
-int threads_default(void) {
-    const char *wanted = getenv("OMP_NUM_THREADS");
-    char *end = NULL;
-    long n = wanted ? strtol(wanted, &end, 10) : 0;
-    if (n >= 1 && n <= MAX_THREADS && (!*end || *end == ',')) return (int)n; // of a list the first is meant
-    int cpus = least_limit(cgroup_cpus("/proc/self/cgroup", "/sys/fs/cgroup"), usable_cpus());
-    if (cpus > MAX_THREADS) cpus = MAX_THREADS;
-    if (wanted && *wanted)
-        fprintf(stderr, "llama: OMP_NUM_THREADS=%s: expected a whole number from 1 to %d; %d threads compute\n", wanted,
-                MAX_THREADS, cpus);
-    return cpus;
-}
 
 static atomic_int n_threads; // 0: not decided yet
 
@@ -130,7 +35,7 @@ void threads_set(int n) {
 
 int threads_count(void) {
     int n = n_threads;
-    if (n == 0) n_threads = n = threads_default();
+    if (n == 0) n_threads = n = default_threads();
     return n;
 }
 
@@ -142,27 +47,20 @@ int threads_count(void) {
 enum { OPEN = 1 << 30, CALLER_SLEEPS = 1 << 29, INSIDE = CALLER_SLEEPS - 1 }; // of `state`
 
 static struct {
+    atomic_flag taken;   // by a caller: what is not atomic is its own, and may be read by those who are inside
+    bool no_more;        // a worker could not be started
+    int n_workers;       // started
+    int n_cpus;          // to run on
+    atomic_bool crowded; // more threads than CPUs: none spins
     alignas(64) atomic_int opened; // counts the works; workers wait for it to change
     atomic_int sleeping;           // workers that have to be woken
-    atomic_int most;               // workers that may be inside
-    atomic_bool crowded;           // more threads than CPUs: none spins
-    atomic_flag taken;             // by a caller: the next three are its own
-    bool no_more;                  // a worker could not be started
-    int n_workers;                 // started
-    int n_cpus;                    // to run on
-    atomic_llong busy_until;       // time in nanoseconds, as now_ns gives it
     alignas(64) atomic_int state;  // OPEN, CALLER_SLEEPS, and the number of workers inside
-    int64_t n, grain;              // the work, which those read who are inside
-    ParallelBody *body;
+    atomic_int most;               // workers that may be inside
+    ParallelBody *body;            // the work
     void *context;
+    int64_t n, grain;
     alignas(64) atomic_llong next; // the first index that nobody has taken
 } pool = {.taken = ATOMIC_FLAG_INIT};
-
-static int64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
 
 // Sleeps until it is woken, if *word has that value; may return without a cause.
 static void futex_wait(atomic_int *word, int value) {
@@ -175,48 +73,27 @@ static void futex_wake(atomic_int *word, int n) {
 
 // One wait.
 typedef struct {
-    int n;               // pauses
-    int64_t start, last; // when the clock was read first and last; 0: not yet
+    int n;         // pauses
+    int64_t start; // when the clock was first read, in nanoseconds; 0: not yet
 } Spin;
 
-// Pauses once; false when the wait has taken `most` nanoseconds and it is time to sleep.
-static bool spin(Spin *s, int64_t most) {
+// Pauses once; false when the wait has taken SPIN and it is time to sleep.
+static bool spin(Spin *s) {
     if (pool.crowded) return false;
     PAUSE();
     if (++s->n % 16) return true;
-    int64_t now = now_ns();
-    if (!s->start) s->start = s->last = now;
-    if (now - s->last > LOST_CORE) pool.busy_until = now + BUSY_FOR;
-    s->last = now;
-    return now - s->start < (now < pool.busy_until ? SPIN_BUSY : most);
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    int64_t now = (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    if (!s->start) s->start = now;
+    return now - s->start < SPIN;
 }
 
-// Whether this thread, since it was last asked, has waited for a core that was taken from it.
-static bool has_lost_core(int64_t now) {
-    static _Thread_local int64_t before, ran_before; // times
-    static _Thread_local long switches;
-    struct rusage use;
-    if (getrusage(RUSAGE_THREAD, &use) != 0) return false;
-    int64_t ran = ((int64_t)use.ru_utime.tv_sec + use.ru_stime.tv_sec) * 1000000000 +
-                  ((int64_t)use.ru_utime.tv_usec + use.ru_stime.tv_usec) * 1000;
-    bool lost = before && use.ru_nivcsw != switches && now - before - (ran - ran_before) > LOST_CORE;
-    before = now;
-    ran_before = ran;
-    switches = use.ru_nivcsw;
-    return lost;
-}
-
-// Takes parts until none is left. wake_at: when workers that sleep are to be woken; 0: never.
-static void take_parts(int64_t wake_at) {
-    for (;;) {
-        int64_t begin = atomic_fetch_add_explicit(&pool.next, pool.grain, memory_order_relaxed);
-        if (begin >= pool.n) return;
-        if (wake_at && now_ns() >= wake_at) {
-            futex_wake(&pool.opened, pool.most);
-            wake_at = 0;
-        }
+// Takes parts until none is left.
+static void take_parts(void) {
+    int64_t begin;
+    while ((begin = atomic_fetch_add_explicit(&pool.next, pool.grain, memory_order_relaxed)) < pool.n)
         pool.body(pool.context, begin, pool.n - begin < pool.grain ? pool.n : begin + pool.grain);
-    }
 }
 
 static bool enter(void) {
@@ -234,11 +111,13 @@ static void *worker(void *none) {
     for (;;) {
         int opened = pool.opened;
         if (enter()) {
-            take_parts(0);
+            take_parts();
             leave();
         }
-        for (Spin s = {0}; pool.opened == opened && spin(&s, SPIN_CALM);) continue;
+        for (Spin s = {0}; pool.opened == opened && spin(&s);) continue;
         if (pool.opened != opened) continue;
+        // Counted before the last look at `opened`, and the caller counts after it has changed that: one of the two sees
+        // the other.
         pool.sleeping++;
         while (pool.opened == opened) futex_wait(&pool.opened, opened);
         pool.sleeping--;
@@ -247,51 +126,50 @@ static void *worker(void *none) {
 }
 
 // A thread that leaves all signals to the one that starts it.
-static bool start(pthread_t *thread, bool detached, void *(*body)(void *), void *argument) {
-    pthread_attr_t attributes;
+static bool start(pthread_t *thread, void *(*body)(void *), void *argument) {
     sigset_t all, before;
-    if (pthread_attr_init(&attributes) != 0) return false;
-    pthread_attr_setstacksize(&attributes, STACK_BYTES);
-    if (detached) pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    bool ok = pthread_create(thread, &attributes, body, argument) == 0;
+    bool ok = pthread_create(thread, NULL, body, argument) == 0;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
     return ok;
 }
 
 static void start_workers(int n) {
-    if (!pool.n_cpus) pool.n_cpus = usable_cpus();
+    if (!pool.n_cpus) pool.n_cpus = available_cpus();
     pthread_t id;
     while (pool.n_workers < n && !pool.no_more) {
-        pool.no_more = !start(&id, true, worker, NULL);
-        pool.n_workers += !pool.no_more;
+        pool.no_more = !start(&id, worker, NULL);
+        if (pool.no_more) break;
+        pthread_detach(id);
+        pool.n_workers++;
     }
+    pool.crowded = pool.n_workers >= pool.n_cpus;
 }
 
 void parallel_for(int64_t n, int64_t grain, ParallelBody *body, void *context) {
-    int threads = n > grain ? threads_count() : 1;
+    int64_t parts = (n + grain - 1) / grain;
+    int threads = parts > 1 ? threads_count() : 1;
+    if (threads > parts) threads = (int)parts;
     if (threads == 1 || atomic_flag_test_and_set(&pool.taken)) {
         if (n > 0) body(context, 0, n);
         return;
     }
     start_workers(threads - 1);
-    int64_t now = now_ns();
-    if (has_lost_core(now)) pool.busy_until = now + BUSY_FOR;
     pool.n = n;
     pool.grain = grain;
     pool.body = body;
     pool.context = context;
     pool.next = 0;
     pool.most = threads - 1;
-    pool.crowded = threads > pool.n_cpus;
     pool.state = OPEN;
     pool.opened++;
-    take_parts(pool.sleeping == 0 ? 0 : now < pool.busy_until ? now + WORTH_WAKING : now);
+    int missing = threads - 1 - (pool.n_workers - pool.sleeping);
+    if (missing > 0) futex_wake(&pool.opened, missing);
+    take_parts();
     int state = atomic_fetch_and(&pool.state, ~OPEN) & ~OPEN;
-    for (Spin s = {0}; state & INSIDE && spin(&s, SPIN_LAST);) state = pool.state;
-    if (state & INSIDE) state = atomic_fetch_or(&pool.state, CALLER_SLEEPS) | CALLER_SLEEPS;
+    for (Spin s = {0}; state && spin(&s);) state = pool.state;
+    if (state) state = atomic_fetch_or(&pool.state, CALLER_SLEEPS) | CALLER_SLEEPS;
     while (state & INSIDE) {
         futex_wait(&pool.state, state);
         state = pool.state;
@@ -319,7 +197,7 @@ void threads_run(int n, void (*body)(void *context, int i), void *context) {
     int started = 1;
     for (; started < n && started < MAX_RUN; started++) {
         runs[started] = (Run){.body = body, .context = context, .i = started};
-        if (!start(&runs[started].id, false, run, &runs[started])) break;
+        if (!start(&runs[started].id, run, &runs[started])) break;
     }
     body(context, 0);
     for (int i = 1; i < started; i++) pthread_join(runs[i].id, NULL);

@@ -5,14 +5,12 @@
 
 #include <stdint.h>
 
-enum { MAX_THREADS = 1024 };
+#include "thread_count.h"
 
-// How many threads compute, the caller's included, where nobody asked for a number: what OMP_NUM_THREADS says, or else
-// the CPUs that this process may run on, at most as many as its control groups give it (rounded up).
-int threads_default(void);
-// From the next work on n threads compute, 1 to MAX_THREADS; 0: threads_default(). Not to be called while they do.
+// From the next work on n threads compute, the caller's included, 1 to MAX_THREADS; 0: default_threads(). Not to be called
+// while they do.
 void threads_set(int n);
-// How many there are: what was set, or threads_default().
+// How many there are: what was set, or default_threads().
 int threads_count(void);
 
 // Calls body(context, begin, end) for parts of [0, n) of `grain` indices (the last has fewer), in any order, by several
@@ -24,13 +22,9 @@ typedef void ParallelBody(void *context, int64_t begin, int64_t end);
 void parallel_for(int64_t n, int64_t grain, ParallelBody *body, void *context);
 
 // Calls body(context, i) for i = 0 .. n-1 at the same time, for work that waits for devices more than it computes: 0 by
-// the caller, each other by a thread of its own, and returns when all are done. Where a thread cannot be started, its i
-// and those after it are left out: only what all of them take from one list is certain to be done.
+// the caller, each other by a thread of its own, and returns when all are done. n: at most MAX_RUN. Where a thread cannot be
+// started, its i and those after it are left out: only what all of them take from one list is certain to be done.
+enum { MAX_RUN = 64 };
 void threads_run(int n, void (*body)(void *context, int i), void *context);
-
-// CPUs that its control groups give a process, rounded up; 0: no limit. cgroup: the list of its groups, as in
-// /proc/self/cgroup; root: where they are mounted, as /sys/fs/cgroup. Of a group and all around it the least counts:
-// cpu.max (version 2) and cpu.cfs_quota_us (version 1).
-int cgroup_cpus(const char *cgroup, const char *root);
 
 #endif

@@ -182,12 +182,34 @@ static void test_threads_run_at_the_same_time(void) {
 
 // ---- how many -------------------------------------------------------------------------------------------------------
 
+static void test_threads_are_counted_by_the_rule(void) {
+    static const struct {
+        int asked;
+        const char *omp;
+        int cpus, quota, count;
+    } rules[] = {
+        {0, NULL, 8, 0, 8},  {0, NULL, 8, 3, 3},   {0, NULL, 2, 3, 2},         {0, NULL, 4000, 0, MAX_THREADS},
+        {0, "5", 2, 1, 5},   {0, "5,2", 2, 1, 5},  {0, " 7 , 1", 2, 1, 7},     {0, "1024", 2, 0, 1024},
+        {3, "5", 2, 1, 3},   {3, NULL, 2, 1, 3},   {9, "x", 2, 1, 9},          {0, "", 4, 0, 4},
+        {0, "0", 4, 0, 4},   {0, "-1", 4, 0, 4},   {0, "x", 4, 2, 2},          {0, "3x", 4, 0, 4},
+        {0, ",3", 4, 0, 4},  {0, "1025", 4, 0, 4}, {0, "4294967297", 4, 3, 3}, {0, "99999999999999999999", 4, 0, 4},
+        {0, "2.5", 4, 0, 4}, {0, "2 3", 4, 0, 4},
+    };
+    for (int i = 0; i < LENGTH(rules); i++) {
+        int n = thread_count(rules[i].asked, rules[i].omp, rules[i].cpus, rules[i].quota);
+        if (n != rules[i].count)
+            test_fail("asked %d, OMP_NUM_THREADS %s, %d CPUs, quota %d: %d threads, expected %d", rules[i].asked,
+                      rules[i].omp ? rules[i].omp : "not set", rules[i].cpus, rules[i].quota, n, rules[i].count);
+    }
+    test_end("test_threads_are_counted_by_the_rule");
+}
+
 static int default_with(const char *wanted) {
     if (wanted)
         setenv("OMP_NUM_THREADS", wanted, 1);
     else
         unsetenv("OMP_NUM_THREADS");
-    return threads_default();
+    return default_threads();
 }
 
 static void test_threads_by_default(void) {
@@ -195,17 +217,12 @@ static void test_threads_by_default(void) {
     CHECK(sched_getaffinity(0, sizeof before, &before) == 0);
     int cpus = default_with(NULL), quota = cgroup_cpus("/proc/self/cgroup", "/sys/fs/cgroup");
     CHECK(cpus == (quota && quota < CPU_COUNT(&before) ? quota : CPU_COUNT(&before)));
-    CHECK(default_with("1") == 1 && default_with("3") == 3 && default_with("1024") == 1024);
-    CHECK(default_with("5,2") == 5);
-    static const char *const refused[] = {"", "0", "-1", "x", "3x", "1025", "99999999999999999999"};
-    for (int i = 0; i < LENGTH(refused); i++)
-        if (default_with(refused[i]) != cpus)
-            test_fail("OMP_NUM_THREADS=%s: %d threads", refused[i], threads_default());
+    CHECK(default_with("1") == 1 && default_with("3") == 3 && default_with("x") == cpus && available_cpus() == cpus);
     CPU_ZERO(&one);
     for (int i = 0; i < CPU_SETSIZE && CPU_COUNT(&one) == 0; i++)
         if (CPU_ISSET(i, &before)) CPU_SET(i, &one);
     CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
-    CHECK(default_with(NULL) == 1 && default_with("2") == 2);
+    CHECK(default_with(NULL) == 1 && default_with("2") == 2 && available_cpus() == 1);
     threads_set(0);
     CHECK(threads_count() == 2);
     unsetenv("OMP_NUM_THREADS");
@@ -287,6 +304,7 @@ static void test_threads_keep_to_the_control_group(void) {
 
 int main(void) {
     alarm(300);
+    test_threads_are_counted_by_the_rule();
     test_threads_by_default();
     test_threads_keep_to_the_control_group();
     test_threads_do_every_index_once();

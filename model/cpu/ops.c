@@ -220,26 +220,28 @@ static void widen_row(float *x, const void *w, DType dtype, size_t first, int n)
     if (dtype == DTYPE_F32) widen_elements(x, w, DTYPE_F32, first, n);
 }
 
-// Panels of W: each is widened once and serves all T rows of x.
-static void matmul_part(void *product, int64_t begin, int64_t end) {
-    Product p = *(const Product *)product;
-    int T = p.T, n = p.n, k = p.k;
-    for (int panel_row = (int)begin * W_ROWS; panel_row < n && panel_row < (int)end * W_ROWS; panel_row += W_ROWS) {
-        float panel[W_ROWS * K_BLOCK];
-        int rows = n - panel_row < W_ROWS ? n - panel_row : W_ROWS;
-        for (int t = 0; t < T; t++) memset(p.y + (size_t)t * (size_t)n + panel_row, 0, (size_t)rows * sizeof *p.y);
-        for (int l = 0; l < k; l += K_BLOCK) {
-            int width = k - l < K_BLOCK ? k - l : K_BLOCK, whole = width / LANES * LANES;
-            for (int i = 0; i < rows; i++)
-                widen_row(panel + i * K_BLOCK, p.w, p.dtype, (size_t)(panel_row + i) * (size_t)k + (size_t)l, width);
-            dot_block(p.y + panel_row, 1, (size_t)n, panel, K_BLOCK, rows, p.x + l, (size_t)k, T, whole);
-            for (int r = whole; r < width; r++) // the last columns of a width that is no multiple of LANES
-                for (int t = 0; t < T; t++)
-                    for (int i = 0; i < rows; i++)
-                        p.y[(size_t)t * (size_t)n + (size_t)(panel_row + i)] +=
-                            panel[i * K_BLOCK + r] * p.x[(size_t)t * (size_t)k + (size_t)(l + r)];
-        }
+// One panel of W, from row `first` on: it is widened once and serves all T rows of x.
+static void matmul_panel(float *y, const float *x, const void *w, DType dtype, int T, int n, int k, int first) {
+    float panel[W_ROWS * K_BLOCK];
+    int rows = n - first < W_ROWS ? n - first : W_ROWS;
+    for (int t = 0; t < T; t++) memset(y + (size_t)t * (size_t)n + first, 0, (size_t)rows * sizeof *y);
+    for (int l = 0; l < k; l += K_BLOCK) {
+        int width = k - l < K_BLOCK ? k - l : K_BLOCK, whole = width / LANES * LANES;
+        for (int i = 0; i < rows; i++)
+            widen_row(panel + i * K_BLOCK, w, dtype, (size_t)(first + i) * (size_t)k + (size_t)l, width);
+        dot_block(y + first, 1, (size_t)n, panel, K_BLOCK, rows, x + l, (size_t)k, T, whole);
+        for (int r = whole; r < width; r++) // the last columns of a width that is no multiple of LANES
+            for (int t = 0; t < T; t++)
+                for (int i = 0; i < rows; i++)
+                    y[(size_t)t * (size_t)n + (size_t)(first + i)] +=
+                        panel[i * K_BLOCK + r] * x[(size_t)t * (size_t)k + (size_t)(l + r)];
     }
+}
+
+static void matmul_part(void *product, int64_t begin, int64_t end) {
+    const Product *p = product;
+    for (int panel = (int)begin; panel < (int)end; panel++)
+        matmul_panel(p->y, p->x, p->w, p->dtype, p->T, p->n, p->k, panel * W_ROWS);
 }
 
 static void matmul(float *y, const float *x, const Matrix *w, int T) {
@@ -283,17 +285,20 @@ typedef struct {
     int64_t n;
 } Gate;
 
+INLINE Float8 swiglu8(Float8 gate, Float8 up) {
+    return gate / (1.0f + exp8(-gate)) * up;
+}
+
 static void swiglu_part(void *whole, int64_t begin, int64_t end) { // in blocks of LANES
     Gate a = *(const Gate *)whole;
-    for (int64_t i = begin * LANES; i < a.n && i < end * LANES; i += LANES) {
-        float g[LANES] = {0}, u[LANES] = {0};
-        size_t bytes = (size_t)(a.n - i < LANES ? a.n - i : LANES) * sizeof *a.gate;
-        memcpy(g, a.gate + i, bytes);
-        memcpy(u, a.up + i, bytes);
-        Float8 x = load8(g);
-        store8(g, x / (1.0f + exp8(-x)) * load8(u));
-        memcpy(a.gate + i, g, bytes);
-    }
+    int64_t i = begin * LANES, last = end * LANES < a.n ? end * LANES : a.n;
+    for (; i + LANES <= last; i += LANES) store8(a.gate + i, swiglu8(load8(a.gate + i), load8(a.up + i)));
+    float g[LANES] = {0}, u[LANES] = {0};
+    size_t bytes = (size_t)(last - i) * sizeof *g;
+    memcpy(g, a.gate + i, bytes);
+    memcpy(u, a.up + i, bytes);
+    store8(g, swiglu8(load8(g), load8(u)));
+    memcpy(a.gate + i, g, bytes);
 }
 
 static void swiglu(float *gate, const float *up, int64_t n) {
