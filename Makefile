@@ -18,13 +18,13 @@
 # make coverage   how many lines of the CPU's sources the tests reach: make COVERAGE=1 test
 # make valgrind   the reading of good and bad files under valgrind
 # make all-archs  the program for every GPU that is supported
-# make install    what make built to PREFIX/bin, its manual page to PREFIX/share/man/man1 and convert.py to PREFIX/share/llama
-#                 (PREFIX=/usr/local; DESTDIR before it); it compiles nothing. make uninstall removes them
+# make install    what make built to PREFIX/bin, its manual page, completions for bash, zsh and fish, and convert.py to
+#                 PREFIX/share (PREFIX=/usr/local; DESTDIR before it); it compiles nothing. make uninstall removes them
 # make help       this list
 # make clean
 #
-# CUDA=0 leaves the CUDA Toolkit alone; CUDA_HOME says where it is. CUDA_ARCHS: GPUs to build for. CC, CFLAGS and LDFLAGS are
-# yours to add to.
+# CUDA=0 leaves the CUDA Toolkit alone; CUDA_HOME says where it is. CUDA_ARCHS: GPUs to build for; newer ones compile what is
+# for the newest of these when the program starts. CC, CPPFLAGS, CFLAGS and LDFLAGS are yours to add to.
 
 # make's own default is cc, which not every machine with gcc has.
 ifeq ($(origin CC),default)
@@ -41,7 +41,7 @@ PREFIX   ?= /usr/local
 NVCC    := $(if $(filter 0,$(CUDA))$(COVERAGE),,$(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc 2>/dev/null)))
 # Line editing in --chat: readline, libedit or none.
 HASH    := \#
-try_line = $(shell printf '$(HASH)include <stdio.h>\n$(HASH)include <$(1)>\nint main(void) { return !readline; }' | $(CC) -x c - -o /dev/null $(2) 2>/dev/null && echo yes)
+try_line = $(shell printf '$(HASH)include <stdio.h>\n$(HASH)include <$(1)>\nint main(void) { return !readline; }' | $(CC) $(CPPFLAGS) $(CFLAGS) -x c - -o /dev/null $(LDFLAGS) $(2) 2>/dev/null && echo yes)
 LINE    := $(if $(call try_line,readline/readline.h,-lreadline),readline,$(if $(call try_line,editline/readline.h,-ledit),edit,none))
 X86     := $(findstring x86_64,$(shell $(CC) -dumpmachine))
 
@@ -49,23 +49,29 @@ X86     := $(findstring x86_64,$(shell $(CC) -dumpmachine))
 ALL_ARCHS   := 80 86 89 90a 100 120
 GPU_HERE    := $(if $(NVCC),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | sed 's/\.//; s/^90$$/90a/'))
 CUDA_ARCHS  ?= $(or $(GPU_HERE),80 90a)
-GENCODE      = $(foreach arch,$(CUDA_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch))
+# Code for each, and PTX of the newest, which the driver compiles on GPUs that are newer. (Hopper's own instructions, sm_90a,
+# are for Hopper alone: its PTX is that of compute_90.)
+ARCHS       := $(patsubst 90,90a,$(CUDA_ARCHS))
+newest       = $(lastword $(shell printf '%s\n' $(subst f,,$(subst a,,$(1))) | sort -n))
+gencode      = $(foreach arch,$(1),-gencode arch=compute_$(arch),code=sm_$(arch)) -gencode arch=compute_$(newest),code=compute_$(newest)
+GENCODE     := $(if $(NVCC),$(call gencode,$(ARCHS)))
 CUDA_ROOT   := $(abspath $(dir $(realpath $(NVCC)))..)
 CUDA_LDFLAGS := $(if $(NVCC),-L$(CUDA_ROOT)/lib64 -Xlinker -rpath -Xlinker $(CUDA_ROOT)/lib64 -lcublas -lcublasLt -lcudart -lstdc++)
 CUDA_CFLAGS := $(if $(NVCC),-DLLAMA_CUDA)
 
 # ---- flags -----------------------------------------------------------------------------------------------------------
 
-WARNINGS := -Wall -Wextra -Werror
+# (a newer compiler may warn of what none did before: that ends a build in CI only, which sets WERROR)
+WARNINGS := -Wall -Wextra $(if $(WERROR),-Werror)
 # No contraction: a product and a sum are fused where model/cpu/ops.c is compiled and nowhere else, so that RoPE's frequencies,
 # say, are the same on every machine.
 COVERAGE_FLAGS := $(if $(COVERAGE),-g --coverage)
-ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) -pthread -MMD -MP $(CUDA_CFLAGS) $(COVERAGE_FLAGS) $(CFLAGS)
+ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) -pthread -MMD -MP $(CUDA_CFLAGS) $(COVERAGE_FLAGS) $(CPPFLAGS) $(CFLAGS)
 ALL_LDFLAGS := -pthread $(COVERAGE_FLAGS) $(LDFLAGS) $(CUDA_LDFLAGS) $(if $(filter-out none,$(LINE)),-l$(LINE)) -lm
 LINE_CFLAGS := $(if $(filter edit,$(LINE)),-DREADLINE_HEADER='<editline/readline.h>' -DHISTORY_HEADER='<editline/readline.h>' -DLINE_EDITOR='"libedit"' -DLINE_WIDE=true,\
                  -DREADLINE_HEADER='<readline/readline.h>' -DHISTORY_HEADER='<readline/history.h>' -DLINE_EDITOR='"readline"' -DLINE_WIDE=false)
 # Position-independent, so that one object of the attention kernels is in the program and in their library.
-NVCC_FLAGS   = -std=c++17 -O3 -Xfatbin -compress-all --threads 2 $(GENCODE) -I. -Xcompiler -Wall,-Wextra,-fPIC
+NVCC_FLAGS   = -std=c++17 -O3 -Xfatbin -compress-all --threads 2 $(GENCODE) -I. $(filter -D% -U% -I%,$(CPPFLAGS)) -Xcompiler -Wall,-Wextra,-fPIC
 OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 
 # ---- sources ---------------------------------------------------------------------------------------------------------
@@ -92,7 +98,7 @@ SCRIPT_TESTS    := $(wildcard tests/test_*.sh tests/test_*.py)
         bench-tokenizer check-tokenizer check-added-tokens check-chat asan lint coverage valgrind fuzz fuzz-build fuzz-tokenizer format check-format clean FORCE
 
 all: $(PROGRAM) $(BUILD)/manual
-	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(CUDA_ARCHS) ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA))$(COVERAGE),CUDA=0,no nvcc in CUDA_HOME or PATH))"
+	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(ARCHS) and newer ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA))$(COVERAGE),CUDA=0,no nvcc in CUDA_HOME or PATH))"
 	@echo "lines in --chat are edited by $(if $(filter none,$(LINE)),the terminal alone: libreadline-dev (Fedora: readline-devel) brings readline,$(if $(filter edit,$(LINE)),libedit,readline))"
 
 all-archs:
@@ -112,11 +118,12 @@ $(BUILD)/flags: FORCE
 
 # What --version says of the sources and of CUDA; compiled anew when it changes.
 COMMIT  := $(shell git -C $(CURDIR) describe --always --dirty=+ --exclude='*' 2>/dev/null || echo unknown)
-CUDA_IS := $(if $(NVCC),CUDA $(shell $(NVCC) --version | sed -n 's/.*release \([0-9.]*\).*/\1/p') for sm $(CUDA_ARCHS),no CUDA)
+VERSION := $(shell cat VERSION)
+CUDA_IS := $(if $(NVCC),CUDA $(shell $(NVCC) --version | sed -n 's/.*release \([0-9.]*\).*/\1/p') for sm $(ARCHS) and newer,no CUDA)
 
 $(BUILD)/version: FORCE
 	@mkdir -p $(@D)
-	@echo '$(COMMIT) $(CUDA_IS)' | cmp -s - $@ || echo '$(COMMIT) $(CUDA_IS)' > $@
+	@echo '$(VERSION) $(COMMIT) $(CUDA_IS)' | cmp -s - $@ || echo '$(VERSION) $(COMMIT) $(CUDA_IS)' > $@
 
 $(BUILD)/cli/line_readline.o: cli/line_readline.c $(BUILD)/flags
 	@mkdir -p $(@D)
@@ -124,15 +131,14 @@ $(BUILD)/cli/line_readline.o: cli/line_readline.c $(BUILD)/flags
 
 $(BUILD)/cli/version.o: cli/version.c $(BUILD)/flags $(BUILD)/version
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -DCOMMIT='"$(COMMIT)"' -DCUDA_IS='"$(CUDA_IS)"' -c $< -o $@
+	$(CC) $(ALL_CFLAGS) -DVERSION='"$(VERSION)"' -DCOMMIT='"$(COMMIT)"' -DCUDA_IS='"$(CUDA_IS)"' -c $< -o $@
 
 $(BUILD)/%.o: %.cu $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCC_FLAGS) -MMD -MP -c $< -o $@
 
 # Engine fused is for Hopper and later.
-FUSED_ARCHS := $(or $(filter-out 80 86 89,$(CUDA_ARCHS)),90a)
-$(BUILD)/model/cuda/fused.o: private GENCODE = $(foreach arch,$(FUSED_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch))
+$(BUILD)/model/cuda/fused.o: private GENCODE := $(if $(NVCC),$(call gencode,$(or $(filter-out 80 86 87 89,$(ARCHS)),90a)))
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
@@ -167,8 +173,11 @@ $(BUILD)/manual: $(BUILD)/cli/manual.o $(LIBRARY_OBJECTS)
 	$(CC) $^ -o $@ $(ALL_LDFLAGS)
 
 # What is there is installed, and nothing is built: another user's make, or a later one, must not compile.
-BIN := $(DESTDIR)$(PREFIX)/bin
-MAN := $(DESTDIR)$(PREFIX)/share/man/man1
+BIN  := $(DESTDIR)$(PREFIX)/bin
+MAN  := $(DESTDIR)$(PREFIX)/share/man/man1
+BASH := $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+ZSH  := $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+FISH := $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 # convert.py and the modules that it imports.
 SHARE   := $(DESTDIR)$(PREFIX)/share/llama
 CONVERT := $(addprefix scripts/,convert.py refusal.py checked_json.py model_file.py safetensors_reader.py weight_values.py hf_checkpoint.py \
@@ -176,14 +185,17 @@ CONVERT := $(addprefix scripts/,convert.py refusal.py checked_json.py model_file
 
 install:
 	@[ -x $(PROGRAM) ] && [ -x $(BUILD)/manual ] || { echo "make install: $(PROGRAM) is not built; run make first" >&2; exit 1; }
-	install -d $(BIN) $(MAN) $(SHARE)
+	install -d $(BIN) $(MAN) $(BASH) $(ZSH) $(FISH) $(SHARE)
 	install $(PROGRAM) $(BIN)/llama
 	$(abspath $(BUILD)/manual) > $(MAN)/llama.1
-	chmod 644 $(MAN)/llama.1
+	$(abspath $(BUILD)/manual) bash > $(BASH)/llama
+	$(abspath $(BUILD)/manual) zsh > $(ZSH)/_llama
+	$(abspath $(BUILD)/manual) fish > $(FISH)/llama.fish
+	chmod 644 $(MAN)/llama.1 $(BASH)/llama $(ZSH)/_llama $(FISH)/llama.fish
 	install -m 644 $(CONVERT) $(SHARE)
 
 uninstall:
-	rm -f $(BIN)/llama $(MAN)/llama.1 $(CONVERT:scripts/%=$(SHARE)/%)
+	rm -f $(BIN)/llama $(MAN)/llama.1 $(BASH)/llama $(ZSH)/_llama $(FISH)/llama.fish $(CONVERT:scripts/%=$(SHARE)/%)
 	rm -rf $(SHARE)/__pycache__
 	[ ! -d $(SHARE) ] || rmdir --ignore-fail-on-non-empty $(SHARE)
 
@@ -277,7 +289,7 @@ asan:
 	 TEST="$(filter-out convert chat_template scripts engine_gpu failures,$(or $(TEST),$(sort $(patsubst test_%,%,$(basename $(notdir $(TESTS) $(SCRIPT_TESTS)))))))" test
 
 LINTED      := llama.c $(LIBRARY) $(OPS_C)
-LINT_DEFINE := -DCOMMIT='""' -DCUDA_IS='""' -DOPS_TABLE=ops_portable -DOPS_NAME='""' $(LINE_CFLAGS)
+LINT_DEFINE := -DVERSION='""' -DCOMMIT='""' -DCUDA_IS='""' -DOPS_TABLE=ops_portable -DOPS_NAME='""' $(LINE_CFLAGS)
 
 lint: $(LINTED:%=tidy/%)
 	cppcheck --quiet -j2 --error-exitcode=1 --enable=warning,performance,portability --std=c11 --suppressions-list=tests/cppcheck.txt $(LINT_DEFINE) $(LINTED)

@@ -16,10 +16,6 @@
 #include "model/attention/prefill_sm80.cuh"
 #include "model/attention/prefill_sm90.cuh"
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#error "build sm_90 as compute_90a/sm_90a: the Hopper prefill kernel uses wgmma"
-#endif
-
 static thread_local char g_error[512];
 
 const char *attention_error(void) {
@@ -54,7 +50,7 @@ static int device_find(Device *found) {
     Device d = devices[id];
     if (!d.known) {
         int major;
-        cudaFuncAttributes f;
+        cudaFuncAttributes f, sm90;
         TRY_CUDA(cudaDeviceGetAttribute(&d.n_sms, cudaDevAttrMultiProcessorCount, id));
         TRY_CUDA(cudaDeviceGetAttribute(&d.block_smem, cudaDevAttrMaxSharedMemoryPerBlockOptin, id));
         TRY_CUDA(cudaDeviceGetAttribute(&d.sm_smem, cudaDevAttrMaxSharedMemoryPerMultiprocessor, id));
@@ -62,7 +58,9 @@ static int device_find(Device *found) {
         TRY_CUDA(cudaFuncGetAttributes(&f, (const void *)prefill_append_kernel));
         // Code for older GPUs does not wait for the kernel before it.
         d.dependent_launch = major >= 9 && f.ptxVersion >= 90;
-        d.hopper = major == 9 && f.ptxVersion == 90;
+        // The kernel with wgmma is in sm_90a's code alone; elsewhere an empty one without launch bounds is in its place.
+        TRY_CUDA(cudaFuncGetAttributes(&sm90, (const void *)prefill_sm90_kernel<__nv_bfloat16, 128>));
+        d.hopper = major == 9 && sm90.maxThreadsPerBlock == SM90_THREADS;
         d.known = 1;
         devices[id] = d;
     }
@@ -374,7 +372,7 @@ static int prefill_sm90(const AttentionArgs *a, PrefillParams p, PrefillBatch &b
         return refuse("attention_prefill: %lld query tiles in one launch", n_tiles);
     p.n_tiles = (int)n_tiles;
     return launch("prefill_sm90_kernel", a, prefill_sm90_kernel<T, D>, n_tiles < device.n_sms ? n_tiles : device.n_sms,
-                  (1 + SM90_WARPGROUPS) * 128, sm90_smem_bytes<D>(), false, 1, stream, p, b, maps, box_rows);
+                  SM90_THREADS, sm90_smem_bytes<D>(), false, 1, stream, p, b, maps, box_rows);
 }
 
 int attention_prefill(const AttentionArgs *a, void *cuda_stream) {

@@ -1,7 +1,6 @@
 // llama: loads a model.bin and continues a prompt. main and what it can do: generate, chat, tokenize, perplexity,
 // compare, bench.
 #include <fcntl.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +23,9 @@
 #include "tokenizer/encode.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
-enum { MESSAGE_ROOM = 1024 }; // tokens that the context of one message has for the answer at least
+enum {
+    ROOM_WITHOUT_LIMIT = 1024
+}; // tokens that a context has for an answer without a limit, and for one to a message, at least
 
 // ---- starting -------------------------------------------------------------------------------------------------------
 
@@ -35,20 +36,28 @@ static int context_for(const Options *o, const Model *m, int64_t wanted) {
     return length < m->config.max_seq_len ? (int)length : m->config.max_seq_len;
 }
 
+// New tokens that a context is made for: -n, or where that has no limit a few.
+static int new_tokens(const Options *o) {
+    return o->n < NO_LIMIT ? o->n : ROOM_WITHOUT_LIMIT;
+}
+
 static Precision precision_of(const Options *o) {
     return o->precision && strcmp(o->precision, "f32") == 0 ? PRECISION_F32 : PRECISION_BF16;
 }
 
-// Says where the number of threads is not as asked.
-static void print_threads_note(const Options *o, const Model *m) {
-    const char *omp = getenv("OMP_NUM_THREADS");
-    if (strcmp(m->engine->name, "cpu") != 0) {
-        if (o->threads) fprintf(stderr, "llama: -t changes nothing on engine %s\n", m->engine->name);
-    } else if (!o->threads && omp && *omp && !omp_threads(omp)) {
+// Says what changes nothing on the engine that runs.
+static void print_engine_notes(const Options *o, const Model *m) {
+    const char *engine = m->engine->name, *omp = getenv("OMP_NUM_THREADS");
+    bool threads = strcmp(engine, "cpu") == 0; // where their number counts
+    if (o->quiet) return;
+    if (o->precision && precision_of(o) != m->precision)
+        fprintf(stderr, "llama: --precision %s changes nothing on engine %s, which computes in float32\n", o->precision,
+                engine);
+    if (o->threads && !threads) fprintf(stderr, "llama: -t changes nothing on engine %s\n", engine);
+    if (threads && !o->threads && omp && *omp && !omp_threads(omp))
         fprintf(stderr,
                 "llama: OMP_NUM_THREADS=%s is ignored, expected a whole number from 1 to %d; %d threads compute\n", omp,
                 MAX_THREADS, threads_count());
-    }
 }
 
 static bool start_model(const Options *o, Model *m, int slots, int context, Error *err) {
@@ -58,8 +67,8 @@ static bool start_model(const Options *o, Model *m, int slots, int context, Erro
     m->interrupted = &interrupted;
     m->verbose = o->verbose;
     if (!model_start(m, o->engine, precision_of(o), slots, context, err)) return false;
+    print_engine_notes(o, m);
     if (o->verbose) print_model(m, o);
-    if (!o->quiet) print_threads_note(o, m);
     return true;
 }
 
@@ -72,9 +81,9 @@ static bool check_prompts(const Options *o, const Sequence *seqs, int n, int con
         if (length == 0)
             return fail(err, "%s is empty, and %s", which,
                         o->ids || o->prompts ? "ids get no BOS" : "this model has no BOS token to begin with");
-        if (length >= (size_t)context)
-            return fail(err, "%s has %zu tokens, the context holds %d and needs room for one more%s", which, length,
-                        context, o->context ? " (-c)" : "");
+        if (length + (o->n > 0) > (size_t)context)
+            return fail(err, "%s has %zu tokens, the context holds %d%s%s", which, length, context,
+                        o->n > 0 ? " and needs room for one more" : "", o->context ? " (-c)" : "");
     }
     return true;
 }
@@ -87,16 +96,13 @@ static void print_notes(const Options *o, const Sequence *seqs, int n, int conte
         cut += room < o->n;
         least = room < least ? room : least;
     }
-    if (o->chat && o->n == INT_MAX) cut = 0; // no number was asked for
+    if (o->n == NO_LIMIT) cut = 0; // no number was asked for
     if (cut && o->prompts)
         fprintf(stderr, "llama: the context of %d leaves room for fewer than %d new tokens after %d of %d prompts\n",
                 context, o->n, cut, n);
     else if (cut)
         fprintf(stderr, "llama: the context of %d leaves room for %d of %d new tokens\n", context, least, o->n);
-    const SamplerConfig *s = &o->sampler;
-    if (s->temperature == 0 && (s->top_k || s->top_p < 1 || s->min_p > 0))
-        fprintf(stderr,
-                "llama: at --temp 0 the most likely token is taken; --top-k, --top-p and --min-p change nothing\n");
+    if (o->prompts && o->sampler.temperature == 0) flags_print_greedy_notes(o, stderr);
 }
 
 // ---- generate -------------------------------------------------------------------------------------------------------
@@ -160,7 +166,8 @@ static bool run_generate(const Options *o, Model *m, const Bytes *text, double s
     Sequence seq = {.index = 0};
     bool ok = (o->ids || check_prompt_bytes(o, m, text->n, "the prompt", err)) &&
               encode_prompt(o, m, text, &seq.prompt, err) &&
-              run_sequences(&run, m, &seq, 1, 1, context_for(o, m, (int64_t)seq.prompt.n + o->n), err);
+              run_sequences(&run, m, &seq, 1, 1, context_for(o, m, (int64_t)seq.prompt.n + new_tokens(o)), err);
+    if (ok && !o->quiet && !o->json && o->n == NO_LIMIT) print_length_note(o, &seq, m->kv.max_len, "-c sets it");
     if (ok && !o->quiet) print_statistics(m, o, &seq, run.ready);
     sequence_free(&seq);
     return ok;
@@ -187,7 +194,7 @@ static bool run_message(const Options *o, Model *m, Bytes *text, double start, E
     drop_last_newline(o, text);
     Run run = {.options = o, .chat = &chat, .start = start};
     Sequence seq = {.turn = true};
-    int64_t room = o->n < INT_MAX && o->n > MESSAGE_ROOM ? o->n : MESSAGE_ROOM;
+    int64_t room = new_tokens(o) > ROOM_WITHOUT_LIMIT ? new_tokens(o) : ROOM_WITHOUT_LIMIT;
     bool ok = open_chat(o, m, &chat, err) && check_prompt_bytes(o, m, text->n, "the message", err) &&
               encode_message(o, &chat, text, &seq.prompt, err) &&
               run_sequences(&run, m, &seq, 1, 1, context_for(o, m, (int64_t)seq.prompt.n + room), err);
@@ -215,9 +222,11 @@ static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
     int64_t longest = 0;
     for (int i = 0; ok && i < n; i++)
         longest = (int64_t)seqs[i].prompt.n > longest ? (int64_t)seqs[i].prompt.n : longest;
-    int context = o->context                               ? o->context
-                  : longest + o->n < m->config.max_seq_len ? (int)(longest + o->n)
-                                                           : m->config.max_seq_len;
+    int64_t wanted = longest + new_tokens(o);
+    int context = o->context                       ? o->context
+                  : o->n == NO_LIMIT               ? context_for(o, m, wanted)
+                  : wanted < m->config.max_seq_len ? (int)wanted
+                                                   : m->config.max_seq_len;
     int slots = o->batch ? o->batch : DEFAULT_BATCH;
     double begin = clock_seconds();
     Run run = {.options = o, .chat = chat.tokenizer ? &chat : NULL, .start = start};
@@ -374,7 +383,7 @@ static bool run_bench(const Options *o, Model *m, Error *err) {
                             .progress = isatty(STDERR_FILENO) && !o->quiet};
     m->interrupted = &interrupted;
     if (!model_choose(m, o->engine, options.precision, err)) return false;
-    if (!o->quiet) print_threads_note(o, m);
+    print_engine_notes(o, m);
     return bench_run(m, platform_of(m->engine), &options, stdout, err) && flush_output(err);
 }
 
@@ -392,6 +401,7 @@ static bool run(const Options *o, double start, Error *err) {
     bool ok = o->synthetic ? synthetic_open(&model, o->synthetic, o->seed, err)
                            : checkpoint_open(&model, o->model, tokenizer_only, err);
     if (ok) {
+        if (!o->quiet) flags_print_notes(o, stderr);
         ok = tokenizer_only  ? run_tokenizer(o, &model, &text, err)
              : o->chat       ? prompt ? run_message(o, &model, &text, start, err) : run_chat(o, &model, err)
                    : o->prompts ? run_prompts(o, &model, start, err)

@@ -1,6 +1,5 @@
 #include "converse.h"
 
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -63,7 +62,7 @@ static bool print_newline(void *context, Sequence *seq, Error *err) {
 static void announce_room(const Conversation *c, Answer *a) {
     int room = c->model->kv.max_len - (int)c->ids.n, limit = c->options->n;
     *a = (Answer){.context = c->model->kv.max_len, .limit = limit};
-    if (room < limit && (room < LOW_ROOM || limit < INT_MAX)) report_room(a, room, false);
+    if (room < limit && (room < LOW_ROOM || limit < NO_LIMIT)) report_room(a, room, false);
 }
 
 // Positions of the cache that are right for the conversation as it is: all but its last token, at most.

@@ -42,9 +42,21 @@ bool read_prompt(const Options *o, Bytes *b, Error *err) {
     return bytes_append(b, o->prompt, strlen(o->prompt), err);
 }
 
+// Where a list's first id or separator begins and where its last one ends: without the brackets around it, if it has both.
+static void skip_brackets(const char *text, size_t *begin, size_t *end) {
+    size_t first = *begin, last = *end;
+    while (first < last && text[first] && strchr(" \t\r\n", text[first])) first++;
+    while (last > first && text[last - 1] && strchr(" \t\r\n", text[last - 1])) last--;
+    if (last - first < 2 || text[first] != '[' || text[last - 1] != ']') return;
+    *begin = first + 1;
+    *end = last - 1;
+}
+
 bool parse_ids(const char *text, size_t n, int vocab_size, TokenList *ids, Error *err) {
     const char *separators = " \t\r\n,";
-    for (size_t i = 0; i < n;) {
+    size_t i = 0;
+    skip_brackets(text, &i, &n);
+    while (i < n) {
         if (text[i] && strchr(separators, text[i])) {
             i++;
             continue;

@@ -10,7 +10,7 @@
 bool read_file(Bytes *b, const char *path, Error *err);
 // What -p or -f says.
 bool read_prompt(const Options *o, Bytes *b, Error *err);
-// Ids separated by white space or commas.
+// Ids separated by white space or commas, in brackets or without: 1 2 3, or [1, 2, 3].
 bool parse_ids(const char *text, size_t n, int vocab_size, TokenList *ids, Error *err);
 // The ids of the prompt. Text gets one BOS, unless its special tokens begin with one, or with --tokenize.
 bool encode_prompt(const Options *o, const Model *m, const Bytes *text, TokenList *ids, Error *err);

@@ -154,7 +154,7 @@ mask() { # what two runs of one build may print differently
     sed -E -e 's/(^|[^0-9.])[0-9]+(\.[0-9]+)? (ms|s|tokens\/s|GB\/s)([^A-Za-z0-9_]|$)/\1# \3\4/g' \
         -e 's/[0-9.]+ tokens\/s/# tokens\/s/g; s/[0-9.]+ (GB|GiB|MB|MiB) (of memory )?(are |is )?free/# \1 free/g' \
         -e 's/"([a-z0-9_]*ms[a-z_]*)": -?[0-9.]+/"\1": #/g' \
-        -e 's/\(commit [^;]*;/(commit #;/; s/ for sm [0-9a ]*\)/ for sm #)/'
+        -e 's/\(commit [^;]*;/(commit #;/; s/ for sm [0-9a ]*( and newer)?\)/ for sm #)/'
 }
 
 mask_bench() { # a benchmark's figures are all of this run

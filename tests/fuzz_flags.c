@@ -20,11 +20,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t n) {
     bool ok = flags_parse(&o, argc, argv, &err);
     must_explain(ok, &err);
     if (ok && flags_check(&o, &err)) {
-        MUST(o.n >= 1 && o.context >= 0 && o.batch >= 0 && o.logprobs >= 0 && o.logprobs <= MAX_LOGPROBS);
+        MUST(o.n >= 0 && o.context >= 0 && o.batch >= 0 && o.logprobs >= 0 && o.logprobs <= MAX_LOGPROBS);
         MUST(o.n_stops >= 0 && o.n_stops <= MAX_STOPS);
         for (int i = 0; i < o.n_stops; i++) MUST(o.stops[i][0]);
         MUST(o.sampler.temperature >= 0 && o.sampler.top_p >= 0 && o.sampler.top_p <= 1 && o.sampler.top_k >= 0);
         MUST(!o.model != !o.synthetic);
+        FILE *notes = fopen("/dev/null", "w");
+        MUST(notes);
+        flags_print_notes(&o, notes);
+        flags_print_greedy_notes(&o, notes);
+        fclose(notes);
     } else {
         must_explain(false, &err);
     }

@@ -179,7 +179,7 @@ static void test_refusals(void) {
         run_free(&r);
     }
     r = run_program(NULL, chat_path, "-p", "x", "--system", "y", NULL);
-    check_failure(&r, 2, "--system and --date go with --chat or --prompts", NULL);
+    check_failure(&r, 2, "--system goes with --chat or --prompts", NULL);
     test_end("system_without_chat");
     run_free(&r);
     r = run_program(NULL, llama3_path, "--chat", "--date", "1 January 2030", NULL);

@@ -21,6 +21,7 @@ enum {
     SM90_KEYS = 128,
     SM90_STAGES = 2,
     SM90_WARPGROUPS = 2,
+    SM90_THREADS = (1 + SM90_WARPGROUPS) * 128, // of a block: those that compute, and one warpgroup that loads
 
     // In bf16, a weight that enters the second product rounded is 2^-9 off, and where a row attends to few keys nothing
     // averages that out: measured on normal inputs, up to 1.8 x the bound of tests/test_attention.cu at 2 to 4 keys,

@@ -103,7 +103,7 @@ __device__ __forceinline__ void sm90_softmax(float (&s)[64], float (&m)[2], floa
 //           warpgroups 1 and 2 own 64 rows each: the softmax of one tile runs beside the products of the last.
 // Requires: as prefill_sm80_kernel; tensor maps for boxes of 64 columns x 128 rows (K and V: box_rows rows).
 template <typename T, int D>
-__global__ void __launch_bounds__((1 + SM90_WARPGROUPS) * 128, 1)
+__global__ void __launch_bounds__(SM90_THREADS, 1)
     prefill_sm90_kernel(const __grid_constant__ PrefillParams p, const __grid_constant__ PrefillBatch b,
                         const __grid_constant__ TensorMaps maps, int box_rows) {
     constexpr int TILE_BYTES = sm90_tile_bytes<D>();

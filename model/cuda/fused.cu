@@ -207,6 +207,12 @@ static bool usable_fused(const Model *m, Error *err) {
     CUDA_TRY(cudaGetDevice(&device));
     CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     if (major < 9) return fail(err, "engine fused needs compute capability 9.0, the GPU has %d", major);
+    // The kernels between the fused ones wait for those before them, which code for older GPUs does not.
+    cudaFuncAttributes attributes;
+    CUDA_TRY(kernel_attributes(&attributes));
+    if (attributes.ptxVersion < 90)
+        return fail(err, "engine fused needs code for compute capability 9.0, this program has that of %d.%d",
+                    attributes.ptxVersion / 10, attributes.ptxVersion % 10);
     if (m->weights.dtype == DTYPE_F32 && m->precision == PRECISION_F32)
         return fail(err, "engine fused has no products of float32 weights, only of BF16 and F16");
     if (m->weights.output_dtype != m->weights.dtype && m->precision == PRECISION_F32)

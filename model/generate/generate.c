@@ -106,11 +106,11 @@ static bool sequence_begin(Sequence *seq, const Model *m, const GenerateConfig *
     seq->n_max = g->n < room ? g->n : room;
     seq->admitted = clock_seconds();
     seq->latencies = malloc((size_t)seq->n_max * sizeof *seq->latencies);
-    if (!seq->latencies) return fail(err, "out of memory: times of %d tokens", seq->n_max);
+    if (!seq->latencies && seq->n_max) return fail(err, "out of memory: times of %d tokens", seq->n_max);
     if (g->logprobs) {
         seq->logprobs = calloc((size_t)seq->n_max * (size_t)(1 + g->logprobs), sizeof *seq->logprobs);
         seq->top_ids = calloc((size_t)seq->n_max * (size_t)g->logprobs, sizeof *seq->top_ids);
-        if (!seq->logprobs || !seq->top_ids)
+        if (seq->n_max && (!seq->logprobs || !seq->top_ids))
             return fail(err, "out of memory: log-probabilities of %d tokens", seq->n_max);
     }
     return sampler_init(&seq->sampler, g->sampler, m->config.vocab_size, g->seed, (uint64_t)seq->index, err);
@@ -157,6 +157,7 @@ static void record_logprobs(Sequence *seq, int k, const float *logits, int vocab
 // Chooses the sequence's next token from a row of logits, passes its text on, and notices the end.
 static bool sequence_step(Sequence *seq, Model *m, const GenerateConfig *g, const GenerateSink *sink, int row,
                           Error *err) {
+    if (seq->n_max == 0) return sequence_end(seq, "length", sink, err); // its prompt was computed, and that is all
     const float *logits = m->logits + (size_t)row * (size_t)m->config.vocab_size;
     int id = m->argmax[row];
     if (id < 0) {

@@ -6,7 +6,7 @@
 #include "sampler.h"
 
 typedef struct {
-    int n;        // new tokens at most
+    int n;        // new tokens at most; 0: the prompt is computed, and nothing more
     int logprobs; // K: keep log-probabilities of each token and of the K most likely; 0: none
     int n_stops;
     const char *const *stops; // [n_stops] texts that end an answer, not empty; also the special tokens of these texts
@@ -49,7 +49,7 @@ typedef struct {
 } GenerateSink;
 
 // Runs the sequences [n], as many at a time as the cache has slots, admitting the next as one finishes. Every prompt
-// must leave room for one token. When the model is interrupted, those that run finish as interrupted and no others begin.
+// must leave room for one token, if one is to come. When the model is interrupted, those that run finish as interrupted and no others begin.
 bool generate(Model *model, const GenerateConfig *config, Sequence *seqs, int n, const GenerateSink *sink, Error *err);
 
 // The clock of Sequence's times.
