@@ -23,7 +23,7 @@
 // For how long a thread that waits keeps its core before it sleeps, in nanoseconds: longer than one thread computes alone
 // between two products, or two tokens of a small model (to be woken takes 50 µs and more), and short beside the
 // milliseconds for which another process keeps a core that one of the threads waits for.
-enum { SPIN = 200000 };
+enum { SPIN = 100000 };
 
 // ---- how many -------------------------------------------------------------------------------------------------------
 
