@@ -47,19 +47,22 @@ int threads_count(void) {
 enum { OPEN = 1 << 30, CALLER_SLEEPS = 1 << 29, INSIDE = CALLER_SLEEPS - 1 }; // of `state`
 
 static struct {
-    atomic_flag taken;   // by a caller: what is not atomic is its own, and may be read by those who are inside
-    bool no_more;        // a worker could not be started
-    int n_workers;       // started
-    int n_cpus;          // to run on
-    atomic_bool crowded; // more threads than CPUs: none spins
+    // What threads that wait look at.
     alignas(64) atomic_int opened; // counts the works; workers wait for it to change
     atomic_int sleeping;           // workers that have to be woken
-    alignas(64) atomic_int state;  // OPEN, CALLER_SLEEPS, and the number of workers inside
-    atomic_int most;               // workers that may be inside
-    ParallelBody *body;            // the work
+    atomic_bool crowded;           // more threads than CPUs: none spins
+    // The caller's own, of whom there is one.
+    atomic_flag taken;
+    bool no_more;  // a worker could not be started
+    int n_workers; // started
+    int n_cpus;    // to run on
+    // The work. What is not atomic is for those who are inside.
+    alignas(64) atomic_int state; // OPEN, CALLER_SLEEPS, and the number of workers inside
+    atomic_int most;              // workers that may be inside
+    ParallelBody *body;
     void *context;
     int64_t n, grain;
-    alignas(64) atomic_llong next; // the first index that nobody has taken
+    atomic_llong next; // the first index that nobody has taken
 } pool = {.taken = ATOMIC_FLAG_INIT};
 
 // Sleeps until it is woken, if *word has that value; may return without a cause.
