@@ -220,7 +220,7 @@ static void upload_thread(void *upload, int thread) {
         const UploadUnit *unit = &u->units[i];
         if (model_interrupted(m)) ok = fail_interrupted(&own);
         ok = ok && stager_send(&g, m, unit->tensor, unit->first, unit->rows, &own);
-        if (!m->progress) continue;
+        if (!ok || !m->progress) continue;
         std::lock_guard<std::mutex> locked(u->lock);
         u->sent += unit->rows * unit->tensor->cols * (uint64_t)dtype_bytes[unit->tensor->to];
         m->progress("loading", u->sent, u->plan->bytes);
