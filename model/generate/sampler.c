@@ -125,6 +125,21 @@ static void sort_most_likely(Candidate *c, int n, int bits) {
         if (end[d] - at > 1) sort_most_likely(c + at, end[d] - at, shift);
 }
 
+// Brings the k most likely of n candidates to the front, and all that are as likely as the k-th, as HuggingFace keeps them.
+// Returns how many.
+static int keep_most_likely(Candidate *c, int n, int k) {
+    select_most_likely(c, n, k);
+    float least = c[0].logit;
+    for (int i = 1; i < k; i++) least = c[i].logit < least ? c[i].logit : least;
+    for (int i = k; i < n; i++)
+        if (c[i].logit == least) {
+            Candidate swap = c[k];
+            c[k++] = c[i];
+            c[i] = swap;
+        }
+    return k;
+}
+
 // p of candidates [0, n), which sum to one.
 static void renormalise(Candidate *c, int n, float temperature) {
     float max = c[0].logit;
@@ -161,8 +176,7 @@ int sampler_next(Sampler *s, const float *logits) {
         sort_most_likely(c, kept, 32);
         n = nucleus(c, kept, config->top_p); // of probabilities among all n
     } else if (cut_k) {
-        select_most_likely(c, n, config->top_k);
-        n = config->top_k;
+        n = keep_most_likely(c, n, config->top_k);
         sort_most_likely(c, n, 32);
         renormalise(c, n, config->temperature);
         if (cut_p) n = nucleus(c, n, config->top_p);
