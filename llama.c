@@ -23,10 +23,10 @@
 #include "tokenizer/encode.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
-enum {
-    ROOM_WITHOUT_LIMIT = 1024
-}; // tokens that a context has for an answer without a limit, and for one to a message, at least
-enum { MAX_REPORTED = 10 }; // lines of --prompts whose errors are on standard error, too
+// Tokens that a context has room for in an answer without a limit, and in one to a message, at least.
+enum { ROOM_WITHOUT_LIMIT = 1024 };
+// Lines of --prompts whose errors are on standard error, too.
+enum { MAX_REPORTED = 10 };
 
 // ---- starting -------------------------------------------------------------------------------------------------------
 
@@ -48,8 +48,8 @@ static Precision precision_of(const Options *o) {
 
 static void print_precision_note(const Options *o, const Model *m) {
     if (!o->quiet && o->precision && precision_of(o) != m->precision)
-        fprintf(stderr, "llama: --precision %s changes nothing on engine %s, which computes in float32\n", o->precision,
-                m->engine->name);
+        print_message("--precision %s changes nothing on engine %s, which computes in float32", o->precision,
+                      m->engine->name);
 }
 
 static bool start_model(const Options *o, Model *m, int slots, int context, Error *err) {
@@ -74,12 +74,11 @@ static void print_notes(const Options *o, const Sequence *seqs, int n, int conte
         greedy = greedy && seqs[i].config.sampler.temperature == 0;
     }
     if (cut && o->prompts)
-        fprintf(stderr,
-                "llama: the context of %d leaves room for fewer new tokens than asked for after %d of %d prompts\n",
-                context, cut, n);
+        print_message("the context of %d leaves room for fewer new tokens than asked for after %d of %d prompts",
+                      context, cut, n);
     else if (cut)
-        fprintf(stderr, "llama: the context of %d leaves room for %d of %d new tokens\n", context, room, o->n);
-    if (o->prompts && greedy) flags_print_greedy_notes(o, stderr);
+        print_message("the context of %d leaves room for %d of %d new tokens", context, room, o->n);
+    if (o->prompts && greedy) flags_print_greedy_notes(o);
 }
 
 // ---- generate -------------------------------------------------------------------------------------------------------
@@ -242,7 +241,8 @@ static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
                 run.n_finished, p.n, m->kv.n_slots, run.n_tokens, elapsed, (double)run.n_tokens / elapsed);
         print_engine(m, o);
     }
-    if (ok && n_errors) ok = fail(err, "%s: %d of %d lines have an error and no answer", o->prompts, n_errors, p.n);
+    if (ok && n_errors && !interrupted)
+        ok = fail(err, "%s: %d of %d lines have an error and no answer", o->prompts, n_errors, p.n);
     prompts_free(&p);
     return ok;
 }
@@ -428,7 +428,7 @@ static bool run(const Options *o, double start, Error *err) {
     bool ok = o->synthetic ? synthetic_open(&model, o->synthetic, o->seed, err)
                            : checkpoint_open(&model, o->model, tokenizer_only, err);
     if (ok) {
-        if (!o->quiet) flags_print_notes(o, stderr);
+        if (!o->quiet) flags_print_notes(o);
         ok = tokenizer_only  ? run_tokenizer(o, &model, &text, err)
              : o->chat       ? prompt ? run_message(o, &model, &text, start, err) : run_chat(o, &model, err)
                    : o->prompts ? run_prompts(o, &model, start, err)

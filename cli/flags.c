@@ -19,7 +19,7 @@ enum {
     RUNS_MESSAGES = RUN_MESSAGE | RUN_CHAT | RUN_TOKENIZE_CHAT | RUN_PROMPTS | RUN_TOKENIZE_PROMPTS,
     RUNS_CHAT = RUN_MESSAGE | RUN_CHAT | RUN_TOKENIZE_CHAT,
     RUNS_JSON = RUN_GENERATE | RUN_MESSAGE | RUNS_TOKENIZE | RUN_DETOKENIZE | RUN_PERPLEXITY | RUN_BENCH,
-    RUNS_VERBOSE = RUNS_COMPUTE & ~RUN_BENCH,
+    RUNS_VERBOSE = (RUNS_COMPUTE & ~RUN_BENCH) | RUN_TOKENIZE_CHAT, // there of a message's final newline
 };
 
 // clang-format off
@@ -233,8 +233,7 @@ bool flag_set(Options *o, const Flag *flag, const char *text, Error *err) {
     return false;
 }
 
-// The flag of that name [n], and the name as the table has it; NULL: there is none.
-static const Flag *find_flag(const char *text, size_t n, const char **name) {
+const Flag *flags_find(const char *text, size_t n, const char **name) {
     for (int f = 0; f < n_flags; f++)
         for (int alias = 0; alias < 2; alias++) {
             *name = alias ? flags[f].alias : flags[f].name;
@@ -243,11 +242,10 @@ static const Flag *find_flag(const char *text, size_t n, const char **name) {
     return NULL;
 }
 
-// The name nearest to one that no flag has, or NULL where none is near: a third of its letters may differ, three at most.
-// A name that it begins is near, too.
+// The name nearest to one that no flag has, or NULL where none is near. A name that it begins is near, too.
 static const char *nearest_flag(const char *text, size_t n) {
     const char *nearest = NULL;
-    int least = n / 3 < 3 ? (int)(n / 3) + 1 : 4;
+    int least = name_tolerance(n) + 1;
     for (int f = 0; f < n_flags; f++)
         for (int alias = 0; alias < 2; alias++) {
             const char *name = alias ? flags[f].alias : flags[f].name;
@@ -272,7 +270,7 @@ static bool fail_unknown(const char *text, size_t n, Error *err) {
 static bool parse_flag(Options *o, int argc, char **argv, int *i, Error *err) {
     const char *text = argv[*i], *equals = strchr(text, '='), *name, *value = ""; // of a switch
     size_t n = equals ? (size_t)(equals - text) : strlen(text);
-    const Flag *flag = find_flag(text, n, &name);
+    const Flag *flag = flags_find(text, n, &name);
     if (!flag) return fail_unknown(text, n, err);
     bool is_long = name[1] == '-';
     if (equals && !flag->value) return fail(err, "%s: %s takes no value", text, name);
