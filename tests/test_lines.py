@@ -211,9 +211,11 @@ TEXTS = ("Once upon a time", "The king", "In the morning, when the sun rose over
 
 def test_lines_of_all_kinds_give_what_each_gives_alone():
     lines = [dict(settings, text=TEXTS[i % len(TEXTS)]) for i, (settings, _) in enumerate(SETTINGS)]
-    expected = [alone("-p", line["text"], "-n", "20", *flags) for line, (_, flags) in zip(lines, SETTINGS)]
+    context = ("-c", "100")                 # which the answer without a limit fills
+    expected = [alone("-p", line["text"], "-n", "20", *context, *flags) for line, (_, flags) in zip(lines, SETTINGS)]
+    equal(max(len(each["prompt_ids"]) + len(each["ids"]) for each in expected), 100)
     for batch in ("1", "2", "4", "64"):
-        found, _ = answers(lines, "-n", "20", "-b", batch, "--quiet")
+        found, _ = answers(lines, "-n", "20", *context, "-b", batch, "--quiet")
         for i, (one, other) in enumerate(zip(found, expected)):
             check_same(one, other, "-b %s, line %d" % (batch, i + 1))
             assert ("logprobs" in one) == ("logprobs" in other)
