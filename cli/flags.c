@@ -28,7 +28,7 @@ const Flag flags[] = {
      FLAG_TEXT, FIELD(model), 0, 0, RUNS_ALL, 0, NEEDS_NOTHING},
     {SECTION_PROMPT, "-p", "--prompt", "TEXT", "the prompt; - reads standard input",
      FLAG_TEXT, FIELD(prompt), 0, 0, RUNS_PROMPT, 0, NEEDS_NOTHING},
-    {SECTION_PROMPT, "-f", "--file", "FILE", "the prompt from a file; - reads standard input",
+    {SECTION_PROMPT, "-f", "--file", "FILE", "the prompt from a file, without its final newline; - reads standard input",
      FLAG_TEXT, FIELD(prompt_file), 0, 0, RUNS_PROMPT, 0, NEEDS_NOTHING},
     {SECTION_PROMPT, "--ids", NULL, NULL, "the prompt, or the file of --perplexity, is a list of token ids, 1 2 3 or [1, 2, 3]; no BOS is added",
      FLAG_SWITCH, FIELD(ids), 0, 0, RUN_GENERATE | RUN_PERPLEXITY, 0, NEEDS_NOTHING},
@@ -51,7 +51,7 @@ const Flag flags[] = {
     {SECTION_ANSWER, "--json", NULL, NULL,
      "print one JSON object: ids, text, finish_reason, timings (also of the other modes but --compare)",
      FLAG_SWITCH, FIELD(json), 0, 0, RUNS_JSON, 0, NEEDS_NOTHING},
-    {SECTION_ANSWER, "--logprobs", NULL, "K", "with --json: log-probabilities of each token and of the K most likely",
+    {SECTION_ANSWER, "--logprobs", NULL, "K", "with --json: log-probabilities of each token and of the K most likely; with --echo of the prompt's, too",
      FLAG_INT, FIELD(logprobs), 1, MAX_LOGPROBS, RUNS_ANSWER & ~RUN_CHAT, ~RUNS_ANSWER, NEEDS_NOTHING},
 
     {SECTION_SAMPLING, "--temp", "--temperature", "T", "temperature; 0 takes the most likely token (0)",
@@ -80,7 +80,7 @@ const Flag flags[] = {
     {SECTION_MANY, "--prompts", NULL, "FILE",
      "many prompts, a JSON object with text, ids or messages on each line; answers as JSON lines",
      FLAG_TEXT, FIELD(prompts), 0, 0, RUN_PROMPTS | RUN_TOKENIZE_PROMPTS, 0, NEEDS_NOTHING},
-    {SECTION_MANY, "-b", NULL, "N", "with --prompts: so many at a time (8); with --bench: at most so many",
+    {SECTION_MANY, "-b", NULL, "N", "with --prompts: so many at a time, up to 256 (8); with --bench: at most so many",
      FLAG_INT, FIELD(batch), 1, MAX_SLOTS, RUN_PROMPTS | RUN_BENCH,
      ~(RUN_PROMPTS | RUN_TOKENIZE_PROMPTS | RUN_BENCH), NEEDS_NOTHING},
 
@@ -181,11 +181,11 @@ void flags_print_help(FILE *out) {
             fprintf(out, "  %-*s", COLUMN - 2, left);
         print_wrapped(out, flag->help, COLUMN, WIDTH);
     }
-    fprintf(
-        out,
-        "\nA flag of two dashes takes its value as --flag VALUE or --flag=VALUE; -- ends the flags. MODEL.bin comes "
-        "from\nscripts/convert.py. Engines in this build: %s.\n",
-        model_engines());
+    fprintf(out,
+            "\nA flag of two dashes takes its value as --flag VALUE or --flag=VALUE; -- ends the flags. MODEL.bin "
+            "comes from\n"
+            "scripts/convert.py. Engines in this build: %s.\n",
+            model_engines());
 }
 
 // ---- parsing --------------------------------------------------------------------------------------------------------
