@@ -148,7 +148,7 @@ static void print_chat(void) {
         "With -p or -f one message is answered, and the program ends; with --tokenize the ids of that conversation "
         "are printed instead. Through a pipe every line that is not blank, /clear or /help is a message.",
         "When the context is full the answer ends and a line says so; a message that does not fit is refused. No "
-        "turn is ever dropped. On a terminal these lines are commands, if nothing else stands on them:",
+        "turn is ever dropped. On a terminal a line that is exactly one of these is a command:",
     };
     static const Entry commands[] = {
         {"/clear", "begins a new conversation"},

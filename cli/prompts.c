@@ -290,9 +290,8 @@ static bool parse_stops(PromptReader *r, PromptLine *line, Options *own) {
     size_t n;
     own->n_stops = 0;
     bool list = json_next(j, '['), empty = list && json_next(j, ']');
-    if (!empty) do {
-            if (!json_string(j, &text, &n) || !set_by_key(r, own, KEY_STOP, text)) return false;
-        } while (list && json_next(j, ','));
+    for (bool more = !empty; more; more = list && json_next(j, ','))
+        if (!json_string(j, &text, &n) || !set_by_key(r, own, KEY_STOP, text)) return false;
     if (list && !empty && !json_expect(j, ']')) return false;
     line->stops = malloc((size_t)(own->n_stops + 1) * sizeof *line->stops);
     if (!line->stops) return fail(j->err, "out of memory: stop texts");
