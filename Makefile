@@ -312,7 +312,7 @@ asan:
 	+@SANITIZERS=1 SIGNALS=60 $(MAKE) BUILD=build/asan PROGRAM=build/asan/llama CUDA=0 CFLAGS="$(CFLAGS) -g -O2 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="$(LDFLAGS) -fsanitize=address,undefined" \
 	 TEST="$(filter-out convert chat_template scripts engine_gpu failures,$(or $(TEST),$(sort $(patsubst test_%,%,$(basename $(notdir $(TESTS) $(SCRIPT_TESTS)))))))" test
 
-LINTED      := llama.c $(LIBRARY) $(OPS_C)
+LINTED      := llama.c cli/manual.c $(LIBRARY) $(OPS_C)
 LINT_DEFINE := -DVERSION='""' -DCOMMIT='""' -DCUDA_IS='""' -DOPS_TABLE=ops_portable -DOPS_NAME='""' $(LINE_CFLAGS)
 
 lint: $(LINTED:%=tidy/%)

@@ -24,10 +24,10 @@
 #include "tokenizer/encode.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
-enum {
-    ROOM_WITHOUT_LIMIT = 1024
-}; // tokens that a context has for an answer without a limit, and for one to a message, at least
-enum { MAX_REPORTED = 10 }; // lines of --prompts whose errors are on standard error, too
+// Tokens that a context has room for in an answer without a limit, and in one to a message, at least.
+enum { ROOM_WITHOUT_LIMIT = 1024 };
+// Lines of --prompts whose errors are on standard error, too.
+enum { MAX_REPORTED = 10 };
 
 // ---- starting -------------------------------------------------------------------------------------------------------
 
@@ -53,13 +53,11 @@ static void print_engine_notes(const Options *o, const Model *m) {
     bool threads = strcmp(engine, "cpu") == 0; // where their number counts
     if (o->quiet) return;
     if (o->precision && precision_of(o) != m->precision)
-        fprintf(stderr, "llama: --precision %s changes nothing on engine %s, which computes in float32\n", o->precision,
-                engine);
-    if (o->threads && !threads) fprintf(stderr, "llama: -t changes nothing on engine %s\n", engine);
+        print_message("--precision %s changes nothing on engine %s, which computes in float32", o->precision, engine);
+    if (o->threads && !threads) print_message("-t changes nothing on engine %s", engine);
     if (threads && !o->threads && omp && *omp && !omp_threads(omp))
-        fprintf(stderr,
-                "llama: OMP_NUM_THREADS=%s is ignored, expected a whole number from 1 to %d; %d threads compute\n", omp,
-                MAX_THREADS, threads_count());
+        print_message("OMP_NUM_THREADS=%s is ignored, expected a whole number from 1 to %d; %d threads compute", omp,
+                      MAX_THREADS, threads_count());
 }
 
 static bool start_model(const Options *o, Model *m, int slots, int context, Error *err) {
@@ -84,12 +82,11 @@ static void print_notes(const Options *o, const Sequence *seqs, int n, int conte
         greedy = greedy && seqs[i].config.sampler.temperature == 0;
     }
     if (cut && o->prompts)
-        fprintf(stderr,
-                "llama: the context of %d leaves room for fewer new tokens than asked for after %d of %d prompts\n",
-                context, cut, n);
+        print_message("the context of %d leaves room for fewer new tokens than asked for after %d of %d prompts",
+                      context, cut, n);
     else if (cut)
-        fprintf(stderr, "llama: the context of %d leaves room for %d of %d new tokens\n", context, room, o->n);
-    if (o->prompts && greedy) flags_print_greedy_notes(o, stderr);
+        print_message("the context of %d leaves room for %d of %d new tokens", context, room, o->n);
+    if (o->prompts && greedy) flags_print_greedy_notes(o);
 }
 
 // ---- generate -------------------------------------------------------------------------------------------------------
@@ -252,7 +249,8 @@ static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
                 run.n_finished, p.n, m->kv.n_slots, run.n_tokens, elapsed, (double)run.n_tokens / elapsed);
         print_engine(m, o);
     }
-    if (ok && n_errors) ok = fail(err, "%s: %d of %d lines have an error and no answer", o->prompts, n_errors, p.n);
+    if (ok && n_errors && !interrupted)
+        ok = fail(err, "%s: %d of %d lines have an error and no answer", o->prompts, n_errors, p.n);
     prompts_free(&p);
     return ok;
 }
@@ -438,7 +436,7 @@ static bool run(const Options *o, double start, Error *err) {
     bool ok = o->synthetic ? synthetic_open(&model, o->synthetic, o->seed, err)
                            : checkpoint_open(&model, o->model, tokenizer_only, err);
     if (ok) {
-        if (!o->quiet) flags_print_notes(o, stderr);
+        if (!o->quiet) flags_print_notes(o);
         ok = tokenizer_only  ? run_tokenizer(o, &model, &text, err)
              : o->chat       ? prompt ? run_message(o, &model, &text, start, err) : run_chat(o, &model, err)
                    : o->prompts ? run_prompts(o, &model, start, err)

@@ -82,6 +82,7 @@ static bool append_ids(TokenList *to, const TokenList *from, Error *err) {
 
 static void report_turn(const Conversation *c, const Sequence *seq) {
     double seconds = seq->last - seq->first;
+    begin_message();
     fprintf(stderr, "llama: turn %d: %d tokens from the cache, %zu prefilled, %zu new", c->turn, seq->n_cached,
             seq->prompt.n - (size_t)seq->n_cached, seq->ids.n);
     if (seq->ids.n > 1 && seconds > 0) fprintf(stderr, " (%.1f tokens/s)", (double)(seq->ids.n - 1) / seconds);
@@ -175,8 +176,7 @@ static Command command_of(const Conversation *c, const Bytes *line) {
 // The last answer once more, from the next random stream.
 static bool regenerate(Conversation *c, Error *err) {
     if (!c->asked || c->options->sampler.temperature == 0) {
-        fprintf(stderr, "llama: %s\n",
-                c->asked ? "at --temp 0 the answer would be the same" : "there is no answer yet");
+        print_message("%s", c->asked ? "at --temp 0 the answer would be the same" : "there is no answer yet");
         return true;
     }
     c->ids.n = c->asked;
@@ -186,7 +186,7 @@ static bool regenerate(Conversation *c, Error *err) {
 static bool run_command(Conversation *c, Command command, Error *err) {
     if (command == COMMAND_REGEN) return regenerate(c, err);
     if (command == COMMAND_CLEAR) {
-        if (!c->options->quiet) fprintf(stderr, "llama: a new conversation\n");
+        if (!c->options->quiet) print_message("a new conversation");
         return begin(c, err);
     }
     fprintf(stderr,
@@ -205,7 +205,7 @@ static bool run_command(Conversation *c, Command command, Error *err) {
 
 // ---- the conversation -----------------------------------------------------------------------------------------------
 
-// A prompt for line_read. Around what takes no room on the screen \001 and \002, as readline wants it.
+// A prompt for line_read. Around what takes no room on the screen \001 and \002, as readline requires.
 static const char *prompt_text(const char *mark) {
     static char text[64];
     bool colour = use_colour();
@@ -251,7 +251,7 @@ bool converse(const Options *o, Model *m, const Chat *chat, Error *err) {
     bool ok = begin(&c, err);
     if (ok && (int)c.ids.n >= m->kv.max_len)
         ok = fail(err, "the system message has %zu tokens, the context holds %d", c.ids.n, m->kv.max_len);
-    if (ok && c.terminal && !o->quiet) fprintf(stderr, "llama: /help for help, Ctrl-D ends\n");
+    if (ok && c.terminal && !o->quiet) print_message("/help for help, Ctrl-D ends");
     while (ok && (!interrupted || interrupted == SIGINT)) {
         LineResult result = read_message(&c, &line, &message, &command, err);
         if (result == LINE_FAILED) ok = false;

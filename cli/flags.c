@@ -20,7 +20,7 @@ enum {
     RUNS_MESSAGES = RUN_MESSAGE | RUN_CHAT | RUN_TOKENIZE_CHAT | RUN_PROMPTS | RUN_TOKENIZE_PROMPTS,
     RUNS_CHAT = RUN_MESSAGE | RUN_CHAT | RUN_TOKENIZE_CHAT,
     RUNS_JSON = RUN_GENERATE | RUN_MESSAGE | RUNS_TOKENIZE | RUN_DETOKENIZE | RUN_PERPLEXITY | RUN_BENCH,
-    RUNS_VERBOSE = RUNS_COMPUTE & ~RUN_BENCH,
+    RUNS_VERBOSE = (RUNS_COMPUTE & ~RUN_BENCH) | RUN_TOKENIZE_CHAT, // there of a message's final newline
 };
 
 // clang-format off
@@ -29,7 +29,7 @@ const Flag flags[] = {
      FLAG_TEXT, FIELD(model), 0, 0, RUNS_ALL, 0, NEEDS_NOTHING},
     {SECTION_PROMPT, "-p", "--prompt", "TEXT", "the prompt; - reads standard input",
      FLAG_TEXT, FIELD(prompt), 0, 0, RUNS_PROMPT, 0, NEEDS_NOTHING},
-    {SECTION_PROMPT, "-f", "--file", "FILE", "the prompt from a file; - reads standard input",
+    {SECTION_PROMPT, "-f", "--file", "FILE", "the prompt from a file, without its final newline; - reads standard input",
      FLAG_TEXT, FIELD(prompt_file), 0, 0, RUNS_PROMPT, 0, NEEDS_NOTHING},
     {SECTION_PROMPT, "--ids", NULL, NULL, "the prompt, or the file of --perplexity, is a list of token ids, 1 2 3 or [1, 2, 3]; no BOS is added",
      FLAG_SWITCH, FIELD(ids), 0, 0, RUN_GENERATE | RUN_PERPLEXITY, 0, NEEDS_NOTHING},
@@ -52,7 +52,7 @@ const Flag flags[] = {
     {SECTION_ANSWER, "--json", NULL, NULL,
      "print one JSON object: ids, text, finish_reason, timings (also of the other modes but --compare)",
      FLAG_SWITCH, FIELD(json), 0, 0, RUNS_JSON, 0, NEEDS_NOTHING},
-    {SECTION_ANSWER, "--logprobs", NULL, "K", "with --json: log-probabilities of each token and of the K most likely",
+    {SECTION_ANSWER, "--logprobs", NULL, "K", "with --json: log-probabilities of each token and of the K most likely; with --echo of the prompt's, too",
      FLAG_INT, FIELD(logprobs), 1, MAX_LOGPROBS, RUNS_ANSWER & ~RUN_CHAT, ~RUNS_ANSWER, NEEDS_NOTHING},
 
     {SECTION_SAMPLING, "--temp", "--temperature", "T", "temperature; 0 takes the most likely token (0)",
@@ -81,7 +81,7 @@ const Flag flags[] = {
     {SECTION_MANY, "--prompts", NULL, "FILE",
      "many prompts, a JSON object with text, ids or messages on each line; answers as JSON lines",
      FLAG_TEXT, FIELD(prompts), 0, 0, RUN_PROMPTS | RUN_TOKENIZE_PROMPTS, 0, NEEDS_NOTHING},
-    {SECTION_MANY, "-b", NULL, "N", "with --prompts: so many at a time (8); with --bench: at most so many",
+    {SECTION_MANY, "-b", NULL, "N", "with --prompts: so many at a time, up to 256 (8); with --bench: at most so many",
      FLAG_INT, FIELD(batch), 1, MAX_SLOTS, RUN_PROMPTS | RUN_BENCH,
      ~(RUN_PROMPTS | RUN_TOKENIZE_PROMPTS | RUN_BENCH), NEEDS_NOTHING},
 
@@ -185,11 +185,11 @@ void flags_print_help(FILE *out) {
             fprintf(out, "  %-*s", COLUMN - 2, left);
         print_wrapped(out, flag->help, COLUMN, WIDTH);
     }
-    fprintf(
-        out,
-        "\nA flag of two dashes takes its value as --flag VALUE or --flag=VALUE; -- ends the flags. MODEL.bin comes "
-        "from\nscripts/convert.py. Engines in this build: %s.\n",
-        model_engines());
+    fprintf(out,
+            "\nA flag of two dashes takes its value as --flag VALUE or --flag=VALUE; -- ends the flags. MODEL.bin "
+            "comes from\n"
+            "scripts/convert.py. Engines in this build: %s.\n",
+            model_engines());
 }
 
 // ---- parsing --------------------------------------------------------------------------------------------------------
@@ -237,8 +237,7 @@ bool flag_set(Options *o, const Flag *flag, const char *text, Error *err) {
     return false;
 }
 
-// The flag of that name [n], and the name as the table has it; NULL: there is none.
-static const Flag *find_flag(const char *text, size_t n, const char **name) {
+const Flag *flags_find(const char *text, size_t n, const char **name) {
     for (int f = 0; f < n_flags; f++)
         for (int alias = 0; alias < 2; alias++) {
             *name = alias ? flags[f].alias : flags[f].name;
@@ -247,11 +246,10 @@ static const Flag *find_flag(const char *text, size_t n, const char **name) {
     return NULL;
 }
 
-// The name nearest to one that no flag has, or NULL where none is near: a third of its letters may differ, three at most.
-// A name that it begins is near, too.
+// The name nearest to one that no flag has, or NULL where none is near. A name that it begins is near, too.
 static const char *nearest_flag(const char *text, size_t n) {
     const char *nearest = NULL;
-    int least = n / 3 < 3 ? (int)(n / 3) + 1 : 4;
+    int least = name_tolerance(n) + 1;
     for (int f = 0; f < n_flags; f++)
         for (int alias = 0; alias < 2; alias++) {
             const char *name = alias ? flags[f].alias : flags[f].name;
@@ -276,7 +274,7 @@ static bool fail_unknown(const char *text, size_t n, Error *err) {
 static bool parse_flag(Options *o, int argc, char **argv, int *i, Error *err) {
     const char *text = argv[*i], *equals = strchr(text, '='), *name, *value = ""; // of a switch
     size_t n = equals ? (size_t)(equals - text) : strlen(text);
-    const Flag *flag = find_flag(text, n, &name);
+    const Flag *flag = flags_find(text, n, &name);
     if (!flag) return fail_unknown(text, n, err);
     bool is_long = name[1] == '-';
     if (equals && !flag->value) return fail(err, "%s: %s takes no value", text, name);

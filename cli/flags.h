@@ -87,6 +87,8 @@ extern const char *const flag_sections[N_SECTIONS]; // their titles
 // The values that a flag takes, separated by ", "; NULL: any.
 const char *flag_choices(const Flag *flag);
 
+// The flag of that name or alias [n], and the name as the table has it; NULL: there is none.
+const Flag *flags_find(const char *text, size_t n, const char **name);
 // What holds where no flag says otherwise.
 Options flags_default(void);
 // Stores a flag's value, given as text (of a switch any). flag->name is what messages call it.
@@ -98,11 +100,11 @@ bool flags_check(const Options *o, Error *err);
 unsigned flags_run(const Options *o);
 // The names of these runs, as in "goes with ...", in text [size], which is returned.
 const char *flags_run_names(unsigned runs, char *text, size_t size);
-// A line for each flag that was given twice, and for each that changes nothing in this run. With --prompts those of
+// A line on standard error for each flag that was given twice, and for each that changes nothing in this run. With --prompts those of
 // sampling are left to flags_print_greedy_notes.
-void flags_print_notes(const Options *o, FILE *out);
+void flags_print_notes(const Options *o);
 // The notes of flags that need a temperature above 0, where no sequence has one.
-void flags_print_greedy_notes(const Options *o, FILE *out);
+void flags_print_greedy_notes(const Options *o);
 void flags_print_help(FILE *out);
 
 #endif

@@ -4,7 +4,7 @@
 #include "../model/model.h"
 #include "../model/synthetic.h"
 #include "flags.h"
-#include "terminal_text.h"
+#include "output.h"
 
 unsigned flags_run(const Options *o) {
     bool prompt = o->prompt || o->prompt_file;
@@ -133,15 +133,13 @@ bool flags_check(const Options *o, Error *err) {
 // ---- notes ----------------------------------------------------------------------------------------------------------
 
 // A flag that was given twice. A value may be long, and is a user's: the line stays one printable line.
-static void print_repeated(const Given *g, FILE *out) {
+static void print_repeated(const Given *g) {
     Error note = {""};
     if (g->value)
         fail(&note, "%s %.60s, then %s %.60s: the last counts", g->name_before, g->value_before, g->name, g->value);
     else
         fail(&note, "%s was given twice", g->name);
-    fputs("llama: ", out);
-    text_write_whole(out, note.text, strlen(note.text));
-    fputc('\n', out);
+    print_message("%s", note.text);
 }
 
 // Whether a flag is the seed of the weights that this run computes with.
@@ -154,28 +152,26 @@ static bool waits_for_sampling(const Options *o, const Flag *flag) {
     return flag->needs == NEEDS_SAMPLING && says_more(o, flag) && !seeds_weights(o, flag);
 }
 
-void flags_print_greedy_notes(const Options *o, FILE *out) {
+void flags_print_greedy_notes(const Options *o) {
     for (int i = 0; i < n_flags; i++)
         if (waits_for_sampling(o, &flags[i]))
-            fprintf(out, "llama: %s changes nothing at --temp 0, which takes the most likely token\n",
-                    o->given[i].name);
+            print_message("%s changes nothing at --temp 0, which takes the most likely token", o->given[i].name);
 }
 
-void flags_print_notes(const Options *o, FILE *out) {
+void flags_print_notes(const Options *o) {
     unsigned run = flags_run(o);
     char names[160];
     for (int i = 0; i < n_flags; i++)
-        if (o->given[i].count > 1 && flags[i].type != FLAG_TEXTS) print_repeated(&o->given[i], out);
+        if (o->given[i].count > 1 && flags[i].type != FLAG_TEXTS) print_repeated(&o->given[i]);
     for (int i = 0; i < n_flags; i++) {
         const Flag *flag = &flags[i];
         if (!o->given[i].count) continue;
         if (!(flag->counts & run) && !seeds_weights(o, flag))
-            fprintf(out, "llama: %s changes nothing with %s\n", o->given[i].name,
-                    run & RUNS_TOKENIZE ? "--tokenize" : flags_run_names(run, names, sizeof names));
+            print_message("%s changes nothing with %s", o->given[i].name,
+                          run & RUNS_TOKENIZE ? "--tokenize" : flags_run_names(run, names, sizeof names));
         else if ((flag->counts & run & ~RUN_PROMPTS) && o->n == 0 &&
                  (flag->needs == NEEDS_NEW || waits_for_sampling(o, flag)))
-            fprintf(out, "llama: %s changes nothing with -n 0\n", o->given[i].name);
+            print_message("%s changes nothing with -n 0", o->given[i].name);
     }
-    if ((run & RUNS_ANSWER & ~RUN_PROMPTS) && o->n != 0 && o->sampler.temperature == 0)
-        flags_print_greedy_notes(o, out);
+    if ((run & RUNS_ANSWER & ~RUN_PROMPTS) && o->n != 0 && o->sampler.temperature == 0) flags_print_greedy_notes(o);
 }

@@ -84,10 +84,10 @@ static void print_paragraphs(const char *const *paragraphs, int n) {
 
 static void print_options(void) {
     static const char *const rules[] = {
-        "A flag of two dashes takes its value in the next argument or after an equals sign, as in --temp=0.7; -- ends "
-        "the flags, and what follows is the model. Of a flag that is given twice the last value counts, and a note "
-        "says "
-        "so; another note names each flag that changes nothing in the run at hand. Defaults are in parentheses.",
+        "A flag of two dashes takes its value in the next argument or after an equals sign, as in --temp=0.7; -- "
+        "ends the flags, and what follows is the model. Of a flag that is given twice the last value counts, and a "
+        "note says so; another note names each flag that changes nothing in the run at hand. Defaults are in "
+        "parentheses.",
     };
     char runs[160];
     puts(".SH OPTIONS");
@@ -144,12 +144,11 @@ static void print_chat(void) {
     static const char *const paragraphs[] = {
         "--chat puts each message into the checkpoint's own chat template, with its system message and date, which "
         "--system and --date replace. Keys and values of the conversation stay in the cache, so a turn computes its "
-        "own "
-        "tokens only. Special tokens that are typed into a message stay ordinary characters.",
+        "own tokens only. Special tokens that are typed into a message stay ordinary characters.",
         "With -p or -f one message is answered, and the program ends; with --tokenize the ids of that conversation "
         "are printed instead. Through a pipe every line that is not blank, /clear or /help is a message.",
-        "When the context is full the answer ends and a line says so; a message that does not fit is refused. No turn "
-        "is ever dropped. On a terminal these lines are commands, if nothing else stands on them:",
+        "When the context is full the answer ends and a line says so; a message that does not fit is refused. No "
+        "turn is ever dropped. On a terminal a line that is exactly one of these is a command:",
     };
     static const Entry commands[] = {
         {"/clear", "begins a new conversation"},
@@ -166,8 +165,8 @@ static void print_chat(void) {
 
 static void print_json(void) {
     static const char *const output[] = {
-        "--json prints one object on one line, and --prompts one for each line of its file, in the file's order. Text "
-        "is UTF-8: a byte that belongs to no character is U+FFFD. The fields, in this order:",
+        "--json prints one object on one line, and --prompts one for each line of its file, in the file's order. "
+        "Text is UTF-8: a byte that belongs to no character is U+FFFD. The fields, in this order:",
     };
     static const Entry fields[] = {
         {"index", "number of the prompt in the input, from 0"},
@@ -175,46 +174,39 @@ static void print_json(void) {
         {"ids", "list of the answer's token ids, with the id that ended it"},
         {"text", "the answer; with --echo the prompt before it"},
         {"finish_reason", "stop (an end-of-text token, or the end of a turn), length (-n, or the context is full), "
-                          "stop_string (--stop) or "
-                          "interrupted (Ctrl-C)"},
+                          "stop_string (--stop) or interrupted (Ctrl-C)"},
         {"token_texts",
          "list of the texts of ids, special tokens by name; U+FFFD for the bytes of a part of a character"},
         {"logprobs",
-         "with --logprobs K, for each token of ids an object: id, logprob (the natural logarithm of its probability, "
-         "before repetition penalty, temperature and filters) and top, the K most likely tokens as objects of id and "
-         "logprob"},
+         "with --logprobs K, for each token of ids an object: id, logprob (the natural logarithm of its "
+         "probability, before repetition penalty, temperature and filters) and top, the K most likely tokens as "
+         "objects of id and logprob"},
         {"prompt_logprobs",
          "with --echo and --logprobs, for each token of prompt_ids such an object; null for the first one"},
         {"timings",
-         "an object of milliseconds: ready_ms (from the program's start to the model in memory), first_token_ms (from "
-         "the prompt's start to the first token), decode_ms (from the first to the last token), ms_per_token, and "
-         "p50_ms "
-         "and p95_ms of the time between tokens"},
+         "an object of milliseconds: ready_ms (from the program's start to the model in memory), first_token_ms "
+         "(from the prompt's start to the first token), decode_ms (from the first to the last token), ms_per_token, "
+         "and p50_ms and p95_ms of the time between tokens"},
     };
     static const char *const input[] = {
-        "A line of --prompts is an object. It has one of text, ids and messages; the other keys of these come before "
-        "the "
-        "flags of the same names.",
+        "A line of --prompts is an object. It has one of text, ids and messages; the other keys of these come "
+        "before the flags of the same names.",
     };
     static const Entry keys[] = {
         {"text", "the prompt; one BOS is put before it"},
         {"ids", "list of token ids, taken as they are"},
         {"messages", "list of objects of role (system, first; user; assistant) and content, the last one the user's: a "
-                     "conversation "
-                     "to answer, in the chat template"},
+                     "conversation to answer, in the chat template"},
         {"n, temp, top_k, top_p, min_p, repetition_penalty, logprobs", "as the flags, of the same ranges"},
         {"stop", "a text or a list of texts, in place of all of --stop"},
         {"seed", "as -s of a prompt alone: the line then does not depend on the others"},
     };
     static const char *const others[] = {
         "Keys of other names come back after the fields of the answer, as they were written but for control "
-        "characters, which are escaped, and a note says so once "
-        "for "
-        "each; the names of the answer's own fields are refused. A line that cannot be answered is answered in its "
-        "place "
-        "by index, line (its number in the file), error and its other keys. The other lines are answered, and the exit "
-        "status is 1; standard error has the first ten errors and their number. If no line is right, no model is "
-        "loaded.",
+        "characters, which are escaped, and a note says so once for each; the names of the answer's own fields are "
+        "refused. A line that cannot be answered is answered in its place by index, line (its number in the file), "
+        "error and its other keys. The other lines are answered, and the exit status is 1; standard error has the "
+        "first ten errors and their number. If no line is right, no model is loaded.",
         "--tokenize --json prints {\"ids\": [...]}, --detokenize --json {\"text\": \"...\"}, and --bench --json one "
         "object of all that was measured. --perplexity --json prints perplexity, standard_error, nll (nats for each "
         "token), tokens, tokens_in_all, bytes, bits_per_byte, windows, context, stride, finish_reason (end, or "
@@ -233,9 +225,11 @@ static void print_json(void) {
 static void print_manual(void) {
     static const char *const description[] = {
         "llama loads MODEL.bin (weights, configuration and tokenizer in one file, made by convert.py from a "
-        "HuggingFace "
-        "checkpoint of the LLaMA 3 architecture) and continues a prompt, or holds a conversation.",
-        "The answer goes to standard output, everything else to standard error.",
+        "HuggingFace checkpoint of the LLaMA 3 architecture) and continues a prompt, or holds a conversation.",
+        "The answer goes to standard output, everything else to standard error. On a terminal control characters of "
+        "an answer, a text or a name but newline and tab, and bytes that are no UTF-8, appear as U+FFFD; files and "
+        "pipes get the bytes. Special tokens that are written in a prompt are ordinary characters without "
+        "--special, and a line says so.",
     };
     static const Entry statuses[] = {
         {"0", "done"},

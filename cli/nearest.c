@@ -25,3 +25,7 @@ int name_distance(const char *a, size_t n, const char *b) {
     }
     return row[length];
 }
+
+int name_tolerance(size_t n) {
+    return n / 3 < 3 ? (int)(n / 3) : 3;
+}

@@ -10,7 +10,6 @@
 
 #include "../tokenizer/utf8.h"
 
-// Flushes standard output: a full disk or a closed pipe is a failure, not a shorter answer.
 bool flush_output(Error *err) {
     if (fflush(stdout) == 0 && !ferror(stdout)) return true;
     return fail(err, "standard output: %s", strerror(errno));
@@ -186,10 +185,9 @@ void print_length_note(const Options *o, const Sequence *seq, int context, const
 
 void print_chat_note(const Model *m) {
     if (m->config.chat_checked) return;
-    fprintf(stderr,
-            "llama: chat format %s was not compared with the checkpoint's chat template; to be sure, convert the "
-            "checkpoint again\n",
-            chat_format_names[m->config.chat_format]);
+    print_message("chat format %s was not compared with the checkpoint's chat template; to be sure, convert the "
+                  "checkpoint again",
+                  chat_format_names[m->config.chat_format]);
 }
 
 // What the engine holds in fewer bits than the file.
@@ -204,16 +202,16 @@ static void print_rounding(const Model *m) {
     bool all = parts[0].held != parts[0].file && parts[0].held != DTYPE_F32;
     for (int i = 0; i < (all ? 1 : m->config.tie_embeddings ? 2 : 3); i++)
         if (parts[i].held != parts[i].file && parts[i].held != DTYPE_F32)
-            fprintf(stderr, "llama: %s rounded to %s\n", parts[i].name, parts[i].held == DTYPE_F16 ? "f16" : "bf16");
+            print_message("%s rounded to %s", parts[i].name, parts[i].held == DTYPE_F16 ? "f16" : "bf16");
 }
 
 void print_model(const Model *m, const Options *o) {
     const Config *c = &m->config;
     char dtypes[WEIGHTS_DTYPES];
     double kv = (double)m->kv.bytes, positions = (double)m->kv.n_slots * m->kv.max_len;
-    fprintf(stderr,
-            "llama: dim %d, %d layers, %d heads of %d over %d K/V heads, hidden %d, vocabulary %d, at most %d tokens\n",
-            c->dim, c->n_layers, c->n_heads, c->head_dim, c->n_kv_heads, c->hidden_dim, c->vocab_size, c->max_seq_len);
+    print_message("dim %d, %d layers, %d heads of %d over %d K/V heads, hidden %d, vocabulary %d, at most %d tokens",
+                  c->dim, c->n_layers, c->n_heads, c->head_dim, c->n_kv_heads, c->hidden_dim, c->vocab_size,
+                  c->max_seq_len);
     fprintf(stderr, "llama: engine %s%s%s%s", m->engine->name, m->note[0] ? " (" : "", m->note, m->note[0] ? ")" : "");
     fprintf(stderr, ", %s%s, computing in %s\n",
             o->engine             ? "as asked"
@@ -222,8 +220,7 @@ void print_model(const Model *m, const Options *o) {
             m->not_used.text, m->precision == PRECISION_F32 ? "float32" : "bf16 products and cache, float32 sums");
     fprintf(stderr,
             "llama: memory: %.3f GB of weights (%s in the file), K/V cache %.3f MB: %d x %d positions of %.0f bytes "
-            "(with a K/V head "
-            "for every head %.0f)",
+            "(with a K/V head for every head %.0f)",
             (double)m->weights.bytes * 1e-9, weights_dtypes(&m->weights, dtypes), kv * 1e-6, m->kv.n_slots,
             m->kv.max_len, kv / positions, kv / positions * c->group);
     if (m->buffer_bytes) fprintf(stderr, ", buffers %.3f MB", (double)m->buffer_bytes * 1e-6);

@@ -1,6 +1,7 @@
 #include "prompts.h"
 
 #include <inttypes.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -69,17 +70,11 @@ static int find_key(const char *name) {
     return -1;
 }
 
-static const Flag *find_flag(const char *name) {
-    for (int f = 0; f < n_flags; f++)
-        if (strcmp(name, flags[f].name) == 0) return &flags[f];
-    return NULL;
-}
-
 // The key of ours that this may be meant for; NULL: none.
 static const char *nearest_key(const char *name) {
     const char *nearest = NULL;
     size_t n = strlen(name);
-    int least = n / 3 < 3 ? (int)(n / 3) + 1 : 4; // a third of its letters may differ, three at most
+    int least = name_tolerance(n) + 1;
     for (int i = 0, n_others = sizeof other_names / sizeof *other_names; i < N_KEYS + n_others; i++) {
         const char *known = i < N_KEYS ? keys[i].name : other_names[i - N_KEYS].name;
         int distance = name_distance(name, n, known);
@@ -281,8 +276,9 @@ static bool parse_prompt(PromptReader *r, TokenList *ids) {
 // Sets what a key's flag sets, under the key's name.
 static bool set_by_key(PromptReader *r, Options *own, int key, const char *text) {
     char name[40];
+    const char *table_name;
     snprintf(name, sizeof name, "\"%s\"", keys[key].name);
-    Flag flag = *find_flag(keys[key].flag);
+    Flag flag = *flags_find(keys[key].flag, strlen(keys[key].flag), &table_name);
     flag.name = name;
     return flag_set(own, &flag, text, &r->problem);
 }
@@ -294,9 +290,8 @@ static bool parse_stops(PromptReader *r, PromptLine *line, Options *own) {
     size_t n;
     own->n_stops = 0;
     bool list = json_next(j, '['), empty = list && json_next(j, ']');
-    if (!empty) do {
-            if (!json_string(j, &text, &n) || !set_by_key(r, own, KEY_STOP, text)) return false;
-        } while (list && json_next(j, ','));
+    for (bool more = !empty; more; more = list && json_next(j, ','))
+        if (!json_string(j, &text, &n) || !set_by_key(r, own, KEY_STOP, text)) return false;
     if (list && !empty && !json_expect(j, ']')) return false;
     line->stops = malloc((size_t)(own->n_stops + 1) * sizeof *line->stops);
     if (!line->stops) return fail(j->err, "out of memory: stop texts");
@@ -336,6 +331,7 @@ static bool parse_values(PromptReader *r, PromptLine *line, Sequence *seq) {
 // Room for one line more.
 static bool grow(Prompts *p, Error *err) {
     if (p->n < p->capacity) return true;
+    if (p->capacity > INT_MAX / 4) return fail(err, "more than %d prompts", p->capacity);
     int capacity = 2 * p->capacity + 16;
     PromptLine *lines = realloc(p->lines, (size_t)capacity * sizeof *lines);
     if (lines) p->lines = lines;

@@ -17,50 +17,20 @@ import subprocess
 import sys
 import tempfile
 
+import hf_model
+
 PENALTIES = (1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 5.0, 0.9, 0.5, 1.0)
 
 
 def load_libraries():
     """After the arguments are read: --help needs none of them."""
-    global torch, safetensors, LlamaConfig, LlamaForCausalLM
+    global torch
     try:
-        import safetensors.torch
         import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
+        import transformers  # which hf_model needs
     except ImportError as missing:
         sys.exit("check_answers.py: the Python package %s is missing: pip install -r scripts/requirements.txt"
                  % missing.name)
-
-
-def load_model(path):
-    """A model.bin as transformers' model, in float32; its weights are exact there."""
-    with safetensors.safe_open(path, "pt") as file:
-        meta, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
-    rope = {"rope_type": meta["rope_type"], "rope_theta": float(meta["rope_theta"])}
-    if meta["rope_type"] != "default":
-        rope["factor"] = float(meta["rope_factor"])
-    if meta["rope_type"] == "llama3":
-        rope.update(low_freq_factor=float(meta["rope_low_freq_factor"]), high_freq_factor=float(meta["rope_high_freq_factor"]),
-                    original_max_position_embeddings=int(float(meta["rope_original_max_seq_len"])))
-    tied = meta["tie_embeddings"] in ("1", "true")
-    config = LlamaConfig(
-        hidden_size=int(meta["dim"]), intermediate_size=int(meta["hidden_dim"]), num_hidden_layers=int(meta["n_layers"]),
-        num_attention_heads=int(meta["n_heads"]), num_key_value_heads=int(meta["n_kv_heads"]),
-        head_dim=int(meta["head_dim"]), vocab_size=int(meta["vocab_size"]),
-        max_position_embeddings=int(meta["max_seq_len"]), rms_norm_eps=float(meta["norm_eps"]),
-        rope_parameters=rope, tie_word_embeddings=tied,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None)
-    names = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "wq": "self_attn.q_proj",
-             "wk": "self_attn.k_proj", "wv": "self_attn.v_proj", "wo": "self_attn.o_proj", "w1": "mlp.gate_proj",
-             "w2": "mlp.down_proj", "w3": "mlp.up_proj"}
-    state = {"model.embed_tokens.weight": tensors["tok_embeddings"], "model.norm.weight": tensors["norm"],
-             "lm_head.weight": tensors["tok_embeddings" if tied else "output"]}
-    for layer in range(config.num_hidden_layers):
-        for ours, theirs in names.items():
-            state["model.layers.%d.%s.weight" % (layer, theirs)] = tensors["layers.%d.%s" % (layer, ours)]
-    model = LlamaForCausalLM(config).float()
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    return model.eval(), int(meta["bos_id"])
 
 
 def make_prompts(n, vocab_size, bos):
@@ -117,7 +87,7 @@ def main():
     parser.add_argument("--golden", help="write transformers' answers to this file, and compare nothing")
     args = parser.parse_args()
     load_libraries()
-    model, bos = load_model(args.model)
+    model, bos = hf_model.load(args.model)
     prompts = make_prompts(args.n, model.config.vocab_size, bos)
     theirs = [answer_of_transformers(model, ids, penalty, args.tokens) for ids, penalty in prompts]
     their_logprobs = [logprobs_of_transformers(model, ids) for ids, _ in prompts]

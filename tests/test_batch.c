@@ -151,6 +151,57 @@ static void test_batch_no_new_tokens_in_a_full_context(void) {
     test_end("test_batch_no_new_tokens_in_a_full_context");
 }
 
+// More sequences than prompts have rows with logits.
+static void test_batch_of_the_most_sequences(void) {
+    Error err = {""};
+    Sequence *together = calloc(MAX_SLOTS, sizeof *together), alone[3];
+    const int some[3] = {0, LOGIT_ROWS, MAX_SLOTS - 1};
+    GenerateSink sink = {.finished = keep};
+    CHECK(together != NULL);
+    for (int slots = MAX_SLOTS; together && slots; slots = slots > 1 ? 1 : 0) {
+        if (!start(slots, 10)) break;
+        Sequence *seqs = slots > 1 ? together : alone;
+        int n = slots > 1 ? MAX_SLOTS : 3;
+        for (int i = 0; i < n; i++) {
+            int first = slots > 1 ? i : some[i];
+            seqs[i] = (Sequence){.config = {.n = 3, .logprobs = 1, .ignore_eos = true}, .index = i};
+            CHECK(tokens_append(&seqs[i].prompt, model.config.bos_id, &err));
+            CHECK(tokens_append(&seqs[i].prompt, 300 + first, &err));
+        }
+        CHECK(generate(&model, seqs, n, &sink, &err));
+        model_close(&model);
+    }
+    for (int i = 0; together && i < 3; i++) {
+        check_same(&alone[i], &together[some[i]]);
+        check_same_logprobs(&alone[i].logprobs, &together[some[i]].logprobs, alone[i].ids.n, 1);
+        CHECK(alone[i].ids.n == 3);
+        sequence_free(&alone[i]);
+    }
+    for (int i = 0; together && i < MAX_SLOTS; i++) sequence_free(&together[i]);
+    free(together);
+    test_end("test_batch_of_the_most_sequences");
+}
+
+// More log-probabilities than ids: those of all.
+static void test_batch_logprobs_of_all_ids(void) {
+    Error err = {""};
+    Sequence seq = {.config = {.n = 1}};
+    GenerateSink sink = {.finished = keep};
+    if (start(1, 10)) {
+        int vocab = model.config.vocab_size;
+        double sum = 0;
+        seq.config.logprobs = vocab + 5;
+        CHECK(tokens_append(&seq.prompt, 300, &err) && generate(&model, &seq, 1, &sink, &err));
+        CHECK(seq.config.logprobs == vocab);
+        for (int i = 0; i < seq.config.logprobs; i++) sum += exp((double)seq.logprobs.values[1 + i]);
+        CHECK(fabs(sum - 1) < 1e-4);
+        CHECK(seq.logprobs.values[vocab] <= seq.logprobs.values[vocab - 1]);
+    }
+    sequence_free(&seq);
+    model_close(&model);
+    test_end("test_batch_logprobs_of_all_ids");
+}
+
 static void test_batch_without_room_is_refused_and_nothing_is_written(void) {
     Error err = {""};
     int tokens[9] = {1, 2, 3, 4, 5, 6, 7, 8, 9};
@@ -191,6 +242,8 @@ int main(void) {
                                                            mixed, MODEL_SEQS);
     test_batch_finishes_in_input_order();
     test_batch_no_new_tokens_in_a_full_context();
+    test_batch_of_the_most_sequences();
+    test_batch_logprobs_of_all_ids();
     test_batch_without_room_is_refused_and_nothing_is_written();
     return tests_summary();
 }

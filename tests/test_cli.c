@@ -1024,15 +1024,15 @@ static void test_perplexity_ids(void) {
 
 // ---- interrupts -----------------------------------------------------------------------------------------------------
 
-// Starts a run that would take minutes, interrupts it so long after it has begun, and gives what came out.
-static Run interrupt(const char *path, bool json, long milliseconds) {
+// Starts a run that would take minutes, interrupts it so long after it has begun, and gives what came out. It has begun
+// when it has printed more than so many bytes: to standard output, or with --json, which prints at the end, to standard
+// error.
+static Run interrupt(const char *const *args, bool json, off_t begun, long milliseconds) {
     char err_path[300], out_path[300];
     snprintf(err_path, sizeof err_path, "%s/interrupted.err", test_dir);
     snprintf(out_path, sizeof out_path, "%s/interrupted.out", test_dir);
     write_file(err_path, NULL, 0);
     write_file(out_path, NULL, 0);
-    const char *args[] = {
-        path, "-p", "a", "-n", "900000", "-c", "1000000", "--ignore-eos", "--verbose", json ? "--json" : NULL, NULL};
     fflush(NULL);
     pid_t child = fork();
     if (child == 0) {
@@ -1043,9 +1043,9 @@ static Run interrupt(const char *path, bool json, long milliseconds) {
     }
     struct timespec pause = {0, 20000000};
     struct stat info;
-    for (int i = 0; i < 500; i++) { // until --verbose has spoken, and without --json until there is an answer to cut
+    for (int i = 0; i < 500; i++) {
         nanosleep(&pause, NULL);
-        if (stat(json ? err_path : out_path, &info) == 0 && info.st_size > (json ? 0 : 200)) break;
+        if (stat(json ? err_path : out_path, &info) == 0 && info.st_size > begun) break;
     }
     pause = (struct timespec){milliseconds / 1000, milliseconds % 1000 * 1000000};
     nanosleep(&pause, NULL);
@@ -1065,7 +1065,10 @@ static void test_interrupts(void) {
     char path[300];
     snprintf(path, sizeof path, "%s", temporary("endless.bin"));
     draft_write(&d, path);
-    Run r = interrupt(path, false, 20);
+    const char *const text_run[] = {path, "-p", "a", "-n", "900000", "-c", "1000000", "--ignore-eos", NULL};
+    const char *const json_run[] = {path,      "-p",           "a",         "-n",     "900000", "-c",
+                                    "1000000", "--ignore-eos", "--verbose", "--json", NULL};
+    Run r = interrupt(text_run, false, 200, 20);
     check_status(&r, 130);
     size_t most = r.n_out + 64;
     char *text = must(malloc(most));
@@ -1082,15 +1085,31 @@ static void test_interrupts(void) {
     run_free(&r);
 
     // Nothing tells when the answer has begun: where it has not, the next signal comes later.
-    r = interrupt(path, true, 20);
+    r = interrupt(json_run, true, 0, 20);
     for (long milliseconds = 80; r.status == 130 && r.n_out == 0 && milliseconds < 20000; milliseconds *= 4) {
         run_free(&r);
-        r = interrupt(path, true, milliseconds);
+        r = interrupt(json_run, true, 0, milliseconds);
     }
     check_status(&r, 130);
     if (!json_valid(&r)) test_fail("not one line of JSON: %s", shown(r.out, r.n_out));
     check_json(&r, "finish_reason", "\"interrupted\"");
     test_end("interrupt_json");
+    run_free(&r);
+
+    // Lines with an error do not make a failure of an interrupt; what comes after the last answer is left out.
+    static const char lines[] = "{\"text\": \"a\", \"n\": 1}\n{\"x\": 1}\n{\"text\": \"a\"}\n{\"x\": 2}\n";
+    write_file(temporary("lines"), lines, sizeof lines - 1);
+    const char *const lines_run[] = {path,     "--prompts", temporary("lines"), "-b",           "1", "-n",
+                                     "900000", "-c",        "1000000",          "--ignore-eos", NULL};
+    r = interrupt(lines_run, false, 0, 20);
+    check_status(&r, 130);
+    const char *second = strstr(r.out, "\n{\"index\": 1, \"line\": 2, \"error\": "),
+               *third = strstr(r.out, "\n{\"index\": 2, "),
+               *reason = strstr(r.out, "\"finish_reason\": \"interrupted\"");
+    if (!second || !third || second > third || !reason || strstr(r.out, "\"index\": 3"))
+        test_fail("printed %s", shown(r.out, r.n_out));
+    if (strstr(r.err, "lines have an error")) test_fail("on standard error: %s", shown(r.err, r.n_err));
+    test_end("interrupt_prompts_with_errors");
     run_free(&r);
     draft_free(&d);
 }

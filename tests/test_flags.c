@@ -150,7 +150,7 @@ static const struct {
     {"-b", "2", "rrr.rrnrrr."},         {"--hex", NULL, "rrrr..r.rrr"},
     {"--stride", "2", "rrrrrrrr.rr"},   {"--perplexity-windows", "sliding", "rrrrrrrr.rr"},
     {"--engine", "cpu", "....nnnn..."}, {"--precision", "f32", "....nnnn..."},
-    {"-t", "2", "....nnnn..."},         {"--verbose", NULL, "....nnnn..n"},
+    {"-t", "2", "....nnnn..."},         {"--verbose", NULL, "....n.nn..n"},
 };
 
 static void test_counts(void) {
@@ -208,6 +208,12 @@ static void test_notes(void) {
     check_output(&r, "bc", 2);
     CHECK(strstr(r.err, "llama: --precision bf16 changes nothing on engine cpu, which computes in float32\n") != NULL);
     test_end("note_of_precision_on_engine_cpu");
+    run_free(&r);
+    // A line of --prompts may have new tokens although -n is 0.
+    r = run_program(NULL, chat_path, "--prompts", prompts_path, "-n", "0", "--stop", "x", "--temp", "1", NULL);
+    check_status(&r, 0);
+    if (strstr(r.err, "changes nothing")) test_fail("on standard error: %s", shown(r.err, r.n_err));
+    test_end("no_notes_of_n_0_with_prompts");
     run_free(&r);
     // The seed of synthetic weights counts where there are any: not in a tokenizer.
     r = run_program(NULL, "--synthetic", "llama-3.2-1b", "--compare", dump_path, "-s", "3", NULL);

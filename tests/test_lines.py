@@ -211,9 +211,11 @@ TEXTS = ("Once upon a time", "The king", "In the morning, when the sun rose over
 
 def test_lines_of_all_kinds_give_what_each_gives_alone():
     lines = [dict(settings, text=TEXTS[i % len(TEXTS)]) for i, (settings, _) in enumerate(SETTINGS)]
-    expected = [alone("-p", line["text"], "-n", "20", *flags) for line, (_, flags) in zip(lines, SETTINGS)]
+    context = ("-c", "100")                 # which the answer without a limit fills
+    expected = [alone("-p", line["text"], "-n", "20", *context, *flags) for line, (_, flags) in zip(lines, SETTINGS)]
+    equal(max(len(each["prompt_ids"]) + len(each["ids"]) for each in expected), 100)
     for batch in ("1", "2", "4", "64"):
-        found, _ = answers(lines, "-n", "20", "-b", batch, "--quiet")
+        found, _ = answers(lines, "-n", "20", *context, "-b", batch, "--quiet")
         for i, (one, other) in enumerate(zip(found, expected)):
             check_same(one, other, "-b %s, line %d" % (batch, i + 1))
             assert ("logprobs" in one) == ("logprobs" in other)
@@ -338,12 +340,12 @@ def test_bad_lines_have_their_error():
         equal(answer, {"index": 2 * i, "line": 2 * i + 1, "error": answer["error"], **own})
         check_same(found[2 * i + 1], expected, "after " + bad[:80])
         equal(found[2 * i + 1]["id"], "good")
-    told = [line for line in err.splitlines() if "prompts:" in line and "unknown key" not in line]
-    equal(len(told), 11)                    # ten lines, then how many there are
-    for i, line in enumerate(told[:-1]):
+    reported = [line for line in err.splitlines() if "prompts:" in line and "unknown key" not in line]
+    equal(len(reported), 11)                    # ten lines, then how many there are
+    for i, line in enumerate(reported[:-1]):
         equal(line, "llama: %s/prompts:%d: %s" % (work.name, 2 * i + 1, found[2 * i]["error"]))
-    assert told[-1].endswith("prompts: %d of %d lines have an error and no answer" % (len(BAD_LINES), 2 * len(BAD_LINES)))
-    assert err.splitlines()[-1] == told[-1], err
+    assert reported[-1].endswith("prompts: %d of %d lines have an error and no answer" % (len(BAD_LINES), 2 * len(BAD_LINES)))
+    assert err.splitlines()[-1] == reported[-1], err
 
 
 def test_prompts_too_long_are_lines_with_an_error():
@@ -434,8 +436,8 @@ def main():
         except Skip as reason:
             verdict, why = "SKIP", ": %s" % reason
         except Exception as failure:        # of any kind: the others run
-            told = "%s: %s" % (type(failure).__name__, failure)
-            verdict, why = "FAIL", ": " + told.replace("\n", " ")[:600]
+            text = "%s: %s" % (type(failure).__name__, failure)
+            verdict, why = "FAIL", ": " + text.replace("\n", " ")[:600]
         counts[verdict] += 1
         print(verdict, name + why, flush=True)
     work.cleanup()

@@ -19,6 +19,9 @@ import tempfile
 
 from check import wanted
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "scripts"))
+import hf_model  # noqa: E402  (the path above comes first)
+
 LLAMA = os.environ.get("LLAMA") or "./llama"
 REFERENCE = os.environ.get("REFERENCE") or os.path.join("..", "shared", "reference")
 MODEL, TEXT, GOLDENS = "model/stories.bin", "tests/vectors/tales.txt", "tests/vectors/perplexity.tsv"
@@ -49,44 +52,6 @@ def run(*arguments):
 
 
 # ------------------------------------------------------------------------------------------------------- transformers
-
-def read_model(path):
-    """A model.bin in transformers, in float32."""
-    with open(path, "rb") as file:
-        blob = file.read()
-    length, = struct.unpack("<Q", blob[:8])
-    entries = json.loads(blob[8:8 + length])
-    meta = entries.pop("__metadata__")
-    number = {key: int(value) for key, value in meta.items() if value.isdigit()}
-    rope = {"rope_type": meta["rope_type"], "rope_theta": float(meta["rope_theta"])}
-    if meta["rope_type"] == "llama3":
-        rope.update(factor=float(meta["rope_factor"]), low_freq_factor=float(meta["rope_low_freq_factor"]),
-                    high_freq_factor=float(meta["rope_high_freq_factor"]),
-                    original_max_position_embeddings=number["rope_original_max_seq_len"])
-    config = transformers.LlamaConfig(
-        vocab_size=number["vocab_size"], hidden_size=number["dim"], intermediate_size=number["hidden_dim"],
-        num_hidden_layers=number["n_layers"], num_attention_heads=number["n_heads"],
-        num_key_value_heads=number["n_kv_heads"], head_dim=number["head_dim"],
-        max_position_embeddings=number["max_seq_len"], rms_norm_eps=float(meta["norm_eps"]), rope_parameters=rope,
-        tie_word_embeddings=meta["tie_embeddings"] == "true", bos_token_id=number["bos_id"], eos_token_id=None)
-    names = {"tok_embeddings": "model.embed_tokens.weight", "norm": "model.norm.weight", "output": "lm_head.weight"}
-    for i in range(number["n_layers"]):
-        for ours, theirs in (("attention_norm", "input_layernorm"), ("wq", "self_attn.q_proj"), ("wk", "self_attn.k_proj"),
-                             ("wv", "self_attn.v_proj"), ("wo", "self_attn.o_proj"), ("ffn_norm", "post_attention_layernorm"),
-                             ("w1", "mlp.gate_proj"), ("w2", "mlp.down_proj"), ("w3", "mlp.up_proj")):
-            names["layers.%d.%s" % (i, ours)] = "model.layers.%d.%s.weight" % (i, theirs)
-    state = {}
-    for name, entry in entries.items():
-        if name in names:
-            begin, end = entry["data_offsets"]
-            dtype = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[entry["dtype"]]
-            raw = bytearray(blob[8 + length + begin:8 + length + end])
-            state[names[name]] = torch.frombuffer(raw, dtype=dtype).reshape(entry["shape"]).float()
-    model = transformers.LlamaForCausalLM(config)
-    missing = model.load_state_dict(state, strict=False)
-    assert not missing.unexpected_keys and missing.missing_keys in ([], ["lm_head.weight"]), missing
-    return model.eval()
-
 
 def perplexity(model, ids, windows, context, stride, bos):
     """The loop of transformers' guide (https://huggingface.co/docs/transformers/perplexity) but for two things. A window's
@@ -126,7 +91,7 @@ def story_ids(no_bos):
 
 
 def write_goldens(path):
-    model = read_model(MODEL)
+    model, _ = hf_model.load(MODEL)
     with open(path, "w", encoding="utf-8") as file:
         file.write(HEADER)
         for windows, context, stride, no_bos in CASES:
@@ -216,7 +181,7 @@ def main():
         if missing:
             report("SKIP", "perplexity_beside_transformers", missing)
         else:
-            model, now = read_model(MODEL), []
+            (model, _), now = hf_model.load(MODEL), []
             for windows, context, stride, no_bos in CASES[1:2] + CASES[-1:]:
                 ids, bos = story_ids(no_bos)
                 value, n = perplexity(model, ids, windows, context, stride, bos)

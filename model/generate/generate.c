@@ -89,8 +89,8 @@ static void logprobs_set(Logprobs *l, size_t i, int k, const float *logits, int 
     int *top = l->top_ids + i * (size_t)k;
     double z = log_sum_exp(logits, vocab);
     values[0] = (float)((double)logits[id] - z);
-    top_ids(logits, vocab, k < vocab ? k : vocab, top);
-    for (int j = 0; j < k && j < vocab; j++) values[1 + j] = (float)((double)logits[top[j]] - z);
+    top_ids(logits, vocab, k, top);
+    for (int j = 0; j < k; j++) values[1 + j] = (float)((double)logits[top[j]] - z);
 }
 
 // ---- one sequence ---------------------------------------------------------------------------------------------------
@@ -126,8 +126,9 @@ double sequence_latency(Sequence *seq, double quantile) {
 }
 
 static bool sequence_begin(Sequence *seq, const Model *m, Error *err) {
-    const GenerateConfig *g = &seq->config;
+    GenerateConfig *g = &seq->config;
     int room = m->kv.max_len - (int)seq->prompt.n;
+    if (g->logprobs > m->config.vocab_size) g->logprobs = m->config.vocab_size; // of a small vocabulary all
     seq->n_max = g->n < room ? g->n : room;
     seq->admitted = clock_seconds();
     seq->latencies = malloc(((size_t)seq->n_max + 1) * sizeof *seq->latencies);
@@ -167,7 +168,7 @@ static bool score_prompt(Sequence *seq, Model *m, int slot, Error *err) {
     return true;
 }
 
-// Lets go of what only a running sequence needs, after its last bytes.
+// Frees what only a running sequence needs, after its last bytes.
 static bool sequence_end(Sequence *seq, const char *reason, const GenerateSink *sink, Error *err) {
     seq->finish_reason = reason;
     sampler_free(&seq->sampler);

@@ -8,7 +8,7 @@
 // How a sequence is generated: each has its own.
 typedef struct {
     int n;                // new tokens at most; 0: the prompt is computed, and nothing comes after it
-    int logprobs;         // K: keep log-probabilities of each token and of the K most likely; 0: none
+    int logprobs;         // K: keep log-probabilities of each token and of the K most likely, or of all; 0: none
     bool prompt_logprobs; // with logprobs: of the prompt's tokens, too
     int n_stops;
     const char *const *stops; // [n_stops] texts that end an answer, not empty; also the special tokens of these texts
