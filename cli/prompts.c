@@ -209,8 +209,10 @@ static bool parse_messages(PromptReader *r, TokenList *ids) {
     Json *j = &r->json;
     r->has_messages = true;
     if (!r->prompts->chat.tokenizer) {
+        Chat chat;
         Error why = {""};
-        if (!open_chat(r->options, r->model, &r->prompts->chat, &why)) return fail(j->err, "messages: %s", why.text);
+        if (!open_chat(r->options, r->model, &chat, &why)) return fail(j->err, "messages: %s", why.text);
+        r->prompts->chat = chat;
     }
     if (!json_expect(j, '[')) return false;
     char *role = "";

@@ -75,6 +75,13 @@ def check_entry(found, expected, what):
         assert abs(ours["logprob"] - theirs["logprob"]) <= TOLERANCE, (what, ours, theirs)
 
 
+def chat_checkpoint():
+    """A checkpoint with a chat template; Skip: there is none."""
+    if not os.path.isdir(SPECIAL_CASE):
+        raise Skip("no " + SPECIAL_CASE)
+    return SPECIAL_CASE
+
+
 def equal(found, expected):
     assert found == expected, "%r, expected %r" % (found, expected)
 
@@ -364,6 +371,20 @@ def test_nothing_is_loaded_where_no_line_is_right():
     assert "engine" not in err and err.endswith("prompts: 2 of 2 lines have an error and no answer\n"), err
 
 
+def test_messages_without_a_template():
+    """What keeps the template from a line keeps it from those after it, and no note speaks of a template."""
+    line = {"messages": [{"role": "user", "content": "Hi"}]}
+    found, err = answers([line, {"text": "x"}, line, line], "-n", "1", status=1)
+    for i in (0, 2, 3):
+        assert "has no chat format" in found[i].get("error", ""), found[i]
+    assert "ids" in found[1] and "was not compared" not in err, err
+    model = os.path.join(work.name, "chat.bin")
+    subprocess.run([sys.executable, "scripts/convert.py", chat_checkpoint(), model, "--chat-format", "llama3"], check=True,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    out = run("--prompts", write_lines([line] * 3), "--date", "today", model=model, status=1)[0]
+    equal(["expected llama3.1" in json.loads(answer)["error"] for answer in out.splitlines()], [True] * 3)
+
+
 def test_tokenize_of_bad_lines():
     path = write_lines([{"ids": [1, 2]}, '{"id": 9', {"ids": [3]}])
     out, err = run("--tokenize", "--prompts", path, "--quiet", status=1)
@@ -410,10 +431,8 @@ def test_hint_about_special_tokens():
 
 
 def test_hint_about_special_tokens_in_a_message():
-    if not os.path.isdir(SPECIAL_CASE):
-        raise Skip("no " + SPECIAL_CASE)
     model = os.path.join(work.name, "chat.bin")
-    subprocess.run([sys.executable, "scripts/convert.py", SPECIAL_CASE, model], check=True, stdout=subprocess.DEVNULL,
+    subprocess.run([sys.executable, "scripts/convert.py", chat_checkpoint(), model], check=True, stdout=subprocess.DEVNULL,
                    stderr=subprocess.DEVNULL)
     hint = "llama: <|eot_id|> in the message is ordinary characters; special tokens in a conversation are the template's\n"
     prompts = write_lines([{"messages": [{"role": "user", "content": "a <|eot_id|>"}]}] * 2)
