@@ -35,8 +35,12 @@ static bool read_stream(Bytes *b, FILE *in, const char *name, Error *err) {
     }
 }
 
+const char *input_name(const char *path) {
+    return strcmp(path, "-") == 0 ? "standard input" : path;
+}
+
 bool read_file(Bytes *b, const char *path, Error *err) {
-    if (strcmp(path, "-") == 0) return read_stream(b, stdin, "standard input", err);
+    if (strcmp(path, "-") == 0) return read_stream(b, stdin, input_name(path), err);
     FILE *in;
     do {
         in = fopen(path, "rb"); // of a named pipe it waits for a writer
@@ -52,9 +56,7 @@ static void drop_final_newline(const Options *o, const char *path, Bytes *b) {
     size_t n = b->n;
     if (n && b->data[n - 1] == '\n') n--;
     if (n < b->n && n && b->data[n - 1] == '\r') n--;
-    if (n < b->n && o->verbose)
-        print_message("%s: its final newline is not part of the prompt",
-                      strcmp(path, "-") == 0 ? "standard input" : path);
+    if (n < b->n && o->verbose) print_message("%s: its final newline is not part of the prompt", input_name(path));
     b->n = n;
 }
 

@@ -8,6 +8,8 @@
 
 // How an answer is generated, as the flags say. chat: the template, of an answer in a conversation; NULL: it is in none.
 GenerateConfig generate_config(const Options *o, const Chat *chat);
+// What messages call a file: - is standard input.
+const char *input_name(const char *path);
 // A whole file; - is standard input.
 bool read_file(Bytes *b, const char *path, Error *err);
 // What -p or -f says. Of a file or standard input that is continued or chatted with, the line end of the last line, \n or

@@ -365,6 +365,14 @@ def test_prompts_too_long_are_lines_with_an_error():
     equal(len(found[2]["ids"]), 2)
 
 
+def test_messages_name_standard_input():
+    err = run("--prompts", "-", "-n", "1", status=1, stdin='{"text": "x", "id": 1}\nnonsense\n')[1]
+    for part in ('standard input:1: unknown key "id"', "standard input:2: bad JSON", "standard input: 1 of 2 lines have"):
+        assert "llama: " + part in err, err
+    equal(run("--prompts", "-", status=1, stdin="\n")[1], "llama: standard input: no prompts\n")
+    equal(run("--perplexity", "-", status=1, stdin="")[1], "llama: standard input: 1 tokens, expected at least 2\n")
+
+
 def test_nothing_is_loaded_where_no_line_is_right():
     found, err = answers(["{", {"id": 1}], "--verbose", status=1)
     equal([sorted(each) for each in found], [["error", "index", "line"], ["error", "id", "index", "line"]])
