@@ -135,7 +135,7 @@ bool check_prompt(const Options *o, const Sequence *seq, int context, bool is_id
 
 void hint_special(const Options *o, const Tokenizer *t, const Bytes *text, bool message) {
     static bool given;
-    if (given || o->quiet || o->special) return;
+    if (given || o->quiet || (o->special && !message)) return; // a message's are characters with --special, too
     int id = tokenizer_find_special(t, (const uint8_t *)text->data, text->n);
     if (id < 0) return;
     given = true;

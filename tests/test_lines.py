@@ -445,6 +445,7 @@ def test_hint_about_special_tokens_in_a_message():
     hint = "llama: <|eot_id|> in the message is ordinary characters; special tokens in a conversation are the template's\n"
     prompts = write_lines([{"messages": [{"role": "user", "content": "a <|eot_id|>"}]}] * 2)
     for flags, stdin in ((("--chat", "-p", "a <|eot_id|>", "-n", "2"), ""), (("--prompts", prompts, "-n", "2"), ""),
+                         (("--prompts", prompts, "-n", "2", "--special"), ""),
                          (("--chat", "-n", "2"), "a <|eot_id|>\nb <|eot_id|>\n"),
                          (("--chat", "--tokenize", "-p", "a <|eot_id|>"), "")):
         equal(run(*flags, model=model, stdin=stdin)[1].count(hint), 1)
