@@ -242,7 +242,7 @@ static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
                 run.n_finished, p.n, m->kv.n_slots, run.n_tokens, elapsed, (double)run.n_tokens / elapsed);
         print_engine(m, o);
     }
-    if (ok && n_errors)
+    if (ok && n_errors && !interrupted)
         ok = fail(err, "%s: %d of %d lines have an error and no answer", input_name(o->prompts), n_errors, p.n);
     prompts_free(&p);
     return ok;

@@ -7,6 +7,7 @@ a prompt, its greedy continuation, and the log-probabilities of the prompt's tok
 """
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -363,6 +364,22 @@ def test_prompts_too_long_are_lines_with_an_error():
     assert "the prompt of 300000 bytes has at least" in found[0]["error"] and found[0]["id"] == 1, found[0]
     equal(found[1]["error"], "the prompt has 2048 tokens, the context holds 2048 and needs room for one more")
     equal(len(found[2]["ids"]), 2)
+
+
+def test_interrupt_beside_lines_with_an_error():
+    """An interrupt is the run's end, whatever lines there are: those that it has printed, and status 130."""
+    lines = [{"text": "x", "n": 1}, "nonsense", *({"text": "The king", "n": 1500} for _ in range(20)), "nonsense"]
+    command = [LLAMA, MODEL, "--engine", "cpu", "--prompts", write_lines(lines), "-b", "1", "--ignore-eos", "-s", "1",
+               "--temp", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=600)
+    equal(process.returncode, 130)
+    found = [json.loads(line) for line in (first + out).splitlines()]
+    reasons = [answer.get("finish_reason", "error") for answer in found]
+    assert reasons in (["length", "error", "interrupted"], ["length"]), reasons     # the latter: the third had not begun
+    assert b"lines have an error" not in err and b":2: bad JSON" in err and b":23: bad JSON" in err, err
 
 
 def test_messages_name_standard_input():
