@@ -152,7 +152,9 @@ void hint_special(const Options *o, const Tokenizer *t, const Bytes *text, bool 
 
 bool open_chat(const Options *o, const Model *m, Chat *chat, Error *err) {
     const Config *c = &m->config;
+    Bytes system = {.data = (char *)o->system, .n = o->system ? strlen(o->system) : 0};
     if (!chat_init(chat, &m->tokenizer, c->chat_format, c->chat_bos_id, err)) return false;
+    if (system.n) hint_special(o, &m->tokenizer, &system, true);
     chat->system = c->chat_system;
     chat->date = c->chat_date;
     return !o->date || c->chat_format == CHAT_LLAMA3_1 ||

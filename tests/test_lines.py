@@ -463,6 +463,7 @@ def test_hint_about_special_tokens_in_a_message():
     prompts = write_lines([{"messages": [{"role": "user", "content": "a <|eot_id|>"}]}] * 2)
     for flags, stdin in ((("--chat", "-p", "a <|eot_id|>", "-n", "2"), ""), (("--prompts", prompts, "-n", "2"), ""),
                          (("--prompts", prompts, "-n", "2", "--special"), ""),
+                         (("--chat", "-p", "a", "-n", "2", "--system", "<|eot_id|>"), ""),
                          (("--chat", "-n", "2"), "a <|eot_id|>\nb <|eot_id|>\n"),
                          (("--chat", "--tokenize", "-p", "a <|eot_id|>"), "")):
         equal(run(*flags, model=model, stdin=stdin)[1].count(hint), 1)
