@@ -20,6 +20,7 @@
 #include "model/measure/perplexity.h"
 #include "model/model.h"
 #include "model/synthetic.h"
+#include "model/threads.h"
 #include "tokenizer/encode.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
@@ -46,10 +47,19 @@ static Precision precision_of(const Options *o) {
     return o->precision && strcmp(o->precision, "f32") == 0 ? PRECISION_F32 : PRECISION_BF16;
 }
 
-static void print_precision_note(const Options *o, const Model *m) {
-    if (!o->quiet && o->precision && precision_of(o) != m->precision)
+// Says what changes nothing on the engine that runs.
+static void print_engine_notes(const Options *o, const Model *m) {
+    const char *engine = m->engine->name, *omp = getenv("OMP_NUM_THREADS");
+    bool threads = strcmp(engine, "cpu") == 0; // where their number counts
+    if (o->quiet) return;
+    if (o->precision && precision_of(o) != m->precision)
         fprintf(stderr, "llama: --precision %s changes nothing on engine %s, which computes in float32\n", o->precision,
-                m->engine->name);
+                engine);
+    if (o->threads && !threads) fprintf(stderr, "llama: -t changes nothing on engine %s\n", engine);
+    if (threads && !o->threads && omp && *omp && !omp_threads(omp))
+        fprintf(stderr,
+                "llama: OMP_NUM_THREADS=%s is ignored, expected a whole number from 1 to %d; %d threads compute\n", omp,
+                MAX_THREADS, threads_count());
 }
 
 static bool start_model(const Options *o, Model *m, int slots, int context, Error *err) {
@@ -59,7 +69,7 @@ static bool start_model(const Options *o, Model *m, int slots, int context, Erro
     m->interrupted = &interrupted;
     m->verbose = o->verbose;
     if (!model_start(m, o->engine, precision_of(o), slots, context, err)) return false;
-    print_precision_note(o, m);
+    print_engine_notes(o, m);
     if (o->verbose) print_model(m, o);
     return true;
 }
@@ -413,7 +423,7 @@ static bool run_bench(const Options *o, Model *m, Error *err) {
                             .progress = isatty(STDERR_FILENO) && !o->quiet};
     m->interrupted = &interrupted;
     if (!model_choose(m, o->engine, options.precision, err)) return false;
-    print_precision_note(o, m);
+    print_engine_notes(o, m);
     return bench_run(m, platform_of(m->engine), &options, stdout, err) && flush_output(err);
 }
 
@@ -470,8 +480,9 @@ int main(int argc, char **argv) {
         if (!flush_output(&err)) status = EXIT_FAILED;
     } else if (!flags_check(&o, &err)) {
         status = EXIT_USAGE;
-    } else if (!run(&o, start, &err)) {
-        status = EXIT_FAILED;
+    } else {
+        threads_set(o.threads);
+        if (!run(&o, start, &err)) status = EXIT_FAILED;
     }
     clear_progress();
     bool failed = err.text[0] && !is_interrupt(&err);

@@ -7,6 +7,7 @@
 
 #include "../model/model.h"
 #include "../model/synthetic.h"
+#include "../model/thread_count.h"
 #include "nearest.h"
 #include "version.h"
 
@@ -110,6 +111,9 @@ const Flag flags[] = {
     {SECTION_MACHINE, "--precision", NULL, "P",
      "bf16 or f32: inputs of products and the cache (bf16; engine cpu is always f32)",
      FLAG_TEXT, FIELD(precision), 0, 0, RUNS_COMPUTE, 0, NEEDS_NOTHING},
+    {SECTION_MACHINE, "-t", "--threads", "N",
+     "threads of engine cpu (what OMP_NUM_THREADS says, or the CPUs that this process may use)",
+     FLAG_INT, FIELD(threads), 1, MAX_THREADS, RUNS_COMPUTE, 0, NEEDS_NOTHING},
     {SECTION_MACHINE, "--synthetic", NULL, "SHAPE",
      "in place of a model weights from a seed: llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b",
      FLAG_TEXT, FIELD(synthetic), 0, 0, RUNS_ALL, 0, NEEDS_NOTHING},

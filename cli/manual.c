@@ -244,7 +244,10 @@ static void print_manual(void) {
         {"130", "interrupted, with what was generated until then printed"},
     };
     static const Entry variables[] = {
-        {"OMP_NUM_THREADS", "threads of engine cpu; the text does not depend on it"},
+        {"OMP_NUM_THREADS",
+         "threads of engine cpu, where -t does not say: a number, or a list of which the first counts. "
+         "Without either: the CPUs that the process may run on, at most as many as the quota of its "
+         "control group. The text does not depend on their number"},
         {"NO_COLOR", "set to anything: no colour"},
     };
     printf(".TH LLAMA 1 \"\" \"llama %s\" \"User Commands\"\n.nh\n.ad l\n.SH NAME\nllama \\- continues a prompt with a "

@@ -87,10 +87,9 @@ struct Model {
     Weights weights;
     Tokenizer tokenizer;
     KVCache kv;
-    float *rope_freq; // [head_dim/2], radians per position
-    int argmax
-        [MAX_SLOTS]; // the most likely token of each row with logits, the lowest id of equals; -1: not all finite
-    float *logits;    // [model_logit_rows][vocab_size], the engine's, in host memory
+    float *rope_freq;      // [head_dim/2], radians per position
+    int argmax[MAX_SLOTS]; // the most likely token of each row with logits, the lowest id of equals; -1: not all finite
+    float *logits;         // [model_logit_rows][vocab_size], the engine's, in host memory
     Precision precision;
     const Engine *engine;
     int max_rows;          // rows that the engine computes at once: a longer batch comes in parts

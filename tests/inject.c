@@ -8,10 +8,12 @@
 //   rewrite      before read K of a file at an offset the file's last byte is written anew
 //   enospc       write K to standard output finds the disk full, and so do all that follow
 //   epipe        write K to standard output finds nobody reading
+//   thread       thread K cannot be started    threads      nor can any that follows
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -125,6 +127,15 @@ FILE *fopen(const char *path, const char *mode) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return NULL;
     return fopencookie((void *)(long)fd, "r", (cookie_io_functions_t){.read = stream_read, .close = stream_close});
+}
+
+// ---- threads --------------------------------------------------------------------------------------------------------
+
+int pthread_create(pthread_t *id, const pthread_attr_t *attributes, void *(*body)(void *), void *argument) {
+    static int (*next)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+    if (!next) *(void **)&next = dlsym(RTLD_NEXT, "pthread_create");
+    bool fails = (is("thread") || is("threads")) && now(is("threads"));
+    return fails ? EAGAIN : next(id, attributes, body, argument);
 }
 
 // ---- the beginning and the end --------------------------------------------------------------------------------------

@@ -23,8 +23,7 @@ fi
 
 jobs=${JOBS:-$(getconf _NPROCESSORS_ONLN 2> /dev/null || echo 1)}
 [ -n "${JOBS:-}" ] || [ "$jobs" -le 8 ] || jobs=8
-# Where other tests run beside, a thread that waits for others must not turn its core's time into heat.
-export OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE=1
+export PYTHONDONTWRITEBYTECODE=1
 alone= beside=
 for test in "$@"; do
     case $test in

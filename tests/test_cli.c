@@ -210,6 +210,7 @@ static void test_help(void) {
                                            "--synthetic SHAPE",
                                            "--engine NAME",
                                            "--precision P",
+                                           "-t, --threads N",
                                            "--verbose",
                                            "--quiet",
                                            "--version",
@@ -678,6 +679,45 @@ static void test_sampling(void) {
     for (int i = 0; i < 6; i++) run_free(all[i]);
 }
 
+// ---- threads --------------------------------------------------------------------------------------------------------
+
+// -t wins over OMP_NUM_THREADS, of which the first number counts; one that is none is ignored, and a line says so.
+static void test_threads(void) {
+    static const struct {
+        const char *name, *omp, *flag, *value, *said;
+        bool note;
+    } cases[] = {
+        {"threads_of_environment", "3", NULL, NULL, ", 3 threads)", false},
+        {"threads_first_of_list", "2,1", NULL, NULL, ", 2 threads)", false},
+        {"threads_of_t", "3", "-t", "5", ", 5 threads)", false},
+        {"threads_of_threads", "3", "--threads", "4", ", 4 threads)", false},
+        {"threads_of_t_past_bad_environment", "many", "-t", "2", ", 2 threads)", false},
+        {"threads_bad_environment", "3x", NULL, NULL,
+         "llama: OMP_NUM_THREADS=3x is ignored, expected a whole number from 1 to 1024; ", true},
+        {"threads_environment_of_none", "0", NULL, NULL, "llama: OMP_NUM_THREADS=0 is ignored, ", true},
+        {"threads_environment_empty", "", NULL, NULL, " threads)", false},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        setenv("OMP_NUM_THREADS", cases[i].omp, 1);
+        Run r = run_program(NULL, tiny_path, "-p", "Once", "-n", "2", "--engine", "cpu", "--verbose", cases[i].flag,
+                            cases[i].value, NULL);
+        check_status(&r, 0);
+        if (!strstr(r.err, cases[i].said) || !strstr(r.err, "OMP_NUM_THREADS") == cases[i].note)
+            test_fail("reported %s", shown(r.err, r.n_err));
+        test_end(cases[i].name);
+        run_free(&r);
+    }
+    static const char *const refused[] = {"0", "-1", "1025", "two", "2.5", ""};
+    setenv("OMP_NUM_THREADS", "1", 1);
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        Run r = run_program(NULL, tiny_path, "-p", "Once", "-t", refused[i], NULL);
+        check_status(&r, 2);
+        if (!strstr(r.err, "expected a whole number from 1 to 1024")) test_fail("said %s", shown(r.err, r.n_err));
+        run_free(&r);
+    }
+    test_end("threads_bad_numbers");
+}
+
 // ---- probabilities --------------------------------------------------------------------------------------------------
 
 // Reads {"id": 1, "logprob": -0.5 at *at and moves past it.
@@ -1083,6 +1123,7 @@ int main(void) {
     test_ends();
     test_streams();
     test_sampling();
+    test_threads();
     test_probabilities();
     test_perplexity();
     test_perplexity_halves();

@@ -3,15 +3,12 @@
 #include <math.h>
 
 #include "../model/cpu/ops.h"
+#include "../model/threads.h"
 #include "check.h"
 
 extern const Ops ops_portable;
 #ifdef __x86_64__
 extern const Ops ops_avx2;
-#endif
-
-#ifdef _OPENMP
-extern void omp_set_num_threads(int n);
 #endif
 
 #define UNIT 0x1p-24 // the largest relative error of one float32 rounding
@@ -518,7 +515,6 @@ static void test_attention_is_causal(const Ops *ops) {
 
 // ---- threads --------------------------------------------------------------------------------------------------------
 
-#ifdef _OPENMP
 // Runs every operation at one size; the results one after another in memory.
 static float *run_all(const Ops *ops, size_t *n_floats) {
     random_state = 99;
@@ -553,27 +549,21 @@ static float *run_all(const Ops *ops, size_t *n_floats) {
 }
 
 static void test_threads_change_no_bit(const Ops *ops) {
-    static const int counts[] = {2, 3, 5};
+    static const int counts[] = {2, 3, 4, 7, 16};
     size_t n;
-    omp_set_num_threads(1);
+    threads_set(1);
     float *one = run_all(ops, &n);
     for (int i = 0; i < LENGTH(counts); i++) {
-        omp_set_num_threads(counts[i]);
+        threads_set(counts[i]);
         float *many = run_all(ops, &n);
         if (memcmp(one, many, n * sizeof *one) != 0) test_fail("%d threads differ from one", counts[i]);
         free(many);
     }
     for (size_t i = 0; i < n; i++) CHECK(isfinite(one[i]));
-    omp_set_num_threads(1);
+    threads_set(1);
     free(one);
     end("test_threads_change_no_bit", ops);
 }
-#else
-static void test_threads_change_no_bit(const Ops *ops) {
-    (void)ops;
-    test_skip("test_threads_change_no_bit", "built without OpenMP");
-}
-#endif
 
 // ---- what the benchmark measures with -------------------------------------------------------------------------------
 
@@ -707,9 +697,7 @@ static void test_table(const Ops *ops) {
 }
 
 int main(void) {
-#ifdef _OPENMP
-    omp_set_num_threads(1); // thousands of tiny calls: on a busy machine threads would mostly wait for each other
-#endif
+    threads_set(1); // thousands of tiny calls: on a busy machine threads would mostly wait for each other
     test_table(&ops_portable);
 #ifdef __x86_64__
     if (ops_select() == &ops_avx2)

@@ -77,26 +77,28 @@ static void check_case(const Case &c, DType type) {
     LayerWeights layer = {};
     layer.w1 = layer.w3 = matrix;
     layer.w3.data = (char *)w_device + (size_t)c.rows * c.cols * 2;
-    static const int sizes[] = {MOST, 1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 256, 300, 511, 512};
+    static const int sizes[] = {MOST, 1,  2,  7,   8,   9,   15,  16,  17,  31,  32, 33,
+                                63,   64, 65, 100, 127, 128, 129, 256, 300, 511, 512};
     for (int T : sizes) {
-            size_t bytes = (size_t)T * c.rows * c.count * 4;
-            std::vector<float> &to = T == MOST ? whole : some;
-            // what the product is added to, where it is; else numbers that must not be read
-            if (c.count == 1)
-                CHECK_CUDA(cudaMemcpy(out_device, start.data(), bytes, cudaMemcpyHostToDevice));
-            else
-                CHECK_CUDA(cudaMemset(out_device, 0xff, bytes));
-            if (!(c.count == 1 ? matmul(s, out_device, &matrix, in_device, T, 1, &err) : matmul_gate_up(s, &layer, T, &err)))
-                test_fail("%s", err.text);
-            CHECK_CUDA(cudaStreamSynchronize(s->stream));
-            CHECK_CUDA(cudaMemcpy(to.data(), out_device, bytes, cudaMemcpyDeviceToHost));
-            size_t differ = 0;
-            for (int m = 0; m < c.count; m++)
-                for (int t = 0; t < T; t++)
-                    differ += memcmp(&to[((size_t)m * T + t) * c.rows], &whole[((size_t)m * MOST + t) * c.rows],
-                                     (size_t)c.rows * 4) != 0;
-            if (differ) test_fail("%d x %d, %d rows: %zu rows have other bits", c.rows, c.cols, T, differ);
-        }
+        size_t bytes = (size_t)T * c.rows * c.count * 4;
+        std::vector<float> &to = T == MOST ? whole : some;
+        // what the product is added to, where it is; else numbers that must not be read
+        if (c.count == 1)
+            CHECK_CUDA(cudaMemcpy(out_device, start.data(), bytes, cudaMemcpyHostToDevice));
+        else
+            CHECK_CUDA(cudaMemset(out_device, 0xff, bytes));
+        if (!(c.count == 1 ? matmul(s, out_device, &matrix, in_device, T, 1, &err)
+                           : matmul_gate_up(s, &layer, T, &err)))
+            test_fail("%s", err.text);
+        CHECK_CUDA(cudaStreamSynchronize(s->stream));
+        CHECK_CUDA(cudaMemcpy(to.data(), out_device, bytes, cudaMemcpyDeviceToHost));
+        size_t differ = 0;
+        for (int m = 0; m < c.count; m++)
+            for (int t = 0; t < T; t++)
+                differ += memcmp(&to[((size_t)m * T + t) * c.rows], &whole[((size_t)m * MOST + t) * c.rows],
+                                 (size_t)c.rows * 4) != 0;
+        if (differ) test_fail("%d x %d, %d rows: %zu rows have other bits", c.rows, c.cols, T, differ);
+    }
     double worst = 0;
     for (int t = 0; t < MOST; t += 61)
         for (int r = 0; r < c.rows; r += 17) {
@@ -112,7 +114,8 @@ static void check_case(const Case &c, DType type) {
         }
     // tensor cores truncate as they add steps of 16: each at most 2^-22 of the sum of sizes
     double bound = (c.cols / 16 + 2) * 0x1p-22;
-    if (!(worst <= bound)) test_fail("%d x %d: off by %.3g of the sum of sizes, bound %.3g", c.rows, c.cols, worst, bound);
+    if (!(worst <= bound))
+        test_fail("%d x %d: off by %.3g of the sum of sizes, bound %.3g", c.rows, c.cols, worst, bound);
     cublasDestroy(s->blas);
     cudaFree(w_device);
     cudaFree(in_device);
@@ -123,14 +126,15 @@ static void check_case(const Case &c, DType type) {
 }
 
 int main(void) {
-    static const Case cases[] = {{4096, 4096, 1}, {4096, 14336, 1}, {2048, 8192, 1}, {1024, 512, 1}, {6144, 4096, 1},
-                                 {288, 768, 1},   {200, 328, 1},    {64, 64, 1},     {72, 1000, 1},  {14336, 4096, 2},
-                                 {768, 288, 2},   {8192, 2048, 2}};
+    static const Case cases[] = {{4096, 4096, 1}, {4096, 14336, 1}, {2048, 8192, 1}, {1024, 512, 1},
+                                 {6144, 4096, 1}, {288, 768, 1},    {200, 328, 1},   {64, 64, 1},
+                                 {72, 1000, 1},   {14336, 4096, 2}, {768, 288, 2},   {8192, 2048, 2}};
     int n = 0;
     if (cudaGetDeviceCount(&n) != cudaSuccess || n == 0) skip_reason = "no GPU";
     for (DType type : {DTYPE_BF16, DTYPE_F16}) {
         char name[80];
-        snprintf(name, sizeof name, "test_products_same_bits_in_any_number_of_rows_%s", type == DTYPE_BF16 ? "bf16" : "f16");
+        snprintf(name, sizeof name, "test_products_same_bits_in_any_number_of_rows_%s",
+                 type == DTYPE_BF16 ? "bf16" : "f16");
         if (!test_wanted(name)) continue;
         if (skip_reason) {
             test_skip(name, skip_reason);

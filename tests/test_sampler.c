@@ -186,7 +186,8 @@ static bool warp(const float *logits, int n, const SamplerConfig *config, double
     const double margin = 2e-5; // of a cumulative sum of up to MAX float32 probabilities, and then some
     sort_ids(logits, n, ids);
     int kept = config->top_k > 0 && config->top_k < n ? config->top_k : n;
-    bool clear = kept == n || logits[ids[kept - 1]] != logits[ids[kept]];
+    while (kept < n && logits[ids[kept]] == logits[ids[kept - 1]]) kept++; // all that are as likely as the k-th
+    bool clear = true;
     double max = (double)logits[ids[0]], sum = 0;
     for (int i = 0; i < kept; i++) sum += weight[i] = exp(((double)logits[ids[i]] - max) / (double)config->temperature);
 
@@ -312,9 +313,10 @@ static void test_top_k_of_many_keeps_the_right_set(void) {
             if (shape == 5) logits[i] = fabsf(slope - 0.5f); // down and up
         }
         sort_ids(logits, n, ids);
+        Sampler s = sampler_of((SamplerConfig){.temperature = 1, .top_k = k, .top_p = 1}, n, 1, 0);
+        while (k < n && logits[ids[k]] == logits[ids[k - 1]]) k++; // all that are as likely as the k-th
         double sum = 0, max = (double)logits[ids[0]];
         for (int i = 0; i < k; i++) sum += exp((double)logits[ids[i]] - max);
-        Sampler s = sampler_of((SamplerConfig){.temperature = 1, .top_k = k, .top_p = 1}, n, 1, 0);
         for (int draw = 0; draw <= STATES; draw++) {
             uint64_t state = draw == STATES ? state_of_nearly_one() : (uint64_t)(round * STATES + draw), after = state;
             double u = random_uniform(&after), below = 0;

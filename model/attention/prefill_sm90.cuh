@@ -244,7 +244,8 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
 #pragma unroll
                     for (int i = 0; i < 32; i++) {
                         rest[i] = pack2<T>(s[2 * i], s[2 * i + 1]);
-                        w[i] = row_keys[i & 1] < PREFILL_EXACT_BELOW ? pack2_rest<T>(s[2 * i], s[2 * i + 1], rest[i]) : 0;
+                        w[i] =
+                            row_keys[i & 1] < PREFILL_EXACT_BELOW ? pack2_rest<T>(s[2 * i], s[2 * i + 1], rest[i]) : 0;
                     }
                     pv(stage);
                     wgmma_wait<0>();

@@ -6,9 +6,13 @@
 
 #include "../file/checkpoint.h"
 #include "../synthetic.h"
+#include "../threads.h"
 #include "state.h"
 
-enum { MAX_TOKENS = 512 }; // the weights are read once for so many tokens of a prompt
+enum {
+    MAX_TOKENS = 512,   // the weights are read once for so many tokens of a prompt
+    MAKE_PART = 1 << 18 // numbers of a synthetic matrix that a thread makes at a time
+};
 
 static bool read_logits_cpu(Model *m, Error *err) { // they are there already
     (void)m, (void)err;
@@ -37,6 +41,18 @@ static bool measure_synthetic(void *context, const Weight *w, Error *err) {
     return true;
 }
 
+// Numbers [begin, end) of a synthetic matrix.
+typedef struct {
+    uint16_t *data;
+    SyntheticTensor tensor;
+} Made;
+
+static void make_part(void *made, int64_t begin, int64_t end) {
+    Made m = *(const Made *)made;
+    for (int64_t i = begin; i < end; i++)
+        m.data[i] = (uint16_t)(synthetic_bits((uint64_t)i, m.tensor.salt, m.tensor.range) >> 16);
+}
+
 static bool make_synthetic(void *context, const Weight *w, Error *err) {
     Synthesis *y = context;
     SyntheticTensor t = synthetic_next(&y->cursor, w);
@@ -49,8 +65,7 @@ static bool make_synthetic(void *context, const Weight *w, Error *err) {
     }
     uint16_t *data = (uint16_t *)(y->base + t.at);
     int64_t n = (int64_t)w->matrix->rows * w->matrix->cols;
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n; i++) data[i] = (uint16_t)(synthetic_bits((uint64_t)i, t.salt, t.range) >> 16);
+    parallel_for(n, MAKE_PART, make_part, &(Made){data, t});
     w->matrix->data = data;
     w->matrix->dtype = DTYPE_BF16;
     return true;
@@ -117,18 +132,11 @@ static bool usable_cpu(const Model *m, Error *err) { // always
     return true;
 }
 
-static int count_threads(void) {
-    int n = 0;
-#pragma omp parallel reduction(+ : n)
-    n++;
-    return n;
-}
-
 static bool open_cpu(Model *m, Error *err) {
     CpuState *s = m->state = calloc(1, sizeof *s);
     if (!s) return fail(err, "out of memory: the engine's state");
     s->ops = ops_select();
-    snprintf(m->note, sizeof m->note, "%s, %d threads", s->ops->name, count_threads());
+    snprintf(m->note, sizeof m->note, "%s, %d threads", s->ops->name, threads_count());
     m->precision = PRECISION_F32; // always: there is nothing to gain here from less
     return allocate_state(m, s, err) && load_weights(m, s, err);
 }

@@ -3,16 +3,21 @@
 #include "ops.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "../threads.h"
+
 enum {
     LANES = 8,
-    W_ROWS = 16,    // rows of W widened to float32 at a time ...
-    K_BLOCK = 512,  // ... this many columns of them: 32 KB, which stays in the L1 cache
-    Q_ROWS = 32,    // (token, head) rows of one attention task
-    KV_TILE = 64,   // positions per step of the online softmax
-    ALONE = 1 << 18 // multiply-adds that one thread does sooner than it wakes the others
+    W_ROWS = 16,   // rows of W widened to float32 at a time ...
+    K_BLOCK = 512, // ... this many columns of them: 32 KB, which stays in the L1 cache
+    Q_ROWS = 32,   // (token, head) rows of one attention task
+    KV_TILE = 64,  // positions per step of the online softmax
+    // In multiply-adds:
+    ALONE = 1 << 18, // what one thread does sooner than it wakes the others
+    PART = 1 << 16   // what a thread takes at a time: a thread that loses its core holds up no more
 };
 
 typedef float Float8 __attribute__((vector_size(32)));
@@ -109,6 +114,11 @@ INLINE Float8 exp8(Float8 x) {
     return (Float8)((Int8)(p * (Float8)scale) & ~zero);
 }
 
+// How many of n indices, of so many multiply-adds each, make a part of parallel_for.
+static int64_t part_of(int64_t n, int64_t cost) {
+    return n * cost <= ALONE ? n : (PART + cost - 1) / cost;
+}
+
 // ---- matmul ---------------------------------------------------------------------------------------------------------
 
 // c[i][j] += a row i · b row j over n elements (a multiple of LANES), for R × C rows: the inner tile of everything that
@@ -174,13 +184,21 @@ INLINE void matvec_block(float *y, const float *x, const void *w, DType dtype, i
         for (; row < n; row++) matvec_rows(y, x, w, dtype, row, k, 1);
 }
 
-// The dtype becomes a constant in each branch, so that no inner loop asks for it.
-static void matvec(float *y, const float *x, const void *w, DType dtype, int n, int k) {
-#pragma omp parallel for schedule(static) if ((int64_t)n * k > ALONE)
-    for (int block = 0; block < (n + 3) / 4; block++) {
-        if (dtype == DTYPE_BF16) matvec_block(y, x, w, DTYPE_BF16, block * 4, n, k);
-        if (dtype == DTYPE_F16) matvec_block(y, x, w, DTYPE_F16, block * 4, n, k);
-        if (dtype == DTYPE_F32) matvec_block(y, x, w, DTYPE_F32, block * 4, n, k);
+typedef struct {
+    float *y;
+    const float *x;
+    const void *w;
+    DType dtype;
+    int T, n, k;
+} Product;
+
+// Blocks of four rows of W. The dtype becomes a constant in each branch, so that no inner loop asks for it.
+static void matvec_part(void *product, int64_t begin, int64_t end) {
+    Product p = *(const Product *)product;
+    for (int block = (int)begin; block < (int)end; block++) {
+        if (p.dtype == DTYPE_BF16) matvec_block(p.y, p.x, p.w, DTYPE_BF16, block * 4, p.n, p.k);
+        if (p.dtype == DTYPE_F16) matvec_block(p.y, p.x, p.w, DTYPE_F16, block * 4, p.n, p.k);
+        if (p.dtype == DTYPE_F32) matvec_block(p.y, p.x, p.w, DTYPE_F32, block * 4, p.n, p.k);
     }
 }
 
@@ -202,32 +220,34 @@ static void widen_row(float *x, const void *w, DType dtype, size_t first, int n)
     if (dtype == DTYPE_F32) widen_elements(x, w, DTYPE_F32, first, n);
 }
 
-// T rows of x: a panel of W is widened once and serves them all.
-static void matmul_rows(float *y, const float *x, const void *w, DType dtype, int T, int n, int k) {
-#pragma omp parallel for schedule(dynamic) if ((int64_t)T * n * k > ALONE)
-    for (int panel_row = 0; panel_row < n; panel_row += W_ROWS) {
-        float panel[W_ROWS * K_BLOCK];
-        int rows = n - panel_row < W_ROWS ? n - panel_row : W_ROWS;
-        for (int t = 0; t < T; t++) memset(y + (size_t)t * (size_t)n + panel_row, 0, (size_t)rows * sizeof *y);
-        for (int l = 0; l < k; l += K_BLOCK) {
-            int width = k - l < K_BLOCK ? k - l : K_BLOCK, whole = width / LANES * LANES;
-            for (int i = 0; i < rows; i++)
-                widen_row(panel + i * K_BLOCK, w, dtype, (size_t)(panel_row + i) * (size_t)k + (size_t)l, width);
-            dot_block(y + panel_row, 1, (size_t)n, panel, K_BLOCK, rows, x + l, (size_t)k, T, whole);
-            for (int r = whole; r < width; r++) // the last columns of a width that is no multiple of LANES
-                for (int t = 0; t < T; t++)
-                    for (int i = 0; i < rows; i++)
-                        y[(size_t)t * (size_t)n + (size_t)(panel_row + i)] +=
-                            panel[i * K_BLOCK + r] * x[(size_t)t * (size_t)k + (size_t)(l + r)];
-        }
+// One panel of W, from row `first` on: it is widened once and serves all T rows of x.
+static void matmul_panel(float *y, const float *x, const void *w, DType dtype, int T, int n, int k, int first) {
+    float panel[W_ROWS * K_BLOCK];
+    int rows = n - first < W_ROWS ? n - first : W_ROWS;
+    for (int t = 0; t < T; t++) memset(y + (size_t)t * (size_t)n + first, 0, (size_t)rows * sizeof *y);
+    for (int l = 0; l < k; l += K_BLOCK) {
+        int width = k - l < K_BLOCK ? k - l : K_BLOCK, whole = width / LANES * LANES;
+        for (int i = 0; i < rows; i++)
+            widen_row(panel + i * K_BLOCK, w, dtype, (size_t)(first + i) * (size_t)k + (size_t)l, width);
+        dot_block(y + first, 1, (size_t)n, panel, K_BLOCK, rows, x + l, (size_t)k, T, whole);
+        for (int r = whole; r < width; r++) // the last columns of a width that is no multiple of LANES
+            for (int t = 0; t < T; t++)
+                for (int i = 0; i < rows; i++)
+                    y[(size_t)t * (size_t)n + (size_t)(first + i)] +=
+                        panel[i * K_BLOCK + r] * x[(size_t)t * (size_t)k + (size_t)(l + r)];
     }
 }
 
+static void matmul_part(void *product, int64_t begin, int64_t end) {
+    const Product *p = product;
+    for (int panel = (int)begin; panel < (int)end; panel++)
+        matmul_panel(p->y, p->x, p->w, p->dtype, p->T, p->n, p->k, panel * W_ROWS);
+}
+
 static void matmul(float *y, const float *x, const Matrix *w, int T) {
-    if (T == 1)
-        matvec(y, x, w->data, w->dtype, w->rows, w->cols);
-    else
-        matmul_rows(y, x, w->data, w->dtype, T, w->rows, w->cols);
+    Product p = {y, x, w->data, w->dtype, T, w->rows, w->cols};
+    int64_t rows = T == 1 ? 4 : W_ROWS, blocks = (p.n + rows - 1) / rows;
+    parallel_for(blocks, part_of(blocks, T * rows * p.k), T == 1 ? matvec_part : matmul_part, &p);
 }
 
 static void widen(float *x, const void *row, DType dtype, int n) {
@@ -259,18 +279,32 @@ static void rope(float *x, const float *cos, const float *sin, int T, int n_head
             }
 }
 
+typedef struct {
+    float *gate;
+    const float *up;
+    int64_t n;
+} Gate;
+
+INLINE Float8 swiglu8(Float8 gate, Float8 up) {
+    return gate / (1.0f + exp8(-gate)) * up;
+}
+
+static void swiglu_part(void *whole, int64_t begin, int64_t end) { // in blocks of LANES
+    Gate a = *(const Gate *)whole;
+    int64_t i = begin * LANES, last = end * LANES < a.n ? end * LANES : a.n;
+    for (; i + LANES <= last; i += LANES) store8(a.gate + i, swiglu8(load8(a.gate + i), load8(a.up + i)));
+    float g[LANES] = {0}, u[LANES] = {0};
+    size_t bytes = (size_t)(last - i) * sizeof *g;
+    memcpy(g, a.gate + i, bytes);
+    memcpy(u, a.up + i, bytes);
+    store8(g, swiglu8(load8(g), load8(u)));
+    memcpy(a.gate + i, g, bytes);
+}
+
 static void swiglu(float *gate, const float *up, int64_t n) {
-#pragma omp parallel for schedule(static) if (n > ALONE / 16) // an exponential costs that much
-    for (int64_t block = 0; block < (n + LANES - 1) / LANES; block++) {
-        int64_t i = block * LANES;
-        float g[LANES] = {0}, u[LANES] = {0};
-        size_t bytes = (size_t)(n - i < LANES ? n - i : LANES) * sizeof *gate;
-        memcpy(g, gate + i, bytes);
-        memcpy(u, up + i, bytes);
-        Float8 x = load8(g);
-        store8(g, x / (1.0f + exp8(-x)) * load8(u));
-        memcpy(gate + i, g, bytes);
-    }
+    enum { EXP_COST = 16 }; // an exponential costs as much as so many multiply-adds
+    int64_t blocks = (n + LANES - 1) / LANES;
+    parallel_for(blocks, part_of(blocks, LANES * EXP_COST), swiglu_part, &(Gate){gate, up, n});
 }
 
 // ---- attention ------------------------------------------------------------------------------------------------------
@@ -366,36 +400,59 @@ static void attention_task(float *out, const float *q, const float *k, const flo
     }
 }
 
+typedef struct {
+    float *out;
+    const float *q, *k, *v;
+    int T, pos, n_heads, n_kv_heads, head_dim, max_len;
+} Attention;
+
+// Blocks of Q_ROWS rows of one K/V head, the longest first.
+static void attention_part(void *whole, int64_t begin, int64_t end) {
+    const Attention *a = whole;
+    int group = a->n_heads / a->n_kv_heads, rows = a->T * group, blocks = (rows + Q_ROWS - 1) / Q_ROWS;
+    for (int64_t i = begin; i < end; i++) {
+        int task = blocks * a->n_kv_heads - 1 - (int)i, kv_head = task % a->n_kv_heads,
+            first = task / a->n_kv_heads * Q_ROWS;
+        size_t at = (size_t)kv_head * (size_t)a->max_len * (size_t)a->head_dim,
+               head = (size_t)(kv_head * group * a->head_dim);
+        attention_task(a->out + head, a->q + head, a->k + at, a->v + at, first,
+                       rows - first < Q_ROWS ? rows - first : Q_ROWS, a->pos, a->n_heads, group, a->head_dim);
+    }
+}
+
 static void attention(float *out, const float *q, const float *k, const float *v, int T, int pos, int n_heads,
                       int n_kv_heads, int head_dim, int max_len) {
-    int group = n_heads / n_kv_heads, rows = T * group, blocks = (rows + Q_ROWS - 1) / Q_ROWS;
-#pragma omp parallel for schedule(dynamic) if ((int64_t)T * (pos + T) * n_heads * head_dim > ALONE)
-    for (int task = blocks * n_kv_heads - 1; task >= 0; task--) { // the longest first
-        int kv_head = task % n_kv_heads, first = task / n_kv_heads * Q_ROWS;
-        size_t at = (size_t)kv_head * (size_t)max_len * (size_t)head_dim, head = (size_t)(kv_head * group * head_dim);
-        attention_task(out + head, q + head, k + at, v + at, first, rows - first < Q_ROWS ? rows - first : Q_ROWS, pos,
-                       n_heads, group, head_dim);
-    }
+    Attention a = {out, q, k, v, T, pos, n_heads, n_kv_heads, head_dim, max_len};
+    int64_t tasks = (int64_t)(T * (n_heads / n_kv_heads) + Q_ROWS - 1) / Q_ROWS * n_kv_heads;
+    bool alone = (int64_t)T * (pos + T) * n_heads * head_dim <= ALONE;
+    parallel_for(tasks, alone ? tasks : 1, attention_part, &a);
 }
 
 // ---- what the machine gives -----------------------------------------------------------------------------------------
 
+enum { READ_CHUNK = 1 << 20 };
+
+typedef struct {
+    const char *data;
+    atomic_ullong sum;
+} Reading;
+
+static void read_part(void *reading, int64_t begin, int64_t end) {
+    Reading *r = reading;
+    Word4 sum[8] = {{0}};
+    for (const char *p = r->data + begin * READ_CHUNK; p < r->data + end * READ_CHUNK; p += sizeof sum)
+        for (int j = 0; j < 8; j++) {
+            Word4 word;
+            memcpy(&word, p + j * (int)sizeof word, sizeof word);
+            sum[j] += word;
+        }
+    for (int j = 0; j < 8; j++) r->sum += sum[j][0] + sum[j][1] + sum[j][2] + sum[j][3];
+}
+
 static uint64_t read_all(const void *data, int64_t bytes) {
-    enum { CHUNK = 1 << 20 };
-    uint64_t total = 0;
-#pragma omp parallel for schedule(static) reduction(+ : total)
-    for (int64_t at = 0; at < bytes / CHUNK; at++) {
-        const char *p = (const char *)data + at * CHUNK;
-        Word4 sum[8] = {{0}};
-        for (int i = 0; i < CHUNK; i += (int)sizeof sum)
-            for (int j = 0; j < 8; j++) {
-                Word4 word;
-                memcpy(&word, p + i + j * (int)sizeof word, sizeof word);
-                sum[j] += word;
-            }
-        for (int j = 0; j < 8; j++) total += sum[j][0] + sum[j][1] + sum[j][2] + sum[j][3];
-    }
-    return total;
+    Reading r = {.data = data};
+    parallel_for(bytes / READ_CHUNK, 1, read_part, &r);
+    return r.sum;
 }
 
 static double multiply_add(int64_t rounds, float *sink) {

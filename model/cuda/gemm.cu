@@ -57,7 +57,8 @@ static bool lt_layout(cublasLtMatrixLayoutOpaque_t *l, cudaDataType_t type, int 
                       long long stride, Error *err) {
     CUBLAS_TRY(cublasLtMatrixLayoutInit(l, type, rows, cols, pitch));
     CUBLAS_TRY(cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count));
-    CUBLAS_TRY(cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof stride));
+    CUBLAS_TRY(
+        cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof stride));
     return true;
 }
 
@@ -66,7 +67,8 @@ static bool lt_product(LtProduct *p, DType type, const MatrixSeries *w, int T, i
     const cublasOperation_t transposed = CUBLAS_OP_T;
     const int n = w->first.rows, k = w->first.cols;
     CUBLAS_TRY(cublasLtMatmulDescInit(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    CUBLAS_TRY(cublasLtMatmulDescSetAttribute(&p->product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed));
+    CUBLAS_TRY(
+        cublasLtMatmulDescSetAttribute(&p->product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed));
     return lt_layout(&p->w, cuda_type(type), k, n, k, w->count, w->stride, err) &&
            lt_layout(&p->in, cuda_type(type), k, T, k, w->count, 0, err) &&
            lt_layout(&p->out, CUDA_R_32F, n, T, out_pitch, w->count, (long long)T * n, err);
@@ -140,8 +142,8 @@ static bool lt_choose(cublasLtHandle_t lt, LtProduct *p, int T, unsigned alignme
     if (T >= LONG_PROMPT || lt_offers(lt, p, false, alignment, 1, &cut) == 0 ||
         lt_config<int>(&cut.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) <= 1)
         return n > 0;
-    bool same_family = n > 0 && lt_config<int>(algo, CUBLASLT_ALGO_CONFIG_ID) ==
-                                    lt_config<int>(&cut.algo, CUBLASLT_ALGO_CONFIG_ID);
+    bool same_family =
+        n > 0 && lt_config<int>(algo, CUBLASLT_ALGO_CONFIG_ID) == lt_config<int>(&cut.algo, CUBLASLT_ALGO_CONFIG_ID);
     if ((T > 64 && same_family) || !lt_uncut(lt, p, T, &cut.algo)) return n > 0;
     *algo = cut.algo;
     return true;
@@ -178,8 +180,7 @@ static bool product_16bit(CudaState *s, float *out, const MatrixSeries *w, const
     unsigned alignment = alignment_of((uintptr_t)w->first.data | (uintptr_t)(w->stride * (long long)s->element) |
                                       (uintptr_t)in | (uintptr_t)out);
     const cublasLtMatmulAlgo_t *algo = lt_plan(s, &p, w, T, alignment);
-    if (!algo)
-        return fail(err, "cuBLAS has no product of %d x %d and %d rows", w->first.rows, w->first.cols, T);
+    if (!algo) return fail(err, "cuBLAS has no product of %d x %d and %d rows", w->first.rows, w->first.cols, T);
     CUBLAS_TRY(cublasLtMatmul((cublasLtHandle_t)s->blas, &p.product, &one, w->first.data, &p.w, in, &p.in, &beta, out,
                               &p.out, out, &p.out, algo, s->blas_workspace, BLAS_WORKSPACE_BYTES, s->stream));
     return true;

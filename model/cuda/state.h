@@ -8,6 +8,7 @@ extern "C" {
 #include "../measure/bench.h"
 #include "../model.h"
 #include "../synthetic.h"
+#include "../threads.h"
 }
 #include "check.h"
 #include "ptx.cuh"

@@ -1,6 +1,7 @@
 #include "upload.h"
 
-#include <omp.h>
+#include <atomic>
+#include <mutex>
 #include <stdlib.h>
 #include <string.h>
 
@@ -192,63 +193,84 @@ struct UploadUnit {
     uint64_t first, rows;
 };
 
-static bool upload(const Plan *p, bool (*meanwhile)(Model *model, Error *err), Error *err) {
-    Model *m = p->model;
-    uint64_t largest_row = UPLOAD_BYTES;
-    size_t n_units = 0;
-    for (size_t i = 0; i < p->n; i++)
-        if (file_row_bytes(&p->tensors[i]) > largest_row) largest_row = file_row_bytes(&p->tensors[i]);
+// What the reading threads share.
+struct Upload {
+    const Plan *plan;
+    bool (*meanwhile)(Model *model, Error *err); // the first thread's
+    const UploadUnit *units;
+    size_t n_units;
+    char *host, *device; // two buffers for each thread
+    uint64_t buffer_bytes;
+    std::atomic<size_t> next; // unit
+    std::mutex lock;          // of the following
+    uint64_t sent;            // bytes
+    Error *err;
+};
+
+static void upload_thread(void *upload, int thread) {
+    Upload *u = (Upload *)upload;
+    Model *m = u->plan->model;
+    Error own = {""};
+    Stager g;
+    memset(&g, 0, sizeof g);
+    uint64_t mine = 2 * u->buffer_bytes * (uint64_t)thread;
+    bool ok = stager_open(&g, u->host + mine, u->device + mine, u->buffer_bytes, &own);
+    if (ok && thread == 0) ok = u->meanwhile(m, &own);
+    for (size_t i; ok && (i = u->next++) < u->n_units;) {
+        const UploadUnit *unit = &u->units[i];
+        if (model_interrupted(m)) ok = fail_interrupted(&own);
+        ok = ok && stager_send(&g, m, unit->tensor, unit->first, unit->rows, &own);
+        if (!ok || !m->progress) continue;
+        std::lock_guard<std::mutex> locked(u->lock);
+        u->sent += unit->rows * unit->tensor->cols * (uint64_t)dtype_bytes[unit->tensor->to];
+        m->progress("loading", u->sent, u->plan->bytes);
+    }
+    cudaError_t last = g.stream ? cudaStreamSynchronize(g.stream) : cudaSuccess;
+    if (ok && last != cudaSuccess) ok = fail(&own, "uploading the weights: %s", cudaGetErrorString(last));
+    stager_close(&g);
+    if (ok) return;
+    u->next = u->n_units; // the others need not go on
+    std::lock_guard<std::mutex> locked(u->lock);
+    fail(u->err, "%s", own.text);
+}
+
+// Cuts the tensors into units of at most buffer_bytes, or one row. NULL: no memory.
+static UploadUnit *cut_units(const Plan *p, uint64_t buffer_bytes, size_t *n_units) {
     UploadUnit *units = NULL;
     for (int pass = 0; pass < 2; pass++) { // count, then fill
-        if (pass == 1 && !(units = (UploadUnit *)malloc((n_units + 1) * sizeof *units)))
-            return fail(err, "out of memory: %zu units of the weights", n_units);
-        n_units = 0;
+        if (pass == 1 && !(units = (UploadUnit *)malloc((*n_units + 1) * sizeof *units))) return NULL;
+        *n_units = 0;
         for (size_t i = 0; i < p->n; i++) {
             const Placement *t = &p->tensors[i];
-            uint64_t step = largest_row / file_row_bytes(t);
-            for (uint64_t first = 0; first < t->rows; first += step) {
-                if (pass == 1) units[n_units] = (UploadUnit){t, first, t->rows - first < step ? t->rows - first : step};
-                n_units++;
-            }
+            uint64_t step = buffer_bytes / file_row_bytes(t);
+            for (uint64_t first = 0; first < t->rows; first += step, ++*n_units)
+                if (pass == 1) units[*n_units] = UploadUnit{t, first, t->rows - first < step ? t->rows - first : step};
         }
     }
-    char *host = NULL, *device = NULL; // two buffers for each thread
-    uint64_t staging = 2 * UPLOAD_THREADS * largest_row, sent = 0;
-    cudaError_t status = cudaMallocHost((void **)&host, staging);
-    if (status == cudaSuccess) status = cudaMalloc((void **)&device, staging);
-    if (status != cudaSuccess)
+    return units;
+}
+
+static bool upload(const Plan *p, bool (*meanwhile)(Model *model, Error *err), Error *err) {
+    Upload u = {};
+    u.plan = p;
+    u.meanwhile = meanwhile;
+    u.err = err;
+    u.buffer_bytes = UPLOAD_BYTES;
+    for (size_t i = 0; i < p->n; i++)
+        if (file_row_bytes(&p->tensors[i]) > u.buffer_bytes) u.buffer_bytes = file_row_bytes(&p->tensors[i]);
+    UploadUnit *units = cut_units(p, u.buffer_bytes, &u.n_units);
+    if (!units) return fail(err, "out of memory: %zu units of the weights", u.n_units);
+    u.units = units;
+    uint64_t staging = 2 * UPLOAD_THREADS * u.buffer_bytes;
+    cudaError_t status = cudaMallocHost((void **)&u.host, staging);
+    if (status == cudaSuccess) status = cudaMalloc((void **)&u.device, staging);
+    if (status == cudaSuccess)
+        threads_run(UPLOAD_THREADS, upload_thread, &u);
+    else
         fail(err, "%.2f GB to stage the weights: %s", (double)staging * 1e-9, cudaGetErrorString(status));
-#pragma omp parallel num_threads(UPLOAD_THREADS) if (!err -> text[0])
-    {
-        Error own = {""};
-        Stager g;
-        memset(&g, 0, sizeof g);
-        uint64_t mine = 2 * largest_row * (uint64_t)omp_get_thread_num();
-        bool ok = !err->text[0] && stager_open(&g, host + mine, device + mine, largest_row, &own);
-#pragma omp barrier // before a failure of another thread shows in err
-        if (ok && omp_get_thread_num() == 0) ok = meanwhile(m, &own);
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < (int64_t)n_units; i++) {
-            const UploadUnit *unit = &units[i];
-            if (ok && model_interrupted(m)) ok = fail_interrupted(&own);
-            ok = ok && stager_send(&g, m, unit->tensor, unit->first, unit->rows, &own);
-            if (!m->progress) continue;
-#pragma omp critical
-            {
-                sent += unit->rows * unit->tensor->cols * (uint64_t)dtype_bytes[unit->tensor->to];
-                m->progress("loading", sent, p->bytes);
-            }
-        }
-        cudaError_t last = g.stream ? cudaStreamSynchronize(g.stream) : cudaSuccess;
-        if (ok && last != cudaSuccess) fail(&own, "uploading the weights: %s", cudaGetErrorString(last));
-        stager_close(&g);
-        if (own.text[0])
-#pragma omp critical
-            fail(err, "%s", own.text);
-    }
     free(units);
-    cudaFreeHost(host);
-    cudaFree(device);
+    cudaFreeHost(u.host);
+    cudaFree(u.device);
     return !err->text[0];
 }
 

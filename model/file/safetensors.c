@@ -3,11 +3,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "../threads.h"
 #include "json.h"
 
 #define HEADER_MAX 100000000 // the format's own limit
@@ -269,17 +271,29 @@ const char *safetensors_meta(const SafeTensors *st, const char *key) {
     return found ? found->value : NULL;
 }
 
-bool safetensors_read(const SafeTensors *st, void *dst, uint64_t begin, uint64_t n, Error *err) {
-    int64_t n_chunks = (int64_t)((n + READ_CHUNK - 1) / READ_CHUNK);
-#pragma omp parallel for schedule(dynamic) if (n_chunks > 1)
-    for (int64_t i = 0; i < n_chunks; i++) {
-        uint64_t at = (uint64_t)i * READ_CHUNK;
-        uint64_t length = n - at < READ_CHUNK ? n - at : READ_CHUNK;
+typedef struct {
+    const SafeTensors *st;
+    char *dst;
+    uint64_t begin, n;
+    pthread_mutex_t lock; // of err
+    Error *err;
+} Reading;
+
+static void read_part(void *reading, int64_t first, int64_t end) { // in chunks
+    Reading *r = reading;
+    for (int64_t i = first; i < end; i++) {
+        uint64_t at = (uint64_t)i * READ_CHUNK, length = r->n - at < READ_CHUNK ? r->n - at : READ_CHUNK;
         Error own = {""};
-        if (!pread_all(st->fd, st->path, (char *)dst + at, length, st->data_start + begin + at, &own))
-#pragma omp critical
-            fail(err, "%s", own.text);
+        if (pread_all(r->st->fd, r->st->path, r->dst + at, length, r->st->data_start + r->begin + at, &own)) continue;
+        pthread_mutex_lock(&r->lock);
+        fail(r->err, "%s", own.text);
+        pthread_mutex_unlock(&r->lock);
     }
+}
+
+bool safetensors_read(const SafeTensors *st, void *dst, uint64_t begin, uint64_t n, Error *err) {
+    Reading r = {st, dst, begin, n, PTHREAD_MUTEX_INITIALIZER, err};
+    parallel_for((int64_t)((n + READ_CHUNK - 1) / READ_CHUNK), 1, read_part, &r);
     return !err->text[0];
 }
 

@@ -7,6 +7,7 @@
 
 #include "../../tokenizer/utf8.h"
 #include "../logits.h"
+#include "../threads.h"
 
 double clock_seconds(void) {
     struct timespec t;
@@ -193,15 +194,22 @@ static bool is_stop_token(const Tokenizer *t, const GenerateConfig *g, int id) {
     return false;
 }
 
-// Chooses the sequence's next token from a row of logits, passes its text on, and notices the end.
-static bool sequence_step(Sequence *seq, Model *m, const GenerateSink *sink, int row, Error *err) {
+// The sequence's next token, from a row of logits, which must be finite; keeps its log-probabilities. Writes what is the
+// sequence's own alone: several threads do this for as many sequences.
+static int choose_token(Sequence *seq, const Model *m, int row) {
     const GenerateConfig *g = &seq->config;
     const float *logits = m->logits + (size_t)row * (size_t)m->config.vocab_size;
     int id = m->argmax[row];
-    if (!check_finite(m, id, logits, seq->prompt.n + seq->ids.n - 1, err)) return false;
-    if (seq->n_max == 0) return sequence_end(seq, "length", sink, err);
+    if (seq->n_max == 0) return id;
     if (sampler_reads_logits(&g->sampler)) id = sampler_next(&seq->sampler, logits);
     if (g->logprobs) logprobs_set(&seq->logprobs, seq->ids.n, g->logprobs, logits, m->config.vocab_size, id);
+    return id;
+}
+
+// Takes a chosen token, passes its text on, and notices the end.
+static bool sequence_step(Sequence *seq, const Model *m, const GenerateSink *sink, int id, Error *err) {
+    const GenerateConfig *g = &seq->config;
+    if (seq->n_max == 0) return sequence_end(seq, "length", sink, err);
     if (!tokens_append(&seq->ids, id, err)) return false;
     sampler_see(&seq->sampler, &id, 1);
     double now = clock_seconds();
@@ -228,9 +236,24 @@ typedef struct {
     Sequence *live[MAX_SLOTS]; // by slot; NULL: free
 } Run;
 
-// Computes a batch with a logit row for each sequence of it, and lets each take its step.
+// The next tokens of a batch's sequences.
+typedef struct {
+    const Run *run;
+    const Batch *batch;
+    int ids[MAX_SLOTS];
+} Choice;
+
+static void choose_tokens(void *context, int64_t begin, int64_t end) {
+    Choice *c = context;
+    for (int64_t i = begin; i < end; i++)
+        c->ids[i] = choose_token(c->run->live[c->batch->slot[i]], c->run->model, (int)i);
+}
+
+// Computes a batch with a logit row for each sequence of it, and lets each take its step. A vocabulary's worth of
+// exponentials for each row takes longer than a GPU's step: they are shared out among the threads.
 static bool run_batch(Run *r, const Batch *batch, Error *err) {
     Model *m = r->model;
+    Choice choice = {.run = r, .batch = batch};
     bool needs_logits = false;
     for (int i = 0; i < batch->n_seq; i++) {
         const GenerateConfig *g = &r->live[batch->slot[i]]->config;
@@ -239,8 +262,14 @@ static bool run_batch(Run *r, const Batch *batch, Error *err) {
     if (!model_forward(m, batch, err)) return false;
     if (needs_logits && !m->engine->read_logits(m, err)) return false;
     for (int i = 0; i < batch->n_seq; i++) {
+        const Sequence *seq = r->live[batch->slot[i]];
+        const float *logits = m->logits + (size_t)i * (size_t)m->config.vocab_size;
+        if (!check_finite(m, m->argmax[i], logits, seq->prompt.n + seq->ids.n - 1, err)) return false;
+    }
+    parallel_for(batch->n_seq, needs_logits ? 1 : batch->n_seq, choose_tokens, &choice);
+    for (int i = 0; i < batch->n_seq; i++) {
         Sequence **place = &r->live[batch->slot[i]];
-        if (!sequence_step(*place, m, r->sink, i, err)) return false;
+        if (!sequence_step(*place, m, r->sink, choice.ids[i], err)) return false;
         if ((*place)->finish_reason) *place = NULL;
     }
     return true;

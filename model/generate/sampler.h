@@ -11,7 +11,7 @@ typedef struct {
     float
         repetition_penalty; // what logits of ids that the sequence has are made smaller by, before all else; 0 or 1: none
     float temperature;      // 0: greedy, and nothing below matters
-    int top_k;              // keep the k most likely, the lowest ids of equals at the end; 0: all
+    int top_k;              // keep the k most likely, and what is as likely as the k-th; 0: all
     float top_p;            // keep the fewest whose probabilities reach p; 1: all
     float min_p;            // keep those at least p times as likely as the most likely; 0: all
 } SamplerConfig;

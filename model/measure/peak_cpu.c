@@ -1,4 +1,5 @@
 // The CPU's roofline: its memory, its multiply-adds, and a cache filled with random numbers.
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,22 +8,32 @@
 #include "../cpu/ops.h"
 #include "../generate/generate.h"
 #include "../generate/sampler.h"
+#include "../threads.h"
 #include "peak.h"
 
 enum { ROUNDS = 5 };
 
-static double multiply_add_rate(const Ops *ops, int64_t rounds, int *threads) {
-    double operations = 0, start = clock_seconds();
-    int n = 0;
-#pragma omp parallel reduction(+ : operations, n)
-    {
-        n++;
+typedef struct {
+    const Ops *ops;
+    int64_t rounds;
+    atomic_llong operations; // done by all
+} Rate;
+
+static void multiply_add_part(void *rate, int64_t begin, int64_t end) {
+    Rate *r = rate;
+    for (int64_t i = begin; i < end; i++) {
         float sink = 0.001f;
-        operations += ops->multiply_add(rounds, &sink);
-        if (sink == 12345.0f) operations += 1; // the result is used, so the work is done
+        r->operations += (int64_t)r->ops->multiply_add(r->rounds, &sink);
+        if (sink == 12345.0f) r->operations++; // the result is used, so the work is done
     }
-    *threads = n;
-    return operations / (clock_seconds() - start);
+}
+
+// Operations a second of all threads.
+static double multiply_add_rate(const Ops *ops, int64_t rounds) {
+    Rate r = {.ops = ops, .rounds = rounds};
+    double start = clock_seconds();
+    parallel_for(threads_count(), 1, multiply_add_part, &r);
+    return (double)r.operations / (clock_seconds() - start);
 }
 
 static void processor_name(char *name, size_t size) {
@@ -42,23 +53,22 @@ static bool measure_cpu(Roofline *r, Error *err) {
     const uint64_t bytes = (uint64_t)1 << 30; // past any cache
     const Ops *ops = ops_select();
     double reads[ROUNDS], rates[ROUNDS];
-    int threads;
     void *data = malloc(bytes);
     if (!data) return fail(err, "out of memory: a buffer of 1 GiB to read");
     memset(data, 1, bytes);
-    multiply_add_rate(ops, 1 << 22, &threads); // warm-up: threads, clocks
+    multiply_add_rate(ops, 1 << 22); // warm-up: threads, clocks
     for (int i = 0; i < ROUNDS; i++) {
         double start = clock_seconds();
         ops->read_all(data, (int64_t)bytes);
         reads[i] = (double)bytes / (clock_seconds() - start);
-        rates[i] = multiply_add_rate(ops, 1 << 24, &threads);
+        rates[i] = multiply_add_rate(ops, 1 << 24);
     }
     free(data);
     r->read = statistic_of(reads, ROUNDS);
     r->product = statistic_of(rates, ROUNDS);
     r->memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     processor_name(r->name, sizeof r->name);
-    snprintf(r->software, sizeof r->software, "%s, %d threads", ops->name, threads);
+    snprintf(r->software, sizeof r->software, "%s, %d threads", ops->name, threads_count());
     snprintf(r->read_how, sizeof r->read_how, "all threads reading 1 GiB");
     snprintf(r->product_how, sizeof r->product_how, "float32 multiply-adds in registers");
     return true;

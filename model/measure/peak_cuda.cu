@@ -197,5 +197,8 @@ static bool fill_cache_cuda(const Model *m, Error *err) {
     return true;
 }
 
-extern "C" const Platform platform_cuda = {
-    measure_cuda, fill_cache_cuda, {512, 2048, 8192, 32768}, {128, 2048, 8192, 32768, 131072}, {1, 2, 4, 8, 16, 32, 64, 128, 256}};
+extern "C" const Platform platform_cuda = {measure_cuda,
+                                           fill_cache_cuda,
+                                           {512, 2048, 8192, 32768},
+                                           {128, 2048, 8192, 32768, 131072},
+                                           {1, 2, 4, 8, 16, 32, 64, 128, 256}};
