@@ -211,7 +211,7 @@ static int report_errors(const Options *o, const Prompts *p) {
     for (int i = 0; i < p->n; i++) {
         if (!p->lines[i].error || ++n > MAX_REPORTED) continue;
         Error line = {""};
-        fail(&line, "%s:%d: %s", o->prompts, p->lines[i].number, p->lines[i].error);
+        fail(&line, "%s:%d: %s", input_name(o->prompts), p->lines[i].number, p->lines[i].error);
         print_message("%s", line.text);
     }
     return n;
@@ -250,7 +250,7 @@ static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
         print_engine(m, o);
     }
     if (ok && n_errors && !interrupted)
-        ok = fail(err, "%s: %d of %d lines have an error and no answer", o->prompts, n_errors, p.n);
+        ok = fail(err, "%s: %d of %d lines have an error and no answer", input_name(o->prompts), n_errors, p.n);
     prompts_free(&p);
     return ok;
 }
@@ -334,7 +334,8 @@ static bool tokenize_prompts(const Options *o, const Model *m, Error *err) {
             putchar('\n');
     }
     ok = ok && flush_output(err);
-    if (ok && n_errors) ok = fail(err, "%s: %d of %d lines have an error and no ids", o->prompts, n_errors, p.n);
+    if (ok && n_errors)
+        ok = fail(err, "%s: %d of %d lines have an error and no ids", input_name(o->prompts), n_errors, p.n);
     prompts_free(&p);
     return ok;
 }
@@ -374,8 +375,9 @@ static bool run_perplexity(const Options *o, Model *m, Error *err) {
     Perplexity p = {.n = 0};
     bool ok = read_file(&text, o->perplexity, err) && encode_prompt(o, m, &text, &ids, err);
     if (ok && half && ids.n < (size_t)window)
-        ok = fail(err, "%s: %zu tokens, expected at least %d: one full window (-c)", o->perplexity, ids.n, window);
-    if (ok && ids.n < 2) ok = fail(err, "%s: %zu tokens, expected at least 2", o->perplexity, ids.n);
+        ok = fail(err, "%s: %zu tokens, expected at least %d: one full window (-c)", input_name(o->perplexity), ids.n,
+                  window);
+    if (ok && ids.n < 2) ok = fail(err, "%s: %zu tokens, expected at least 2", input_name(o->perplexity), ids.n);
     ok = ok && start_model(o, m, 1, window, err);
     if (ok) {
         interrupt_spare_writes();

@@ -205,6 +205,11 @@ bool flag_set(Options *o, const Flag *flag, const char *text, Error *err) {
         *(bool *)field = true;
         return true;
     case FLAG_TEXT:
+        if (!*text && strcmp(flag->value, "TEXT") != 0) {
+            const char *choices = flag_choices(flag);
+            return fail(err, "%s \"\": expected %s%s", name, choices ? "one of: " : "the name of a file",
+                        choices ? choices : "");
+        }
         *(const char **)field = text;
         return true;
     case FLAG_TEXTS:

@@ -35,8 +35,12 @@ static bool read_stream(Bytes *b, FILE *in, const char *name, Error *err) {
     }
 }
 
+const char *input_name(const char *path) {
+    return strcmp(path, "-") == 0 ? "standard input" : path;
+}
+
 bool read_file(Bytes *b, const char *path, Error *err) {
-    if (strcmp(path, "-") == 0) return read_stream(b, stdin, "standard input", err);
+    if (strcmp(path, "-") == 0) return read_stream(b, stdin, input_name(path), err);
     FILE *in;
     do {
         in = fopen(path, "rb"); // of a named pipe it waits for a writer
@@ -52,9 +56,7 @@ static void drop_final_newline(const Options *o, const char *path, Bytes *b) {
     size_t n = b->n;
     if (n && b->data[n - 1] == '\n') n--;
     if (n < b->n && n && b->data[n - 1] == '\r') n--;
-    if (n < b->n && o->verbose)
-        print_message("%s: its final newline is not part of the prompt",
-                      strcmp(path, "-") == 0 ? "standard input" : path);
+    if (n < b->n && o->verbose) print_message("%s: its final newline is not part of the prompt", input_name(path));
     b->n = n;
 }
 
@@ -133,7 +135,7 @@ bool check_prompt(const Options *o, const Sequence *seq, int context, bool is_id
 
 void hint_special(const Options *o, const Tokenizer *t, const Bytes *text, bool message) {
     static bool given;
-    if (given || o->quiet || o->special) return;
+    if (given || o->quiet || (o->special && !message)) return; // a message's are characters with --special, too
     int id = tokenizer_find_special(t, (const uint8_t *)text->data, text->n);
     if (id < 0) return;
     given = true;
@@ -150,7 +152,9 @@ void hint_special(const Options *o, const Tokenizer *t, const Bytes *text, bool 
 
 bool open_chat(const Options *o, const Model *m, Chat *chat, Error *err) {
     const Config *c = &m->config;
+    Bytes system = {.data = (char *)o->system, .n = o->system ? strlen(o->system) : 0};
     if (!chat_init(chat, &m->tokenizer, c->chat_format, c->chat_bos_id, err)) return false;
+    if (system.n) hint_special(o, &m->tokenizer, &system, true);
     chat->system = c->chat_system;
     chat->date = c->chat_date;
     return !o->date || c->chat_format == CHAT_LLAMA3_1 ||

@@ -8,6 +8,8 @@
 
 // How an answer is generated, as the flags say. chat: the template, of an answer in a conversation; NULL: it is in none.
 GenerateConfig generate_config(const Options *o, const Chat *chat);
+// What messages call a file: - is standard input.
+const char *input_name(const char *path);
 // A whole file; - is standard input.
 bool read_file(Bytes *b, const char *path, Error *err);
 // What -p or -f says. Of a file or standard input that is continued or chatted with, the line end of the last line, \n or
@@ -22,8 +24,9 @@ bool encode_prompt(const Options *o, const Model *m, const Bytes *text, TokenLis
 bool check_prompt_bytes(const Options *o, const Model *m, size_t n, const char *what, Error *err);
 // Refuses a prompt that the context, of so many tokens, has no room for, and an empty one. is_ids: it was given as ids.
 bool check_prompt(const Options *o, const Sequence *seq, int context, bool is_ids, Error *err);
-// Where a text without --special has that of a special token in it: says once in a run, on standard error, that these are
-// ordinary characters. Not with --quiet. message: it is one of a conversation, where special tokens are the template's.
+// Where a text has that of a special token in it: says once in a run, on standard error, that these are ordinary
+// characters. Not with --quiet. message: it is one of a conversation, where special tokens are the template's; any other
+// text has its own with --special.
 void hint_special(const Options *o, const Tokenizer *t, const Bytes *text, bool message);
 // The chat template of the model's file. Refuses a model without one, and a --date that it has no place for.
 bool open_chat(const Options *o, const Model *m, Chat *chat, Error *err);

@@ -93,9 +93,9 @@ static void note_other_key(PromptReader *r, int line, const char *name) {
     r->noted[r->n_notes++] = name;
     const char *near = nearest_key(name);
     Error note = {""}; // one printable line, whatever the name is
-    fail(&note, "%s:%d: unknown key \"%.40s\", which comes back with the answer%s%s%s%s", r->options->prompts, line,
-         name, near ? "; the nearest known one is \"" : "", near ? near : "", near ? "\"" : "",
-         r->n_notes == MAX_NOTES ? "; of further ones there is no note" : "");
+    fail(&note, "%s:%d: unknown key \"%.40s\", which comes back with the answer%s%s%s%s",
+         input_name(r->options->prompts), line, name, near ? "; the nearest known one is \"" : "", near ? near : "",
+         near ? "\"" : "", r->n_notes == MAX_NOTES ? "; of further ones there is no note" : "");
     print_message("%s", note.text);
 }
 
@@ -204,8 +204,10 @@ static bool parse_messages(PromptReader *r, TokenList *ids) {
     Json *j = &r->json;
     r->has_messages = true;
     if (!r->prompts->chat.tokenizer) {
+        Chat chat;
         Error why = {""};
-        if (!open_chat(r->options, r->model, &r->prompts->chat, &why)) return fail(j->err, "messages: %s", why.text);
+        if (!open_chat(r->options, r->model, &chat, &why)) return fail(j->err, "messages: %s", why.text);
+        r->prompts->chat = chat;
     }
     if (!json_expect(j, '[')) return false;
     char *role = "";
@@ -379,9 +381,9 @@ bool prompts_parse(const Options *o, const Model *m, Prompts *p, Error *err) {
         if (strspn(line, " \t\r") >= length) continue;
         if (!read_line(&reader, line, length, number, err)) return false;
     }
-    if (p->n == 0) return fail(err, "%s: no prompts", o->prompts);
+    if (p->n == 0) return fail(err, "%s: no prompts", input_name(o->prompts));
     return reader.has_messages || !(o->system || o->date) ||
-           fail(err, "%s: --system and --date go with messages, and no line has any", o->prompts);
+           fail(err, "%s: --system and --date go with messages, and no line has any", input_name(o->prompts));
 }
 
 bool prompts_read(const Options *o, const Model *m, Prompts *p, Error *err) {

@@ -75,6 +75,24 @@ static void test_forms(void) {
     free(program), free(before), free(setting);
 }
 
+static void test_empty_values(void) {
+    static const struct {
+        const char *name, *message, *args[5];
+    } empty[] = {
+        {"empty_model", "-m \"\": expected the name of a file", {"-m", "", "-p", "a"}},
+        {"empty_file", "--file \"\": expected the name of a file", {script_path, "--file="}},
+        {"empty_prompts", "--prompts \"\": expected the name of a file", {script_path, "--prompts="}},
+        {"empty_choice", "--precision \"\": expected one of: bf16, f32", {script_path, "-p", "a", "--precision="}},
+        {"empty_number", "--n-predict \"\": expected a whole number", {script_path, "-p", "a", "--n-predict="}},
+    };
+    for (size_t i = 0; i < sizeof empty / sizeof *empty; i++) {
+        Run r = run_args(NULL, empty[i].args);
+        check_failure(&r, 2, empty[i].message, NULL);
+        test_end(empty[i].name);
+        run_free(&r);
+    }
+}
+
 // ---- given twice ----------------------------------------------------------------------------------------------------
 
 // Runs, expects that text, and those lines on standard error before any others.
@@ -329,6 +347,7 @@ int main(void) {
     test_version();
     test_aliases();
     test_forms();
+    test_empty_values();
     test_twice();
     test_counts();
     test_notes();

@@ -7,6 +7,7 @@ a prompt, its greedy continuation, and the log-probabilities of the prompt's tok
 """
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -73,6 +74,13 @@ def check_entry(found, expected, what):
     assert found["id"] == expected["id"] and len(found["top"]) == len(expected["top"]), what
     for ours, theirs in zip([found, *found["top"]], [expected, *expected["top"]]):
         assert abs(ours["logprob"] - theirs["logprob"]) <= TOLERANCE, (what, ours, theirs)
+
+
+def chat_checkpoint():
+    """A checkpoint with a chat template; Skip: there is none."""
+    if not os.path.isdir(SPECIAL_CASE):
+        raise Skip("no " + SPECIAL_CASE)
+    return SPECIAL_CASE
 
 
 def equal(found, expected):
@@ -360,10 +368,48 @@ def test_prompts_too_long_are_lines_with_an_error():
     equal(len(found[2]["ids"]), 2)
 
 
+def test_interrupt_beside_lines_with_an_error():
+    """An interrupt is the run's end, whatever lines there are: those that it has printed, and status 130."""
+    lines = [{"text": "x", "n": 1}, "nonsense", *({"text": "The king", "n": 1500} for _ in range(20)), "nonsense"]
+    command = [LLAMA, MODEL, "--engine", "cpu", "--prompts", write_lines(lines), "-b", "1", "--ignore-eos", "-s", "1",
+               "--temp", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=600)
+    equal(process.returncode, 130)
+    found = [json.loads(line) for line in (first + out).splitlines()]
+    reasons = [answer.get("finish_reason", "error") for answer in found]
+    assert reasons in (["length", "error", "interrupted"], ["length"]), reasons     # the latter: the third had not begun
+    assert b"lines have an error" not in err and b":2: bad JSON" in err and b":23: bad JSON" in err, err
+
+
+def test_messages_name_standard_input():
+    err = run("--prompts", "-", "-n", "1", status=1, stdin='{"text": "x", "id": 1}\nnonsense\n')[1]
+    for part in ('standard input:1: unknown key "id"', "standard input:2: bad JSON", "standard input: 1 of 2 lines have"):
+        assert "llama: " + part in err, err
+    equal(run("--prompts", "-", status=1, stdin="\n")[1], "llama: standard input: no prompts\n")
+    equal(run("--perplexity", "-", status=1, stdin="")[1], "llama: standard input: 1 tokens, expected at least 2\n")
+
+
 def test_nothing_is_loaded_where_no_line_is_right():
     found, err = answers(["{", {"id": 1}], "--verbose", status=1)
     equal([sorted(each) for each in found], [["error", "index", "line"], ["error", "id", "index", "line"]])
     assert "engine" not in err and err.endswith("prompts: 2 of 2 lines have an error and no answer\n"), err
+
+
+def test_messages_without_a_template():
+    """What keeps the template from a line keeps it from those after it, and no note speaks of a template."""
+    line = {"messages": [{"role": "user", "content": "Hi"}]}
+    found, err = answers([line, {"text": "x"}, line, line], "-n", "1", status=1)
+    for i in (0, 2, 3):
+        assert "has no chat format" in found[i].get("error", ""), found[i]
+    assert "ids" in found[1] and "was not compared" not in err, err
+    model = os.path.join(work.name, "chat.bin")
+    subprocess.run([sys.executable, "scripts/convert.py", chat_checkpoint(), model, "--chat-format", "llama3"], check=True,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    out = run("--prompts", write_lines([line] * 3), "--date", "today", model=model, status=1)[0]
+    equal(["expected llama3.1" in json.loads(answer)["error"] for answer in out.splitlines()], [True] * 3)
 
 
 def test_tokenize_of_bad_lines():
@@ -412,14 +458,14 @@ def test_hint_about_special_tokens():
 
 
 def test_hint_about_special_tokens_in_a_message():
-    if not os.path.isdir(SPECIAL_CASE):
-        raise Skip("no " + SPECIAL_CASE)
     model = os.path.join(work.name, "chat.bin")
-    subprocess.run([sys.executable, "scripts/convert.py", SPECIAL_CASE, model], check=True, stdout=subprocess.DEVNULL,
+    subprocess.run([sys.executable, "scripts/convert.py", chat_checkpoint(), model], check=True, stdout=subprocess.DEVNULL,
                    stderr=subprocess.DEVNULL)
     hint = "llama: <|eot_id|> in the message is ordinary characters; special tokens in a conversation are the template's\n"
     prompts = write_lines([{"messages": [{"role": "user", "content": "a <|eot_id|>"}]}] * 2)
     for flags, stdin in ((("--chat", "-p", "a <|eot_id|>", "-n", "2"), ""), (("--prompts", prompts, "-n", "2"), ""),
+                         (("--prompts", prompts, "-n", "2", "--special"), ""),
+                         (("--chat", "-p", "a", "-n", "2", "--system", "<|eot_id|>"), ""),
                          (("--chat", "-n", "2"), "a <|eot_id|>\nb <|eot_id|>\n"),
                          (("--chat", "--tokenize", "-p", "a <|eot_id|>"), "")):
         equal(run(*flags, model=model, stdin=stdin)[1].count(hint), 1)
