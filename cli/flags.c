@@ -205,7 +205,7 @@ bool flag_set(Options *o, const Flag *flag, const char *text, Error *err) {
         *(bool *)field = true;
         return true;
     case FLAG_TEXT:
-        if (!*text && strcmp(flag->value, "TEXT") != 0) {
+        if (!*text && flag->value && strcmp(flag->value, "TEXT") != 0) {
             const char *choices = flag_choices(flag);
             return fail(err, "%s \"\": expected %s%s", name, choices ? "one of: " : "the name of a file",
                         choices ? choices : "");
