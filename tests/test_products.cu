@@ -66,7 +66,7 @@ static void check_case(const Case &c, DType type) {
     CHECK_CUDA(cudaMemcpy(in_device, in.data(), n_in * 2, cudaMemcpyHostToDevice));
     s->type = type;
     s->element = 2;
-    s->pdl = true;
+    s->pdl = s->one_order = true;
     s->xb = in_device;
     s->gate_up = out_device;
     Matrix matrix = {};

@@ -128,12 +128,13 @@ bool usable_cuda(const Model *m, Error *err) {
     return d == 64 || d == 96 || d == 128 || fail(err, "head_dim is %d, the GPU's attention has 64, 96 and 128", d);
 }
 
-static void choose_types(const Model *m, CudaState *s, bool keeps_16_bits) {
+static void choose_types(const Model *m, CudaState *s, bool for_fused) {
     const Config *c = &m->config;
     bool f32 = m->precision == PRECISION_F32;
     s->type = f32 ? DTYPE_F32 : m->weights.dtype == DTYPE_F16 ? DTYPE_F16 : DTYPE_BF16;
     s->element = (size_t)dtype_bytes[s->type];
-    s->keeps_16_bits = keeps_16_bits && f32;
+    s->keeps_16_bits = for_fused && f32;
+    s->one_order = for_fused && !f32;
     uint64_t qkv = (uint64_t)(c->q_dim + 2 * c->kv_dim) * c->dim, gate_up = 2 * (uint64_t)c->hidden_dim * c->dim;
     bool widens = s->keeps_16_bits && m->weights.dtype != DTYPE_F32;
     s->wide_elements = !widens ? 0 : qkv > gate_up ? qkv : gate_up;
@@ -179,11 +180,11 @@ static bool warm_up(Model *m, Error *err) {
     return true;
 }
 
-bool open_cuda(Model *m, bool keeps_16_bits, Error *err) {
+bool open_cuda(Model *m, bool for_fused, Error *err) {
     CudaState *s = (CudaState *)calloc(1, sizeof *s);
     m->state = s;
     if (!s) return fail(err, "out of memory: the engine's state");
-    choose_types(m, s, keeps_16_bits);
+    choose_types(m, s, for_fused);
     s->enqueue_step = enqueue_step_cublas;
     Plan plan;
     Buffer buffers[N_BUFFERS];

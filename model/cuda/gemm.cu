@@ -130,16 +130,18 @@ static bool lt_uncut(cublasLtHandle_t lt, LtProduct *p, int T, cublasLtMatmulAlg
 
 // Chooses the kernel for a product of T rows: cuBLAS's choice, if it cuts nothing. Where it would have cut K, its best
 // kernel that does not is often one of another family and ten times slower; so up to 64 rows, or in that case, lt_uncut.
-// For so many rows that the GPU's power is the limit, what costs least of it is fastest: tiles of 168 × 128, if cuBLAS
-// offers them. (H200, gate and up of 8B, 8192 rows, call after call: 2.6 % less time than in its own choice of 320 × 128.)
-static bool lt_choose(cublasLtHandle_t lt, LtProduct *p, int T, unsigned alignment, cublasLtMatmulAlgo_t *algo) {
+// For gate and up of so many rows that the GPU's power is the limit, what costs least of it is fastest: tiles of 168 × 128,
+// if cuBLAS offers them. (H200, 8B, 8192 rows, call after call: 2.6 % less time than in its own choice of 320 × 128.)
+static bool lt_choose(cublasLtHandle_t lt, LtProduct *p, const MatrixSeries *w, int T, unsigned alignment,
+                      cublasLtMatmulAlgo_t *algo) {
+    const bool hot = T >= LONG_PROMPT && w->count == 2;
     cublasLtMatmulHeuristicResult_t offers[16], cut;
-    int n = lt_offers(lt, p, true, alignment, T < LONG_PROMPT ? 1 : 16, offers);
+    int n = lt_offers(lt, p, true, alignment, hot ? 16 : 1, offers);
     if (n > 0) *algo = offers[0].algo;
-    for (int i = n - 1; T >= LONG_PROMPT && i >= 0; i--)
+    for (int i = n - 1; hot && i >= 0; i--)
         if (lt_config<int>(&offers[i].algo, CUBLASLT_ALGO_CONFIG_TILE_ID) == CUBLASLT_MATMUL_TILE_168x128)
             *algo = offers[i].algo;
-    if (T >= LONG_PROMPT || lt_offers(lt, p, false, alignment, 1, &cut) == 0 ||
+    if (hot || lt_offers(lt, p, false, alignment, 1, &cut) == 0 ||
         lt_config<int>(&cut.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) <= 1)
         return n > 0;
     bool same_family =
@@ -160,7 +162,7 @@ static const cublasLtMatmulAlgo_t *lt_plan(CudaState *s, LtProduct *p, const Mat
             return plan.found ? &plan.algo : NULL;
     GemmPlan *plan = &all->plans[all->next++ % GEMM_PLANS];
     *plan = {rows, cols, w->count, T, alignment, false, {}};
-    plan->found = lt_choose((cublasLtHandle_t)s->blas, p, T, alignment, &plan->algo); // as cuBLAS's manual allows
+    plan->found = lt_choose((cublasLtHandle_t)s->blas, p, w, T, alignment, &plan->algo); // as cuBLAS's manual allows
     return plan->found ? &plan->algo : NULL;
 }
 
@@ -192,7 +194,7 @@ static bool product_16bit(CudaState *s, float *out, const MatrixSeries *w, const
 bool matmul(CudaState *s, void *out, const Matrix *w, const void *in, int T, float beta, Error *err) {
     const float one = 1;
     int n = w->rows, k = w->cols, slab = n;
-    if (s->type != DTYPE_F32 && w->dtype == s->type) {
+    if (s->one_order && w->dtype == s->type) {
         MatrixSeries only = {*w, 0, 1};
         return product_16bit(s, (float *)out, &only, in, T, n, beta, err);
     }
@@ -214,7 +216,7 @@ static bool matmul_series(CudaState *s, float *out, const MatrixSeries *w, const
     int n = w->first.rows, k = w->first.cols;
     const void *first = w->first.data;
     long long stride = w->stride;
-    if (s->type != DTYPE_F32 && w->first.dtype == s->type) return product_16bit(s, out, w, in, T, n, 0, err);
+    if (s->one_order && w->first.dtype == s->type) return product_16bit(s, out, w, in, T, n, 0, err);
     if (w->first.dtype != s->type) {
         for (int i = 0; i < w->count; i++) {
             Matrix each = w->first;

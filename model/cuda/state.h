@@ -53,6 +53,7 @@ struct CudaState {
     // Weights.
     char *weights;
     bool keeps_16_bits; // with --precision f32, of matrices that the file has in 16 bits
+    bool one_order;     // products of 16-bit numbers add up in one order, whatever the number of rows (gemm.cu)
     float *wide;        // [wide_elements]: the float32 copy of a matrix for a product, if its dtype is not type
     size_t wide_elements;
     // Activations, on the device.
@@ -104,8 +105,9 @@ template <class Body> auto with_type(DType dtype, Body body) {
 // ---- engine.cu ------------------------------------------------------------------------------------------------------
 
 bool usable_cuda(const Model *m, Error *err);
-// keeps_16_bits: matrices stay in 16 bits on the device where the file has them so, whatever the precision.
-bool open_cuda(Model *m, bool keeps_16_bits, Error *err);
+// for_fused: matrices stay in 16 bits on the device where the file has them so, whatever the precision, and 16-bit products
+// have one order of sums.
+bool open_cuda(Model *m, bool for_fused, Error *err);
 void close_cuda(Model *m);
 
 // ---- forward.cu -----------------------------------------------------------------------------------------------------
