@@ -95,17 +95,11 @@ static uint32_t sort_key(const Candidate *c) {
     return bits >> 31 ? bits : ~bits & 0x7FFFFFFF;
 }
 
-// Sorts candidates, most likely first, the lowest id of equals; their keys are alike but for the last `bits` bits. A
-// radix sort in place, from the highest digit on (McIlroy, Bostic & McIlroy 1993: American flag sort): of 128,000 that are
-// about equally likely it takes a fifth of qsort's time.
-static void sort_most_likely(Candidate *c, int n, int bits) {
-    enum { DIGIT = 8, DIGITS = 1 << DIGIT, FEW = 48 };
+// Sorts candidates by 8 bits of their keys, from bit `shift` on, in place (McIlroy, Bostic & McIlroy 1993: American flag
+// sort).
+static void sort_by_digit(Candidate *c, int n, int shift) {
+    enum { DIGITS = 256 };
     int end[DIGITS] = {0}, next[DIGITS];
-    if (n <= FEW || bits == 0) {
-        qsort(c, (size_t)n, sizeof *c, more_likely_first);
-        return;
-    }
-    const int shift = bits - DIGIT;
     for (int i = 0; i < n; i++) end[sort_key(&c[i]) >> shift & (DIGITS - 1)]++;
     for (int d = 0, at = 0; d < DIGITS; d++) {
         next[d] = at;
@@ -121,8 +115,35 @@ static void sort_most_likely(Candidate *c, int n, int bits) {
             }
             c[next[d]++] = moved;
         }
-    for (int d = 0, at = 0; d < DIGITS; at = end[d++])
-        if (end[d] - at > 1) sort_most_likely(c + at, end[d] - at, shift);
+}
+
+// Where the candidates end whose keys are candidate `at`'s but for the last `bits` bits.
+static int group_end(const Candidate *c, int n, int at, int bits) {
+    uint64_t key = (uint64_t)sort_key(&c[at]) >> bits;
+    while (at < n && (uint64_t)sort_key(&c[at]) >> bits == key) at++;
+    return at;
+}
+
+// Sorts candidates, most likely first, the lowest id of equals: a radix sort of their keys from the highest digit on, as
+// long as many have the same digits, then by insertion. A choice among 128,000 that are about equally likely takes a third
+// of the time that it takes with qsort.
+static void sort_most_likely(Candidate *c, int n) {
+    enum { FEW = 24 };
+    for (int bits = 32; bits > 0; bits -= 8)
+        for (int at = 0, end; at < n; at = end) {
+            end = group_end(c, n, at, bits);
+            if (end - at > FEW) sort_by_digit(c + at, end - at, bits - 8);
+        }
+    for (int at = 0, end; at < n; at = end) { // equal logits: by their ids
+        end = group_end(c, n, at, 0);
+        if (end - at > FEW) qsort(c + at, (size_t)(end - at), sizeof *c, more_likely_first);
+    }
+    for (int i = 1; i < n; i++) {
+        Candidate moved = c[i];
+        int to = i;
+        for (; to > 0 && more_likely_first(&moved, &c[to - 1]) < 0; to--) c[to] = c[to - 1];
+        c[to] = moved;
+    }
 }
 
 // Brings the k most likely of n candidates to the front, and all that are as likely as the k-th, as HuggingFace keeps them.
@@ -173,11 +194,11 @@ int sampler_next(Sampler *s, const float *logits) {
         int kept = 0;
         for (int i = 0; i < n; i++)
             if (c[i].p >= floor) c[kept++] = c[i];
-        sort_most_likely(c, kept, 32);
+        sort_most_likely(c, kept);
         n = nucleus(c, kept, config->top_p); // of probabilities among all n
     } else if (cut_k) {
         n = keep_most_likely(c, n, config->top_k);
-        sort_most_likely(c, n, 32);
+        sort_most_likely(c, n);
         renormalise(c, n, config->temperature);
         if (cut_p) n = nucleus(c, n, config->top_p);
     }
