@@ -217,7 +217,8 @@ static int report_errors(const Options *o, const Prompts *p) {
     return n;
 }
 
-// What the longest prompt and answer need, up to what the model has; for answers without a limit as much as one alone has.
+// What the longest prompt and answer need, up to what the model has; for answers without a limit as much as one alone
+// has.
 static int context_of_prompts(const Options *o, const Model *m, const Prompts *p) {
     int64_t longest = 1;
     bool limited = true;
@@ -279,9 +280,11 @@ static bool parse_hex(char *line, size_t n, int number, size_t *n_bytes, Error *
 static void print_ids(const Options *o, const TokenList *ids, const Bytes *other) {
     if (o->json) printf("{\"ids\": [");
     for (size_t i = 0; i < ids->n; i++) printf("%s%d", !i ? "" : o->json ? ", " : " ", ids->ids[i]);
-    if (o->json) putchar(']');
-    if (o->json && other && other->n) fwrite(other->data, 1, other->n, stdout);
-    puts(o->json ? "}" : "");
+    if (o->json) {
+        putchar(']');
+        end_json_object(other);
+    } else
+        putchar('\n');
 }
 
 // With --chat a conversation that the text begins.

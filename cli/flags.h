@@ -100,8 +100,8 @@ bool flags_check(const Options *o, Error *err);
 unsigned flags_run(const Options *o);
 // The names of these runs, as in "goes with ...", in text [size], which is returned.
 const char *flags_run_names(unsigned runs, char *text, size_t size);
-// A line on standard error for each flag that was given twice, and for each that changes nothing in this run. With --prompts those of
-// sampling are left to flags_print_greedy_notes.
+// A line on standard error for each flag that was given twice, and for each that changes nothing in this run. With
+// --prompts those of sampling are left to flags_print_greedy_notes.
 void flags_print_notes(const Options *o);
 // The notes of flags that need a temperature above 0, where no sequence has one.
 void flags_print_greedy_notes(const Options *o);

@@ -69,7 +69,8 @@ bool read_prompt(const Options *o, Bytes *b, Error *err) {
     return true;
 }
 
-// Where a list's first id or separator begins and where its last one ends: without the brackets around it, if it has both.
+// Where a list's first id or separator begins and where its last one ends: without the brackets around it, if it has
+// both.
 static void skip_brackets(const char *text, size_t *begin, size_t *end) {
     size_t first = *begin, last = *end;
     while (first < last && text[first] && strchr(" \t\r\n", text[first])) first++;

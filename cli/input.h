@@ -6,14 +6,15 @@
 #include "../tokenizer/chat.h"
 #include "flags.h"
 
-// How an answer is generated, as the flags say. chat: the template, of an answer in a conversation; NULL: it is in none.
+// How an answer is generated, as the flags say. chat: the template, of an answer in a conversation; NULL: it is in
+// none.
 GenerateConfig generate_config(const Options *o, const Chat *chat);
 // What messages call a file: - is standard input.
 const char *input_name(const char *path);
 // A whole file; - is standard input.
 bool read_file(Bytes *b, const char *path, Error *err);
-// What -p or -f says. Of a file or standard input that is continued or chatted with, the line end of the last line, \n or
-// \r\n, is not part of the prompt; --verbose reports it.
+// What -p or -f says. Of a file or standard input that is continued or chatted with, the line end of the last line, \n
+// or \r\n, is not part of the prompt; --verbose reports it.
 bool read_prompt(const Options *o, Bytes *b, Error *err);
 // Ids separated by white space or commas, in brackets or without: 1 2 3, or [1, 2, 3].
 bool parse_ids(const char *text, size_t n, int vocab_size, TokenList *ids, Error *err);
@@ -25,8 +26,8 @@ bool check_prompt_bytes(const Options *o, const Model *m, size_t n, const char *
 // Refuses a prompt that the context, of so many tokens, has no room for, and an empty one. is_ids: it was given as ids.
 bool check_prompt(const Options *o, const Sequence *seq, int context, bool is_ids, Error *err);
 // Where a text has that of a special token in it: says once in a run, on standard error, that these are ordinary
-// characters. Not with --quiet. message: it is one of a conversation, where special tokens are the template's; any other
-// text has its own with --special.
+// characters. Not with --quiet. message: it is one of a conversation, where special tokens are the template's; any
+// other text has its own with --special.
 void hint_special(const Options *o, const Tokenizer *t, const Bytes *text, bool message);
 // The chat template of the model's file. Refuses a model without one, and a --date that it has no place for.
 bool open_chat(const Options *o, const Model *m, Chat *chat, Error *err);

@@ -1,5 +1,5 @@
-// Lines that a user types, or that a pipe gives. On a terminal a library edits them (line_readline.c) or, where the build
-// found none, line_plain.c (by way of line_none.c): the Makefile picks one.
+// Lines that a user types, or that a pipe gives. On a terminal a library edits them (line_readline.c) or, where the
+// build found none, line_plain.c (by way of line_none.c): the Makefile picks one.
 #ifndef LINE_H
 #define LINE_H
 
@@ -15,8 +15,8 @@ LineResult line_read(const char *prompt, Bytes *line, Error *err);
 // (interrupted or interrupt_stop_wanted) or, with err, a failure.
 int line_byte(char *byte, Error *err);
 
-// Makes characters UTF-8 where the environment names no locale, C's, or one that is not installed, for an editor to know
-// where they end and how wide they are. False: this system has no such locale.
+// Makes characters UTF-8 where the environment names no locale, C's, or one that is not installed, for an editor to
+// know where they end and how wide they are. False: this system has no such locale.
 bool line_locale(void);
 
 // ---- editors --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-// A line editor without a library: what is typed goes to the end, and is taken away from there. The terminal's own lines
-// would end at 4095 bytes and say nothing, so it gives bytes as they come.
+// A line editor without a library: what is typed goes to the end, and is taken away from there. The terminal's own
+// lines would end at 4095 bytes and say nothing, so it gives bytes as they come.
 #define _GNU_SOURCE // wcwidth
 #include <errno.h>
 #include <fcntl.h>

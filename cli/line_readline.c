@@ -30,9 +30,9 @@ static void stop(void) {
     rl_forced_update_display();
 }
 
-// A signal ends the line as a newline would: so the library puts the terminal back. Inside a paste a newline is text: the
-// paste's end and another newline follow. Of a paste in which the input ends, readline 8.2 takes more than was stored: so
-// the end of input comes after a paste's end, too, which is nothing outside of one.
+// A signal ends the line as a newline would: so the library puts the terminal back. Inside a paste a newline is text:
+// the paste's end and another newline follow. Of a paste in which the input ends, readline 8.2 takes more than was
+// stored: so the end of input comes after a paste's end, too, which is nothing outside of one.
 static int next_byte(FILE *in) {
     (void)in;
     if (*last_bytes) return *last_bytes++;

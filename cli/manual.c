@@ -1,5 +1,6 @@
-// Writes what make install puts beside the program, from the table of flags: without an argument the manual page, in roff;
-// with bash, zsh or fish a completion script for that shell. A program of its own, so that llama needs no flag for it.
+// Writes what make install puts beside the program, from the table of flags: without an argument the manual page, in
+// roff; with bash, zsh or fish a completion script for that shell. A program of its own, so that llama needs no flag
+// for it.
 #include <string.h>
 
 #include "flags.h"

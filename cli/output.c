@@ -125,7 +125,7 @@ static void write_json_raw(const Bytes *json) {
             putchar(s[i] == '\r' ? ' ' : s[i]); // between values
 }
 
-static void end_object(const Bytes *other) {
+void end_json_object(const Bytes *other) {
     if (other) write_json_raw(other);
     puts("}");
 }
@@ -144,7 +144,7 @@ bool print_sequence(Sequence *seq, const Model *m, const Bytes *other, double re
            ready * 1e3, seq->ids.n ? (seq->first - seq->admitted) * 1e3 : 0.0,
            seq->ids.n ? (seq->last - seq->first) * 1e3 : 0.0, seconds_per_token(seq) * 1e3,
            sequence_latency(seq, 0.5) * 1e3, sequence_latency(seq, 0.95) * 1e3);
-    end_object(other);
+    end_json_object(other);
     return flush_output(err);
 }
 
@@ -152,7 +152,7 @@ bool print_line_error(int index, const PromptLine *line, Error *err) {
     printf("{\"index\": %d, \"line\": %d, \"error\": \"", index, line->number);
     write_json_text(stdout, line->error, strlen(line->error));
     putchar('"');
-    end_object(&line->other);
+    end_json_object(&line->other);
     return flush_output(err);
 }
 

@@ -116,7 +116,8 @@ static bool check_other_key(PromptReader *r, const char *name) {
     return true;
 }
 
-// One key and where its value is. One that is none of ours is kept as it is written, before its name is decoded in place.
+// One key and where its value is. One that is none of ours is kept as it is written, before its name is decoded in
+// place.
 static bool read_key(PromptReader *r, PromptLine *line) {
     Json *j = &r->json;
     char *name, *written, *value;

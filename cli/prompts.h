@@ -22,12 +22,12 @@ typedef struct {
     Chat chat; // the template; tokenizer NULL: no line has messages
 } Prompts;
 
-// Reads --prompts. Each line has {"text": "..."}, {"ids": [1, 2]} or {"messages": [{"role": "user", "content": "..."}]},
-// of which --system and --date begin those that have no system message. n, temp, top_k, top_p, min_p, seed, stop,
-// repetition_penalty and logprobs come before the command line's flags of these names; other keys come back with the
-// answer, and a note on standard error says so once for each (not with --quiet). A line that cannot be answered has its
-// error and as many of its keys as could be read. False: not even that. p: to be freed after a failure, too, and not to
-// be moved.
+// Reads --prompts. Each line has {"text": "..."}, {"ids": [1, 2]} or {"messages": [{"role": "user", "content":
+// "..."}]}, of which --system and --date begin those that have no system message. n, temp, top_k, top_p, min_p, seed,
+// stop, repetition_penalty and logprobs come before the command line's flags of these names; other keys come back with
+// the answer, and a note on standard error says so once for each (not with --quiet). A line that cannot be answered has
+// its error and as many of its keys as could be read. False: not even that. p: to be freed after a failure, too, and
+// not to be moved.
 bool prompts_read(const Options *o, const Model *m, Prompts *p, Error *err);
 // The same, of what p->file holds; a NUL follows its bytes.
 bool prompts_parse(const Options *o, const Model *m, Prompts *p, Error *err);

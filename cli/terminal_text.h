@@ -1,6 +1,6 @@
-// Text of a model, a prompt or a file on its way to a user. Files and pipes get its bytes. On a terminal control characters
-// other than newline and tab (C0, DEL and C1) and bytes that are no UTF-8 appear as U+FFFD: what a model answers, or a
-// file is called, must not move the cursor, set a title or answer in a user's place.
+// Text of a model, a prompt or a file on its way to a user. Files and pipes get its bytes. On a terminal control
+// characters other than newline and tab (C0, DEL and C1) and bytes that are no UTF-8 appear as U+FFFD: what a model
+// answers, or a file is called, must not move the cursor, set a title or answer in a user's place.
 #ifndef TERMINAL_TEXT_H
 #define TERMINAL_TEXT_H
 
@@ -18,8 +18,8 @@ bool text_line_open(void);
 bool text_line_shared(void);
 // Ends the line.
 void text_end_line(void);
-// Before a line on standard error: ends a line that is shared, by a newline on standard error. Standard output, which the
-// caller has flushed, keeps exactly its text.
+// Before a line on standard error: ends a line that is shared, by a newline on standard error. Standard output, which
+// the caller has flushed, keeps exactly its text.
 void text_break_line(void);
 
 // A whole text, of a message say, to any stream.

@@ -74,9 +74,9 @@ typedef struct {
     // Brings the weights to where the engine computes, and allocates its state and a cache of model->kv's size.
     bool (*open)(Model *model, Error *err);
     void (*close)(Model *model);
-    // Computes at most model->max_rows rows, writes their keys and values after model->kv.len positions of each sequence,
-    // and leaves the most likely token after each row with logits in model->argmax, from first_logit on: those before it
-    // are of parts of the same batch. model_forward has checked the room, and counts the positions.
+    // Computes at most model->max_rows rows, writes their keys and values after model->kv.len positions of each
+    // sequence, and leaves the most likely token after each row with logits in model->argmax, from first_logit on:
+    // those before it are of parts of the same batch. model_forward has checked the room, and counts the positions.
     bool (*forward)(Model *model, const Batch *part, int first_logit, Error *err);
     // Brings the logits of the last batch's rows with logits to model->logits.
     bool (*read_logits)(Model *model, Error *err);
@@ -112,8 +112,8 @@ bool model_choose(Model *model, const char *engine, Precision precision, Error *
 bool model_start(Model *model, const char *engine, Precision precision, int n_slots, int max_len, Error *err);
 // Undoes a start, also one that failed: the engine gives everything back, and may be started with another cache.
 void model_stop(Model *model);
-// Computes a batch: refuses it where a slot has no room, cuts it into parts, reports progress, stops when interrupted (the
-// parts before stay in the cache) and counts the positions. Every way to an engine leads through here.
+// Computes a batch: refuses it where a slot has no room, cuts it into parts, reports progress, stops when interrupted
+// (the parts before stay in the cache) and counts the positions. Every way to an engine leads through here.
 bool model_forward(Model *model, const Batch *batch, Error *err);
 // For one sequence: n tokens after those in its slot, the logits of the last n_logits wanted.
 bool model_prefill(Model *model, int slot, const int *tokens, int n, int n_logits, Error *err);

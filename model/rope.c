@@ -4,8 +4,9 @@
 #include "model.h"
 
 // The frequency of each pair of elements, in radians per position: 1 / theta^(2i/head_dim); for linear divided by the
-// factor, for llama3 with the scaling of long wavelengths by a factor and a smooth step between. Every operation is the float32 one, in the order, of
-// transformers' modeling_rope_utils.py (there a number divided by a tensor is the number times the reciprocal).
+// factor, for llama3 with the scaling of long wavelengths by a factor and a smooth step between. Every operation is the
+// float32 one, in the order, of transformers' modeling_rope_utils.py (there a number divided by a tensor is the number
+// times the reciprocal).
 void rope_frequencies(const Config *c, float *freq) {
     for (int i = 0; i < c->head_dim / 2; i++) {
         float exponent = (float)(2 * i) / (float)c->head_dim;

@@ -4,8 +4,8 @@
 
 enum { MAX_THREADS = 1024 };
 
-// The rule, from 1 to MAX_THREADS: `asked` (0: nobody asked); else the number in `omp`, what OMP_NUM_THREADS is (NULL: not
-// set), if it is one; else `cpus`, those that the process may run on, or `quota` where that is less (0: no limit).
+// The rule, from 1 to MAX_THREADS: `asked` (0: nobody asked); else the number in `omp`, what OMP_NUM_THREADS is (NULL:
+// not set), if it is one; else `cpus`, those that the process may run on, or `quota` where that is less (0: no limit).
 int thread_count(int asked, const char *omp, int cpus, int quota);
 
 // The number in OMP_NUM_THREADS, of a list the first, as OpenMP reads it; 0: it is none from 1 to MAX_THREADS.

@@ -20,8 +20,8 @@
 #define PAUSE() atomic_signal_fence(memory_order_seq_cst)
 #endif
 
-// For how long a thread that waits keeps its core before it sleeps, in nanoseconds: longer than one thread computes alone
-// between two products, or two tokens of a small model (to be woken takes 50 µs and more), and short beside the
+// For how long a thread that waits keeps its core before it sleeps, in nanoseconds: longer than one thread computes
+// alone between two products, or two tokens of a small model (to be woken takes 50 µs and more), and short beside the
 // milliseconds for which another process keeps a core that one of the threads waits for.
 enum { SPIN = 100000 };
 
@@ -41,8 +41,8 @@ int threads_count(void) {
 
 // ---- work that is shared --------------------------------------------------------------------------------------------
 // One work at a time. Its caller opens it, takes parts as the workers do, closes it when none is left and waits for the
-// workers that are still inside. A worker that wakes up late, or waits for its core, holds up nobody unless it has taken
-// a part: it enters nothing that is closed.
+// workers that are still inside. A worker that wakes up late, or waits for its core, holds up nobody unless it has
+// taken a part: it enters nothing that is closed.
 
 enum { OPEN = 1 << 30, CALLER_SLEEPS = 1 << 29, INSIDE = CALLER_SLEEPS - 1 }; // of `state`
 
@@ -119,8 +119,8 @@ static void *worker(void *none) {
         }
         for (Spin s = {0}; pool.opened == opened && spin(&s);) continue;
         if (pool.opened != opened) continue;
-        // Counted before the last look at `opened`, and the caller counts after it has changed that: one of the two sees
-        // the other.
+        // Counted before the last look at `opened`, and the caller counts after it has changed that: one of the two
+        // sees the other.
         pool.sleeping++;
         while (pool.opened == opened) futex_wait(&pool.opened, opened);
         pool.sleeping--;

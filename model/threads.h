@@ -1,5 +1,5 @@
-// The threads that share the CPU's work. The first work that is worth sharing starts them; between works they spin for a
-// moment and then sleep, and they end with the program.
+// The threads that share the CPU's work. The first work that is worth sharing starts them; between works they spin for
+// a moment and then sleep, and they end with the program.
 #ifndef THREADS_H
 #define THREADS_H
 
@@ -7,8 +7,8 @@
 
 #include "thread_count.h"
 
-// From the next work on n threads compute, the caller's included, 1 to MAX_THREADS; 0: default_threads(). Not to be called
-// while they do.
+// From the next work on n threads compute, the caller's included, 1 to MAX_THREADS; 0: default_threads(). Not to be
+// called while they do.
 void threads_set(int n);
 // How many there are: what was set, or default_threads().
 int threads_count(void);
@@ -22,8 +22,9 @@ typedef void ParallelBody(void *context, int64_t begin, int64_t end);
 void parallel_for(int64_t n, int64_t grain, ParallelBody *body, void *context);
 
 // Calls body(context, i) for i = 0 .. n-1 at the same time, for work that waits for devices more than it computes: 0 by
-// the caller, each other by a thread of its own, and returns when all are done. n: at most MAX_RUN. Where a thread cannot be
-// started, its i and those after it are left out: only what all of them take from one list is certain to be done.
+// the caller, each other by a thread of its own, and returns when all are done. n: at most MAX_RUN. Where a thread
+// cannot be started, its i and those after it are left out: only what all of them take from one list is certain to be
+// done.
 enum { MAX_RUN = 64 };
 void threads_run(int n, void (*body)(void *context, int i), void *context);
 

@@ -151,7 +151,8 @@ def write_model(top, plain, tokens):
 
 
 def program_ids(program, model, texts, special):
-    run = subprocess.run([program, model, "--tokenize", "--hex", *(["--special"] if special else []), "-f", "-"],
+    flags = ["--tokenize", "--hex", "--quiet", *(["--special"] if special else [])]
+    run = subprocess.run([program, model, *flags, "-f", "-"],
                          input="".join(text.encode().hex() + "\n" for text in texts).encode(), stdout=subprocess.PIPE,
                          check=True)
     return [list(map(int, line.split())) for line in run.stdout.decode().split("\n")[:-1]]

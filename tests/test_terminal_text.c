@@ -169,6 +169,10 @@ static void test_messages(void) {
     r = run_program(NULL, script_path, "--prompts", prompts, "-n", "1", "--quiet", NULL);
     check_status(&r, 0);
     CHECK(strstr(r.out, ", \"k\": [\"\\u007f\\u009b\\u001b\u20AC\", {\"\\u0080\": 1}]}\n") != NULL);
+    run_free(&r);
+    r = run_program(NULL, script_path, "--prompts", prompts, "--tokenize", "--json", "--quiet", NULL);
+    check_status(&r, 0);
+    CHECK(strstr(r.out, "], \"k\": [\"\\u007f\\u009b\\u001b\u20AC\", {\"\\u0080\": 1}]}\n") != NULL);
     test_end("piped_keys_escape_controls");
     run_free(&r);
 

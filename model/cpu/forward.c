@@ -13,8 +13,8 @@ static void row_positions(const Model *m, const Batch *b, int *pos) {
         for (int r = b->start[i]; r < b->start[i + 1]; r++) pos[r] = m->kv.len[b->slot[i]] + r - b->start[i];
 }
 
-// Cosine and sine for each position. The angle is the float32 product position × frequency, as HuggingFace computes it, then accurately its cosine and
-// sine.
+// Cosine and sine for each position. The angle is the float32 product position × frequency, as HuggingFace computes it,
+// then accurately its cosine and sine.
 static void rope_table(const Model *m, CpuState *s, int T) {
     int half = m->config.head_dim / 2;
     for (int t = 0; t < T; t++)
@@ -63,7 +63,8 @@ static void add(float *x, const float *y, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] += y[i];
 }
 
-// Logits of the rows that were asked for, into model->logits from row first_logit on, and the most likely token of each.
+// Logits of the rows that were asked for, into model->logits from row first_logit on, and the most likely token of
+// each.
 static void lm_head(Model *m, CpuState *s, const Batch *b, int first_logit) {
     const Config *c = &m->config;
     size_t dim = (size_t)c->dim, vocab = (size_t)c->vocab_size;

@@ -1,5 +1,5 @@
-// Engine cublas: the steps of model/cpu/forward.c on the GPU, one call or one small kernel each. Matrix products and RoPE are
-// cuBLAS, attention is attention.cu. What differs from the CPU is where things are:
+// Engine cublas: the steps of model/cpu/forward.c on the GPU, one call or one small kernel each. Matrix products and
+// RoPE are cuBLAS, attention is attention.cu. What differs from the CPU is where things are:
 // - The rows of wq and wk are interleaved as they are uploaded, first half with second half, so that RoPE's pairs are
 //   adjacent, as complex numbers are. No dot product of q and k changes.
 // - Q and K come out as [head][row][head_dim], so that one cublasCdgmm rotates all of them: a diagonal of the RoPE

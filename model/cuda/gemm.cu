@@ -18,7 +18,8 @@ static Matrix matrix_rows(const Matrix *w, int first, int n) {
     return rows;
 }
 
-// A matrix as it enters a product: as it is, or its float32 copy in s->wide, `at` elements after its start. NULL: failed.
+// A matrix as it enters a product: as it is, or its float32 copy in s->wide, `at` elements after its start. NULL:
+// failed.
 static const void *operand(CudaState *s, const Matrix *w, size_t at, Error *err) {
     size_t n = (size_t)w->rows * (size_t)w->cols;
     float *to = s->wide + at;
@@ -42,9 +43,10 @@ struct MatrixSeries {
 // cuBLAS counts columns first: the same memory is outᵀ = w · inᵀ there. For few rows it would often cut K and add the
 // partial sums (split-K), into another number of parts for another number of rows. Without that every kernel that it
 // offers adds steps of 16 columns in the order of K, and so gives a row the same bits however many rows there are
-// (tests/test_engine_cuda.cu). That costs nothing: tiles of 64 rows of weights and no cut are as fast or faster (H200,
-// out and down of 8B, weights past L2, us, cuBLAS's own choice / this: 16 rows 13.7, 33.5 / 13.1, 32; 64 rows 13.5, 38.1
-// / 13.5, 33.6; 128 rows 15.7, 39.2 / 15.5, 36.3).
+// (tests/test_products.cu). Up to 64 rows that costs nothing: tiles of 64 rows of weights and no cut are as fast or
+// faster; from there to 256 rows only down is slower. (H200, out and down of 8B in bf16, weights past L2, us, cuBLAS's
+// own choice / this: 32 rows 14.7, 34.5 / 13.2, 32.4; 64 rows 13.5, 38.1 / 13.5, 33.6; 128 rows 15.7, 39.2 / 15.5,
+// 40.5; 192 rows 18.7, 47.5 / 18.6, 56.1; 256 rows 20.2, 50.1 / 20.3, 52.5.)
 
 // A product as cuBLASLt sees it, or several of equal shape: w `stride` elements apart, one input, one output after
 // another.
@@ -129,9 +131,10 @@ static bool lt_uncut(cublasLtHandle_t lt, LtProduct *p, int T, cublasLtMatmulAlg
 }
 
 // Chooses the kernel for a product of T rows: cuBLAS's choice, if it cuts nothing. Where it would have cut K, its best
-// kernel that does not is often one of another family and ten times slower; so up to 64 rows, or in that case, lt_uncut.
-// For gate and up of so many rows that the GPU's power is the limit, what costs least of it is fastest: tiles of 168 × 128,
-// if cuBLAS offers them. (H200, 8B, 8192 rows, call after call: 2.6 % less time than in its own choice of 320 × 128.)
+// kernel that does not is often one of another family and ten times slower; so up to 64 rows, or in that case,
+// lt_uncut. For gate and up of so many rows that the GPU's power is the limit, what costs least of it is fastest: tiles
+// of 168 × 128, if cuBLAS offers them. (H200, 8B, 8192 rows, call after call: 2.6 % less time than in its own choice of
+// 320 × 128.)
 static bool lt_choose(cublasLtHandle_t lt, LtProduct *p, const MatrixSeries *w, int T, unsigned alignment,
                       cublasLtMatmulAlgo_t *algo) {
     const bool hot = T >= LONG_PROMPT && w->count == 2;

@@ -1,5 +1,5 @@
-// What the GPU engines share: the state on the device, and what engine fused takes from engine cublas.
-// Who calls whom: engine.cu (memory) > step.cu (graphs, run-ahead) > forward.cu (the paper) > gemm.cu, ops.cu (launches).
+// What the GPU engines share: the state on the device, and what engine fused takes from engine cublas. Who calls whom:
+// engine.cu (memory) > step.cu (graphs, run-ahead) > forward.cu (the paper) > gemm.cu, ops.cu (launches).
 #ifndef CUDA_STATE_H
 #define CUDA_STATE_H
 
@@ -19,8 +19,8 @@ struct StepInput {
     int tokens[MAX_SLOTS], lens[MAX_SLOTS], slots[MAX_SLOTS];
 };
 
-// The step after the last one, for the tokens that the last one predicted: it is enqueued before they are printed, so that
-// the GPU never waits for the CPU. A caller who decodes something else has lost nothing but the GPU's time.
+// The step after the last one, for the tokens that the last one predicted: it is enqueued before they are printed, so
+// that the GPU never waits for the CPU. A caller who decodes something else has lost nothing but the GPU's time.
 struct RunAhead {
     bool running;
     int n, lens[MAX_SLOTS], slots[MAX_SLOTS]; // of the step that runs; or, if none does, that would come next
@@ -105,8 +105,8 @@ template <class Body> auto with_type(DType dtype, Body body) {
 // ---- engine.cu ------------------------------------------------------------------------------------------------------
 
 bool usable_cuda(const Model *m, Error *err);
-// for_fused: matrices stay in 16 bits on the device where the file has them so, whatever the precision, and 16-bit products
-// have one order of sums.
+// for_fused: matrices stay in 16 bits on the device where the file has them so, whatever the precision, and 16-bit
+// products have one order of sums.
 bool open_cuda(Model *m, bool for_fused, Error *err);
 void close_cuda(Model *m);
 

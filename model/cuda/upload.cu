@@ -59,8 +59,9 @@ struct Placement {
     int head_dim; // of wq and wk, whose rows are interleaved; else 0
 };
 
-// The dtype on the device of a matrix that the file has as `from`: that of products, unless the engine widens by itself.
-// Embeddings that are not the output matrix, too, enter no product: beside 16-bit products they stay in their 16 bits.
+// The dtype on the device of a matrix that the file has as `from`: that of products, unless the engine widens by
+// itself. Embeddings that are not the output matrix, too, enter no product: beside 16-bit products they stay in their
+// 16 bits.
 static DType device_dtype(const Plan *p, const Weight *w, DType from) {
     const CudaState *s = p->state;
     bool looked_up = w->matrix == &p->model->weights.tok_embeddings && !p->model->config.tie_embeddings;

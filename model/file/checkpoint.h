@@ -1,4 +1,5 @@
-// model.bin (llama-model/1 and /2): a safetensors file with configuration, weights and tokenizer. README.md has the format.
+// model.bin (llama-model/1 and /2): a safetensors file with configuration, weights and tokenizer. README.md has the
+// format.
 #ifndef CHECKPOINT_H
 #define CHECKPOINT_H
 

@@ -24,8 +24,8 @@ bool json_expect(Json *j, char c);
 bool json_string(Json *j, char **text, size_t *length);
 // A whole number without sign, fraction or exponent, below 2^64.
 bool json_uint(Json *j, uint64_t *value);
-// Any value, checked and left as it is written: its n bytes at *text. Lists and objects are nested JSON_MAX_DEPTH deep at
-// most.
+// Any value, checked and left as it is written: its n bytes at *text. Lists and objects are nested JSON_MAX_DEPTH deep
+// at most.
 bool json_raw(Json *j, char **text, size_t *n);
 // The word null.
 bool json_null(Json *j);

@@ -195,8 +195,8 @@ static bool is_stop_token(const Tokenizer *t, const GenerateConfig *g, int id) {
     return false;
 }
 
-// The sequence's next token, from a row of logits, which must be finite; keeps its log-probabilities. Writes what is the
-// sequence's own alone: several threads do this for as many sequences.
+// The sequence's next token, from a row of logits, which must be finite; keeps its log-probabilities. Writes what is
+// the sequence's own alone: several threads do this for as many sequences.
 static int choose_token(Sequence *seq, const Model *m, int row) {
     const GenerateConfig *g = &seq->config;
     const float *logits = m->logits + (size_t)row * (size_t)m->config.vocab_size;

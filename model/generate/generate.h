@@ -59,8 +59,8 @@ typedef struct {
 } GenerateSink;
 
 // Runs the sequences [n], as many at a time as the cache has slots, admitting the next as one finishes. Every prompt
-// has a token and leaves room for one more, unless none is to come. When the model is interrupted, those that run finish
-// as interrupted and no others begin.
+// has a token and leaves room for one more, unless none is to come. When the model is interrupted, those that run
+// finish as interrupted and no others begin.
 bool generate(Model *model, Sequence *seqs, int n, const GenerateSink *sink, Error *err);
 
 // The clock of Sequence's times.

@@ -95,8 +95,8 @@ static uint32_t sort_key(const Candidate *c) {
     return bits >> 31 ? bits : ~bits & 0x7FFFFFFF;
 }
 
-// Sorts candidates by 8 bits of their keys, from bit `shift` on, in place (McIlroy, Bostic & McIlroy 1993: American flag
-// sort).
+// Sorts candidates by 8 bits of their keys, from bit `shift` on, in place (McIlroy, Bostic & McIlroy 1993: American
+// flag sort).
 static void sort_by_digit(Candidate *c, int n, int shift) {
     enum { DIGITS = 256 };
     int end[DIGITS] = {0}, next[DIGITS];
@@ -124,9 +124,9 @@ static int group_end(const Candidate *c, int n, int at, int bits) {
     return at;
 }
 
-// Sorts candidates, most likely first, the lowest id of equals: a radix sort of their keys from the highest digit on, as
-// long as many have the same digits, then by insertion. A choice among 128,000 that are about equally likely takes a third
-// of the time that it takes with qsort.
+// Sorts candidates, most likely first, the lowest id of equals: a radix sort of their keys from the highest digit on,
+// as long as many have the same digits, then by insertion. A choice among 128,000 that are about equally likely takes a
+// third of the time that it takes with qsort.
 static void sort_most_likely(Candidate *c, int n) {
     enum { FEW = 24 };
     for (int bits = 32; bits > 0; bits -= 8)
@@ -146,8 +146,8 @@ static void sort_most_likely(Candidate *c, int n) {
     }
 }
 
-// Brings the k most likely of n candidates to the front, and all that are as likely as the k-th, as HuggingFace keeps them.
-// Returns how many.
+// Brings the k most likely of n candidates to the front, and all that are as likely as the k-th, as HuggingFace keeps
+// them. Returns how many.
 static int keep_most_likely(Candidate *c, int n, int k) {
     select_most_likely(c, n, k);
     float least = c[0].logit;

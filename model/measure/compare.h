@@ -35,8 +35,8 @@ void dump_close(Dump *dump);
 // The context that the longest of its runs needs.
 int dump_context(const Dump *dump);
 
-// Compares, and prints the report to out. *passed: false if a float32 comparison did not hold. Stops early, as a failure,
-// when the model is interrupted.
+// Compares, and prints the report to out. *passed: false if a float32 comparison did not hold. Stops early, as a
+// failure, when the model is interrupted.
 bool compare_run(Model *model, const Dump *dump, FILE *out, bool *passed, Error *err);
 
 #endif

@@ -13,8 +13,8 @@ typedef struct {
     void (*progress)(const char *what, uint64_t done, uint64_t total); // as Model.progress
 } Scoring;
 
-// Scores tokens [first, end) of the text from those from `begin` on, so many rows at a time as there are logits for. The
-// logits of a token predict the next one.
+// Scores tokens [first, end) of the text from those from `begin` on, so many rows at a time as there are logits for.
+// The logits of a token predict the next one.
 static bool score_window(Scoring *s, size_t begin, size_t first, size_t end, Error *err) {
     Model *m = s->model;
     Perplexity *p = s->result;
