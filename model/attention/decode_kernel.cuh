@@ -345,7 +345,7 @@ template <typename T, int D, int NT, int STAGES> struct DecodeBlock {
 
     // The cluster's first block: the groups that the second one sent.
     __device__ __forceinline__ void receive_groups(int n) {
-        mbarrier_wait_cluster(shared_address(sent));
+        mbarrier_wait_cluster(shared_address(sent), 0);
         for (int i = 0; i < (item.n_splits - n + KV_GROUP - 1) / KV_GROUP; i++) {
             now.receive((const float4 *)(sent + 16) + i * State::VECTORS * DECODE_THREADS + threadIdx.x);
             combine.all.add(now);

@@ -5,6 +5,10 @@
 
 #include "fused.h"
 #include "fused_kernel.cuh"
+#include "wide.h"
+
+// Steps of more rows than this are wide.
+enum { FEW_ROWS = 2 };
 
 struct FusedState {
     int n_blocks, max_rows, terms; // max_rows: tokens of one pass over the weights
@@ -13,6 +17,7 @@ struct FusedState {
     float *down_partial;           // [MAX_ACT_ROWS][dim]
     unsigned *done;                // [n_layers + 1][MAX_PRODUCTS]; after them as many counters next_tile
     int2 *best;                    // [MAX_ACT_ROWS][n_blocks]
+    WideState *wide;               // steps of many rows; NULL: they are engine cublas's
 };
 
 static FusedShape fused_shape(const Model *m, const FusedState *f, int n_rows) {
@@ -167,12 +172,14 @@ template <class Body> static bool for_numbers(const Model *m, int tile_rows, Bod
     return f32 ? with_tile<f16, 3>(tile_rows, body) : with_tile<f16, 1>(tile_rows, body);
 }
 
-// A step of n rows. In a run whose steps may have more rows than one pass over the weights, all steps are cublas's, also
-// those of few rows: the two have another order of sums, and a sequence's must not depend on how many others are left. In
-// f32, where tokens are equal in any order, passes of max_rows for up to 8 rows.
+// A step of n rows. Steps of few rows, of many (wide.h) and of more (engine cublas) have three orders of sums; a
+// sequence's must not depend on how many others are left, so which one it is depends on the rows that the run's steps
+// may have. In f32, where tokens are equal in any order, passes of max_rows for up to 8 rows.
 static bool enqueue_step_fused(Model *m, int n, Error *err) {
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
+    if (f->terms == 1 && model_step_rows(m) > FEW_ROWS && model_step_rows(m) <= MAX_WIDE_ROWS && f->wide)
+        return enqueue_step_wide(m, f->wide, n, err);
     if (n > f->max_rows ? f->terms == 1 || n > 8 : f->terms == 1 && model_step_rows(m) > f->max_rows)
         return enqueue_step_cublas(m, n, err);
     for (int first = 0; first < n; first += f->max_rows) {
@@ -234,6 +241,7 @@ static bool prepare_fused(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
     if (!size_fused(m, f, err)) return false;
+    if (!wide_open(m, &f->wide, err)) return false;
     CUDA_TRY(cudaMalloc(&f->h, (size_t)MAX_ACT_ROWS * m->config.hidden_dim * 2));
     CUDA_TRY(cudaMalloc((void **)&f->down_partial, (size_t)MAX_ACT_ROWS * m->config.dim * sizeof(float)));
     CUDA_TRY(cudaMalloc((void **)&f->done, n_counters(m) * sizeof *f->done));
@@ -259,6 +267,7 @@ static void close_fused(Model *m) {
     cudaFree(f->down_partial);
     cudaFree(f->done);
     cudaFree(f->best);
+    wide_close(f->wide);
     free(f);
 }
 

@@ -74,10 +74,20 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, int parity) {
         "r"(parity)
         : "memory");
 }
-// The same for the first phase of a barrier to which another block of the cluster sends: acquire, for the cluster.
-__device__ __forceinline__ void mbarrier_wait_cluster(uint32_t barrier) {
+// The same for what other blocks of the cluster sent or arrived with: acquire, for the cluster.
+__device__ __forceinline__ void mbarrier_wait_cluster(uint32_t barrier, int parity) {
     ASM_SM90("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], "
-             "0;\n@!done bra again;\n}" ::"r"(barrier) : "memory");
+             "%1;\n@!done bra again;\n}" ::"r"(barrier),
+             "r"(parity) : "memory");
+}
+// One arrival at a barrier of another block of the cluster (a .shared::cluster address). Release, for the cluster.
+__device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t barrier) {
+    ASM_SM90("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// What this thread wrote to global memory, or others before it acquired that, before what the asynchronous proxy (bulk
+// copies) reads there.
+__device__ __forceinline__ void fence_proxy_async_global() {
+    ASM_SM90("fence.proxy.async.global;" :: : "memory");
 }
 // What this thread wrote to shared memory with ordinary stores or cp.async, before what the asynchronous proxy (wgmma,
 // bulk copies) reads there.
@@ -91,6 +101,7 @@ enum NamedBarrier {
     BARRIER_ALL_THREADS = 0,     // __syncthreads
     BARRIER_FUSED_CONSUMERS = 1, // fused_kernel.cuh: among the consumer warps
     BARRIER_FUSED_SETUP = 2,     // once, when the mbarriers are initialised
+    BARRIER_WIDE_EPILOGUE = 1,   // wide_kernel.cuh: among the epilogue warps
     BARRIER_PREFILL_TURN_0 = 1,  // prefill_sm90.cuh: consumer warpgroup 0 may issue its products
     BARRIER_PREFILL_TURN_1 = 2,  // and warpgroup 1
 };
@@ -113,6 +124,21 @@ __device__ __forceinline__ void cluster_arrive() {
 }
 __device__ __forceinline__ void cluster_wait() {
     ASM_SM90("barrier.cluster.wait.acquire.aligned;" :: : "memory");
+}
+// An arrival that releases, for the cluster, what this thread has done.
+__device__ __forceinline__ void cluster_arrive_release() {
+    ASM_SM90("barrier.cluster.arrive.release.aligned;" :: : "memory");
+}
+__device__ __forceinline__ int rank_in_cluster() {
+    int rank = 0;
+    ASM_SM90("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+// The address, in .shared::cluster, of what the cluster's block `rank` has at this block's `address`.
+__device__ __forceinline__ uint32_t address_in_block(uint32_t address, int rank) {
+    uint32_t there = 0;
+    ASM_SM90("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
 }
 // The address, in .shared::cluster, of what the cluster's first block has at this block's `address`.
 __device__ __forceinline__ uint32_t address_in_first_block(uint32_t address) {
@@ -189,6 +215,13 @@ __device__ __forceinline__ void copy_tensor_2d(uint32_t dst, const void *map, in
             dst),
         "l"(map), "r"(x), "r"(y), "r"(barrier)
         : "memory");
+}
+__device__ __forceinline__ void copy_tensor_4d(uint32_t dst, const void *map, int x, int y, int z, int w,
+                                               uint32_t barrier, uint64_t policy) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+                 "[%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(dst),
+                 "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier), "l"(policy)
+                 : "memory");
 }
 __device__ __forceinline__ void copy_tensor_3d(uint32_t dst, const void *map, int x, int y, int z, uint32_t barrier) {
     asm volatile(
@@ -386,6 +419,9 @@ __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, int panel_by
            ((address & 0x3ffff) >> 4);
 }
 
+#define COMMA ,
+#define ACC_0_7 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define ACC_0_15 ACC_0_7 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define ACC_0_31 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -397,6 +433,20 @@ __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, int panel_by
 #define REGS_32(x) REGS_8(x, 0), REGS_8(x, 8), REGS_8(x, 16), REGS_8(x, 24)
 #define REGS_48(x) REGS_32(x), REGS_8(x, 32), REGS_8(x, 40)
 #define REGS_64(x) REGS_48(x), REGS_8(x, 48), REGS_8(x, 56)
+
+// x[64 rows x N] += w[64 x 16] in[N x 16]^T, both in shared memory, for one of these N
+#define WGMMA_ROWS(n, acc, regs, a, b) \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16 {" acc "}, " a ", " b ", 1, 1, 1, 0, 0;" \
+                 : regs \
+                 : "l"(w), "l"(in))
+template <int N> __device__ __forceinline__ void wgmma_rows(float (&x)[N / 2], uint64_t w, uint64_t in) {
+    static_assert(N == 8 || N == 16 || N == 32 || N == 64, "rows of activations");
+    if constexpr (N == 8)
+        WGMMA_ROWS("8", "%0, %1, %2, %3", "+f"(x[0]) COMMA "+f"(x[1]) COMMA "+f"(x[2]) COMMA "+f"(x[3]), "%4", "%5");
+    if constexpr (N == 16) WGMMA_ROWS("16", ACC_0_7, REGS_8(x, 0), "%8", "%9");
+    if constexpr (N == 32) WGMMA_ROWS("32", ACC_0_15, REGS_8(x, 0) COMMA REGS_8(x, 8), "%16", "%17");
+    if constexpr (N == 64) WGMMA_ROWS("64", ACC_0_31, REGS_32(x), "%32", "%33");
+}
 
 // s[64 rows x 128 keys] (+)= q[64 x 16] k[128 x 16]^T, both in shared memory
 #define WGMMA_QK(type) \

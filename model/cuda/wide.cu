@@ -1,0 +1,236 @@
+// Engine fused, steps of many rows: the launches. What they launch: wide_kernel.cuh, by the protocol in wide.h.
+#include "wide.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ops.h"
+#include "wide_kernel.cuh"
+
+struct WideState {
+    int blocks;           // of wide_products_kernel
+    size_t shared_limit;  // dynamic shared memory that a block may have
+    CUtensorMap *weights; // host [n_layers][4] and one more: qkv, out, gate and up, down of each; lm_head
+    float *squares;       // [MAX_WIDE_ROWS][blocks]
+    unsigned *done;       // [n_layers + 1][MAX_WIDE_PRODUCTS]
+};
+
+typedef CUresult (*EncodeTiled)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
+                                const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
+                                CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+// A tensor map of bf16 numbers whose box is 64 of the first dimension wide, in the 128-byte swizzle. stride_bytes: of
+// the dimensions after the first.
+static bool encode_map(CUtensorMap *map, const void *base, int rank, const cuuint64_t *dims,
+                       const cuuint64_t *stride_bytes, const cuuint32_t *box, Error *err) {
+    void *found = NULL;
+    cudaDriverEntryPointQueryResult result;
+    cuuint32_t unit[4] = {1, 1, 1, 1};
+    CUDA_TRY(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result));
+    if (!found) return fail(err, "the driver has no cuTensorMapEncodeTiled");
+    CUresult status = ((EncodeTiled)found)(
+        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank, (void *)base, dims, stride_bytes, box, unit,
+        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return status == CUDA_SUCCESS || fail(err, "cuTensorMapEncodeTiled failed: driver error %d", (int)status);
+}
+
+// Tiles of rows of a matrix; or, where `other` is not NULL, of 8 rows of one and 8 of the other by turns.
+static bool weights_map(CUtensorMap *map, const void *data, const void *other, int rows, int cols, Error *err) {
+    cuuint64_t pitch = (cuuint64_t)cols * 2;
+    int groups = other ? rows / 8 : rows / 16;
+    cuuint64_t dims[4] = {(cuuint64_t)cols, 8, 2, (cuuint64_t)groups};
+    cuuint64_t strides[3] = {pitch, other ? (cuuint64_t)((const char *)other - (const char *)data) : 8 * pitch,
+                             (other ? 8 : 16) * pitch};
+    cuuint32_t box[4] = {WIDE_COLUMNS, 8, 2, WIDE_TILE / 16};
+    return encode_map(map, data, 4, dims, strides, box, err);
+}
+
+static bool input_map(CUtensorMap *map, const void *data, int rows, int box_rows, int cols, Error *err) {
+    cuuint64_t dims[2] = {(cuuint64_t)cols, (cuuint64_t)rows}, strides[1] = {(cuuint64_t)cols * 2};
+    cuuint32_t box[2] = {WIDE_COLUMNS, (cuuint32_t)box_rows};
+    return encode_map(map, data, 2, dims, strides, box, err);
+}
+
+// Calls body with the rows that a kernel for n tokens computes.
+template <class Body> static auto with_rows(int n, Body body) {
+    return n <= 8    ? body(std::integral_constant<int, 8>())
+           : n <= 16 ? body(std::integral_constant<int, 16>())
+           : n <= 32 ? body(std::integral_constant<int, 32>())
+                     : body(std::integral_constant<int, MAX_WIDE_ROWS>());
+}
+
+template <int N> static int wide_stages(const WideState *w) {
+    int n = (int)((w->shared_limit - WIDE_SHARED_FIXED<N>) / WIDE_STAGE<N>);
+    return n < WIDE_MAX_STAGES ? n : WIDE_MAX_STAGES;
+}
+template <int N> static size_t wide_shared(const WideState *w) {
+    return WIDE_SHARED_FIXED<N> + (size_t)wide_stages<N>(w) * WIDE_STAGE<N>;
+}
+
+static bool takes(const Matrix *m) {
+    return m->dtype == DTYPE_BF16 && m->rows % 16 == 0 && m->cols % (WIDE_CLUSTER * WIDE_COLUMNS) == 0;
+}
+
+// Whether the kernel takes the model's matrices.
+static bool wide_takes(const Model *m) {
+    if (m->precision != PRECISION_BF16 || !takes(&m->weights.output)) return false;
+    for (int i = 0; i < m->config.n_layers; i++) {
+        const LayerWeights *l = &m->weights.layers[i];
+        const Matrix *const all[] = {&l->wq, &l->wk, &l->wv, &l->wo, &l->w1, &l->w2, &l->w3};
+        for (size_t k = 0; k < sizeof all / sizeof *all; k++)
+            if (!takes(all[k])) return false;
+        if ((const char *)l->w3.data <= (const char *)l->w1.data) return false;
+    }
+    return true;
+}
+
+static bool prepare_wide(Model *m, WideState *w, Error *err) {
+    const Config *c = &m->config;
+    int device = 0, limit = 0, clusters = 0;
+    CUDA_TRY(cudaGetDevice(&device));
+    CUDA_TRY(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    w->shared_limit = (size_t)limit - 1024; // the kernel's own variables
+    const int sizes[] = {8, 16, 32, MAX_WIDE_ROWS};
+    for (int n : sizes) {
+        int fit = 0;
+        if (!with_rows(n, [&](auto rows) {
+                constexpr int N = decltype(rows)::value;
+                cudaLaunchConfig_t config = {};
+                config.gridDim = dim3(WIDE_CLUSTER);
+                config.blockDim = dim3(WIDE_THREADS);
+                config.dynamicSmemBytes = wide_shared<N>(w);
+                CUDA_TRY(cudaFuncSetAttribute((const void *)wide_products_kernel<N>,
+                                              cudaFuncAttributeMaxDynamicSharedMemorySize, (int)w->shared_limit));
+                CUDA_TRY(cudaOccupancyMaxActiveClusters(&fit, (const void *)wide_products_kernel<N>, &config));
+                return true;
+            }))
+            return false;
+        if (clusters == 0 || fit < clusters) clusters = fit; // one number for all: the order of the squares
+    }
+    if (clusters == 0) return fail(err, "no cluster of %d blocks fits the GPU", WIDE_CLUSTER);
+    w->blocks = clusters * WIDE_CLUSTER;
+    w->weights = (CUtensorMap *)aligned_alloc(64, ((size_t)c->n_layers * 4 + 1) * sizeof(CUtensorMap));
+    if (!w->weights) return fail(err, "out of memory: tensor maps");
+    for (int i = 0; i < c->n_layers; i++) {
+        const LayerWeights *l = &m->weights.layers[i];
+        CUtensorMap *map = w->weights + 4 * i;
+        if (!weights_map(map, l->wq.data, NULL, c->q_dim + 2 * c->kv_dim, c->dim, err) ||
+            !weights_map(map + 1, l->wo.data, NULL, c->dim, c->q_dim, err) ||
+            !weights_map(map + 2, l->w1.data, l->w3.data, c->hidden_dim, c->dim, err) ||
+            !weights_map(map + 3, l->w2.data, NULL, c->dim, c->hidden_dim, err))
+            return false;
+    }
+    if (!weights_map(w->weights + 4 * c->n_layers, m->weights.output.data, NULL, c->vocab_size, c->dim, err))
+        return false;
+    CUDA_TRY(cudaMalloc((void **)&w->squares, (size_t)MAX_WIDE_ROWS * w->blocks * sizeof(float)));
+    CUDA_TRY(cudaMalloc((void **)&w->done, (size_t)(c->n_layers + 1) * MAX_WIDE_PRODUCTS * sizeof(unsigned)));
+    return true;
+}
+
+bool wide_open(Model *m, WideState **wide, Error *err) {
+    int device = 0, major = 0;
+    *wide = NULL;
+    CUDA_TRY(cudaGetDevice(&device));
+    CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    if (major != 9 || !wide_takes(m)) return true; // wgmma is Hopper's alone
+    if (!(*wide = (WideState *)calloc(1, sizeof **wide))) return fail(err, "out of memory: the engine's state");
+    return prepare_wide(m, *wide, err);
+}
+
+void wide_close(WideState *w) {
+    if (!w) return;
+    free(w->weights);
+    cudaFree(w->squares);
+    cudaFree(w->done);
+    free(w);
+}
+
+// One more product of a kernel for n rows, box_rows of them copied.
+static bool add_product(WideParams *p, WideKind kind, const CUtensorMap *weights, const void *in, int n, int box_rows,
+                        const float *norm, int rows, int cols, Error *err) {
+    WideProduct *f = &p->product[p->n_products++];
+    f->weights = *weights;
+    f->kind = kind;
+    f->norm = norm;
+    f->rows = rows;
+    f->cols = cols;
+    f->tiles = (rows + WIDE_TILE - 1) / WIDE_TILE;
+    return input_map(&f->input, in, n, box_rows, cols, err);
+}
+
+// The parameters of kernel i of a step of n rows: the products between the attention of layer i - 1 and that of layer i.
+static bool wide_params(const Model *m, const WideState *w, int i, int n, int box_rows, WideParams *p, Error *err) {
+    const Config *c = &m->config;
+    const CudaState *s = (const CudaState *)m->state;
+    const Weights *all = &m->weights;
+    memset(p, 0, sizeof *p);
+    p->n_rows = n;
+    p->n_heads = c->n_heads;
+    p->n_kv_heads = c->n_kv_heads;
+    p->head_dim = c->head_dim;
+    p->dim = c->dim;
+    p->hidden_dim = c->hidden_dim;
+    p->vocab_size = c->vocab_size;
+    p->eps = c->norm_eps;
+    p->x = s->x;
+    p->in = (bf16 *)s->xb;
+    p->squares = w->squares;
+    p->h = (bf16 *)s->h;
+    p->qkv = (bf16 *)s->qkv_in;
+    p->rope = s->rope_table;
+    p->logits = s->logits;
+    p->done = w->done + i * MAX_WIDE_PRODUCTS;
+    const float *next = i < c->n_layers ? all->layers[i].attention_norm : all->norm;
+    const CUtensorMap *before = w->weights + 4 * (i - 1);
+    if (i > 0 &&
+        !(add_product(p, WIDE_OUT, before + 1, s->att, n, box_rows, all->layers[i - 1].ffn_norm, c->dim, c->q_dim,
+                      err) &&
+          add_product(p, WIDE_GATE_UP, before + 2, s->xb, n, box_rows, NULL, 2 * c->hidden_dim, c->dim, err) &&
+          add_product(p, WIDE_DOWN, before + 3, s->h, n, box_rows, next, c->dim, c->hidden_dim, err)))
+        return false;
+    if (i < c->n_layers)
+        return add_product(p, WIDE_QKV, w->weights + 4 * i, s->xb, n, box_rows, NULL, c->q_dim + 2 * c->kv_dim, c->dim,
+                           err);
+    return add_product(p, WIDE_LM_HEAD, w->weights + 4 * i, s->xb, n, box_rows, NULL, c->vocab_size, c->dim, err);
+}
+
+bool enqueue_step_wide(Model *m, WideState *w, int n, Error *err) {
+    const Config *c = &m->config;
+    CudaState *s = (CudaState *)m->state;
+    const Matrix *table = &m->weights.tok_embeddings;
+    bool verbose = first_launch(m, &s->logged_decode);
+    CUDA_TRY(with_type(table->dtype, [&](auto type) {
+        return launch_kernel(wide_embed_kernel<decltype(type)>, n, 256, 0, false, s->stream, s->x, (bf16 *)s->xb,
+                             w->squares, w->blocks, (const decltype(type) *)table->data,
+                             m->weights.layers[0].attention_norm, (const int *)s->step->tokens, c->dim, s->rope_table,
+                             (const int *)s->step->lens, (const float *)s->rope_freq, c->head_dim / 2, w->done,
+                             (c->n_layers + 1) * MAX_WIDE_PRODUCTS);
+    }));
+    for (int i = 0; i <= c->n_layers; i++) {
+        if (i > 0) {
+            AttentionArgs a = attention_args(m, s, n, n, i - 1);
+            a.seq_lens_device = s->step->lens;
+            a.block_table = s->step->slots;
+            a.verbose = verbose && i == 1; // every layer is launched alike
+            if (attention_decode(&a, s->stream) != 0) return fail(err, "%s", attention_error());
+        }
+        if (!with_rows(n, [&](auto rows) {
+                constexpr int N = decltype(rows)::value;
+                WideParams p;
+                if (!wide_params(m, w, i, n, N, &p, err)) return false;
+                p.n_stages = wide_stages<N>(w);
+                if (verbose && i <= 1)
+                    fprintf(stderr,
+                            "decode: wide_products_kernel %d products, %d rows of %d, grid %d, block %d, shared %zu: a "
+                            "ring of %d x %d bytes\n",
+                            p.n_products, n, N, w->blocks, WIDE_THREADS, wide_shared<N>(w), p.n_stages, WIDE_STAGE<N>);
+                CUDA_TRY(launch_kernel(wide_products_kernel<N>, w->blocks, WIDE_THREADS, wide_shared<N>(w), true,
+                                       s->stream, p));
+                return true;
+            }))
+            return false;
+    }
+    return argmax_rows(s, 0, n, c->vocab_size, err) && publish_argmax(s, n, s->step, err);
+}

@@ -1,0 +1,375 @@
+// Engine fused, steps of many rows: the kernels. The protocol that they keep: wide.h.
+#pragma once
+
+#include "ops.h"
+#include "wide.h"
+
+namespace {
+
+// Bytes of a stage: two tiles of weights, then N rows of activations, 64 columns of each.
+template <int N> constexpr int WIDE_STAGE = (WIDE_TILES * WIDE_TILE + N) * WIDE_COLUMNS * 2;
+// Partial sums that a block is sent: of 16 rows of each tile, by four blocks.
+template <int N> constexpr int WIDE_SUMS = WIDE_TILES * WIDE_CLUSTER * 16 * N * 4;
+template <int N> constexpr int WIDE_SHARED_FIXED = 1024 + WIDE_SUMS<N> + (1 + WIDE_TILES) * N * 4;
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
+
+// Where a warp is in the ring of stages.
+struct WideRing {
+    uint32_t full, empty, stages; // addresses of the barriers [n] and of the stages
+    int n, stage_bytes;
+    int slot = 0, parity = 0; // parity of `full`; a fresh `empty` counts as complete
+    __device__ __forceinline__ void next() {
+        if (++slot == n) slot = 0, parity ^= 1;
+    }
+    __device__ __forceinline__ void wait_full() const {
+        mbarrier_wait(full + 8 * slot, parity);
+    }
+    __device__ __forceinline__ void wait_empty() const {
+        mbarrier_wait(empty + 8 * slot, parity ^ 1);
+    }
+    __device__ __forceinline__ uint32_t stage() const {
+        return stages + slot * stage_bytes;
+    }
+};
+
+// What the warps of a block share: addresses in shared memory.
+struct WideBlock {
+    uint32_t sums;                  // [tile][block][column / 8][lane] of float4
+    uint32_t sums_full, sums_empty; // barriers [tile], [tile][block]
+    uint32_t ready;
+    float *scale;   // [N]
+    float *squares; // [tile][N]
+    int rank;
+};
+
+// The tiles of a product that this cluster has.
+struct WideTiles {
+    int begin, end;
+};
+__device__ __forceinline__ WideTiles wide_tiles(const WideProduct &f) {
+    int cluster = blockIdx.x / WIDE_CLUSTER, n = gridDim.x / WIDE_CLUSTER;
+    return {f.tiles * cluster / n, f.tiles * (cluster + 1) / n};
+}
+
+// ---- producers ------------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ void wide_produce_weights(const WideParams &s, const WideBlock &block, WideRing ring) {
+    const uint64_t policy = l2_evict_first();
+    for (int i = 0; i < s.n_products; i++) {
+        const WideProduct &f = s.product[i];
+        const WideTiles tiles = wide_tiles(f);
+        const int quarter = f.cols / WIDE_CLUSTER, first = block.rank * quarter;
+        for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES)
+            for (int k = 0; k < quarter; k += WIDE_COLUMNS, ring.next()) {
+                const uint32_t full = ring.full + 8 * ring.slot, to = ring.stage();
+                const int n = min(WIDE_TILES, tiles.end - tile);
+                ring.wait_empty();
+                mbarrier_arrive_expect_tx(full, n * WIDE_TILE * WIDE_COLUMNS * 2);
+                for (int t = 0; t < n; t++)
+                    copy_tensor_4d(to + t * WIDE_TILE * WIDE_COLUMNS * 2, &f.weights, first + k, 0, 0,
+                                   (tile + t) * (WIDE_TILE / 16), full, policy);
+            }
+    }
+}
+
+template <int N>
+__device__ __forceinline__ void wide_produce_input(const WideParams &s, const WideBlock &block, WideRing ring) {
+    for (int i = 0; i < s.n_products; i++) {
+        const WideProduct &f = s.product[i];
+        const WideTiles tiles = wide_tiles(f);
+        const int quarter = f.cols / WIDE_CLUSTER, first = block.rank * quarter;
+        if (i > 0)
+            while (load_acquire(s.done + i - 1) < gridDim.x) {
+            }
+        fence_proxy_async_global();
+        mbarrier_arrive(block.ready);
+        for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES)
+            for (int k = 0; k < quarter; k += WIDE_COLUMNS, ring.next()) {
+                const uint32_t full = ring.full + 8 * ring.slot;
+                ring.wait_empty();
+                mbarrier_arrive_expect_tx(full, N * WIDE_COLUMNS * 2);
+                copy_tensor_2d(ring.stage() + WIDE_TILES * WIDE_TILE * WIDE_COLUMNS * 2, &f.input, first + k, 0, full);
+            }
+    }
+}
+
+// ---- consumers ------------------------------------------------------------------------------------------------------
+
+template <int N>
+__device__ __forceinline__ void wide_consume(const WideParams &s, const WideBlock &block, WideRing ring) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, own = warp / 4, to_rank = warp % 4;
+    const uint32_t sums = address_in_block(block.sums, to_rank) +
+                          ((own * WIDE_CLUSTER + block.rank) * (N / 8) * 32 + lane) * 16,
+                   sums_full = address_in_block(block.sums_full + 8 * own, to_rank),
+                   sums_empty = block.sums_empty + 8 * (own * WIDE_CLUSTER + to_rank);
+    int parity = 1; // of sums_empty: fresh, it counts as complete
+    for (int i = 0; i < s.n_products; i++) {
+        const WideProduct &f = s.product[i];
+        const WideTiles tiles = wide_tiles(f);
+        const int steps = f.cols / WIDE_CLUSTER / WIDE_COLUMNS;
+        for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES) {
+            if (tile + own >= tiles.end) { // one tile is left, the other warpgroup's
+                for (int k = 0; k < steps; k++, ring.next()) {
+                    ring.wait_full();
+                    if (lane == 0) mbarrier_arrive(ring.empty + 8 * ring.slot);
+                }
+                continue;
+            }
+            float acc[N / 2] = {};
+            uint32_t before = 0; // the empty barrier of the stage before
+            for (int k = 0; k < steps; k++, ring.next()) {
+                ring.wait_full();
+                uint64_t w = wgmma_operand(ring.stage() + own * WIDE_TILE * WIDE_COLUMNS * 2, 1024),
+                         in = wgmma_operand(ring.stage() + WIDE_TILES * WIDE_TILE * WIDE_COLUMNS * 2, 1024);
+                wgmma_fence();
+#pragma unroll
+                for (int j = 0; j < WIDE_COLUMNS / 16; j++) wgmma_rows<N>(acc, w + 2 * j, in + 2 * j);
+                wgmma_commit();
+                wgmma_wait<1>();
+                if (k > 0 && lane == 0) mbarrier_arrive(before);
+                before = ring.empty + 8 * ring.slot;
+            }
+            wgmma_wait<0>();
+            wgmma_pin(acc);
+            if (lane == 0) mbarrier_arrive(before);
+            mbarrier_wait_cluster(sums_empty, parity);
+            parity ^= 1;
+#pragma unroll
+            for (int j = 0; j < N / 8; j++)
+                store_async16(sums + j * 32 * 16,
+                              make_float4(acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]), sums_full);
+        }
+    }
+}
+
+// ---- the epilogue ---------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ void wide_epilogue_sync() {
+    named_barrier_sync(BARRIER_WIDE_EPILOGUE, 32 * WIDE_EPILOGUE_WARPS);
+}
+
+// scale[token] = 1 / rms(x), from the squares that every block left: a warp a token, lanes in steps of 32, then a tree.
+__device__ __forceinline__ void wide_scales(const WideParams &s, float *scale, int warp, int lane) {
+    const int blocks = gridDim.x;
+    for (int b = warp; b < s.n_rows; b += WIDE_EPILOGUE_WARPS) {
+        float sum = 0;
+        for (int i = lane; i < blocks; i += 32) sum += load_l2(s.squares + (size_t)b * blocks + i);
+        sum = warp_sum(sum);
+        if (lane == 0) scale[b] = 1.0f / sqrtf(sum / (float)s.dim + s.eps);
+    }
+}
+
+// A thread of the epilogue finishes rows r and r + 8 of 16, of columns (tokens) 2t and 2t + 1 of every 8, t = lane % 4.
+template <int N>
+__device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlock &block, const float4 *all_sums) {
+    constexpr int BLOCKS = N >= 16 ? N / 16 : 1; // of 8 columns: half of them, the other warp has the others
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 - WIDE_EPILOGUE_WARP, own = warp / 2;
+    const int r = lane / 4, first = warp % 2 * BLOCKS, token = first * 8 + lane % 4 * 2;
+    const bool has_columns = N >= 16 || warp % 2 == 0;
+    const float4 *sums = all_sums + (own * WIDE_CLUSTER * (N / 8) + first) * 32 + lane;
+    const uint32_t sums_full = block.sums_full + 8 * own;
+    const uint32_t sums_empty = address_in_block(block.sums_empty + 8 * (own * WIDE_CLUSTER + block.rank), lane % 4);
+    int parity = 0;
+    for (int i = 0; i < s.n_products; i++) {
+        const WideProduct &f = s.product[i];
+        const WideTiles tiles = wide_tiles(f);
+        const WideKind kind = f.kind;
+        const bool adds = kind == WIDE_OUT || kind == WIDE_DOWN;
+        float squares[BLOCKS][2] = {};
+        mbarrier_wait(block.ready, i & 1);
+        if (!adds) {
+            wide_scales(s, block.scale, warp, lane);
+            wide_epilogue_sync();
+        }
+        for (int tile = tiles.begin + own; tile < tiles.end; tile += WIDE_TILES, parity ^= 1) {
+            const int row = tile * WIDE_TILE + block.rank * 16 + r; // and row + 8
+            float x[BLOCKS][4];
+            if (adds)
+#pragma unroll
+                for (int j = 0; j < BLOCKS; j++)
+#pragma unroll
+                    for (int c = 0; c < 4; c++)
+                        x[j][c] = has_columns && token + 8 * j + c % 2 < s.n_rows
+                                      ? load_l2(s.x + (size_t)(token + 8 * j + c % 2) * s.dim + row + c / 2 * 8)
+                                      : 0;
+            float norm[2] = {adds ? f.norm[row] : 0, adds ? f.norm[row + 8] : 0};
+            if (warp % 2 == 0 && lane == 0) mbarrier_arrive_expect_tx(sums_full, WIDE_SUMS<N> / WIDE_TILES);
+            mbarrier_wait_cluster(sums_full, parity);
+            float v[BLOCKS][4] = {};
+            if (has_columns)
+#pragma unroll
+                for (int q = 0; q < WIDE_CLUSTER; q++)
+#pragma unroll
+                    for (int j = 0; j < BLOCKS; j++) {
+                        float4 p = sums[(q * (N / 8) + j) * 32];
+                        v[j][0] += p.x, v[j][1] += p.y, v[j][2] += p.z, v[j][3] += p.w;
+                    }
+            __syncwarp();
+            if (lane < WIDE_CLUSTER) mbarrier_arrive_cluster(sums_empty);
+            if (!has_columns) continue;
+#pragma unroll
+            for (int j = 0; j < BLOCKS; j++) {
+#pragma unroll
+                for (int c = 0; c < 2; c++) { // a column: v[j][c] of row, v[j][2 + c] of row + 8
+                    const int b = token + 8 * j + c;
+                    const bool there = b < s.n_rows;
+                    float lower = v[j][c], upper = v[j][2 + c];
+                    if (adds) {
+                        lower += x[j][c], upper += x[j][2 + c];
+                        squares[j][c] += lower * lower + upper * upper;
+                        if (there) {
+                            size_t at = (size_t)b * s.dim + row;
+                            s.x[at] = lower, s.x[at + 8] = upper;
+                            s.in[at] = from_float<bf16>(lower * norm[0]);
+                            s.in[at + 8] = from_float<bf16>(upper * norm[1]);
+                        }
+                        continue;
+                    }
+                    const float scale = there ? block.scale[b] : 0;
+                    lower *= scale, upper *= scale;
+                    if (kind == WIDE_GATE_UP) { // SwiGLU: rows of gate, and the same rows of up
+                        if (there)
+                            s.h[(size_t)b * s.hidden_dim + tile * (WIDE_TILE / 2) + block.rank * 8 + r] =
+                                from_float<bf16>(lower / (1.0f + expf(-lower)) * upper);
+                    } else if (kind == WIDE_QKV) {
+                        // RoPE of queries and keys, by pairs of rows: (even + i odd) × (cosine + i sine)
+                        float others[2] = {__shfl_xor_sync(~0u, lower, 4), __shfl_xor_sync(~0u, upper, 4)};
+                        float own_rows[2] = {lower, upper};
+#pragma unroll
+                        for (int e = 0; e < 2; e++) {
+                            int head = (row + e * 8) / s.head_dim, d = row + e * 8 - head * s.head_dim;
+                            float y = own_rows[e];
+                            if (!there) continue;
+                            if (head < s.n_heads + s.n_kv_heads) {
+                                float2 turn = s.rope[b * (s.head_dim / 2) + d / 2];
+                                y = d % 2 ? __fmaf_rn(others[e], turn.y, __fmul_rn(y, turn.x))
+                                          : __fmaf_rn(-others[e], turn.y, __fmul_rn(y, turn.x));
+                            }
+                            s.qkv[((size_t)head * s.n_rows + b) * s.head_dim + d] = from_float<bf16>(y);
+                        }
+                    } else if (there) {
+                        float *logits = s.logits + (size_t)b * s.vocab_size;
+                        if (row < f.rows) logits[row] = lower;
+                        if (row + 8 < f.rows) logits[row + 8] = upper;
+                    }
+                }
+            }
+        }
+        if (adds) { // the squares of this block's rows: over the 8 lanes of a column, then both tiles
+#pragma unroll
+            for (int j = 0; j < BLOCKS; j++)
+#pragma unroll
+                for (int c = 0; c < 2; c++) {
+                    float sum = squares[j][c];
+                    for (int step = 4; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+                    if (r == 0 && has_columns) block.squares[own * N + token + 8 * j + c] = sum;
+                }
+            wide_epilogue_sync();
+            for (int b = threadIdx.x - 32 * WIDE_EPILOGUE_WARP; b < s.n_rows; b += 32 * WIDE_EPILOGUE_WARPS)
+                s.squares[(size_t)b * gridDim.x + blockIdx.x] = block.squares[b] + block.squares[N + b];
+        }
+        fence_proxy_async_global();
+        wide_epilogue_sync();
+        if (warp == 0 && lane == 0 && i + 1 < s.n_products) reduce_add_release(s.done + i, 1);
+    }
+}
+
+#endif
+
+// Computes: the matrix products between two attentions, one after another, with what is around them: RMSNorm, residual
+//           sums, SwiGLU, RoPE.
+// Reads:    weights and activations bf16, x, rope; shapes in WideParams, who orders what in wide.h.
+// Writes:   x, in, squares, h, qkv, logits, done.
+// Grid:     clusters of 4 × 448 threads, all resident at once.
+// Requires: done = 0; cols a multiple of 256, rows of 16; n_rows <= N.
+template <int N>
+__global__ void __cluster_dims__(WIDE_CLUSTER, 1, 1) __launch_bounds__(WIDE_THREADS, 1)
+    wide_products_kernel(const __grid_constant__ WideParams s) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
+    extern __shared__ __align__(1024) char dynamic[];
+    __shared__ uint64_t barriers[2 * WIDE_MAX_STAGES + WIDE_TILES + WIDE_TILES * WIDE_CLUSTER + 1];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const uint32_t base = (shared_address(dynamic) + 1023) & ~1023u, first = shared_address(barriers);
+    const uint32_t offset = base - shared_address(dynamic) + s.n_stages * WIDE_STAGE<N>;
+    WideRing ring = {first, first + 8 * WIDE_MAX_STAGES, base, s.n_stages, WIDE_STAGE<N>};
+    WideBlock block;
+    block.sums = shared_address(dynamic) + offset;
+    block.sums_full = first + 16 * WIDE_MAX_STAGES;
+    block.sums_empty = block.sums_full + 8 * WIDE_TILES;
+    block.ready = block.sums_empty + 8 * WIDE_TILES * WIDE_CLUSTER;
+    block.scale = (float *)(dynamic + offset + WIDE_SUMS<N>);
+    block.squares = block.scale + N;
+    block.rank = rank_in_cluster();
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < s.n_stages; i++) {
+            mbarrier_init(ring.full + 8 * i, 2);
+            mbarrier_init(ring.empty + 8 * i, 4 * WIDE_TILES);
+        }
+        for (int i = 0; i < WIDE_TILES; i++) mbarrier_init(block.sums_full + 8 * i, 1);
+        for (int i = 0; i < WIDE_TILES * WIDE_CLUSTER; i++) mbarrier_init(block.sums_empty + 8 * i, 2);
+        mbarrier_init(block.ready, 1);
+        fence_mbarrier_init();
+    }
+    __syncthreads();
+    cluster_arrive();
+    if (warp == WIDE_WEIGHTS_WARP) { // waits for nobody: its barriers are this block's
+        if (lane == 0) wide_produce_weights(s, block, ring);
+        __syncwarp();
+        cluster_wait();
+    } else {
+        cluster_wait();
+        if (warp == WIDE_INPUT_WARP) {
+            wait_for_previous_kernel();
+            let_next_kernel_start(); // not before: attention relies on it (AttentionArgs.kv_stable)
+            if (lane == 0) wide_produce_input<N>(s, block, ring);
+            __syncwarp();
+        } else if (warp >= WIDE_EPILOGUE_WARP) {
+            wait_for_previous_kernel();
+            wide_epilogue<N>(s, block, (const float4 *)(dynamic + offset));
+        } else
+            wide_consume<N>(s, block, ring);
+    }
+    // Others may still send to this block's shared memory, or count at its barriers.
+    __syncwarp();
+    cluster_arrive_release();
+    cluster_wait();
+#endif
+}
+
+// Computes: what a step begins with: the embedding of each token, what the first product needs of it, and the RoPE table
+//           of its position; the counters at zero.
+// Reads:    table [vocab][dim] bf16, norm [dim], tokens, pos [n_rows], freq [half].
+// Writes:   x, in [n_rows][dim], squares [n_rows][blocks], rope [n_rows][half], done [n_done].
+// Grid:     n_rows × 256 threads; a block owns a token.
+// Requires: launched without PDL: the kernels before are complete.
+template <typename W>
+__global__ void wide_embed_kernel(float *x, bf16 *in, float *squares, int blocks, const W *table, const float *norm,
+                                  const int *tokens, int dim, float2 *rope, const int *pos, const float *freq, int half,
+                                  unsigned *done, int n_done) {
+    __shared__ float sums[8];
+    let_next_kernel_start();
+    const size_t at = (size_t)blockIdx.x * dim;
+    const W *from = table + (size_t)tokens[blockIdx.x] * dim;
+    float sum = 0;
+    for (int i = threadIdx.x; i < dim; i += 256) {
+        float v = to_float(from[i]);
+        x[at + i] = v;
+        in[at + i] = from_float<bf16>(v * norm[i]);
+        sum += v * v;
+    }
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+    __syncthreads();
+    for (int i = threadIdx.x; i < blocks; i += 256) {
+        float all = 0;
+        for (int w = 0; w < 8; w++) all += sums[w];
+        squares[(size_t)blockIdx.x * blocks + i] = i == 0 ? all : 0;
+    }
+    for (int i = threadIdx.x; i < half; i += 256)
+        rope[(size_t)blockIdx.x * half + i] = rope_angle(pos[blockIdx.x], freq[i]);
+    if (blockIdx.x == 0)
+        for (int i = threadIdx.x; i < n_done; i += 256) done[i] = 0;
+}
+
+} // namespace
