@@ -383,6 +383,49 @@ static void test_prompts_have_the_same_bits_in_any_batch(void) {
     end("prompts_have_the_same_bits_in_any_batch");
 }
 
+// What a step of many rows computes is, but for rounding, what the prompt with these tokens at its end does: in bf16, of
+// sequences of other lengths, for steps of every order of sums.
+static void test_steps_of_many_rows_continue_prompts(void) {
+    enum { MOST = 80, LONGEST = 200 };
+    static const int counts[] = {2, 3, 8, 9, 16, 31, 64, 80};
+    const char *const shapes[] = {NULL, "llama-3.2-1b", "llama-3.1-8b"};
+    for (const char *shape : shapes)
+        for (int n : counts) {
+            Model m;
+            Error err = {""};
+            if (start_shape(&m, shape, engine, PRECISION_BF16, n, LONGEST + 1)) {
+                size_t vocab = (size_t)m.config.vocab_size;
+                float *whole = (float *)malloc((size_t)n * vocab * sizeof(float)),
+                      *rows = (float *)malloc((size_t)n * vocab * sizeof(float));
+                int tokens[LONGEST + 1], slots[MOST], next[MOST];
+                double error = 0, all = 0;
+                random_tokens(tokens, LONGEST + 1, &m);
+                for (int i = 0; i < n; i++) {
+                    int len = 1 + i * 37 % LONGEST;
+                    slots[i] = n - 1 - i;
+                    next[i] = tokens[len];
+                    if (!model_prefill(&m, slots[i], tokens, len + 1, 1, &err) || !m.engine->read_logits(&m, &err))
+                        test_fail("%s", err.text);
+                    memcpy(whole + (size_t)i * vocab, m.logits, vocab * sizeof(float));
+                    kv_truncate(&m.kv, slots[i], len);
+                }
+                step(&m, n, slots, next, rows);
+                for (size_t i = 0; i < (size_t)n * vocab; i++) {
+                    double d = (double)rows[i] - (double)whole[i];
+                    error += d * d;
+                    all += (double)whole[i] * (double)whole[i];
+                }
+                if (!(sqrt(error) <= 0.02 * sqrt(all)))
+                    test_fail("%s, %d rows: %.4f of the logits' size off", shape ? shape : "stories", n,
+                              sqrt(error / all));
+                free(whole);
+                free(rows);
+            }
+            model_close(&m);
+        }
+    end("steps_of_many_rows_continue_prompts");
+}
+
 // The engine begins the next step before it is asked for. Logits of steps that go on with the chosen token, of one that
 // does not, and of one that follows an interruption by another sequence, are those of an engine that was never ahead.
 static void test_steps_begun_ahead_change_nothing(void) {
@@ -474,6 +517,7 @@ int main(void) {
                  {"nan_weight_is_noticed", test_nan_weight_is_noticed},
                  {"cache_is_filled_for_the_benchmark", test_cache_is_filled_for_the_benchmark},
                  {"starts_again_with_another_cache", test_starts_again_with_another_cache},
+                 {"steps_of_many_rows_continue_prompts", test_steps_of_many_rows_continue_prompts},
                  {"steps_begun_ahead_change_nothing", test_steps_begun_ahead_change_nothing},
                  {"decode_rows_beside_prompts", test_decode_rows_beside_prompts},
                  {"same_bits_alone_and_among_others", test_same_bits_alone_and_among_others},

@@ -11,6 +11,7 @@
 struct WideState {
     int blocks;           // of wide_products_kernel
     size_t shared_limit;  // dynamic shared memory that a block may have
+    int tile_rows[WIDE_LM_HEAD + 1];
     CUtensorMap *weights; // host [n_layers][4] and one more: qkv, out, gate and up, down of each; lm_head
     float *squares;       // [MAX_WIDE_ROWS][blocks]
     unsigned *done;       // [n_layers + 1][MAX_WIDE_PRODUCTS]
@@ -36,14 +37,28 @@ static bool encode_map(CUtensorMap *map, const void *base, int rank, const cuuin
     return status == CUDA_SUCCESS || fail(err, "cuTensorMapEncodeTiled failed: driver error %d", (int)status);
 }
 
+// Rows of a tile of a matrix, a multiple of 16: as many as leave the cluster that has most the least to copy; what it
+// copies of activations in each pass counts as 16 rows. (Not as many as there are: the order of the squares depends on
+// the tiles.)
+static int wide_tile_rows(int rows, int clusters) {
+    int best = 0, least = 0;
+    for (int tile = WIDE_TILE; tile >= 16; tile -= 16) {
+        int tiles = (rows + tile - 1) / tile, most = (tiles + clusters - 1) / clusters;
+        int cost = most * tile + (most + WIDE_TILES - 1) / WIDE_TILES * 16;
+        if (best == 0 || cost < least) best = tile, least = cost;
+    }
+    return best;
+}
+
 // Tiles of rows of a matrix; or, where `other` is not NULL, of 8 rows of one and 8 of the other by turns.
-static bool weights_map(CUtensorMap *map, const void *data, const void *other, int rows, int cols, Error *err) {
+static bool weights_map(CUtensorMap *map, const void *data, const void *other, int rows, int cols, int tile_rows,
+                        Error *err) {
     cuuint64_t pitch = (cuuint64_t)cols * 2;
     int groups = other ? rows / 8 : rows / 16;
     cuuint64_t dims[4] = {(cuuint64_t)cols, 8, 2, (cuuint64_t)groups};
     cuuint64_t strides[3] = {pitch, other ? (cuuint64_t)((const char *)other - (const char *)data) : 8 * pitch,
                              (other ? 8 : 16) * pitch};
-    cuuint32_t box[4] = {WIDE_COLUMNS, 8, 2, WIDE_TILE / 16};
+    cuuint32_t box[4] = {WIDE_COLUMNS, 8, 2, (cuuint32_t)tile_rows / 16};
     return encode_map(map, data, 4, dims, strides, box, err);
 }
 
@@ -75,7 +90,7 @@ static bool takes(const Matrix *m) {
 
 // Whether the kernel takes the model's matrices.
 static bool wide_takes(const Model *m) {
-    if (m->precision != PRECISION_BF16 || !takes(&m->weights.output)) return false;
+    if (m->precision != PRECISION_BF16 || m->config.head_dim % 16 != 0 || !takes(&m->weights.output)) return false;
     for (int i = 0; i < m->config.n_layers; i++) {
         const LayerWeights *l = &m->weights.layers[i];
         const Matrix *const all[] = {&l->wq, &l->wk, &l->wv, &l->wo, &l->w1, &l->w2, &l->w3};
@@ -111,18 +126,24 @@ static bool prepare_wide(Model *m, WideState *w, Error *err) {
     }
     if (clusters == 0) return fail(err, "no cluster of %d blocks fits the GPU", WIDE_CLUSTER);
     w->blocks = clusters * WIDE_CLUSTER;
-    w->weights = (CUtensorMap *)aligned_alloc(64, ((size_t)c->n_layers * 4 + 1) * sizeof(CUtensorMap));
+    w->weights = (CUtensorMap *)aligned_alloc(alignof(CUtensorMap), (c->n_layers * 4 + 1) * sizeof(CUtensorMap));
     if (!w->weights) return fail(err, "out of memory: tensor maps");
+    const int qkv_rows = c->q_dim + 2 * c->kv_dim;
+    w->tile_rows[WIDE_QKV] = wide_tile_rows(qkv_rows, clusters);
+    w->tile_rows[WIDE_OUT] = w->tile_rows[WIDE_DOWN] = wide_tile_rows(c->dim, clusters); // x's owners are the same
+    w->tile_rows[WIDE_GATE_UP] = wide_tile_rows(2 * c->hidden_dim, clusters);
+    w->tile_rows[WIDE_LM_HEAD] = wide_tile_rows(c->vocab_size, clusters);
     for (int i = 0; i < c->n_layers; i++) {
         const LayerWeights *l = &m->weights.layers[i];
         CUtensorMap *map = w->weights + 4 * i;
-        if (!weights_map(map, l->wq.data, NULL, c->q_dim + 2 * c->kv_dim, c->dim, err) ||
-            !weights_map(map + 1, l->wo.data, NULL, c->dim, c->q_dim, err) ||
-            !weights_map(map + 2, l->w1.data, l->w3.data, c->hidden_dim, c->dim, err) ||
-            !weights_map(map + 3, l->w2.data, NULL, c->dim, c->hidden_dim, err))
+        if (!weights_map(map, l->wq.data, NULL, qkv_rows, c->dim, w->tile_rows[WIDE_QKV], err) ||
+            !weights_map(map + 1, l->wo.data, NULL, c->dim, c->q_dim, w->tile_rows[WIDE_OUT], err) ||
+            !weights_map(map + 2, l->w1.data, l->w3.data, c->hidden_dim, c->dim, w->tile_rows[WIDE_GATE_UP], err) ||
+            !weights_map(map + 3, l->w2.data, NULL, c->dim, c->hidden_dim, w->tile_rows[WIDE_DOWN], err))
             return false;
     }
-    if (!weights_map(w->weights + 4 * c->n_layers, m->weights.output.data, NULL, c->vocab_size, c->dim, err))
+    if (!weights_map(w->weights + 4 * c->n_layers, m->weights.output.data, NULL, c->vocab_size, c->dim,
+                     w->tile_rows[WIDE_LM_HEAD], err))
         return false;
     CUDA_TRY(cudaMalloc((void **)&w->squares, (size_t)MAX_WIDE_ROWS * w->blocks * sizeof(float)));
     CUDA_TRY(cudaMalloc((void **)&w->done, (size_t)(c->n_layers + 1) * MAX_WIDE_PRODUCTS * sizeof(unsigned)));
@@ -148,7 +169,7 @@ void wide_close(WideState *w) {
 }
 
 // One more product of a kernel for n rows, box_rows of them copied.
-static bool add_product(WideParams *p, WideKind kind, const CUtensorMap *weights, const void *in, int n, int box_rows,
+static bool add_product(WideParams *p, const WideState *w, WideKind kind, const CUtensorMap *weights, const void *in, int n, int box_rows,
                         const float *norm, int rows, int cols, Error *err) {
     WideProduct *f = &p->product[p->n_products++];
     f->weights = *weights;
@@ -156,7 +177,8 @@ static bool add_product(WideParams *p, WideKind kind, const CUtensorMap *weights
     f->norm = norm;
     f->rows = rows;
     f->cols = cols;
-    f->tiles = (rows + WIDE_TILE - 1) / WIDE_TILE;
+    f->tile_rows = w->tile_rows[kind];
+    f->tiles = (rows + f->tile_rows - 1) / f->tile_rows;
     return input_map(&f->input, in, n, box_rows, cols, err);
 }
 
@@ -185,15 +207,15 @@ static bool wide_params(const Model *m, const WideState *w, int i, int n, int bo
     const float *next = i < c->n_layers ? all->layers[i].attention_norm : all->norm;
     const CUtensorMap *before = w->weights + 4 * (i - 1);
     if (i > 0 &&
-        !(add_product(p, WIDE_OUT, before + 1, s->att, n, box_rows, all->layers[i - 1].ffn_norm, c->dim, c->q_dim,
+        !(add_product(p, w, WIDE_OUT, before + 1, s->att, n, box_rows, all->layers[i - 1].ffn_norm, c->dim, c->q_dim,
                       err) &&
-          add_product(p, WIDE_GATE_UP, before + 2, s->xb, n, box_rows, NULL, 2 * c->hidden_dim, c->dim, err) &&
-          add_product(p, WIDE_DOWN, before + 3, s->h, n, box_rows, next, c->dim, c->hidden_dim, err)))
+          add_product(p, w, WIDE_GATE_UP, before + 2, s->xb, n, box_rows, NULL, 2 * c->hidden_dim, c->dim, err) &&
+          add_product(p, w, WIDE_DOWN, before + 3, s->h, n, box_rows, next, c->dim, c->hidden_dim, err)))
         return false;
     if (i < c->n_layers)
-        return add_product(p, WIDE_QKV, w->weights + 4 * i, s->xb, n, box_rows, NULL, c->q_dim + 2 * c->kv_dim, c->dim,
+        return add_product(p, w, WIDE_QKV, w->weights + 4 * i, s->xb, n, box_rows, NULL, c->q_dim + 2 * c->kv_dim, c->dim,
                            err);
-    return add_product(p, WIDE_LM_HEAD, w->weights + 4 * i, s->xb, n, box_rows, NULL, c->vocab_size, c->dim, err);
+    return add_product(p, w, WIDE_LM_HEAD, w->weights + 4 * i, s->xb, n, box_rows, NULL, c->vocab_size, c->dim, err);
 }
 
 bool enqueue_step_wide(Model *m, WideState *w, int n, Error *err) {

@@ -23,7 +23,8 @@
 //   epilogue (4 warps)          two for each tile: adds up what the four blocks sent, and does what follows
 //
 //   barrier                  arrivals                                   waits               protects
-//   full[stage]              2: both producers; the bytes copied        consumers           stage
+//   weights[stage]           1: their producer; the bytes copied        consumers, itself   stage
+//   input[stage]             1: the input producer; the bytes copied    consumers           stage
 //   empty[stage]             8: lane 0 of each consumer warp            both producers      the same
 //   sums_full[tile]          1: an epilogue warp; the bytes sent        epilogue            sums[tile]
 //   sums_empty[tile][block]  2: the epilogue warps of that block        consumers           sums[tile] of that block
@@ -59,10 +60,14 @@
 enum {
     MAX_WIDE_ROWS = 64,
     WIDE_CLUSTER = 4,
-    WIDE_TILE = 64,    // rows of weights
-    WIDE_TILES = 2,    // of a pass
+    WIDE_TILE = 64,    // rows of weights, at most: those of a wgmma
+    WIDE_TILES = 3,    // of a pass
     WIDE_COLUMNS = 64, // of a stage: 128 bytes, the width of the swizzle
     WIDE_MAX_STAGES = 16,
+    // Stages of weights on their way at once; while a product waits for its input. With more, every other access waits
+    // behind them, the input's too.
+    WIDE_IN_FLIGHT = 3,
+    WIDE_AHEAD = 1,
     WIDE_EPILOGUE_WARP = 4 * WIDE_TILES,
     WIDE_EPILOGUE_WARPS = 2 * WIDE_TILES,
     WIDE_WEIGHTS_WARP = WIDE_EPILOGUE_WARP + WIDE_EPILOGUE_WARPS,
@@ -79,7 +84,7 @@ struct WideProduct {
     CUtensorMap input;     // bf16 [rows of activations][cols]
     const float *norm;     // [rows]: WIDE_OUT, WIDE_DOWN: of the norm that reads x next
     WideKind kind;
-    int tiles, rows, cols; // of the weights; gate and up together
+    int tiles, tile_rows, rows, cols; // of the weights; gate and up together
 };
 
 struct WideParams {

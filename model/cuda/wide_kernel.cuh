@@ -16,14 +16,18 @@ template <int N> constexpr int WIDE_SHARED_FIXED = 1024 + WIDE_SUMS<N> + (1 + WI
 
 // Where a warp is in the ring of stages.
 struct WideRing {
-    uint32_t full, empty, stages; // addresses of the barriers [n] and of the stages
+    uint32_t weights, input, empty, stages; // addresses of the barriers [n] and of the stages
     int n, stage_bytes;
-    int slot = 0, parity = 0; // parity of `full`; a fresh `empty` counts as complete
+    int slot = 0, parity = 0; // parity of weights and input; a fresh `empty` counts as complete
     __device__ __forceinline__ void next() {
         if (++slot == n) slot = 0, parity ^= 1;
     }
+    __device__ __forceinline__ void wait_weights() const {
+        mbarrier_wait(weights + 8 * slot, parity);
+    }
     __device__ __forceinline__ void wait_full() const {
-        mbarrier_wait(full + 8 * slot, parity);
+        mbarrier_wait(weights + 8 * slot, parity);
+        mbarrier_wait(input + 8 * slot, parity);
     }
     __device__ __forceinline__ void wait_empty() const {
         mbarrier_wait(empty + 8 * slot, parity ^ 1);
@@ -40,6 +44,7 @@ struct WideBlock {
     uint32_t ready;
     float *scale;   // [N]
     float *squares; // [tile][N]
+    volatile int *started; // products whose input is there
     int rank;
 };
 
@@ -56,19 +61,27 @@ __device__ __forceinline__ WideTiles wide_tiles(const WideProduct &f) {
 
 __device__ __forceinline__ void wide_produce_weights(const WideParams &s, const WideBlock &block, WideRing ring) {
     const uint64_t policy = l2_evict_first();
+    WideRing landed = ring;
+    int in_flight = 0;
     for (int i = 0; i < s.n_products; i++) {
         const WideProduct &f = s.product[i];
         const WideTiles tiles = wide_tiles(f);
-        const int quarter = f.cols / WIDE_CLUSTER, first = block.rank * quarter;
+        const int quarter = f.cols / WIDE_CLUSTER, first = block.rank * quarter,
+                  tile_bytes = f.tile_rows * WIDE_COLUMNS * 2;
         for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES)
             for (int k = 0; k < quarter; k += WIDE_COLUMNS, ring.next()) {
-                const uint32_t full = ring.full + 8 * ring.slot, to = ring.stage();
+                const uint32_t full = ring.weights + 8 * ring.slot, to = ring.stage();
                 const int n = min(WIDE_TILES, tiles.end - tile);
                 ring.wait_empty();
-                mbarrier_arrive_expect_tx(full, n * WIDE_TILE * WIDE_COLUMNS * 2);
+                for (; in_flight >= (*block.started > i ? WIDE_IN_FLIGHT : WIDE_AHEAD); in_flight--) {
+                    landed.wait_weights();
+                    landed.next();
+                }
+                in_flight++;
+                mbarrier_arrive_expect_tx(full, n * tile_bytes);
                 for (int t = 0; t < n; t++)
-                    copy_tensor_4d(to + t * WIDE_TILE * WIDE_COLUMNS * 2, &f.weights, first + k, 0, 0,
-                                   (tile + t) * (WIDE_TILE / 16), full, policy);
+                    copy_tensor_4d(to + t * tile_bytes, &f.weights, first + k, 0, 0, (tile + t) * (f.tile_rows / 16),
+                                   full, policy);
             }
     }
 }
@@ -83,10 +96,11 @@ __device__ __forceinline__ void wide_produce_input(const WideParams &s, const Wi
             while (load_acquire(s.done + i - 1) < gridDim.x) {
             }
         fence_proxy_async_global();
+        *block.started = i + 1;
         mbarrier_arrive(block.ready);
         for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES)
             for (int k = 0; k < quarter; k += WIDE_COLUMNS, ring.next()) {
-                const uint32_t full = ring.full + 8 * ring.slot;
+                const uint32_t full = ring.input + 8 * ring.slot;
                 ring.wait_empty();
                 mbarrier_arrive_expect_tx(full, N * WIDE_COLUMNS * 2);
                 copy_tensor_2d(ring.stage() + WIDE_TILES * WIDE_TILE * WIDE_COLUMNS * 2, &f.input, first + k, 0, full);
@@ -107,9 +121,9 @@ __device__ __forceinline__ void wide_consume(const WideParams &s, const WideBloc
     for (int i = 0; i < s.n_products; i++) {
         const WideProduct &f = s.product[i];
         const WideTiles tiles = wide_tiles(f);
-        const int steps = f.cols / WIDE_CLUSTER / WIDE_COLUMNS;
+        const int steps = f.cols / WIDE_CLUSTER / WIDE_COLUMNS, tile_bytes = f.tile_rows * WIDE_COLUMNS * 2;
         for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES) {
-            if (tile + own >= tiles.end) { // one tile is left, the other warpgroup's
+            if (tile + own >= tiles.end) { // the tiles that are left are other warpgroups'
                 for (int k = 0; k < steps; k++, ring.next()) {
                     ring.wait_full();
                     if (lane == 0) mbarrier_arrive(ring.empty + 8 * ring.slot);
@@ -120,7 +134,7 @@ __device__ __forceinline__ void wide_consume(const WideParams &s, const WideBloc
             uint32_t before = 0; // the empty barrier of the stage before
             for (int k = 0; k < steps; k++, ring.next()) {
                 ring.wait_full();
-                uint64_t w = wgmma_operand(ring.stage() + own * WIDE_TILE * WIDE_COLUMNS * 2, 1024),
+                uint64_t w = wgmma_operand(ring.stage() + own * tile_bytes, 1024),
                          in = wgmma_operand(ring.stage() + WIDE_TILES * WIDE_TILE * WIDE_COLUMNS * 2, 1024);
                 wgmma_fence();
 #pragma unroll
@@ -133,6 +147,7 @@ __device__ __forceinline__ void wide_consume(const WideParams &s, const WideBloc
             wgmma_wait<0>();
             wgmma_pin(acc);
             if (lane == 0) mbarrier_arrive(before);
+            if (to_rank * 16 >= f.tile_rows) continue; // this warp's rows are not the tile's
             mbarrier_wait_cluster(sums_empty, parity);
             parity ^= 1;
 #pragma unroll
@@ -182,18 +197,30 @@ __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlo
             wide_scales(s, block.scale, warp, lane);
             wide_epilogue_sync();
         }
-        for (int tile = tiles.begin + own; tile < tiles.end; tile += WIDE_TILES, parity ^= 1) {
-            const int row = tile * WIDE_TILE + block.rank * 16 + r; // and row + 8
-            float x[BLOCKS][4];
-            if (adds)
+        // (A tile of fewer than 64 rows may have none for this block.)
+        const int begin = block.rank * 16 < f.tile_rows ? tiles.begin + own : tiles.end;
+        for (int tile = begin; tile < tiles.end; tile += WIDE_TILES, parity ^= 1) {
+            const int row = tile * f.tile_rows + block.rank * 16 + r; // and row + 8
+            const int head = row / s.head_dim, d = row - head * s.head_dim;
+            // What the sums meet, on its way while they are: x, or RoPE's cosines and sines.
+            float other[BLOCKS][8];
+            if (has_columns && (adds || (kind == WIDE_QKV && head < s.n_heads + s.n_kv_heads)))
 #pragma unroll
                 for (int j = 0; j < BLOCKS; j++)
 #pragma unroll
-                    for (int c = 0; c < 4; c++)
-                        x[j][c] = has_columns && token + 8 * j + c % 2 < s.n_rows
-                                      ? load_l2(s.x + (size_t)(token + 8 * j + c % 2) * s.dim + row + c / 2 * 8)
-                                      : 0;
-            float norm[2] = {adds ? f.norm[row] : 0, adds ? f.norm[row + 8] : 0};
+                    for (int c = 0; c < 2; c++) {
+                        const int b = min(token + 8 * j + c, s.n_rows - 1);
+                        if (adds) {
+                            other[j][c] = load_l2(s.x + (size_t)b * s.dim + row);
+                            other[j][2 + c] = load_l2(s.x + (size_t)b * s.dim + row + 8);
+                        } else {
+                            const float2 *turns = s.rope + b * (s.head_dim / 2) + d / 2;
+                            float2 lower = __ldg(turns), upper = __ldg(turns + 4);
+                            other[j][4 * c] = lower.x, other[j][4 * c + 1] = lower.y;
+                            other[j][4 * c + 2] = upper.x, other[j][4 * c + 3] = upper.y;
+                        }
+                    }
+            float norm[2] = {adds ? __ldg(f.norm + row) : 0, adds ? __ldg(f.norm + row + 8) : 0};
             if (warp % 2 == 0 && lane == 0) mbarrier_arrive_expect_tx(sums_full, WIDE_SUMS<N> / WIDE_TILES);
             mbarrier_wait_cluster(sums_full, parity);
             float v[BLOCKS][4] = {};
@@ -209,17 +236,17 @@ __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlo
             if (lane < WIDE_CLUSTER) mbarrier_arrive_cluster(sums_empty);
             if (!has_columns) continue;
 #pragma unroll
-            for (int j = 0; j < BLOCKS; j++) {
+            for (int j = 0; j < BLOCKS; j++)
 #pragma unroll
                 for (int c = 0; c < 2; c++) { // a column: v[j][c] of row, v[j][2 + c] of row + 8
                     const int b = token + 8 * j + c;
-                    const bool there = b < s.n_rows;
+                    const bool there = b < s.n_rows && row < f.rows; // rows come by 16
                     float lower = v[j][c], upper = v[j][2 + c];
                     if (adds) {
-                        lower += x[j][c], upper += x[j][2 + c];
-                        squares[j][c] += lower * lower + upper * upper;
+                        lower += other[j][c], upper += other[j][2 + c];
                         if (there) {
                             size_t at = (size_t)b * s.dim + row;
+                            squares[j][c] += lower * lower + upper * upper;
                             s.x[at] = lower, s.x[at + 8] = upper;
                             s.in[at] = from_float<bf16>(lower * norm[0]);
                             s.in[at + 8] = from_float<bf16>(upper * norm[1]);
@@ -230,33 +257,25 @@ __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlo
                     lower *= scale, upper *= scale;
                     if (kind == WIDE_GATE_UP) { // SwiGLU: rows of gate, and the same rows of up
                         if (there)
-                            s.h[(size_t)b * s.hidden_dim + tile * (WIDE_TILE / 2) + block.rank * 8 + r] =
+                            s.h[(size_t)b * s.hidden_dim + tile * (f.tile_rows / 2) + block.rank * 8 + r] =
                                 from_float<bf16>(lower / (1.0f + expf(-lower)) * upper);
                     } else if (kind == WIDE_QKV) {
                         // RoPE of queries and keys, by pairs of rows: (even + i odd) × (cosine + i sine)
-                        float others[2] = {__shfl_xor_sync(~0u, lower, 4), __shfl_xor_sync(~0u, upper, 4)};
-                        float own_rows[2] = {lower, upper};
-#pragma unroll
-                        for (int e = 0; e < 2; e++) {
-                            int head = (row + e * 8) / s.head_dim, d = row + e * 8 - head * s.head_dim;
-                            float y = own_rows[e];
-                            if (!there) continue;
-                            if (head < s.n_heads + s.n_kv_heads) {
-                                float2 turn = s.rope[b * (s.head_dim / 2) + d / 2];
-                                y = d % 2 ? __fmaf_rn(others[e], turn.y, __fmul_rn(y, turn.x))
-                                          : __fmaf_rn(-others[e], turn.y, __fmul_rn(y, turn.x));
-                            }
-                            s.qkv[((size_t)head * s.n_rows + b) * s.head_dim + d] = from_float<bf16>(y);
+                        float lower_pair = __shfl_xor_sync(~0u, lower, 4), upper_pair = __shfl_xor_sync(~0u, upper, 4);
+                        if (head < s.n_heads + s.n_kv_heads) {
+                            const float *turn = other[j] + 4 * c, sign = r % 2 ? 1 : -1;
+                            lower = __fmaf_rn(sign * lower_pair, turn[1], __fmul_rn(lower, turn[0]));
+                            upper = __fmaf_rn(sign * upper_pair, turn[3], __fmul_rn(upper, turn[2]));
                         }
+                        bf16 *to = s.qkv + ((size_t)head * s.n_rows + b) * s.head_dim + d;
+                        if (there) to[0] = from_float<bf16>(lower), to[8] = from_float<bf16>(upper);
                     } else if (there) {
-                        float *logits = s.logits + (size_t)b * s.vocab_size;
-                        if (row < f.rows) logits[row] = lower;
-                        if (row + 8 < f.rows) logits[row + 8] = upper;
+                        float *logits = s.logits + (size_t)b * s.vocab_size + row;
+                        logits[0] = lower, logits[8] = upper;
                     }
                 }
-            }
         }
-        if (adds) { // the squares of this block's rows: over the 8 lanes of a column, then both tiles
+        if (adds) { // the squares of this block's rows: over the 8 lanes of a column, then the tiles of a pass
 #pragma unroll
             for (int j = 0; j < BLOCKS; j++)
 #pragma unroll
@@ -267,7 +286,7 @@ __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlo
                 }
             wide_epilogue_sync();
             for (int b = threadIdx.x - 32 * WIDE_EPILOGUE_WARP; b < s.n_rows; b += 32 * WIDE_EPILOGUE_WARPS)
-                s.squares[(size_t)b * gridDim.x + blockIdx.x] = block.squares[b] + block.squares[N + b];
+                s.squares[(size_t)b * gridDim.x + blockIdx.x] = (block.squares[b] + block.squares[N + b]) + block.squares[2 * N + b];
         }
         fence_proxy_async_global();
         wide_epilogue_sync();
@@ -281,34 +300,38 @@ __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlo
 //           sums, SwiGLU, RoPE.
 // Reads:    weights and activations bf16, x, rope; shapes in WideParams, who orders what in wide.h.
 // Writes:   x, in, squares, h, qkv, logits, done.
-// Grid:     clusters of 4 × 448 threads, all resident at once.
-// Requires: done = 0; cols a multiple of 256, rows of 16; n_rows <= N.
+// Grid:     clusters of 4 × 640 threads, all resident at once.
+// Requires: done = 0; cols a multiple of 256, rows and head_dim of 16; n_rows <= N.
 template <int N>
 __global__ void __cluster_dims__(WIDE_CLUSTER, 1, 1) __launch_bounds__(WIDE_THREADS, 1)
     wide_products_kernel(const __grid_constant__ WideParams s) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
     extern __shared__ __align__(1024) char dynamic[];
-    __shared__ uint64_t barriers[2 * WIDE_MAX_STAGES + WIDE_TILES + WIDE_TILES * WIDE_CLUSTER + 1];
+    __shared__ int started;
+    __shared__ uint64_t barriers[3 * WIDE_MAX_STAGES + WIDE_TILES + WIDE_TILES * WIDE_CLUSTER + 1];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint32_t base = (shared_address(dynamic) + 1023) & ~1023u, first = shared_address(barriers);
     const uint32_t offset = base - shared_address(dynamic) + s.n_stages * WIDE_STAGE<N>;
-    WideRing ring = {first, first + 8 * WIDE_MAX_STAGES, base, s.n_stages, WIDE_STAGE<N>};
+    WideRing ring = {first, first + 8 * WIDE_MAX_STAGES, first + 16 * WIDE_MAX_STAGES, base, s.n_stages, WIDE_STAGE<N>};
     WideBlock block;
     block.sums = shared_address(dynamic) + offset;
-    block.sums_full = first + 16 * WIDE_MAX_STAGES;
+    block.sums_full = first + 24 * WIDE_MAX_STAGES;
     block.sums_empty = block.sums_full + 8 * WIDE_TILES;
     block.ready = block.sums_empty + 8 * WIDE_TILES * WIDE_CLUSTER;
     block.scale = (float *)(dynamic + offset + WIDE_SUMS<N>);
     block.squares = block.scale + N;
+    block.started = &started;
     block.rank = rank_in_cluster();
     if (threadIdx.x == 0) {
         for (int i = 0; i < s.n_stages; i++) {
-            mbarrier_init(ring.full + 8 * i, 2);
+            mbarrier_init(ring.weights + 8 * i, 1);
+            mbarrier_init(ring.input + 8 * i, 1);
             mbarrier_init(ring.empty + 8 * i, 4 * WIDE_TILES);
         }
         for (int i = 0; i < WIDE_TILES; i++) mbarrier_init(block.sums_full + 8 * i, 1);
         for (int i = 0; i < WIDE_TILES * WIDE_CLUSTER; i++) mbarrier_init(block.sums_empty + 8 * i, 2);
         mbarrier_init(block.ready, 1);
+        started = 0;
         fence_mbarrier_init();
     }
     __syncthreads();
