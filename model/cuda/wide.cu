@@ -8,13 +8,18 @@
 #include "ops.h"
 #include "wide_kernel.cuh"
 
-struct WideState {
-    int blocks;           // of wide_products_kernel
-    size_t shared_limit;  // dynamic shared memory that a block may have
+// How the matrices are cut for clusters of one size.
+struct WidePlan {
+    int cluster, blocks; // blocks of a cluster, and in all
     int tile_rows[WIDE_LM_HEAD + 1];
     CUtensorMap *weights; // host [n_layers][4] and one more: qkv, out, gate and up, down of each; lm_head
-    float *squares;       // [MAX_WIDE_ROWS][blocks]
-    unsigned *done;       // [n_layers + 1][MAX_WIDE_PRODUCTS]
+};
+
+struct WideState {
+    size_t shared_limit; // dynamic shared memory that a block may have
+    WidePlan pairs, quads;
+    float *squares;      // [MAX_WIDE_ROWS][blocks]
+    unsigned *done;      // [n_layers + 1][MAX_WIDE_PRODUCTS]
 };
 
 typedef CUresult (*EncodeTiled)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
@@ -68,12 +73,18 @@ static bool input_map(CUtensorMap *map, const void *data, int rows, int box_rows
     return encode_map(map, data, 2, dims, strides, box, err);
 }
 
-// Calls body with the rows that a kernel for n tokens computes.
-template <class Body> static auto with_rows(int n, Body body) {
-    return n <= 8    ? body(std::integral_constant<int, 8>())
-           : n <= 16 ? body(std::integral_constant<int, 16>())
-           : n <= 32 ? body(std::integral_constant<int, 32>())
-                     : body(std::integral_constant<int, MAX_WIDE_ROWS>());
+// Calls body with the rows that a kernel for n tokens computes, and the blocks of its clusters. Pairs leave no SM idle
+// (there is an even number in every part of the GPU), quads copy half as many activations.
+template <class Body> static auto with_sizes(const WidePlan *plan, int n, Body body) {
+    typedef std::integral_constant<int, 2> Pair;
+    typedef std::integral_constant<int, 4> Quad;
+    if (plan->cluster == 2)
+        return n <= 8 ? body(std::integral_constant<int, 8>(), Pair())
+                      : body(std::integral_constant<int, MAX_PAIR_ROWS>(), Pair());
+    return n <= 8    ? body(std::integral_constant<int, 8>(), Quad())
+           : n <= 16 ? body(std::integral_constant<int, 16>(), Quad())
+           : n <= 32 ? body(std::integral_constant<int, 32>(), Quad())
+                     : body(std::integral_constant<int, MAX_WIDE_ROWS>(), Quad());
 }
 
 template <int N> static int wide_stages(const WideState *w) {
@@ -85,7 +96,7 @@ template <int N> static size_t wide_shared(const WideState *w) {
 }
 
 static bool takes(const Matrix *m) {
-    return m->dtype == DTYPE_BF16 && m->rows % 16 == 0 && m->cols % (WIDE_CLUSTER * WIDE_COLUMNS) == 0;
+    return m->dtype == DTYPE_BF16 && m->rows % 16 == 0 && m->cols % (4 * WIDE_COLUMNS) == 0;
 }
 
 // Whether the kernel takes the model's matrices.
@@ -101,52 +112,58 @@ static bool wide_takes(const Model *m) {
     return true;
 }
 
-static bool prepare_wide(Model *m, WideState *w, Error *err) {
+// How the matrices are cut for clusters of so many blocks.
+static bool make_plan(const Model *m, const WideState *w, int cluster, WidePlan *plan, Error *err) {
     const Config *c = &m->config;
-    int device = 0, limit = 0, clusters = 0;
-    CUDA_TRY(cudaGetDevice(&device));
-    CUDA_TRY(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    w->shared_limit = (size_t)limit - 1024; // the kernel's own variables
-    const int sizes[] = {8, 16, 32, MAX_WIDE_ROWS};
-    for (int n : sizes) {
+    int clusters = 0;
+    plan->cluster = cluster;
+    for (int n = 8; n <= (cluster == 2 ? MAX_PAIR_ROWS : MAX_WIDE_ROWS); n *= 2) {
         int fit = 0;
-        if (!with_rows(n, [&](auto rows) {
-                constexpr int N = decltype(rows)::value;
+        if (!with_sizes(plan, n, [&](auto rows, auto blocks) {
+                constexpr int N = decltype(rows)::value, C = decltype(blocks)::value;
                 cudaLaunchConfig_t config = {};
-                config.gridDim = dim3(WIDE_CLUSTER);
+                config.gridDim = dim3(C);
                 config.blockDim = dim3(WIDE_THREADS);
                 config.dynamicSmemBytes = wide_shared<N>(w);
-                CUDA_TRY(cudaFuncSetAttribute((const void *)wide_products_kernel<N>,
+                CUDA_TRY(cudaFuncSetAttribute((const void *)wide_products_kernel<N, C>,
                                               cudaFuncAttributeMaxDynamicSharedMemorySize, (int)w->shared_limit));
-                CUDA_TRY(cudaOccupancyMaxActiveClusters(&fit, (const void *)wide_products_kernel<N>, &config));
+                CUDA_TRY(cudaOccupancyMaxActiveClusters(&fit, (const void *)wide_products_kernel<N, C>, &config));
                 return true;
             }))
             return false;
         if (clusters == 0 || fit < clusters) clusters = fit; // one number for all: the order of the squares
     }
-    if (clusters == 0) return fail(err, "no cluster of %d blocks fits the GPU", WIDE_CLUSTER);
-    w->blocks = clusters * WIDE_CLUSTER;
-    w->weights = (CUtensorMap *)aligned_alloc(alignof(CUtensorMap), (c->n_layers * 4 + 1) * sizeof(CUtensorMap));
-    if (!w->weights) return fail(err, "out of memory: tensor maps");
-    const int qkv_rows = c->q_dim + 2 * c->kv_dim;
-    w->tile_rows[WIDE_QKV] = wide_tile_rows(qkv_rows, clusters);
-    w->tile_rows[WIDE_OUT] = w->tile_rows[WIDE_DOWN] = wide_tile_rows(c->dim, clusters); // x's owners are the same
-    w->tile_rows[WIDE_GATE_UP] = wide_tile_rows(2 * c->hidden_dim, clusters);
-    w->tile_rows[WIDE_LM_HEAD] = wide_tile_rows(c->vocab_size, clusters);
+    if (clusters == 0) return fail(err, "no cluster of %d blocks fits the GPU", cluster);
+    plan->blocks = clusters * cluster;
+    plan->weights = (CUtensorMap *)aligned_alloc(alignof(CUtensorMap), (c->n_layers * 4 + 1) * sizeof(CUtensorMap));
+    if (!plan->weights) return fail(err, "out of memory: tensor maps");
+    int *rows = plan->tile_rows, qkv_rows = c->q_dim + 2 * c->kv_dim;
+    rows[WIDE_QKV] = wide_tile_rows(qkv_rows, clusters);
+    rows[WIDE_OUT] = rows[WIDE_DOWN] = wide_tile_rows(c->dim, clusters); // x's owners are the same
+    rows[WIDE_GATE_UP] = wide_tile_rows(2 * c->hidden_dim, clusters);
+    rows[WIDE_LM_HEAD] = wide_tile_rows(c->vocab_size, clusters);
     for (int i = 0; i < c->n_layers; i++) {
         const LayerWeights *l = &m->weights.layers[i];
-        CUtensorMap *map = w->weights + 4 * i;
-        if (!weights_map(map, l->wq.data, NULL, qkv_rows, c->dim, w->tile_rows[WIDE_QKV], err) ||
-            !weights_map(map + 1, l->wo.data, NULL, c->dim, c->q_dim, w->tile_rows[WIDE_OUT], err) ||
-            !weights_map(map + 2, l->w1.data, l->w3.data, c->hidden_dim, c->dim, w->tile_rows[WIDE_GATE_UP], err) ||
-            !weights_map(map + 3, l->w2.data, NULL, c->dim, c->hidden_dim, w->tile_rows[WIDE_DOWN], err))
+        CUtensorMap *map = plan->weights + 4 * i;
+        if (!weights_map(map, l->wq.data, NULL, qkv_rows, c->dim, rows[WIDE_QKV], err) ||
+            !weights_map(map + 1, l->wo.data, NULL, c->dim, c->q_dim, rows[WIDE_OUT], err) ||
+            !weights_map(map + 2, l->w1.data, l->w3.data, c->hidden_dim, c->dim, rows[WIDE_GATE_UP], err) ||
+            !weights_map(map + 3, l->w2.data, NULL, c->dim, c->hidden_dim, rows[WIDE_DOWN], err))
             return false;
     }
-    if (!weights_map(w->weights + 4 * c->n_layers, m->weights.output.data, NULL, c->vocab_size, c->dim,
-                     w->tile_rows[WIDE_LM_HEAD], err))
-        return false;
-    CUDA_TRY(cudaMalloc((void **)&w->squares, (size_t)MAX_WIDE_ROWS * w->blocks * sizeof(float)));
-    CUDA_TRY(cudaMalloc((void **)&w->done, (size_t)(c->n_layers + 1) * MAX_WIDE_PRODUCTS * sizeof(unsigned)));
+    return weights_map(plan->weights + 4 * c->n_layers, m->weights.output.data, NULL, c->vocab_size, c->dim,
+                       rows[WIDE_LM_HEAD], err);
+}
+
+static bool prepare_wide(Model *m, WideState *w, Error *err) {
+    int device = 0, limit = 0;
+    CUDA_TRY(cudaGetDevice(&device));
+    CUDA_TRY(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    w->shared_limit = (size_t)limit - 1024; // the kernel's own variables
+    if (!make_plan(m, w, 2, &w->pairs, err) || !make_plan(m, w, 4, &w->quads, err)) return false;
+    int blocks = w->pairs.blocks > w->quads.blocks ? w->pairs.blocks : w->quads.blocks;
+    CUDA_TRY(cudaMalloc((void **)&w->squares, (size_t)MAX_WIDE_ROWS * blocks * sizeof(float)));
+    CUDA_TRY(cudaMalloc((void **)&w->done, (m->config.n_layers + 1) * MAX_WIDE_PRODUCTS * sizeof(unsigned)));
     return true;
 }
 
@@ -162,14 +179,15 @@ bool wide_open(Model *m, WideState **wide, Error *err) {
 
 void wide_close(WideState *w) {
     if (!w) return;
-    free(w->weights);
+    free(w->pairs.weights);
+    free(w->quads.weights);
     cudaFree(w->squares);
     cudaFree(w->done);
     free(w);
 }
 
 // One more product of a kernel for n rows, box_rows of them copied.
-static bool add_product(WideParams *p, const WideState *w, WideKind kind, const CUtensorMap *weights, const void *in, int n, int box_rows,
+static bool add_product(WideParams *p, const WidePlan *plan, WideKind kind, const CUtensorMap *weights, const void *in, int n, int box_rows,
                         const float *norm, int rows, int cols, Error *err) {
     WideProduct *f = &p->product[p->n_products++];
     f->weights = *weights;
@@ -177,13 +195,14 @@ static bool add_product(WideParams *p, const WideState *w, WideKind kind, const 
     f->norm = norm;
     f->rows = rows;
     f->cols = cols;
-    f->tile_rows = w->tile_rows[kind];
+    f->tile_rows = plan->tile_rows[kind];
     f->tiles = (rows + f->tile_rows - 1) / f->tile_rows;
     return input_map(&f->input, in, n, box_rows, cols, err);
 }
 
 // The parameters of kernel i of a step of n rows: the products between the attention of layer i - 1 and that of layer i.
-static bool wide_params(const Model *m, const WideState *w, int i, int n, int box_rows, WideParams *p, Error *err) {
+static bool wide_params(const Model *m, const WideState *w, const WidePlan *plan, int i, int n, int box_rows,
+                        WideParams *p, Error *err) {
     const Config *c = &m->config;
     const CudaState *s = (const CudaState *)m->state;
     const Weights *all = &m->weights;
@@ -205,27 +224,28 @@ static bool wide_params(const Model *m, const WideState *w, int i, int n, int bo
     p->logits = s->logits;
     p->done = w->done + i * MAX_WIDE_PRODUCTS;
     const float *next = i < c->n_layers ? all->layers[i].attention_norm : all->norm;
-    const CUtensorMap *before = w->weights + 4 * (i - 1);
+    const CUtensorMap *before = plan->weights + 4 * (i - 1);
     if (i > 0 &&
-        !(add_product(p, w, WIDE_OUT, before + 1, s->att, n, box_rows, all->layers[i - 1].ffn_norm, c->dim, c->q_dim,
+        !(add_product(p, plan, WIDE_OUT, before + 1, s->att, n, box_rows, all->layers[i - 1].ffn_norm, c->dim, c->q_dim,
                       err) &&
-          add_product(p, w, WIDE_GATE_UP, before + 2, s->xb, n, box_rows, NULL, 2 * c->hidden_dim, c->dim, err) &&
-          add_product(p, w, WIDE_DOWN, before + 3, s->h, n, box_rows, next, c->dim, c->hidden_dim, err)))
+          add_product(p, plan, WIDE_GATE_UP, before + 2, s->xb, n, box_rows, NULL, 2 * c->hidden_dim, c->dim, err) &&
+          add_product(p, plan, WIDE_DOWN, before + 3, s->h, n, box_rows, next, c->dim, c->hidden_dim, err)))
         return false;
     if (i < c->n_layers)
-        return add_product(p, w, WIDE_QKV, w->weights + 4 * i, s->xb, n, box_rows, NULL, c->q_dim + 2 * c->kv_dim, c->dim,
+        return add_product(p, plan, WIDE_QKV, plan->weights + 4 * i, s->xb, n, box_rows, NULL, c->q_dim + 2 * c->kv_dim, c->dim,
                            err);
-    return add_product(p, w, WIDE_LM_HEAD, w->weights + 4 * i, s->xb, n, box_rows, NULL, c->vocab_size, c->dim, err);
+    return add_product(p, plan, WIDE_LM_HEAD, plan->weights + 4 * i, s->xb, n, box_rows, NULL, c->vocab_size, c->dim, err);
 }
 
 bool enqueue_step_wide(Model *m, WideState *w, int n, Error *err) {
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
     const Matrix *table = &m->weights.tok_embeddings;
+    const WidePlan *plan = model_step_rows(m) <= MAX_PAIR_ROWS ? &w->pairs : &w->quads; // of the run: the order of sums
     bool verbose = first_launch(m, &s->logged_decode);
     CUDA_TRY(with_type(table->dtype, [&](auto type) {
         return launch_kernel(wide_embed_kernel<decltype(type)>, n, 256, 0, false, s->stream, s->x, (bf16 *)s->xb,
-                             w->squares, w->blocks, (const decltype(type) *)table->data,
+                             w->squares, plan->blocks, (const decltype(type) *)table->data,
                              m->weights.layers[0].attention_norm, (const int *)s->step->tokens, c->dim, s->rope_table,
                              (const int *)s->step->lens, (const float *)s->rope_freq, c->head_dim / 2, w->done,
                              (c->n_layers + 1) * MAX_WIDE_PRODUCTS);
@@ -238,17 +258,18 @@ bool enqueue_step_wide(Model *m, WideState *w, int n, Error *err) {
             a.verbose = verbose && i == 1; // every layer is launched alike
             if (attention_decode(&a, s->stream) != 0) return fail(err, "%s", attention_error());
         }
-        if (!with_rows(n, [&](auto rows) {
-                constexpr int N = decltype(rows)::value;
+        if (!with_sizes(plan, n, [&](auto rows, auto blocks) {
+                constexpr int N = decltype(rows)::value, C = decltype(blocks)::value;
                 WideParams p;
-                if (!wide_params(m, w, i, n, N, &p, err)) return false;
+                if (!wide_params(m, w, plan, i, n, N, &p, err)) return false;
                 p.n_stages = wide_stages<N>(w);
                 if (verbose && i <= 1)
                     fprintf(stderr,
-                            "decode: wide_products_kernel %d products, %d rows of %d, grid %d, block %d, shared %zu: a "
-                            "ring of %d x %d bytes\n",
-                            p.n_products, n, N, w->blocks, WIDE_THREADS, wide_shared<N>(w), p.n_stages, WIDE_STAGE<N>);
-                CUDA_TRY(launch_kernel(wide_products_kernel<N>, w->blocks, WIDE_THREADS, wide_shared<N>(w), true,
+                            "decode: wide_products_kernel %d products, %d rows of %d, grid %d, clusters of %d, block "
+                            "%d, shared %zu: a ring of %d x %d bytes\n",
+                            p.n_products, n, N, plan->blocks, C, WIDE_THREADS, wide_shared<N>(w), p.n_stages,
+                            WIDE_STAGE<N>);
+                CUDA_TRY(launch_kernel(wide_products_kernel<N, C>, plan->blocks, WIDE_THREADS, wide_shared<N>(w), true,
                                        s->stream, p));
                 return true;
             }))

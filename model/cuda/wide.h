@@ -59,7 +59,7 @@
 
 enum {
     MAX_WIDE_ROWS = 64,
-    WIDE_CLUSTER = 4,
+    MAX_PAIR_ROWS = 16, // clusters of two blocks, up to here; of four from there on
     WIDE_TILE = 64,    // rows of weights, at most: those of a wgmma
     WIDE_TILES = 3,    // of a pass
     WIDE_COLUMNS = 64, // of a stage: 128 bytes, the width of the swizzle

@@ -8,9 +8,11 @@ namespace {
 
 // Bytes of a stage: two tiles of weights, then N rows of activations, 64 columns of each.
 template <int N> constexpr int WIDE_STAGE = (WIDE_TILES * WIDE_TILE + N) * WIDE_COLUMNS * 2;
-// Partial sums that a block is sent: of 16 rows of each tile, by four blocks.
-template <int N> constexpr int WIDE_SUMS = WIDE_TILES * WIDE_CLUSTER * 16 * N * 4;
-template <int N> constexpr int WIDE_SHARED_FIXED = 1024 + WIDE_SUMS<N> + (1 + WIDE_TILES) * N * 4;
+// Partial sums of 16 rows of a tile, by one block.
+template <int N> constexpr int WIDE_FRAGMENT = 16 * N * 4;
+// What a block is sent: 64 rows of each tile in all, shared out among the C blocks of the cluster, by each of them.
+template <int N> constexpr int WIDE_SUMS = WIDE_TILES * (WIDE_TILE / 16) * WIDE_FRAGMENT<N>;
+template <int N> constexpr int WIDE_SHARED_FIXED = 1024 + WIDE_SUMS<N> + (1 + WIDE_EPILOGUE_WARPS) * N * 4;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
@@ -39,11 +41,11 @@ struct WideRing {
 
 // What the warps of a block share: addresses in shared memory.
 struct WideBlock {
-    uint32_t sums;                  // [tile][block][column / 8][lane] of float4
+    uint32_t sums;                  // [tile][fragment of 16 rows][block][column / 8][lane] of float4
     uint32_t sums_full, sums_empty; // barriers [tile], [tile][block]
     uint32_t ready;
     float *scale;   // [N]
-    float *squares; // [tile][N]
+    float *squares; // [epilogue warp][N]
     volatile int *started; // products whose input is there
     int rank;
 };
@@ -52,24 +54,25 @@ struct WideBlock {
 struct WideTiles {
     int begin, end;
 };
-__device__ __forceinline__ WideTiles wide_tiles(const WideProduct &f) {
-    int cluster = blockIdx.x / WIDE_CLUSTER, n = gridDim.x / WIDE_CLUSTER;
+template <int C> __device__ __forceinline__ WideTiles wide_tiles(const WideProduct &f) {
+    int cluster = blockIdx.x / C, n = gridDim.x / C;
     return {f.tiles * cluster / n, f.tiles * (cluster + 1) / n};
 }
 
 // ---- producers ------------------------------------------------------------------------------------------------------
 
+template <int C>
 __device__ __forceinline__ void wide_produce_weights(const WideParams &s, const WideBlock &block, WideRing ring) {
     const uint64_t policy = l2_evict_first();
     WideRing landed = ring;
     int in_flight = 0;
     for (int i = 0; i < s.n_products; i++) {
         const WideProduct &f = s.product[i];
-        const WideTiles tiles = wide_tiles(f);
-        const int quarter = f.cols / WIDE_CLUSTER, first = block.rank * quarter,
+        const WideTiles tiles = wide_tiles<C>(f);
+        const int part = f.cols / C, first = block.rank * part,
                   tile_bytes = f.tile_rows * WIDE_COLUMNS * 2;
         for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES)
-            for (int k = 0; k < quarter; k += WIDE_COLUMNS, ring.next()) {
+            for (int k = 0; k < part; k += WIDE_COLUMNS, ring.next()) {
                 const uint32_t full = ring.weights + 8 * ring.slot, to = ring.stage();
                 const int n = min(WIDE_TILES, tiles.end - tile);
                 ring.wait_empty();
@@ -86,12 +89,12 @@ __device__ __forceinline__ void wide_produce_weights(const WideParams &s, const 
     }
 }
 
-template <int N>
+template <int N, int C>
 __device__ __forceinline__ void wide_produce_input(const WideParams &s, const WideBlock &block, WideRing ring) {
     for (int i = 0; i < s.n_products; i++) {
         const WideProduct &f = s.product[i];
-        const WideTiles tiles = wide_tiles(f);
-        const int quarter = f.cols / WIDE_CLUSTER, first = block.rank * quarter;
+        const WideTiles tiles = wide_tiles<C>(f);
+        const int part = f.cols / C, first = block.rank * part;
         if (i > 0)
             while (load_acquire(s.done + i - 1) < gridDim.x) {
             }
@@ -99,7 +102,7 @@ __device__ __forceinline__ void wide_produce_input(const WideParams &s, const Wi
         *block.started = i + 1;
         mbarrier_arrive(block.ready);
         for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES)
-            for (int k = 0; k < quarter; k += WIDE_COLUMNS, ring.next()) {
+            for (int k = 0; k < part; k += WIDE_COLUMNS, ring.next()) {
                 const uint32_t full = ring.input + 8 * ring.slot;
                 ring.wait_empty();
                 mbarrier_arrive_expect_tx(full, N * WIDE_COLUMNS * 2);
@@ -110,18 +113,21 @@ __device__ __forceinline__ void wide_produce_input(const WideParams &s, const Wi
 
 // ---- consumers ------------------------------------------------------------------------------------------------------
 
-template <int N>
+template <int N, int C>
 __device__ __forceinline__ void wide_consume(const WideParams &s, const WideBlock &block, WideRing ring) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, own = warp / 4, to_rank = warp % 4;
+    constexpr int FRAGMENTS = WIDE_TILE / 16 / C; // of a tile, for each block
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, own = warp / 4, fragment = warp % 4,
+              to_rank = fragment / FRAGMENTS;
     const uint32_t sums = address_in_block(block.sums, to_rank) +
-                          ((own * WIDE_CLUSTER + block.rank) * (N / 8) * 32 + lane) * 16,
+                          (own * FRAGMENTS + fragment % FRAGMENTS) * C * WIDE_FRAGMENT<N> +
+                          block.rank * WIDE_FRAGMENT<N> + lane * 16,
                    sums_full = address_in_block(block.sums_full + 8 * own, to_rank),
-                   sums_empty = block.sums_empty + 8 * (own * WIDE_CLUSTER + to_rank);
+                   sums_empty = block.sums_empty + 8 * (own * C + to_rank);
     int parity = 1; // of sums_empty: fresh, it counts as complete
     for (int i = 0; i < s.n_products; i++) {
         const WideProduct &f = s.product[i];
-        const WideTiles tiles = wide_tiles(f);
-        const int steps = f.cols / WIDE_CLUSTER / WIDE_COLUMNS, tile_bytes = f.tile_rows * WIDE_COLUMNS * 2;
+        const WideTiles tiles = wide_tiles<C>(f);
+        const int steps = f.cols / C / WIDE_COLUMNS, tile_bytes = f.tile_rows * WIDE_COLUMNS * 2;
         for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES) {
             if (tile + own >= tiles.end) { // the tiles that are left are other warpgroups'
                 for (int k = 0; k < steps; k++, ring.next()) {
@@ -147,9 +153,10 @@ __device__ __forceinline__ void wide_consume(const WideParams &s, const WideBloc
             wgmma_wait<0>();
             wgmma_pin(acc);
             if (lane == 0) mbarrier_arrive(before);
-            if (to_rank * 16 >= f.tile_rows) continue; // this warp's rows are not the tile's
+            if (to_rank * FRAGMENTS * 16 >= f.tile_rows) continue; // the tile has no rows for that block
             mbarrier_wait_cluster(sums_empty, parity);
             parity ^= 1;
+            if (fragment * 16 >= f.tile_rows) continue;
 #pragma unroll
             for (int j = 0; j < N / 8; j++)
                 store_async16(sums + j * 32 * 16,
@@ -175,20 +182,25 @@ __device__ __forceinline__ void wide_scales(const WideParams &s, float *scale, i
     }
 }
 
-// A thread of the epilogue finishes rows r and r + 8 of 16, of columns (tokens) 2t and 2t + 1 of every 8, t = lane % 4.
-template <int N>
+// A thread of the epilogue finishes rows r and r + 8 of a fragment, of columns (tokens) 2t and 2t + 1 of every 8, t =
+// lane % 4. Of the two warps of a tile each has a fragment, or half of the columns of the only one.
+template <int N, int C>
 __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlock &block, const float4 *all_sums) {
-    constexpr int BLOCKS = N >= 16 ? N / 16 : 1; // of 8 columns: half of them, the other warp has the others
+    constexpr int FRAGMENTS = WIDE_TILE / 16 / C;
+    constexpr bool BY_COLUMNS = FRAGMENTS == 1;
+    static_assert(FRAGMENTS == 1 || FRAGMENTS == 2, "two warps for each tile");
+    constexpr int BLOCKS = !BY_COLUMNS ? N / 8 : N >= 16 ? N / 16 : 1; // of 8 columns
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 - WIDE_EPILOGUE_WARP, own = warp / 2;
-    const int r = lane / 4, first = warp % 2 * BLOCKS, token = first * 8 + lane % 4 * 2;
-    const bool has_columns = N >= 16 || warp % 2 == 0;
-    const float4 *sums = all_sums + (own * WIDE_CLUSTER * (N / 8) + first) * 32 + lane;
+    const int own_fragment = BY_COLUMNS ? 0 : warp % 2, fragment = block.rank * FRAGMENTS + own_fragment;
+    const int r = lane / 4, first = BY_COLUMNS ? warp % 2 * BLOCKS : 0, token = first * 8 + lane % 4 * 2;
+    const bool has_columns = !BY_COLUMNS || N >= 16 || warp % 2 == 0;
+    const float4 *sums = all_sums + ((own * FRAGMENTS + own_fragment) * C * (N / 8) + first) * 32 + lane;
     const uint32_t sums_full = block.sums_full + 8 * own;
-    const uint32_t sums_empty = address_in_block(block.sums_empty + 8 * (own * WIDE_CLUSTER + block.rank), lane % 4);
+    const uint32_t sums_empty = address_in_block(block.sums_empty + 8 * (own * C + block.rank), lane % C);
     int parity = 0;
     for (int i = 0; i < s.n_products; i++) {
         const WideProduct &f = s.product[i];
-        const WideTiles tiles = wide_tiles(f);
+        const WideTiles tiles = wide_tiles<C>(f);
         const WideKind kind = f.kind;
         const bool adds = kind == WIDE_OUT || kind == WIDE_DOWN;
         float squares[BLOCKS][2] = {};
@@ -198,13 +210,15 @@ __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlo
             wide_epilogue_sync();
         }
         // (A tile of fewer than 64 rows may have none for this block.)
-        const int begin = block.rank * 16 < f.tile_rows ? tiles.begin + own : tiles.end;
+        const int n_fragments = min(f.tile_rows / 16 - block.rank * FRAGMENTS, FRAGMENTS),
+                  begin = n_fragments > 0 ? tiles.begin + own : tiles.end;
+        const bool has_sums = has_columns && own_fragment < n_fragments;
         for (int tile = begin; tile < tiles.end; tile += WIDE_TILES, parity ^= 1) {
-            const int row = tile * f.tile_rows + block.rank * 16 + r; // and row + 8
+            const int row = min(tile * f.tile_rows + fragment * 16 + r, f.rows - 16 + r); // and row + 8
             const int head = row / s.head_dim, d = row - head * s.head_dim;
             // What the sums meet, on its way while they are: x, or RoPE's cosines and sines.
             float other[BLOCKS][8];
-            if (has_columns && (adds || (kind == WIDE_QKV && head < s.n_heads + s.n_kv_heads)))
+            if (has_sums && (adds || (kind == WIDE_QKV && head < s.n_heads + s.n_kv_heads)))
 #pragma unroll
                 for (int j = 0; j < BLOCKS; j++)
 #pragma unroll
@@ -221,26 +235,26 @@ __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlo
                         }
                     }
             float norm[2] = {adds ? __ldg(f.norm + row) : 0, adds ? __ldg(f.norm + row + 8) : 0};
-            if (warp % 2 == 0 && lane == 0) mbarrier_arrive_expect_tx(sums_full, WIDE_SUMS<N> / WIDE_TILES);
+            if (warp % 2 == 0 && lane == 0) mbarrier_arrive_expect_tx(sums_full, n_fragments * C * WIDE_FRAGMENT<N>);
             mbarrier_wait_cluster(sums_full, parity);
             float v[BLOCKS][4] = {};
-            if (has_columns)
+            if (has_sums)
 #pragma unroll
-                for (int q = 0; q < WIDE_CLUSTER; q++)
+                for (int q = 0; q < C; q++)
 #pragma unroll
                     for (int j = 0; j < BLOCKS; j++) {
                         float4 p = sums[(q * (N / 8) + j) * 32];
                         v[j][0] += p.x, v[j][1] += p.y, v[j][2] += p.z, v[j][3] += p.w;
                     }
             __syncwarp();
-            if (lane < WIDE_CLUSTER) mbarrier_arrive_cluster(sums_empty);
-            if (!has_columns) continue;
+            if (lane < C) mbarrier_arrive_cluster(sums_empty);
+            if (!has_sums || tile * f.tile_rows + fragment * 16 >= f.rows) continue;
 #pragma unroll
             for (int j = 0; j < BLOCKS; j++)
 #pragma unroll
                 for (int c = 0; c < 2; c++) { // a column: v[j][c] of row, v[j][2 + c] of row + 8
                     const int b = token + 8 * j + c;
-                    const bool there = b < s.n_rows && row < f.rows; // rows come by 16
+                    const bool there = b < s.n_rows;
                     float lower = v[j][c], upper = v[j][2 + c];
                     if (adds) {
                         lower += other[j][c], upper += other[j][2 + c];
@@ -257,7 +271,7 @@ __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlo
                     lower *= scale, upper *= scale;
                     if (kind == WIDE_GATE_UP) { // SwiGLU: rows of gate, and the same rows of up
                         if (there)
-                            s.h[(size_t)b * s.hidden_dim + tile * (f.tile_rows / 2) + block.rank * 8 + r] =
+                            s.h[(size_t)b * s.hidden_dim + tile * (f.tile_rows / 2) + fragment * 8 + r] =
                                 from_float<bf16>(lower / (1.0f + expf(-lower)) * upper);
                     } else if (kind == WIDE_QKV) {
                         // RoPE of queries and keys, by pairs of rows: (even + i odd) × (cosine + i sine)
@@ -282,11 +296,15 @@ __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlo
                 for (int c = 0; c < 2; c++) {
                     float sum = squares[j][c];
                     for (int step = 4; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
-                    if (r == 0 && has_columns) block.squares[own * N + token + 8 * j + c] = sum;
+                    if (r == 0 && has_columns) block.squares[(BY_COLUMNS ? own : warp) * N + token + 8 * j + c] = sum;
                 }
             wide_epilogue_sync();
-            for (int b = threadIdx.x - 32 * WIDE_EPILOGUE_WARP; b < s.n_rows; b += 32 * WIDE_EPILOGUE_WARPS)
-                s.squares[(size_t)b * gridDim.x + blockIdx.x] = (block.squares[b] + block.squares[N + b]) + block.squares[2 * N + b];
+            for (int b = threadIdx.x - 32 * WIDE_EPILOGUE_WARP; b < s.n_rows; b += 32 * WIDE_EPILOGUE_WARPS) {
+                float sum = 0;
+                for (int w = 0; w < (BY_COLUMNS ? WIDE_TILES : WIDE_EPILOGUE_WARPS); w++)
+                    sum += block.squares[w * N + b];
+                s.squares[(size_t)b * gridDim.x + blockIdx.x] = sum;
+            }
         }
         fence_proxy_async_global();
         wide_epilogue_sync();
@@ -300,15 +318,15 @@ __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlo
 //           sums, SwiGLU, RoPE.
 // Reads:    weights and activations bf16, x, rope; shapes in WideParams, who orders what in wide.h.
 // Writes:   x, in, squares, h, qkv, logits, done.
-// Grid:     clusters of 4 × 640 threads, all resident at once.
-// Requires: done = 0; cols a multiple of 256, rows and head_dim of 16; n_rows <= N.
-template <int N>
-__global__ void __cluster_dims__(WIDE_CLUSTER, 1, 1) __launch_bounds__(WIDE_THREADS, 1)
+// Grid:     clusters of C × 640 threads, all resident at once.
+// Requires: done = 0; cols a multiple of 64 C, rows and head_dim of 16; n_rows <= N.
+template <int N, int C>
+__global__ void __cluster_dims__(C, 1, 1) __launch_bounds__(WIDE_THREADS, 1)
     wide_products_kernel(const __grid_constant__ WideParams s) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
     extern __shared__ __align__(1024) char dynamic[];
     __shared__ int started;
-    __shared__ uint64_t barriers[3 * WIDE_MAX_STAGES + WIDE_TILES + WIDE_TILES * WIDE_CLUSTER + 1];
+    __shared__ uint64_t barriers[3 * WIDE_MAX_STAGES + WIDE_TILES + WIDE_TILES * C + 1];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint32_t base = (shared_address(dynamic) + 1023) & ~1023u, first = shared_address(barriers);
     const uint32_t offset = base - shared_address(dynamic) + s.n_stages * WIDE_STAGE<N>;
@@ -317,7 +335,7 @@ __global__ void __cluster_dims__(WIDE_CLUSTER, 1, 1) __launch_bounds__(WIDE_THRE
     block.sums = shared_address(dynamic) + offset;
     block.sums_full = first + 24 * WIDE_MAX_STAGES;
     block.sums_empty = block.sums_full + 8 * WIDE_TILES;
-    block.ready = block.sums_empty + 8 * WIDE_TILES * WIDE_CLUSTER;
+    block.ready = block.sums_empty + 8 * WIDE_TILES * C;
     block.scale = (float *)(dynamic + offset + WIDE_SUMS<N>);
     block.squares = block.scale + N;
     block.started = &started;
@@ -329,7 +347,7 @@ __global__ void __cluster_dims__(WIDE_CLUSTER, 1, 1) __launch_bounds__(WIDE_THRE
             mbarrier_init(ring.empty + 8 * i, 4 * WIDE_TILES);
         }
         for (int i = 0; i < WIDE_TILES; i++) mbarrier_init(block.sums_full + 8 * i, 1);
-        for (int i = 0; i < WIDE_TILES * WIDE_CLUSTER; i++) mbarrier_init(block.sums_empty + 8 * i, 2);
+        for (int i = 0; i < WIDE_TILES * C; i++) mbarrier_init(block.sums_empty + 8 * i, 2);
         mbarrier_init(block.ready, 1);
         started = 0;
         fence_mbarrier_init();
@@ -337,7 +355,7 @@ __global__ void __cluster_dims__(WIDE_CLUSTER, 1, 1) __launch_bounds__(WIDE_THRE
     __syncthreads();
     cluster_arrive();
     if (warp == WIDE_WEIGHTS_WARP) { // waits for nobody: its barriers are this block's
-        if (lane == 0) wide_produce_weights(s, block, ring);
+        if (lane == 0) wide_produce_weights<C>(s, block, ring);
         __syncwarp();
         cluster_wait();
     } else {
@@ -345,13 +363,13 @@ __global__ void __cluster_dims__(WIDE_CLUSTER, 1, 1) __launch_bounds__(WIDE_THRE
         if (warp == WIDE_INPUT_WARP) {
             wait_for_previous_kernel();
             let_next_kernel_start(); // not before: attention relies on it (AttentionArgs.kv_stable)
-            if (lane == 0) wide_produce_input<N>(s, block, ring);
+            if (lane == 0) wide_produce_input<N, C>(s, block, ring);
             __syncwarp();
         } else if (warp >= WIDE_EPILOGUE_WARP) {
             wait_for_previous_kernel();
-            wide_epilogue<N>(s, block, (const float4 *)(dynamic + offset));
+            wide_epilogue<N, C>(s, block, (const float4 *)(dynamic + offset));
         } else
-            wide_consume<N>(s, block, ring);
+            wide_consume<N, C>(s, block, ring);
     }
     // Others may still send to this block's shared memory, or count at its barriers.
     __syncwarp();
