@@ -83,7 +83,6 @@ template <class Body> static auto with_sizes(const WidePlan *plan, int n, Body b
                       : body(std::integral_constant<int, MAX_PAIR_ROWS>(), Pair());
     return n <= 8    ? body(std::integral_constant<int, 8>(), Quad())
            : n <= 16 ? body(std::integral_constant<int, 16>(), Quad())
-           : n <= 32 ? body(std::integral_constant<int, 32>(), Quad())
                      : body(std::integral_constant<int, MAX_WIDE_ROWS>(), Quad());
 }
 

@@ -58,11 +58,12 @@
 #include "state.h"
 
 enum {
-    MAX_WIDE_ROWS = 64,
+    MAX_WIDE_ROWS = 32,
     MAX_PAIR_ROWS = 16, // clusters of two blocks, up to here; of four from there on
     WIDE_TILE = 64,    // rows of weights, at most: those of a wgmma
     WIDE_TILES = 3,    // of a pass
-    WIDE_COLUMNS = 64, // of a stage: 128 bytes, the width of the swizzle
+    WIDE_COLUMNS = 64, // of a panel: 128 bytes, the width of the swizzle
+    WIDE_PANELS = 3,   // of a stage, at most
     WIDE_MAX_STAGES = 16,
     // Stages of weights on their way at once; while a product waits for its input. With more, every other access waits
     // behind them, the input's too.

@@ -6,8 +6,9 @@
 
 namespace {
 
-// Bytes of a stage: two tiles of weights, then N rows of activations, 64 columns of each.
-template <int N> constexpr int WIDE_STAGE = (WIDE_TILES * WIDE_TILE + N) * WIDE_COLUMNS * 2;
+// Bytes of a stage: panels of weights, [panel][tile][row], then of N rows of activations.
+constexpr int WIDE_STAGE_WEIGHTS = WIDE_TILES * WIDE_TILE * WIDE_COLUMNS * 2;
+template <int N> constexpr int WIDE_STAGE = WIDE_STAGE_WEIGHTS + WIDE_PANELS * N * WIDE_COLUMNS * 2;
 // Partial sums of 16 rows of a tile, by one block.
 template <int N> constexpr int WIDE_FRAGMENT = 16 * N * 4;
 // What a block is sent: 64 rows of each tile in all, shared out among the C blocks of the cluster, by each of them.
@@ -59,6 +60,15 @@ template <int C> __device__ __forceinline__ WideTiles wide_tiles(const WideProdu
     return {f.tiles * cluster / n, f.tiles * (cluster + 1) / n};
 }
 
+// A pass: its tiles, what a panel of one takes, and how many panels fill a stage.
+struct WidePass {
+    int tiles, tile_bytes, panels;
+};
+__device__ __forceinline__ WidePass wide_pass(const WideProduct &f, int tile, int end) {
+    int n = min(WIDE_TILES, end - tile), tile_bytes = f.tile_rows * WIDE_COLUMNS * 2;
+    return {n, tile_bytes, min(WIDE_PANELS, WIDE_STAGE_WEIGHTS / (n * tile_bytes))};
+}
+
 // ---- producers ------------------------------------------------------------------------------------------------------
 
 template <int C>
@@ -69,23 +79,26 @@ __device__ __forceinline__ void wide_produce_weights(const WideParams &s, const 
     for (int i = 0; i < s.n_products; i++) {
         const WideProduct &f = s.product[i];
         const WideTiles tiles = wide_tiles<C>(f);
-        const int part = f.cols / C, first = block.rank * part,
-                  tile_bytes = f.tile_rows * WIDE_COLUMNS * 2;
-        for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES)
-            for (int k = 0; k < part; k += WIDE_COLUMNS, ring.next()) {
-                const uint32_t full = ring.weights + 8 * ring.slot, to = ring.stage();
-                const int n = min(WIDE_TILES, tiles.end - tile);
+        const int part = f.cols / C, first = block.rank * part;
+        for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES) {
+            const WidePass pass = wide_pass(f, tile, tiles.end);
+            for (int k = 0; k < part; k += pass.panels * WIDE_COLUMNS, ring.next()) {
+                const uint32_t full = ring.weights + 8 * ring.slot;
+                const int panels = min(pass.panels, (part - k) / WIDE_COLUMNS);
+                uint32_t to = ring.stage();
                 ring.wait_empty();
                 for (; in_flight >= (*block.started > i ? WIDE_IN_FLIGHT : WIDE_AHEAD); in_flight--) {
                     landed.wait_weights();
                     landed.next();
                 }
                 in_flight++;
-                mbarrier_arrive_expect_tx(full, n * tile_bytes);
-                for (int t = 0; t < n; t++)
-                    copy_tensor_4d(to + t * tile_bytes, &f.weights, first + k, 0, 0, (tile + t) * (f.tile_rows / 16),
-                                   full, policy);
+                mbarrier_arrive_expect_tx(full, panels * pass.tiles * pass.tile_bytes);
+                for (int p = 0; p < panels; p++)
+                    for (int t = 0; t < pass.tiles; t++, to += pass.tile_bytes)
+                        copy_tensor_4d(to, &f.weights, first + k + p * WIDE_COLUMNS, 0, 0,
+                                       (tile + t) * (f.tile_rows / 16), full, policy);
             }
+        }
     }
 }
 
@@ -101,13 +114,17 @@ __device__ __forceinline__ void wide_produce_input(const WideParams &s, const Wi
         fence_proxy_async_global();
         *block.started = i + 1;
         mbarrier_arrive(block.ready);
-        for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES)
-            for (int k = 0; k < part; k += WIDE_COLUMNS, ring.next()) {
-                const uint32_t full = ring.input + 8 * ring.slot;
+        for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES) {
+            const WidePass pass = wide_pass(f, tile, tiles.end);
+            for (int k = 0; k < part; k += pass.panels * WIDE_COLUMNS, ring.next()) {
+                const uint32_t full = ring.input + 8 * ring.slot, to = ring.stage() + WIDE_STAGE_WEIGHTS;
+                const int panels = min(pass.panels, (part - k) / WIDE_COLUMNS);
                 ring.wait_empty();
-                mbarrier_arrive_expect_tx(full, N * WIDE_COLUMNS * 2);
-                copy_tensor_2d(ring.stage() + WIDE_TILES * WIDE_TILE * WIDE_COLUMNS * 2, &f.input, first + k, 0, full);
+                mbarrier_arrive_expect_tx(full, panels * N * WIDE_COLUMNS * 2);
+                for (int p = 0; p < panels; p++)
+                    copy_tensor_2d(to + p * N * WIDE_COLUMNS * 2, &f.input, first + k + p * WIDE_COLUMNS, 0, full);
             }
+        }
     }
 }
 
@@ -127,10 +144,12 @@ __device__ __forceinline__ void wide_consume(const WideParams &s, const WideBloc
     for (int i = 0; i < s.n_products; i++) {
         const WideProduct &f = s.product[i];
         const WideTiles tiles = wide_tiles<C>(f);
-        const int steps = f.cols / C / WIDE_COLUMNS, tile_bytes = f.tile_rows * WIDE_COLUMNS * 2;
+        const int part = f.cols / C;
         for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES) {
-            if (tile + own >= tiles.end) { // the tiles that are left are other warpgroups'
-                for (int k = 0; k < steps; k++, ring.next()) {
+            const WidePass pass = wide_pass(f, tile, tiles.end);
+            const int step = pass.panels * WIDE_COLUMNS;
+            if (own >= pass.tiles) { // the tiles that are left are other warpgroups'
+                for (int k = 0; k < part; k += step, ring.next()) {
                     ring.wait_full();
                     if (lane == 0) mbarrier_arrive(ring.empty + 8 * ring.slot);
                 }
@@ -138,13 +157,18 @@ __device__ __forceinline__ void wide_consume(const WideParams &s, const WideBloc
             }
             float acc[N / 2] = {};
             uint32_t before = 0; // the empty barrier of the stage before
-            for (int k = 0; k < steps; k++, ring.next()) {
+            for (int k = 0; k < part; k += step, ring.next()) {
                 ring.wait_full();
-                uint64_t w = wgmma_operand(ring.stage() + own * tile_bytes, 1024),
-                         in = wgmma_operand(ring.stage() + WIDE_TILES * WIDE_TILE * WIDE_COLUMNS * 2, 1024);
+                uint32_t weights = ring.stage() + own * pass.tile_bytes, input = ring.stage() + WIDE_STAGE_WEIGHTS;
+                const int panels = min(pass.panels, (part - k) / WIDE_COLUMNS);
                 wgmma_fence();
+                for (int p = 0; p < panels; p++) {
+                    uint64_t w = wgmma_operand(weights, 1024), in = wgmma_operand(input, 1024);
 #pragma unroll
-                for (int j = 0; j < WIDE_COLUMNS / 16; j++) wgmma_rows<N>(acc, w + 2 * j, in + 2 * j);
+                    for (int j = 0; j < WIDE_COLUMNS / 16; j++) wgmma_rows<N>(acc, w + 2 * j, in + 2 * j);
+                    weights += pass.tiles * pass.tile_bytes;
+                    input += N * WIDE_COLUMNS * 2;
+                }
                 wgmma_commit();
                 wgmma_wait<1>();
                 if (k > 0 && lane == 0) mbarrier_arrive(before);
