@@ -156,23 +156,27 @@ __device__ __forceinline__ void wide_consume(const WideParams &s, const WideBloc
                 continue;
             }
             float acc[N / 2] = {};
-            uint32_t before = 0; // the empty barrier of the stage before
-            for (int k = 0; k < part; k += step, ring.next()) {
-                ring.wait_full();
-                uint32_t weights = ring.stage() + own * pass.tile_bytes, input = ring.stage() + WIDE_STAGE_WEIGHTS;
-                const int panels = min(pass.panels, (part - k) / WIDE_COLUMNS);
-                wgmma_fence();
-                for (int p = 0; p < panels; p++) {
-                    uint64_t w = wgmma_operand(weights, 1024), in = wgmma_operand(input, 1024);
-#pragma unroll
-                    for (int j = 0; j < WIDE_COLUMNS / 16; j++) wgmma_rows<N>(acc, w + 2 * j, in + 2 * j);
-                    weights += pass.tiles * pass.tile_bytes;
-                    input += N * WIDE_COLUMNS * 2;
+            uint32_t before = 0, weights = 0, input = 0; // the empty barrier of the stage before; the panel's
+            for (int k = 0, p = 0; k < part; k += WIDE_COLUMNS) {
+                if (p == 0) {
+                    ring.wait_full();
+                    weights = ring.stage() + own * pass.tile_bytes;
+                    input = ring.stage() + WIDE_STAGE_WEIGHTS;
                 }
+                uint64_t w = wgmma_operand(weights, 1024), in = wgmma_operand(input, 1024);
+                wgmma_fence();
+#pragma unroll
+                for (int j = 0; j < WIDE_COLUMNS / 16; j++) wgmma_rows<N>(acc, w + 2 * j, in + 2 * j);
                 wgmma_commit();
-                wgmma_wait<1>();
-                if (k > 0 && lane == 0) mbarrier_arrive(before);
+                wgmma_wait<1>(); // so what comes before this panel has been read
+                if (p == 0 && k > 0 && lane == 0) mbarrier_arrive(before);
                 before = ring.empty + 8 * ring.slot;
+                weights += pass.tiles * pass.tile_bytes;
+                input += N * WIDE_COLUMNS * 2;
+                if (++p == pass.panels || k + WIDE_COLUMNS == part) {
+                    ring.next();
+                    p = 0;
+                }
             }
             wgmma_wait<0>();
             wgmma_pin(acc);
