@@ -8,7 +8,7 @@
 #include "wide.h"
 
 // Steps of more rows than this are wide.
-enum { FEW_ROWS = 2 };
+enum { FEW_ROWS = 4 };
 
 struct FusedState {
     int n_blocks, max_rows, terms; // max_rows: tokens of one pass over the weights

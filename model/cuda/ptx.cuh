@@ -442,7 +442,7 @@ __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, int panel_by
 template <int N> __device__ __forceinline__ void wgmma_rows(float (&x)[N / 2], uint64_t w, uint64_t in) {
     static_assert(N == 8 || N == 16 || N == 32 || N == 64, "rows of activations");
     if constexpr (N == 8)
-        WGMMA_ROWS("8", "%0, %1, %2, %3", "+f"(x[0]) COMMA "+f"(x[1]) COMMA "+f"(x[2]) COMMA "+f"(x[3]), "%4", "%5");
+        WGMMA_ROWS("8", "%0, %1, %2, %3", "+f"(x[0])COMMA "+f"(x[1])COMMA "+f"(x[2])COMMA "+f"(x[3]), "%4", "%5");
     if constexpr (N == 16) WGMMA_ROWS("16", ACC_0_7, REGS_8(x, 0), "%8", "%9");
     if constexpr (N == 32) WGMMA_ROWS("32", ACC_0_15, REGS_8(x, 0) COMMA REGS_8(x, 8), "%16", "%17");
     if constexpr (N == 64) WGMMA_ROWS("64", ACC_0_31, REGS_32(x), "%32", "%33");

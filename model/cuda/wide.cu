@@ -18,8 +18,8 @@ struct WidePlan {
 struct WideState {
     size_t shared_limit; // dynamic shared memory that a block may have
     WidePlan pairs, quads;
-    float *squares;      // [MAX_WIDE_ROWS][blocks]
-    unsigned *done;      // [n_layers + 1][MAX_WIDE_PRODUCTS]
+    float *squares; // [MAX_WIDE_ROWS][blocks]
+    unsigned *done; // [n_layers + 1][MAX_WIDE_PRODUCTS]
 };
 
 typedef CUresult (*EncodeTiled)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
@@ -35,10 +35,10 @@ static bool encode_map(CUtensorMap *map, const void *base, int rank, const cuuin
     cuuint32_t unit[4] = {1, 1, 1, 1};
     CUDA_TRY(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result));
     if (!found) return fail(err, "the driver has no cuTensorMapEncodeTiled");
-    CUresult status = ((EncodeTiled)found)(
-        map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank, (void *)base, dims, stride_bytes, box, unit,
-        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    CUresult status =
+        ((EncodeTiled)found)(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank, (void *)base, dims, stride_bytes, box, unit,
+                             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return status == CUDA_SUCCESS || fail(err, "cuTensorMapEncodeTiled failed: driver error %d", (int)status);
 }
 
@@ -86,12 +86,12 @@ template <class Body> static auto with_sizes(const WidePlan *plan, int n, Body b
                      : body(std::integral_constant<int, MAX_WIDE_ROWS>(), Quad());
 }
 
-template <int N> static int wide_stages(const WideState *w) {
-    int n = (int)((w->shared_limit - WIDE_SHARED_FIXED<N>) / WIDE_STAGE<N>);
+template <int N, int C> static int wide_stages(const WideState *w) {
+    int n = (int)((w->shared_limit - WIDE_SHARED_FIXED<N>) / WIDE_STAGE<N, C>);
     return n < WIDE_MAX_STAGES ? n : WIDE_MAX_STAGES;
 }
-template <int N> static size_t wide_shared(const WideState *w) {
-    return WIDE_SHARED_FIXED<N> + (size_t)wide_stages<N>(w) * WIDE_STAGE<N>;
+template <int N, int C> static size_t wide_shared(const WideState *w) {
+    return WIDE_SHARED_FIXED<N> + (size_t)wide_stages<N, C>(w) * WIDE_STAGE<N, C>;
 }
 
 static bool takes(const Matrix *m) {
@@ -123,7 +123,7 @@ static bool make_plan(const Model *m, const WideState *w, int cluster, WidePlan 
                 cudaLaunchConfig_t config = {};
                 config.gridDim = dim3(C);
                 config.blockDim = dim3(WIDE_THREADS);
-                config.dynamicSmemBytes = wide_shared<N>(w);
+                config.dynamicSmemBytes = wide_shared<N, C>(w);
                 CUDA_TRY(cudaFuncSetAttribute((const void *)wide_products_kernel<N, C>,
                                               cudaFuncAttributeMaxDynamicSharedMemorySize, (int)w->shared_limit));
                 CUDA_TRY(cudaOccupancyMaxActiveClusters(&fit, (const void *)wide_products_kernel<N, C>, &config));
@@ -186,8 +186,8 @@ void wide_close(WideState *w) {
 }
 
 // One more product of a kernel for n rows, box_rows of them copied.
-static bool add_product(WideParams *p, const WidePlan *plan, WideKind kind, const CUtensorMap *weights, const void *in, int n, int box_rows,
-                        const float *norm, int rows, int cols, Error *err) {
+static bool add_product(WideParams *p, const WidePlan *plan, WideKind kind, const CUtensorMap *weights, const void *in,
+                        int n, int box_rows, const float *norm, int rows, int cols, Error *err) {
     WideProduct *f = &p->product[p->n_products++];
     f->weights = *weights;
     f->kind = kind;
@@ -231,9 +231,10 @@ static bool wide_params(const Model *m, const WideState *w, const WidePlan *plan
           add_product(p, plan, WIDE_DOWN, before + 3, s->h, n, box_rows, next, c->dim, c->hidden_dim, err)))
         return false;
     if (i < c->n_layers)
-        return add_product(p, plan, WIDE_QKV, plan->weights + 4 * i, s->xb, n, box_rows, NULL, c->q_dim + 2 * c->kv_dim, c->dim,
-                           err);
-    return add_product(p, plan, WIDE_LM_HEAD, plan->weights + 4 * i, s->xb, n, box_rows, NULL, c->vocab_size, c->dim, err);
+        return add_product(p, plan, WIDE_QKV, plan->weights + 4 * i, s->xb, n, box_rows, NULL, c->q_dim + 2 * c->kv_dim,
+                           c->dim, err);
+    return add_product(p, plan, WIDE_LM_HEAD, plan->weights + 4 * i, s->xb, n, box_rows, NULL, c->vocab_size, c->dim,
+                       err);
 }
 
 bool enqueue_step_wide(Model *m, WideState *w, int n, Error *err) {
@@ -261,15 +262,15 @@ bool enqueue_step_wide(Model *m, WideState *w, int n, Error *err) {
                 constexpr int N = decltype(rows)::value, C = decltype(blocks)::value;
                 WideParams p;
                 if (!wide_params(m, w, plan, i, n, N, &p, err)) return false;
-                p.n_stages = wide_stages<N>(w);
+                p.n_stages = wide_stages<N, C>(w);
                 if (verbose && i <= 1)
                     fprintf(stderr,
                             "decode: wide_products_kernel %d products, %d rows of %d, grid %d, clusters of %d, block "
                             "%d, shared %zu: a ring of %d x %d bytes\n",
-                            p.n_products, n, N, plan->blocks, C, WIDE_THREADS, wide_shared<N>(w), p.n_stages,
-                            WIDE_STAGE<N>);
-                CUDA_TRY(launch_kernel(wide_products_kernel<N, C>, plan->blocks, WIDE_THREADS, wide_shared<N>(w), true,
-                                       s->stream, p));
+                            p.n_products, n, N, plan->blocks, C, WIDE_THREADS, wide_shared<N, C>(w), p.n_stages,
+                            WIDE_STAGE<N, C>);
+                CUDA_TRY(launch_kernel(wide_products_kernel<N, C>, plan->blocks, WIDE_THREADS, wide_shared<N, C>(w),
+                                       true, s->stream, p));
                 return true;
             }))
             return false;

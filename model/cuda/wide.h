@@ -1,35 +1,35 @@
-// Engine fused, steps of many rows: 9 to 64 tokens at a time (MAX_WIDE_ROWS). As for few rows, one kernel computes all
+// Engine fused, steps of many rows: up to 32 tokens at a time (MAX_WIDE_ROWS). As for few rows, one kernel computes all
 // matrix products between two attentions, on every SM at once, and a stream of weights that depends on nothing runs
 // ahead of it. What differs is how the work is cut. wide_kernel.cuh keeps what is promised here, wide.cu launches.
 //
 // ---- How the work is cut --------------------------------------------------------------------------------------------
 //
-// Four blocks, a cluster, share a tile of 64 rows of weights; each has a quarter of its columns (of K). So a block needs
-// a quarter of the activations only, 4096 columns of LLaMA 3.1 8B's `out` are 64 tiles, two for each of 32 clusters, and
-// wgmma takes its 64 rows. A block computes up to two tiles at a time (a pass), so that what it copies of the
-// activations, from L2, serves 128 rows of weights. Clusters have consecutive tiles, always the same ones.
+// A cluster of C blocks, 2 or 4, shares a tile of up to 64 rows of weights; each block has 1 / C of its columns (of K).
+// So a block copies 1 / C of the activations, from L2, and wgmma takes its 64 rows; a tile of whole rows for each block
+// would copy more activations than weights in out and down. A block computes up to three tiles at a time (a pass), with
+// the same activations. Clusters have consecutive tiles, always the same ones.
 //
-//   weights, 64 rows   block 0: columns 0 .. K/4   block 1   block 2   block 3       partial sums [64][tokens] each
+//   C = 4: weights     block 0: columns 0 .. K/4   block 1   block 2   block 3       partial sums [64][tokens] each
 //   rows  0 .. 15      their four partial sums are added up in block 0, in the order of the blocks
-//   rows 16 .. 31      in block 1; and so on: a warp of wgmma has 16 rows, and sends them where they are finished
+//   rows 16 .. 31      in block 1; and so on: a warp of wgmma has 16 rows (a fragment), and sends its sums there
 //
-// A stage of the ring is 64 columns: of two tiles of weights, and of the activations.
+// A stage of the ring is one to three panels: 64 columns of the pass's tiles, and of the activations.
 //
 // ---- A block of wide_products_kernel --------------------------------------------------------------------------------
 //
 //   weights producer (1 warp)   copies the block's part of weights to the ring, over all products without a stop
 //   input producer (1 warp)     copies the activations beside them, once the product before is done everywhere
-//   consumers (2 × 4 warps)     a warpgroup has one tile of the pass; sends its sums over the cluster
-//   epilogue (4 warps)          two for each tile: adds up what the four blocks sent, and does what follows
+//   consumers (3 × 4 warps)     a warpgroup has one tile of the pass; sends its sums over the cluster
+//   epilogue (6 warps)          two for each tile: adds up what the blocks sent, and does what follows
 //
 //   barrier                  arrivals                                   waits               protects
 //   weights[stage]           1: their producer; the bytes copied        consumers, itself   stage
 //   input[stage]             1: the input producer; the bytes copied    consumers           stage
-//   empty[stage]             8: lane 0 of each consumer warp            both producers      the same
+//   empty[stage]             12: lane 0 of each consumer warp           both producers      the same
 //   sums_full[tile]          1: an epilogue warp; the bytes sent        epilogue            sums[tile]
 //   sums_empty[tile][block]  2: the epilogue warps of that block        consumers           sums[tile] of that block
 //   ready                    1: the input producer                      epilogue            squares; once a product
-//   BARRIER_WIDE_EPILOGUE    128: epilogue threads                      the same            scale, squares of a block
+//   BARRIER_WIDE_EPILOGUE    192: epilogue threads                      the same            scale, squares of a block
 //   done[product], global    1: the epilogue of every block             input producer      x, in, h
 //
 // ---- Norms ----------------------------------------------------------------------------------------------------------
@@ -49,7 +49,18 @@
 //     and what a product waits for is the one before. Partial sums wait for room in another block, whose epilogue waits
 //     for sums of the pass before only
 //
-// A row's bits depend on K, and on the number of clusters (squares), not on how many rows there are or which.
+// A row's bits depend on K, C and the number of clusters (squares), not on how many rows there are or which. C is the
+// run's: pairs up to MAX_PAIR_ROWS, then quads.
+//
+// ---- What was measured (H200, 8B; shares of what memory gives) ------------------------------------------------------
+//
+//   - a block reads 32 to 38 KB a microsecond, activations included, whatever is in flight beyond 64 KB; 132 blocks read
+//     10 % more than 120, which is how many fit in quads (parts of the GPU have no multiple of 4). So pairs where
+//     activations are few (16 rows: 80 % against 77 %), quads where they are many (32 rows: 74 %)
+//   - with the whole ring in flight (190 KB) everything else waits 5 us behind it: activations, x, RoPE (16 rows: 77 %)
+//   - clusters with 3 tiles of 64 rows beside others with 2 cost 10 %: hence tiles of 48 rows
+//   - x, cosines and sines loaded where the sums meet them, one after another: qkv's epilogue 10 us at 64 rows
+//   - 64 rows in quads: 62 %, engine cublas has 66
 #ifndef WIDE_H
 #define WIDE_H
 
@@ -60,10 +71,9 @@
 enum {
     MAX_WIDE_ROWS = 32,
     MAX_PAIR_ROWS = 16, // clusters of two blocks, up to here; of four from there on
-    WIDE_TILE = 64,    // rows of weights, at most: those of a wgmma
-    WIDE_TILES = 3,    // of a pass
-    WIDE_COLUMNS = 64, // of a panel: 128 bytes, the width of the swizzle
-    WIDE_PANELS = 3,   // of a stage, at most
+    WIDE_TILE = 64,     // rows of weights, at most: those of a wgmma
+    WIDE_TILES = 3,     // of a pass
+    WIDE_COLUMNS = 64,  // of a panel: 128 bytes, the width of the swizzle
     WIDE_MAX_STAGES = 16,
     // Stages of weights on their way at once; while a product waits for its input. With more, every other access waits
     // behind them, the input's too.
@@ -81,9 +91,9 @@ enum WideKind { WIDE_QKV, WIDE_OUT, WIDE_GATE_UP, WIDE_DOWN, WIDE_LM_HEAD };
 
 // One matrix product of a kernel.
 struct WideProduct {
-    CUtensorMap weights;   // bf16, four dimensions: column, row of 8, gate or up (else: upper or lower 8), group of 16
-    CUtensorMap input;     // bf16 [rows of activations][cols]
-    const float *norm;     // [rows]: WIDE_OUT, WIDE_DOWN: of the norm that reads x next
+    CUtensorMap weights; // bf16, four dimensions: column, row of 8, gate or up (else: upper or lower 8), group of 16
+    CUtensorMap input;   // bf16 [rows of activations][cols]
+    const float *norm;   // [rows]: WIDE_OUT, WIDE_DOWN: of the norm that reads x next
     WideKind kind;
     int tiles, tile_rows, rows, cols; // of the weights; gate and up together
 };

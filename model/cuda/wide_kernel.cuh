@@ -6,9 +6,12 @@
 
 namespace {
 
+// Panels of a stage, at most. A pair's part of out and down is one tile: three panels of it are a stage as long as that
+// of three tiles. (For quads, who have several tiles, that made the ring shorter and 4 % was lost.)
+template <int C> constexpr int WIDE_PANELS = C == 2 ? 3 : 1;
 // Bytes of a stage: panels of weights, [panel][tile][row], then of N rows of activations.
 constexpr int WIDE_STAGE_WEIGHTS = WIDE_TILES * WIDE_TILE * WIDE_COLUMNS * 2;
-template <int N> constexpr int WIDE_STAGE = WIDE_STAGE_WEIGHTS + WIDE_PANELS * N * WIDE_COLUMNS * 2;
+template <int N, int C> constexpr int WIDE_STAGE = WIDE_STAGE_WEIGHTS + WIDE_PANELS<C> * N * WIDE_COLUMNS * 2;
 // Partial sums of 16 rows of a tile, by one block.
 template <int N> constexpr int WIDE_FRAGMENT = 16 * N * 4;
 // What a block is sent: 64 rows of each tile in all, shared out among the C blocks of the cluster, by each of them.
@@ -45,8 +48,8 @@ struct WideBlock {
     uint32_t sums;                  // [tile][fragment of 16 rows][block][column / 8][lane] of float4
     uint32_t sums_full, sums_empty; // barriers [tile], [tile][block]
     uint32_t ready;
-    float *scale;   // [N]
-    float *squares; // [epilogue warp][N]
+    float *scale;          // [N]
+    float *squares;        // [epilogue warp][N]
     volatile int *started; // products whose input is there
     int rank;
 };
@@ -64,9 +67,9 @@ template <int C> __device__ __forceinline__ WideTiles wide_tiles(const WideProdu
 struct WidePass {
     int tiles, tile_bytes, panels;
 };
-__device__ __forceinline__ WidePass wide_pass(const WideProduct &f, int tile, int end) {
+template <int C> __device__ __forceinline__ WidePass wide_pass(const WideProduct &f, int tile, int end) {
     int n = min(WIDE_TILES, end - tile), tile_bytes = f.tile_rows * WIDE_COLUMNS * 2;
-    return {n, tile_bytes, min(WIDE_PANELS, WIDE_STAGE_WEIGHTS / (n * tile_bytes))};
+    return {n, tile_bytes, min(WIDE_PANELS<C>, WIDE_STAGE_WEIGHTS / (n * tile_bytes))};
 }
 
 // ---- producers ------------------------------------------------------------------------------------------------------
@@ -81,7 +84,7 @@ __device__ __forceinline__ void wide_produce_weights(const WideParams &s, const 
         const WideTiles tiles = wide_tiles<C>(f);
         const int part = f.cols / C, first = block.rank * part;
         for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES) {
-            const WidePass pass = wide_pass(f, tile, tiles.end);
+            const WidePass pass = wide_pass<C>(f, tile, tiles.end);
             for (int k = 0; k < part; k += pass.panels * WIDE_COLUMNS, ring.next()) {
                 const uint32_t full = ring.weights + 8 * ring.slot;
                 const int panels = min(pass.panels, (part - k) / WIDE_COLUMNS);
@@ -115,7 +118,7 @@ __device__ __forceinline__ void wide_produce_input(const WideParams &s, const Wi
         *block.started = i + 1;
         mbarrier_arrive(block.ready);
         for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES) {
-            const WidePass pass = wide_pass(f, tile, tiles.end);
+            const WidePass pass = wide_pass<C>(f, tile, tiles.end);
             for (int k = 0; k < part; k += pass.panels * WIDE_COLUMNS, ring.next()) {
                 const uint32_t full = ring.input + 8 * ring.slot, to = ring.stage() + WIDE_STAGE_WEIGHTS;
                 const int panels = min(pass.panels, (part - k) / WIDE_COLUMNS);
@@ -146,7 +149,7 @@ __device__ __forceinline__ void wide_consume(const WideParams &s, const WideBloc
         const WideTiles tiles = wide_tiles<C>(f);
         const int part = f.cols / C;
         for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES) {
-            const WidePass pass = wide_pass(f, tile, tiles.end);
+            const WidePass pass = wide_pass<C>(f, tile, tiles.end);
             const int step = pass.panels * WIDE_COLUMNS;
             if (own >= pass.tiles) { // the tiles that are left are other warpgroups'
                 for (int k = 0; k < part; k += step, ring.next()) {
@@ -357,8 +360,9 @@ __global__ void __cluster_dims__(C, 1, 1) __launch_bounds__(WIDE_THREADS, 1)
     __shared__ uint64_t barriers[3 * WIDE_MAX_STAGES + WIDE_TILES + WIDE_TILES * C + 1];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint32_t base = (shared_address(dynamic) + 1023) & ~1023u, first = shared_address(barriers);
-    const uint32_t offset = base - shared_address(dynamic) + s.n_stages * WIDE_STAGE<N>;
-    WideRing ring = {first, first + 8 * WIDE_MAX_STAGES, first + 16 * WIDE_MAX_STAGES, base, s.n_stages, WIDE_STAGE<N>};
+    const uint32_t offset = base - shared_address(dynamic) + s.n_stages * WIDE_STAGE<N, C>;
+    WideRing ring = {first,           first + 8 * WIDE_MAX_STAGES, first + 16 * WIDE_MAX_STAGES, base, s.n_stages,
+                     WIDE_STAGE<N, C>};
     WideBlock block;
     block.sums = shared_address(dynamic) + offset;
     block.sums_full = first + 24 * WIDE_MAX_STAGES;
