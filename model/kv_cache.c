@@ -213,7 +213,7 @@ bool kv_reserve_batch(KVCache *kv, const Batch *b, Error *err) {
                     needed, KV_PAGE, kv_free_pages(kv), kv->n_pages);
     for (int i = 0; i < b->n_seq; i++)
         kv_reserve(kv, b->slot[i], kv->len[b->slot[i]] + b->start[i + 1] - b->start[i]);
-    for (int i = 0; b->decode && i < b->n_seq; i++) {
+    for (int i = 0; i < b->n_decode; i++) {
         int next = kv->len[b->slot[i]] + b->start[i + 1] - b->start[i] + 1;
         if (next <= kv->max_len) kv_reserve(kv, b->slot[i], next);
     }

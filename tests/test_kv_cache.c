@@ -137,7 +137,7 @@ static void test_kv_reserve_of_batches(void) {
     CHECK(kv_reserve(&kv, 0, 127) && kv_reserve(&kv, 1, 127));
     kv_append(&kv, 0, 62);
     kv_append(&kv, 1, 62);
-    Batch step = {.n_rows = 2, .n_seq = 2, .decode = true, .slot = slot, .start = rows};
+    Batch step = {.n_rows = 2, .n_seq = 2, .n_decode = 2, .slot = slot, .start = rows};
     CHECK(kv.len[0] == 127 && kv_reserve_batch(&kv, &step, &err)); // position 127 has a page, 128 gets the last one
     CHECK(kv.held[0] == 3 && kv.held[1] == 2 && kv_free_pages(&kv) == 0);
     kv_append_batch(&kv, &step);
@@ -148,7 +148,7 @@ static void test_kv_reserve_of_batches(void) {
     kv_free(&kv);
     CHECK(kv_init(&kv, 1, 64, 0, &err)); // the last position has none after it
     fill(0, 63);
-    step.n_rows = step.n_seq = 1;
+    step.n_rows = step.n_seq = step.n_decode = 1;
     CHECK(kv_reserve_batch(&kv, &step, &err) && kv.held[0] == 1);
     kv_free(&kv);
     test_end("test_kv_reserve_of_batches");
