@@ -66,6 +66,9 @@ typedef struct {
 
 typedef struct Model Model;
 
+// A Model.kv_memory: as much as all slots can use, or the start is refused.
+#define KV_MEMORY_ALL UINT64_MAX
+
 // What computes the function. One table each; model.c chooses.
 typedef struct {
     const char *name;
