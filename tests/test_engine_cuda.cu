@@ -333,7 +333,7 @@ static void test_same_bits_alone_and_among_others(void) {
 
 enum { PAGED = 5, PAGED_STEPS = 45, PAGED_LONGEST = 700 };
 
-// Sequences that go on with the most likely token, so that steps run ahead; the first 300 ids of all prompts are the same.
+// Sequences that go on with the most likely token, so that steps run ahead. The first 300 ids of all prompts are alike.
 struct Paged {
     Model m;
     size_t vocab;
@@ -471,7 +471,7 @@ static void pages_saved_and_restored(const char *shape) {
     p.end();
 }
 
-// The first 256 ids are computed once; the sequences that share their pages have the bits of a run alone, also after the
+// The first 256 ids are computed once. Sequences that share their pages have the bits of a run alone, also after the
 // one that computed them has gone.
 static void pages_shared(const char *shape) {
     Paged p;
@@ -716,7 +716,8 @@ int main(void) {
         for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
             char name[128];
             if (e == 0 && (tests[i].run == test_same_bits_alone_and_among_others ||
-                           tests[i].run == test_pages_shared_have_the_same_bits || tests[i].run == test_prompts_have_the_same_bits_in_any_batch))
+                           tests[i].run == test_pages_shared_have_the_same_bits ||
+                           tests[i].run == test_prompts_have_the_same_bits_in_any_batch))
                 continue;
             snprintf(name, sizeof name, "test_%s_%s", engine, tests[i].name);
             if (!test_wanted(name)) continue;

@@ -79,9 +79,9 @@ static bool size_state(Model *m, CudaState *s, Error *err) {
     return s->attention_workspace_bytes != SIZE_MAX || fail(err, "%s", attention_error());
 }
 
-// Compares what is needed with what is free before anything is allocated, and sizes the cache. Without kv_memory: pages
-// for all that the slots may hold or, where that does not fit beside the rest, what is left of memory but for SPARE, and
-// at least those of one sequence.
+// Compares what is needed with what is free before anything is allocated, and sizes the cache. Without kv_memory it has
+// pages for all that the slots may hold or, where that does not fit beside the rest, those that leave SPARE, and at
+// least one sequence's.
 static bool size_cache(Model *m, const CudaState *s, uint64_t weights, const Buffer *list, int n, Error *err) {
     const uint64_t RESERVE = 256 << 20, SPARE = 1000000000; // RESERVE: the upload's staging, kernels' own needs
     size_t free_bytes, total;
@@ -100,15 +100,14 @@ static bool size_cache(Model *m, const CudaState *s, uint64_t weights, const Buf
                     gb_buffers, gb_free, (double)total * 1e-9);
     if (least > room && asked)
         return fail(err,
-                    "--kv-memory %" PRIu64 ": %.2f GB of weights, %.2f GB of buffers, %.2f GB are free; at most %" PRIu64
-                    " would fit",
+                    "--kv-memory %" PRIu64
+                    ": %.2f GB of weights, %.2f GB of buffers, %.2f GB are free; at most %" PRIu64 " would fit",
                     m->kv_memory, gb_weights, gb_buffers, gb_free, room * page);
     if (least > room)
         return fail(err,
                     "GPU memory: %.2f GB of weights, %.2f GB of cache and %.2f GB of buffers, %.2f GB are free; a "
                     "context of %" PRIu64 " would fit (-c)",
-                    gb_weights, (double)(least * page) * 1e-9, gb_buffers, gb_free,
-                    room / (least / one) * KV_PAGE);
+                    gb_weights, (double)(least * page) * 1e-9, gb_buffers, gb_free, room / (least / one) * KV_PAGE);
     uint64_t spare = (SPARE - RESERVE) / page + 1, pages = all;
     if (all > room) pages = room > one + spare ? room - spare : one;
     return model_size_cache(m, s->element, (int64_t)pages, err);
@@ -261,6 +260,5 @@ static bool open_cublas(Model *m, Error *err) {
     return open_cuda(m, false, err);
 }
 
-extern "C" const Engine engine_cublas = {"cublas",   usable_cuda,  open_cublas,
-                                         close_cuda, forward_cuda, read_logits_cuda,
-                                         allocate_pinned, free_pinned, copy_pages_cuda};
+extern "C" const Engine engine_cublas = {"cublas",         usable_cuda,     open_cublas, close_cuda,     forward_cuda,
+                                         read_logits_cuda, allocate_pinned, free_pinned, copy_pages_cuda};
