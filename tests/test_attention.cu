@@ -1112,6 +1112,34 @@ static void test_new_tokens_same_bits(int dtype) {
     new_tokens_same_bits(s, many, {counts, ones});
 }
 
+static void test_new_tokens_with_nan(int dtype) { // of a later token nothing reaches an earlier one
+    if (dtype == ATTENTION_F32) return;
+    for (int D : {64, 96, 128})
+        for (int length : {60, 124, 300}) {
+            Shape s = {dtype, 1, 8, 2, D, 320};
+            Model all(s, 8), one(s, 8);
+            all.allow_new(8);
+            all.fill(length);
+            one.fill(length);
+            // V of token 5, KV head 1, one dim, and K of token 7, KV head 0
+            CUDA(cudaMemset(all.v + (((size_t)(length + 5) * 2 + 1) * D + 9) * 2, 0xff, 2));
+            CUDA(cudaMemset(all.k + (size_t)(length + 7) * 2 * D * 2, 0xff, 2));
+            all.step({8}, 0, false);
+            all.read_out(8);
+            for (int j = 0; j < 8; j++) {
+                one.step(1);
+                for (int h = 0; h < 8; h++)
+                    for (int d = 0; d < D; d++) {
+                        bool nan = h / 4 ? j >= 5 : j == 7;
+                        if (nan ? !isnan(all.value(j, h, d)) : all.value(j, h, d) != one.value(0, h, d))
+                            fail("head_dim %d, %d positions, new token %d head %d dim %d: got %g, expected %g", D,
+                                 length, j, h, d, all.value(j, h, d), nan ? NAN : one.value(0, h, d));
+                    }
+            }
+            all.check_cache();
+        }
+}
+
 static void test_new_tokens_overflow(int dtype) {
     if (dtype == ATTENTION_F32) return;
     Model m({dtype, 3, 8, 2, 64, 128}, 8), one({dtype, 3, 8, 2, 64, 128}, 8);
@@ -1355,6 +1383,7 @@ static const Test TESTS[] = {
     T(test_alone_and_among_16_same_bits, 0),
     T(test_shared_query_tiles_same_bits, 1),
     T(test_new_tokens_same_bits, 1),
+    T(test_new_tokens_with_nan, 1),
     T(test_new_tokens_overflow, 1),
     T(test_new_tokens_graph_replay, 1),
     T(test_graph_replay, 0),

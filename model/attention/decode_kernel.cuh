@@ -182,6 +182,7 @@ template <typename T, int D, int NT, int STAGES, class Cursor> struct DecodeBloc
     int early_steps;        // steps to come of those but the last that were copied before the wait
     uint32_t q[NT][D / 16][2];
     unsigned less; // of several new tokens: see decode_accumulate
+    int bad_from;  // and the first position of the tile whose V is not finite
     State now;
     DecodeCombine<State> combine;
 
@@ -190,7 +191,7 @@ template <typename T, int D, int NT, int STAGES, class Cursor> struct DecodeBloc
           ring(shared_address(smem)), weights(ring + STAGES * STAGE), tops(weights + 2 * NT * STEP * 16),
           queries(tops + 4 * HEADS * 4), sent(smem + decode_smem_bytes(D, NT, STAGES)), send_to(0),
           loads_q(threadIdx.x < QUERY_STEP * CHUNKS), new_is_late(false), n_shared(0), first(true), less(0),
-          stage(ring), before(ring), early_steps(STAGES - 1) {
+          bad_from(INT_MAX), stage(ring), before(ring), early_steps(STAGES - 1) {
     }
 
     __device__ __forceinline__ const T *own_query(const DecodeCursor &at) const { // of one new token per sequence
@@ -201,6 +202,7 @@ template <typename T, int D, int NT, int STAGES, class Cursor> struct DecodeBloc
         head0 = item.kv_head * p.heads_per_kv + item.head_tile * HEADS;
         rows = item.columns(p, HEADS);
         if constexpr (Cursor::ROWS) {
+            bad_from = INT_MAX;
             less = 0;
 #pragma unroll
             for (int c = 0; c < NT; c++)
@@ -287,6 +289,35 @@ template <typename T, int D, int NT, int STAGES, class Cursor> struct DecodeBloc
                              queries + (c * 8 + (lane & 7)) * Q_PITCH + (2 * d + (lane >> 3)) * 16);
     }
 
+    // Of several new tokens: of those in a step, from the first whose V is not finite on V becomes 0, as 0 x NaN would be
+    // NaN in the columns of the tokens before it. Its own columns and those after it are NaN in the end.
+    __device__ __forceinline__ void clean_new(int pos) {
+        const int begin = max(item.before, pos), end = min(item.total, pos + STEP);
+        auto is_bad = [&](int at, int chunk) {
+            uint4 x = load_shared16(stage + V + tile_offset<T, D>(at - pos, chunk));
+            constexpr uint32_t EXPONENT = std::is_same<T, bf16>::value ? 0x7f80 : 0x7c00;
+            bool bad = false;
+            for (uint32_t two : {x.x, x.y, x.z, x.w})
+                bad |= (two & EXPONENT) == EXPONENT || (two >> 16 & EXPONENT) == EXPONENT;
+            return bad;
+        };
+        bool found = false;
+#pragma unroll 1
+        for (int at = begin; threadIdx.x < CHUNKS && at < end; at++) found |= is_bad(at, threadIdx.x);
+        if (!__syncthreads_or(found)) return; // and the new tokens have been read, to be appended
+        int at = begin;
+        for (found = false; at < end; at++) {
+#pragma unroll 1
+            for (int chunk = 0; chunk < CHUNKS; chunk++) found |= is_bad(at, chunk);
+            if (found) break;
+        }
+        bad_from = min(bad_from, at);
+        __syncthreads(); // all have looked
+        for (; threadIdx.x < CHUNKS && at < end; at++)
+            store_shared16(stage + V + tile_offset<T, D>(at - pos, threadIdx.x), make_uint4(0, 0, 0, 0));
+        __syncthreads(); // zeros are there
+    }
+
     // The steps of a split, to `now`; from position append_from on the step has the new token, which goes to the cache.
     __device__ __forceinline__ void accumulate_split(int split, int append_from) {
 #pragma unroll
@@ -326,6 +357,8 @@ template <typename T, int D, int NT, int STAGES, class Cursor> struct DecodeBloc
             }
             if (!first) copy_async_commit(); // if of nothing, as they are counted
             first = false;
+            if constexpr (Cursor::ROWS)
+                if (pos + STEP > item.before) clean_new(pos);
 
             decode_accumulate<T, D, NT, Cursor::ROWS>(now, q, stage, weights, tops,
                                                       (Cursor::ROWS ? item.total : end) - pos, less, p.scale_log2);
@@ -336,6 +369,10 @@ template <typename T, int D, int NT, int STAGES, class Cursor> struct DecodeBloc
         for (int c = 0; c < NT; c++) {
             now.m[c][0] = __fmul_rn(now.m[c][0], p.scale_log2);
             now.m[c][1] = __fmul_rn(now.m[c][1], p.scale_log2);
+            if (Cursor::ROWS && bad_from < item.total)
+#pragma unroll
+                for (int h = 0; h < 2; h++)
+                    if (bad_from < item.total - (int)(less >> 4 * (2 * c + h) & 15)) now.l[c][h] = NAN;
         }
     }
 
