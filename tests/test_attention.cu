@@ -595,7 +595,7 @@ static void test_cache_overflow_refused(int dtype) {
 static void test_cache_block_table_same_bits(int dtype) {
     std::vector<int> lens = {300, 1, 77, 128, 129};
     for (int D : {64, 128})
-        for (int block : {16, 48, 64, 256, 400}) {
+        for (int block : {16, 48, 64, 192, 256, 400}) {
             Model a({dtype, 5, 8, 2, D, 400}, 300);
             Shape s = a.s;
             s.block_size = block;

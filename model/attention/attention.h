@@ -73,8 +73,8 @@ typedef struct AttentionArgs {
     int n_tokens; /* new tokens in all, at most; 0: n_seq * n_new. The workspace depends on it */
     const int *q_start_device; /* device [n_seq+1]: as q_start, and from 0 to n_tokens; read only if n_new > 1 */
 
-    /* Decode only. Zero it once, before its first use (cudaMemset); every call leaves it ready for the next, of any shape
-     * that it is large enough for. Calls that run concurrently need one each. */
+    /* Decode only. Zero it once, before its first use (cudaMemset); every call leaves it ready for the next, of any
+     * shape that it is large enough for. Calls that run concurrently need one each. */
     void *workspace;        /* device, 16-byte aligned */
     size_t workspace_bytes; /* at least attention_workspace_bytes */
 

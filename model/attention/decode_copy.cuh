@@ -21,11 +21,15 @@ __device__ __forceinline__ size_t decode_row(const Cache<T> &c, const Cursor &it
 template <typename T, int D, class Cursor> struct DecodeCopies {
     static constexpr int STEP = decode_step(D), CHUNKS = D / 8, COPIERS = D == 96 ? 96 : 128, ROWS = COPIERS / CHUNKS,
                          V = STEP * D * 2;
-    Cursor item;    // the query tile
-    int pos, end;   // the next step, and where the block's part of the query tile ends
-    int plain;      // steps from here on that are whole and in one block of the cache
-    const T *k, *v; // where this thread's part of the next step is, if it is plain
-    uint32_t dst;   // and where in the tile it goes
+    Cursor item;  // the query tile
+    int pos, end; // the next step, and where the block's part of the query tile ends
+    // Steps from here on that are whole and where k and v say. 0: not all positions of the next one are in the cache, if
+    // there at all; -1: it is in small blocks of the cache, for each of which the block table has to be asked.
+    int plain;
+    const T *k, *v; // where this thread's part of the next step begins
+    int64_t
+        second;   // in steps of 128: how many elements its positions from 64 on are off, in another block of the cache
+    uint32_t dst; // where in the tile it goes
 
     __device__ __forceinline__ void start(const DecodeParams &p, const Cursor &first) {
         item = first;
@@ -44,11 +48,21 @@ template <typename T, int D, class Cursor> struct DecodeCopies {
     __device__ __forceinline__ void find(const DecodeParams &p) {
         const Cache<T> &cache = (const Cache<T> &)p.cache;
         int in_cache = min(end, item.cached(p)); // after it there are new tokens
-        size_t at = decode_row(cache, item, pos) + threadIdx.x * 8;
-        k = cache.k + at;
-        v = cache.v + at;
-        if (cache.table_width > 1) in_cache = min(in_cache, (pos / cache.block_size + 1) * cache.block_size);
-        plain = max(in_cache - pos, 0) / STEP;
+        size_t at = decode_row(cache, item, pos);
+        k = cache.k + at + threadIdx.x * 8;
+        v = cache.v + at + threadIdx.x * 8;
+        bool known = true;
+        second = 0;
+        if (cache.table_width > 1) {
+            int in_block = cache.block_size - pos % cache.block_size; // positions from here on
+            if (STEP == 128 && in_block == 64) {
+                if (pos + 64 < item.total) second = (int64_t)(decode_row(cache, item, pos + 64) - at) - 64 * D;
+                in_block = 128;
+            }
+            known = in_block >= STEP;
+            in_cache = min(in_cache, pos + in_block);
+        }
+        plain = known ? max(in_cache - pos, 0) / STEP : -1;
     }
     // Starts the copies of the next step, and goes on to the one after. Without with_new it leaves a new token out.
     __device__ __forceinline__ void copy(const DecodeParams &p, uint32_t stage, bool with_new) {
@@ -57,8 +71,9 @@ template <typename T, int D, class Cursor> struct DecodeCopies {
             if (COPIERS == DECODE_THREADS || threadIdx.x < COPIERS)
 #pragma unroll
                 for (int i = 0; i < STEP / ROWS; i++) {
-                    copy_async16(stage + dst + i * ROWS * D * 2, k + i * ROWS * D, policy);
-                    copy_async16(stage + dst + V + i * ROWS * D * 2, v + i * ROWS * D, policy);
+                    int64_t off = STEP == 128 && i * ROWS >= 64 ? second : 0;
+                    copy_async16(stage + dst + i * ROWS * D * 2, k + off + i * ROWS * D, policy);
+                    copy_async16(stage + dst + V + i * ROWS * D * 2, v + off + i * ROWS * D, policy);
                 }
             k += STEP * D;
             v += STEP * D;
@@ -80,11 +95,21 @@ template <typename T, int D, class Cursor> struct DecodeCopies {
         for (int i = 0; i < STEP / ROWS && threadIdx.x < COPIERS; i++, at += ROWS) {
             bool is_new = item.is_new(p, at), valid = at < item.total;
             if (is_new && !with_new) continue;
-            size_t row = decode_row(cache, item, valid ? at : pos);
-            const T *k_new = (const T *)p.k_new + item.token(at) * p.k_token_stride + item.kv_head * p.k_head_stride;
-            const T *v_new = (const T *)p.v_new + item.token(at) * p.v_token_stride + item.kv_head * p.v_head_stride;
-            copy_async16(stage + dst + i * ROWS * D * 2, (is_new ? k_new : cache.k + row) + dim, valid);
-            copy_async16(stage + dst + V + i * ROWS * D * 2, (is_new ? v_new : cache.v + row) + dim, valid);
+            const T *k_from = k, *v_from = v; // legal, where nothing is read
+            if (is_new) {
+                k_from = (const T *)p.k_new + item.token(at) * p.k_token_stride + item.kv_head * p.k_head_stride + dim;
+                v_from = (const T *)p.v_new + item.token(at) * p.v_token_stride + item.kv_head * p.v_head_stride + dim;
+            } else if (valid && plain >= 0) {
+                int64_t off = (STEP == 128 && i * ROWS >= 64 ? second : 0) + i * ROWS * D;
+                k_from += off;
+                v_from += off;
+            } else if (valid) {
+                size_t row = decode_row(cache, item, at) + dim;
+                k_from = cache.k + row;
+                v_from = cache.v + row;
+            }
+            copy_async16(stage + dst + i * ROWS * D * 2, k_from, valid);
+            copy_async16(stage + dst + V + i * ROWS * D * 2, v_from, valid);
         }
     }
 };

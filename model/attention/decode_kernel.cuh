@@ -190,8 +190,8 @@ template <typename T, int D, int NT, int STAGES, class Cursor> struct DecodeBloc
         : p(params), lane(threadIdx.x & 31), warp(threadIdx.x >> 5), g(lane >> 2), t(lane & 3),
           ring(shared_address(smem)), weights(ring + STAGES * STAGE), tops(weights + 2 * NT * STEP * 16),
           queries(tops + 4 * HEADS * 4), sent(smem + decode_smem_bytes(D, NT, STAGES)), send_to(0),
-          loads_q(threadIdx.x < QUERY_STEP * CHUNKS), new_is_late(false), n_shared(0), first(true), less(0),
-          bad_from(INT_MAX), stage(ring), before(ring), early_steps(STAGES - 1) {
+          loads_q(threadIdx.x < QUERY_STEP * CHUNKS), new_is_late(false), n_shared(0), first(true), stage(ring),
+          before(ring), early_steps(STAGES - 1), less(0), bad_from(INT_MAX) {
     }
 
     __device__ __forceinline__ const T *own_query(const DecodeCursor &at) const { // of one new token per sequence
@@ -289,8 +289,8 @@ template <typename T, int D, int NT, int STAGES, class Cursor> struct DecodeBloc
                              queries + (c * 8 + (lane & 7)) * Q_PITCH + (2 * d + (lane >> 3)) * 16);
     }
 
-    // Of several new tokens: of those in a step, from the first whose V is not finite on V becomes 0, as 0 x NaN would be
-    // NaN in the columns of the tokens before it. Its own columns and those after it are NaN in the end.
+    // Of several new tokens: of those in a step, from the first on whose V is not finite, V becomes 0, as 0 x NaN would
+    // be NaN in the columns of the tokens before it. Its own columns and those after it are NaN in the end.
     __device__ __forceinline__ void clean_new(int pos) {
         const int begin = max(item.before, pos), end = min(item.total, pos + STEP);
         auto is_bad = [&](int at, int chunk) {
