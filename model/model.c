@@ -1,5 +1,7 @@
 #include "model.h"
 
+#include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -62,15 +64,27 @@ bool model_choose(Model *m, const char *engine, Precision precision, Error *err)
 bool model_start(Model *m, const char *engine, Precision precision, int n_slots, int max_len, Error *err) {
     const Config *c = &m->config;
     if (!model_choose(m, engine, precision, err)) return false;
-    if (!kv_init(&m->kv, n_slots, max_len, err)) return false;
+    m->kv = (KVCache){.n_slots = n_slots, .max_len = max_len};
     m->rope_freq = malloc((size_t)c->head_dim / 2 * sizeof *m->rope_freq);
     if (!m->rope_freq) return fail(err, "out of memory: RoPE frequencies");
     rope_frequencies(c, m->rope_freq);
     return m->engine->open(m, err) && (m->file.n_tensors == 0 || safetensors_unchanged(&m->file, err));
 }
 
+bool model_size_cache(Model *m, size_t element_bytes, int64_t pages, Error *err) {
+    const Config *c = &m->config;
+    uint64_t page = 2 * (uint64_t)c->n_layers * kv_page_elements(c->n_kv_heads, c->head_dim) * element_bytes;
+    if (m->kv_memory) pages = m->kv_memory / page < INT_MAX ? (int64_t)(m->kv_memory / page) : INT_MAX;
+    if (m->kv_memory && pages == 0)
+        return fail(err, "--kv-memory %" PRIu64 ": expected at least %" PRIu64 ", the bytes of a page of %d positions",
+                    m->kv_memory, page, KV_PAGE);
+    if (!kv_init(&m->kv, m->kv.n_slots, m->kv.max_len, pages, err)) return false;
+    m->kv.bytes = (uint64_t)m->kv.n_pages * page;
+    return true;
+}
+
 bool model_forward(Model *m, const Batch *b, Error *err) {
-    if (!kv_check_room(&m->kv, b, err)) return false;
+    if (!kv_reserve_batch(&m->kv, b, err)) return false;
     BatchPart part;
     for (int first = 0; first < b->n_rows; first += part.batch.n_rows) {
         batch_part(b, first, b->n_rows - first < m->max_rows ? b->n_rows - first : m->max_rows, &part);
@@ -109,7 +123,65 @@ bool model_decode(Model *m, int slot, int token, Error *err) {
     return model_forward(m, &batch, err);
 }
 
+// ---- pages that leave and come back ---------------------------------------------------------------------------------
+
+// Host memory for a page: what an earlier one has given back, or new.
+static void *take_host_page(Model *m) {
+    void **page = m->spare_pages;
+    if (!page) return m->engine->allocate_host((size_t)model_page_bytes(m));
+    m->spare_pages = *page;
+    return page;
+}
+
+void model_free_pages(Model *m, SavedPages *saved) {
+    for (int i = 0; i < saved->n; i++) {
+        void **page = saved->pages[i];
+        *page = m->spare_pages;
+        m->spare_pages = page;
+    }
+    free(saved->pages);
+    *saved = (SavedPages){0};
+}
+
+bool model_save_pages(Model *m, int slot, SavedPages *saved, Error *err) {
+    int len = m->kv.len[slot], n = kv_pages(len);
+    *saved = (SavedPages){.len = len, .pages = calloc((size_t)n + 1, sizeof *saved->pages)};
+    bool ok = saved->pages != NULL;
+    while (ok && saved->n < n) {
+        saved->pages[saved->n] = take_host_page(m);
+        ok = saved->pages[saved->n] != NULL;
+        saved->n += ok;
+    }
+    if (!ok)
+        fail(err, "out of memory: %.3f MB of keys and values of %d positions", (double)model_page_bytes(m) * n * 1e-6,
+             len);
+    ok = ok && m->engine->copy_pages(m, kv_slot_pages(&m->kv, slot), n, saved->pages, true, err);
+    if (ok)
+        kv_reset(&m->kv, slot);
+    else
+        model_free_pages(m, saved);
+    return ok;
+}
+
+bool model_restore_pages(Model *m, int slot, SavedPages *saved, Error *err) {
+    kv_reset(&m->kv, slot);
+    if (!kv_reserve(&m->kv, slot, saved->len))
+        return fail(err, "K/V cache: %d pages of %d positions needed, %d of %d are free", saved->n, KV_PAGE,
+                    kv_free_pages(&m->kv), m->kv.n_pages);
+    if (!m->engine->copy_pages(m, kv_slot_pages(&m->kv, slot), saved->n, saved->pages, false, err)) return false;
+    kv_append(&m->kv, slot, saved->len);
+    model_free_pages(m, saved);
+    return true;
+}
+
+// ---- the end --------------------------------------------------------------------------------------------------------
+
 void model_stop(Model *m) {
+    while (m->spare_pages) {
+        void *page = m->spare_pages;
+        m->spare_pages = *(void **)page;
+        m->engine->free_host(page);
+    }
     if (m->engine) m->engine->close(m);
     free(m->rope_freq);
     kv_free(&m->kv);

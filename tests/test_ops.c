@@ -397,9 +397,28 @@ static void attention_free(Attention *a) {
     free(a->v);
 }
 
+// k or v as the cache has them: in pages, here from the last to the first, with one more between two of them. What is
+// nobody's is NaN.
+static float *in_pages(const Attention *a, const float *from, int *pages) {
+    int n = kv_pages(a->max_len), d = a->head_dim;
+    float *to = malloc((size_t)(2 * n) * kv_page_elements(a->n_kv_heads, d) * sizeof *to);
+    for (size_t i = 0; i < (size_t)(2 * n) * kv_page_elements(a->n_kv_heads, d); i++) to[i] = NAN;
+    for (int i = 0; i < n; i++) pages[i] = 2 * (n - 1 - i);
+    for (int h = 0; h < a->n_kv_heads; h++)
+        for (int j = 0; j < a->max_len; j++, from += d)
+            memcpy(to + (size_t)pages[j / KV_PAGE] * kv_page_elements(a->n_kv_heads, d) +
+                       (size_t)((h * KV_PAGE + j % KV_PAGE) * d),
+                   from, (size_t)d * sizeof *to);
+    return to;
+}
+
 static float *attention_run(const Ops *ops, const Attention *a) {
-    float *out = poisoned(q_size(a));
-    ops->attention(out, a->q, a->k, a->v, a->T, a->pos, a->n_heads, a->n_kv_heads, a->head_dim, a->max_len);
+    int pages[16];
+    CHECK(kv_pages(a->max_len) <= LENGTH(pages));
+    float *out = poisoned(q_size(a)), *k = in_pages(a, a->k, pages), *v = in_pages(a, a->v, pages);
+    ops->attention(out, a->q, k, v, pages, a->T, a->pos, a->n_heads, a->n_kv_heads, a->head_dim);
+    free(k);
+    free(v);
     if (!guard_is_whole(out, q_size(a))) test_fail("T %d pos %d: a write past out", a->T, a->pos);
     return out;
 }
