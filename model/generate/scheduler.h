@@ -1,0 +1,54 @@
+// Continuous batching: which rows the next step has. Sequences wait in input order, are admitted to free slots, have their
+// prompts computed in parts beside the others' steps, and leave for a while when the cache has no page left.
+//
+//   waiting ── admitted: a slot, pages for the prompt ──> prompt ── its last row computed ──> decoding ── ended ──> done
+//                                                           │  ▲                               │  ▲
+//                                                           ▼  │    pages to host memory       ▼  │
+//                                                           left ───────── and back ────────── left
+#ifndef SCHEDULER_H
+#define SCHEDULER_H
+
+#include "sequence.h"
+
+// Rows of prompts in a step beside decoded ones, if those are fewer; else as many as those. What a step computes is what
+// it waits for from some 128 rows on, and before that the weights are: with as many rows as that, or with twice as many as
+// without, it takes at most about twice as long.
+enum { PROMPT_ROWS = 128 };
+
+typedef struct {
+    Model *model;
+    Sequence *seqs; // [n], in input order
+    int n, next;    // seqs[next] is the next to be admitted
+    bool filling;   // prompts come first: see add_prompts
+    int n_filled;   // sequences that were admitted since then
+
+    Sequence *live[MAX_SLOTS]; // by slot; NULL: free
+    int by_age[MAX_SLOTS];     // [n_live]: the slots of those that run, the oldest sequence's first
+    int n_live;
+    struct {
+        Sequence *seq;
+        SavedPages saved;
+    } left
+        [MAX_SLOTS]; // [n_left]: those whose pages are in host memory, the newest first. All are newer than those that
+                     // run: the newest leaves, the oldest comes back, and nobody is admitted before that
+    int n_left;
+
+    // The batch, decoded sequences first, and the sequence of each row with logits.
+    Batch batch;
+    TokenList tokens;
+    int slot[MAX_SLOTS], start[MAX_SLOTS + 1], logit_rows[MAX_STEP_ROWS];
+    Sequence *of_logits[MAX_STEP_ROWS];
+} Scheduler;
+
+// For sequences [n] as generate() has them.
+void scheduler_init(Scheduler *s, Model *model, Sequence *seqs, int n);
+// Lets sequences leave, come back and begin, and makes the next batch of those that run: s->batch. Prompts whose
+// log-probabilities are wanted are computed here, but for their last token.
+bool scheduler_next(Scheduler *s, Error *err);
+// s->batch has been computed: the pages of its prompts can be shared.
+void scheduler_computed(Scheduler *s);
+// Sequences that have ended give back their slots.
+void scheduler_release(Scheduler *s);
+void scheduler_free(Scheduler *s);
+
+#endif
