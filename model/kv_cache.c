@@ -43,8 +43,9 @@ bool kv_init(KVCache *kv, int n_slots, int max_len, int64_t n_pages, Error *err)
     int width = kv_pages(max_len);
     int64_t most = (int64_t)n_slots * width;
     if (n_pages == 0 || n_pages > most) n_pages = most;
-    if (n_pages > INT_MAX)
-        return fail(err, "%d contexts of %d positions: more pages than %d; try a smaller -c", n_slots, max_len, INT_MAX);
+    if (most > INT_MAX)
+        return fail(err, "%d contexts of %d positions: more pages than %d; try a smaller -c", n_slots, max_len,
+                    INT_MAX);
     struct KVPages *p = calloc(1, sizeof *p);
     *kv = (KVCache){.n_slots = n_slots,
                     .max_len = max_len,

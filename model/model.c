@@ -71,9 +71,12 @@ bool model_start(Model *m, const char *engine, Precision precision, int n_slots,
     return m->engine->open(m, err) && (m->file.n_tensors == 0 || safetensors_unchanged(&m->file, err));
 }
 
+uint64_t cache_page_bytes(const Config *c, size_t element_bytes) {
+    return 2 * (uint64_t)c->n_layers * kv_page_elements(c->n_kv_heads, c->head_dim) * element_bytes;
+}
+
 bool model_size_cache(Model *m, size_t element_bytes, int64_t pages, Error *err) {
-    const Config *c = &m->config;
-    uint64_t page = 2 * (uint64_t)c->n_layers * kv_page_elements(c->n_kv_heads, c->head_dim) * element_bytes;
+    uint64_t page = cache_page_bytes(&m->config, element_bytes);
     if (m->kv_memory) pages = m->kv_memory / page < INT_MAX ? (int64_t)(m->kv_memory / page) : INT_MAX;
     if (m->kv_memory && pages == 0)
         return fail(err, "--kv-memory %" PRIu64 ": expected at least %" PRIu64 ", the bytes of a page of %d positions",
@@ -127,18 +130,27 @@ bool model_decode(Model *m, int slot, int token, Error *err) {
 
 // Host memory for a page: what an earlier one has given back, or new.
 static void *take_host_page(Model *m) {
-    void **page = m->spare_pages;
-    if (!page) return m->engine->allocate_host((size_t)model_page_bytes(m));
-    m->spare_pages = *page;
-    return page;
+    if (m->n_spare_pages) return m->spare_pages[--m->n_spare_pages];
+    return m->engine->allocate_host((size_t)model_page_bytes(m));
+}
+
+// (A GPU may still read it: whatever it is used for next comes after that.)
+static void give_host_page(Model *m, void *page) {
+    if (m->n_spare_pages == m->max_spare_pages) {
+        int most = m->max_spare_pages ? 2 * m->max_spare_pages : 64;
+        void **more = realloc(m->spare_pages, (size_t)most * sizeof *more);
+        if (!more) {
+            m->engine->free_host(page);
+            return;
+        }
+        m->spare_pages = more;
+        m->max_spare_pages = most;
+    }
+    m->spare_pages[m->n_spare_pages++] = page;
 }
 
 void model_free_pages(Model *m, SavedPages *saved) {
-    for (int i = 0; i < saved->n; i++) {
-        void **page = saved->pages[i];
-        *page = m->spare_pages;
-        m->spare_pages = page;
-    }
+    for (int i = 0; i < saved->n; i++) give_host_page(m, saved->pages[i]);
     free(saved->pages);
     *saved = (SavedPages){0};
 }
@@ -177,11 +189,10 @@ bool model_restore_pages(Model *m, int slot, SavedPages *saved, Error *err) {
 // ---- the end --------------------------------------------------------------------------------------------------------
 
 void model_stop(Model *m) {
-    while (m->spare_pages) {
-        void *page = m->spare_pages;
-        m->spare_pages = *(void **)page;
-        m->engine->free_host(page);
-    }
+    while (m->n_spare_pages) m->engine->free_host(m->spare_pages[--m->n_spare_pages]);
+    free(m->spare_pages);
+    m->spare_pages = NULL;
+    m->max_spare_pages = 0;
     if (m->engine) m->engine->close(m);
     free(m->rope_freq);
     kv_free(&m->kv);

@@ -102,8 +102,9 @@ struct Model {
     Weights weights;
     Tokenizer tokenizer;
     KVCache kv;
-    uint64_t kv_memory;        // bytes for keys and values together, to be set before a start; 0: the engine's default
-    void *spare_pages;         // host memory that saved pages gave back: each begins with the address of the next
+    uint64_t kv_memory; // bytes for keys and values together, to be set before a start; 0: the engine's default
+    void **spare_pages; // [n_spare_pages]: host memory that saved pages gave back, for those to come
+    int n_spare_pages, max_spare_pages;
     float *rope_freq;          // [head_dim/2], radians per position
     int argmax[MAX_STEP_ROWS]; // of each row with logits the most likely token, the lowest id of equals; -1: not all
                                // are finite
@@ -130,6 +131,8 @@ bool model_choose(Model *model, const char *engine, Precision precision, Error *
 // The same, and gives it a cache of n_slots sequences of at most max_len positions. (kv.n_pages says for how many
 // positions of all of them there is memory.)
 bool model_start(Model *model, const char *engine, Precision precision, int n_slots, int max_len, Error *err);
+// Bytes of keys and values of a page, of all layers; element_bytes: of each number.
+uint64_t cache_page_bytes(const Config *c, size_t element_bytes);
 // For an engine that opens: sets up the slots' lengths and pages, of keys and values of so many bytes each, and
 // kv.bytes. pages: how many, where kv_memory is 0; 0: as many as the slots can use.
 bool model_size_cache(Model *model, size_t element_bytes, int64_t pages, Error *err);
@@ -149,7 +152,7 @@ bool model_save_pages(Model *model, int slot, SavedPages *saved, Error *err);
 bool model_restore_pages(Model *model, int slot, SavedPages *saved, Error *err);
 // What was saved is not needed any more. (Before the model is stopped.)
 void model_free_pages(Model *model, SavedPages *saved);
-// Bytes of keys and values of one page, of all layers.
+// Bytes of keys and values of one page, of all layers, once it is started.
 static inline uint64_t model_page_bytes(const Model *model) {
     return model->kv.bytes / (uint64_t)model->kv.n_pages;
 }

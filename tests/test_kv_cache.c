@@ -148,7 +148,7 @@ static void test_kv_reserve_of_batches(void) {
     kv_free(&kv);
     CHECK(kv_init(&kv, 1, 64, 0, &err)); // the last position has none after it
     fill(0, 63);
-    step.n_rows = step.n_seq = 1;
+    step.n_rows = step.n_seq = step.n_decode = 1;
     CHECK(kv_reserve_batch(&kv, &step, &err) && kv.held[0] == 1);
     kv_free(&kv);
     test_end("test_kv_reserve_of_batches");

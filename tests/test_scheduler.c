@@ -1,6 +1,6 @@
-// Which rows each step has, on an engine that computes no model: its cache has the tokens themselves, and the next token
-// is a hash of all that a sequence's pages hold. So every answer shows whether each position was computed once and in its
-// place, whatever was shared, or left and came back; and the engine notes what it was asked for.
+// Which rows each step has, on an engine that computes no model: its cache has the tokens themselves, and the next
+// token is a hash of all that a sequence's pages hold. So every answer shows whether each position is in its place,
+// whatever was shared, or left and came back; and the engine notes what it was asked for.
 #include "../model/generate/generate.h"
 #include "../model/generate/scheduler.h"
 #include "../model/synthetic.h"

@@ -15,8 +15,8 @@ static void choose_tokens(void *context, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) r->ids[i] = sequence_choose(r->scheduler.of_logits[i], r->model, (int)i);
 }
 
-// Computes the scheduler's batch, and lets each sequence that has logits in it take its next token. A vocabulary's worth
-// of exponentials for each row takes longer than a GPU's step: they are shared out among the threads.
+// Computes the scheduler's batch, and lets each sequence that has logits in it take its next token. A vocabulary's
+// worth of exponentials for each row takes longer than a GPU's step: they are shared out among the threads.
 static bool run_batch(Run *r, Error *err) {
     Model *m = r->model;
     Scheduler *s = &r->scheduler;

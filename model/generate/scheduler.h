@@ -1,18 +1,17 @@
-// Continuous batching: which rows the next step has. Sequences wait in input order, are admitted to free slots, have their
-// prompts computed in parts beside the others' steps, and leave for a while when the cache has no page left.
+// Continuous batching: which rows the next step has. Sequences wait in input order and are admitted to free slots; their
+// prompts are computed in parts beside the others' steps; and they leave for a while when the cache has no page left.
 //
-//   waiting ── admitted: a slot, pages for the prompt ──> prompt ── its last row computed ──> decoding ── ended ──> done
-//                                                           │  ▲                               │  ▲
-//                                                           ▼  │    pages to host memory       ▼  │
-//                                                           left ───────── and back ────────── left
+//   waiting ── admitted: a slot, and pages for the prompt ──> prompt ── all computed ──> decoding ── ended ──> done
+//                                                              │  ▲                        │  ▲
+//                                                              ▼  │  pages to host memory  ▼  │
+//                                                              left ───── and back ─────── left
 #ifndef SCHEDULER_H
 #define SCHEDULER_H
 
 #include "sequence.h"
 
-// Rows of prompts in a step beside decoded ones, if those are fewer; else as many as those. What a step computes is what
-// it waits for from some 128 rows on, and before that the weights are: with as many rows as that, or with twice as many as
-// without, it takes at most about twice as long.
+// Rows of prompts in a step beside decoded ones, or as many as are decoded if that is more: up to some 128 rows a GPU
+// waits for the weights, from there on for products, so with these a step takes at most about twice as long.
 enum { PROMPT_ROWS = 128 };
 
 typedef struct {
