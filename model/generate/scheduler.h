@@ -14,22 +14,25 @@
 // waits for the weights, from there on for products, so with these a step takes at most about twice as long.
 enum { PROMPT_ROWS = 128 };
 
+// One whose keys and values are in host memory.
+typedef struct {
+    Sequence *seq;
+    SavedPages saved;
+} LeftSequence;
+
 typedef struct {
     Model *model;
     Sequence *seqs; // [n], in input order
     int n, next;    // seqs[next] is the next to be admitted
-    bool filling;   // prompts come first: see add_prompts
-    int n_filled;   // sequences that were admitted since then
+    bool filling;   // prompts come first: scheduler_next
+    int n_filled;   // sequences that began or came back since it did
 
     Sequence *live[MAX_SLOTS]; // by slot; NULL: free
     int by_age[MAX_SLOTS];     // [n_live]: the slots of those that run, the oldest sequence's first
     int n_live;
-    struct {
-        Sequence *seq;
-        SavedPages saved;
-    } left
-        [MAX_SLOTS]; // [n_left]: those whose pages are in host memory, the newest first. All are newer than those that
-                     // run: the newest leaves, the oldest comes back, and nobody is admitted before that
+    // The newest leaves, the oldest comes back, and nobody is admitted before that: those that left, the newest first,
+    // are all newer than those that run.
+    LeftSequence left[MAX_SLOTS]; // [n_left]
     int n_left;
 
     // The batch, decoded sequences first, and the sequence of each row with logits.
