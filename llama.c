@@ -66,6 +66,7 @@ static bool start_model(const Options *o, Model *m, int slots, int context, Erro
     if (isatty(STDERR_FILENO) && !o->quiet) m->progress = show_progress;
     m->interrupted = &interrupted;
     m->verbose = o->verbose;
+    m->kv_memory = o->kv_memory;
     if (!model_start(m, o->engine, precision_of(o), slots, context, err)) return false;
     print_engine_notes(o, m);
     if (o->verbose) print_model(m, o);

@@ -54,7 +54,8 @@ const char *flags_run_names(unsigned runs, char *text, size_t size) {
 static bool says_more(const Options *o, const Flag *flag) {
     static const size_t sizes[] = {
         [FLAG_SWITCH] = sizeof(bool), [FLAG_TEXT] = sizeof(char *),   [FLAG_TEXTS] = sizeof(char *),
-        [FLAG_INT] = sizeof(int),     [FLAG_SEED] = sizeof(uint64_t), [FLAG_FLOAT] = sizeof(float)};
+        [FLAG_INT] = sizeof(int),     [FLAG_SEED] = sizeof(uint64_t), [FLAG_BYTES] = sizeof(uint64_t),
+        [FLAG_FLOAT] = sizeof(float)};
     Options usual = flags_default();
     return o->given[flag - flags].count &&
            memcmp((const char *)o + flag->offset, (const char *)&usual + flag->offset, sizes[flag->type]) != 0;

@@ -208,9 +208,8 @@ bool kv_reserve_batch(KVCache *kv, const Batch *b, Error *err) {
     }
     if (needed > kv_free_pages(kv))
         return fail(err,
-                    "K/V cache: %" PRId64 " more pages of %d positions needed, %d of %d are free; try a larger "
-                    "--kv-memory",
-                    needed, KV_PAGE, kv_free_pages(kv), kv->n_pages);
+                    "K/V cache, in pages of %d positions: %" PRId64 " more needed, %d of %d are free; try a larger --kv-memory",
+                    KV_PAGE, needed, kv_free_pages(kv), kv->n_pages);
     for (int i = 0; i < b->n_seq; i++)
         kv_reserve(kv, b->slot[i], kv->len[b->slot[i]] + b->start[i + 1] - b->start[i]);
     for (int i = 0; i < b->n_decode; i++) {

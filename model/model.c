@@ -178,7 +178,7 @@ bool model_save_pages(Model *m, int slot, SavedPages *saved, Error *err) {
 bool model_restore_pages(Model *m, int slot, SavedPages *saved, Error *err) {
     kv_reset(&m->kv, slot);
     if (!kv_reserve(&m->kv, slot, saved->len))
-        return fail(err, "K/V cache: %d pages of %d positions needed, %d of %d are free", saved->n, KV_PAGE,
+        return fail(err, "K/V cache, in pages of %d positions: %d needed, %d of %d are free", KV_PAGE, saved->n,
                     kv_free_pages(&m->kv), m->kv.n_pages);
     if (!m->engine->copy_pages(m, kv_slot_pages(&m->kv, slot), saved->n, saved->pages, false, err)) return false;
     kv_append(&m->kv, slot, saved->len);

@@ -128,7 +128,7 @@ static void test_kv_reserve_of_batches(void) {
     two.n_rows = 130, two.n_seq = 2;
     err.text[0] = 0;
     CHECK(kv_init(&kv, 3, 1000, 5, &err));
-    CHECK(!kv_reserve_batch(&kv, &three, &err) && strstr(err.text, "6 more pages") && strstr(err.text, "5 of 5"));
+    CHECK(!kv_reserve_batch(&kv, &three, &err) && strstr(err.text, "6 more needed") && strstr(err.text, "5 of 5"));
     CHECK(strstr(err.text, "--kv-memory") && kv_free_pages(&kv) == 5);
     for (int i = 0; i < 3; i++) CHECK(kv.held[i] == 0);
     err.text[0] = 0;
@@ -141,7 +141,7 @@ static void test_kv_reserve_of_batches(void) {
     CHECK(kv.len[0] == 127 && kv_reserve_batch(&kv, &step, &err)); // position 127 has a page, 128 gets the last one
     CHECK(kv.held[0] == 3 && kv.held[1] == 2 && kv_free_pages(&kv) == 0);
     kv_append_batch(&kv, &step);
-    CHECK(!kv_reserve_batch(&kv, &step, &err) && strstr(err.text, "1 more pages") && kv.held[1] == 2);
+    CHECK(!kv_reserve_batch(&kv, &step, &err) && strstr(err.text, "1 more needed") && kv.held[1] == 2);
     kv_reset(&kv, 0);
     CHECK(kv_reserve_batch(&kv, &step, &err) && kv.held[0] == 1 && kv.held[1] == 3);
     check_pages();
