@@ -11,9 +11,9 @@
 
 enum {
     LANES = 8,
-    W_ROWS = 16,   // rows of W widened to float32 at a time ...
-    K_BLOCK = 512, // ... this many columns of them: 32 KB, which stays in the L1 cache
-    Q_ROWS = 32,   // (token, head) rows of one attention task
+    W_ROWS = 16,       // rows of W widened to float32 at a time ...
+    K_BLOCK = 512,     // ... this many columns of them: 32 KB, which stays in the L1 cache
+    Q_ROWS = 32,       // (token, head) rows of one attention task
     KV_TILE = KV_PAGE, // positions per step of the online softmax
     // In multiply-adds:
     ALONE = 1 << 18, // what one thread does sooner than it wakes the others
@@ -416,8 +416,7 @@ static void attention_part(void *whole, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
         int task = blocks * a->n_kv_heads - 1 - (int)i, kv_head = task % a->n_kv_heads,
             first = task / a->n_kv_heads * Q_ROWS;
-        size_t at = (size_t)kv_head * KV_PAGE * (size_t)a->head_dim,
-               head = (size_t)(kv_head * group * a->head_dim);
+        size_t at = (size_t)kv_head * KV_PAGE * (size_t)a->head_dim, head = (size_t)(kv_head * group * a->head_dim);
         attention_task(a->out + head, a->q + head, a->k + at, a->v + at, a->pages,
                        kv_page_elements(a->n_kv_heads, a->head_dim), first,
                        rows - first < Q_ROWS ? rows - first : Q_ROWS, a->pos, a->n_heads, group, a->head_dim);
