@@ -87,7 +87,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t n) {
     static Sequence seqs[MOST_SEQS];
     if (n < 4 + BYTES_OF_SEQ) return 0;
     int slots = 1 + input[0] % MOST_SLOTS, max_len = 2 + (input[1] | input[2] << 8) % (MOST_LEN - 1),
-        pages = input[3] % 40;
+        pages = input[3] % 20;
     int n_seqs = (int)((n - 4) / BYTES_OF_SEQ < MOST_SEQS ? (n - 4) / BYTES_OF_SEQ : MOST_SEQS), done = 0;
     Error err = {""};
     GenerateSink sink = {.finished = finish, .context = &done};

@@ -1,5 +1,6 @@
-// Continuous batching: which rows the next step has. Sequences wait in input order and are admitted to free slots; their
-// prompts are computed in parts beside the others' steps; and they leave for a while when the cache has no page left.
+// Continuous batching: which rows the next step has. Sequences wait in input order and are admitted to free slots;
+// their prompts are computed in parts beside the others' steps; and they leave for a while when the cache has no page
+// left.
 //
 //   waiting ── admitted: a slot, and pages for the prompt ──> prompt ── all computed ──> decoding ── ended ──> done
 //                                                              │  ▲                        │  ▲
