@@ -140,10 +140,10 @@ bool print_sequence(Sequence *seq, const Model *m, const Bytes *other, double re
     write_json_token_texts(m, &seq->ids);
     write_json_logprobs(seq);
     printf("\"timings\": {\"ready_ms\": %.3f, \"first_token_ms\": %.3f, \"decode_ms\": %.3f, \"ms_per_token\": %.4f, "
-           "\"p50_ms\": %.4f, \"p95_ms\": %.4f}",
+           "\"p50_ms\": %.4f, \"p95_ms\": %.4f, \"shared_tokens\": %d, \"evictions\": %d}",
            ready * 1e3, seq->ids.n ? (seq->first - seq->admitted) * 1e3 : 0.0,
            seq->ids.n ? (seq->last - seq->first) * 1e3 : 0.0, seconds_per_token(seq) * 1e3,
-           sequence_latency(seq, 0.5) * 1e3, sequence_latency(seq, 0.95) * 1e3);
+           sequence_latency(seq, 0.5) * 1e3, sequence_latency(seq, 0.95) * 1e3, seq->n_shared, seq->n_left);
     end_json_object(other);
     return flush_output(err);
 }
@@ -173,6 +173,20 @@ void print_statistics(const Model *m, const Options *o, const Sequence *seq, dou
         fprintf(stderr, ", %.3f ms each (%.0f tokens/s, %.1f GB/s of weights)", per_token * 1e3, 1 / per_token,
                 (double)weights_read(m, 1) / per_token * 1e-9);
     print_engine(m, o);
+}
+
+void print_sharing(const Sequence *seqs, int n) {
+    size_t tokens = 0, shared = 0;
+    int left = 0, times = 0;
+    for (int i = 0; i < n; i++) {
+        if (!seqs[i].finish_reason) continue;
+        tokens += seqs[i].prompt.n;
+        shared += (size_t)seqs[i].n_shared;
+        left += seqs[i].n_left > 0;
+        times += seqs[i].n_left;
+    }
+    print_message("%zu of %zu prompt tokens shared; %d sequences left the cache for lack of pages, %d times in all",
+                  shared, tokens, left, times);
 }
 
 void print_length_note(const Options *o, const Sequence *seq, int context, const char *hint) {

@@ -49,6 +49,10 @@ void kv_free(KVCache *kv);
 static inline int kv_room(const KVCache *kv, int slot) {
     return kv->max_len - kv->len[slot];
 }
+// Positions that a sequence can have which is alone.
+static inline int kv_longest(const KVCache *kv) {
+    return kv->n_pages < kv_pages(kv->max_len) ? kv->n_pages * KV_PAGE : kv->max_len;
+}
 // The slot's row of the table.
 static inline const int *kv_slot_pages(const KVCache *kv, int slot) {
     return kv->table + (size_t)slot * (size_t)kv->table_width;
