@@ -2,8 +2,9 @@
 
 void batch_part(const Batch *b, int first, int n_rows, BatchPart *p) {
     int end = first + n_rows;
-    p->batch = (Batch){.n_rows = n_rows,
-                       .decode = b->decode,
+    for (int i = 0; i < b->n_decode; i++)
+        if (b->start[i] > first && b->start[i] < end && b->start[i + 1] > end) end = b->start[i];
+    p->batch = (Batch){.n_rows = end - first,
                        .tokens = b->tokens + first,
                        .slot = p->slot,
                        .start = p->start,
@@ -13,6 +14,7 @@ void batch_part(const Batch *b, int first, int n_rows, BatchPart *p) {
         int from = b->start[i] > first ? b->start[i] : first, to = b->start[i + 1] < end ? b->start[i + 1] : end;
         if (from >= to) continue;
         p->slot[p->batch.n_seq++] = b->slot[i];
+        if (i < b->n_decode) p->batch.n_decode++;
         p->start[p->batch.n_seq] = to - first;
     }
     p->first_logit = 0;

@@ -71,8 +71,8 @@ bool model_start(Model *m, const char *engine, Precision precision, int n_slots,
 
 bool model_forward(Model *m, const Batch *b, Error *err) {
     if (!kv_check_room(&m->kv, b, err)) return false;
-    for (int first = 0; first < b->n_rows; first += m->max_rows) {
-        BatchPart part;
+    BatchPart part;
+    for (int first = 0; first < b->n_rows; first += part.batch.n_rows) {
         batch_part(b, first, b->n_rows - first < m->max_rows ? b->n_rows - first : m->max_rows, &part);
         if (model_interrupted(m)) return fail_interrupted(err);
         if (!m->engine->forward(m, &part.batch, part.first_logit, err)) return false;
@@ -101,7 +101,7 @@ bool model_decode(Model *m, int slot, int token, Error *err) {
     Batch batch = {.n_rows = 1,
                    .n_seq = 1,
                    .n_logits = 1,
-                   .decode = true,
+                   .n_decode = 1,
                    .tokens = &token,
                    .slot = &slot,
                    .start = start,

@@ -74,9 +74,10 @@ typedef struct {
     // Brings the weights to where the engine computes, and allocates its state and a cache of model->kv's size.
     bool (*open)(Model *model, Error *err);
     void (*close)(Model *model);
-    // Computes at most model->max_rows rows, writes their keys and values after model->kv.len positions of each
-    // sequence, and leaves the most likely token after each row with logits in model->argmax, from first_logit on:
-    // those before it are of parts of the same batch. model_forward has checked the room, and counts the positions.
+    // Computes at most model->max_rows rows, decoded ones first, writes their keys and values after model->kv.len
+    // positions of each sequence, and leaves the most likely token after each row with logits in model->argmax, from
+    // first_logit on: those before it are of parts of the same batch. model_forward has checked the room, and counts
+    // the positions.
     bool (*forward)(Model *model, const Batch *part, int first_logit, Error *err);
     // Brings the logits of the last batch's rows with logits to model->logits.
     bool (*read_logits)(Model *model, Error *err);
@@ -87,13 +88,15 @@ struct Model {
     Weights weights;
     Tokenizer tokenizer;
     KVCache kv;
-    float *rope_freq;      // [head_dim/2], radians per position
-    int argmax[MAX_SLOTS]; // the most likely token of each row with logits, the lowest id of equals; -1: not all finite
-    float *logits;         // [model_logit_rows][vocab_size], the engine's, in host memory
+    float *rope_freq;          // [head_dim/2], radians per position
+    int argmax[MAX_STEP_ROWS]; // of each row with logits the most likely token, the lowest id of equals; -1: not all
+                               // are finite
+    float *logits;             // [model_logit_rows][vocab_size], the engine's, in host memory
     Precision precision;
     const Engine *engine;
     int max_rows;          // rows that the engine computes at once: a longer batch comes in parts
-    int step_rows;         // rows that a step of this run may have; 0: as many as there are slots. See model_step_rows
+    int step_rows;         // rows that may be decoded in a step of this run, at most MAX_STEP_ROWS; 0: as many as there
+                           // are slots. See model_step_rows
     Error not_used;        // why a faster engine than this was not chosen; empty: none is faster, or one was named
     void *state;           // the engine's own buffers
     SafeTensors file;      // open until model_close; n_tensors is 0 for a synthetic model
@@ -132,6 +135,7 @@ static inline int model_step_rows(const Model *model) {
 static inline int model_logit_rows(const Model *model) {
     int64_t positions = (int64_t)model->kv.n_slots * model->kv.max_len;
     int rows = model->kv.n_slots > LOGIT_ROWS ? model->kv.n_slots : LOGIT_ROWS;
+    if (model_step_rows(model) > rows) rows = model_step_rows(model);
     return positions < rows ? (int)positions : rows;
 }
 static inline bool model_interrupted(const Model *model) {

@@ -35,6 +35,39 @@ static void test_batch_part_covers_every_row_once(void) {
     test_end("test_batch_part_covers_every_row_once");
 }
 
+// Where a part's end would cut the rows of a decoded sequence, it is before them; prompts are cut anywhere.
+static void test_batch_part_keeps_decode_rows_together(void) {
+    int tokens[30] = {0}, slot[5] = {4, 0, 3, 1, 2}, start[6] = {0, 3, 4, 11, 20, 30}, rows[13];
+    for (int i = 0; i < 11; i++) rows[i] = i; // all of the three that are decoded, and the last of each prompt
+    rows[11] = 19;
+    rows[12] = 29;
+    Batch b = {.n_rows = 30,
+               .n_seq = 5,
+               .n_logits = 13,
+               .n_decode = 3,
+               .tokens = tokens,
+               .slot = slot,
+               .start = start,
+               .logit_rows = rows};
+    for (int most = 7; most <= 30; most++) {
+        BatchPart p;
+        int logits = 0, decoded = 0;
+        for (int first = 0; first < 30; first += p.batch.n_rows) {
+            batch_part(&b, first, 30 - first < most ? 30 - first : most, &p);
+            const Batch *part = &p.batch;
+            CHECK(part->n_rows > 0 && part->n_rows <= most && p.first_logit == logits);
+            for (int i = 0; i < part->n_decode; i++, decoded++) {
+                CHECK(part->slot[i] == slot[decoded] && part->start[i] + first == start[decoded]);
+                CHECK(part->start[i + 1] + first == start[decoded + 1]);
+            }
+            CHECK(part->n_decode == part->n_seq || first + part->start[part->n_decode] >= start[3]);
+            logits += part->n_logits;
+        }
+        CHECK(decoded == 3 && logits == 13);
+    }
+    test_end("test_batch_part_keeps_decode_rows_together");
+}
+
 static Model model;
 
 static bool start(int slots, int max_len) {
@@ -219,6 +252,7 @@ static void test_batch_without_room_is_refused_and_nothing_is_written(void) {
 
 int main(void) {
     test_batch_part_covers_every_row_once();
+    test_batch_part_keeps_decode_rows_together();
     static const char *const stops[] = {" the"};
     const GenerateConfig greedy = {.n = TOKENS, .ignore_eos = true},
                          sampled = {.n = TOKENS,

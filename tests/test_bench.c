@@ -50,7 +50,7 @@ static bool compute(Model *m, const Batch *b, Error *err) {
 
 static bool forward(Model *m, const Batch *b, int first_logit, Error *err) {
     (void)first_logit;
-    if (!b->decode) {
+    if (!b->n_decode) {
         fake.prompts++;
         return compute(m, b, err);
     }

@@ -45,7 +45,7 @@ static void test_1000_steps_leave_memory_unchanged(void) {
     size_t before = 0, after = 0, total;
     int slot[3] = {2, 0, 1}, rows[4] = {0, 1, 2, 3}, tokens[3] = {300, 400, 500};
     if (start(&m, engine, PRECISION_BF16, 3, 1100)) {
-        Batch b = {3, 3, 3, true, tokens, slot, rows, rows};
+        Batch b = {3, 3, 3, 3, tokens, slot, rows, rows};
         for (int i = 0; i < 1020; i++) {
             if (i == 20) cudaMemGetInfo(&before, &total); // by then every graph is there
             if (!model_forward(&m, &b, &err)) test_fail("step %d: %s", i, err.text);
@@ -113,7 +113,7 @@ static void test_some_rows_have_logits(void) {
     if (start(&gpu, engine, PRECISION_F32, 3, 128) && start(&cpu, "cpu", PRECISION_F32, 3, 128)) {
         random_tokens(tokens, 2 * 54, &gpu);
         for (int call = 0; call < 2; call++) {
-            Batch b = {54, 3, call ? 54 : 5, false, tokens + 54 * call, slot, start_at, call ? all : few};
+            Batch b = {54, 3, call ? 54 : 5, 0, tokens + 54 * call, slot, start_at, call ? all : few};
             double delta = 0, largest = 0;
             if (!model_forward(&cpu, &b, &err) || !model_forward(&gpu, &b, &err) ||
                 !gpu.engine->read_logits(&gpu, &err))
@@ -269,7 +269,7 @@ static void step(Model *m, int n, const int *slots, const int *tokens, float *lo
     Error err = {""};
     int rows[MAX_SLOTS + 1];
     for (int i = 0; i <= n; i++) rows[i] = i;
-    Batch b = {n, n, n, true, tokens, slots, rows, rows};
+    Batch b = {n, n, n, n, tokens, slots, rows, rows};
     if (!model_forward(m, &b, &err) || !m->engine->read_logits(m, &err)) test_fail("%s", err.text);
     memcpy(logits, m->logits, (size_t)n * (size_t)m->config.vocab_size * sizeof(float));
 }
@@ -349,7 +349,7 @@ static void test_prompts_have_the_same_bits_in_any_batch(void) {
             }
             for (int how = 0; how < 3; how++) { // alone, cut, together
                 for (int i = 0; i < SEQUENCES; i++) kv_reset(&m.kv, i);
-                Batch together = {n_rows, SEQUENCES, SEQUENCES, false, batch, slots, start_at, last};
+                Batch together = {n_rows, SEQUENCES, SEQUENCES, 0, batch, slots, start_at, last};
                 if (how == 2 && (!model_forward(&m, &together, &err) || !m.engine->read_logits(&m, &err)))
                     test_fail("%s", err.text);
                 for (int i = 0; i < SEQUENCES; i++) {
@@ -415,6 +415,53 @@ static void test_steps_begun_ahead_change_nothing(void) {
     end("steps_begun_ahead_change_nothing");
 }
 
+// Decode rows beside parts of prompts, in one batch: the logits of all rows that have some, in the batch's order, are those
+// of each sequence in batches of its own, also where the next step has begun before the prompt came. The sequences in
+// slots 0 and 1 decode; that in slot 2 is a prompt in parts, with logits at the end of the last one.
+static void test_decode_rows_beside_prompts(void) {
+    enum { STEPS = 12, PART = 40, FIRST_PART = 4, PARTS = 3 };
+    Model m;
+    Error err = {""};
+    if (start(&m, engine, PRECISION_BF16, 3, PART * PARTS + STEPS)) {
+        size_t vocab = (size_t)m.config.vocab_size, bytes = vocab * sizeof(float);
+        float *apart = (float *)malloc(2 * STEPS * bytes), *last = (float *)malloc(bytes);
+        int tokens[PART * PARTS], slots[3] = {0, 1, 2}, next[2], both[2];
+        random_tokens(tokens, PART * PARTS, &m);
+        for (int how = 0; how < 2; how++) { // apart, together
+            for (int i = 0; i < 3; i++) kv_reset(&m.kv, i);
+            for (int i = 0; i < 2; i++) {
+                if (!model_prefill(&m, i, tokens + i, 5 + 7 * i, 1, &err)) test_fail("%s", err.text);
+                next[i] = m.argmax[0];
+            }
+            if (how == 0 && (!model_prefill(&m, 2, tokens, PART * PARTS, 1, &err) || !m.engine->read_logits(&m, &err)))
+                test_fail("%s", err.text);
+            if (how == 0) memcpy(last, m.logits, bytes);
+            for (int k = 0; k < STEPS; k++) {
+                int part = how == 0 ? -1 : k - FIRST_PART;
+                bool mixed = part >= 0 && part < PARTS;
+                int n = mixed ? 2 + PART : 2, rows[3] = {0, 1, n - 1}, start_at[4] = {0, 1, 2, n}, batch[2 + PART];
+                memcpy(batch, next, sizeof next);
+                if (mixed) memcpy(batch + 2, tokens + part * PART, PART * sizeof(int));
+                Batch b = {n, mixed ? 3 : 2, part + 1 == PARTS ? 3 : 2, 2, batch, slots, start_at, rows};
+                if (!model_forward(&m, &b, &err)) test_fail("step %d: %s", k, err.text);
+                memcpy(both, m.argmax, sizeof both);
+                if (!m.engine->read_logits(&m, &err)) test_fail("step %d: %s", k, err.text);
+                float *kept = apart + (size_t)k * 2 * vocab;
+                if (how == 0) memcpy(kept, m.logits, 2 * bytes);
+                if (memcmp(kept, m.logits, 2 * bytes) != 0) test_fail("step %d: other bits beside a prompt", k);
+                if (part + 1 == PARTS) CHECK(m.argmax[2] == argmax(m.logits + 2 * vocab, (int)vocab));
+                if (part + 1 == PARTS && strcmp(engine, "fused") == 0 && memcmp(last, m.logits + 2 * vocab, bytes) != 0)
+                    test_fail("the prompt has other bits beside decode rows");
+                memcpy(next, both, sizeof next);
+            }
+        }
+        free(apart);
+        free(last);
+    }
+    model_close(&m);
+    end("decode_rows_beside_prompts");
+}
+
 int main(void) {
     static const struct {
         const char *name;
@@ -428,6 +475,7 @@ int main(void) {
                  {"cache_is_filled_for_the_benchmark", test_cache_is_filled_for_the_benchmark},
                  {"starts_again_with_another_cache", test_starts_again_with_another_cache},
                  {"steps_begun_ahead_change_nothing", test_steps_begun_ahead_change_nothing},
+                 {"decode_rows_beside_prompts", test_decode_rows_beside_prompts},
                  {"same_bits_alone_and_among_others", test_same_bits_alone_and_among_others},
                  {"prompts_have_the_same_bits_in_any_batch", test_prompts_have_the_same_bits_in_any_batch}};
     const char *engines[] = {"cublas", "fused"};

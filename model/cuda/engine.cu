@@ -39,12 +39,12 @@ static int list_buffers(Model *m, CudaState *s, Buffer *list) {
         {(void **)&s->tokens, T * 4},
         {(void **)&s->pos, T * 4},
         {(void **)&s->row_slots, T * 4},
-        {(void **)&s->logit_rows, MAX_SLOTS * 4},
-        {(void **)&s->logit_pos, MAX_SLOTS * 4},
-        {(void **)&s->logit_slots, MAX_SLOTS * 4},
+        {(void **)&s->logit_rows, MAX_STEP_ROWS * 4},
+        {(void **)&s->logit_pos, MAX_STEP_ROWS * 4},
+        {(void **)&s->logit_slots, MAX_STEP_ROWS * 4},
         {(void **)&s->logits, (uint64_t)s->max_logits * (uint64_t)c->vocab_size * 4},
         {(void **)&s->other_logits, (uint64_t)s->max_logits * (uint64_t)c->vocab_size * 4},
-        {(void **)&s->argmax, MAX_SLOTS * 4},
+        {(void **)&s->argmax, MAX_STEP_ROWS * 4},
         {(void **)&s->step, sizeof *s->step},
         {(void **)&s->slots, MAX_SLOTS * 4},
         {s->wide_elements ? (void **)&s->wide : NULL, s->wide_elements * sizeof(float)},
@@ -153,8 +153,8 @@ static bool connect(Model *m, CudaState *s, Error *err) {
     CUDA_TRY(cudaMallocHost((void **)&s->step_host, sizeof *s->step_host));
     CUDA_TRY(cudaStreamCreateWithFlags(&s->side, cudaStreamNonBlocking));
     CUDA_TRY(cudaEventCreateWithFlags(&s->argmax_ready, cudaEventDisableTiming));
-    CUDA_TRY(cudaMallocHost((void **)&s->argmax_host, MAX_SLOTS * sizeof(int)));
-    CUDA_TRY(cudaMallocHost((void **)&s->other_argmax_host, MAX_SLOTS * sizeof(int)));
+    CUDA_TRY(cudaMallocHost((void **)&s->argmax_host, MAX_STEP_ROWS * sizeof(int)));
+    CUDA_TRY(cudaMallocHost((void **)&s->other_argmax_host, MAX_STEP_ROWS * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&s->pos_host, 2 * (size_t)m->max_rows * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&m->logits, (size_t)s->max_logits * (size_t)m->config.vocab_size * sizeof(float)));
     CUDA_TRY(cudaMemset(s->attention_workspace, 0, s->attention_workspace_bytes)); // once; every call leaves it ready
@@ -172,7 +172,7 @@ static bool warm_up(Model *m, Error *err) {
     int slot = 0, zeros[512] = {0};
     for (int i = 0; i < 2 && lengths[i] <= m->max_rows && lengths[i] <= m->kv.max_len; i++) {
         int start[2] = {0, lengths[i]}, last = lengths[i] - 1;
-        Batch b = {lengths[i], 1, 1, false, zeros, &slot, start, &last};
+        Batch b = {lengths[i], 1, 1, 0, zeros, &slot, start, &last};
         if (!forward_prompt(m, &b, 0, err)) return false;
         CUDA_TRY(cudaStreamSynchronize(s->stream));
     }

@@ -89,7 +89,7 @@ static bool attend_logits(Model *m, const Batch *b, const int *lens, int layer, 
     const Config *c = &m->config;
     const LayerWeights *l = &m->weights.layers[layer];
     CudaState *s = (CudaState *)m->state;
-    int T = b->n_rows, n = b->n_logits, start[MAX_SLOTS + 1], pos[MAX_SLOTS];
+    int T = b->n_rows, n = b->n_logits, start[MAX_STEP_ROWS + 1], pos[MAX_STEP_ROWS];
     if (!matmul_heads(s, c, s->qkv, &l->wk, T, 2 * c->n_kv_heads, err)) return false;
     if (!rope(s, s->qkv, T, c->n_kv_heads, c->head_dim, err)) return false;
     if (!append_kv(m, s, s->qkv, T, layer, err)) return false;

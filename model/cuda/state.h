@@ -68,15 +68,15 @@ struct CudaState {
     float2 *rope_table; // [T][head_dim/2]: cosine and sine
     int *tokens, *pos;  // [T]
     int *row_slots;     // [T], of a prompt
-    int *logit_rows;    // [MAX_SLOTS], and what pos and row_slots say of them:
+    int *logit_rows;    // [MAX_STEP_ROWS], and what pos and row_slots say of them:
     int *logit_pos, *logit_slots;
     int *slots;      // [MAX_SLOTS]: attention's block table, one block a sequence
     StepInput *step; // of the step at hand, then of the next one
     // Results, double-buffered: while a step runs ahead, the last step's stay in the other buffer.
     int max_logits, n_logits;             // rows that there is room for; of the last batch
     float *logits, *other_logits;         // [max_logits][vocab_size]
-    int *argmax;                          // [MAX_SLOTS]
-    int *argmax_host, *other_argmax_host; // pinned [MAX_SLOTS]: the same, written by the GPU
+    int *argmax;                          // [MAX_STEP_ROWS]
+    int *argmax_host, *other_argmax_host; // pinned [MAX_STEP_ROWS]: the same, written by the GPU
     int buffer;                           // which of the two is in use
     cudaEvent_t argmax_ready;             // after the last batch's
     cudaStream_t side;                    // brings the other buffer's logits to the host
@@ -112,7 +112,7 @@ void close_cuda(Model *m);
 
 // ---- forward.cu -----------------------------------------------------------------------------------------------------
 
-// Logits and argmax of a prompt's rows, from row first_logit of the logits on.
+// Logits and argmax of rows of prompts, from row first_logit of the logits on.
 bool forward_prompt(Model *m, const Batch *b, int first_logit, Error *err);
 // Engine cublas's step.
 bool enqueue_step_cublas(Model *m, int n, Error *err);

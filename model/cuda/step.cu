@@ -12,6 +12,8 @@ static bool wait_for_argmax(Model *m, int n_logits, Error *err) {
     return true;
 }
 
+// Rows of prompts: their logits and argmax from row first_logit on, those before it stay. A step that runs ahead runs
+// in vain then.
 static bool prompt_cuda(Model *m, const Batch *b, int first_logit, Error *err) {
     CudaState *s = (CudaState *)m->state;
     int n_logits = first_logit + b->n_logits; // of the whole batch, so far
@@ -50,10 +52,11 @@ static bool capture_step(Model *m, int n, Error *err) {
     return true;
 }
 
-// Whether a batch continues the predicted step: the one after the last, for the tokens that the last one predicted.
+// Whether a batch's decode rows continue the predicted step: the one after the last, for the tokens that the last one
+// predicted.
 static bool is_predicted_step(const Model *m, const CudaState *s, const Batch *b) {
-    if (s->next_step.n != b->n_seq) return false;
-    for (int i = 0; i < b->n_seq; i++)
+    if (s->next_step.n != b->n_decode) return false;
+    for (int i = 0; i < b->n_decode; i++)
         if (b->slot[i] != s->next_step.slots[i] || m->kv.len[b->slot[i]] != s->next_step.lens[i] ||
             b->tokens[i] != m->argmax[i])
             return false;
@@ -71,19 +74,24 @@ static bool launch_step(Model *m, int n, Error *err) {
     return true;
 }
 
+// Enqueues the decode rows of a batch, unless they run already.
+static bool enqueue_decode_rows(Model *m, const Batch *b, bool predicted, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    if (predicted && s->next_step.running) return true;
+    for (int i = 0; i < b->n_decode; i++) {
+        s->step_host->tokens[i] = b->tokens[i];
+        s->step_host->lens[i] = m->kv.len[b->slot[i]];
+        s->step_host->slots[i] = b->slot[i];
+    }
+    CUDA_TRY(cudaMemcpyAsync(s->step, s->step_host, sizeof *s->step, cudaMemcpyHostToDevice, s->stream));
+    return launch_step(m, b->n_decode, err);
+}
+
 static bool step_cuda(Model *m, const Batch *b, Error *err) {
     CudaState *s = (CudaState *)m->state;
-    int n = b->n_seq;
+    int n = b->n_decode;
     bool predicted = is_predicted_step(m, s, b), room = true;
-    if (!(predicted && s->next_step.running)) {
-        for (int i = 0; i < n; i++) {
-            s->step_host->tokens[i] = b->tokens[i];
-            s->step_host->lens[i] = m->kv.len[b->slot[i]];
-            s->step_host->slots[i] = b->slot[i];
-        }
-        CUDA_TRY(cudaMemcpyAsync(s->step, s->step_host, sizeof *s->step, cudaMemcpyHostToDevice, s->stream));
-        if (!launch_step(m, n, err)) return false;
-    }
+    if (!enqueue_decode_rows(m, b, predicted, err)) return false;
     s->next_step.n = n;
     for (int i = 0; i < n; i++) {
         s->next_step.slots[i] = b->slot[i];
@@ -100,8 +108,24 @@ static bool step_cuda(Model *m, const Batch *b, Error *err) {
     return wait_for_argmax(m, n, err);
 }
 
+// Decode rows and rows of prompts, in two passes over the weights: the step's logits are the first rows, the prompts'
+// come after them in the same buffer. No step runs ahead of what prompts may change.
+static bool mixed_cuda(Model *m, const Batch *b, Error *err) {
+    BatchPart prompts;
+    int n = b->n_decode;
+    batch_part(b, b->start[n], b->n_rows - b->start[n], &prompts);
+    return enqueue_decode_rows(m, b, is_predicted_step(m, (CudaState *)m->state, b), err) &&
+           prompt_cuda(m, &prompts.batch, n, err);
+}
+
 bool forward_cuda(Model *m, const Batch *b, int first_logit, Error *err) {
-    return b->decode ? step_cuda(m, b, err) : prompt_cuda(m, b, first_logit, err);
+    int n = b->n_decode;
+    if (n == 0) return prompt_cuda(m, b, first_logit, err);
+    // A step's logits are the first of its buffer's.
+    if (b->start[n] != n || first_logit != 0)
+        return fail(err, "engine %s: %d sequences decode %d rows after %d logits, expected a row each and 0 logits",
+                    m->engine->name, n, b->start[n], first_logit);
+    return n == b->n_seq ? step_cuda(m, b, err) : mixed_cuda(m, b, err);
 }
 
 bool read_logits_cuda(Model *m, Error *err) {

@@ -105,7 +105,7 @@ static bool time_step(Bench *b, int batch, int *tokens, double *seconds, Error *
     Batch step = {.n_rows = batch,
                   .n_seq = batch,
                   .n_logits = batch,
-                  .decode = true,
+                  .n_decode = batch,
                   .tokens = tokens,
                   .slot = rows,
                   .start = rows,
