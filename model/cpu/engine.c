@@ -152,4 +152,4 @@ static void close_cpu(Model *m) {
     m->state = NULL;
 }
 
-const Engine engine_cpu = {"cpu", usable_cpu, open_cpu, close_cpu, forward_cpu, read_logits_cpu};
+const Engine engine_cpu = {"cpu", usable_cpu, open_cpu, close_cpu, forward_cpu, read_logits_cpu, NULL};

@@ -12,13 +12,29 @@ typedef struct {
 typedef struct {
     const Run *run;
     const Batch *batch;
+    bool drawn[MAX_SLOTS];
     int ids[MAX_SLOTS];
 } Choice;
+
+// Those of them that the engine draws.
+static bool draw_tokens(Choice *c, Error *err) {
+    Model *m = c->run->model;
+    SampleRow rows[MAX_SLOTS];
+    int ids[MAX_SLOTS], n = 0;
+    for (int i = 0; i < c->batch->n_seq; i++) {
+        Sequence *seq = c->run->live[c->batch->slot[i]];
+        c->drawn[i] = sequence_is_drawn(seq, m);
+        if (c->drawn[i]) rows[n++] = (SampleRow){i, &seq->config.sampler, random_uniform(&seq->sampler.state)};
+    }
+    if (n > 0 && !m->engine->sample(m, rows, n, ids, err)) return false;
+    for (int i = 0; i < n; i++) c->ids[rows[i].row] = ids[i];
+    return true;
+}
 
 static void choose_tokens(void *context, int64_t begin, int64_t end) {
     Choice *c = context;
     for (int64_t i = begin; i < end; i++)
-        c->ids[i] = sequence_choose(c->run->live[c->batch->slot[i]], c->run->model, (int)i);
+        if (!c->drawn[i]) c->ids[i] = sequence_choose(c->run->live[c->batch->slot[i]], c->run->model, (int)i);
 }
 
 // Computes a batch with a logit row for each sequence of it, and lets each take its step. A vocabulary's worth of
@@ -27,15 +43,15 @@ static bool run_batch(Run *r, const Batch *batch, Error *err) {
     Model *m = r->model;
     Choice choice = {.run = r, .batch = batch};
     bool needs_logits = false;
-    for (int i = 0; i < batch->n_seq; i++) {
-        needs_logits = needs_logits || sequence_reads_logits(r->live[batch->slot[i]]);
-    }
+    for (int i = 0; i < batch->n_seq; i++)
+        needs_logits = needs_logits || sequence_reads_logits(r->live[batch->slot[i]], m);
     if (!model_forward(m, batch, err)) return false;
     if (needs_logits && !m->engine->read_logits(m, err)) return false;
     for (int i = 0; i < batch->n_seq; i++) {
         const Sequence *seq = r->live[batch->slot[i]];
         if (!sequence_check_finite(m, i, seq->prompt.n + seq->ids.n - 1, err)) return false;
     }
+    if (!draw_tokens(&choice, err)) return false;
     parallel_for(batch->n_seq, needs_logits ? 1 : batch->n_seq, choose_tokens, &choice);
     for (int i = 0; i < batch->n_seq; i++) {
         Sequence **place = &r->live[batch->slot[i]];

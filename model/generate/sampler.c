@@ -24,6 +24,10 @@ bool sampler_reads_logits(const SamplerConfig *config) {
     return config->temperature > 0 || has_penalty(config);
 }
 
+bool sampler_draws(const SamplerConfig *config) {
+    return config->temperature > 0 && !has_penalty(config);
+}
+
 bool sampler_init(Sampler *s, SamplerConfig config, int vocab_size, uint64_t seed, uint64_t stream, Error *err) {
     *s = (Sampler){.config = config, .vocab_size = vocab_size, .state = seed};
     s->state = splitmix64(&s->state) ^ stream * 0xD1342543DE82EF95u; // neighbouring seeds and streams far apart

@@ -29,6 +29,8 @@ void sampler_free(Sampler *s);
 
 // Whether the next token is another than the argmax of the logits.
 bool sampler_reads_logits(const SamplerConfig *config);
+// Whether it is sample_token's choice: it has a temperature, and no repetition penalty.
+bool sampler_draws(const SamplerConfig *config);
 // These ids [n] are part of the sequence: of its prompt, or generated.
 void sampler_see(Sampler *s, const int *ids, size_t n);
 
