@@ -82,8 +82,7 @@ typedef struct {
     bool (*forward)(Model *model, const Batch *part, int first_logit, Error *err);
     // Brings the logits of the last batch's rows with logits to model->logits.
     bool (*read_logits)(Model *model, Error *err);
-    // Draws ids [n] from rows of the last batch's logits, which are finite, as sample_token does. NULL: the engine does
-    // not, and logits are read for it.
+    // Draws ids [n] from rows of the last batch's logits, which are finite, as sample_token does.
     bool (*sample)(Model *model, const SampleRow *rows, int n, int *ids, Error *err);
 } Engine;
 

@@ -23,7 +23,7 @@ static bool draw_tokens(Choice *c, Error *err) {
     int ids[MAX_SLOTS], n = 0;
     for (int i = 0; i < c->batch->n_seq; i++) {
         Sequence *seq = c->run->live[c->batch->slot[i]];
-        c->drawn[i] = sequence_is_drawn(seq, m);
+        c->drawn[i] = sequence_is_drawn(seq);
         if (c->drawn[i]) rows[n++] = (SampleRow){i, &seq->config.sampler, random_uniform(&seq->sampler.state)};
     }
     if (n > 0 && !m->engine->sample(m, rows, n, ids, err)) return false;
@@ -44,7 +44,7 @@ static bool run_batch(Run *r, const Batch *batch, Error *err) {
     Choice choice = {.run = r, .batch = batch};
     bool needs_logits = false;
     for (int i = 0; i < batch->n_seq; i++)
-        needs_logits = needs_logits || sequence_reads_logits(r->live[batch->slot[i]], m);
+        needs_logits = needs_logits || sequence_reads_logits(r->live[batch->slot[i]]);
     if (!model_forward(m, batch, err)) return false;
     if (needs_logits && !m->engine->read_logits(m, err)) return false;
     for (int i = 0; i < batch->n_seq; i++) {
