@@ -23,12 +23,15 @@ extern "C" {
 }
 #include "../generate/sampler_weights.h"
 
-constexpr int THREADS = 1024, WARPS = THREADS / 32;
-constexpr int DIGITS = 2048;        // bins, and values of a digit of a key
+constexpr int THREADS = 512, WARPS = THREADS / 32;
+constexpr int BLOCKS_PER_SM = 2;    // at least: 64 registers for a thread, which is what it takes
+constexpr int DIGITS = SAMPLE_BINS; // bins, and values of a digit of a key
 constexpr int LIST = 4096;          // tokens that are sorted in shared memory, at most
 constexpr int PARTS = 3, PART = 15; // a weight's, and bits of one
 constexpr int SLICE = 1 << 17;      // tokens of a block at most: so many parts of 15 bits fit into 32 bits
-constexpr int LOADS = 8;            // of a thread under way at once
+// Of a thread under way at once: where weights are computed; where a block alone looks through the row, and waits for
+// memory.
+constexpr int WEIGHT_LOADS = 4, SEARCH_LOADS = 12;
 static_assert(PARTS * PART > WEIGHT_BITS && (uint64_t)SLICE * ((1 << PART) - 1) < 1ull << 32, "a bin's sums");
 static_assert(DIGITS % THREADS == 0, "a thread has as many digits as another");
 
@@ -76,7 +79,7 @@ struct Row {
         return token_weight(logit, rule);
     }
     // Calls body(id, logit) for ids of [begin, end), each by one thread of the block.
-    template <class Body> __device__ void each(int begin, int end, Body body) const {
+    template <int LOADS, class Body> __device__ void each(int begin, int end, Body body) const {
         for (int at = begin + threadIdx.x; at < end; at += LOADS * THREADS) {
             float logit[LOADS];
 #pragma unroll
@@ -105,7 +108,7 @@ __device__ static uint64_t block_prefix(SampleShared *s, uint64_t x, uint64_t *t
     __syncthreads(); // the sums before have been read
     if (lane == 31) s->warp_sums[warp] = x;
     __syncthreads();
-    uint64_t sums = warp_prefix(s->warp_sums[lane]);
+    uint64_t sums = warp_prefix(lane < WARPS ? s->warp_sums[lane] : 0);
     *total = __shfl_sync(~0u, sums, WARPS - 1);
     uint64_t before = __shfl_sync(~0u, sums, max(warp - 1, 0));
     return warp ? x + before : x;
@@ -185,7 +188,7 @@ __device__ static Place find_in_order(SampleShared *s, const Row &row, const Sam
     for (;;) {
         if (threadIdx.x == 0) s->n_list = 0;
         __syncthreads();
-        row.each(0, row.n, [&](int id, float logit) {
+        row.each<SEARCH_LOADS>(0, row.n, [&](int id, float logit) {
             if (!is_in(logit)) return;
             int at = atomicAdd(&s->n_list, 1);
             if (at < LIST) s->list[at] = (unsigned long long)order_key(logit) << 32 | id;
@@ -211,7 +214,7 @@ __device__ static Place find_in_order(SampleShared *s, const Row &row, const Sam
         int next = shift == 32 ? 21 : shift == 21 ? 10 : 0;
         for (int i = threadIdx.x; i < DIGITS; i += THREADS) s->digits[i] = 0;
         __syncthreads();
-        row.each(0, row.n, [&](int, float logit) {
+        row.each<SEARCH_LOADS>(0, row.n, [&](int, float logit) {
             if (is_in(logit))
                 atomicAdd(&s->digits[order_key(logit) >> next & ((1u << (shift - next)) - 1)],
                           (unsigned long long)value(logit));
@@ -254,7 +257,7 @@ __device__ static void weigh_bins(SampleShared *s, const Row &row, SampleBins *b
     int size = (row.n - 1) / gridDim.x + 1, first = min((int)blockIdx.x * size, row.n);
     const uint64_t least = row.least;
     uint64_t likely = 0;
-    row.each(first, min(first + size, row.n), [&](int, float logit) {
+    row.each<WEIGHT_LOADS>(first, min(first + size, row.n), [&](int, float logit) {
         uint64_t weight = row.weight(logit);
         int bin = row.bin(logit);
         if (row.job.top_k) atomicAdd(&s->count[bin], 1);
@@ -299,17 +302,27 @@ __device__ static int draw(SampleShared *s, const Row &row, const SampleBins *bi
         __syncthreads();
         return find_among(s, min(size, row.n - first), token, below, target).id;
     }
-    if (job.top_k) { // with all that are as likely as the k-th
-        uint32_t last = order_key(row.logits[find_in_order(s, row, bins, true, job.top_k - 1).id]);
+    // In a loop, so that the code of a search is there once: a row alone waits for instructions, too.
+    enum { CUT_K, CUT_P, DRAW };
+    Place place;
+#pragma unroll 1
+    for (int stage = CUT_K; stage <= DRAW; stage++) {
+        if ((stage == CUT_K && job.top_k == 0) || (stage == CUT_P && job.top_p >= 1)) continue;
+        if (stage == DRAW && row.least) sum = min(sum, (uint64_t)__ldcg(&bins->likely));
+        uint64_t target = stage == CUT_K   ? job.top_k - 1
+                          : stage == CUT_P ? nucleus_weight(job.top_p, sum) - 1
+                                           : drawn_weight(job.u, sum);
+        place = find_in_order(s, row, bins, stage == CUT_K, target);
+        sum = place.through;
+        if (stage > CUT_K) continue;
+        uint32_t last = order_key(row.logits[place.id]); // with all that are as likely as the k-th
         weight = 0;
-        row.each(0, row.n, [&](int, float logit) {
+        row.each<SEARCH_LOADS>(0, row.n, [&](int, float logit) {
             if (order_key(logit) <= last) weight += row.weight(logit);
         });
         block_prefix(s, weight, &sum);
     }
-    if (job.top_p < 1) sum = find_in_order(s, row, bins, false, nucleus_weight(job.top_p, sum) - 1).through;
-    if (row.least) sum = min(sum, (uint64_t)__ldcg(&bins->likely));
-    return find_in_order(s, row, bins, false, drawn_weight(job.u, sum)).id;
+    return place.id;
 }
 
 // Computes: a token for each job, as sample_token does.
@@ -317,7 +330,7 @@ __device__ static int draw(SampleShared *s, const Row &row, const SampleBins *bi
 // Writes:   ids [rows], pinned host memory; bins [rows], zero before and after.
 // Grid:     (blocks, rows) × THREADS; the blocks of a row fill its bins together, and the last one to finish draws.
 // Requires: vocab <= blocks × SLICE; each job's argmax is its row's.
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
     sample_kernel(int *ids, SampleBins *all_bins, const float *logits, int vocab, const SampleJob *jobs) {
     __shared__ SampleShared shared;
     SampleShared *s = &shared;
@@ -346,9 +359,10 @@ __global__ void __launch_bounds__(THREADS)
 // ---- launch ---------------------------------------------------------------------------------------------------------
 
 // Blocks that fill a row's bins: with few rows so many that two thousand tokens are a block's, with many that there are
-// two waves of the two blocks that an SM has room for.
+// two waves of what the SMs have room for.
 static int blocks_of_row(int rows, int vocab, int n_sms) {
-    int most = (vocab - 1) / 2048 + 1, least = (vocab - 1) / SLICE + 1, blocks = (4 * n_sms - 1) / rows + 1;
+    int most = (vocab - 1) / 2048 + 1, least = (vocab - 1) / SLICE + 1,
+        blocks = (2 * BLOCKS_PER_SM * n_sms - 1) / rows + 1;
     return blocks < least ? least : blocks < most ? blocks : most;
 }
 
