@@ -26,7 +26,8 @@ static bool draw_tokens(Choice *c, Error *err) {
         c->drawn[i] = sequence_is_drawn(seq);
         if (c->drawn[i]) rows[n++] = (SampleRow){i, &seq->config.sampler, random_uniform(&seq->sampler.state)};
     }
-    if (n > 0 && !m->engine->sample(m, rows, n, ids, err)) return false;
+    if (n == 0) return true;
+    if (!m->engine->sample(m, rows, n, ids, err)) return false;
     for (int i = 0; i < n; i++) c->ids[rows[i].row] = ids[i];
     return true;
 }
