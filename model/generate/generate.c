@@ -7,12 +7,30 @@ typedef struct {
     Model *model;
     const GenerateSink *sink;
     Scheduler scheduler;
-    int ids[MAX_STEP_ROWS]; // the next tokens of the batch's sequences with logits
+    // The next tokens of the batch's sequences with logits, and whether the engine draws them.
+    int ids[MAX_STEP_ROWS];
+    bool drawn[MAX_STEP_ROWS];
 } Run;
+
+// Those of the next tokens that the engine draws.
+static bool draw_tokens(Run *r, Error *err) {
+    SampleRow rows[MAX_STEP_ROWS];
+    int ids[MAX_STEP_ROWS], n = 0;
+    for (int i = 0; i < r->scheduler.batch.n_logits; i++) {
+        Sequence *seq = r->scheduler.of_logits[i];
+        r->drawn[i] = sequence_is_drawn(seq);
+        if (r->drawn[i]) rows[n++] = (SampleRow){i, &seq->config.sampler, random_uniform(&seq->sampler.state)};
+    }
+    if (n == 0) return true;
+    if (!r->model->engine->sample(r->model, rows, n, ids, err)) return false;
+    for (int i = 0; i < n; i++) r->ids[rows[i].row] = ids[i];
+    return true;
+}
 
 static void choose_tokens(void *context, int64_t begin, int64_t end) {
     Run *r = context;
-    for (int64_t i = begin; i < end; i++) r->ids[i] = sequence_choose(r->scheduler.of_logits[i], r->model, (int)i);
+    for (int64_t i = begin; i < end; i++)
+        if (!r->drawn[i]) r->ids[i] = sequence_choose(r->scheduler.of_logits[i], r->model, (int)i);
 }
 
 // Computes the scheduler's batch, and lets each sequence that has logits in it take its next token. A vocabulary's
@@ -28,6 +46,7 @@ static bool run_batch(Run *r, Error *err) {
     if (needs_logits && !m->engine->read_logits(m, err)) return false;
     for (int i = 0; i < n; i++)
         if (!sequence_check_finite(m, i, s->of_logits[i]->prompt.n + s->of_logits[i]->ids.n - 1, err)) return false;
+    if (!draw_tokens(r, err)) return false;
     parallel_for(n, needs_logits ? 1 : n, choose_tokens, r);
     for (int i = 0; i < n; i++)
         if (!sequence_take(s->of_logits[i], m, r->sink, r->ids[i], err)) return false;
