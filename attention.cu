@@ -121,6 +121,8 @@ static int check_args(const char *who, const AttentionArgs *a) {
     if (a->block_table && (a->block_size <= 0 || (a->block_size % 16 && a->block_size != a->cache_max_len)))
         return refuse("%s: block_size %d, expected a positive multiple of 16, or cache_max_len (%d)", who,
                       a->block_size, a->cache_max_len);
+    if ((uintptr_t)a->block_rows % sizeof(int))
+        return refuse("%s: block_rows is at %p, expected a multiple of 4 bytes", who, a->block_rows);
     return 0;
 }
 
@@ -138,13 +140,8 @@ static float scale_log2(const AttentionArgs *a) {
 
 static Cache<char> cache_view(const AttentionArgs *a) {
     int block_size = a->block_table ? a->block_size : a->cache_max_len;
-    return {(char *)a->k_cache,
-            (char *)a->v_cache,
-            a->block_table,
-            a->n_kv_heads,
-            a->head_dim,
-            block_size,
-            (a->cache_max_len - 1) / block_size + 1};
+    return {(char *)a->k_cache, (char *)a->v_cache, a->block_table, a->block_rows,
+            a->n_kv_heads,      a->head_dim,        block_size,     (a->cache_max_len - 1) / block_size + 1};
 }
 
 // Launches a kernel of which several are instantiated: sets its shared memory, logs, checks.

@@ -38,7 +38,8 @@ class AttentionArgs(ctypes.Structure):    # model/attention/attention.h
         + [(n, P) for n in "q out k_new v_new".split()]
         + [(n, L) for n in ("q_token_stride q_head_stride out_token_stride out_head_stride "
                             "k_token_stride k_head_stride v_token_stride v_head_stride").split()]
-        + [("k_cache", P), ("v_cache", P), ("cache_max_len", I), ("block_table", P), ("block_size", I)]
+        + [("k_cache", P), ("v_cache", P), ("cache_max_len", I), ("block_table", P), ("block_rows", P),
+           ("block_size", I)]
         + [("q_start", ctypes.POINTER(I)), ("seq_lens", ctypes.POINTER(I)), ("seq_lens_device", P)]
         + [("workspace", P), ("workspace_bytes", ctypes.c_size_t), ("kv_stable", I)])
 

@@ -1,6 +1,7 @@
 // test_attention.cu: the attention library against a float64 reference on the same rounded inputs, element by element.
 // Inputs are random normal; outputs, caches and workspace start as NaN. `--small` runs shapes for compute-sanitizer,
 // `--only TEXT` the tests whose name contains TEXT.
+#include <algorithm>
 #include <functional>
 #include <math.h>
 #include <stdarg.h>
@@ -202,7 +203,7 @@ struct Model {
     char *q, *k, *v; // master [seq][pos][heads][D]
     char *kc, *vc, *workspace, *qbuf, *kbuf, *vbuf, *out;
     double *ref;
-    int *table = nullptr, *lens_dev, *index; // index: seq, pos, sees of each token
+    int *table = nullptr, *rows = nullptr, *lens_dev, *index; // index: seq, pos, sees of each token
     std::vector<int> lens, table_host;
     std::vector<char> out_host; // the last call's output with its strides
     AttentionArgs args;
@@ -276,8 +277,26 @@ struct Model {
     ~Model() {
         for (void *p :
              {(void *)q, (void *)k, (void *)v, (void *)kc, (void *)vc, (void *)workspace, (void *)qbuf, (void *)kbuf,
-              (void *)vbuf, (void *)out, (void *)ref, (void *)table, (void *)lens_dev, (void *)index})
+              (void *)vbuf, (void *)out, (void *)ref, (void *)table, (void *)rows, (void *)lens_dev, (void *)index})
             CUDA(cudaFree(p));
+    }
+    // Gives the sequences other rows of a larger table, in another order; an address from a row that no sequence has is
+    // far outside the cache.
+    void permute_table(int seed) {
+        int n = 2 * s.n_seq + 1;
+        std::vector<int> row(n), wide((size_t)n * table_width, 0x3fffffff);
+        for (int i = 0; i < n; i++) row[i] = i;
+        srand(seed);
+        for (int i = n - 1; i > 0; i--) std::swap(row[i], row[rand() % (i + 1)]);
+        for (int i = 0; i < s.n_seq; i++)
+            memcpy(&wide[(size_t)row[i] * table_width], &table_host[(size_t)i * table_width], table_width * 4);
+        CUDA(cudaFree(table));
+        table = (int *)device(wide.size() * 4);
+        rows = (int *)device(s.n_seq * 4);
+        CUDA(cudaMemcpy(table, wide.data(), wide.size() * 4, cudaMemcpyHostToDevice));
+        CUDA(cudaMemcpy(rows, row.data(), s.n_seq * 4, cudaMemcpyHostToDevice));
+        args.block_table = table;
+        args.block_rows = rows;
     }
     static char *device(size_t n) {
         char *p;
@@ -573,6 +592,48 @@ static void test_cache_block_table_same_bits(int dtype) {
         }
 }
 
+// Sequences that have other rows of the block table, or without one other blocks: the bits of sequences in order.
+static void block_rows_same_bits(const Shape &shape, const std::vector<std::vector<int>> &prompts, bool no_table) {
+    int longest = 1;
+    for (auto &c : prompts)
+        for (int n : c) longest = std::max(longest, n);
+    Model a(shape, longest), b(shape, longest);
+    if (no_table) { // a table of blocks that hold whole sequences is what block_rows is without one
+        b.args.block_table = nullptr;
+        b.args.block_rows = b.table;
+    } else
+        b.permute_table(2);
+    for (int i = 0; i < (int)prompts.size() + 3; i++) {
+        std::vector<int> counts = i < (int)prompts.size() ? prompts[i] : std::vector<int>(shape.n_seq, 1);
+        b.args.kv_stable = i % 2;
+        a.step(counts, 0, i % 2 == 0);
+        b.step(counts, 0, false);
+        int n = 0;
+        for (int c : counts) n += c;
+        a.read_out(n);
+        b.read_out(n);
+        if (a.out_host != b.out_host)
+            fail("head_dim %d, blocks of %d, call %d: not the bits of sequences in order", shape.D, shape.block_size,
+                 i);
+    }
+    b.check_cache();
+}
+static void test_cache_block_rows_same_bits(int dtype) {
+    std::vector<std::vector<int>> prompts = {{300, 1, 77, 128, 129}, {7, 70, 3, 1, 64}};
+    for (int D : {64, 96, 128})
+        for (int block : {16, 64, 400}) {
+            Shape s = {dtype, 5, 8, 2, D, 400};
+            s.block_size = block;
+            block_rows_same_bits(s, prompts, false);
+            if (block == s.max_len) block_rows_same_bits(s, prompts, true);
+        }
+    Shape s = {dtype, 300, 4, 2, 64, 40}; // more than a launch of prefill has, and than a warp of decode has at once
+    s.block_size = 16;
+    std::vector<int> c(300);
+    for (int i = 0; i < 300; i++) c[i] = i * 7 % 21;
+    block_rows_same_bits(s, {c}, false);
+}
+
 static void test_cache_without_append(int dtype) { // K and V already in the cache: same bits as with append
     Model a({dtype, 2, 8, 2, 128, 200}, 130), b({dtype, 2, 8, 2, 128, 200}, 130);
     a.step({130, 40});
@@ -832,6 +893,7 @@ static void test_refusals(int dtype) {
              a.block_size = 24;
          },
          3},
+        {"block_rows is at", [](AttentionArgs &a) { a.block_rows = (const int *)((const char *)a.q + 2); }, 3},
         {"seq_lens[1] is -3", [](AttentionArgs &a) { a.seq_lens = negative; }, 3},
         {"64 positions + ", [](AttentionArgs &a) { a.seq_lens = full; }, 3},
         {"q_start is NULL", [](AttentionArgs &a) { a.q_start = nullptr; }, 1},
@@ -1076,6 +1138,7 @@ static const Test TESTS[] = {
     T(test_cache_long_steps_memory_unchanged, 1),
     T(test_cache_overflow_refused, 1),
     T(test_cache_block_table_same_bits, 0),
+    T(test_cache_block_rows_same_bits, 0),
     T(test_cache_without_append, 1),
     T(test_cache_long_context, 1),
     T(test_cache_beyond_131072, 0),

@@ -46,10 +46,13 @@ typedef struct AttentionArgs {
     /* The cache, K and V alike: device [block][n_kv_heads][block_size][head_dim].
      * Contiguous (block_table NULL): sequence i owns block i, of block_size = cache_max_len positions.
      * Paged: position p of sequence i is in block block_table[i][p / block_size], at p % block_size. (A table of width
-     * 1 with block_size = cache_max_len is a map from sequences to slots.) Both give the same bits. */
+     * 1 with block_size = cache_max_len is a map from sequences to slots.) Both give the same bits.
+     * block_rows: sequence i has row block_rows[i] of the table in place of row i (contiguous: block block_rows[i]), so
+     * that a call can take any of the sequences that a table has, in any order. */
     void *k_cache, *v_cache;
     int cache_max_len;      /* positions that one sequence may hold */
-    const int *block_table; /* device [n_seq][ceil(cache_max_len / block_size)], or NULL */
+    const int *block_table; /* device [row][ceil(cache_max_len / block_size)], or NULL */
+    const int *block_rows;  /* device [n_seq]: the row of the block table that each sequence has; NULL: i */
     int block_size;         /* positions per block if paged: a multiple of 16, or cache_max_len */
 
     /* Lengths. What shapes a launch or refuses one is read on the host; what may change between replays of a CUDA
@@ -65,11 +68,11 @@ typedef struct AttentionArgs {
     void *workspace;        /* device, 16-byte aligned */
     size_t workspace_bytes; /* at least attention_workspace_bytes */
 
-    /* Decode only. 1: K and V are stable. The kernel launched right before this call on its stream writes neither the cache nor
-     * the block table nor the lengths (but q, k_new and v_new it may: it can be a projection, or a decode call on another
-     * cache); nor does it let its successor start before its own wait for the kernels before it
-     * (cudaGridDependencySynchronize). On Hopper and later the call then reads cache, table and lengths while that kernel
-     * still runs. 0 is always safe. */
+    /* Decode only. 1: K and V are stable. The kernel launched right before this call on its stream writes neither the
+     * cache nor block_table, block_rows or the lengths (but q, k_new and v_new it may: it can be a projection, or a
+     * decode call on another cache); nor does it let its successor start before its own wait for the kernels before it
+     * (cudaGridDependencySynchronize). On Hopper and later the call then reads all of these while that kernel still
+     * runs. 0 is always safe. */
     int kv_stable;
 } AttentionArgs;
 

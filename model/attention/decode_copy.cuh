@@ -9,7 +9,7 @@ __device__ __forceinline__ size_t decode_row(const Cache<T> &c, const DecodeCurs
     int block = item.cache_block;
     if (c.table_width > 1) {
         int i = pos / c.block_size;
-        block = load_l2(c.table + (size_t)item.seq * c.table_width + i);
+        block = load_l2(c.table + (size_t)block * c.table_width + i);
         pos -= i * c.block_size;
     }
     return (((size_t)block * c.n_kv_heads + item.kv_head) * c.block_size + pos) * c.head_dim;

@@ -122,7 +122,7 @@ struct DecodeCursor {
     int seq, kv_head, head_tile, split;
     int total, n_splits; // of seq
     int split_log2;      // of the length of its splits
-    int cache_block;     // of the cache that has seq, if one has it all
+    int cache_block;     // of the cache that has seq, if one has it all; else its row of the block table
     int work_left;       // units of this block, the present item included; its items begin in its range
     int first_block;     // the block that has the query tile's first split: its counter is the tile's
     bool in_cluster;     // does the block's cluster share the tile, each block having whole groups?
@@ -132,7 +132,7 @@ struct DecodeCursor {
     // there are 32 at most (few); more are gone through again where they are needed.
     struct Lengths {
         bool few;
-        int length, own_block;     // of the lane's sequence; the block of the cache that has it
+        int length, own_block;     // of the lane's sequence; its cache_block
         unsigned sum, least, most; // units of a query tile: of all sequences together, of the shortest and the longest
     };
 
@@ -268,7 +268,8 @@ struct DecodeCursor {
         start(p, lane, [](const DecodeCursor &) {});
     }
     __device__ __forceinline__ static int block_of(const DecodeParams &p, int seq) {
-        return p.cache.table && p.cache.table_width == 1 ? load_l2(p.cache.table + seq) : seq;
+        int row = table_row(p.cache, seq);
+        return p.cache.table && p.cache.table_width == 1 ? load_l2(p.cache.table + row) : row;
     }
     // The rest of a place: kv_head counts head tiles as well.
     __device__ __forceinline__ void find(const DecodeParams &p, int length, int block) {

@@ -188,7 +188,7 @@ __device__ __forceinline__ void f32_load_tile(const DecodeParams &p, const Decod
 #pragma unroll
     for (int half = 0; half < Tile::TOKENS;
          half += ROWS, k_tile += ROWS * D * sizeof(T), v_tile += ROWS * D * sizeof(T), pos += ROWS) {
-        size_t base = pos < item.total ? cache_row(cache, item.seq, item.kv_head, pos) : 0;
+        size_t base = pos < item.total ? decode_row(cache, item, pos) : 0;
         const char *k = (const char *)(cache.k + base) + lane * 16, *v = (const char *)(cache.v + base) + lane * 16;
         if (pos + ROWS <= item.total - p.append) {
 #pragma unroll
@@ -378,6 +378,7 @@ __global__ void __launch_bounds__(256, 2)
     int tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
     PrefillTile tile = prefill_tile(&b, p.n_heads, F32_ROWS, blockIdx.x);
     int kv_head = tile.head / p.heads_per_kv, total = tile.seq_len + tile.n_rows;
+    int own_row = table_row(cache, b.first_seq + tile.seq);
     int end = p.causal ? tile.seq_len + min(tile.row0 + F32_ROWS, tile.n_rows) : total;
 
     const float *q = (const float *)p.q + b.q_start[tile.seq] * p.q_token_stride + tile.head * p.q_head_stride;
@@ -398,7 +399,7 @@ __global__ void __launch_bounds__(256, 2)
         for (int i = threadIdx.x; i < F32_KEYS * CHUNKS; i += 256) {
             int row = i / CHUNKS, chunk = i % CHUNKS;
             bool valid = base + row < end;
-            size_t offset = cache_row(cache, b.first_seq + tile.seq, kv_head, valid ? base + row : 0) + chunk * 4;
+            size_t offset = cache_row(cache, own_row, kv_head, valid ? base + row : 0) + chunk * 4;
             copy_async16(shared_address(k_tile + row * PITCH + chunk * 4), cache.k + offset, valid);
             copy_async16(shared_address(v_tile + row * D + chunk * 4), cache.v + offset, valid);
         }

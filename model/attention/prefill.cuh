@@ -38,9 +38,10 @@ __global__ void __launch_bounds__(128)
             high = mid - 1;
     }
     int pos = b.seq_len[low] + token - b.q_start[low], vectors = p.cache.head_dim * element_bytes / 16;
+    int own_row = table_row(p.cache, b.first_seq + low);
     for (int i = threadIdx.x; i < p.cache.n_kv_heads * vectors; i += blockDim.x) {
         int head = i / vectors, vector = i % vectors;
-        size_t row = cache_row(p.cache, b.first_seq + low, head, pos) * element_bytes;
+        size_t row = cache_row(p.cache, own_row, head, pos) * element_bytes;
         const char *k = (const char *)p.k_new + (token * p.k_token_stride + head * p.k_head_stride) * element_bytes;
         const char *v = (const char *)p.v_new + (token * p.v_token_stride + head * p.v_head_stride) * element_bytes;
         ((uint4 *)(p.cache.k + row))[vector] = ((const uint4 *)k)[vector];

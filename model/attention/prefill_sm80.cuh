@@ -22,6 +22,7 @@ __global__ void __launch_bounds__(128)
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     PrefillTile tile = prefill_tile(&b, p.n_heads, SM80_ROWS, blockIdx.x);
     int kv_head = tile.head / p.heads_per_kv, total = tile.seq_len + tile.n_rows;
+    int own_row = table_row(cache, b.first_seq + tile.seq);
     // Keys that some row attends to, and those that every row does.
     int end = p.causal ? tile.seq_len + min(tile.row0 + SM80_ROWS, tile.n_rows) : total;
     int first_keys = p.causal ? tile.seq_len + tile.row0 + 1 : total;
@@ -43,7 +44,7 @@ __global__ void __launch_bounds__(128)
             for (int i = threadIdx.x; i < SM80_KEYS * CHUNKS; i += 128) {
                 int row = i / CHUNKS, chunk = i % CHUNKS, pos = j * SM80_KEYS + row;
                 bool valid = pos < end; // after it is memory that nobody wrote: zeros, as 0 x NaN would be NaN
-                size_t offset = cache_row(cache, b.first_seq + tile.seq, kv_head, valid ? pos : 0) + chunk * 8;
+                size_t offset = cache_row(cache, own_row, kv_head, valid ? pos : 0) + chunk * 8;
                 uint32_t dst = kv_tiles + (j & 1) * 2 * TILE_BYTES + tile_offset<T, D>(row, chunk);
                 copy_async16(dst, cache.k + offset, valid);
                 copy_async16(dst + TILE_BYTES, cache.v + offset, valid);

@@ -34,13 +34,13 @@ static_assert(SM90_ROWS == SM90_WARPGROUPS * 64 && SM90_KEYS == 128, "wgmma: 64 
 // One warp of the block fills the ring. K or V rows base .. base+127 of one KV head go to `dst`.
 template <typename T, int D>
 __device__ __forceinline__ void sm90_load_tile(const Cache<T> &cache, const T *from, const CUtensorMap *map,
-                                               int box_rows, int seq, int kv_head, int base, int total, uint32_t dst,
-                                               uint32_t full, int lane) {
+                                               int box_rows, int own_row, int kv_head, int base, int total,
+                                               uint32_t dst, uint32_t full, int lane) {
     if (base + SM90_KEYS <= total) {
         if (lane == 0) {
             mbarrier_arrive_expect_tx(full, sm90_tile_bytes<D>());
             for (int row = 0; row < SM90_KEYS; row += box_rows) {
-                int y = (int)(cache_row(cache, seq, kv_head, base + row) / D);
+                int y = (int)(cache_row(cache, own_row, kv_head, base + row) / D);
 #pragma unroll
                 for (int panel = 0; panel < sm90_panels<D>(); panel++)
                     copy_tensor_2d(dst + panel * PANEL_BYTES + row * 128, map, panel * 64, y, full);
@@ -50,7 +50,7 @@ __device__ __forceinline__ void sm90_load_tile(const Cache<T> &cache, const T *f
         for (int i = lane; i < SM90_KEYS * sm90_panels<D>() * 8; i += 32) {
             int row = i / (sm90_panels<D>() * 8), chunk = i % (sm90_panels<D>() * 8);
             bool valid = base + row < total && chunk < D / 8;
-            const T *src = valid ? from + cache_row(cache, seq, kv_head, base + row) + chunk * 8 : from;
+            const T *src = valid ? from + cache_row(cache, own_row, kv_head, base + row) + chunk * 8 : from;
             copy_async16(dst + chunk / 8 * PANEL_BYTES + row * 128 + ((chunk ^ row) & 7) * 16, src, valid);
         }
         copy_async_commit();
@@ -137,7 +137,8 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
             int item = sm90_item(round, blockIdx.x, gridDim.x);
             if (item >= p.n_tiles) continue;
             PrefillTile tile = prefill_tile(&b, p.n_heads, SM90_ROWS, item);
-            int kv_head = tile.head / p.heads_per_kv, total = tile.seq_len + tile.n_rows, seq = b.first_seq + tile.seq;
+            int kv_head = tile.head / p.heads_per_kv, total = tile.seq_len + tile.n_rows;
+            int own_row = table_row(cache, b.first_seq + tile.seq);
             int end = p.causal ? tile.seq_len + min(tile.row0 + SM90_ROWS, tile.n_rows) : total;
             mbarrier_wait(q_empty, (n_items & 1) ^ 1);
             n_items++;
@@ -150,10 +151,10 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
             for (int base = 0; base < end; base += SM90_KEYS, n++) {
                 int stage = n % SM90_STAGES, parity = (n / SM90_STAGES & 1) ^ 1; // a fresh barrier counts as empty
                 mbarrier_wait(k_empty + 8 * stage, parity);
-                sm90_load_tile<T, D>(cache, cache.k, &maps.k, box_rows, seq, kv_head, base, total,
+                sm90_load_tile<T, D>(cache, cache.k, &maps.k, box_rows, own_row, kv_head, base, total,
                                      k_tiles + stage * TILE_BYTES, k_full + 8 * stage, lane);
                 mbarrier_wait(v_empty + 8 * stage, parity);
-                sm90_load_tile<T, D>(cache, cache.v, &maps.v, box_rows, seq, kv_head, base, total,
+                sm90_load_tile<T, D>(cache, cache.v, &maps.v, box_rows, own_row, kv_head, base, total,
                                      v_tiles + stage * TILE_BYTES, v_full + 8 * stage, lane);
             }
         }
