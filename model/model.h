@@ -81,6 +81,9 @@ typedef struct {
     bool (*forward)(Model *model, const Batch *part, int first_logit, Error *err);
     // Brings the logits of the last batch's rows with logits to model->logits.
     bool (*read_logits)(Model *model, Error *err);
+    // Whether a decoded row of this model has the same bits whatever other rows are decoded beside it, its own sequence's
+    // too; if not, err says why. NULL: never.
+    bool (*same_bits)(const Model *model, Error *err);
 } Engine;
 
 struct Model {

@@ -127,7 +127,7 @@ static bool allocate_state(Model *m, CpuState *s, Error *err) {
     return true;
 }
 
-static bool usable_cpu(const Model *m, Error *err) { // always
+static bool always(const Model *m, Error *err) {
     (void)m, (void)err;
     return true;
 }
@@ -152,4 +152,10 @@ static void close_cpu(Model *m) {
     m->state = NULL;
 }
 
-const Engine engine_cpu = {"cpu", usable_cpu, open_cpu, close_cpu, forward_cpu, read_logits_cpu};
+const Engine engine_cpu = {.name = "cpu",
+                           .usable = always,
+                           .open = open_cpu,
+                           .close = close_cpu,
+                           .forward = forward_cpu,
+                           .read_logits = read_logits_cpu,
+                           .same_bits = always};
