@@ -169,6 +169,7 @@ static const struct {
     {"--stride", "2", "rrrrrrrr.rr"},   {"--perplexity-windows", "sliding", "rrrrrrrr.rr"},
     {"--engine", "cpu", "....nnnn..."}, {"--precision", "f32", "....nnnn..."},
     {"-t", "2", "....nnnn..."},         {"--verbose", NULL, "....n.nn..n"},
+    {"--lookup", NULL, "....rrrrrrr"},  {"--draft", chat_path, "....rrrrrrr"},
 };
 
 static void test_counts(void) {

@@ -180,5 +180,6 @@ bool draft_open(Speculation *s, const Model *m, const char *path, int n_slots, i
                                     .propose = propose_draft,
                                     .close = close_draft,
                                     .context = d});
+    s->draft = &d->model;
     return true;
 }

@@ -146,12 +146,16 @@ static bool step(Run *r, Error *err) {
     for (int i = 0; i < n; i++) {
         SpeculationCounts *c = &r->live[slot[i]]->counts;
         c->steps++;
+        c->tokens -= (int64_t)r->live[slot[i]]->ids.n;
         c->candidates += proposals[i].n;
     }
     Sequence *seqs[MAX_SLOTS];
     for (int i = 0; i < n; i++) seqs[i] = r->live[slot[i]];
     if (!run_batch(r, &batch, proposals, err)) return false;
-    for (int i = 0; i < n; i++) seqs[i]->counts.accepted += proposals[i].accepted;
+    for (int i = 0; i < n; i++) {
+        seqs[i]->counts.accepted += proposals[i].accepted;
+        seqs[i]->counts.tokens += (int64_t)seqs[i]->ids.n;
+    }
     if (s) speculation_learn(s, proposals, acceptance, n, n);
     return true;
 }

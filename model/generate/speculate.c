@@ -48,7 +48,7 @@ bool speculation_prepare(Model *m, int n_slots, Error *err) {
     if (rows > MAX_STEP_ROWS)
         return fail(err, "--lookup and --draft: %d sequences at a time, expected at most %d: a step has %d rows for each, "
                          "and at most %d",
-                    n_slots, MAX_STEP_ROWS / (MAX_CANDIDATES + 1), MAX_CANDIDATES + 1, MAX_STEP_ROWS);
+                    n_slots, MAX_SPECULATING, MAX_CANDIDATES + 1, MAX_STEP_ROWS);
     m->step_rows = rows;
     return true;
 }

@@ -14,6 +14,8 @@
 #include "../model.h"
 
 enum { MAX_CANDIDATES = 7, CANDIDATE_KINDS = 4 };
+// Sequences at a time that a step has rows for.
+enum { MAX_SPECULATING = MAX_STEP_ROWS / (MAX_CANDIDATES + 1) };
 
 // One sequence's candidates, and what they continue.
 typedef struct {
@@ -57,14 +59,23 @@ typedef struct {
 typedef struct {
     Proposer proposer;
     const Model *model; // that verifies
+    const Model *draft; // that guesses; NULL: none does
     bool always; // as many candidates as there are, whatever is known of them: for tests and measurements
     double balance; // steps that may be lost: see speculate.c
 } Speculation;
 
 // Of one sequence.
 typedef struct {
-    int steps, candidates, accepted; // steps that it was decoded in, candidates verified, those of them that were right
+    int64_t steps, tokens;         // steps that it was decoded in, tokens that they gave
+    int64_t candidates, accepted; // verified in these, and those of them that were right
 } SpeculationCounts;
+
+static inline void speculation_count(SpeculationCounts *sum, const SpeculationCounts *more) {
+    sum->steps += more->steps;
+    sum->tokens += more->tokens;
+    sum->candidates += more->candidates;
+    sum->accepted += more->accepted;
+}
 
 // Starts with nothing known. model: that verifies.
 void speculation_init(Speculation *s, const Model *model, const Proposer *proposer);
