@@ -76,6 +76,7 @@ static bool start_model(const Options *o, Model *m, Speculation *s, int slots, i
     if (isatty(STDERR_FILENO) && !o->quiet) m->progress = show_progress;
     m->interrupted = &interrupted;
     m->verbose = o->verbose;
+    m->kv_memory = o->kv_memory;
     if (s && !start_speculation(o, m, s, slots, context, err)) return false;
     if (!model_start(m, o->engine, precision_of(o), slots, context, err)) return false;
     print_engine_notes(o, m);
@@ -107,11 +108,11 @@ static void print_notes(const Options *o, const Sequence *seqs, int n, int conte
 typedef struct {
     const Options *options;
     const Model *model;
-    const Chat *chat;       // the template, where answers are in conversations; NULL: none is
-    const Prompts *prompts; // NULL: one prompt
-    double start, ready;    // of the program, on the clock; seconds from then to the model's
-    double begin;           // of the answers, on the clock
-    Speculation speculation; // where it is asked for
+    const Chat *chat;         // the template, where answers are in conversations; NULL: none is
+    const Prompts *prompts;   // NULL: one prompt
+    double start, ready;      // of the program, on the clock; seconds from then to the model's
+    double begin;             // of the answers, on the clock
+    Speculation speculation;  // where it is asked for
     SpeculationCounts counts; // of the finished sequences
     const Sequence *seqs;
     int n_seqs;
@@ -430,7 +431,8 @@ static bool run_compare(const Options *o, Model *m, Error *err) {
     int context = o->context ? o->context : dump_context(&dump);
     bool ok =
         dump_context(&dump) <= context || fail(err, "-c %d: %s needs %d", context, o->compare, dump_context(&dump));
-    ok = ok && start_model(o, m, NULL, 1, context, err) && compare_run(m, &dump, stdout, &passed, err) && flush_output(err);
+    ok = ok && start_model(o, m, NULL, 1, context, err) && compare_run(m, &dump, stdout, &passed, err) &&
+         flush_output(err);
     if (ok && !passed) ok = fail(err, "%s: the comparison does not hold", o->compare);
     dump_close(&dump);
     return ok;

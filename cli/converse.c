@@ -19,10 +19,10 @@ typedef struct {
     Model *model;
     const Chat *chat;
     Speculation *speculation; // NULL: none
-    bool terminal;    // a person types, rather than a pipe
-    TokenList ids;    // of the whole conversation
-    TokenList cached; // of these as many as kv.len are in the cache
-    size_t asked;     // ids up to the last question, before the header of its answer; 0: nothing has been asked
+    bool terminal;            // a person types, rather than a pipe
+    TokenList ids;            // of the whole conversation
+    TokenList cached;         // of these as many as kv.len are in the cache
+    size_t asked;             // ids up to the last question, before the header of its answer; 0: nothing has been asked
     int turn;
 } Conversation;
 
@@ -248,7 +248,8 @@ static bool is_blank(const Bytes *message) {
 }
 
 bool converse(const Options *o, Model *m, const Chat *chat, Speculation *speculation, Error *err) {
-    Conversation c = {.options = o, .model = m, .chat = chat, .speculation = speculation, .terminal = isatty(STDIN_FILENO)};
+    Conversation c = {
+        .options = o, .model = m, .chat = chat, .speculation = speculation, .terminal = isatty(STDIN_FILENO)};
     Bytes line = {0}, message = {0};
     Command command = COMMAND_NONE;
     bool ok = begin(&c, err);

@@ -119,6 +119,9 @@ const Flag flags[] = {
      FLAG_SWITCH, FIELD(lookup), 0, 0, RUNS_ANSWER, ~RUNS_ANSWER, NEEDS_NEW},
     {SECTION_MACHINE, "--draft", NULL, "FILE", "the same with guesses of a smaller model.bin of the same vocabulary",
      FLAG_TEXT, FIELD(draft), 0, 0, RUNS_ANSWER, ~RUNS_ANSWER, NEEDS_NEW},
+    {SECTION_MACHINE, "--kv-memory", NULL, "BYTES",
+     "for keys and values of all sequences together, also as 500M or 8G (what they can use; on a GPU, of what is free, all but 1 GB)",
+     FLAG_BYTES, FIELD(kv_memory), 0, 0, RUNS_COMPUTE & ~RUN_BENCH, ~(RUNS_COMPUTE & ~RUN_BENCH), NEEDS_NOTHING},
     {SECTION_MACHINE, "--synthetic", NULL, "SHAPE",
      "in place of a model weights from a seed: llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b",
      FLAG_TEXT, FIELD(synthetic), 0, 0, RUNS_ALL, 0, NEEDS_NOTHING},
@@ -233,6 +236,17 @@ bool flag_set(Options *o, const Flag *flag, const char *text, Error *err) {
         unsigned long long v = strtoull(text, &end, 10);
         if (errno || end == text || *end || strchr(text, '-'))
             return fail(err, "%s %s: expected a whole number from 0 to 2^64-1", name, shown);
+        *(uint64_t *)field = v;
+        return true;
+    }
+    case FLAG_BYTES: {
+        static const char suffixes[] = "KMG";
+        unsigned long long v = strtoull(text, &end, 10), unit = 1;
+        const char *suffix = *end ? strchr(suffixes, *end) : NULL;
+        for (; suffix && suffix >= suffixes; suffix--) unit *= 1000;
+        if (errno || end == text || end[suffix != NULL] || strchr(text, '-') || v == 0 ||
+            __builtin_mul_overflow(v, unit, &v))
+            return fail(err, "%s %s: expected a whole number of bytes from 1 on, or one with K, M or G", name, shown);
         *(uint64_t *)field = v;
         return true;
     }

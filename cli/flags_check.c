@@ -55,7 +55,8 @@ const char *flags_run_names(unsigned runs, char *text, size_t size) {
 static bool says_more(const Options *o, const Flag *flag) {
     static const size_t sizes[] = {
         [FLAG_SWITCH] = sizeof(bool), [FLAG_TEXT] = sizeof(char *),   [FLAG_TEXTS] = sizeof(char *),
-        [FLAG_INT] = sizeof(int),     [FLAG_SEED] = sizeof(uint64_t), [FLAG_FLOAT] = sizeof(float)};
+        [FLAG_INT] = sizeof(int),     [FLAG_SEED] = sizeof(uint64_t), [FLAG_BYTES] = sizeof(uint64_t),
+        [FLAG_FLOAT] = sizeof(float)};
     Options usual = flags_default();
     return o->given[flag - flags].count &&
            memcmp((const char *)o + flag->offset, (const char *)&usual + flag->offset, sizes[flag->type]) != 0;
@@ -115,8 +116,8 @@ bool flags_check(const Options *o, Error *err) {
     if (!check_run(o, err)) return false;
     if (o->lookup && o->draft) return fail(err, "--lookup and --draft: expected one of them");
     if ((o->lookup || o->draft) && o->batch > MAX_SPECULATING)
-        return fail(err, "-b %d with %s: expected at most %d: a step has %d rows for each sequence, and at most %d", o->batch,
-                    o->lookup ? "--lookup" : "--draft", MAX_SPECULATING, MAX_CANDIDATES + 1, MAX_STEP_ROWS);
+        return fail(err, "-b %d with %s: expected at most %d: a step has %d rows for each sequence, and at most %d",
+                    o->batch, o->lookup ? "--lookup" : "--draft", MAX_SPECULATING, MAX_CANDIDATES + 1, MAX_STEP_ROWS);
     if (o->windows && strcmp(o->windows, "sliding") != 0 && strcmp(o->windows, "half") != 0)
         return fail(err, "--perplexity-windows %s: expected sliding or half", o->windows);
     if (o->windows && o->stride && strcmp(o->windows, "half") == 0)

@@ -189,8 +189,8 @@ void print_statistics(const Model *m, const Options *o, const Sequence *seq, dou
 }
 
 void print_speculation(const Speculation *s) {
-    print_message("--%s: up to %d candidates for the next tokens of a sequence are verified in a step", s->proposer.name,
-                  MAX_CANDIDATES);
+    print_message("--%s: up to %d candidates for the next tokens of a sequence are verified in a step",
+                  s->proposer.name, MAX_CANDIDATES);
     if (s->draft)
         print_message("draft: %.3f GB of weights, %d layers, K/V cache %.3f MB", (double)s->draft->weights.bytes * 1e-9,
                       s->draft->config.n_layers, (double)s->draft->kv.bytes * 1e-6);
@@ -235,7 +235,7 @@ static void print_rounding(const Model *m) {
 void print_model(const Model *m, const Options *o) {
     const Config *c = &m->config;
     char dtypes[WEIGHTS_DTYPES];
-    double kv = (double)m->kv.bytes, positions = (double)m->kv.n_slots * m->kv.max_len;
+    double kv = (double)m->kv.bytes, position = (double)model_page_bytes(m) / KV_PAGE;
     print_message("dim %d, %d layers, %d heads of %d over %d K/V heads, hidden %d, vocabulary %d, at most %d tokens",
                   c->dim, c->n_layers, c->n_heads, c->head_dim, c->n_kv_heads, c->hidden_dim, c->vocab_size,
                   c->max_seq_len);
@@ -246,10 +246,10 @@ void print_model(const Model *m, const Options *o) {
                                   : "the fastest in this build",
             m->not_used.text, m->precision == PRECISION_F32 ? "float32" : "bf16 products and cache, float32 sums");
     fprintf(stderr,
-            "llama: memory: %.3f GB of weights (%s in the file), K/V cache %.3f MB: %d x %d positions of %.0f bytes "
-            "(with a K/V head for every head %.0f)",
-            (double)m->weights.bytes * 1e-9, weights_dtypes(&m->weights, dtypes), kv * 1e-6, m->kv.n_slots,
-            m->kv.max_len, kv / positions, kv / positions * c->group);
+            "llama: memory: %.3f GB of weights (%s in the file), K/V cache %.3f MB: %d pages of %d positions of %.0f "
+            "bytes (with a K/V head for every head %.0f), for %d x %d positions at most",
+            (double)m->weights.bytes * 1e-9, weights_dtypes(&m->weights, dtypes), kv * 1e-6, m->kv.n_pages, KV_PAGE,
+            position, position * c->group, m->kv.n_slots, m->kv.max_len);
     if (m->buffer_bytes) fprintf(stderr, ", buffers %.3f MB", (double)m->buffer_bytes * 1e-6);
     fputc('\n', stderr);
     print_rounding(m);

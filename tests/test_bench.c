@@ -24,7 +24,8 @@ static bool usable(const Model *m, Error *err) {
 static bool open_engine(Model *m, Error *err) {
     long long positions = (long long)m->kv.n_slots * m->kv.max_len;
     if (positions > ROOM) return fail(err, "a \"cache\" of %lld positions, there is room for %d", positions, ROOM);
-    m->kv.bytes = (uint64_t)positions * 131072;
+    if (!kv_init(&m->kv, m->kv.n_slots, m->kv.max_len, 0, err)) return false;
+    m->kv.bytes = (uint64_t)m->kv.n_pages * KV_PAGE * 131072;
     fake.opened++;
     m->max_rows = 1 << 20;
     m->state = &fake;
@@ -79,7 +80,7 @@ static bool fill(const Model *m, Error *err) {
 
 static const Platform platform = {
     measure, fill, {512, 2048, 8192, 32768}, {128, 2048, 8192, 32768, 131072}, {1, 2, 4, 8, 16, 64}};
-static const Engine engine = {"fake", usable, open_engine, close_engine, forward, NULL};
+static const Engine engine = {"fake", usable, open_engine, close_engine, forward, NULL, NULL, NULL, NULL};
 
 static Model model;
 

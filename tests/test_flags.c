@@ -168,6 +168,7 @@ static const struct {
     {"-b", "2", "rrr.rrnrrr."},         {"--hex", NULL, "rrrr..r.rrr"},
     {"--stride", "2", "rrrrrrrr.rr"},   {"--perplexity-windows", "sliding", "rrrrrrrr.rr"},
     {"--engine", "cpu", "....nnnn..."}, {"--precision", "f32", "....nnnn..."},
+    {"--kv-memory", "9M", "....rrrr..r"},
     {"-t", "2", "....nnnn..."},         {"--verbose", NULL, "....n.nn..n"},
     {"--lookup", NULL, "....rrrrrrr"},  {"--draft", chat_path, "....rrrrrrr"},
 };

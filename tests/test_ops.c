@@ -432,9 +432,28 @@ static void attention_free(Attention *a) {
     free(a->v);
 }
 
+// k or v as the cache has them: in pages, here from the last to the first, with one more between two of them. What is
+// nobody's is NaN.
+static float *in_pages(const Attention *a, const float *from, int *pages) {
+    int n = kv_pages(a->max_len), d = a->head_dim;
+    float *to = malloc((size_t)(2 * n) * kv_page_elements(a->n_kv_heads, d) * sizeof *to);
+    for (size_t i = 0; i < (size_t)(2 * n) * kv_page_elements(a->n_kv_heads, d); i++) to[i] = NAN;
+    for (int i = 0; i < n; i++) pages[i] = 2 * (n - 1 - i);
+    for (int h = 0; h < a->n_kv_heads; h++)
+        for (int j = 0; j < a->max_len; j++, from += d)
+            memcpy(to + (size_t)pages[j / KV_PAGE] * kv_page_elements(a->n_kv_heads, d) +
+                       (size_t)((h * KV_PAGE + j % KV_PAGE) * d),
+                   from, (size_t)d * sizeof *to);
+    return to;
+}
+
 static float *attention_run(const Ops *ops, const Attention *a) {
-    float *out = poisoned(q_size(a));
-    ops->attention(out, a->q, a->k, a->v, a->T, a->pos, a->n_heads, a->n_kv_heads, a->head_dim, a->max_len);
+    int pages[16];
+    CHECK(kv_pages(a->max_len) <= LENGTH(pages));
+    float *out = poisoned(q_size(a)), *k = in_pages(a, a->k, pages), *v = in_pages(a, a->v, pages);
+    ops->attention(out, a->q, k, v, pages, a->T, a->pos, a->n_heads, a->n_kv_heads, a->head_dim);
+    free(k);
+    free(v);
     if (!guard_is_whole(out, q_size(a))) test_fail("T %d pos %d: a write past out", a->T, a->pos);
     return out;
 }
@@ -548,24 +567,29 @@ static void test_attention_is_causal(const Ops *ops) {
     end("test_attention_is_causal", ops);
 }
 
-// A token is what it is alone, to the bit, whatever comes after it in the call: other tokens, whose keys and values need
-// not be finite.
+// A token is what it is alone, to the bit, whatever comes after it in the call: other tokens, whose keys and values
+// need not be finite.
 static void test_attention_gives_a_token_the_bits_that_it_has_alone(const Ops *ops) {
     static const int heads[][2] = {{4, 4}, {8, 2}, {9, 3}}, positions[] = {0, 1, 60, 63, 64, 130}, dims[] = {8, 20, 64};
     for (int h = 0; h < LENGTH(heads); h++)
         for (int p = 0; p < LENGTH(positions); p++)
             for (int d = 0; d < LENGTH(dims); d++)
                 for (int T = 1; T <= 9; T++) {
-                    Attention a = attention_make(T, positions[p], heads[h][1], heads[h][0] / heads[h][1], dims[d], 3, 1);
+                    Attention a =
+                        attention_make(T, positions[p], heads[h][1], heads[h][0] / heads[h][1], dims[d], 3, 1);
                     size_t row = (size_t)(a.n_heads * a.head_dim), stream = (size_t)(a.max_len * a.head_dim);
-                    float *together = attention_run(ops, &a), *alone = poisoned(row);
+                    float *together = attention_run(ops, &a);
                     for (int bad = 0; bad < 2; bad++) {
-                        for (int t = T - 1; t >= 0; t--) {
-                            ops->attention(alone, a.q + (size_t)t * row, a.k, a.v, 1, a.pos + t, a.n_heads, a.n_kv_heads,
-                                           a.head_dim, a.max_len);
-                            if ((t + 1 < T || !bad) && memcmp(alone, together + (size_t)t * row, row * sizeof *alone) != 0)
+                        for (int t = T - 1 - bad; t >= 0; t--) {
+                            Attention one = a;
+                            one.T = 1;
+                            one.pos += t;
+                            one.q += (size_t)t * row;
+                            float *alone = attention_run(ops, &one);
+                            if (memcmp(alone, together + (size_t)t * row, row * sizeof *alone) != 0)
                                 test_fail("%d heads of %d, pos %d, token %d of %d%s: other bits than alone", a.n_heads,
                                           a.head_dim, a.pos, t, T, bad ? " before one that is not finite" : "");
+                            free(alone);
                         }
                         for (int kv = 0; kv < a.n_kv_heads; kv++) { // of the last token
                             float *k = a.k + (size_t)kv * stream + (size_t)((a.pos + T - 1) * a.head_dim),
@@ -576,7 +600,6 @@ static void test_attention_gives_a_token_the_bits_that_it_has_alone(const Ops *o
                         together = attention_run(ops, &a);
                     }
                     free(together);
-                    free(alone);
                     attention_free(&a);
                 }
     end("test_attention_gives_a_token_the_bits_that_it_has_alone", ops);

@@ -1,6 +1,7 @@
 // Engine cpu: its memory, and its weights from a file or from a seed. What it computes is forward.c.
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -92,8 +93,8 @@ static bool allocate_state(Model *m, CpuState *s, Error *err) {
     int widest = c->dim > c->q_dim ? c->dim : c->q_dim;
     size_t positions = (size_t)m->kv.n_slots * (size_t)m->kv.max_len;
     m->max_rows = positions < MAX_TOKENS ? (int)positions : MAX_TOKENS;
-    size_t kv = kv_elements(c->n_layers, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
-    m->kv.bytes = 2 * kv * sizeof(float);
+    if (!model_size_cache(m, sizeof(float), 0, err)) return false;
+    size_t kv = m->kv.bytes / 2 / sizeof(float);
     const struct {
         float **buffer;
         size_t rows, columns;
@@ -118,7 +119,8 @@ static bool allocate_state(Model *m, CpuState *s, Error *err) {
         if (!*buffers[i].buffer)
             return fail(
                 err,
-                "out of memory: %.3f GB for %d contexts of %d (their cache takes %.3f GB in all); try a smaller -c",
+                "out of memory: %.3f GB for %d contexts of %d (their cache takes %.3f GB in all); try a smaller -c "
+                "or --kv-memory",
                 (double)buffers[i].rows * (double)buffers[i].columns * 4e-9, m->kv.n_slots, m->kv.max_len,
                 (double)m->kv.bytes * 1e-9);
         m->buffer_bytes += bytes;
@@ -152,10 +154,29 @@ static void close_cpu(Model *m) {
     m->state = NULL;
 }
 
+// A page of one layer, of K or V: [n_kv_heads][KV_PAGE][head_dim].
+static bool copy_pages_cpu(Model *m, const int *pages, int n, void *const *host, bool to_host, Error *err) {
+    (void)err;
+    size_t size = kv_page_elements(m->config.n_kv_heads, m->config.head_dim), layer = (size_t)m->kv.n_pages * size;
+    float *caches[] = {m->kv.k, m->kv.v};
+    for (int i = 0; i < n; i++) {
+        float *saved = host[i];
+        for (int c = 0; c < 2; c++)
+            for (int l = 0; l < m->config.n_layers; l++, saved += size) {
+                float *page = caches[c] + (size_t)l * layer + (size_t)pages[i] * size;
+                memcpy(to_host ? saved : page, to_host ? page : saved, size * sizeof *page);
+            }
+    }
+    return true;
+}
+
 const Engine engine_cpu = {.name = "cpu",
                            .usable = always,
                            .open = open_cpu,
                            .close = close_cpu,
                            .forward = forward_cpu,
                            .read_logits = read_logits_cpu,
+                           .allocate_host = malloc,
+                           .free_host = free,
+                           .copy_pages = copy_pages_cpu,
                            .same_bits = always};

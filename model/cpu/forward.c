@@ -25,28 +25,29 @@ static void rope_table(const Model *m, CpuState *s, int T) {
         }
 }
 
-// src[T][n_kv_heads][head_dim] to positions pos .. pos+T-1 of cache[n_kv_heads][max_len][head_dim], one slot of one
-// layer.
-static void cache_append(const Model *m, float *cache, const float *src, int pos, int T) {
-    size_t head_dim = (size_t)m->config.head_dim, stream = (size_t)m->kv.max_len * head_dim;
-    for (int t = 0; t < T; t++)
-        for (int h = 0; h < m->config.n_kv_heads; h++, src += head_dim)
-            memcpy(cache + (size_t)h * stream + (size_t)(pos + t) * head_dim, src, head_dim * sizeof *src);
+// src[T][n_kv_heads][head_dim] to positions pos .. pos+T-1 of a slot with these pages; cache: one layer's
+// [page][n_kv_heads][KV_PAGE][head_dim].
+static void cache_append(const Config *c, float *cache, const int *pages, const float *src, int pos, int T) {
+    size_t head_dim = (size_t)c->head_dim, page = kv_page_elements(c->n_kv_heads, c->head_dim);
+    for (int t = pos; t < pos + T; t++) {
+        float *to = cache + (size_t)pages[t / KV_PAGE] * page + (size_t)(t % KV_PAGE) * head_dim;
+        for (int h = 0; h < c->n_kv_heads; h++, src += head_dim, to += KV_PAGE * head_dim)
+            memcpy(to, src, head_dim * sizeof *src);
+    }
 }
 
 // Every sequence's new tokens into its slot, then every token attends to itself and to all before it.
 static void attend(Model *m, CpuState *s, const Batch *b, int layer) {
     const Config *c = &m->config;
+    size_t at = (size_t)layer * (size_t)m->kv.n_pages * kv_page_elements(c->n_kv_heads, c->head_dim);
+    float *k = (float *)m->kv.k + at, *v = (float *)m->kv.v + at;
     for (int i = 0; i < b->n_seq; i++) {
-        size_t slot = kv_elements(layer, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim) +
-                      kv_elements(1, b->slot[i], c->n_kv_heads, m->kv.max_len, c->head_dim);
-        float *k = (float *)m->kv.k + slot, *v = (float *)m->kv.v + slot;
+        const int *pages = kv_slot_pages(&m->kv, b->slot[i]);
         int pos = m->kv.len[b->slot[i]], T = b->start[i + 1] - b->start[i];
         size_t q_row = (size_t)b->start[i] * (size_t)c->q_dim, kv_row = (size_t)b->start[i] * (size_t)c->kv_dim;
-        cache_append(m, k, s->k + kv_row, pos, T);
-        cache_append(m, v, s->v + kv_row, pos, T);
-        s->ops->attention(s->att + q_row, s->q + q_row, k, v, T, pos, c->n_heads, c->n_kv_heads, c->head_dim,
-                          m->kv.max_len);
+        cache_append(c, k, pages, s->k + kv_row, pos, T);
+        cache_append(c, v, pages, s->v + kv_row, pos, T);
+        s->ops->attention(s->att + q_row, s->q + q_row, k, v, pages, T, pos, c->n_heads, c->n_kv_heads, c->head_dim);
     }
 }
 

@@ -11,14 +11,14 @@
 
 enum {
     LANES = 8,
-    W_ROWS = 16,   // rows of W widened to float32 at a time ...
-    K_BLOCK = 512, // ... this many columns of them: 32 KB, which stays in the L1 cache
+    W_ROWS = 16,         // rows of W widened to float32 at a time ...
+    K_BLOCK = 512,       // ... this many columns of them: 32 KB, which stays in the L1 cache
     STEP_ROWS = 9,       // rows of x that a step multiplies at a time ...
     STEP_W_ROWS = 32,    // ... by so many rows of W ...
     STEP_COLUMNS = 1024, // ... this many columns of them
     STEP_AHEAD = 4,      // rows of W that are fetched before they are multiplied: 1.2 to 1.5 times as fast
-    Q_ROWS = 32,   // (token, head) rows of one attention task
-    KV_TILE = 64,  // positions per step of the online softmax
+    Q_ROWS = 32,         // (token, head) rows of one attention task
+    KV_TILE = KV_PAGE,   // positions per step of the online softmax
     // In multiply-adds:
     ALONE = 1 << 18, // what one thread does sooner than it wakes the others
     PART = 1 << 16   // what a thread takes at a time: a thread that loses its core holds up no more
@@ -466,9 +466,10 @@ static void softmax_step(float *score, int visible, float *max, float *sum, floa
     *sum += sum8(total);
 }
 
-// Rows [first, first+rows) of one K/V head's queries, numbered token × group + head of the group.
-static void attention_task(float *out, const float *q, const float *k, const float *v, int first, int rows, int pos,
-                           int n_heads, int group, int head_dim) {
+// Rows [first, first+rows) of one K/V head's queries, numbered token × group + head of the group. k and v: the head's
+// first page, page_stride elements before the next.
+static void attention_task(float *out, const float *q, const float *k, const float *v, const int *pages,
+                           size_t page_stride, int first, int rows, int pos, int n_heads, int group, int head_dim) {
     float queries[Q_ROWS * MAX_HEAD_DIM], result[Q_ROWS * MAX_HEAD_DIM], score[Q_ROWS * KV_TILE], max[Q_ROWS],
         sum[Q_ROWS];
     int visible[Q_ROWS]; // positions of a tile that a row attends to
@@ -485,7 +486,8 @@ static void attention_task(float *out, const float *q, const float *k, const flo
     int end = pos + (first + rows - 1) / group + 1; // positions that the last row attends to
     for (int j = 0; j < end; j += KV_TILE) {
         int count = end - j < KV_TILE ? end - j : KV_TILE;
-        const float *kj = k + (size_t)j * (size_t)head_dim, *vj = v + (size_t)j * (size_t)head_dim;
+        size_t page = (size_t)pages[j / KV_TILE] * page_stride;
+        const float *kj = k + page, *vj = v + page;
         memset(score, 0, sizeof score);
         dot_block(score, KV_TILE, 1, queries, (size_t)head_dim, rows, kj, (size_t)head_dim, count, whole);
         for (int r = 0; r < rows; r++) {
@@ -509,7 +511,8 @@ static void attention_task(float *out, const float *q, const float *k, const flo
 typedef struct {
     float *out;
     const float *q, *k, *v;
-    int T, pos, n_heads, n_kv_heads, head_dim, max_len;
+    const int *pages;
+    int T, pos, n_heads, n_kv_heads, head_dim;
 } Attention;
 
 // Blocks of Q_ROWS rows of one K/V head, the longest first.
@@ -519,16 +522,16 @@ static void attention_part(void *whole, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
         int task = blocks * a->n_kv_heads - 1 - (int)i, kv_head = task % a->n_kv_heads,
             first = task / a->n_kv_heads * Q_ROWS;
-        size_t at = (size_t)kv_head * (size_t)a->max_len * (size_t)a->head_dim,
-               head = (size_t)(kv_head * group * a->head_dim);
-        attention_task(a->out + head, a->q + head, a->k + at, a->v + at, first,
+        size_t at = (size_t)kv_head * KV_PAGE * (size_t)a->head_dim, head = (size_t)(kv_head * group * a->head_dim);
+        attention_task(a->out + head, a->q + head, a->k + at, a->v + at, a->pages,
+                       kv_page_elements(a->n_kv_heads, a->head_dim), first,
                        rows - first < Q_ROWS ? rows - first : Q_ROWS, a->pos, a->n_heads, group, a->head_dim);
     }
 }
 
-static void attention(float *out, const float *q, const float *k, const float *v, int T, int pos, int n_heads,
-                      int n_kv_heads, int head_dim, int max_len) {
-    Attention a = {out, q, k, v, T, pos, n_heads, n_kv_heads, head_dim, max_len};
+static void attention(float *out, const float *q, const float *k, const float *v, const int *pages, int T, int pos,
+                      int n_heads, int n_kv_heads, int head_dim) {
+    Attention a = {out, q, k, v, pages, T, pos, n_heads, n_kv_heads, head_dim};
     int64_t tasks = (int64_t)(T * (n_heads / n_kv_heads) + Q_ROWS - 1) / Q_ROWS * n_kv_heads;
     bool alone = (int64_t)T * (pos + T) * n_heads * head_dim <= ALONE;
     parallel_for(tasks, alone ? tasks : 1, attention_part, &a);

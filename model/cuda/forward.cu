@@ -23,7 +23,7 @@ int attention_dtype(DType dtype) {
 
 AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int T, int layer) {
     const Config *c = &m->config;
-    size_t at = kv_elements(layer, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim) * s->element;
+    size_t at = (size_t)layer * m->kv.n_pages * kv_page_elements(c->n_kv_heads, c->head_dim) * s->element;
     AttentionArgs a;
     memset(&a, 0, sizeof a);
     a.dtype = attention_dtype(s->type);
@@ -44,9 +44,11 @@ AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int 
     a.out_head_stride = c->head_dim;
     a.k_cache = (char *)m->kv.k + at;
     a.v_cache = (char *)m->kv.v + at;
-    a.cache_max_len = a.block_size = m->kv.max_len;
-    a.block_table = s->slots;
-    a.kv_stable = 1; // of a step: what runs before it writes neither cache nor lengths
+    a.cache_max_len = m->kv.max_len;
+    a.block_size = KV_PAGE;
+    a.block_table = s->block_table;
+    a.block_rows = s->slots;
+    a.kv_stable = 1; // of a step: what runs before it writes neither cache nor table nor lengths
     a.workspace = s->attention_workspace;
     a.workspace_bytes = s->attention_workspace_bytes;
     return a;
@@ -109,7 +111,7 @@ static bool attend_logits(Model *m, const Batch *b, const int *lens, int layer, 
     AttentionArgs a = attention_args(m, s, n, n, layer);
     a.verbose = verbose;
     a.append = 0;
-    a.block_table = s->logit_slots;
+    a.block_rows = s->logit_slots;
     a.q_start = start;
     a.seq_lens = pos;
     return attention_prefill(&a, s->stream) == 0 || fail(err, "%s", attention_error());

@@ -136,7 +136,7 @@ template <typename N> static bool decode_pass(Model *m, const FusedPlan *plan, i
         if (i > 0) {
             AttentionArgs a = attention_args(m, s, n, n, i - 1);
             a.seq_lens_device = s->step->lens + first;
-            a.block_table = s->step->slots + first;
+            a.block_rows = s->step->slots + first;
             a.verbose = verbose && i == 1; // every layer is launched alike
             if (attention_decode(&a, s->stream) != 0) return fail(err, "%s", attention_error());
         }
@@ -270,4 +270,5 @@ static bool open_fused(Model *m, Error *err) {
     return prepare_fused(m, err);
 }
 
-extern "C" const Engine engine_fused = {"fused", usable_fused, open_fused, close_fused, forward_cuda, read_logits_cuda};
+extern "C" const Engine engine_fused = {"fused", usable_fused, open_fused, close_fused, forward_cuda, read_logits_cuda,
+                                        allocate_pinned, free_pinned, copy_pages_cuda};

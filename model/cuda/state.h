@@ -24,6 +24,12 @@ struct StepInput {
 struct RunAhead {
     bool running;
     int n, lens[MAX_SLOTS], slots[MAX_SLOTS]; // of the step that runs; or, if none does, that would come next
+    int pages[MAX_SLOTS];                     // that the step that runs writes to
+};
+
+// An entry of the block table, and the page that is there from now on.
+struct TableChange {
+    int at, page;
 };
 
 struct FusedState;
@@ -70,7 +76,8 @@ struct CudaState {
     int *row_slots;     // [T], of a prompt
     int *logit_rows;    // [MAX_STEP_ROWS], and what pos and row_slots say of them:
     int *logit_pos, *logit_slots;
-    int *slots;      // [MAX_SLOTS]: attention's block table, one block a sequence
+    int *slots;       // [MAX_SLOTS]: the row of the block table that each sequence has
+    int *block_table; // [n_slots][table_width]: kv.table, as far as slots were computed with
     StepInput *step; // of the step at hand, then of the next one
     // Results, double-buffered: while a step runs ahead, the last step's stay in the other buffer.
     int max_logits, n_logits;             // rows that there is room for; of the last batch
@@ -82,7 +89,8 @@ struct CudaState {
     cudaStream_t side;                    // brings the other buffer's logits to the host
     // Host memory that the device reads, pinned.
     StepInput *step_host;
-    int *pos_host; // [2][T]: pos, row_slots
+    int *pos_host;              // [2][T]: pos, row_slots
+    TableChange *table_changes; // [n_slots][table_width]: those on their way to block_table
     // Workspaces.
     void *attention_workspace, *blas_workspace;
     size_t attention_workspace_bytes;
@@ -128,5 +136,9 @@ bool first_launch(const Model *m, bool *logged);
 // Engine.forward and Engine.read_logits of both GPU engines.
 bool forward_cuda(Model *m, const Batch *b, int first_logit, Error *err);
 bool read_logits_cuda(Model *m, Error *err);
+// Engine's allocate_host, free_host and copy_pages, by pinned memory.
+void *allocate_pinned(size_t bytes);
+void free_pinned(void *memory);
+bool copy_pages_cuda(Model *m, const int *pages, int n, void *const *host, bool to_host, Error *err);
 
 #endif

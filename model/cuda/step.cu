@@ -3,6 +3,69 @@
 
 #include "ops.h"
 
+// ---- pages ----------------------------------------------------------------------------------------------------------
+//
+// Why no page is read or written by the wrong sequence, though a step runs ahead of its caller, who may meanwhile end a
+// sequence, give its pages to others, or take them to the host:
+// - All that touches pages and the block table is in one stream: changes of the table, prompts, steps, copies of pages.
+//   What was enqueued first has finished with a page before anything that comes later touches it.
+// - A step that runs ahead finds its pages by the table as it was when the step was enqueued: model_forward had reserved
+//   the page of the position it writes (kv_reserve_batch; where none was free, no step runs ahead), and the change was
+//   put in the stream in front of it.
+// - It writes one position of each sequence, the first that its slot has not filled, on a page that no other slot had
+//   and that nobody could share: published pages are whole pages of filled positions. If the page is another slot's by
+//   the time it is written, then whoever has it next writes, in the stream, every position that it fills before it reads
+//   it; so what the step left there is never read, and a page is published only after that.
+// - Its result counts only if the step asked for is the same: slot, length and token of each row, and the page it wrote
+//   to, which could have been given back and replaced. Copies of pages make an end of the prediction: after them the
+//   same slot and length may be another sequence's.
+// - Graphs hold the table's address, which never changes, and read its entries as they are when they run.
+
+// Brings to the device what has changed in the tables of a batch's slots. The changes are in pinned memory, which is
+// written again at the next call at the earliest: by then a batch's argmax has been waited for, which came after them.
+static bool update_table(Model *m, const Batch *b, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    int n = 0;
+    for (int i = 0; i < b->n_seq; i++) {
+        int slot = b->slot[i], first, count = kv_take_changes(&m->kv, slot, &first);
+        for (int j = first; j < first + count; j++)
+            s->table_changes[n++] = {slot * m->kv.table_width + j, kv_slot_pages(&m->kv, slot)[j]};
+    }
+    return n == 0 || change_table(s, n, err);
+}
+
+void *allocate_pinned(size_t bytes) {
+    void *memory;
+    if (cudaMallocHost(&memory, bytes) == cudaSuccess) return memory;
+    cudaGetLastError(); // is the caller's to report
+    return NULL;
+}
+
+void free_pinned(void *memory) {
+    cudaDeviceSynchronize(); // a copy may be on its way
+    cudaFreeHost(memory);
+}
+
+bool copy_pages_cuda(Model *m, const int *pages, int n, void *const *host, bool to_host, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    size_t bytes = kv_page_elements(m->config.n_kv_heads, m->config.head_dim) * s->element; // of one layer, K or V
+    size_t layer = m->kv.n_pages * bytes;
+    char *caches[] = {(char *)m->kv.k, (char *)m->kv.v};
+    s->next_step.n = 0; // no step is the predicted one from here on
+    for (int i = 0; i < n; i++) {
+        char *saved = (char *)host[i];
+        for (char *cache : caches)
+            for (int l = 0; l < m->config.n_layers; l++, saved += bytes) {
+                char *page = cache + l * layer + pages[i] * bytes;
+                CUDA_TRY(cudaMemcpyAsync(to_host ? saved : page, to_host ? page : saved, bytes,
+                                         to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice, s->stream));
+            }
+    }
+    return true;
+}
+
+// ---- steps ----------------------------------------------------------------------------------------------------------
+
 // Waits for the argmax of n_logits rows.
 static bool wait_for_argmax(Model *m, int n_logits, Error *err) {
     CudaState *s = (CudaState *)m->state;
@@ -56,10 +119,11 @@ static bool capture_step(Model *m, int n, Error *err) {
 // predicted.
 static bool is_predicted_step(const Model *m, const CudaState *s, const Batch *b) {
     if (s->next_step.n != b->n_decode) return false;
-    for (int i = 0; i < b->n_decode; i++)
-        if (b->slot[i] != s->next_step.slots[i] || m->kv.len[b->slot[i]] != s->next_step.lens[i] ||
-            b->tokens[i] != m->argmax[i])
-            return false;
+    for (int i = 0; i < b->n_decode; i++) {
+        int slot = b->slot[i], len = m->kv.len[slot];
+        if (slot != s->next_step.slots[i] || len != s->next_step.lens[i] || b->tokens[i] != m->argmax[i]) return false;
+        if (s->next_step.running && kv_slot_pages(&m->kv, slot)[len / KV_PAGE] != s->next_step.pages[i]) return false;
+    }
     return true;
 }
 
@@ -94,9 +158,11 @@ static bool step_cuda(Model *m, const Batch *b, Error *err) {
     if (!enqueue_decode_rows(m, b, predicted, err)) return false;
     s->next_step.n = n;
     for (int i = 0; i < n; i++) {
-        s->next_step.slots[i] = b->slot[i];
-        s->next_step.lens[i] = m->kv.len[b->slot[i]] + 1;
-        room = room && s->next_step.lens[i] < m->kv.max_len;
+        int slot = b->slot[i], len = m->kv.len[slot] + 1;
+        s->next_step.slots[i] = slot;
+        s->next_step.lens[i] = len;
+        room = room && len < m->kv.max_len && kv_pages(len + 1) <= m->kv.held[slot];
+        if (room) s->next_step.pages[i] = kv_slot_pages(&m->kv, slot)[len / KV_PAGE];
     }
     // A step that was predicted predicts the next: who samples, or changes the batch, never has a step run in vain twice.
     s->next_step.running = predicted && room && s->graphs[s->buffer][n];
@@ -120,6 +186,7 @@ static bool mixed_cuda(Model *m, const Batch *b, Error *err) {
 
 bool forward_cuda(Model *m, const Batch *b, int first_logit, Error *err) {
     int n = b->n_decode;
+    if (!update_table(m, b, err)) return false;
     if (n == 0) return prompt_cuda(m, b, first_logit, err);
     // A step's logits are the first of its buffer's.
     if (b->start[n] != n || first_logit != 0)

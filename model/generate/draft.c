@@ -173,13 +173,13 @@ bool draft_open(Speculation *s, const Model *m, const char *path, int n_slots, i
         return fail(err, "%s", why.text);
     }
     speculation_init(s, m,
- &(Proposer){.name = "draft",
-                                    .prior = {0.7, 0.7, 0.7, 0.7},
-                                    .cost = draft_cost,
-                                    .begin = begin_draft,
-                                    .propose = propose_draft,
-                                    .close = close_draft,
-                                    .context = d});
+                     &(Proposer){.name = "draft",
+                                 .prior = {0.7, 0.7, 0.7, 0.7},
+                                 .cost = draft_cost,
+                                 .begin = begin_draft,
+                                 .propose = propose_draft,
+                                 .close = close_draft,
+                                 .context = d});
     s->draft = &d->model;
     return true;
 }

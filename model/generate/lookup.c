@@ -7,8 +7,8 @@
 
 static const size_t lengths[CANDIDATE_KINDS] = {1, 2, 4, 8}; // of n-grams; kind k of candidates: those of lengths[k]
 
-// Of n-grams of one length: an open hash table of the places where each ended last, that is the index of the token after
-// it; 0: free. At most half of it is used.
+// Of n-grams of one length: an open hash table of the places where each ended last, that is the index of the token
+// after it; 0: free. At most half of it is used.
 typedef struct {
     int *ends;
     size_t size, used; // size: a power of two
@@ -122,11 +122,11 @@ bool lookup_open(Speculation *s, const Model *m, int n_slots, Error *err) {
     if (!l) return fail(err, "out of memory: %d slots of --lookup", n_slots);
     l->n_slots = n_slots;
     speculation_init(s, m,
- &(Proposer){.name = "lookup",
-                                    .prior = {0.15, 0.3, 0.55, 0.85},
-                                    .begin = begin_lookup,
-                                    .propose = propose_lookup,
-                                    .close = close_lookup,
-                                    .context = l});
+                     &(Proposer){.name = "lookup",
+                                 .prior = {0.15, 0.3, 0.55, 0.85},
+                                 .begin = begin_lookup,
+                                 .propose = propose_lookup,
+                                 .close = close_lookup,
+                                 .context = l});
     return true;
 }

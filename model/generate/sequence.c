@@ -126,7 +126,7 @@ double sequence_latency(Sequence *seq, double quantile) {
 
 bool sequence_begin(Sequence *seq, const Model *m, Error *err) {
     GenerateConfig *g = &seq->config;
-    int room = m->kv.max_len - (int)seq->prompt.n;
+    int room = kv_longest(&m->kv) - (int)seq->prompt.n;
     if (g->logprobs > m->config.vocab_size) g->logprobs = m->config.vocab_size; // of a small vocabulary all
     seq->n_max = g->n < room ? g->n : room;
     seq->admitted = clock_seconds();

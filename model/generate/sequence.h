@@ -30,19 +30,21 @@ typedef struct {
 
 typedef struct {
     GenerateConfig config;
-    int n_cached;              // tokens of the prompt that slot 0 of the cache has already; with one slot only
-    int index;                 // in the input
-    TokenList prompt, ids;     // ids: what was generated, with the end id or stop token if one ended it
+    int n_cached;          // tokens of the prompt that slot 0 of the cache has already, of a sequence that runs alone
+    int index;             // in the input
+    TokenList prompt, ids; // ids: what was generated, with the end id or stop token if one ended it
     const char *finish_reason; // stop, length, stop_string, interrupted; NULL: it runs, or never began
     Bytes text;                // what was generated, unless it is passed on as it comes
     Logprobs logprobs;         // of ids
     Logprobs prompt_logprobs;  // of the prompt's tokens from the second on, n_scored of them
     int n_scored;
+    int n_shared;                 // tokens of the prompt that were computed for another's
+    int n_left;                   // times that it left, and came back, as there were no pages for it
     float *latencies;             // [ids.n - 1]: seconds between a token and the next
     double admitted, first, last; // seconds on the clock: its prompt's start, its first and its last token
     SpeculationCounts counts;
     // while it runs:
-    int n_max;     // new tokens that the context leaves room for
+    int n_max;     // new tokens that the context, and the whole cache, leave room for
     Bytes pending; // bytes that may be part of a character or of a stop text
     Sampler sampler;
     Acceptance acceptance;

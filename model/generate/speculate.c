@@ -2,15 +2,16 @@
 // from what was verified of this sequence; k of them then give 1 + p + ... + p^k tokens on average. The step gets the
 // numbers that give the most tokens for what it costs (step_cost), over all its sequences. No estimate is needed for a
 // bound on what may be lost: the run has a balance, of steps of its sequences without candidates. Every step adds LOSS,
-// accepted candidates what they gave, verified ones take what the step cost more; no step costs more than there is. So a
-// text of N tokens in which no candidate is ever right takes at most FIRST + LOSS × N steps longer, if steps cost what
-// the table says.
+// accepted candidates what they gave, verified ones take what the step cost more; no step costs more than there is. So
+// a text of N tokens in which no candidate is ever right takes at most FIRST + LOSS × N steps longer, if steps cost
+// what the table says.
 #include "speculate.h"
 
 #include <string.h>
 
-static const double FIRST = 0.5, LOSS = 0.03, MOST = 4; // of the balance: at first, for each step, at most
-static const double TRUST = 2;                          // candidates that a prior counts as
+static const double FIRST = 0.5, LOSS = 0.03, MOST = 4, TRY = 1; // of the balance: at first, for each step, at most;
+                                                                 // to try one against the estimate
+static const double TRUST = 2;                                   // candidates that a prior counts as
 static const double KEEP = 15.0 / 16, FORGET = 0.99; // of an estimate: for each new candidate; for a step without
 
 // What a step of so many rows costs, in steps of one row; between two of these in proportion.
@@ -21,12 +22,12 @@ typedef struct {
 
 // LLaMA 3.1 8B's shape in bf16 on an H200, context length 128 (README): 3.58, 3.67, 3.98, 4.50, 4.83, 5.02, 5.35, 6.43
 // and 9.87 ms. Rows of one sequence read its keys and values once: they cost less than this in long contexts.
-static const StepCost gpu_costs[] = {{1, 1},     {2, 1.025}, {4, 1.11}, {8, 1.257}, {16, 1.35},
+static const StepCost gpu_costs[] = {{1, 1},     {2, 1.025}, {4, 1.11},   {8, 1.257}, {16, 1.35},
                                      {32, 1.40}, {64, 1.50}, {128, 1.80}, {256, 2.76}};
 // LLaMA 3.2 1B's shape, AVX2, one thread, context length 64: 145, 189, 208, 253, 283, 364, 411 and 436 ms. More threads
 // share the memory's speed and not the arithmetic's: they cost less than this.
-static const StepCost cpu_costs[] = {{1, 1},      {2, 1.3}, {3, 1.44}, {4, 1.75}, {5, 1.95},
-                                     {6, 2.5}, {7, 2.85}, {8, 3.0}, {256, 90}};
+static const StepCost cpu_costs[] = {{1, 1},   {2, 1.3},  {3, 1.44}, {4, 1.75}, {5, 1.95},
+                                     {6, 2.5}, {7, 2.85}, {8, 3.0},  {256, 90}};
 
 double speculation_step_cost(const Model *m, int n_rows) {
     const StepCost *c = strcmp(m->engine->name, "cpu") == 0 ? cpu_costs : gpu_costs;
@@ -42,14 +43,16 @@ void speculation_init(Speculation *s, const Model *m, const Proposer *proposer) 
 bool speculation_prepare(Model *m, int n_slots, Error *err) {
     int rows = n_slots * (MAX_CANDIDATES + 1);
     if (!m->engine->same_bits)
-        return fail(err, "engine %s: its numbers depend on how many rows a step has, so that --lookup and --draft would "
-                         "change the text",
+        return fail(err,
+                    "engine %s: its numbers depend on how many rows a step has, so that --lookup and --draft would "
+                    "change the text",
                     m->engine->name);
     Error why = {""};
     if (!m->engine->same_bits(m, &why)) return fail(err, "--lookup and --draft: %s", why.text);
     if (rows > MAX_STEP_ROWS)
-        return fail(err, "--lookup and --draft: %d sequences at a time, expected at most %d: a step has %d rows for each, "
-                         "and at most %d",
+        return fail(err,
+                    "--lookup and --draft: %d sequences at a time, expected at most %d: a step has %d rows for each, "
+                    "and at most %d",
                     n_slots, MAX_SPECULATING, MAX_CANDIDATES + 1, MAX_STEP_ROWS);
     m->step_rows = rows;
     return true;
@@ -61,12 +64,15 @@ static double probability(const Speculation *s, const Proposal *p, const Accepta
     return (a->right[p->kind] + TRUST * s->proposer.prior[p->kind]) / (a->tried[p->kind] + TRUST);
 }
 
-// Lowers the numbers of candidates, n of each proposal, to those that give the most tokens for their cost.
+// Lowers the numbers of candidates, n of each proposal, to those that give the most tokens for their cost. Where none
+// does, but one would if it were right twice as often as estimated, that one is verified if the balance has TRY: an
+// estimate may be wrong.
 static void choose_numbers(const Speculation *s, Proposal *proposals, Acceptance *const *acceptance, int n_proposals,
                            int n_rows, int max_rows) {
     double gain[MAX_SLOTS], cost_each = s->proposer.cost ? s->proposer.cost(s->proposer.context) : 0;
     int order[MAX_STEP_ROWS], taken[MAX_SLOTS] = {0}, n_taken = 0, best = 0, longest = 0;
     double base = speculation_step_cost(s->model, n_rows), tokens = n_rows, best_rate = n_rows / base;
+    bool try_one = false;
     for (int i = 0; i < n_proposals; i++) gain[i] = probability(s, &proposals[i], acceptance[i]);
     while (n_rows + n_taken < max_rows) {
         int next = -1; // whose next candidate is the likeliest to be accepted
@@ -77,16 +83,18 @@ static void choose_numbers(const Speculation *s, Proposal *proposals, Acceptance
         longest = ++taken[next] > longest ? taken[next] : longest;
         double cost = speculation_step_cost(s->model, n_rows + n_taken) + cost_each * longest;
         tokens += gain[next];
-        gain[next] *= probability(s, &proposals[next], acceptance[next]);
         if (!s->always && cost / base - 1 > s->balance) break;
+        if (n_taken == 1) try_one = s->balance >= TRY && (tokens + gain[next]) / cost > best_rate;
         if (s->always || tokens / cost > best_rate) best = n_taken, best_rate = tokens / cost;
+        gain[next] *= probability(s, &proposals[next], acceptance[next]);
     }
+    if (best == 0 && try_one) best = 1;
     for (int i = 0; i < n_proposals; i++) proposals[i].n = 0;
     for (int i = 0; i < best; i++) proposals[order[i]].n++;
 }
 
-bool speculation_propose(Speculation *s, Proposal *proposals, Acceptance *const *acceptance, int n_proposals, int n_rows,
-                         int max_rows, Error *err) {
+bool speculation_propose(Speculation *s, Proposal *proposals, Acceptance *const *acceptance, int n_proposals,
+                         int n_rows, int max_rows, Error *err) {
     for (int i = 0; i < n_proposals; i++) {
         Proposal *p = &proposals[i];
         if (p->most > MAX_CANDIDATES) p->most = MAX_CANDIDATES;

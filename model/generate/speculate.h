@@ -1,9 +1,9 @@
-// Speculation: a sequence's next tokens are guessed, and the guesses, its candidates, are computed as further rows of the
-// step that computes its last token. A row's token is chosen as it would be alone; a candidate that is the token chosen
-// from the row before it is accepted, so that the step gives more than one token, and the first that is not ends the
-// step. What is generated does not depend on the candidates: they only say how many tokens a step gives. (Leviathan,
-// Kalman & Matias 2023; here with the tokens of the sequence's own random stream rather than with others of the same
-// distribution.)
+// Speculation: a sequence's next tokens are guessed, and the guesses, its candidates, are computed as further rows of
+// the step that computes its last token. A row's token is chosen as it would be alone; a candidate that is the token
+// chosen from the row before it is accepted, so that the step gives more than one token, and the first that is not ends
+// the step. What is generated does not depend on the candidates: they only say how many tokens a step gives.
+// (Leviathan, Kalman & Matias 2023; here with the tokens of the sequence's own random stream rather than with others of
+// the same distribution.)
 #ifndef SPECULATE_H
 #define SPECULATE_H
 
@@ -22,7 +22,7 @@ typedef struct {
     int slot;
     const int *prompt, *ids; // [n_prompt], [n_ids]: the text is the prompt, then the ids; n_ids is 1 at least
     size_t n_prompt, n_ids;
-    int most;                       // candidates at most
+    int most; // candidates at most
     int n, candidates[MAX_CANDIDATES];
     int kind;     // of the proposer's kinds of candidates, which differ in how many are right
     int accepted; // of n, after the step
@@ -39,8 +39,8 @@ static inline int proposal_token(const Proposal *p, size_t i) {
 typedef struct {
     const char *name;
     double prior[CANDIDATE_KINDS]; // how many of a kind are right, before any has been verified
-    // Of one more candidate for all sequences, in steps of the model of one row. NULL: nothing that counts, and how many
-    // are verified is decided when they are known.
+    // Of one more candidate for all sequences, in steps of the model of one row. NULL: nothing that counts, and how
+    // many are verified is decided when they are known.
     double (*cost)(void *context);
     // Another text begins in that slot. NULL: nothing is kept.
     void (*begin)(void *context, int slot);
@@ -60,13 +60,13 @@ typedef struct {
     Proposer proposer;
     const Model *model; // that verifies
     const Model *draft; // that guesses; NULL: none does
-    bool always; // as many candidates as there are, whatever is known of them: for tests and measurements
-    double balance; // steps that may be lost: see speculate.c
+    bool always;        // as many candidates as there are, whatever is known of them: for tests and measurements
+    double balance;     // steps that may be lost: see speculate.c
 } Speculation;
 
 // Of one sequence.
 typedef struct {
-    int64_t steps, tokens;         // steps that it was decoded in, tokens that they gave
+    int64_t steps, tokens;        // steps that it was decoded in, tokens that they gave
     int64_t candidates, accepted; // verified in these, and those of them that were right
 } SpeculationCounts;
 
@@ -90,8 +90,8 @@ static inline void speculation_begin(Speculation *s, int slot) {
 double speculation_step_cost(const Model *model, int n_rows);
 // Sets n, candidates and kind of proposals [n_proposals], whose other fields are set, for a step that decodes n_rows
 // rows without them and max_rows at most. acceptance [n_proposals]: of each one's sequence.
-bool speculation_propose(Speculation *s, Proposal *proposals, Acceptance *const *acceptance, int n_proposals, int n_rows,
-                         int max_rows, Error *err);
+bool speculation_propose(Speculation *s, Proposal *proposals, Acceptance *const *acceptance, int n_proposals,
+                         int n_rows, int max_rows, Error *err);
 // After that step: learns from the candidates that were accepted.
 void speculation_learn(Speculation *s, const Proposal *proposals, Acceptance *const *acceptance, int n_proposals,
                        int n_rows);
@@ -99,8 +99,8 @@ void speculation_close(Speculation *s);
 
 // Candidates are what followed the same last tokens before, in prompt or answer: lookup.c.
 bool lookup_open(Speculation *s, const Model *model, int n_slots, Error *err);
-// They are what another model, of the same vocabulary, finds most likely: draft.c. The model that verifies is not started
-// yet, but its engine is chosen; the draft gets a cache of as many slots and of at most max_len positions.
+// They are what another model, of the same vocabulary, finds most likely: draft.c. The model that verifies is not
+// started yet, but its engine is chosen; the draft gets a cache of as many slots and of at most max_len positions.
 bool draft_open(Speculation *s, const Model *model, const char *path, int n_slots, int max_len, Error *err);
 
 #endif
