@@ -6,7 +6,8 @@
 // items each, all about equally long. The splits of a query tile are combined in their order by groups of 8, first
 // within the groups, then the groups: in registers where one block has all of them, or the two blocks of a cluster;
 // else from the workspace, by the block that finishes last. The operations are the same everywhere. So nothing depends
-// on what else is in the batch: a sequence gets the same bits alone and among others.
+// on what else is in the batch: a sequence gets the same bits alone and among others. Several new tokens per sequence:
+// decode_rows.cuh.
 //
 // ---- Programmatic dependent launch ----------------------------------------------------------------------------------
 //
@@ -99,6 +100,9 @@ struct DecodeParams {
     unsigned *arrived;  // [block] splits done of the query tile that starts in the block
     float2 *partial_ml; // [seq][head][max_splits]: largest score (log2), sum of weights
     float *partial_o;   // [seq][head][max_splits][D]: weighted sum of V
+    // Several new tokens per sequence (decode_rows.cuh); seq above is then the token.
+    const int *q_start;  // [seq+1] first new token of each
+    int n_new, n_tokens; // of a sequence and in all, at most
 };
 
 // Positions that sequence seq attends to, the new one included; 0 for one that would overflow its cache.
@@ -117,8 +121,29 @@ __device__ __forceinline__ unsigned small_quotient(unsigned x, unsigned y) {
     return (unsigned)__fdividef((float)x + 0.5f, (float)y);
 }
 
+// Where a column of a query tile is: the token, which is the row of q and out, and the query head.
+struct DecodeColumn {
+    int token, head;
+};
+
+// A query tile of which this block has some splits and others have the rest: the first or the last of the block's
+// range.
+struct SharedTile {
+    int seq, head0, rows, n_splits, first_block, visited; // rows: its query heads; visited: splits of this block
+    int is_last;
+
+    __device__ __forceinline__ DecodeColumn column(const DecodeParams &, int i) const {
+        return {seq, head0 + i};
+    }
+    __device__ __forceinline__ int splits(const DecodeParams &, int) const { // of that column
+        return n_splits;
+    }
+};
+
 // Where a block is in its range of items: split innermost, then head tile, KV head, sequence.
 struct DecodeCursor {
+    static constexpr bool ROWS = false; // one new token per sequence
+    typedef SharedTile Shared;
     int seq, kv_head, head_tile, split;
     int total, n_splits; // of seq
     int split_log2;      // of the length of its splits
@@ -303,6 +328,27 @@ struct DecodeCursor {
     }
     __device__ __forceinline__ int end() const {
         return min(total, (split + 1) << split_log2);
+    }
+    // Positions of the sequence that are in the cache before the call.
+    __device__ __forceinline__ int cached(const DecodeParams &p) const {
+        return total - p.append;
+    }
+    __device__ __forceinline__ bool is_new(const DecodeParams &p, int pos) const { // not in the cache yet
+        return p.append && pos == total - 1;
+    }
+    __device__ __forceinline__ int token(int) const { // the new one at a position
+        return seq;
+    }
+    // Of the query tile: its columns, of up to `heads`; where one is; what others need to know to combine it.
+    __device__ __forceinline__ int columns(const DecodeParams &p, int heads) const {
+        return min(heads, p.heads_per_kv - head_tile * heads);
+    }
+    __device__ __forceinline__ DecodeColumn column(const DecodeParams &, int head0, int i) const {
+        return {seq, head0 + i};
+    }
+    __device__ __forceinline__ SharedTile share(const DecodeParams &p, int heads) const {
+        return {seq, kv_head * p.heads_per_kv + head_tile * heads, columns(p, heads), n_splits, first_block, count(),
+                0};
     }
     // Is split i of this query tile the block's too?
     __device__ __forceinline__ bool reaches(int i) const {
