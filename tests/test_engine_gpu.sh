@@ -38,6 +38,18 @@ batch_equals_single() {
         done
 }
 
+# Engine fused in bf16: the JSON lines without speculation and with it, but for timings and what speculation says of itself.
+speculation_changes_nothing() {
+    printf '{"text": "Once upon a time"}\n{"text": "The king said: The king said: The king"}\n{"ids": [300]}\n{"text": "In the morning, when the sun rose over the hills,"}\n' > "$work/prompts"
+    for flags in "-b 1" "-b 1 --temp 0.8 -s 4" "-b 1 --repetition-penalty 1.2" "-b 3" "-b 3 --temp 0.8" "-b 9 --temp 0.8 --top-p 0.9"; do
+        $LLAMA $model --prompts "$work/prompts" -n 200 --engine $engine --logprobs 2 $flags > "$work/plain" || return 1
+        for way in --lookup "--draft $model"; do
+            $LLAMA $model --prompts "$work/prompts" -n 200 --engine $engine --logprobs 2 $flags $way | sed 's/"speculation.*"timings/"timings/' > "$work/gpu" &&
+                same_tokens "$work/plain" "$work/gpu" || return 1
+        done
+    done
+}
+
 repeatable() {
     for run in 1 2; do
         $LLAMA $model -p "Once upon a time" -n 300 --ignore-eos --engine $engine --json --logprobs 5 | sed 's/"timings.*//' > "$work/run$run" || return 1
@@ -107,6 +119,12 @@ for engine in cublas fused; do
         check "$name" $LLAMA "$work/model.bin" --compare "$dump" --engine $engine --precision f32
     done
     check test_${engine}_batch_equals_single_runs_on_the_cpu batch_equals_single
+    if [ $engine = fused ]; then
+        check test_fused_speculation_changes_nothing speculation_changes_nothing
+        check test_fused_speculation_in_f32_is_refused refused "gain nothing" $LLAMA $model -p x -n 9 --engine fused --precision f32 --lookup
+    else
+        check test_cublas_speculation_is_refused refused "depend on how many rows" $LLAMA $model -p x -n 9 --engine cublas --lookup
+    fi
     check test_${engine}_two_runs_are_identical repeatable
     check test_${engine}_embeddings_and_output_of_their_own_dtypes own_dtypes
     # (in float32 cublas holds float32 matrices, fused the file's)

@@ -129,7 +129,7 @@ static bool allocate_state(Model *m, CpuState *s, Error *err) {
     return true;
 }
 
-static bool always(const Model *m, Error *err) {
+static bool usable_cpu(const Model *m, Error *err) { // always
     (void)m, (void)err;
     return true;
 }
@@ -170,8 +170,13 @@ static bool copy_pages_cpu(Model *m, const int *pages, int n, void *const *host,
     return true;
 }
 
+static int step_rows_cpu(const Model *m, int n_slots, Error *err) { // in any number of them a row's bits are its own
+    (void)m, (void)err;
+    return n_slots * (MAX_CANDIDATES + 1);
+}
+
 const Engine engine_cpu = {.name = "cpu",
-                           .usable = always,
+                           .usable = usable_cpu,
                            .open = open_cpu,
                            .close = close_cpu,
                            .forward = forward_cpu,
@@ -179,4 +184,4 @@ const Engine engine_cpu = {.name = "cpu",
                            .allocate_host = malloc,
                            .free_host = free,
                            .copy_pages = copy_pages_cpu,
-                           .same_bits = always};
+                           .step_rows = step_rows_cpu};

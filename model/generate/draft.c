@@ -165,6 +165,7 @@ bool draft_open(Speculation *s, const Model *m, const char *path, int n_slots, i
         int most = d->model.config.max_seq_len;
         d->model.interrupted = m->interrupted;
         d->model.step_rows = n_slots * (MAX_CANDIDATES + 1);
+        d->model.speculates = true; // it computes what was accepted, and the token after it, in one step
         ok = model_start(&d->model, m->engine->name, m->precision, n_slots, max_len < most ? max_len : most, &why);
     }
     if (!ok) {

@@ -41,20 +41,21 @@ void speculation_init(Speculation *s, const Model *m, const Proposer *proposer) 
 }
 
 bool speculation_prepare(Model *m, int n_slots, Error *err) {
-    int rows = n_slots * (MAX_CANDIDATES + 1);
-    if (!m->engine->same_bits)
+    Error why = {""};
+    if (!m->engine->step_rows)
         return fail(err,
                     "engine %s: its numbers depend on how many rows a step has, so that --lookup and --draft would "
                     "change the text",
                     m->engine->name);
-    Error why = {""};
-    if (!m->engine->same_bits(m, &why)) return fail(err, "--lookup and --draft: %s", why.text);
-    if (rows > MAX_STEP_ROWS)
+    if (n_slots > MAX_SPECULATING)
         return fail(err,
                     "--lookup and --draft: %d sequences at a time, expected at most %d: a step has %d rows for each, "
                     "and at most %d",
                     n_slots, MAX_SPECULATING, MAX_CANDIDATES + 1, MAX_STEP_ROWS);
+    int rows = m->engine->step_rows(m, n_slots, &why);
+    if (rows == 0) return fail(err, "--lookup and --draft: %s", why.text);
     m->step_rows = rows;
+    m->speculates = true;
     return true;
 }
 

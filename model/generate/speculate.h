@@ -13,7 +13,7 @@
 #include "../../tokenizer/error.h"
 #include "../model.h"
 
-enum { MAX_CANDIDATES = 7, CANDIDATE_KINDS = 4 };
+enum { CANDIDATE_KINDS = 4 };
 // Sequences at a time that a step has rows for.
 enum { MAX_SPECULATING = MAX_STEP_ROWS / (MAX_CANDIDATES + 1) };
 
