@@ -157,12 +157,12 @@ static void show_run(void *context) {
     show_answers(run->seqs, run->n_seqs, run->begin);
 }
 
-static bool run_sequences(Run *run, Model *m, Sequence *seqs, int n, int slots, int context, Error *err) {
+// On a model that has been started.
+static bool run_sequences(Run *run, Model *m, Sequence *seqs, int n, Error *err) {
     const Options *o = run->options;
     GenerateSink sink = {.text = o->json || o->prompts ? NULL : print_text, .finished = print_end, .context = run};
-    if (!start_model(o, m, &run->speculation, slots, context, err)) return false;
     for (int i = 0; i < n; i++) seqs[i].config.speculation = run->speculation.model ? &run->speculation : NULL;
-    if (!o->quiet) print_notes(o, seqs, n, context);
+    if (!o->quiet) print_notes(o, seqs, n, m->kv.max_len);
     if (!o->quiet && run->chat) print_chat_note(m);
     run->begin = clock_seconds();
     run->ready = run->begin - run->start;
@@ -190,8 +190,9 @@ static bool run_generate(const Options *o, Model *m, const Bytes *text, double s
     bool ok =
         (o->ids || check_prompt_bytes(o, m, text->n, "the prompt", err)) && encode_prompt(o, m, text, &seq.prompt, err);
     int context = context_for(o, m, (int64_t)seq.prompt.n + new_tokens(o->n));
-    ok = ok && check_prompt(o, &seq, context, o->ids, err) && run_sequences(&run, m, &seq, 1, 1, context, err);
-    if (ok && !o->quiet && !o->json && o->n == NO_LIMIT) print_length_note(o, &seq, m->kv.max_len, "-c sets it");
+    ok = ok && check_prompt(o, &seq, context, o->ids, err) && start_model(o, m, &run.speculation, 1, context, err) &&
+         check_pages(m, &seq, err) && run_sequences(&run, m, &seq, 1, err);
+    if (ok && !o->quiet && !o->json && o->n == NO_LIMIT) print_length_note(o, &seq, kv_longest(&m->kv), "-c sets it");
     if (ok && !o->quiet) print_statistics(m, o, &seq, run.ready);
     sequence_free(&seq);
     speculation_close(&run.speculation);
@@ -219,8 +220,9 @@ static bool run_message(const Options *o, Model *m, const Bytes *text, double st
     if (ok) seq.config = generate_config(o, &chat);
     ok = ok && encode_message(o, &chat, text, &seq.prompt, err);
     int context = context_for(o, m, (int64_t)seq.prompt.n + room);
-    ok = ok && check_prompt(o, &seq, context, false, err) && run_sequences(&run, m, &seq, 1, 1, context, err);
-    if (ok && !o->quiet && !o->json) print_length_note(o, &seq, m->kv.max_len, "-c sets it");
+    ok = ok && check_prompt(o, &seq, context, false, err) && start_model(o, m, &run.speculation, 1, context, err) &&
+         check_pages(m, &seq, err) && run_sequences(&run, m, &seq, 1, err);
+    if (ok && !o->quiet && !o->json) print_length_note(o, &seq, kv_longest(&m->kv), "-c sets it");
     if (ok && !o->quiet) print_statistics(m, o, &seq, run.ready);
     sequence_free(&seq);
     speculation_close(&run.speculation);
@@ -229,16 +231,39 @@ static bool run_message(const Options *o, Model *m, const Bytes *text, double st
 
 // ---- many prompts ---------------------------------------------------------------------------------------------------
 
-// Says which lines have no answer, the first few of them, and how many there are.
+// Says that a line has no answer, the n-th of such, if it is one of the first few.
+static void report_line(const Options *o, const PromptLine *line, int n) {
+    if (n > MAX_REPORTED) return;
+    Error message = {""};
+    fail(&message, "%s:%d: %s", input_name(o->prompts), line->number, line->error);
+    print_message("%s", message.text);
+}
+
+// Says which lines have no answer, and how many there are.
 static int report_errors(const Options *o, const Prompts *p) {
     int n = 0;
-    for (int i = 0; i < p->n; i++) {
-        if (!p->lines[i].error || ++n > MAX_REPORTED) continue;
-        Error line = {""};
-        fail(&line, "%s:%d: %s", input_name(o->prompts), p->lines[i].number, p->lines[i].error);
-        print_message("%s", line.text);
-    }
+    for (int i = 0; i < p->n; i++)
+        if (p->lines[i].error) report_line(o, &p->lines[i], ++n);
     return n;
+}
+
+// Lines that there are never pages enough for have an error and no sequence. n_errors: of the lines so far.
+static bool refuse_lines(const Options *o, const Model *m, Prompts *p, int *n_errors, Error *err) {
+    int n = p->n_seqs;
+    p->n_seqs = 0;
+    for (int i = 0; i < n; i++) {
+        Sequence *seq = &p->seqs[i];
+        PromptLine *line = &p->lines[seq->index];
+        Error why = {""};
+        if (check_pages(m, seq, &why)) {
+            p->seqs[p->n_seqs++] = *seq;
+            continue;
+        }
+        sequence_free(seq);
+        if (!(line->error = strdup(why.text))) fail(err, "out of memory: what is wrong with line %d", line->number);
+        if (line->error) report_line(o, line, ++*n_errors);
+    }
+    return !err->text[0];
 }
 
 // What the longest prompt and answer need, up to what the model has; for answers without a limit as much as one alone
@@ -264,8 +289,9 @@ static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
     double begin = clock_seconds();
     m->step_rows = slots; // whatever the number of prompts: theirs do not depend on it
     if (ok && p.n_seqs)
-        ok = run_sequences(&run, m, p.seqs, p.n_seqs, slots < p.n_seqs ? slots : p.n_seqs, context_of_prompts(o, m, &p),
-                           err);
+        ok = start_model(o, m, &run.speculation, slots < p.n_seqs ? slots : p.n_seqs, context_of_prompts(o, m, &p),
+                         err) &&
+             refuse_lines(o, m, &p, &n_errors, err) && (p.n_seqs == 0 || run_sequences(&run, m, p.seqs, p.n_seqs, err));
     if (ok && !interrupted) ok = print_errors(&run, p.n, err);
     if (ok && p.n_seqs && !o->quiet) {
         double elapsed = clock_seconds() - begin;
@@ -273,6 +299,7 @@ static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
         fprintf(stderr, "llama: %zu of %d prompts, %d at a time; %zu new tokens in %.2f s (%.0f tokens/s)",
                 run.n_finished, p.n, m->kv.n_slots, run.n_tokens, elapsed, (double)run.n_tokens / elapsed);
         print_engine(m, o);
+        if (o->verbose) print_sharing(p.seqs, p.n_seqs);
     }
     if (ok && n_errors && !interrupted)
         ok = fail(err, "%s: %d of %d lines have an error and no answer", input_name(o->prompts), n_errors, p.n);

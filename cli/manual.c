@@ -190,7 +190,8 @@ static void print_json(void) {
         {"timings",
          "an object of milliseconds: ready_ms (from the program's start to the model in memory), first_token_ms "
          "(from the prompt's start to the first token), decode_ms (from the first to the last token), ms_per_token, "
-         "and p50_ms and p95_ms of the time between tokens"},
+         "and p50_ms and p95_ms of the time between tokens; and of counts: shared_tokens (of the prompt, computed for "
+         "another of --prompts) and evictions (how often it left the K/V cache, and came back, for lack of memory)"},
     };
     static const char *const input[] = {
         "A line of --prompts is an object. It has one of text, ids and messages; the other keys of these come "

@@ -153,10 +153,10 @@ bool print_sequence(Sequence *seq, const Model *m, const Bytes *other, double re
     write_json_logprobs(seq);
     write_json_speculation(seq);
     printf("\"timings\": {\"ready_ms\": %.3f, \"first_token_ms\": %.3f, \"decode_ms\": %.3f, \"ms_per_token\": %.4f, "
-           "\"p50_ms\": %.4f, \"p95_ms\": %.4f}",
+           "\"p50_ms\": %.4f, \"p95_ms\": %.4f, \"shared_tokens\": %d, \"evictions\": %d}",
            ready * 1e3, seq->ids.n ? (seq->first - seq->admitted) * 1e3 : 0.0,
            seq->ids.n ? (seq->last - seq->first) * 1e3 : 0.0, seconds_per_token(seq) * 1e3,
-           sequence_latency(seq, 0.5) * 1e3, sequence_latency(seq, 0.95) * 1e3);
+           sequence_latency(seq, 0.5) * 1e3, sequence_latency(seq, 0.95) * 1e3, seq->n_shared, seq->n_left);
     end_json_object(other);
     return flush_output(err);
 }
@@ -200,6 +200,20 @@ void print_speculation_counts(const Speculation *s, const SpeculationCounts *c) 
     print_message("--%s: %" PRId64 " of %" PRId64 " candidates were right (%.0f %%); %.2f tokens a step of a sequence",
                   s->proposer.name, c->accepted, c->candidates,
                   c->candidates ? 100.0 * (double)c->accepted / (double)c->candidates : 0.0, tokens_per_step(c));
+}
+
+void print_sharing(const Sequence *seqs, int n) {
+    size_t tokens = 0, shared = 0;
+    int left = 0, times = 0;
+    for (int i = 0; i < n; i++) {
+        if (!seqs[i].finish_reason) continue;
+        tokens += seqs[i].prompt.n;
+        shared += (size_t)seqs[i].n_shared;
+        left += seqs[i].n_left > 0;
+        times += seqs[i].n_left;
+    }
+    print_message("%zu of %zu prompt tokens shared; %d sequences left the cache for lack of pages, %d times in all",
+                  shared, tokens, left, times);
 }
 
 void print_length_note(const Options *o, const Sequence *seq, int context, const char *hint) {

@@ -23,15 +23,17 @@ typedef struct {
 } Page;
 
 struct KVPages {
-    Page *page;               // [n_pages]
-    int untouched;            // from this page on none was ever given
-    int free;                 // the first of those given back; -1: none
-    int oldest, newest;       // of the pages kept for sharing, which no slot has; -1: none
-    int n_free;               // untouched, given back and kept
-    uint64_t last_serial;     // that was given
-    unsigned n_buckets;       // a power of two
-    int *buckets;             // [n_buckets]: the first page of each, -1: none
-    struct { int from, to; } *changed; // [n_slots]: entries of the table
+    Page *page;           // [n_pages]
+    int untouched;        // from this page on none was ever given
+    int free;             // the first of those given back; -1: none
+    int oldest, newest;   // of the pages kept for sharing, which no slot has; -1: none
+    int n_free;           // untouched, given back and kept
+    uint64_t last_serial; // that was given
+    unsigned n_buckets;   // a power of two
+    int *buckets;         // [n_buckets]: the first page of each, -1: none
+    struct {
+        int from, to;
+    } *changed; // [n_slots]: entries of the table
 };
 
 // What kv_cache.h has as const, to be written.
@@ -208,10 +210,10 @@ bool kv_reserve_batch(KVCache *kv, const Batch *b, Error *err) {
     }
     if (needed > kv_free_pages(kv))
         return fail(err,
-                    "K/V cache, in pages of %d positions: %" PRId64 " more needed, %d of %d are free; try a larger --kv-memory",
+                    "K/V cache, in pages of %d positions: %" PRId64
+                    " more needed, %d of %d are free; try a larger --kv-memory",
                     KV_PAGE, needed, kv_free_pages(kv), kv->n_pages);
-    for (int i = 0; i < b->n_seq; i++)
-        kv_reserve(kv, b->slot[i], kv->len[b->slot[i]] + b->start[i + 1] - b->start[i]);
+    for (int i = 0; i < b->n_seq; i++) kv_reserve(kv, b->slot[i], kv->len[b->slot[i]] + b->start[i + 1] - b->start[i]);
     for (int i = 0; i < b->n_decode; i++) {
         int next = kv->len[b->slot[i]] + b->start[i + 1] - b->start[i] + 1;
         if (next <= kv->max_len) kv_reserve(kv, b->slot[i], next);

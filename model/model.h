@@ -66,6 +66,9 @@ typedef struct {
 
 typedef struct Model Model;
 
+// A Model.kv_memory: as much as all slots can use, or the start is refused.
+#define KV_MEMORY_ALL UINT64_MAX
+
 // What computes the function. One table each; model.c chooses.
 typedef struct {
     const char *name;
@@ -143,9 +146,9 @@ uint64_t cache_page_bytes(const Config *c, size_t element_bytes);
 bool model_size_cache(Model *model, size_t element_bytes, int64_t pages, Error *err);
 // Undoes a start, also one that failed: the engine gives everything back, and may be started with another cache.
 void model_stop(Model *model);
-// Computes a batch: reserves its pages, or refuses it where a slot has no room or no page is free, cuts it into parts,
-// reports progress, stops when interrupted (the parts before stay in the cache) and counts the positions. Every way to
-// an engine leads through here.
+// Computes a batch: reserves its pages, or refuses it where a slot has no room or too few pages are free, cuts it into
+// parts, reports progress, stops when interrupted (the parts before stay in the cache) and counts the positions. Every
+// way to an engine leads through here.
 bool model_forward(Model *model, const Batch *batch, Error *err);
 // For one sequence: n tokens after those in its slot, the logits of the last n_logits wanted.
 bool model_prefill(Model *model, int slot, const int *tokens, int n, int n_logits, Error *err);

@@ -93,18 +93,25 @@ static void test_room(void) {
     Run r;
 
     // The context: told before it runs out, told when it is full, and a message without room is refused.
+    // What all pages of the cache hold, three here, is as good as a context.
+    static const char *const contexts[2][3] = {{"-c", "200", "200"}, {"--kv-memory", "98304", "192"}};
+    const char *told, *full, *refused;
     input = "Hi\nagain\n";
     io = (Io){.input = input, .n_input = strlen(input)};
-    r = run_program(&io, chat_path, "--chat", "--ignore-eos", "-c", "200", NULL);
-    check_status(&r, 1);
-    const char *told = strstr(r.err, "the context of 200 tokens has room for ");
-    const char *full = strstr(r.err, "the context of 200 tokens is full: the answer ends here");
-    const char *refused =
-        strstr(r.err, "tokens, the context holds 200 and needs room for an answer; the message was not sent");
-    if (!told || !full || !refused || !(told < full && full < refused))
-        test_fail("standard error has %s", shown(r.err, r.n_err));
-    test_end("context_is_told_before_it_ends");
-    run_free(&r);
+    for (int i = 0; i < 2; i++) {
+        r = run_program(&io, chat_path, "--chat", "--ignore-eos", contexts[i][0], contexts[i][1], NULL);
+        check_status(&r, 1);
+        told = strstr(r.err, " tokens has room for ");
+        full = strstr(r.err, " tokens is full: the answer ends here");
+        refused = strstr(r.err, " and needs room for an answer; the message was not sent");
+        if (!told || !full || !refused || !(told < full && full < refused))
+            test_fail("standard error has %s", shown(r.err, r.n_err));
+        else
+            CHECK(memcmp(told - 3, contexts[i][2], 3) == 0 && memcmp(full - 3, contexts[i][2], 3) == 0 &&
+                  memcmp(refused - 3, contexts[i][2], 3) == 0);
+        test_end(i ? "memory_is_told_before_it_ends" : "context_is_told_before_it_ends");
+        run_free(&r);
+    }
 
     // Much room is told when it becomes little; an answer of a given length that does not fit, at once.
     static const char *const limits[] = {NULL, "1000"};

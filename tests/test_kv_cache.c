@@ -187,7 +187,8 @@ static void test_kv_sharing_of_whole_pages(void) {
     CHECK(kv_share(&kv, 0, ids, 300) == 0); // nothing is there
     fill(0, 300);
     kv_publish(&kv, 0, ids, 200); // three whole pages, though four are filled
-    static const int shared[][2] = {{300, 192}, {193, 192}, {192, 128}, {129, 128}, {128, 64}, {65, 64}, {64, 0}, {1, 0}};
+    static const int shared[][2] = {{300, 192}, {193, 192}, {192, 128}, {129, 128},
+                                    {128, 64},  {65, 64},   {64, 0},    {1, 0}};
     for (int i = 0; i < LENGTH(shared); i++) {
         CHECK(kv_share(&kv, 1, ids, shared[i][0]) == shared[i][1] && kv.len[1] == shared[i][1]);
         CHECK(kv.held[1] == shared[i][1] / KV_PAGE);
@@ -251,7 +252,7 @@ static void test_kv_kept_pages_go_least_recently_used_first(void) {
     kv_publish(&kv, 1, b, 192);
     kv_reset(&kv, 0);
     kv_reset(&kv, 1);
-    CHECK(kv_free_pages(&kv) == 9); // all, though six of them are kept
+    CHECK(kv_free_pages(&kv) == 9);                                    // all, though six of them are kept
     CHECK(kv_share(&kv, 0, a, 193) == 192 && kv_free_pages(&kv) == 6); // a is the more recently used now
     kv_reset(&kv, 0);
     fill(2, 192); // three that nobody keeps

@@ -80,8 +80,8 @@ static void test_pages_scattered(const float *want) {
     test_end("test_pages_scattered");
 }
 
-// Two sequences' pages for four sequences: every few steps one of those that are there leaves, and one that is not takes
-// its slot, from where it was. Lengths at which it happens are in the middle of pages, at their ends and after them.
+// Two slots for four sequences: every few steps one of those that are there leaves, and one that is not takes its slot,
+// from where it was. Lengths at which it happens are in the middle of pages, at their ends and after them.
 static void test_pages_saved_and_restored(const float *want) {
     SavedPages saved[SEQUENCES] = {{0}};
     int next[SEQUENCES] = {0}, here[2] = {-1, -1}, turns = 0;
@@ -116,8 +116,8 @@ static void test_pages_saved_and_restored(const float *want) {
     test_end("test_pages_saved_and_restored");
 }
 
-// The first 150 ids are computed once, for the first sequence; the others take its two whole pages and compute the rest.
-// Also after it has gone, when one of them leaves with shared pages, and comes back.
+// The first 150 ids are computed once, for the first sequence; the others take its two whole pages, compute the rest,
+// also after it has gone, when one of them leaves with shared pages, and comes back.
 static void test_pages_shared(const float *want) {
     SavedPages saved = {0};
     int ids[LENGTH];

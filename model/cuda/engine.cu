@@ -85,9 +85,9 @@ static bool size_state(Model *m, CudaState *s, Error *err) {
     return true;
 }
 
-// Compares what is needed with what is free before anything is allocated, and sizes the cache: pages for all that the
-// slots may hold or, where that does not fit beside the rest, what is left of memory but for SPARE, which is one
-// sequence's pages at least.
+// Compares what is needed with what is free before anything is allocated, and sizes the cache. Without kv_memory it has
+// pages for all that the slots may hold or, where that does not fit beside the rest, those that leave SPARE, and at
+// least one sequence's.
 static bool size_cache(Model *m, const CudaState *s, uint64_t weights, const Buffer *list, int n, Error *err) {
     const uint64_t RESERVE = 256 << 20, SPARE = 1000000000; // RESERVE: the upload's staging, kernels' own needs
     size_t free_bytes, total;
@@ -95,22 +95,25 @@ static bool size_cache(Model *m, const CudaState *s, uint64_t weights, const Buf
     uint64_t buffers = 0, page = cache_page_bytes(&m->config, s->element);
     for (int i = 0; i < n; i++) buffers += list[i].bytes;
     uint64_t needed = weights + buffers + RESERVE, room = needed < free_bytes ? (free_bytes - needed) / page : 0;
-    uint64_t one = (uint64_t)kv_pages(m->kv.max_len), all = (uint64_t)m->kv.n_slots * one, wanted = m->kv_memory / page;
+    uint64_t one = (uint64_t)kv_pages(m->kv.max_len), all = (uint64_t)m->kv.n_slots * one;
+    bool whole = m->kv_memory == KV_MEMORY_ALL, asked = m->kv_memory && !whole;
+    uint64_t least = whole ? all : asked ? m->kv_memory / page : one;
+    if (least > all) least = all;
     double gb_weights = (double)weights * 1e-9, gb_buffers = (double)(buffers + RESERVE) * 1e-9,
            gb_free = (double)free_bytes * 1e-9;
     if (room == 0)
         return fail(err, "GPU memory: %.2f GB of weights and %.2f GB of buffers, %.2f GB are free of %.2f", gb_weights,
                     gb_buffers, gb_free, (double)total * 1e-9);
-    if (m->kv_memory && wanted > room && all > room)
+    if (least > room && asked)
         return fail(err,
                     "--kv-memory %" PRIu64
                     ": %.2f GB of weights, %.2f GB of buffers, %.2f GB are free; at most %" PRIu64 " would fit",
                     m->kv_memory, gb_weights, gb_buffers, gb_free, room * page);
-    if (!m->kv_memory && one > room)
+    if (least > room)
         return fail(err,
                     "GPU memory: %.2f GB of weights, %.2f GB of cache and %.2f GB of buffers, %.2f GB are free; a "
                     "context of %" PRIu64 " would fit (-c)",
-                    gb_weights, (double)(one * page) * 1e-9, gb_buffers, gb_free, room * KV_PAGE);
+                    gb_weights, (double)(least * page) * 1e-9, gb_buffers, gb_free, room / (least / one) * KV_PAGE);
     uint64_t spare = (SPARE - RESERVE) / page + 1, pages = all;
     if (all > room) pages = room > one + spare ? room - spare : one;
     return model_size_cache(m, s->element, (int64_t)pages, err);

@@ -9,13 +9,13 @@
 // sequence, give its pages to others, or take them to the host:
 // - All that touches pages and the block table is in one stream: changes of the table, prompts, steps, copies of pages.
 //   What was enqueued first has finished with a page before anything that comes later touches it.
-// - A step that runs ahead finds its pages by the table as it was when the step was enqueued: model_forward had reserved
-//   the page of the position it writes (kv_reserve_batch; where none was free, no step runs ahead), and the change was
-//   put in the stream in front of it.
+// - A step that runs ahead finds its pages by the table as it was when it was enqueued. model_forward had reserved
+//   the page of the position it writes (kv_reserve_batch; where none was free, no step runs ahead), and that change of
+//   the table came before the step in the stream.
 // - It writes one position of each sequence, the first that its slot has not filled, on a page that no other slot had
-//   and that nobody could share: published pages are whole pages of filled positions. If the page is another slot's by
-//   the time it is written, then whoever has it next writes, in the stream, every position that it fills before it reads
-//   it; so what the step left there is never read, and a page is published only after that.
+//   and that nobody could share: published pages are whole pages of filled positions. The page may be another slot's by
+//   the time it is written. Whoever has it then writes each position, later in the stream, before it reads it: what the
+//   step left there is never read, and the page is published only after that.
 // - Its result counts only if the step asked for is the same: slot, length and token of each row, and the page it wrote
 //   to, which could have been given back and replaced. Copies of pages make an end of the prediction: after them the
 //   same slot and length may be another sequence's.
