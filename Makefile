@@ -238,6 +238,7 @@ sanitize-gpu: all $(GPU_TESTS)
 	  echo "== $$tool" && compute-sanitizer --tool $$tool --error-exitcode 9 $(BUILD)/tests/test_attention --small > $(BUILD)/$$tool.log 2>&1; \
 	  status=$$?; tail -n 2 $(BUILD)/$$tool.log; [ $$status -eq 0 ] || exit 1; done
 	compute-sanitizer --tool memcheck --error-exitcode 9 ./$(PROGRAM) model/stories.bin -p "Once" -n 20 --engine cublas
+	compute-sanitizer --tool memcheck --error-exitcode 9 ./$(PROGRAM) model/stories.bin -p "Once" -n 20 --engine cublas --temp 0.8 --top-p 0.9
 
 # Needs Python with torch and transformers.
 compare-gpu: lib $(BUILD)/tests/read_ceiling

@@ -472,6 +472,7 @@ static bool run_bench(const Options *o, Model *m, Error *err) {
                             .precision = precision_of(o),
                             .context = o->context,
                             .batch = o->batch,
+                            .sampler = o->sampler,
                             .json = o->json,
                             .progress = isatty(STDERR_FILENO) && !o->quiet};
     m->interrupted = &interrupted;

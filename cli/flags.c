@@ -17,6 +17,7 @@
 enum {
     RUNS_PROMPT = RUN_GENERATE | RUN_MESSAGE | RUN_TOKENIZE | RUN_TOKENIZE_CHAT | RUN_DETOKENIZE,
     RUNS_SPECIAL = RUN_GENERATE | RUN_PROMPTS | RUN_TOKENIZE | RUN_TOKENIZE_PROMPTS | RUN_PERPLEXITY,
+    RUNS_DRAW = RUNS_ANSWER | RUN_BENCH, // tokens
     RUNS_MESSAGES = RUN_MESSAGE | RUN_CHAT | RUN_TOKENIZE_CHAT | RUN_PROMPTS | RUN_TOKENIZE_PROMPTS,
     RUNS_CHAT = RUN_MESSAGE | RUN_CHAT | RUN_TOKENIZE_CHAT,
     RUNS_JSON = RUN_GENERATE | RUN_MESSAGE | RUNS_TOKENIZE | RUN_DETOKENIZE | RUN_PERPLEXITY | RUN_BENCH,
@@ -55,14 +56,14 @@ const Flag flags[] = {
     {SECTION_ANSWER, "--logprobs", NULL, "K", "with --json: log-probabilities of each token and of the K most likely; with --echo of the prompt's, too",
      FLAG_INT, FIELD(logprobs), 1, MAX_LOGPROBS, RUNS_ANSWER & ~RUN_CHAT, ~RUNS_ANSWER, NEEDS_NOTHING},
 
-    {SECTION_SAMPLING, "--temp", "--temperature", "T", "temperature; 0 takes the most likely token (0)",
-     FLAG_FLOAT, FIELD(sampler.temperature), 0, 1e6, RUNS_ANSWER, ~RUNS_ANSWER, NEEDS_NEW},
+    {SECTION_SAMPLING, "--temp", "--temperature", "T", "temperature; 0 takes the most likely token (0); with --bench: of its steps",
+     FLAG_FLOAT, FIELD(sampler.temperature), 0, 1e6, RUNS_DRAW, ~RUNS_DRAW, NEEDS_NEW},
     {SECTION_SAMPLING, "--top-k", NULL, "K", "sample among the K most likely; 0: all (0)",
-     FLAG_INT, FIELD(sampler.top_k), 0, INT_MAX, RUNS_ANSWER, 0, NEEDS_SAMPLING},
+     FLAG_INT, FIELD(sampler.top_k), 0, INT_MAX, RUNS_DRAW, 0, NEEDS_SAMPLING},
     {SECTION_SAMPLING, "--top-p", NULL, "P", "sample among the fewest that reach probability P (1)",
-     FLAG_FLOAT, FIELD(sampler.top_p), 0, 1, RUNS_ANSWER, 0, NEEDS_SAMPLING},
+     FLAG_FLOAT, FIELD(sampler.top_p), 0, 1, RUNS_DRAW, 0, NEEDS_SAMPLING},
     {SECTION_SAMPLING, "--min-p", NULL, "P", "drop what is less than P times as likely as the most likely (0)",
-     FLAG_FLOAT, FIELD(sampler.min_p), 0, 1, RUNS_ANSWER, 0, NEEDS_SAMPLING},
+     FLAG_FLOAT, FIELD(sampler.min_p), 0, 1, RUNS_DRAW, 0, NEEDS_SAMPLING},
     {SECTION_SAMPLING, "--repetition-penalty", "--repeat-penalty", "R",
      "divide a positive logit of a token that prompt or answer has by R, multiply a negative one; 1: off (1)",
      FLAG_FLOAT, FIELD(sampler.repetition_penalty), 1e-6, 1e6, RUNS_ANSWER, ~RUNS_ANSWER, NEEDS_NEW},

@@ -175,9 +175,10 @@ void flags_print_notes(const Options *o) {
         if (!(flag->counts & run) && !seeds_weights(o, flag))
             print_message("%s changes nothing with %s", o->given[i].name,
                           run & RUNS_TOKENIZE ? "--tokenize" : flags_run_names(run, names, sizeof names));
-        else if ((flag->counts & run & ~RUN_PROMPTS) && o->n == 0 &&
+        else if ((flag->counts & run & RUNS_ANSWER & ~RUN_PROMPTS) && o->n == 0 &&
                  (flag->needs == NEEDS_NEW || waits_for_sampling(o, flag)))
             print_message("%s changes nothing with -n 0", o->given[i].name);
     }
-    if ((run & RUNS_ANSWER & ~RUN_PROMPTS) && o->n != 0 && o->sampler.temperature == 0) flags_print_greedy_notes(o);
+    bool draws = (run & RUNS_ANSWER & ~RUN_PROMPTS && o->n != 0) || run == RUN_BENCH;
+    if (draws && o->sampler.temperature == 0) flags_print_greedy_notes(o);
 }

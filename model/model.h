@@ -9,6 +9,7 @@
 #include "../tokenizer/error.h"
 #include "batch.h"
 #include "file/safetensors.h"
+#include "generate/sampler.h"
 #include "kv_cache.h"
 
 enum { MAX_EOS = 16, MAX_HEAD_DIM = 256 };
@@ -85,6 +86,8 @@ typedef struct {
     bool (*forward)(Model *model, const Batch *part, int first_logit, Error *err);
     // Brings the logits of the last batch's rows with logits to model->logits.
     bool (*read_logits)(Model *model, Error *err);
+    // Draws ids [n] from rows of the last batch's logits, which are finite, as sample_token does.
+    bool (*sample)(Model *model, const SampleRow *rows, int n, int *ids, Error *err);
     // Host memory for copies of pages, which the engine copies to and from fast. NULL: there is none.
     void *(*allocate_host)(size_t bytes);
     void (*free_host)(void *memory);

@@ -779,6 +779,42 @@ static void test_candidates_have_the_bits_of_one_step_after_another(void) {
     end("candidates_have_the_bits_of_one_step_after_another");
 }
 
+// What is drawn is what sample_token chooses from the same logits: beside a step that runs ahead, and where every step's
+// tokens are drawn.
+static void test_draws_equal_sample_token(void) {
+    enum { STEPS = 24, SLOTS = 3 };
+    Model m;
+    Error err = {""};
+    SamplerConfig configs[SLOTS] = {};
+    for (int i = 0; i < SLOTS; i++) {
+        configs[i].temperature = 0.8f + (float)i;
+        configs[i].top_p = i == 0 ? 1 : 0.9f;
+        configs[i].top_k = i == 2 ? 40 : 0;
+    }
+    int slots[SLOTS] = {0, 1, 2}, tokens[SLOTS] = {300, 301, 302}, ids[SLOTS];
+    uint64_t random = 1;
+    if (start(&m, engine, PRECISION_BF16, SLOTS, STEPS + 1)) {
+        int vocab = m.config.vocab_size;
+        float *logits = (float *)malloc(SLOTS * (size_t)vocab * sizeof(float));
+        for (int k = 0; k < STEPS; k++) {
+            step(&m, SLOTS, slots, tokens, logits);
+            for (int i = 0; i < SLOTS; i++) tokens[i] = m.argmax[i];
+            if (k < STEPS / 2 && k % 4 != 3) continue; // the step after the next one runs ahead
+            SampleRow rows[SLOTS];
+            for (int i = 0; i < SLOTS; i++) rows[i] = {SLOTS - 1 - i, &configs[i], random_uniform(&random)};
+            if (!m.engine->sample(&m, rows, SLOTS, ids, &err)) test_fail("%s", err.text);
+            for (int i = 0; i < SLOTS; i++) {
+                int want = sample_token(&configs[i], logits + (size_t)rows[i].row * vocab, vocab, rows[i].u);
+                if (ids[i] != want) test_fail("step %d: row %d draws %d, expected %d", k, rows[i].row, ids[i], want);
+            }
+            for (int i = 0; k >= STEPS / 2 && i < SLOTS; i++) tokens[rows[i].row] = ids[i];
+        }
+        free(logits);
+    }
+    model_close(&m);
+    end("draws_equal_sample_token");
+}
+
 int main(void) {
     static const struct {
         const char *name;
@@ -798,6 +834,7 @@ int main(void) {
         {"pages_saved_and_restored_have_the_same_bits", test_pages_saved_and_restored_have_the_same_bits},
         {"pages_shared_have_the_same_bits", test_pages_shared_have_the_same_bits},
         {"decode_rows_beside_prompts", test_decode_rows_beside_prompts},
+        {"draws_equal_sample_token", test_draws_equal_sample_token},
         {"same_bits_alone_and_among_others", test_same_bits_alone_and_among_others},
         {"candidates_have_the_bits_of_one_step_after_another", test_candidates_have_the_bits_of_one_step_after_another},
         {"prompts_have_the_same_bits_in_any_batch", test_prompts_have_the_same_bits_in_any_batch}};

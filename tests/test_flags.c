@@ -159,13 +159,13 @@ static const struct {
     {"-c", "500", "....nnnn..."},
     {"--stop", "x", "....rrrrrrr"},
     {"--ignore-eos", NULL, "....rrrrrrr"},
-    {"--temp", "1", "....rrrrrrr"},
-    {"--temp", "0", "....nnnnnnn"},
+    {"--temp", "1", "....rrrrrr."},
+    {"--temp", "0", "....nnnnnn."},
     {"--top-k", "3", "nnnnnnnnnnn"}, // at --temp 0
     {"--top-p", "0.5", "nnnnnnnnnnn"},
     {"--min-p", "0.5", "nnnnnnnnnnn"},
     {"-s", "3", "nnnnnnnnnnn"},
-    {"--top-k", "0", "....nnnnnnn"}, // as without it: nobody is misled at --temp 0
+    {"--top-k", "0", "....nnnnnn."}, // as without it: nobody is misled at --temp 0
     {"--special", NULL, ".rr..r.n.nn"},
     {"--ids", NULL, ".rrrrrrn.rr"},
     {"--echo", NULL, ".rrrrrrrrrr"},

@@ -20,6 +20,27 @@ static bool read_logits_cpu(Model *m, Error *err) { // they are there already
     return true;
 }
 
+typedef struct {
+    const Model *model;
+    const SampleRow *rows;
+    int *ids;
+} Draws;
+
+static void draw_rows(void *context, int64_t begin, int64_t end) {
+    Draws *d = context;
+    int vocab = d->model->config.vocab_size;
+    for (int64_t i = begin; i < end; i++) {
+        const SampleRow *row = &d->rows[i];
+        d->ids[i] = sample_token(row->config, d->model->logits + (size_t)row->row * (size_t)vocab, vocab, row->u);
+    }
+}
+
+static bool sample_cpu(Model *m, const SampleRow *rows, int n, int *ids, Error *err) {
+    (void)err;
+    parallel_for(n, 1, draw_rows, &(Draws){m, rows, ids});
+    return true;
+}
+
 // Memory for weights: on large pages, for a token walks through all of it.
 static char *allocate_weights(uint64_t bytes) {
     enum { HUGE_PAGE = 2 << 20 };
@@ -181,6 +202,7 @@ const Engine engine_cpu = {.name = "cpu",
                            .close = close_cpu,
                            .forward = forward_cpu,
                            .read_logits = read_logits_cpu,
+                           .sample = sample_cpu,
                            .allocate_host = malloc,
                            .free_host = free,
                            .copy_pages = copy_pages_cpu,

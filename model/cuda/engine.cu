@@ -49,6 +49,8 @@ static int list_buffers(Model *m, CudaState *s, Buffer *list) {
         {(void **)&s->logits, (uint64_t)s->max_logits * (uint64_t)c->vocab_size * 4},
         {(void **)&s->other_logits, (uint64_t)s->max_logits * (uint64_t)c->vocab_size * 4},
         {(void **)&s->argmax, MAX_STEP_ROWS * 4},
+        {(void **)&s->sample.bins, (uint64_t)s->max_logits * sizeof *s->sample.bins},
+        {(void **)&s->sample.jobs, (uint64_t)s->max_logits * sizeof *s->sample.jobs},
         {(void **)&s->step, sizeof *s->step},
         {(void **)&s->slots, MAX_SLOTS * 4},
         {(void **)&s->block_table, table_bytes(m)},
@@ -177,9 +179,13 @@ static bool connect(Model *m, CudaState *s, Error *err) {
     CUDA_TRY(cudaMallocHost((void **)&s->other_argmax_host, MAX_STEP_ROWS * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&s->table_changes, table_bytes(m) / sizeof(int) * sizeof *s->table_changes));
     CUDA_TRY(cudaMemset(s->block_table, 0, table_bytes(m))); // the warm-up's sequence has all its positions on page 0
+    CUDA_TRY(cudaMallocHost((void **)&s->sample.jobs_host, (size_t)s->max_logits * sizeof *s->sample.jobs_host));
+    CUDA_TRY(cudaMallocHost((void **)&s->sample.ids_host, (size_t)s->max_logits * sizeof *s->sample.ids_host));
     CUDA_TRY(cudaMallocHost((void **)&s->pos_host, 2 * (size_t)m->max_rows * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&m->logits, (size_t)s->max_logits * (size_t)m->config.vocab_size * sizeof(float)));
-    CUDA_TRY(cudaMemset(s->attention_workspace, 0, s->attention_workspace_bytes)); // once; every call leaves it ready
+    // Once; every call leaves them ready.
+    CUDA_TRY(cudaMemset(s->attention_workspace, 0, s->attention_workspace_bytes));
+    CUDA_TRY(cudaMemset(s->sample.bins, 0, (size_t)s->max_logits * sizeof *s->sample.bins));
     CUDA_TRY(
         cudaMemcpy(s->rope_freq, m->rope_freq, (size_t)m->config.head_dim / 2 * sizeof(float), cudaMemcpyHostToDevice));
     return true;
@@ -256,6 +262,8 @@ void close_cuda(Model *m) {
     cudaFreeHost(s->other_argmax_host);
     cudaFreeHost(s->pos_host);
     cudaFreeHost(s->table_changes);
+    cudaFreeHost(s->sample.jobs_host);
+    cudaFreeHost(s->sample.ids_host);
     cudaFreeHost(m->logits);
     if (s->stream) cudaStreamDestroy(s->stream);
     cudaGetLastError(); // an allocation that was refused is no error of what comes next
@@ -267,5 +275,6 @@ static bool open_cublas(Model *m, Error *err) {
     return open_cuda(m, false, err);
 }
 
-extern "C" const Engine engine_cublas = {"cublas",         usable_cuda,     open_cublas, close_cuda,      forward_cuda,
-                                         read_logits_cuda, allocate_pinned, free_pinned, copy_pages_cuda, NULL};
+extern "C" const Engine engine_cublas = {"cublas",     usable_cuda,      open_cublas, close_cuda,
+                                         forward_cuda, read_logits_cuda, sample_cuda, allocate_pinned,
+                                         free_pinned,  copy_pages_cuda,  NULL};

@@ -12,6 +12,7 @@ extern "C" {
 }
 #include "check.h"
 #include "ptx.cuh"
+#include "sample.h"
 #include <cublasLt.h>
 
 // What a step reads from the host, copied at once. Sequences have a row each, or several of them have more (candidates).
@@ -27,6 +28,7 @@ struct StepInput {
 // that the GPU never waits for the CPU. A caller who decodes something else has lost nothing but the GPU's time.
 struct RunAhead {
     bool running;
+    bool sampled; // the last batch's tokens were drawn, not its argmax: no step runs ahead of the next one
     int n, lens[MAX_SLOTS], slots[MAX_SLOTS]; // of the step that runs; or, if none does, that would come next
     int pages[MAX_SLOTS];                     // that the step that runs writes to
 };
@@ -91,6 +93,7 @@ struct CudaState {
     int buffer;                           // which of the two is in use
     cudaEvent_t argmax_ready;             // after the last batch's
     cudaStream_t side;                    // brings the other buffer's logits to the host
+    SampleBuffers sample;                 // [max_logits]
     // Host memory that the device reads, pinned.
     StepInput *step_host;
     int *pos_host;              // [2][T]: pos, row_slots
@@ -141,9 +144,10 @@ bool first_launch(const Model *m, bool *logged);
 
 // ---- step.cu --------------------------------------------------------------------------------------------------------
 
-// Engine.forward and Engine.read_logits of both GPU engines.
+// Engine.forward, Engine.read_logits and Engine.sample of both GPU engines.
 bool forward_cuda(Model *m, const Batch *b, int first_logit, Error *err);
 bool read_logits_cuda(Model *m, Error *err);
+bool sample_cuda(Model *m, const SampleRow *rows, int n, int *ids, Error *err);
 // Engine's allocate_host, free_host and copy_pages, by pinned memory.
 void *allocate_pinned(size_t bytes);
 void free_pinned(void *memory);

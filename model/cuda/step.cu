@@ -177,7 +177,9 @@ static bool step_cuda(Model *m, const Batch *b, Error *err) {
         if (room) s->next_step.pages[i] = kv_slot_pages(&m->kv, slot)[len / KV_PAGE];
     }
     // A step that was predicted predicts the next: who samples, or changes the batch, never has a step run in vain twice.
-    s->next_step.running = predicted && room && s->graphs[0][s->buffer][n];
+    // (A draw may well be the argmax; but the next one would wait until the step that runs ahead leaves SMs free.)
+    s->next_step.running = predicted && room && !s->next_step.sampled && s->graphs[0][s->buffer][n];
+    s->next_step.sampled = false;
     CUDA_TRY(cudaEventRecord(s->argmax_ready, s->stream));
     if (s->next_step.running) {
         switch_buffers(s);
@@ -207,12 +209,28 @@ bool forward_cuda(Model *m, const Batch *b, int first_logit, Error *err) {
     return n == b->n_seq ? step_cuda(m, b, err) : mixed_cuda(m, b, err);
 }
 
+// Where the last batch's logits are, and a stream in which they are complete: beside a step that runs ahead, the side
+// stream.
+static const float *last_logits(const CudaState *s, cudaStream_t *stream) {
+    bool ahead = s->next_step.running;
+    *stream = ahead ? s->side : s->stream;
+    return ahead ? s->other_logits : s->logits;
+}
+
 bool read_logits_cuda(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
     size_t bytes = (size_t)s->n_logits * (size_t)m->config.vocab_size * sizeof(float);
-    bool ahead = s->next_step.running; // the next step is already at work in the stream
-    cudaStream_t stream = ahead ? s->side : s->stream;
-    CUDA_TRY(cudaMemcpyAsync(m->logits, ahead ? s->other_logits : s->logits, bytes, cudaMemcpyDeviceToHost, stream));
+    cudaStream_t stream;
+    const float *logits = last_logits(s, &stream);
+    CUDA_TRY(cudaMemcpyAsync(m->logits, logits, bytes, cudaMemcpyDeviceToHost, stream));
     CUDA_TRY(cudaStreamSynchronize(stream));
     return true;
+}
+
+bool sample_cuda(Model *m, const SampleRow *rows, int n, int *ids, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    cudaStream_t stream;
+    const float *logits = last_logits(s, &stream);
+    s->next_step.sampled = true;
+    return sample_rows(&s->sample, logits, m->config.vocab_size, m->argmax, rows, n, ids, stream, err);
 }

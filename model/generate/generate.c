@@ -16,11 +16,39 @@ typedef struct {
     Sequence *seqs[MAX_SLOTS];           // [n]: those that take one
     Proposal *proposals[MAX_SLOTS];      // of each; NULL: its row is a prompt's
     int rows[MAX_SLOTS], ids[MAX_SLOTS]; // the row of logits, and the token chosen from it
+    int drawn[MAX_STEP_ROWS];            // by row: the token that the engine drew
 } Choice;
+
+// What the engine draws, of all rows at once: each row by the random number that it will have if the candidates before
+// it are right. Rows that are not finite are left out; nobody may come to them.
+static bool draw_tokens(Choice *c, Error *err) {
+    SampleRow rows[MAX_STEP_ROWS];
+    int ids[MAX_STEP_ROWS], n = 0;
+    for (int i = 0; i < c->n; i++) {
+        const Sequence *seq = c->seqs[i];
+        uint64_t state = seq->sampler.state;
+        int n_rows = c->proposals[i] ? 1 + c->proposals[i]->n : 1;
+        for (int row = c->rows[i]; sequence_is_drawn(seq) && row < c->rows[i] + n_rows; row++) {
+            double u = random_uniform(&state);
+            if (c->model->argmax[row] >= 0) rows[n++] = (SampleRow){row, &seq->config.sampler, u};
+        }
+    }
+    if (n == 0) return true;
+    if (!c->model->engine->sample(c->model, rows, n, ids, err)) return false;
+    for (int i = 0; i < n; i++) c->drawn[rows[i].row] = ids[i];
+    return true;
+}
 
 static void choose_tokens(void *context, int64_t begin, int64_t end) {
     Choice *c = context;
-    for (int64_t i = begin; i < end; i++) c->ids[i] = sequence_choose(c->seqs[i], c->model, c->rows[i]);
+    for (int64_t i = begin; i < end; i++) {
+        Sequence *seq = c->seqs[i];
+        if (sequence_is_drawn(seq)) {
+            c->ids[i] = c->drawn[c->rows[i]];
+            random_uniform(&seq->sampler.state); // the number that it was drawn by
+        } else
+            c->ids[i] = sequence_choose(seq, c->model, c->rows[i]);
+    }
 }
 
 // Each sequence takes the token of its row. Where that is the candidate that the next row has computed, the sequence
@@ -72,6 +100,7 @@ static bool run_batch(Run *r, Error *err) {
     ok = model_forward(m, b, err);
     if (ok) scheduler_computed(s);
     ok = ok && (!needs_logits || m->engine->read_logits(m, err));
+    ok = ok && draw_tokens(&choice, err);
     while (ok && choice.n) ok = take_tokens(&choice, needs_logits, r->sink, err);
     scheduler_took(s);
     if (ok) scheduler_release(s);

@@ -71,7 +71,9 @@ bool sequence_begin(Sequence *seq, const Model *model, Error *err);
 // Computes a prompt but for its last token, so many rows at a time as there are logits for, and keeps the
 // log-probability of each token after the first.
 bool sequence_score_prompt(Sequence *seq, Model *model, int slot, Error *err);
-// Whether choosing its next token takes the row's logits, and not their argmax alone.
+// Whether its next token is drawn by the engine, from its random number; else sequence_choose chooses it.
+bool sequence_is_drawn(const Sequence *seq);
+// Whether sequence_choose takes the row's logits, and not their argmax alone.
 bool sequence_reads_logits(const Sequence *seq);
 // Stops the run where the logits of row `row` of the last batch are not finite. position: of the row's token.
 bool sequence_check_finite(Model *model, int row, size_t position, Error *err);
