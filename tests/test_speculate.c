@@ -237,7 +237,8 @@ static void check_speculation(const char *name, const Sequence *plain, const Gen
 
 // All kinds of candidates give what there is without them.
 static void check_config(const GenerateConfig *config) {
-    bool is_long = config->n >= 40 && !config->n_stops, greedy = !sampler_reads_logits(&config->sampler);
+    bool is_long = config->n >= 40 && !config->n_stops && !config->n_turn_ends,
+         greedy = !sampler_reads_logits(&config->sampler);
     Sequence plain[N_SEQS];
     Speculation s;
     Error err = {""};
@@ -328,6 +329,14 @@ static void test_speculation_is_refused_with_the_reason(void) {
 
 int main(void) {
     static const char *const stops[] = {" the", "ing"};
+    static int ends[2]; // a full stop and a comma
+    start(1);
+    for (int id = 0; id < model.config.vocab_size; id++) {
+        size_t n;
+        const uint8_t *text = tokenizer_bytes(&model.tokenizer, id, &n);
+        if (n == 1 && (*text == '.' || *text == ',')) ends[*text == ','] = id;
+    }
+    model_close(&model);
     SamplerConfig greedy = {.top_p = 1}, sampled = {.temperature = 0.8f, .top_p = 1}, cut = sampled, penalty = greedy;
     cut.top_p = 0.9f;
     cut.top_k = 40;
@@ -345,6 +354,9 @@ int main(void) {
                                      &(GenerateConfig){.n = 40, .sampler = penalty, .logprobs = 1});
     test_speculation_changes_no_byte("test_speculation_changes_no_byte_stops",
                                      &(GenerateConfig){.n = 40, .sampler = greedy, .stops = stops, .n_stops = 2});
+    test_speculation_changes_no_byte(
+        "test_speculation_changes_no_byte_end_ids", // of a turn, as an end-of-text id
+        &(GenerateConfig){.n = 40, .sampler = greedy, .turn_ends = ends, .n_turn_ends = LENGTH(ends)});
     test_speculation_changes_no_byte("test_speculation_changes_no_byte_context_end",
                                      &(GenerateConfig){.n = 1000, .sampler = greedy, .ignore_eos = true});
     test_speculation_changes_no_byte("test_speculation_changes_no_byte_few",
