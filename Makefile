@@ -207,7 +207,7 @@ demo: all
 
 # The test files to run: all, or those of TEST. Files that use a GPU run one after the other, before the rest; of the rest those
 # that take long come first.
-LONG     := signals reference chat_template convert
+LONG     := signals speculate reference chat_template convert
 ALL_FILES := $(GPU_TESTS) $(TESTS) $(SCRIPT_TESTS)
 files_of = $(filter %/test_$(1) %/test_$(1).sh %/test_$(1).py,$(ALL_FILES))
 CHOSEN   := $(if $(TEST),$(foreach name,$(TEST),$(or $(call files_of,$(name)),$(error TEST: there is no test file of the name $(name); there are: \
@@ -382,4 +382,4 @@ clean:
 	rm -rf build llama
 
 -include $(LIBRARY_OBJECTS:.o=.d) $(BUILD)/llama.d $(BUILD)/cli/manual.d $(TESTS:=.d) $(GPU_TESTS:=.d) $(wildcard $(BUILD)/tests/fuzz_*.d) \
-         $(BUILD)/tests/bench_tokenizer.d $(BUILD)/tests/read_ceiling.d
+         $(BUILD)/tests/bench_tokenizer.d $(BUILD)/tests/bench_speculate.d $(BUILD)/tests/read_ceiling.d

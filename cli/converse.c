@@ -18,10 +18,11 @@ typedef struct {
     const Options *options;
     Model *model;
     const Chat *chat;
-    bool terminal;    // a person types, rather than a pipe
-    TokenList ids;    // of the whole conversation
-    TokenList cached; // of these as many as kv.len are in the cache
-    size_t asked;     // ids up to the last question, before the header of its answer; 0: nothing has been asked
+    Speculation *speculation; // NULL: none
+    bool terminal;            // a person types, rather than a pipe
+    TokenList ids;            // of the whole conversation
+    TokenList cached;         // of these as many as kv.len are in the cache
+    size_t asked;             // ids up to the last question, before the header of its answer; 0: nothing has been asked
     int turn;
 } Conversation;
 
@@ -105,6 +106,7 @@ static bool answer(Conversation *c, Error *err) {
     if (c->turn == 0 && !o->quiet) print_chat_note(c->model);
     Sequence seq = {.config = generate_config(o, c->chat), .n_cached = count_cached(c)};
     seq.config.stream = (uint64_t)c->turn++;
+    seq.config.speculation = c->speculation;
     size_t start = c->ids.n;
     kv_truncate(&c->model->kv, 0, seq.n_cached);
     announce_room(c, &out);
@@ -114,6 +116,7 @@ static bool answer(Conversation *c, Error *err) {
          chat_end_reply(c->chat, c->asked, start, ended_by_token(c, &seq), &c->ids, err);
     if (ok) print_length_note(o, &seq, kv_longest(&c->model->kv), "/clear begins anew");
     if (ok && o->verbose) report_turn(c, &seq);
+    if (ok && o->verbose && c->speculation) print_speculation_counts(c->speculation, &seq.counts);
     sequence_free(&seq);
     return ok;
 }
@@ -244,8 +247,9 @@ static bool is_blank(const Bytes *message) {
     return true;
 }
 
-bool converse(const Options *o, Model *m, const Chat *chat, Error *err) {
-    Conversation c = {.options = o, .model = m, .chat = chat, .terminal = isatty(STDIN_FILENO)};
+bool converse(const Options *o, Model *m, const Chat *chat, Speculation *speculation, Error *err) {
+    Conversation c = {
+        .options = o, .model = m, .chat = chat, .speculation = speculation, .terminal = isatty(STDIN_FILENO)};
     Bytes line = {0}, message = {0};
     Command command = COMMAND_NONE;
     bool ok = begin(&c, err);

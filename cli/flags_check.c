@@ -1,6 +1,7 @@
 // What flags go together: combinations that are refused, and notes about flags that change nothing.
 #include <string.h>
 
+#include "../model/generate/speculate.h"
 #include "../model/model.h"
 #include "../model/synthetic.h"
 #include "flags.h"
@@ -113,6 +114,10 @@ bool flags_check(const Options *o, Error *err) {
     if (!check_chat(o, err)) return false;
     if (o->echo && run == RUN_PROMPTS) return fail(err, "--echo: the JSON lines of --prompts have the prompt's ids");
     if (!check_run(o, err)) return false;
+    if (o->lookup && o->draft) return fail(err, "--lookup and --draft: expected one of them");
+    if ((o->lookup || o->draft) && o->batch > MAX_SPECULATING)
+        return fail(err, "-b %d with %s: expected at most %d: a step has %d rows for each sequence, and at most %d",
+                    o->batch, o->lookup ? "--lookup" : "--draft", MAX_SPECULATING, MAX_CANDIDATES + 1, MAX_STEP_ROWS);
     if (o->windows && strcmp(o->windows, "sliding") != 0 && strcmp(o->windows, "half") != 0)
         return fail(err, "--perplexity-windows %s: expected sliding or half", o->windows);
     if (o->windows && o->stride && strcmp(o->windows, "half") == 0)

@@ -184,6 +184,9 @@ static void print_json(void) {
          "objects of id and logprob"},
         {"prompt_logprobs",
          "with --echo and --logprobs, for each token of prompt_ids such an object; null for the first one"},
+        {"speculation",
+         "with --lookup or --draft: candidates (tokens that were guessed and verified), accepted (those of them that "
+         "were right), steps, and tokens_per_step"},
         {"timings",
          "an object of milliseconds: ready_ms (from the program's start to the model in memory), first_token_ms "
          "(from the prompt's start to the first token), decode_ms (from the first to the last token), ms_per_token, "

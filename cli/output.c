@@ -108,6 +108,18 @@ static void write_json_logprobs(const Sequence *seq) {
     printf("], ");
 }
 
+static double tokens_per_step(const SpeculationCounts *c) {
+    return c->steps ? (double)c->tokens / (double)c->steps : 0;
+}
+
+static void write_json_speculation(const Sequence *seq) {
+    const SpeculationCounts *c = &seq->counts;
+    if (seq->config.speculation)
+        printf("\"speculation\": {\"candidates\": %" PRId64 ", \"accepted\": %" PRId64 ", \"steps\": %" PRId64
+               ", \"tokens_per_step\": %.3f}, ",
+               c->candidates, c->accepted, c->steps, tokens_per_step(c));
+}
+
 // Seconds for each token after the first; 0 if there is none.
 static double seconds_per_token(const Sequence *seq) {
     return seq->ids.n > 1 ? (seq->last - seq->first) / (double)(seq->ids.n - 1) : 0;
@@ -139,6 +151,7 @@ bool print_sequence(Sequence *seq, const Model *m, const Bytes *other, double re
     printf("\", \"finish_reason\": \"%s\", ", seq->finish_reason);
     write_json_token_texts(m, &seq->ids);
     write_json_logprobs(seq);
+    write_json_speculation(seq);
     printf("\"timings\": {\"ready_ms\": %.3f, \"first_token_ms\": %.3f, \"decode_ms\": %.3f, \"ms_per_token\": %.4f, "
            "\"p50_ms\": %.4f, \"p95_ms\": %.4f, \"shared_tokens\": %d, \"evictions\": %d}",
            ready * 1e3, seq->ids.n ? (seq->first - seq->admitted) * 1e3 : 0.0,
@@ -171,8 +184,22 @@ void print_statistics(const Model *m, const Options *o, const Sequence *seq, dou
     fprintf(stderr, "; %zu new tokens", seq->ids.n);
     if (per_token > 0)
         fprintf(stderr, ", %.3f ms each (%.0f tokens/s, %.1f GB/s of weights)", per_token * 1e3, 1 / per_token,
-                (double)weights_read(m, 1) / per_token * 1e-9);
+                (double)weights_read(m, 1) / (per_token * tokens_per_step(&seq->counts)) * 1e-9);
     print_engine(m, o);
+}
+
+void print_speculation(const Speculation *s) {
+    print_message("--%s: up to %d candidates for the next tokens of a sequence are verified in a step",
+                  s->proposer.name, MAX_CANDIDATES);
+    if (s->draft)
+        print_message("draft: %.3f GB of weights, %d layers, K/V cache %.3f MB", (double)s->draft->weights.bytes * 1e-9,
+                      s->draft->config.n_layers, (double)s->draft->kv.bytes * 1e-6);
+}
+
+void print_speculation_counts(const Speculation *s, const SpeculationCounts *c) {
+    print_message("--%s: %" PRId64 " of %" PRId64 " candidates were right (%.0f %%); %.2f tokens a step of a sequence",
+                  s->proposer.name, c->accepted, c->candidates,
+                  c->candidates ? 100.0 * (double)c->accepted / (double)c->candidates : 0.0, tokens_per_step(c));
 }
 
 void print_sharing(const Sequence *seqs, int n) {

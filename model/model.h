@@ -94,6 +94,10 @@ typedef struct {
     // Copies so many pages of the cache to the host, or back: host[i] is [2][n_layers][page], the keys and values of
     // page pages[i]. It comes after what the engine was asked for before, and before what it will be asked for.
     bool (*copy_pages)(Model *model, const int *pages, int n, void *const *host, bool to_host, Error *err);
+    // Rows that a step may have, its sequences' candidates among them, so that every row has the bits that it has in a
+    // run whose steps have n_slots rows at most, one of each sequence; 0: no more than these, and err says why. Before
+    // open. NULL: bits always depend on how many rows there are.
+    int (*step_rows)(const Model *model, int n_slots, Error *err);
 } Engine;
 
 // The keys and values of a sequence that has left its slot, for the model that they are of; {0} is empty.
@@ -120,6 +124,7 @@ struct Model {
     int max_rows;          // rows that the engine computes at once: a longer batch comes in parts
     int step_rows;         // rows that may be decoded in a step of this run, at most MAX_STEP_ROWS; 0: as many as there
                            // are slots. See model_step_rows
+    bool speculates;       // steps may have several rows of a sequence
     Error not_used;        // why a faster engine than this was not chosen; empty: none is faster, or one was named
     void *state;           // the engine's own buffers
     SafeTensors file;      // open until model_close; n_tensors is 0 for a synthetic model

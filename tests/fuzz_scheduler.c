@@ -2,8 +2,9 @@
 // engine cpu and a model of two layers. Each has the tokens, the text and the end of its own run alone, unless two
 // tokens were as likely to what rounding may change.
 //
-// The input: slots, positions of each, pages of all (0: as many as they can use); then 6 bytes a sequence: the prompt's
-// length (two), how much of it is its group's, and the group, new tokens, and settings.
+// The input: slots, and whether candidates are looked up, some or as many as there are; positions of each, pages of all
+// (0: as many as they can use); then 6 bytes a sequence: the prompt's length (two), how much of it is its group's, and the
+// group, new tokens, and settings.
 #include "fuzz.h"
 
 #include "../model/generate/generate.h"
@@ -91,11 +92,22 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t n) {
     int n_seqs = (int)((n - 4) / BYTES_OF_SEQ < MOST_SEQS ? (n - 4) / BYTES_OF_SEQ : MOST_SEQS), done = 0;
     Error err = {""};
     GenerateSink sink = {.finished = finish, .context = &done};
+    Speculation speculation = {.model = NULL};
     const Config *c = &together.config;
     together.kv_memory =
         (uint64_t)pages * 2 * (uint64_t)c->n_layers * kv_page_elements(c->n_kv_heads, c->head_dim) * sizeof(float);
+    together.step_rows = 0;
+    together.speculates = false;
+    if (input[0] & 128) {
+        MUST(model_choose(&together, "cpu", PRECISION_F32, &err) && speculation_prepare(&together, slots, &err));
+        MUST(lookup_open(&speculation, &together, slots, &err));
+        speculation.always = input[0] & 64;
+    }
     MUST(model_start(&together, "cpu", PRECISION_F32, slots, max_len, &err));
-    for (int i = 0; i < n_seqs; i++) set_sequence(&seqs[i], i, input + 4 + i * BYTES_OF_SEQ, kv_longest(&together.kv));
+    for (int i = 0; i < n_seqs; i++) {
+        set_sequence(&seqs[i], i, input + 4 + i * BYTES_OF_SEQ, kv_longest(&together.kv));
+        if (speculation.model) seqs[i].config.speculation = &speculation;
+    }
     MUST(generate(&together, seqs, n_seqs, &sink, &err) && done == n_seqs);
     MUST(n_seqs == 1 || kv_free_pages(&together.kv) == together.kv.n_pages);
     MUST(seqs[0].n_left == 0);
@@ -109,6 +121,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t n) {
         sequence_free(&own);
         sequence_free(&seqs[i]);
     }
+    speculation_close(&speculation);
     model_stop(&together);
     return 0;
 }

@@ -90,7 +90,8 @@ static bool fill(const Model *m, Error *err) {
 
 static const Platform platform = {
     measure, fill, {512, 2048, 8192, 32768}, {128, 2048, 8192, 32768, 131072}, {1, 2, 4, 8, 16, 64}};
-static const Engine engine = {"fake", usable, open_engine, close_engine, forward, NULL, sample, NULL, NULL, NULL};
+static const Engine engine = {
+    .name = "fake", .usable = usable, .open = open_engine, .close = close_engine, .forward = forward, .sample = sample};
 
 static Model model;
 

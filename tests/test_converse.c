@@ -47,6 +47,26 @@ static void test_turns(const char *name, const char *n, const char *system, cons
     run_free(&r);
 }
 
+// Turns with candidates are those without: the cache has what the next turn expects.
+static void test_speculation(void) {
+    static const char *const ways[][2] = {{"--lookup", NULL}, {"--draft", chat_path}};
+    const char *input = "Hi\nHi again, hi again, hi again\nHi again, hi again, hi\n/clear\nHi again, hi again\n";
+    Io io = {.input = input, .n_input = strlen(input)};
+    for (int sampled = 0; sampled < 2; sampled++) {
+        const char *temperature = sampled ? "0.7" : "0";
+        Run plain = run_program(&io, chat_path, "--chat", "-n", "60", "--temp", temperature, "--quiet", NULL);
+        check_status(&plain, 0);
+        for (int i = 0; i < 2; i++) {
+            Run r = run_program(&io, chat_path, "--chat", "-n", "60", "--temp", temperature, "--quiet", ways[i][0],
+                                ways[i][1], NULL);
+            check_output(&r, plain.out, plain.n_out);
+            run_free(&r);
+        }
+        run_free(&plain);
+    }
+    test_end("turns_with_speculation");
+}
+
 static void test_pipe(void) {
     test_turns("three_turns", "30", NULL, NULL);
     test_turns("three_turns_of_one_token", "1", NULL, NULL);
@@ -648,6 +668,7 @@ int main(void) {
     draft_write(&d, llama3_path);
     draft_free(&d);
     test_pipe();
+    test_speculation();
     test_room();
     test_refusals();
     test_one_message();

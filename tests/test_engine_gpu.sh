@@ -38,6 +38,18 @@ batch_equals_single() {
         done
 }
 
+# Engine fused in bf16: the JSON lines without speculation and with it, but for timings and what speculation says of itself.
+speculation_changes_nothing() {
+    printf '{"text": "Once upon a time"}\n{"text": "The king said: The king said: The king"}\n{"ids": [300]}\n{"text": "In the morning, when the sun rose over the hills,"}\n' > "$work/prompts"
+    for flags in "-b 1" "-b 1 --temp 0.8 -s 4" "-b 1 --repetition-penalty 1.2" "-b 3" "-b 3 --temp 0.8" "-b 9 --temp 0.8 --top-p 0.9"; do
+        $LLAMA $model --prompts "$work/prompts" -n 200 --engine $engine --logprobs 2 $flags > "$work/plain" || return 1
+        for way in --lookup "--draft $model"; do
+            $LLAMA $model --prompts "$work/prompts" -n 200 --engine $engine --logprobs 2 $flags $way | sed 's/"speculation.*"timings/"timings/' > "$work/gpu" &&
+                same_tokens "$work/plain" "$work/gpu" || return 1
+        done
+    done
+}
+
 # Twelve prompts with a common beginning, in seven pages of the cache: sequences leave, come back and share, beside prompts
 # in parts. In float32 the tokens are engine cpu's of each alone; in bf16 engine fused has those of a run with all the memory
 # that it can use, which adds up alike up to 8 at a time, and alike beyond.
@@ -128,6 +140,12 @@ for engine in cublas fused; do
         check "$name" $LLAMA "$work/model.bin" --compare "$dump" --engine $engine --precision f32
     done
     check test_${engine}_batch_equals_single_runs_on_the_cpu batch_equals_single
+    if [ $engine = fused ]; then
+        check test_fused_speculation_changes_nothing speculation_changes_nothing
+        check test_fused_speculation_in_f32_is_refused refused "gain nothing" $LLAMA $model -p x -n 9 --engine fused --precision f32 --lookup
+    else
+        check test_cublas_speculation_is_refused refused "depend on how many rows" $LLAMA $model -p x -n 9 --engine cublas --lookup
+    fi
     check test_${engine}_with_few_pages_equals_single_runs few_pages
     check test_${engine}_two_runs_are_identical repeatable
     check test_${engine}_embeddings_and_output_of_their_own_dtypes own_dtypes

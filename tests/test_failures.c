@@ -21,6 +21,8 @@ static const Scenario scenarios[] = {
     {"evictions",
      {"@script.bin", "--prompts", "@many", "-b", "3", "-n", "70", "--ignore-eos", "--kv-memory", "4096"},
      ""}, // four pages
+    {"lookup", {"@script.bin", "-p", "abcabcabcabc", "-n", "40", "--ignore-eos", "--lookup"}, ""},
+    {"draft", {"@chat.bin", "-p", "abcabcabcabc", "-n", "9", "--draft", "@chat.bin"}, ""},
     {"chat", {"@chat.bin", "--chat", "-n", "6", "--verbose"}, "Hi\nmore\n/clear\nHi\n"},
     {"tokenize", {"@script.bin", "--tokenize", "-f", "@prompt"}, ""},
     {"detokenize", {"@script.bin", "--detokenize", "--json", "-p", "104 105"}, ""},

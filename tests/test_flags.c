@@ -182,6 +182,8 @@ static const struct {
     {"-t", "2", "....nnnn..."},
     {"--verbose", NULL, "....n.nn..n"},
     {"--kv-memory", "9M", "....rrrr..r"}, // of what memory there is, --bench takes what it needs
+    {"--lookup", NULL, "....rrrrrrr"},
+    {"--draft", chat_path, "....rrrrrrr"},
 };
 
 static void test_counts(void) {

@@ -191,6 +191,11 @@ static bool copy_pages_cpu(Model *m, const int *pages, int n, void *const *host,
     return true;
 }
 
+static int step_rows_cpu(const Model *m, int n_slots, Error *err) { // in any number of them a row's bits are its own
+    (void)m, (void)err;
+    return n_slots * (MAX_CANDIDATES + 1);
+}
+
 const Engine engine_cpu = {.name = "cpu",
                            .usable = usable_cpu,
                            .open = open_cpu,
@@ -200,4 +205,5 @@ const Engine engine_cpu = {.name = "cpu",
                            .sample = sample_cpu,
                            .allocate_host = malloc,
                            .free_host = free,
-                           .copy_pages = copy_pages_cpu};
+                           .copy_pages = copy_pages_cpu,
+                           .step_rows = step_rows_cpu};

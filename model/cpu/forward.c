@@ -74,9 +74,19 @@ static void lm_head(Model *m, CpuState *s, const Batch *b, int first_logit) {
         s->ops->rmsnorm(s->xb + (size_t)i * dim, s->x + (size_t)b->logit_rows[i] * dim, m->weights.norm, c->norm_eps, 1,
                         c->dim);
     float *logits = m->logits + (size_t)first_logit * vocab;
-    s->ops->matmul(logits, s->xb, &m->weights.output, b->n_logits);
+    s->ops->matmul_step(logits, s->xb, &m->weights.output, b->n_logits);
     for (int i = 0; i < b->n_logits; i++, logits += vocab)
         m->argmax[first_logit + i] = find_not_finite(logits, c->vocab_size) < 0 ? argmax(logits, c->vocab_size) : -1;
+}
+
+// y[T][rows] = x[T][cols] · wᵀ for the rows of a batch: the order of a row's sums depends on whether it is decoded, and
+// on nothing else.
+static void product(const CpuState *s, float *y, const float *x, const Matrix *w, const Batch *b) {
+    int decoded = b->start[b->n_decode];
+    if (decoded) s->ops->matmul_step(y, x, w, decoded);
+    if (b->n_rows > decoded)
+        s->ops->matmul(y + (size_t)decoded * (size_t)w->rows, x + (size_t)decoded * (size_t)w->cols, w,
+                       b->n_rows - decoded);
 }
 
 // The rows of a batch, after what their sequences have; rows of prompts and of steps alike.
@@ -98,23 +108,23 @@ bool forward_cpu(Model *m, const Batch *b, int first_logit, Error *err) {
 
         // attention: queries, keys and values of the normalised stream
         ops->rmsnorm(s->xb, s->x, l->attention_norm, c->norm_eps, T, c->dim);
-        ops->matmul(s->q, s->xb, &l->wq, T);
-        ops->matmul(s->k, s->xb, &l->wk, T);
-        ops->matmul(s->v, s->xb, &l->wv, T);
+        product(s, s->q, s->xb, &l->wq, b);
+        product(s, s->k, s->xb, &l->wk, b);
+        product(s, s->v, s->xb, &l->wv, b);
         // positions, as rotations of pairs
         ops->rope(s->q, s->cos, s->sin, T, c->n_heads, c->head_dim);
         ops->rope(s->k, s->cos, s->sin, T, c->n_kv_heads, c->head_dim);
         attend(m, s, b, i);
         // back to the stream
-        ops->matmul(s->xb, s->att, &l->wo, T);
+        product(s, s->xb, s->att, &l->wo, b);
         add(s->x, s->xb, n);
 
         // feed-forward: down(silu(gate) * up)
         ops->rmsnorm(s->xb, s->x, l->ffn_norm, c->norm_eps, T, c->dim);
-        ops->matmul(s->hb, s->xb, &l->w1, T);
-        ops->matmul(s->hb2, s->xb, &l->w3, T);
+        product(s, s->hb, s->xb, &l->w1, b);
+        product(s, s->hb2, s->xb, &l->w3, b);
         ops->swiglu(s->hb, s->hb2, (int64_t)T * c->hidden_dim);
-        ops->matmul(s->xb, s->hb, &l->w2, T);
+        product(s, s->xb, s->hb, &l->w2, b);
         add(s->x, s->xb, n);
     }
 

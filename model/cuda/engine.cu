@@ -77,8 +77,14 @@ static bool size_state(Model *m, CudaState *s, Error *err) {
     a.n_kv_heads = c->n_kv_heads;
     a.head_dim = c->head_dim;
     a.cache_max_len = m->kv.max_len;
-    s->attention_workspace_bytes = attention_workspace_bytes(&a);
-    return s->attention_workspace_bytes != SIZE_MAX || fail(err, "%s", attention_error());
+    for (int n_new = 1; n_new <= (m->speculates ? MAX_CANDIDATES + 1 : 1); n_new++) {
+        a.n_new = n_new;
+        a.n_tokens = n_new > 1 ? model_step_rows(m) : 0;
+        size_t bytes = attention_workspace_bytes(&a);
+        if (bytes == SIZE_MAX) return fail(err, "%s", attention_error());
+        if (bytes > s->attention_workspace_bytes) s->attention_workspace_bytes = bytes;
+    }
+    return true;
 }
 
 // Compares what is needed with what is free before anything is allocated, and sizes the cache. Without kv_memory it has
@@ -240,9 +246,10 @@ void close_cuda(Model *m) {
     CudaState *s = (CudaState *)m->state;
     if (!s) return;
     if (s->stream) cudaStreamSynchronize(s->stream);
-    for (auto &graphs : s->graphs)
-        for (cudaGraphExec_t graph : graphs)
-            if (graph) cudaGraphExecDestroy(graph);
+    for (auto &buffers : s->graphs)
+        for (auto &graphs : buffers)
+            for (cudaGraphExec_t graph : graphs)
+                if (graph) cudaGraphExecDestroy(graph);
     if (s->argmax_ready) cudaEventDestroy(s->argmax_ready);
     if (s->side) cudaStreamDestroy(s->side);
     if (s->blas) cublasDestroy(s->blas);
@@ -268,5 +275,6 @@ static bool open_cublas(Model *m, Error *err) {
     return open_cuda(m, false, err);
 }
 
-extern "C" const Engine engine_cublas = {"cublas",         usable_cuda, open_cublas,     close_cuda,  forward_cuda,
-                                         read_logits_cuda, sample_cuda, allocate_pinned, free_pinned, copy_pages_cuda};
+extern "C" const Engine engine_cublas = {"cublas",     usable_cuda,      open_cublas, close_cuda,
+                                         forward_cuda, read_logits_cuda, sample_cuda, allocate_pinned,
+                                         free_pinned,  copy_pages_cuda,  NULL};

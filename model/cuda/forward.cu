@@ -54,8 +54,19 @@ AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int 
     return a;
 }
 
-// Attention of T rows' queries, one row for each of T sequences whose lengths are on the device: s->att.
-static bool attend_step(Model *m, const int *lens, int T, int layer, bool verbose, Error *err) {
+void attention_step(AttentionArgs *a, const Model *m, const CudaState *s, int first, int n, bool several) {
+    const StepInput *step = s->step;
+    a->seq_lens_device = several ? step->seq_lens : step->lens + first;
+    a->block_rows = step->slots + first;
+    if (!several) return;
+    a->n_seq = m->kv.n_slots; // of any number of sequences, so that one graph serves them all
+    a->n_new = n < MAX_CANDIDATES + 1 ? n : MAX_CANDIDATES + 1;
+    a->n_tokens = n;
+    a->q_start_device = step->start;
+}
+
+// Attention of T rows' queries, whose sequences and lengths are on the device: s->att.
+static bool attend_step(Model *m, int T, bool several, int layer, bool verbose, Error *err) {
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
     if (!matmul_heads(s, c, s->qkv, &m->weights.layers[layer].wq, T, c->n_heads + 2 * c->n_kv_heads, err)) return false;
@@ -63,7 +74,7 @@ static bool attend_step(Model *m, const int *lens, int T, int layer, bool verbos
     if (!round_to_type(s, s->qkv_in, s->qkv, (size_t)T * (c->q_dim + 2 * c->kv_dim), err)) return false;
     AttentionArgs a = attention_args(m, s, T, T, layer);
     a.verbose = verbose;
-    a.seq_lens_device = lens;
+    attention_step(&a, m, s, 0, T, several);
     return attention_decode(&a, s->stream) == 0 || fail(err, "%s", attention_error());
 }
 
@@ -118,9 +129,10 @@ static bool attend_logits(Model *m, const Batch *b, const int *lens, int layer, 
 }
 
 // The steps of cpu/forward.c over T rows whose tokens and positions are on the device. host: the batch, for prefill;
-// NULL: decode, one row for each of T sequences. After the last attention of a prompt only rows with logits are in x.
+// NULL: a step, one row for each of T sequences, or several. After the last attention of a prompt only rows with logits
+// are in x.
 static bool forward_rows(Model *m, const Batch *host, const int *host_lens, const int *tokens, const int *pos, int T,
-                         Error *err) {
+                         bool several, Error *err) {
     const Config *c = &m->config;
     const Weights *w = &m->weights;
     CudaState *s = (CudaState *)m->state;
@@ -139,7 +151,7 @@ static bool forward_rows(Model *m, const Batch *host, const int *host_lens, cons
             if (!attend_logits(m, host, host_lens, i, log, err)) return false;
             T = host->n_logits;
             if (T == 0) return true;
-        } else if (!(host ? attend_prompt(m, host, host_lens, i, log, err) : attend_step(m, pos, T, i, log, err)))
+        } else if (!(host ? attend_prompt(m, host, host_lens, i, log, err) : attend_step(m, T, several, i, log, err)))
             return false;
         // back to the stream
         if (!matmul(s, s->x, &l->wo, s->att, T, 1, err)) return false;
@@ -179,13 +191,12 @@ bool forward_prompt(Model *m, const Batch *b, int first_logit, Error *err) {
     CUDA_TRY(cudaMemcpyAsync(s->slots, b->slot, (size_t)b->n_seq * sizeof(int), cudaMemcpyHostToDevice, s->stream));
     CUDA_TRY(cudaMemcpyAsync(s->logit_rows, b->logit_rows, (size_t)b->n_logits * sizeof(int), cudaMemcpyHostToDevice,
                              s->stream));
-    if (!forward_rows(m, b, lens, s->tokens, s->pos, b->n_rows, err)) return false;
+    if (!forward_rows(m, b, lens, s->tokens, s->pos, b->n_rows, false, err)) return false;
     return b->n_logits == 0 || lm_head(m, first_logit, b->n_logits, err);
 }
 
-bool enqueue_step_cublas(Model *m, int n, Error *err) {
+bool enqueue_step_cublas(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
-    CUDA_TRY(cudaMemcpyAsync(s->slots, s->step->slots, (size_t)n * sizeof(int), cudaMemcpyDeviceToDevice, s->stream));
-    return forward_rows(m, NULL, NULL, s->step->tokens, s->step->lens, n, err) && lm_head(m, 0, n, err) &&
-           publish_argmax(s, n, s->step, err);
+    return forward_rows(m, NULL, NULL, s->step->tokens, s->step->lens, n, several, err) && lm_head(m, 0, n, err) &&
+           publish_argmax(s, n, several ? NULL : s->step, err);
 }

@@ -15,9 +15,13 @@ extern "C" {
 #include "sample.h"
 #include <cublasLt.h>
 
-// What a step reads from the host, copied at once.
+// What a step reads from the host, copied at once. Sequences have a row each, or several of them have more (candidates).
 struct StepInput {
-    int tokens[MAX_SLOTS], lens[MAX_SLOTS], slots[MAX_SLOTS];
+    int tokens[MAX_STEP_ROWS], lens[MAX_STEP_ROWS]; // of each row: its token, and the positions before it
+    int slots[MAX_SLOTS];                           // of each sequence
+    // With several rows of a sequence, of all slots' number of sequences, those after the last without rows:
+    int start[MAX_SLOTS + 1]; // the first row of each
+    int seq_lens[MAX_SLOTS];  // positions before its first row
 };
 
 // The step after the last one, for the tokens that the last one predicted: it is enqueued before they are printed, so
@@ -99,10 +103,12 @@ struct CudaState {
     size_t attention_workspace_bytes;
     // Steps: step.cu.
     RunAhead next_step;
-    cudaGraphExec_t graphs[2][MAX_SLOTS + 1]; // a step of so many rows into each buffer
-    bool ran[MAX_SLOTS + 1];                  // once without a graph, so that cuBLAS has loaded what it needs
-    // Enqueues a step of n rows from `step` to logits, argmax and argmax_host. `step` is the next step's then.
-    bool (*enqueue_step)(Model *m, int n, Error *err);
+    // By whether a sequence has several rows: a step of so many rows into each buffer.
+    cudaGraphExec_t graphs[2][2][MAX_STEP_ROWS + 1];
+    bool ran[2][MAX_STEP_ROWS + 1]; // once without a graph, so that cuBLAS has loaded what it needs
+    // Enqueues a step of n rows from `step` to logits, argmax and argmax_host; several: of a sequence. If not, `step` is
+    // the next step's then.
+    bool (*enqueue_step)(Model *m, int n, bool several, Error *err);
     // --verbose: what has been logged; whether what is computed is for nobody.
     bool logged_prefill, logged_decode, warming_up;
     struct FusedState *fused; // engine fused's own
@@ -126,7 +132,9 @@ void close_cuda(Model *m);
 // Logits and argmax of rows of prompts, from row first_logit of the logits on.
 bool forward_prompt(Model *m, const Batch *b, int first_logit, Error *err);
 // Engine cublas's step.
-bool enqueue_step_cublas(Model *m, int n, Error *err);
+bool enqueue_step_cublas(Model *m, int n, bool several, Error *err);
+// What a step's attention has beside that: n rows from row `first` on, one of each sequence, or `several`.
+void attention_step(AttentionArgs *a, const Model *m, const CudaState *s, int first, int n, bool several);
 // The attention of one layer for T rows of n_seq sequences, on the state's buffers.
 AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int T, int layer);
 // attention.h's number for a dtype.

@@ -101,15 +101,15 @@ static void switch_buffers(CudaState *s) {
 
 // The second step of so many rows is captured into a graph, and replayed from then on: launching 500 kernels one by one
 // would take longer than running them.
-static bool capture_step(Model *m, int n, Error *err) {
+static bool capture_step(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
     cudaGraph_t graph = NULL;
     CUDA_TRY(cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal));
-    bool ok = s->enqueue_step(m, n, err);
+    bool ok = s->enqueue_step(m, n, several, err);
     cudaError_t ended = cudaStreamEndCapture(s->stream, &graph);
     if (!ok) return false;
     CUDA_TRY(ended);
-    ended = cudaGraphInstantiate(&s->graphs[s->buffer][n], graph, 0);
+    ended = cudaGraphInstantiate(&s->graphs[several][s->buffer][n], graph, 0);
     cudaGraphDestroy(graph);
     CUDA_TRY(ended);
     return true;
@@ -118,7 +118,7 @@ static bool capture_step(Model *m, int n, Error *err) {
 // Whether a batch's decode rows continue the predicted step: the one after the last, for the tokens that the last one
 // predicted.
 static bool is_predicted_step(const Model *m, const CudaState *s, const Batch *b) {
-    if (s->next_step.n != b->n_decode) return false;
+    if (s->next_step.n != b->n_decode || b->start[b->n_decode] != b->n_decode) return false;
     for (int i = 0; i < b->n_decode; i++) {
         int slot = b->slot[i], len = m->kv.len[slot];
         if (slot != s->next_step.slots[i] || len != s->next_step.lens[i] || b->tokens[i] != m->argmax[i]) return false;
@@ -127,14 +127,15 @@ static bool is_predicted_step(const Model *m, const CudaState *s, const Batch *b
     return true;
 }
 
-static bool launch_step(Model *m, int n, Error *err) {
+static bool launch_step(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
-    if (!s->ran[n]) {
-        s->ran[n] = true;
-        return s->enqueue_step(m, n, err);
+    if (!s->ran[several][n]) {
+        s->ran[several][n] = true;
+        return s->enqueue_step(m, n, several, err);
     }
-    if (!s->graphs[s->buffer][n] && !capture_step(m, n, err)) return false;
-    CUDA_TRY(cudaGraphLaunch(s->graphs[s->buffer][n], s->stream));
+    cudaGraphExec_t *graph = &s->graphs[several][s->buffer][n];
+    if (!*graph && !capture_step(m, n, several, err)) return false;
+    CUDA_TRY(cudaGraphLaunch(*graph, s->stream));
     return true;
 }
 
@@ -142,22 +143,33 @@ static bool launch_step(Model *m, int n, Error *err) {
 static bool enqueue_decode_rows(Model *m, const Batch *b, bool predicted, Error *err) {
     CudaState *s = (CudaState *)m->state;
     if (predicted && s->next_step.running) return true;
-    for (int i = 0; i < b->n_decode; i++) {
-        s->step_host->tokens[i] = b->tokens[i];
-        s->step_host->lens[i] = m->kv.len[b->slot[i]];
-        s->step_host->slots[i] = b->slot[i];
+    StepInput *step = s->step_host;
+    int n = b->n_decode, rows = b->start[n];
+    for (int i = 0; i < n; i++) {
+        step->slots[i] = b->slot[i];
+        step->start[i] = b->start[i];
+        step->seq_lens[i] = m->kv.len[b->slot[i]];
+        for (int r = b->start[i]; r < b->start[i + 1]; r++) {
+            step->tokens[r] = b->tokens[r];
+            step->lens[r] = step->seq_lens[i] + r - b->start[i];
+        }
     }
-    CUDA_TRY(cudaMemcpyAsync(s->step, s->step_host, sizeof *s->step, cudaMemcpyHostToDevice, s->stream));
-    return launch_step(m, b->n_decode, err);
+    for (int i = n; i <= m->kv.n_slots; i++) {
+        step->start[i] = rows;
+        if (i < m->kv.n_slots) step->slots[i] = step->seq_lens[i] = 0; // no rows
+    }
+    CUDA_TRY(cudaMemcpyAsync(s->step, step, sizeof *step, cudaMemcpyHostToDevice, s->stream));
+    return launch_step(m, rows, rows > n, err);
 }
 
 static bool step_cuda(Model *m, const Batch *b, Error *err) {
     CudaState *s = (CudaState *)m->state;
     int n = b->n_decode;
-    bool predicted = is_predicted_step(m, s, b), room = true;
+    // Where the next step may have candidates, none is predicted.
+    bool predicted = is_predicted_step(m, s, b), room = !m->speculates;
     if (!enqueue_decode_rows(m, b, predicted, err)) return false;
-    s->next_step.n = n;
-    for (int i = 0; i < n; i++) {
+    s->next_step.n = room ? n : 0;
+    for (int i = 0; i < n && room; i++) {
         int slot = b->slot[i], len = m->kv.len[slot] + 1;
         s->next_step.slots[i] = slot;
         s->next_step.lens[i] = len;
@@ -166,14 +178,14 @@ static bool step_cuda(Model *m, const Batch *b, Error *err) {
     }
     // A step that was predicted predicts the next: who samples, or changes the batch, never has a step run in vain twice.
     // (A draw may well be the argmax; but the next one would wait until the step that runs ahead leaves SMs free.)
-    s->next_step.running = predicted && room && !s->next_step.sampled && s->graphs[s->buffer][n];
+    s->next_step.running = predicted && room && !s->next_step.sampled && s->graphs[0][s->buffer][n];
     s->next_step.sampled = false;
     CUDA_TRY(cudaEventRecord(s->argmax_ready, s->stream));
     if (s->next_step.running) {
         switch_buffers(s);
-        if (!launch_step(m, n, err)) return false;
+        if (!launch_step(m, n, false, err)) return false;
     }
-    return wait_for_argmax(m, n, err);
+    return wait_for_argmax(m, b->start[n], err);
 }
 
 // Decode rows and rows of prompts, in two passes over the weights: the step's logits are the first rows, the prompts'
@@ -183,7 +195,7 @@ static bool mixed_cuda(Model *m, const Batch *b, Error *err) {
     int n = b->n_decode;
     batch_part(b, b->start[n], b->n_rows - b->start[n], &prompts);
     return enqueue_decode_rows(m, b, is_predicted_step(m, (CudaState *)m->state, b), err) &&
-           prompt_cuda(m, &prompts.batch, n, err);
+           prompt_cuda(m, &prompts.batch, b->start[n], err);
 }
 
 bool forward_cuda(Model *m, const Batch *b, int first_logit, Error *err) {
@@ -191,7 +203,7 @@ bool forward_cuda(Model *m, const Batch *b, int first_logit, Error *err) {
     if (!update_table(m, b, err)) return false;
     if (n == 0) return prompt_cuda(m, b, first_logit, err);
     // A step's logits are the first of its buffer's.
-    if (b->start[n] != n || first_logit != 0)
+    if (first_logit != 0 || (b->start[n] != n && !m->speculates))
         return fail(err, "engine %s: %d sequences decode %d rows after %d logits, expected a row each and 0 logits",
                     m->engine->name, n, b->start[n], first_logit);
     return n == b->n_seq ? step_cuda(m, b, err) : mixed_cuda(m, b, err);

@@ -7,51 +7,104 @@ typedef struct {
     Model *model;
     const GenerateSink *sink;
     Scheduler scheduler;
-    // The next tokens of the batch's sequences with logits, and whether the engine draws them.
-    int ids[MAX_STEP_ROWS];
-    bool drawn[MAX_STEP_ROWS];
 } Run;
 
-// Those of the next tokens that the engine draws.
-static bool draw_tokens(Run *r, Error *err) {
+// The next tokens of a batch's sequences, from a row of each at a time.
+typedef struct {
+    Model *model;
+    int n;
+    Sequence *seqs[MAX_SLOTS];           // [n]: those that take one
+    Proposal *proposals[MAX_SLOTS];      // of each; NULL: its row is a prompt's
+    int rows[MAX_SLOTS], ids[MAX_SLOTS]; // the row of logits, and the token chosen from it
+    int drawn[MAX_STEP_ROWS];            // by row: the token that the engine drew
+} Choice;
+
+// What the engine draws, of all rows at once: each row by the random number that it will have if the candidates before
+// it are right. Rows that are not finite are left out; nobody may come to them.
+static bool draw_tokens(Choice *c, Error *err) {
     SampleRow rows[MAX_STEP_ROWS];
     int ids[MAX_STEP_ROWS], n = 0;
-    for (int i = 0; i < r->scheduler.batch.n_logits; i++) {
-        Sequence *seq = r->scheduler.of_logits[i];
-        r->drawn[i] = sequence_is_drawn(seq);
-        if (r->drawn[i]) rows[n++] = (SampleRow){i, &seq->config.sampler, random_uniform(&seq->sampler.state)};
+    for (int i = 0; i < c->n; i++) {
+        const Sequence *seq = c->seqs[i];
+        uint64_t state = seq->sampler.state;
+        int n_rows = c->proposals[i] ? 1 + c->proposals[i]->n : 1;
+        for (int row = c->rows[i]; sequence_is_drawn(seq) && row < c->rows[i] + n_rows; row++) {
+            double u = random_uniform(&state);
+            if (c->model->argmax[row] >= 0) rows[n++] = (SampleRow){row, &seq->config.sampler, u};
+        }
     }
     if (n == 0) return true;
-    if (!r->model->engine->sample(r->model, rows, n, ids, err)) return false;
-    for (int i = 0; i < n; i++) r->ids[rows[i].row] = ids[i];
+    if (!c->model->engine->sample(c->model, rows, n, ids, err)) return false;
+    for (int i = 0; i < n; i++) c->drawn[rows[i].row] = ids[i];
     return true;
 }
 
 static void choose_tokens(void *context, int64_t begin, int64_t end) {
-    Run *r = context;
-    for (int64_t i = begin; i < end; i++)
-        if (!r->drawn[i]) r->ids[i] = sequence_choose(r->scheduler.of_logits[i], r->model, (int)i);
+    Choice *c = context;
+    for (int64_t i = begin; i < end; i++) {
+        Sequence *seq = c->seqs[i];
+        if (sequence_is_drawn(seq)) {
+            c->ids[i] = c->drawn[c->rows[i]];
+            random_uniform(&seq->sampler.state); // the number that it was drawn by
+        } else
+            c->ids[i] = sequence_choose(seq, c->model, c->rows[i]);
+    }
 }
 
-// Computes the scheduler's batch, and lets each sequence that has logits in it take its next token. A vocabulary's
-// worth of exponentials for each row takes longer than a GPU's step: they are shared out among the threads.
+// Each sequence takes the token of its row. Where that is the candidate that the next row has computed, the sequence
+// stays, for that row's token. A vocabulary's worth of exponentials for each row takes longer than a GPU's step: they
+// are shared out among the threads.
+static bool take_tokens(Choice *c, bool needs_logits, const GenerateSink *sink, Error *err) {
+    int n = c->n;
+    for (int i = 0; i < n; i++)
+        if (!sequence_check_finite(c->model, c->rows[i], c->seqs[i]->prompt.n + c->seqs[i]->ids.n - 1, err))
+            return false;
+    parallel_for(n, needs_logits ? 1 : n, choose_tokens, c);
+    c->n = 0;
+    for (int i = 0; i < n; i++) {
+        Sequence *seq = c->seqs[i];
+        Proposal *p = c->proposals[i];
+        if (!sequence_take(seq, c->model, sink, c->ids[i], err)) return false;
+        if (p) seq->counts.tokens++;
+        if (!p || p->accepted == p->n || p->candidates[p->accepted] != c->ids[i]) continue;
+        p->accepted++;
+        seq->counts.accepted++;
+        if (seq->finish_reason) continue;
+        c->seqs[c->n] = seq;
+        c->proposals[c->n] = p;
+        c->rows[c->n++] = c->rows[i] + 1;
+    }
+    return true;
+}
+
+// Computes the scheduler's batch, and lets each sequence that has logits in it take its next token, or as many as its
+// candidates are right.
 static bool run_batch(Run *r, Error *err) {
     Model *m = r->model;
     Scheduler *s = &r->scheduler;
-    int n = s->batch.n_logits;
-    bool needs_logits = false;
-    for (int i = 0; i < n; i++) needs_logits = needs_logits || sequence_reads_logits(s->of_logits[i]);
-    if (!model_forward(m, &s->batch, err)) return false;
-    scheduler_computed(s);
-    if (needs_logits && !m->engine->read_logits(m, err)) return false;
-    for (int i = 0; i < n; i++)
-        if (!sequence_check_finite(m, i, s->of_logits[i]->prompt.n + s->of_logits[i]->ids.n - 1, err)) return false;
-    if (!draw_tokens(r, err)) return false;
-    parallel_for(n, needs_logits ? 1 : n, choose_tokens, r);
-    for (int i = 0; i < n; i++)
-        if (!sequence_take(s->of_logits[i], m, r->sink, r->ids[i], err)) return false;
-    scheduler_release(s);
-    return true;
+    const Batch *b = &s->batch;
+    Choice choice = {.model = m};
+    bool needs_logits = false, ok;
+    for (int row = 0, end; row < b->n_logits; row = end) {
+        bool decoded = choice.n < b->n_decode;
+        Proposal *p = decoded ? &s->proposals[choice.n] : NULL;
+        Sequence *seq = s->of_logits[row];
+        end = decoded ? b->start[choice.n + 1] : row + 1;
+        choice.rows[choice.n] = row;
+        choice.seqs[choice.n] = seq;
+        choice.proposals[choice.n++] = p;
+        needs_logits = needs_logits || sequence_reads_logits(seq);
+        seq->counts.steps += decoded;
+        if (p) seq->counts.candidates += p->n;
+    }
+    ok = model_forward(m, b, err);
+    if (ok) scheduler_computed(s);
+    ok = ok && (!needs_logits || m->engine->read_logits(m, err));
+    ok = ok && draw_tokens(&choice, err);
+    while (ok && choice.n) ok = take_tokens(&choice, needs_logits, r->sink, err);
+    scheduler_took(s);
+    if (ok) scheduler_release(s);
+    return ok;
 }
 
 bool generate(Model *m, Sequence *seqs, int n, const GenerateSink *sink, Error *err) {

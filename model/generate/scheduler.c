@@ -69,6 +69,7 @@ static void enter(Scheduler *s, int slot, Sequence *seq) {
     s->live[slot] = seq;
     s->by_age[s->n_live++] = slot;
     s->n_filled++;
+    if (seq->config.speculation) speculation_begin(seq->config.speculation, slot);
 }
 
 // Those that left come back, the oldest first, as soon as their pages are free.
@@ -131,25 +132,67 @@ static bool admit(Scheduler *s, Error *err) {
 
 // ---- the batch ------------------------------------------------------------------------------------------------------
 
-// The next n tokens of a sequence. wanted: the last one's logits are.
-static bool add_rows(Scheduler *s, int slot, const int *ids, int n, bool wanted, Error *err) {
+// The next n tokens of the batch's last sequence. wanted: the last one's logits are.
+static bool add_rows(Scheduler *s, const int *ids, int n, bool wanted, Error *err) {
     Batch *b = &s->batch;
     for (int i = 0; i < n; i++)
         if (!tokens_append(&s->tokens, ids[i], err)) return false;
-    s->slot[b->n_seq++] = slot;
     s->start[b->n_seq] = b->n_rows += n;
     if (!wanted) return true;
-    s->of_logits[b->n_logits] = s->live[slot];
+    s->of_logits[b->n_logits] = s->live[s->slot[b->n_seq - 1]];
     s->logit_rows[b->n_logits++] = b->n_rows - 1;
     return true;
 }
 
+// One more sequence of the batch.
+static void add_sequence(Scheduler *s, int slot) {
+    s->slot[s->batch.n_seq++] = slot;
+    s->start[s->batch.n_seq] = s->batch.n_rows;
+}
+
+// Of the sequences that are decoded.
+static Speculation *speculation(const Scheduler *s) {
+    return s->batch.n_decode ? s->live[s->slot[0]]->config.speculation : NULL;
+}
+
+static void list_acceptance(Scheduler *s, Acceptance **acceptance) {
+    for (int i = 0; i < s->batch.n_decode; i++) acceptance[i] = &s->live[s->slot[i]]->acceptance;
+}
+
+// Candidates for what comes after each decoded sequence, as far as there are pages for them.
+static bool propose(Scheduler *s, int n, Error *err) {
+    Acceptance *acceptance[MAX_SLOTS];
+    for (int i = 0; i < n; i++) {
+        const Sequence *seq = s->live[s->slot[i]];
+        s->proposals[i] = (Proposal){.slot = s->slot[i],
+                                     .prompt = seq->prompt.ids,
+                                     .n_prompt = seq->prompt.n,
+                                     .ids = seq->ids.ids,
+                                     .n_ids = seq->ids.n,
+                                     .most = seq->n_max - (int)seq->ids.n - 1};
+    }
+    if (!speculation(s)) return true;
+    list_acceptance(s, acceptance);
+    if (!speculation_propose(speculation(s), s->proposals, acceptance, n, n, model_step_rows(s->model), err))
+        return false;
+    for (int i = 0; i < n; i++) {
+        Proposal *p = &s->proposals[i];
+        while (p->n && !kv_reserve(&s->model->kv, p->slot, computed(s, p->slot) + 1 + p->n)) p->n--;
+    }
+    return true;
+}
+
+// The last token of every sequence that decodes, and its candidates.
 static bool add_decoded(Scheduler *s, Error *err) {
-    for (int i = 0; i < s->model->kv.n_slots; i++) {
-        const Sequence *seq = s->live[i];
-        if (!seq || !decodes(seq)) continue;
-        if (!add_rows(s, i, &seq->ids.ids[seq->ids.n - 1], 1, true, err)) return false;
-        s->batch.n_decode++;
+    for (int i = 0; i < s->model->kv.n_slots; i++)
+        if (s->live[i] && decodes(s->live[i])) s->slot[s->batch.n_decode++] = i;
+    if (!propose(s, s->batch.n_decode, err)) return false;
+    for (int i = 0; i < s->batch.n_decode; i++) {
+        const Sequence *seq = s->live[s->slot[i]];
+        add_sequence(s, s->slot[i]);
+        if (!add_rows(s, &seq->ids.ids[seq->ids.n - 1], 1, true, err)) return false;
+        for (int c = 0; c < s->proposals[i].n; c++)
+            if (!add_rows(s, &s->proposals[i].candidates[c], 1, true, err)) return false;
     }
     return true;
 }
@@ -161,7 +204,8 @@ static bool add_prompts(Scheduler *s, int most, Error *err) {
         const Sequence *seq = s->live[slot];
         if (decodes(seq)) continue;
         int at = computed(s, slot), left = (int)seq->prompt.n - at, n = left < most ? left : most;
-        if (!add_rows(s, slot, seq->prompt.ids + at, n, n == left, err)) return false;
+        add_sequence(s, slot);
+        if (!add_rows(s, seq->prompt.ids + at, n, n == left, err)) return false;
         most -= n;
     }
     return true;
@@ -196,6 +240,19 @@ void scheduler_computed(Scheduler *s) {
         const Sequence *seq = s->live[s->slot[i]];
         if (shares(s, seq)) kv_publish(&s->model->kv, s->slot[i], seq->prompt.ids, computed(s, s->slot[i]));
     }
+}
+
+void scheduler_took(Scheduler *s) {
+    Acceptance *acceptance[MAX_SLOTS];
+    KVCache *kv = &s->model->kv;
+    int n = s->batch.n_decode;
+    for (int i = 0; i < n; i++) { // all but the last token, which the next step computes
+        const Sequence *seq = s->live[s->slot[i]];
+        int known = (int)(seq->prompt.n + seq->ids.n) - 1;
+        if (kv->len[s->slot[i]] > known) kv_truncate(kv, s->slot[i], known);
+    }
+    list_acceptance(s, acceptance);
+    if (speculation(s)) speculation_learn(speculation(s), s->proposals, acceptance, n, n);
 }
 
 void scheduler_release(Scheduler *s) {

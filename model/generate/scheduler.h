@@ -41,6 +41,7 @@ typedef struct {
     TokenList tokens;
     int slot[MAX_SLOTS], start[MAX_SLOTS + 1], logit_rows[MAX_STEP_ROWS];
     Sequence *of_logits[MAX_STEP_ROWS];
+    Proposal proposals[MAX_SLOTS]; // [batch.n_decode]: the candidates of each decoded sequence, in its further rows
 } Scheduler;
 
 // For sequences [n] as generate() has them.
@@ -50,6 +51,9 @@ void scheduler_init(Scheduler *s, Model *model, Sequence *seqs, int n);
 bool scheduler_next(Scheduler *s, Error *err);
 // s->batch has been computed: the pages of its prompts can be shared.
 void scheduler_computed(Scheduler *s);
+// Sequences have taken their tokens: the cache keeps what was accepted, and the run learns from it how many candidates
+// are right.
+void scheduler_took(Scheduler *s);
 // Sequences that have ended give back their slots.
 void scheduler_release(Scheduler *s);
 void scheduler_free(Scheduler *s);

@@ -4,6 +4,7 @@
 
 #include "../model.h"
 #include "sampler.h"
+#include "speculate.h"
 
 // How a sequence is generated: each has its own.
 typedef struct {
@@ -18,6 +19,7 @@ typedef struct {
     bool special;          // special tokens are part of the text
     uint64_t seed, stream; // of the random numbers: sequences of one seed and different streams are independent
     SamplerConfig sampler;
+    Speculation *speculation; // where candidates for its next tokens come from, the same for all; NULL: there are none
 } GenerateConfig;
 
 // Log-probabilities at n positions.
@@ -40,10 +42,12 @@ typedef struct {
     int n_left;                   // times that it left, and came back, as there were no pages for it
     float *latencies;             // [ids.n - 1]: seconds between a token and the next
     double admitted, first, last; // seconds on the clock: its prompt's start, its first and its last token
+    SpeculationCounts counts;
     // while it runs:
     int n_max;     // new tokens that the context, and the whole cache, leave room for
     Bytes pending; // bytes that may be part of a character or of a stop text
     Sampler sampler;
+    Acceptance acceptance;
 } Sequence;
 
 // Where a sequence's text and its end go. text NULL: kept in seq->text. Both may fail, which ends the run.
