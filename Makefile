@@ -207,7 +207,7 @@ demo: all
 
 # The test files to run: all, or those of TEST. Files that use a GPU run one after the other, before the rest; of the rest those
 # that take long come first.
-LONG     := signals reference chat_template convert
+LONG     := signals speculate reference chat_template convert
 ALL_FILES := $(GPU_TESTS) $(TESTS) $(SCRIPT_TESTS)
 files_of = $(filter %/test_$(1) %/test_$(1).sh %/test_$(1).py,$(ALL_FILES))
 CHOSEN   := $(if $(TEST),$(foreach name,$(TEST),$(or $(call files_of,$(name)),$(error TEST: there is no test file of the name $(name); there are: \
@@ -238,6 +238,7 @@ sanitize-gpu: all $(GPU_TESTS)
 	  echo "== $$tool" && compute-sanitizer --tool $$tool --error-exitcode 9 $(BUILD)/tests/test_attention --small > $(BUILD)/$$tool.log 2>&1; \
 	  status=$$?; tail -n 2 $(BUILD)/$$tool.log; [ $$status -eq 0 ] || exit 1; done
 	compute-sanitizer --tool memcheck --error-exitcode 9 ./$(PROGRAM) model/stories.bin -p "Once" -n 20 --engine cublas
+	compute-sanitizer --tool memcheck --error-exitcode 9 ./$(PROGRAM) model/stories.bin -p "Once" -n 20 --engine cublas --temp 0.8 --top-p 0.9
 
 # Needs Python with torch and transformers.
 compare-gpu: lib $(BUILD)/tests/read_ceiling
@@ -357,7 +358,9 @@ FUZZ         ?= $(sort $(patsubst tests/fuzz_%.c,%,$(wildcard tests/fuzz_*.c)))
 FUZZ_SECONDS ?= 60
 FUZZ_RUNS    ?= -1
 FUZZ_BUILD   := build/fuzz
-FUZZ_MAKE    := $(MAKE) CC=clang CUDA=0 BUILD=$(FUZZ_BUILD) CFLAGS="-g -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all"
+# (arithmetic has no branches to find, and would take three times as long)
+FUZZ_MAKE    := $(MAKE) CC=clang CUDA=0 BUILD=$(FUZZ_BUILD) CFLAGS="-g -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all" \
+                OPS_CFLAGS="$(OPS_CFLAGS) -fno-sanitize=fuzzer-no-link"
 
 fuzz: $(FUZZ:%=fuzz/%)
 
@@ -379,4 +382,4 @@ clean:
 	rm -rf build llama
 
 -include $(LIBRARY_OBJECTS:.o=.d) $(BUILD)/llama.d $(BUILD)/cli/manual.d $(TESTS:=.d) $(GPU_TESTS:=.d) $(wildcard $(BUILD)/tests/fuzz_*.d) \
-         $(BUILD)/tests/bench_tokenizer.d $(BUILD)/tests/read_ceiling.d
+         $(BUILD)/tests/bench_tokenizer.d $(BUILD)/tests/bench_speculate.d $(BUILD)/tests/read_ceiling.d

@@ -84,6 +84,9 @@ static int check_dimensions(const char *who, const AttentionArgs *a) {
     if (a->head_dim != 64 && a->head_dim != 96 && a->head_dim != 128)
         return refuse("%s: head_dim %d, expected 64, 96 or 128", who, a->head_dim);
     if (a->cache_max_len <= 0) return refuse("%s: cache_max_len %d, expected at least 1", who, a->cache_max_len);
+    if (a->n_new < 0 || a->n_new > MAX_NEW_TOKENS)
+        return refuse("%s: n_new %d, expected 0 to %d", who, a->n_new, MAX_NEW_TOKENS);
+    if (a->n_tokens < 0) return refuse("%s: n_tokens %d, expected at least 0", who, a->n_tokens);
     return 0;
 }
 
@@ -131,6 +134,26 @@ static int check_length(const char *who, int seq, int seq_len, int n_new, int ca
     if ((long long)seq_len + n_new > cache_max_len)
         return refuse("%s: sequence %d overflows the cache: %d positions + %d new > cache_max_len %d", who, seq,
                       seq_len, n_new, cache_max_len);
+    return 0;
+}
+
+// New tokens of a decode call, at most: the rows of q.
+static long long decode_tokens(const AttentionArgs *a) {
+    return a->n_new <= 1 ? a->n_seq : a->n_tokens ? a->n_tokens : (long long)a->n_seq * a->n_new;
+}
+
+// Of a decode call with several new tokens per sequence.
+static int check_rows(const char *who, const AttentionArgs *a) {
+    if (a->dtype == ATTENTION_F32) return refuse("%s: n_new %d in float32, expected 0 or 1", who, a->n_new);
+    if (!a->causal) return refuse("%s: causal 0 with n_new %d, expected 1", who, a->n_new);
+    if (!a->q_start_device || (uintptr_t)a->q_start_device % sizeof(int))
+        return refuse("%s: q_start_device is at %p, expected a multiple of 4 bytes", who, a->q_start_device);
+    for (int i = 0; a->q_start && i < a->n_seq; i++) {
+        long long n = (long long)a->q_start[i + 1] - a->q_start[i];
+        if (a->q_start[i] < 0 || n < 0 || n > a->n_new || a->q_start[i + 1] > decode_tokens(a))
+            return refuse("%s: sequence %d has the tokens from q_start %d to %d, expected up to %d of %lld", who, i,
+                          a->q_start[i], a->q_start[i + 1], a->n_new, decode_tokens(a));
+    }
     return 0;
 }
 
@@ -197,13 +220,13 @@ static size_t round_up(size_t n, size_t unit) {
 // The workspace: arrived, of one size for all shapes, as it must stay zero; partial_ml; partial_o.
 constexpr size_t ARRIVED_BYTES = DECODE_MAX_BLOCKS * sizeof(unsigned);
 static size_t partial_ml_bytes(const AttentionArgs *a) {
-    return round_up((size_t)a->n_seq * a->n_heads * max_kv_splits(a->cache_max_len) * sizeof(float2), 256);
+    return round_up((size_t)decode_tokens(a) * a->n_heads * max_kv_splits(a->cache_max_len) * sizeof(float2), 256);
 }
 
 size_t attention_workspace_bytes(const AttentionArgs *a) {
     if (check_dimensions("attention_workspace_bytes", a)) return SIZE_MAX;
     return ARRIVED_BYTES + partial_ml_bytes(a) +
-           (size_t)a->n_seq * a->n_heads * max_kv_splits(a->cache_max_len) * a->head_dim * sizeof(float);
+           (size_t)decode_tokens(a) * a->n_heads * max_kv_splits(a->cache_max_len) * a->head_dim * sizeof(float);
 }
 
 size_t attention_cache_bytes(const AttentionArgs *a) {
@@ -211,11 +234,12 @@ size_t attention_cache_bytes(const AttentionArgs *a) {
     return (size_t)a->n_seq * a->n_kv_heads * a->cache_max_len * a->head_dim * element_bytes(a->dtype);
 }
 
-// heads: query heads of a tile. cluster_smem: what a block needs more in clusters; 0: the kernel has none.
+// heads: query heads of a tile, or its columns if they are of several new tokens (rows). cluster_smem: what a block
+// needs more in clusters; 0: the kernel has none.
 static int decode_launch(const AttentionArgs *a, DecodeParams p, void (*kernel)(DecodeParams), int heads, int block,
-                         size_t smem, size_t cluster_smem, const Device &device, cudaStream_t stream) {
+                         size_t smem, size_t cluster_smem, bool rows, const Device &device, cudaStream_t stream) {
     int blocks_per_sm;
-    p.head_tiles = (p.heads_per_kv + heads - 1) / heads;
+    p.head_tiles = ((rows ? p.n_new : 1) * p.heads_per_kv + heads - 1) / heads;
     bool can_cluster = cluster_smem && device.dependent_launch && two_blocks_fit(smem + cluster_smem, device.sm_smem);
     if (can_cluster) smem += cluster_smem;
     TRY_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem));
@@ -228,22 +252,31 @@ static int decode_launch(const AttentionArgs *a, DecodeParams p, void (*kernel)(
         TRY_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_per_sm, kernel, block, smem));
     }
     long long query_tiles = (long long)p.n_seq * p.cache.n_kv_heads * p.head_tiles,
-              work = decode_max_work(query_tiles, p.cache_max_len);
+              work = decode_max_work(query_tiles, p.cache_max_len) * (rows ? 2 : 1); // two groups (decode_rows.cuh)
     if (work > 0x7fffffff) return refuse("attention_decode: %lld work items, expected at most 2147483647", work);
     DecodePlan plan = decode_plan(query_tiles, p.max_splits, device.n_sms, blocks_per_sm, can_cluster);
     p.cluster = plan.cluster;
     p.blocks_per_tile = plan.blocks_per_tile;
     p.tiles_fill_gpu = plan.tiles_fill_gpu;
+    if (rows) { // whole teams
+        if (p.head_tiles > DECODE_MAX_BLOCKS)
+            return refuse("attention_decode: %d query heads per KV head with n_new %d, expected at most %d together",
+                          p.heads_per_kv, p.n_new, heads * DECODE_MAX_BLOCKS);
+        plan.blocks = plan.blocks < p.head_tiles ? p.head_tiles : plan.blocks - plan.blocks % p.head_tiles;
+    }
     return launch("decode_kernel", a, kernel, plan.blocks, block, smem, device.dependent_launch, plan.cluster, stream,
                   p);
 }
 
 template <typename T, int D, int NT>
 static int decode_16bit(const AttentionArgs *a, const DecodeParams &p, const Device &device, cudaStream_t stream) {
+    if (p.n_new > 1)
+        return decode_launch(a, p, decode_kernel<T, D, NT, 2, DecodeRowsCursor<8 * NT>>, 8 * NT, DECODE_THREADS,
+                             decode_smem_bytes(D, NT, 2), 0, true, device, stream);
     auto with = [&](auto stages) {
         constexpr int STAGES = decltype(stages)::value;
-        return decode_launch(a, p, decode_kernel<T, D, NT, STAGES>, 8 * NT, DECODE_THREADS,
-                             decode_smem_bytes(D, NT, STAGES), decode_cluster_bytes(D, NT), device, stream);
+        return decode_launch(a, p, decode_kernel<T, D, NT, STAGES, DecodeCursor>, 8 * NT, DECODE_THREADS,
+                             decode_smem_bytes(D, NT, STAGES), decode_cluster_bytes(D, NT), false, device, stream);
     };
     constexpr int MOST = decode_max_stages(D, NT);
     if (decode_stages(D, NT, device.sm_smem) == MOST) return with(std::integral_constant<int, MOST>());
@@ -256,9 +289,9 @@ static int decode_f32(const AttentionArgs *a, const DecodeParams &p, const Devic
     int rows = p.heads_per_kv < Tile::HEADS ? p.heads_per_kv : Tile::HEADS;
     if (decode_f32_warps(f32_smem_bytes<Tile>(8, Tile::HEADS), device.block_smem) == 8)
         return decode_launch(a, p, decode_f32_kernel<Tile, 8>, Tile::HEADS, 256, f32_smem_bytes<Tile>(8, rows), 0,
-                             device, stream);
-    return decode_launch(a, p, decode_f32_kernel<Tile, 4>, Tile::HEADS, 128, f32_smem_bytes<Tile>(4, rows), 0, device,
-                         stream);
+                             false, device, stream);
+    return decode_launch(a, p, decode_f32_kernel<Tile, 4>, Tile::HEADS, 128, f32_smem_bytes<Tile>(4, rows), 0, false,
+                         device, stream);
 }
 
 int attention_decode(const AttentionArgs *a, void *cuda_stream) {
@@ -267,8 +300,11 @@ int attention_decode(const AttentionArgs *a, void *cuda_stream) {
     Device device;
     if (check_args(who, a)) return 1;
     if (!a->seq_lens_device) return refuse("%s: seq_lens_device is NULL", who);
-    for (int i = 0; a->seq_lens && i < a->n_seq; i++)
-        if (check_length(who, i, a->seq_lens[i], 1, a->cache_max_len)) return 1;
+    bool rows = a->n_new > 1;
+    if (rows && check_rows(who, a)) return 1;
+    for (int i = 0; a->seq_lens && (!rows || a->q_start) && i < a->n_seq; i++)
+        if (check_length(who, i, a->seq_lens[i], rows ? a->q_start[i + 1] - a->q_start[i] : 1, a->cache_max_len))
+            return 1;
     if (check_pointer(who, "workspace", a->workspace)) return 1;
     if (a->workspace_bytes < attention_workspace_bytes(a))
         return refuse("%s: workspace of %zu bytes, expected at least %zu", who, a->workspace_bytes,
@@ -303,13 +339,17 @@ int attention_decode(const AttentionArgs *a, void *cuda_stream) {
                       a->v_head_stride,
                       (unsigned *)a->workspace,
                       (float2 *)((char *)a->workspace + ARRIVED_BYTES),
-                      (float *)((char *)a->workspace + ARRIVED_BYTES + partial_ml_bytes(a))};
+                      (float *)((char *)a->workspace + ARRIVED_BYTES + partial_ml_bytes(a)),
+                      a->q_start_device,
+                      a->n_new,
+                      (int)decode_tokens(a)};
+    const int columns = (rows ? a->n_new : 1) * p.heads_per_kv;
     return for_types(a, [&](auto zero, auto dim) {
         typedef decltype(zero) T;
         constexpr int D = dim;
         if constexpr (std::is_same<T, float>::value)
             return decode_f32<D>(a, p, device, stream);
-        else if (p.heads_per_kv <= 8)
+        else if (columns <= 8)
             return decode_16bit<T, D, 1>(a, p, device, stream);
         else
             return decode_16bit<T, D, 2>(a, p, device, stream);

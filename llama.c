@@ -60,15 +60,28 @@ static void print_engine_notes(const Options *o, const Model *m) {
                       MAX_THREADS, threads_count());
 }
 
-static bool start_model(const Options *o, Model *m, int slots, int context, Error *err) {
+// Where --lookup or --draft asks for candidates: before the model is started. The draft's memory comes first.
+static bool start_speculation(const Options *o, Model *m, Speculation *s, int slots, int context, Error *err) {
+    if (!o->lookup && !o->draft) return true;
+    if (!model_choose(m, o->engine, precision_of(o), err) ||
+        !speculation_prepare(m, m->step_rows ? m->step_rows : slots, err))
+        return false;
+    return o->draft ? draft_open(s, m, o->draft, slots, context, err) : lookup_open(s, m, slots, err);
+}
+
+// s: of runs that answer; NULL: of others.
+static bool start_model(const Options *o, Model *m, Speculation *s, int slots, int context, Error *err) {
     if (context > m->config.max_seq_len)
         return fail(err, "a context of %d tokens, the model's maximum is %d", context, m->config.max_seq_len);
     if (isatty(STDERR_FILENO) && !o->quiet) m->progress = show_progress;
     m->interrupted = &interrupted;
     m->verbose = o->verbose;
+    m->kv_memory = o->kv_memory;
+    if (s && !start_speculation(o, m, s, slots, context, err)) return false;
     if (!model_start(m, o->engine, precision_of(o), slots, context, err)) return false;
     print_engine_notes(o, m);
     if (o->verbose) print_model(m, o);
+    if (o->verbose && s && s->model) print_speculation(s);
     return true;
 }
 
@@ -95,10 +108,12 @@ static void print_notes(const Options *o, const Sequence *seqs, int n, int conte
 typedef struct {
     const Options *options;
     const Model *model;
-    const Chat *chat;       // the template, where answers are in conversations; NULL: none is
-    const Prompts *prompts; // NULL: one prompt
-    double start, ready;    // of the program, on the clock; seconds from then to the model's
-    double begin;           // of the answers, on the clock
+    const Chat *chat;         // the template, where answers are in conversations; NULL: none is
+    const Prompts *prompts;   // NULL: one prompt
+    double start, ready;      // of the program, on the clock; seconds from then to the model's
+    double begin;             // of the answers, on the clock
+    Speculation speculation;  // where it is asked for
+    SpeculationCounts counts; // of the finished sequences
     const Sequence *seqs;
     int n_seqs;
     size_t n_finished, n_tokens;
@@ -122,6 +137,7 @@ static bool print_end(void *context, Sequence *seq, Error *err) {
     Run *run = context;
     run->n_finished++;
     run->n_tokens += seq->ids.n;
+    speculation_count(&run->counts, &seq->counts);
     if (run->prompts) {
         if (isatty(STDOUT_FILENO)) clear_progress();
         bool ok = print_errors(run, seq->index, err) &&
@@ -141,11 +157,12 @@ static void show_run(void *context) {
     show_answers(run->seqs, run->n_seqs, run->begin);
 }
 
-static bool run_sequences(Run *run, Model *m, Sequence *seqs, int n, int slots, int context, Error *err) {
+// On a model that has been started.
+static bool run_sequences(Run *run, Model *m, Sequence *seqs, int n, Error *err) {
     const Options *o = run->options;
     GenerateSink sink = {.text = o->json || o->prompts ? NULL : print_text, .finished = print_end, .context = run};
-    if (!start_model(o, m, slots, context, err)) return false;
-    if (!o->quiet) print_notes(o, seqs, n, context);
+    for (int i = 0; i < n; i++) seqs[i].config.speculation = run->speculation.model ? &run->speculation : NULL;
+    if (!o->quiet) print_notes(o, seqs, n, m->kv.max_len);
     if (!o->quiet && run->chat) print_chat_note(m);
     run->begin = clock_seconds();
     run->ready = run->begin - run->start;
@@ -162,7 +179,9 @@ static bool run_sequences(Run *run, Model *m, Sequence *seqs, int n, int slots, 
                     : !print_text(run, seqs, (const char *)bytes, length, err))
             return false;
     }
-    return generate(m, seqs, n, &sink, err);
+    bool ok = generate(m, seqs, n, &sink, err);
+    if (ok && o->verbose && run->speculation.model) print_speculation_counts(&run->speculation, &run->counts);
+    return ok;
 }
 
 static bool run_generate(const Options *o, Model *m, const Bytes *text, double start, Error *err) {
@@ -171,10 +190,12 @@ static bool run_generate(const Options *o, Model *m, const Bytes *text, double s
     bool ok =
         (o->ids || check_prompt_bytes(o, m, text->n, "the prompt", err)) && encode_prompt(o, m, text, &seq.prompt, err);
     int context = context_for(o, m, (int64_t)seq.prompt.n + new_tokens(o->n));
-    ok = ok && check_prompt(o, &seq, context, o->ids, err) && run_sequences(&run, m, &seq, 1, 1, context, err);
-    if (ok && !o->quiet && !o->json && o->n == NO_LIMIT) print_length_note(o, &seq, m->kv.max_len, "-c sets it");
+    ok = ok && check_prompt(o, &seq, context, o->ids, err) && start_model(o, m, &run.speculation, 1, context, err) &&
+         check_pages(m, &seq, err) && run_sequences(&run, m, &seq, 1, err);
+    if (ok && !o->quiet && !o->json && o->n == NO_LIMIT) print_length_note(o, &seq, kv_longest(&m->kv), "-c sets it");
     if (ok && !o->quiet) print_statistics(m, o, &seq, run.ready);
     sequence_free(&seq);
+    speculation_close(&run.speculation);
     return ok;
 }
 
@@ -182,8 +203,11 @@ static bool run_generate(const Options *o, Model *m, const Bytes *text, double s
 
 static bool run_chat(const Options *o, Model *m, Error *err) {
     Chat chat;
-    return open_chat(o, m, &chat, err) && start_model(o, m, 1, context_for(o, m, 0), err) &&
-           interrupt_begin_chat(err) && converse(o, m, &chat, err);
+    Speculation speculation = {.model = NULL};
+    bool ok = open_chat(o, m, &chat, err) && start_model(o, m, &speculation, 1, context_for(o, m, 0), err) &&
+              interrupt_begin_chat(err) && converse(o, m, &chat, speculation.model ? &speculation : NULL, err);
+    speculation_close(&speculation);
+    return ok;
 }
 
 // One message, and its answer.
@@ -196,25 +220,50 @@ static bool run_message(const Options *o, Model *m, const Bytes *text, double st
     if (ok) seq.config = generate_config(o, &chat);
     ok = ok && encode_message(o, &chat, text, &seq.prompt, err);
     int context = context_for(o, m, (int64_t)seq.prompt.n + room);
-    ok = ok && check_prompt(o, &seq, context, false, err) && run_sequences(&run, m, &seq, 1, 1, context, err);
-    if (ok && !o->quiet && !o->json) print_length_note(o, &seq, m->kv.max_len, "-c sets it");
+    ok = ok && check_prompt(o, &seq, context, false, err) && start_model(o, m, &run.speculation, 1, context, err) &&
+         check_pages(m, &seq, err) && run_sequences(&run, m, &seq, 1, err);
+    if (ok && !o->quiet && !o->json) print_length_note(o, &seq, kv_longest(&m->kv), "-c sets it");
     if (ok && !o->quiet) print_statistics(m, o, &seq, run.ready);
     sequence_free(&seq);
+    speculation_close(&run.speculation);
     return ok;
 }
 
 // ---- many prompts ---------------------------------------------------------------------------------------------------
 
-// Says which lines have no answer, the first few of them, and how many there are.
+// Says that a line has no answer, the n-th of such, if it is one of the first few.
+static void report_line(const Options *o, const PromptLine *line, int n) {
+    if (n > MAX_REPORTED) return;
+    Error message = {""};
+    fail(&message, "%s:%d: %s", input_name(o->prompts), line->number, line->error);
+    print_message("%s", message.text);
+}
+
+// Says which lines have no answer, and how many there are.
 static int report_errors(const Options *o, const Prompts *p) {
     int n = 0;
-    for (int i = 0; i < p->n; i++) {
-        if (!p->lines[i].error || ++n > MAX_REPORTED) continue;
-        Error line = {""};
-        fail(&line, "%s:%d: %s", input_name(o->prompts), p->lines[i].number, p->lines[i].error);
-        print_message("%s", line.text);
-    }
+    for (int i = 0; i < p->n; i++)
+        if (p->lines[i].error) report_line(o, &p->lines[i], ++n);
     return n;
+}
+
+// Lines that there are never pages enough for have an error and no sequence. n_errors: of the lines so far.
+static bool refuse_lines(const Options *o, const Model *m, Prompts *p, int *n_errors, Error *err) {
+    int n = p->n_seqs;
+    p->n_seqs = 0;
+    for (int i = 0; i < n; i++) {
+        Sequence *seq = &p->seqs[i];
+        PromptLine *line = &p->lines[seq->index];
+        Error why = {""};
+        if (check_pages(m, seq, &why)) {
+            p->seqs[p->n_seqs++] = *seq;
+            continue;
+        }
+        sequence_free(seq);
+        if (!(line->error = strdup(why.text))) fail(err, "out of memory: what is wrong with line %d", line->number);
+        if (line->error) report_line(o, line, ++*n_errors);
+    }
+    return !err->text[0];
 }
 
 // What the longest prompt and answer need, up to what the model has; for answers without a limit as much as one alone
@@ -240,8 +289,9 @@ static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
     double begin = clock_seconds();
     m->step_rows = slots; // whatever the number of prompts: theirs do not depend on it
     if (ok && p.n_seqs)
-        ok = run_sequences(&run, m, p.seqs, p.n_seqs, slots < p.n_seqs ? slots : p.n_seqs, context_of_prompts(o, m, &p),
-                           err);
+        ok = start_model(o, m, &run.speculation, slots < p.n_seqs ? slots : p.n_seqs, context_of_prompts(o, m, &p),
+                         err) &&
+             refuse_lines(o, m, &p, &n_errors, err) && (p.n_seqs == 0 || run_sequences(&run, m, p.seqs, p.n_seqs, err));
     if (ok && !interrupted) ok = print_errors(&run, p.n, err);
     if (ok && p.n_seqs && !o->quiet) {
         double elapsed = clock_seconds() - begin;
@@ -249,10 +299,12 @@ static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
         fprintf(stderr, "llama: %zu of %d prompts, %d at a time; %zu new tokens in %.2f s (%.0f tokens/s)",
                 run.n_finished, p.n, m->kv.n_slots, run.n_tokens, elapsed, (double)run.n_tokens / elapsed);
         print_engine(m, o);
+        if (o->verbose) print_sharing(p.seqs, p.n_seqs);
     }
     if (ok && n_errors && !interrupted)
         ok = fail(err, "%s: %d of %d lines have an error and no answer", input_name(o->prompts), n_errors, p.n);
     prompts_free(&p);
+    speculation_close(&run.speculation);
     return ok;
 }
 
@@ -381,7 +433,7 @@ static bool run_perplexity(const Options *o, Model *m, Error *err) {
         ok = fail(err, "%s: %zu tokens, expected at least %d: one full window (-c)", input_name(o->perplexity), ids.n,
                   window);
     if (ok && ids.n < 2) ok = fail(err, "%s: %zu tokens, expected at least 2", input_name(o->perplexity), ids.n);
-    ok = ok && start_model(o, m, 1, window, err);
+    ok = ok && start_model(o, m, NULL, 1, window, err);
     if (ok) {
         interrupt_spare_writes();
         ok = perplexity_run(m, &ids, half ? WINDOWS_HALF : WINDOWS_SLIDING, stride, &p, err);
@@ -406,7 +458,8 @@ static bool run_compare(const Options *o, Model *m, Error *err) {
     int context = o->context ? o->context : dump_context(&dump);
     bool ok =
         dump_context(&dump) <= context || fail(err, "-c %d: %s needs %d", context, o->compare, dump_context(&dump));
-    ok = ok && start_model(o, m, 1, context, err) && compare_run(m, &dump, stdout, &passed, err) && flush_output(err);
+    ok = ok && start_model(o, m, NULL, 1, context, err) && compare_run(m, &dump, stdout, &passed, err) &&
+         flush_output(err);
     if (ok && !passed) ok = fail(err, "%s: the comparison does not hold", o->compare);
     dump_close(&dump);
     return ok;
@@ -419,6 +472,7 @@ static bool run_bench(const Options *o, Model *m, Error *err) {
                             .precision = precision_of(o),
                             .context = o->context,
                             .batch = o->batch,
+                            .sampler = o->sampler,
                             .json = o->json,
                             .progress = isatty(STDERR_FILENO) && !o->quiet};
     m->interrupted = &interrupted;

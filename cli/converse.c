@@ -18,10 +18,11 @@ typedef struct {
     const Options *options;
     Model *model;
     const Chat *chat;
-    bool terminal;    // a person types, rather than a pipe
-    TokenList ids;    // of the whole conversation
-    TokenList cached; // of these as many as kv.len are in the cache
-    size_t asked;     // ids up to the last question, before the header of its answer; 0: nothing has been asked
+    Speculation *speculation; // NULL: none
+    bool terminal;            // a person types, rather than a pipe
+    TokenList ids;            // of the whole conversation
+    TokenList cached;         // of these as many as kv.len are in the cache
+    size_t asked;             // ids up to the last question, before the header of its answer; 0: nothing has been asked
     int turn;
 } Conversation;
 
@@ -61,8 +62,8 @@ static bool print_newline(void *context, Sequence *seq, Error *err) {
 
 // Says what the context has room for where that may be less than the answer takes: before it, and not after.
 static void announce_room(const Conversation *c, Answer *a) {
-    int room = c->model->kv.max_len - (int)c->ids.n, limit = c->options->n;
-    *a = (Answer){.context = c->model->kv.max_len, .limit = limit};
+    int context = kv_longest(&c->model->kv), room = context - (int)c->ids.n, limit = c->options->n;
+    *a = (Answer){.context = context, .limit = limit};
     if (room < limit && (room < LOW_ROOM || limit < NO_LIMIT)) report_room(a, room);
 }
 
@@ -86,7 +87,7 @@ static void report_turn(const Conversation *c, const Sequence *seq) {
     fprintf(stderr, "llama: turn %d: %d tokens from the cache, %zu prefilled, %zu new", c->turn, seq->n_cached,
             seq->prompt.n - (size_t)seq->n_cached, seq->ids.n);
     if (seq->ids.n > 1 && seconds > 0) fprintf(stderr, " (%.1f tokens/s)", (double)(seq->ids.n - 1) / seconds);
-    fprintf(stderr, "; context %zu of %d\n", c->ids.n, c->model->kv.max_len);
+    fprintf(stderr, "; context %zu of %d\n", c->ids.n, kv_longest(&c->model->kv));
 }
 
 // Whether the answer's last id ended it: an end id, or the token that --stop names.
@@ -105,6 +106,7 @@ static bool answer(Conversation *c, Error *err) {
     if (c->turn == 0 && !o->quiet) print_chat_note(c->model);
     Sequence seq = {.config = generate_config(o, c->chat), .n_cached = count_cached(c)};
     seq.config.stream = (uint64_t)c->turn++;
+    seq.config.speculation = c->speculation;
     size_t start = c->ids.n;
     kv_truncate(&c->model->kv, 0, seq.n_cached);
     announce_room(c, &out);
@@ -112,15 +114,16 @@ static bool answer(Conversation *c, Error *err) {
     c->cached.n = 0;
     ok = ok && append_ids(&c->ids, &seq.ids, err) && append_ids(&c->cached, &c->ids, err) &&
          chat_end_reply(c->chat, c->asked, start, ended_by_token(c, &seq), &c->ids, err);
-    if (ok) print_length_note(o, &seq, c->model->kv.max_len, "/clear begins anew");
+    if (ok) print_length_note(o, &seq, kv_longest(&c->model->kv), "/clear begins anew");
     if (ok && o->verbose) report_turn(c, &seq);
+    if (ok && o->verbose && c->speculation) print_speculation_counts(c->speculation, &seq.counts);
     sequence_free(&seq);
     return ok;
 }
 
 // One message of the user, unless the context has no room for it and an answer.
 static bool turn(Conversation *c, const Bytes *message, Error *err) {
-    size_t before = c->ids.n, question = before, context = (size_t)c->model->kv.max_len;
+    size_t before = c->ids.n, question = before, context = (size_t)kv_longest(&c->model->kv);
     // A token is a byte at least: a text far too long is refused by its length.
     size_t longest = c->model->tokenizer.max_token_bytes, least = message->n / longest;
     hint_special(c->options, c->chat->tokenizer, message, true);
@@ -199,7 +202,7 @@ static bool run_command(Conversation *c, Command command, Error *err) {
             "Ctrl-D  ends\n"
             "Any other line is a message. The conversation has %zu tokens, the context holds %d. Lines are edited by "
             "%s.\n",
-            c->ids.n, c->model->kv.max_len, line_editor ? line_editor : "the terminal alone");
+            c->ids.n, kv_longest(&c->model->kv), line_editor ? line_editor : "the terminal alone");
     return true;
 }
 
@@ -244,13 +247,14 @@ static bool is_blank(const Bytes *message) {
     return true;
 }
 
-bool converse(const Options *o, Model *m, const Chat *chat, Error *err) {
-    Conversation c = {.options = o, .model = m, .chat = chat, .terminal = isatty(STDIN_FILENO)};
+bool converse(const Options *o, Model *m, const Chat *chat, Speculation *speculation, Error *err) {
+    Conversation c = {
+        .options = o, .model = m, .chat = chat, .speculation = speculation, .terminal = isatty(STDIN_FILENO)};
     Bytes line = {0}, message = {0};
     Command command = COMMAND_NONE;
     bool ok = begin(&c, err);
-    if (ok && (int)c.ids.n >= m->kv.max_len)
-        ok = fail(err, "the system message has %zu tokens, the context holds %d", c.ids.n, m->kv.max_len);
+    if (ok && (int)c.ids.n >= kv_longest(&m->kv))
+        ok = fail(err, "the system message has %zu tokens, the context holds %d", c.ids.n, kv_longest(&m->kv));
     if (ok && c.terminal && !o->quiet) print_message("/help for help, Ctrl-D ends");
     while (ok && (!interrupted || interrupted == SIGINT)) {
         LineResult result = read_message(&c, &line, &message, &command, err);

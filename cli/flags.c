@@ -17,6 +17,7 @@
 enum {
     RUNS_PROMPT = RUN_GENERATE | RUN_MESSAGE | RUN_TOKENIZE | RUN_TOKENIZE_CHAT | RUN_DETOKENIZE,
     RUNS_SPECIAL = RUN_GENERATE | RUN_PROMPTS | RUN_TOKENIZE | RUN_TOKENIZE_PROMPTS | RUN_PERPLEXITY,
+    RUNS_DRAW = RUNS_ANSWER | RUN_BENCH, // tokens
     RUNS_MESSAGES = RUN_MESSAGE | RUN_CHAT | RUN_TOKENIZE_CHAT | RUN_PROMPTS | RUN_TOKENIZE_PROMPTS,
     RUNS_CHAT = RUN_MESSAGE | RUN_CHAT | RUN_TOKENIZE_CHAT,
     RUNS_JSON = RUN_GENERATE | RUN_MESSAGE | RUNS_TOKENIZE | RUN_DETOKENIZE | RUN_PERPLEXITY | RUN_BENCH,
@@ -55,14 +56,14 @@ const Flag flags[] = {
     {SECTION_ANSWER, "--logprobs", NULL, "K", "with --json: log-probabilities of each token and of the K most likely; with --echo of the prompt's, too",
      FLAG_INT, FIELD(logprobs), 1, MAX_LOGPROBS, RUNS_ANSWER & ~RUN_CHAT, ~RUNS_ANSWER, NEEDS_NOTHING},
 
-    {SECTION_SAMPLING, "--temp", "--temperature", "T", "temperature; 0 takes the most likely token (0)",
-     FLAG_FLOAT, FIELD(sampler.temperature), 0, 1e6, RUNS_ANSWER, ~RUNS_ANSWER, NEEDS_NEW},
+    {SECTION_SAMPLING, "--temp", "--temperature", "T", "temperature; 0 takes the most likely token (0); with --bench: of its steps",
+     FLAG_FLOAT, FIELD(sampler.temperature), 0, 1e6, RUNS_DRAW, ~RUNS_DRAW, NEEDS_NEW},
     {SECTION_SAMPLING, "--top-k", NULL, "K", "sample among the K most likely; 0: all (0)",
-     FLAG_INT, FIELD(sampler.top_k), 0, INT_MAX, RUNS_ANSWER, 0, NEEDS_SAMPLING},
+     FLAG_INT, FIELD(sampler.top_k), 0, INT_MAX, RUNS_DRAW, 0, NEEDS_SAMPLING},
     {SECTION_SAMPLING, "--top-p", NULL, "P", "sample among the fewest that reach probability P (1)",
-     FLAG_FLOAT, FIELD(sampler.top_p), 0, 1, RUNS_ANSWER, 0, NEEDS_SAMPLING},
+     FLAG_FLOAT, FIELD(sampler.top_p), 0, 1, RUNS_DRAW, 0, NEEDS_SAMPLING},
     {SECTION_SAMPLING, "--min-p", NULL, "P", "drop what is less than P times as likely as the most likely (0)",
-     FLAG_FLOAT, FIELD(sampler.min_p), 0, 1, RUNS_ANSWER, 0, NEEDS_SAMPLING},
+     FLAG_FLOAT, FIELD(sampler.min_p), 0, 1, RUNS_DRAW, 0, NEEDS_SAMPLING},
     {SECTION_SAMPLING, "--repetition-penalty", "--repeat-penalty", "R",
      "divide a positive logit of a token that prompt or answer has by R, multiply a negative one; 1: off (1)",
      FLAG_FLOAT, FIELD(sampler.repetition_penalty), 1e-6, 1e6, RUNS_ANSWER, ~RUNS_ANSWER, NEEDS_NEW},
@@ -114,6 +115,14 @@ const Flag flags[] = {
     {SECTION_MACHINE, "-t", "--threads", "N",
      "threads of engine cpu (what OMP_NUM_THREADS says, or the CPUs that this process may use)",
      FLAG_INT, FIELD(threads), 1, MAX_THREADS, RUNS_COMPUTE, 0, NEEDS_NOTHING},
+    {SECTION_MACHINE, "--lookup", NULL, NULL,
+     "guess tokens from what followed the same text before, and verify several at once: the same output, sooner",
+     FLAG_SWITCH, FIELD(lookup), 0, 0, RUNS_ANSWER, ~RUNS_ANSWER, NEEDS_NEW},
+    {SECTION_MACHINE, "--draft", NULL, "FILE", "the same with guesses of a smaller model.bin of the same vocabulary",
+     FLAG_TEXT, FIELD(draft), 0, 0, RUNS_ANSWER, ~RUNS_ANSWER, NEEDS_NEW},
+    {SECTION_MACHINE, "--kv-memory", NULL, "BYTES",
+     "for keys and values of all sequences together, also as 500M or 8G (what they can use; on a GPU, of what is free, all but 1 GB)",
+     FLAG_BYTES, FIELD(kv_memory), 0, 0, RUNS_COMPUTE & ~RUN_BENCH, ~(RUNS_COMPUTE & ~RUN_BENCH), NEEDS_NOTHING},
     {SECTION_MACHINE, "--synthetic", NULL, "SHAPE",
      "in place of a model weights from a seed: llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b",
      FLAG_TEXT, FIELD(synthetic), 0, 0, RUNS_ALL, 0, NEEDS_NOTHING},
@@ -228,6 +237,17 @@ bool flag_set(Options *o, const Flag *flag, const char *text, Error *err) {
         unsigned long long v = strtoull(text, &end, 10);
         if (errno || end == text || *end || strchr(text, '-'))
             return fail(err, "%s %s: expected a whole number from 0 to 2^64-1", name, shown);
+        *(uint64_t *)field = v;
+        return true;
+    }
+    case FLAG_BYTES: {
+        static const char suffixes[] = "KMG";
+        unsigned long long v = strtoull(text, &end, 10), unit = 1;
+        const char *suffix = *end ? strchr(suffixes, *end) : NULL;
+        for (; suffix && suffix >= suffixes; suffix--) unit *= 1000;
+        if (errno || end == text || end[suffix != NULL] || strchr(text, '-') || v == 0 ||
+            __builtin_mul_overflow(v, unit, &v))
+            return fail(err, "%s %s: expected a whole number of bytes from 1 on, or one with K, M or G", name, shown);
         *(uint64_t *)field = v;
         return true;
     }

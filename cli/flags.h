@@ -20,13 +20,14 @@ typedef struct {
 
 typedef struct {
     const char *model, *prompt, *prompt_file, *stops[MAX_STOPS], *prompts, *perplexity, *compare, *synthetic, *engine,
-        *precision, *system, *date, *windows;
+        *precision, *system, *date, *windows, *draft;
     int n_stops, n; // n: new tokens at most; NO_LIMIT: what the context has room for
     int context, batch, logprobs, stride;
-    int threads; // of engine cpu; 0: as many as without -t
-    uint64_t seed;
+    int threads;              // of engine cpu; 0: as many as without -t
+    uint64_t seed, kv_memory; // kv_memory: bytes; 0: the engine's default
     SamplerConfig sampler;
-    bool chat, ids, tokenize, detokenize, hex, special, ignore_eos, echo, json, bench, verbose, quiet, version, help;
+    bool chat, ids, tokenize, detokenize, hex, special, ignore_eos, echo, json, bench, lookup, verbose, quiet, version,
+        help;
     Given given[MAX_FLAGS]; // by index in flags
 } Options;
 
@@ -53,7 +54,7 @@ enum {
 // What a flag needs to change anything, in a run in which it counts.
 enum { NEEDS_NOTHING, NEEDS_NEW, NEEDS_SAMPLING }; // new tokens (not -n 0); a temperature above 0
 
-typedef enum { FLAG_SWITCH, FLAG_TEXT, FLAG_TEXTS, FLAG_INT, FLAG_SEED, FLAG_FLOAT } FlagType;
+typedef enum { FLAG_SWITCH, FLAG_TEXT, FLAG_TEXTS, FLAG_INT, FLAG_SEED, FLAG_BYTES, FLAG_FLOAT } FlagType;
 
 typedef enum {
     SECTION_PROMPT,

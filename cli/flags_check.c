@@ -1,6 +1,7 @@
 // What flags go together: combinations that are refused, and notes about flags that change nothing.
 #include <string.h>
 
+#include "../model/generate/speculate.h"
 #include "../model/model.h"
 #include "../model/synthetic.h"
 #include "flags.h"
@@ -54,7 +55,8 @@ const char *flags_run_names(unsigned runs, char *text, size_t size) {
 static bool says_more(const Options *o, const Flag *flag) {
     static const size_t sizes[] = {
         [FLAG_SWITCH] = sizeof(bool), [FLAG_TEXT] = sizeof(char *),   [FLAG_TEXTS] = sizeof(char *),
-        [FLAG_INT] = sizeof(int),     [FLAG_SEED] = sizeof(uint64_t), [FLAG_FLOAT] = sizeof(float)};
+        [FLAG_INT] = sizeof(int),     [FLAG_SEED] = sizeof(uint64_t), [FLAG_BYTES] = sizeof(uint64_t),
+        [FLAG_FLOAT] = sizeof(float)};
     Options usual = flags_default();
     return o->given[flag - flags].count &&
            memcmp((const char *)o + flag->offset, (const char *)&usual + flag->offset, sizes[flag->type]) != 0;
@@ -112,6 +114,10 @@ bool flags_check(const Options *o, Error *err) {
     if (!check_chat(o, err)) return false;
     if (o->echo && run == RUN_PROMPTS) return fail(err, "--echo: the JSON lines of --prompts have the prompt's ids");
     if (!check_run(o, err)) return false;
+    if (o->lookup && o->draft) return fail(err, "--lookup and --draft: expected one of them");
+    if ((o->lookup || o->draft) && o->batch > MAX_SPECULATING)
+        return fail(err, "-b %d with %s: expected at most %d: a step has %d rows for each sequence, and at most %d",
+                    o->batch, o->lookup ? "--lookup" : "--draft", MAX_SPECULATING, MAX_CANDIDATES + 1, MAX_STEP_ROWS);
     if (o->windows && strcmp(o->windows, "sliding") != 0 && strcmp(o->windows, "half") != 0)
         return fail(err, "--perplexity-windows %s: expected sliding or half", o->windows);
     if (o->windows && o->stride && strcmp(o->windows, "half") == 0)
@@ -169,9 +175,10 @@ void flags_print_notes(const Options *o) {
         if (!(flag->counts & run) && !seeds_weights(o, flag))
             print_message("%s changes nothing with %s", o->given[i].name,
                           run & RUNS_TOKENIZE ? "--tokenize" : flags_run_names(run, names, sizeof names));
-        else if ((flag->counts & run & ~RUN_PROMPTS) && o->n == 0 &&
+        else if ((flag->counts & run & RUNS_ANSWER & ~RUN_PROMPTS) && o->n == 0 &&
                  (flag->needs == NEEDS_NEW || waits_for_sampling(o, flag)))
             print_message("%s changes nothing with -n 0", o->given[i].name);
     }
-    if ((run & RUNS_ANSWER & ~RUN_PROMPTS) && o->n != 0 && o->sampler.temperature == 0) flags_print_greedy_notes(o);
+    bool draws = (run & RUNS_ANSWER & ~RUN_PROMPTS && o->n != 0) || run == RUN_BENCH;
+    if (draws && o->sampler.temperature == 0) flags_print_greedy_notes(o);
 }

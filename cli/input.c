@@ -134,6 +134,17 @@ bool check_prompt(const Options *o, const Sequence *seq, int context, bool is_id
                                                more ? " and needs room for one more" : "", o->context ? " (-c)" : "");
 }
 
+bool check_pages(const Model *m, const Sequence *seq, Error *err) {
+    const KVCache *kv = &m->kv;
+    int n = (int)seq->prompt.n, room = kv->max_len - n, more = seq->config.n < NO_LIMIT ? seq->config.n : 1;
+    if (more > room) more = room;
+    return n + more <= kv_longest(kv) ||
+           fail(err,
+                "a prompt of %d tokens and %d new ones take %d pages of %d positions, the K/V cache has %d; try a "
+                "larger --kv-memory",
+                n, more, kv_pages(n + more), KV_PAGE, kv->n_pages);
+}
+
 void hint_special(const Options *o, const Tokenizer *t, const Bytes *text, bool message) {
     static bool given;
     if (given || o->quiet || (o->special && !message)) return; // a message's are characters with --special, too

@@ -25,6 +25,9 @@ bool encode_prompt(const Options *o, const Model *m, const Bytes *text, TokenLis
 bool check_prompt_bytes(const Options *o, const Model *m, size_t n, const char *what, Error *err);
 // Refuses a prompt that the context, of so many tokens, has no room for, and an empty one. is_ids: it was given as ids.
 bool check_prompt(const Options *o, const Sequence *seq, int context, bool is_ids, Error *err);
+// Refuses one that the cache of a started model would never have pages for, with the new tokens that it may get; of an
+// answer without a limit with one of them.
+bool check_pages(const Model *m, const Sequence *seq, Error *err);
 // Where a text has that of a special token in it: says once in a run, on standard error, that these are ordinary
 // characters. Not with --quiet. message: it is one of a conversation, where special tokens are the template's; any
 // other text has its own with --special.

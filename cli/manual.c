@@ -184,10 +184,14 @@ static void print_json(void) {
          "objects of id and logprob"},
         {"prompt_logprobs",
          "with --echo and --logprobs, for each token of prompt_ids such an object; null for the first one"},
+        {"speculation",
+         "with --lookup or --draft: candidates (tokens that were guessed and verified), accepted (those of them that "
+         "were right), steps, and tokens_per_step"},
         {"timings",
          "an object of milliseconds: ready_ms (from the program's start to the model in memory), first_token_ms "
          "(from the prompt's start to the first token), decode_ms (from the first to the last token), ms_per_token, "
-         "and p50_ms and p95_ms of the time between tokens"},
+         "and p50_ms and p95_ms of the time between tokens; and of counts: shared_tokens (of the prompt, computed for "
+         "another of --prompts) and evictions (how often it left the K/V cache, and came back, for lack of memory)"},
     };
     static const char *const input[] = {
         "A line of --prompts is an object. It has one of text, ids and messages; the other keys of these come "

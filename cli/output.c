@@ -108,6 +108,18 @@ static void write_json_logprobs(const Sequence *seq) {
     printf("], ");
 }
 
+static double tokens_per_step(const SpeculationCounts *c) {
+    return c->steps ? (double)c->tokens / (double)c->steps : 0;
+}
+
+static void write_json_speculation(const Sequence *seq) {
+    const SpeculationCounts *c = &seq->counts;
+    if (seq->config.speculation)
+        printf("\"speculation\": {\"candidates\": %" PRId64 ", \"accepted\": %" PRId64 ", \"steps\": %" PRId64
+               ", \"tokens_per_step\": %.3f}, ",
+               c->candidates, c->accepted, c->steps, tokens_per_step(c));
+}
+
 // Seconds for each token after the first; 0 if there is none.
 static double seconds_per_token(const Sequence *seq) {
     return seq->ids.n > 1 ? (seq->last - seq->first) / (double)(seq->ids.n - 1) : 0;
@@ -139,11 +151,12 @@ bool print_sequence(Sequence *seq, const Model *m, const Bytes *other, double re
     printf("\", \"finish_reason\": \"%s\", ", seq->finish_reason);
     write_json_token_texts(m, &seq->ids);
     write_json_logprobs(seq);
+    write_json_speculation(seq);
     printf("\"timings\": {\"ready_ms\": %.3f, \"first_token_ms\": %.3f, \"decode_ms\": %.3f, \"ms_per_token\": %.4f, "
-           "\"p50_ms\": %.4f, \"p95_ms\": %.4f}",
+           "\"p50_ms\": %.4f, \"p95_ms\": %.4f, \"shared_tokens\": %d, \"evictions\": %d}",
            ready * 1e3, seq->ids.n ? (seq->first - seq->admitted) * 1e3 : 0.0,
            seq->ids.n ? (seq->last - seq->first) * 1e3 : 0.0, seconds_per_token(seq) * 1e3,
-           sequence_latency(seq, 0.5) * 1e3, sequence_latency(seq, 0.95) * 1e3);
+           sequence_latency(seq, 0.5) * 1e3, sequence_latency(seq, 0.95) * 1e3, seq->n_shared, seq->n_left);
     end_json_object(other);
     return flush_output(err);
 }
@@ -171,8 +184,36 @@ void print_statistics(const Model *m, const Options *o, const Sequence *seq, dou
     fprintf(stderr, "; %zu new tokens", seq->ids.n);
     if (per_token > 0)
         fprintf(stderr, ", %.3f ms each (%.0f tokens/s, %.1f GB/s of weights)", per_token * 1e3, 1 / per_token,
-                (double)weights_read(m, 1) / per_token * 1e-9);
+                (double)weights_read(m, 1) / (per_token * tokens_per_step(&seq->counts)) * 1e-9);
     print_engine(m, o);
+}
+
+void print_speculation(const Speculation *s) {
+    print_message("--%s: up to %d candidates for the next tokens of a sequence are verified in a step",
+                  s->proposer.name, MAX_CANDIDATES);
+    if (s->draft)
+        print_message("draft: %.3f GB of weights, %d layers, K/V cache %.3f MB", (double)s->draft->weights.bytes * 1e-9,
+                      s->draft->config.n_layers, (double)s->draft->kv.bytes * 1e-6);
+}
+
+void print_speculation_counts(const Speculation *s, const SpeculationCounts *c) {
+    print_message("--%s: %" PRId64 " of %" PRId64 " candidates were right (%.0f %%); %.2f tokens a step of a sequence",
+                  s->proposer.name, c->accepted, c->candidates,
+                  c->candidates ? 100.0 * (double)c->accepted / (double)c->candidates : 0.0, tokens_per_step(c));
+}
+
+void print_sharing(const Sequence *seqs, int n) {
+    size_t tokens = 0, shared = 0;
+    int left = 0, times = 0;
+    for (int i = 0; i < n; i++) {
+        if (!seqs[i].finish_reason) continue;
+        tokens += seqs[i].prompt.n;
+        shared += (size_t)seqs[i].n_shared;
+        left += seqs[i].n_left > 0;
+        times += seqs[i].n_left;
+    }
+    print_message("%zu of %zu prompt tokens shared; %d sequences left the cache for lack of pages, %d times in all",
+                  shared, tokens, left, times);
 }
 
 void print_length_note(const Options *o, const Sequence *seq, int context, const char *hint) {
@@ -208,7 +249,7 @@ static void print_rounding(const Model *m) {
 void print_model(const Model *m, const Options *o) {
     const Config *c = &m->config;
     char dtypes[WEIGHTS_DTYPES];
-    double kv = (double)m->kv.bytes, positions = (double)m->kv.n_slots * m->kv.max_len;
+    double kv = (double)m->kv.bytes, position = (double)model_page_bytes(m) / KV_PAGE;
     print_message("dim %d, %d layers, %d heads of %d over %d K/V heads, hidden %d, vocabulary %d, at most %d tokens",
                   c->dim, c->n_layers, c->n_heads, c->head_dim, c->n_kv_heads, c->hidden_dim, c->vocab_size,
                   c->max_seq_len);
@@ -219,10 +260,10 @@ void print_model(const Model *m, const Options *o) {
                                   : "the fastest in this build",
             m->not_used.text, m->precision == PRECISION_F32 ? "float32" : "bf16 products and cache, float32 sums");
     fprintf(stderr,
-            "llama: memory: %.3f GB of weights (%s in the file), K/V cache %.3f MB: %d x %d positions of %.0f bytes "
-            "(with a K/V head for every head %.0f)",
-            (double)m->weights.bytes * 1e-9, weights_dtypes(&m->weights, dtypes), kv * 1e-6, m->kv.n_slots,
-            m->kv.max_len, kv / positions, kv / positions * c->group);
+            "llama: memory: %.3f GB of weights (%s in the file), K/V cache %.3f MB: %d pages of %d positions of %.0f "
+            "bytes (with a K/V head for every head %.0f), for %d x %d positions at most",
+            (double)m->weights.bytes * 1e-9, weights_dtypes(&m->weights, dtypes), kv * 1e-6, m->kv.n_pages, KV_PAGE,
+            position, position * c->group, m->kv.n_slots, m->kv.max_len);
     if (m->buffer_bytes) fprintf(stderr, ", buffers %.3f MB", (double)m->buffer_bytes * 1e-6);
     fputc('\n', stderr);
     print_rounding(m);

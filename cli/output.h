@@ -27,8 +27,14 @@ bool print_sequence(Sequence *seq, const Model *m, const Bytes *other, double re
 bool print_line_error(int index, const PromptLine *line, Error *err);
 // On standard error, for --verbose: what was loaded, and where it runs.
 void print_model(const Model *m, const Options *o);
+// The same, where candidates come from, and at the end how many were right.
+void print_speculation(const Speculation *s);
+void print_speculation_counts(const Speculation *s, const SpeculationCounts *counts);
 // On standard error: how long it took.
 void print_statistics(const Model *m, const Options *o, const Sequence *seq, double ready);
+// On standard error, for --verbose: how many tokens of the prompts were computed for others, and how often sequences
+// left the cache for lack of pages.
+void print_sharing(const Sequence *seqs, int n);
 // On standard error, where an answer in a conversation ended before its end id: at -n, or in a full context, after
 // which `hint` comes.
 void print_length_note(const Options *o, const Sequence *seq, int context, const char *hint);

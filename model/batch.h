@@ -7,6 +7,8 @@
 // Sequences at most; rows with logits that every run has room for (one whose steps may have more: as many as these);
 // rows that are decoded in one step, at most.
 enum { MAX_SLOTS = 256, LOGIT_ROWS = 64, MAX_STEP_ROWS = 256 };
+// Rows that a sequence may have in a step after that of its last token.
+enum { MAX_CANDIDATES = 7 };
 
 typedef struct {
     int n_rows, n_seq, n_logits;

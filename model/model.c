@@ -1,5 +1,7 @@
 #include "model.h"
 
+#include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -62,15 +64,30 @@ bool model_choose(Model *m, const char *engine, Precision precision, Error *err)
 bool model_start(Model *m, const char *engine, Precision precision, int n_slots, int max_len, Error *err) {
     const Config *c = &m->config;
     if (!model_choose(m, engine, precision, err)) return false;
-    if (!kv_init(&m->kv, n_slots, max_len, err)) return false;
+    m->kv = (KVCache){.n_slots = n_slots, .max_len = max_len};
     m->rope_freq = malloc((size_t)c->head_dim / 2 * sizeof *m->rope_freq);
     if (!m->rope_freq) return fail(err, "out of memory: RoPE frequencies");
     rope_frequencies(c, m->rope_freq);
     return m->engine->open(m, err) && (m->file.n_tensors == 0 || safetensors_unchanged(&m->file, err));
 }
 
+uint64_t cache_page_bytes(const Config *c, size_t element_bytes) {
+    return 2 * (uint64_t)c->n_layers * kv_page_elements(c->n_kv_heads, c->head_dim) * element_bytes;
+}
+
+bool model_size_cache(Model *m, size_t element_bytes, int64_t pages, Error *err) {
+    uint64_t page = cache_page_bytes(&m->config, element_bytes);
+    if (m->kv_memory) pages = m->kv_memory / page < INT_MAX ? (int64_t)(m->kv_memory / page) : INT_MAX;
+    if (m->kv_memory && pages == 0)
+        return fail(err, "--kv-memory %" PRIu64 ": expected at least %" PRIu64 ", the bytes of a page of %d positions",
+                    m->kv_memory, page, KV_PAGE);
+    if (!kv_init(&m->kv, m->kv.n_slots, m->kv.max_len, pages, err)) return false;
+    m->kv.bytes = (uint64_t)m->kv.n_pages * page;
+    return true;
+}
+
 bool model_forward(Model *m, const Batch *b, Error *err) {
-    if (!kv_check_room(&m->kv, b, err)) return false;
+    if (!kv_reserve_batch(&m->kv, b, err)) return false;
     BatchPart part;
     for (int first = 0; first < b->n_rows; first += part.batch.n_rows) {
         batch_part(b, first, b->n_rows - first < m->max_rows ? b->n_rows - first : m->max_rows, &part);
@@ -109,7 +126,73 @@ bool model_decode(Model *m, int slot, int token, Error *err) {
     return model_forward(m, &batch, err);
 }
 
+// ---- pages that leave and come back ---------------------------------------------------------------------------------
+
+// Host memory for a page: what an earlier one has given back, or new.
+static void *take_host_page(Model *m) {
+    if (m->n_spare_pages) return m->spare_pages[--m->n_spare_pages];
+    return m->engine->allocate_host((size_t)model_page_bytes(m));
+}
+
+// (A GPU may still read it: whatever it is used for next comes after that.)
+static void give_host_page(Model *m, void *page) {
+    if (m->n_spare_pages == m->max_spare_pages) {
+        int most = m->max_spare_pages ? 2 * m->max_spare_pages : 64;
+        void **more = realloc(m->spare_pages, (size_t)most * sizeof *more);
+        if (!more) {
+            m->engine->free_host(page);
+            return;
+        }
+        m->spare_pages = more;
+        m->max_spare_pages = most;
+    }
+    m->spare_pages[m->n_spare_pages++] = page;
+}
+
+void model_free_pages(Model *m, SavedPages *saved) {
+    for (int i = 0; i < saved->n; i++) give_host_page(m, saved->pages[i]);
+    free(saved->pages);
+    *saved = (SavedPages){0};
+}
+
+bool model_save_pages(Model *m, int slot, SavedPages *saved, Error *err) {
+    int len = m->kv.len[slot], n = kv_pages(len);
+    *saved = (SavedPages){.len = len, .pages = calloc((size_t)n + 1, sizeof *saved->pages)};
+    bool ok = saved->pages != NULL;
+    while (ok && saved->n < n) {
+        saved->pages[saved->n] = take_host_page(m);
+        ok = saved->pages[saved->n] != NULL;
+        saved->n += ok;
+    }
+    if (!ok)
+        fail(err, "out of memory: %.3f MB of keys and values of %d positions", (double)model_page_bytes(m) * n * 1e-6,
+             len);
+    ok = ok && m->engine->copy_pages(m, kv_slot_pages(&m->kv, slot), n, saved->pages, true, err);
+    if (ok)
+        kv_reset(&m->kv, slot);
+    else
+        model_free_pages(m, saved);
+    return ok;
+}
+
+bool model_restore_pages(Model *m, int slot, SavedPages *saved, Error *err) {
+    kv_reset(&m->kv, slot);
+    if (!kv_reserve(&m->kv, slot, saved->len))
+        return fail(err, "K/V cache, in pages of %d positions: %d needed, %d of %d are free", KV_PAGE, saved->n,
+                    kv_free_pages(&m->kv), m->kv.n_pages);
+    if (!m->engine->copy_pages(m, kv_slot_pages(&m->kv, slot), saved->n, saved->pages, false, err)) return false;
+    kv_append(&m->kv, slot, saved->len);
+    model_free_pages(m, saved);
+    return true;
+}
+
+// ---- the end --------------------------------------------------------------------------------------------------------
+
 void model_stop(Model *m) {
+    while (m->n_spare_pages) m->engine->free_host(m->spare_pages[--m->n_spare_pages]);
+    free(m->spare_pages);
+    m->spare_pages = NULL;
+    m->max_spare_pages = 0;
     if (m->engine) m->engine->close(m);
     free(m->rope_freq);
     kv_free(&m->kv);

@@ -9,6 +9,7 @@
 #include "../tokenizer/error.h"
 #include "batch.h"
 #include "file/safetensors.h"
+#include "generate/sampler.h"
 #include "kv_cache.h"
 
 enum { MAX_EOS = 16, MAX_HEAD_DIM = 256 };
@@ -66,28 +67,54 @@ typedef struct {
 
 typedef struct Model Model;
 
+// A Model.kv_memory: as much as all slots can use, or the start is refused.
+#define KV_MEMORY_ALL UINT64_MAX
+
 // What computes the function. One table each; model.c chooses.
 typedef struct {
     const char *name;
     // Whether it can compute this model on this machine; if not, err says why.
     bool (*usable)(const Model *model, Error *err);
-    // Brings the weights to where the engine computes, and allocates its state and a cache of model->kv's size.
+    // Brings the weights to where the engine computes, and allocates its state and the cache, for as many slots and
+    // positions as model->kv says: how many pages there are is the engine's to choose (kv_init).
     bool (*open)(Model *model, Error *err);
     void (*close)(Model *model);
     // Computes at most model->max_rows rows, decoded ones first, writes their keys and values after model->kv.len
-    // positions of each sequence, and leaves the most likely token after each row with logits in model->argmax, from
-    // first_logit on: those before it are of parts of the same batch. model_forward has checked the room, and counts
-    // the positions.
+    // positions of each sequence, in the pages that it has, and leaves the most likely token after each row with logits
+    // in model->argmax, from first_logit on: those before it are of parts of the same batch. model_forward has reserved
+    // the pages, and counts the positions.
     bool (*forward)(Model *model, const Batch *part, int first_logit, Error *err);
     // Brings the logits of the last batch's rows with logits to model->logits.
     bool (*read_logits)(Model *model, Error *err);
+    // Draws ids [n] from rows of the last batch's logits, which are finite, as sample_token does.
+    bool (*sample)(Model *model, const SampleRow *rows, int n, int *ids, Error *err);
+    // Host memory for copies of pages, which the engine copies to and from fast. NULL: there is none.
+    void *(*allocate_host)(size_t bytes);
+    void (*free_host)(void *memory);
+    // Copies so many pages of the cache to the host, or back: host[i] is [2][n_layers][page], the keys and values of
+    // page pages[i]. It comes after what the engine was asked for before, and before what it will be asked for.
+    bool (*copy_pages)(Model *model, const int *pages, int n, void *const *host, bool to_host, Error *err);
+    // Rows that a step may have, its sequences' candidates among them, so that every row has the bits that it has in a
+    // run whose steps have n_slots rows at most, one of each sequence; 0: no more than these, and err says why. Before
+    // open. NULL: bits always depend on how many rows there are.
+    int (*step_rows)(const Model *model, int n_slots, Error *err);
 } Engine;
+
+// The keys and values of a sequence that has left its slot, for the model that they are of; {0} is empty.
+typedef struct {
+    int len;      // positions
+    int n;        // pages
+    void **pages; // [n], each as Engine.copy_pages has it
+} SavedPages;
 
 struct Model {
     Config config;
     Weights weights;
     Tokenizer tokenizer;
     KVCache kv;
+    uint64_t kv_memory; // bytes for keys and values together, to be set before a start; 0: the engine's default
+    void **spare_pages; // [n_spare_pages]: host memory that saved pages gave back, for those to come
+    int n_spare_pages, max_spare_pages;
     float *rope_freq;          // [head_dim/2], radians per position
     int argmax[MAX_STEP_ROWS]; // of each row with logits the most likely token, the lowest id of equals; -1: not all
                                // are finite
@@ -97,6 +124,7 @@ struct Model {
     int max_rows;          // rows that the engine computes at once: a longer batch comes in parts
     int step_rows;         // rows that may be decoded in a step of this run, at most MAX_STEP_ROWS; 0: as many as there
                            // are slots. See model_step_rows
+    bool speculates;       // steps may have several rows of a sequence
     Error not_used;        // why a faster engine than this was not chosen; empty: none is faster, or one was named
     void *state;           // the engine's own buffers
     SafeTensors file;      // open until model_close; n_tensors is 0 for a synthetic model
@@ -111,16 +139,35 @@ struct Model {
 
 // Chooses an engine for that precision (NULL: the fastest here), unless one is chosen already.
 bool model_choose(Model *model, const char *engine, Precision precision, Error *err);
-// The same, and gives it a cache of n_slots sequences of max_len positions.
+// The same, and gives it a cache of n_slots sequences of at most max_len positions. (kv.n_pages says for how many
+// positions of all of them there is memory.)
 bool model_start(Model *model, const char *engine, Precision precision, int n_slots, int max_len, Error *err);
+// Bytes of keys and values of a page, of all layers; element_bytes: of each number.
+uint64_t cache_page_bytes(const Config *c, size_t element_bytes);
+// For an engine that opens: sets up the slots' lengths and pages, of keys and values of so many bytes each, and
+// kv.bytes. pages: how many, where kv_memory is 0; 0: as many as the slots can use.
+bool model_size_cache(Model *model, size_t element_bytes, int64_t pages, Error *err);
 // Undoes a start, also one that failed: the engine gives everything back, and may be started with another cache.
 void model_stop(Model *model);
-// Computes a batch: refuses it where a slot has no room, cuts it into parts, reports progress, stops when interrupted
-// (the parts before stay in the cache) and counts the positions. Every way to an engine leads through here.
+// Computes a batch: reserves its pages, or refuses it where a slot has no room or too few pages are free, cuts it into
+// parts, reports progress, stops when interrupted (the parts before stay in the cache) and counts the positions. Every
+// way to an engine leads through here.
 bool model_forward(Model *model, const Batch *batch, Error *err);
 // For one sequence: n tokens after those in its slot, the logits of the last n_logits wanted.
 bool model_prefill(Model *model, int slot, const int *tokens, int n, int n_logits, Error *err);
 bool model_decode(Model *model, int slot, int token, Error *err);
+// A slot's keys and values leave it: to host memory, and the slot is empty. False: out of memory, or the engine failed;
+// the slot is as before. *saved was empty.
+bool model_save_pages(Model *model, int slot, SavedPages *saved, Error *err);
+// Brings them to a slot that is empty, which needs kv_pages(saved->len) free pages; *saved is empty then. What is
+// computed after that has the same bits as if they had never left.
+bool model_restore_pages(Model *model, int slot, SavedPages *saved, Error *err);
+// What was saved is not needed any more. (Before the model is stopped.)
+void model_free_pages(Model *model, SavedPages *saved);
+// Bytes of keys and values of one page, of all layers, once it is started.
+static inline uint64_t model_page_bytes(const Model *model) {
+    return model->kv.bytes / (uint64_t)model->kv.n_pages;
+}
 void model_close(Model *model);
 // Whether its weights are made from a seed (synthetic.h) and not a file's.
 static inline bool model_is_synthetic(const Model *model) {

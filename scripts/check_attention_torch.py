@@ -41,6 +41,7 @@ class AttentionArgs(ctypes.Structure):    # model/attention/attention.h
         + [("k_cache", P), ("v_cache", P), ("cache_max_len", I), ("block_table", P), ("block_rows", P),
            ("block_size", I)]
         + [("q_start", ctypes.POINTER(I)), ("seq_lens", ctypes.POINTER(I)), ("seq_lens_device", P)]
+        + [("n_new", I), ("n_tokens", I), ("q_start_device", P)]
         + [("workspace", P), ("workspace_bytes", ctypes.c_size_t), ("kv_stable", I)])
 
 

@@ -249,9 +249,9 @@ def scenario_compare(work, dump, n):
 
 
 def printed_cache(work, name):
-    """(MB, slots, positions, bytes per token, bytes with full multi-head) as --verbose prints them."""
+    """(MB, pages, positions of a page, bytes per token, bytes with full multi-head) as --verbose prints them."""
     text = (work / f"{name}.err").read_text()
-    found = re.search(r"K/V cache (\S+) MB: (\d+) x (\d+) positions of (\d+) bytes "
+    found = re.search(r"K/V cache (\S+) MB: (\d+) pages of (\d+) positions of (\d+) bytes "
                       r"\(with a K/V head for every head (\d+)\)", text)
     return found and (float(found[1]), *map(int, found.groups()[1:]))
 
@@ -262,16 +262,16 @@ def scenario_memory(work, config, half):
     if not found:
         result.figures, result.notes = "--verbose says nothing about it", [last_line(work, "fifty")]
         return result
-    megabytes, slots, length, per_token, multi_head = found
+    megabytes, pages, length, per_token, multi_head = found
     heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     expected = 2 * layers * kv_heads * head_dim * 4
     result.held = (per_token == expected and multi_head == expected * heads // kv_heads
-                   and abs(megabytes * 1e6 - slots * length * expected) <= 1000)
+                   and abs(megabytes * 1e6 - pages * length * expected) <= 1000)
     result.figures = (f"{per_token:,} bytes per token for {kv_heads} K/V heads (computed: {expected:,}), "
                       f"{multi_head:,} for {heads} with full multi-head: {heads // kv_heads} × less; {megabytes} MB "
-                      f"for {slots} × {length} positions")
+                      f"for {pages} pages of {length} positions")
     in_half = half and printed_cache(work, "half")
     if in_half:
         result.figures += f"; in bf16 mode {in_half[3]:,} bytes per token"

@@ -144,11 +144,13 @@ __global__ void repeat_heads(T *dst, const T *src, int H, int Hkv, int D) { // [
         dst[row * H * D + i] = src[(row * Hkv + i / D / (H / Hkv)) * D + i % D];
 }
 
-// The first positions of a master [seq][L][Hkv][D] into a cache of blocks: a block of threads per position and sequence.
+// The first lens[seq] positions of a master [seq][L][Hkv][D] into a cache of blocks: a block of threads per position and
+// sequence.
 template <typename T>
 __global__ void fill_cache(T *cache, const T *master, int Hkv, int D, long long L, int block, int table_width,
-                           const int *table) {
+                           const int *table, const int *lens) {
     long long pos = blockIdx.x, seq = blockIdx.y, b = table ? table[seq * table_width + pos / block] : seq;
+    if (pos >= lens[seq]) return;
     for (int i = threadIdx.x; i < Hkv * D; i += blockDim.x)
         cache[((b * Hkv + i / D) * block + pos % block) * D + i % D] = master[(seq * L + pos) * Hkv * D + i];
 }
@@ -204,6 +206,7 @@ struct Model {
     char *kc, *vc, *workspace, *qbuf, *kbuf, *vbuf, *out;
     double *ref;
     int *table = nullptr, *rows = nullptr, *lens_dev, *index; // index: seq, pos, sees of each token
+    int *start_dev = nullptr;                                 // of decode with several new tokens per sequence
     std::vector<int> lens, table_host;
     std::vector<char> out_host; // the last call's output with its strides
     AttentionArgs args;
@@ -275,9 +278,9 @@ struct Model {
         args.workspace_bytes = workspace_bytes;
     }
     ~Model() {
-        for (void *p :
-             {(void *)q, (void *)k, (void *)v, (void *)kc, (void *)vc, (void *)workspace, (void *)qbuf, (void *)kbuf,
-              (void *)vbuf, (void *)out, (void *)ref, (void *)table, (void *)rows, (void *)lens_dev, (void *)index})
+        for (void *p : {(void *)q, (void *)k, (void *)v, (void *)kc, (void *)vc, (void *)workspace, (void *)qbuf,
+                        (void *)kbuf, (void *)vbuf, (void *)out, (void *)ref, (void *)table, (void *)rows,
+                        (void *)lens_dev, (void *)index, (void *)start_dev})
             CUDA(cudaFree(p));
     }
     // Gives the sequences other rows of a larger table, in another order; an address from a row that no sequence has is
@@ -297,6 +300,16 @@ struct Model {
         CUDA(cudaMemcpy(rows, row.data(), s.n_seq * 4, cudaMemcpyHostToDevice));
         args.block_table = table;
         args.block_rows = rows;
+    }
+    // Decode may have up to n new tokens per sequence from here on.
+    void allow_new(int n) {
+        args.n_new = n;
+        start_dev = (int *)device((s.n_seq + 1) * 4);
+        args.q_start_device = start_dev;
+        CUDA(cudaFree(workspace));
+        args.workspace_bytes = workspace_bytes = attention_workspace_bytes(&args);
+        args.workspace = workspace = device(workspace_bytes);
+        CUDA(cudaMemset(workspace, 0, workspace_bytes));
     }
     static char *device(size_t n) {
         char *p;
@@ -331,6 +344,8 @@ struct Model {
                pack_rows<T><<<n, 256>>>((T *)vbuf, kv_stride, head_stride, (T *)v, s.Hkv, s.D, L, index, index + n)));
         CUDA(cudaMemset(out, 0xff, max_tokens * q_stride * bytes));
         args.q_start = start.data();
+        if (args.n_new > 1)
+            CUDA(cudaMemcpy(start_dev, start.data(), start.size() * sizeof(int), cudaMemcpyHostToDevice));
         args.seq_lens = host_lens ? lens.data() : nullptr;
         char *held = nullptr;
         if (stream) {
@@ -352,7 +367,7 @@ struct Model {
     void step(const std::vector<int> &counts, int mode = 0,
               bool compare = true) { // mode 1: prefill even for one token, 2: decode without host lengths
         bool decode = mode != 1;
-        for (int c : counts) decode = decode && c == 1;
+        for (int c : counts) decode = decode && (c == 1 || args.n_new > 1);
         if (call(counts, decode, mode != 2)) {
             fail("%s", attention_error());
             return;
@@ -364,13 +379,18 @@ struct Model {
         step(std::vector<int>(s.n_seq, count), mode, compare);
     }
 
-    // What a first step of n tokens leaves in the cache, without the step.
+    // What a first step of n tokens, or of so many of each sequence, leaves in the cache, without the step.
     void fill(int n) {
-        dim3 grid(n, s.n_seq);
+        fill(std::vector<int>(s.n_seq, n));
+    }
+    void fill(const std::vector<int> &n) {
+        dim3 grid(std::max(*std::max_element(n.begin(), n.end()), 1), s.n_seq);
+        CUDA(cudaMemcpy(lens_dev, n.data(), s.n_seq * 4, cudaMemcpyHostToDevice));
         int block = s.block_size ? s.block_size : s.max_len;
-        TYPED(s.dtype, (fill_cache<T><<<grid, 256>>>((T *)kc, (T *)k, s.Hkv, s.D, L, block, table_width, table),
-                        fill_cache<T><<<grid, 256>>>((T *)vc, (T *)v, s.Hkv, s.D, L, block, table_width, table)));
-        lens.assign(s.n_seq, n);
+        TYPED(s.dtype,
+              (fill_cache<T><<<grid, 256>>>((T *)kc, (T *)k, s.Hkv, s.D, L, block, table_width, table, lens_dev),
+               fill_cache<T><<<grid, 256>>>((T *)vc, (T *)v, s.Hkv, s.D, L, block, table_width, table, lens_dev)));
+        lens = n;
     }
 
     // The output of the last call (lens: those before it) against the reference with the given master K and V.
@@ -575,7 +595,7 @@ static void test_cache_overflow_refused(int dtype) {
 static void test_cache_block_table_same_bits(int dtype) {
     std::vector<int> lens = {300, 1, 77, 128, 129};
     for (int D : {64, 128})
-        for (int block : {16, 48, 64, 256, 400}) {
+        for (int block : {16, 48, 64, 192, 256, 400}) {
             Model a({dtype, 5, 8, 2, D, 400}, 300);
             Shape s = a.s;
             s.block_size = block;
@@ -1010,6 +1030,209 @@ static void test_shared_query_tiles_same_bits(int dtype) {
     }
 }
 
+// Several new tokens of a sequence in one decode call: each has the bits of a call with it alone, and K and V of all of
+// them are in the cache afterwards.
+static void new_tokens_same_bits(const Shape &shape, const std::vector<int> &lens,
+                                 const std::vector<std::vector<int>> &calls) {
+    Model all(shape, 8), one(shape, 8);
+    all.allow_new(8);
+    all.fill(lens);
+    one.fill(lens);
+    for (int call = 0; call < (int)calls.size(); call++) {
+        const std::vector<int> &counts = calls[call];
+        int most = *std::max_element(counts.begin(), counts.end()), n = 0;
+        all.args.n_new = std::max(most, 2);
+        all.args.kv_stable = call % 2;
+        one.lens = all.lens;
+        if (call % 2) CUDA(cudaStreamCreate(&all.stream));
+        all.step(counts, call % 2 * 2);
+        if (call % 2) CUDA(cudaStreamDestroy(all.stream));
+        all.stream = 0;
+        for (int j = 0; j < most; j++) {
+            one.step(1, 0, false);
+            one.read_out(shape.n_seq);
+            n = 0;
+            for (int i = 0; i < shape.n_seq; n += counts[i++])
+                if (j < counts[i] && all.row(n + j) != one.row(i))
+                    fail("%d:%d heads of %d, blocks of %d, call %d, sequence %d of %d after %d positions, new token %d "
+                         "of %d: not the bits of a call with it alone",
+                         shape.H, shape.Hkv, shape.D, shape.block_size, call, i, shape.n_seq, one.lens[i] - 1 - j, j,
+                         counts[i]);
+        }
+    }
+    all.check_cache();
+}
+
+static void test_new_tokens_same_bits(int dtype) {
+    if (dtype == ATTENTION_F32) { // has one only
+        Model m({dtype, 2, 8, 2, 64, 64}, 8);
+        m.fill(20);
+        m.allow_new(4);
+        if (!m.call({4, 1}, true, true))
+            fail("float32 takes several new tokens");
+        else if (!strstr(attention_error(), "n_new 4 in float32"))
+            fail("'%s' does not say 'n_new 4 in float32'", attention_error());
+        return;
+    }
+    std::vector<int> lens = {63, 64, 65, 127, 128, 129, 255, 256, 257, 1000, 4090, 4097, 0, 60, 4085};
+    std::vector<std::vector<int>> calls(5, std::vector<int>(lens.size()));
+    for (int i = 0; i < (int)lens.size(); i++) {
+        calls[0][i] = i % 8 + 1;
+        calls[1][i] = 8;
+        calls[2][i] = 2;
+        calls[3][i] = i * 5 % 4; // none of some
+        calls[4][i] = i == 9 ? 5 : 1;
+    }
+    if (g_small) {
+        for (int D : {64, 96, 128}) {
+            Shape s = {dtype, 4, 8, 2, D, 288};
+            s.block_size = D == 128 ? 0 : 16;
+            new_tokens_same_bits(s, {60, 129, 0, 255}, {{8, 2, 1, 3}, {1, 0, 8, 8}});
+        }
+        return;
+    }
+    for (int D : {64, 96, 128})
+        for (int block : {0, 16, 64})
+            for (int group : {1, 3, 4, 8, 16}) {
+                Shape s = {dtype, (int)lens.size(), 2 * group, 2, D, 4160};
+                s.block_size = block;
+                new_tokens_same_bits(s, lens, calls);
+            }
+    for (int length : {100, 2000, 8186, 65530}) { // alone, and where KV splits get longer
+        Shape s = {dtype, 1, 32, 8, 128, length + 32};
+        new_tokens_same_bits(s, {length}, {{8}, {5}, {2}});
+    }
+    std::vector<int> many(70), counts(70), ones(70, 1); // more than a warp has at once
+    for (int i = 0; i < 70; i++) {
+        many[i] = i * 37 % 700;
+        counts[i] = i * 3 % 8 + 1;
+    }
+    Shape s = {dtype, 70, 8, 2, 128, 720};
+    s.block_size = 64;
+    new_tokens_same_bits(s, many, {counts, ones});
+}
+
+static void test_new_tokens_with_nan(int dtype) { // of a later token nothing reaches an earlier one
+    if (dtype == ATTENTION_F32) return;
+    for (int D : {64, 96, 128})
+        for (int length : {60, 124, 300}) {
+            Shape s = {dtype, 1, 8, 2, D, 320};
+            Model all(s, 8), one(s, 8);
+            all.allow_new(8);
+            all.fill(length);
+            one.fill(length);
+            // V of token 5, KV head 1, one dim, and K of token 7, KV head 0
+            CUDA(cudaMemset(all.v + (((size_t)(length + 5) * 2 + 1) * D + 9) * 2, 0xff, 2));
+            CUDA(cudaMemset(all.k + (size_t)(length + 7) * 2 * D * 2, 0xff, 2));
+            all.step({8}, 0, false);
+            all.read_out(8);
+            for (int j = 0; j < 8; j++) {
+                one.step(1);
+                for (int h = 0; h < 8; h++)
+                    for (int d = 0; d < D; d++) {
+                        bool nan = h / 4 ? j >= 5 : j == 7;
+                        if (nan ? !isnan(all.value(j, h, d)) : all.value(j, h, d) != one.value(0, h, d))
+                            fail("head_dim %d, %d positions, new token %d head %d dim %d: got %g, expected %g", D,
+                                 length, j, h, d, all.value(j, h, d), nan ? NAN : one.value(0, h, d));
+                    }
+            }
+            all.check_cache();
+        }
+}
+
+static void test_new_tokens_overflow(int dtype) {
+    if (dtype == ATTENTION_F32) return;
+    Model m({dtype, 3, 8, 2, 64, 128}, 8), one({dtype, 3, 8, 2, 64, 128}, 8);
+    m.allow_new(8);
+    m.fill({125, 128, 50});
+    one.fill({125, 119, 50});
+    std::vector<int> start = {0, 4, 6, 11};
+    if (!m.call({4, 2, 5}, true, true))
+        fail("an overflow was accepted");
+    else if (!strstr(attention_error(), "125 positions + 4 new > cache_max_len 128"))
+        fail("'%s' does not say the numbers", attention_error());
+    if (m.call({4, 2, 5}, true, false)) fail("%s", attention_error());
+    m.read_out(11);
+    for (int j = 0; j < 5; j++) {
+        if (j < 3) one.step(1, 0, false);
+        one.read_out(3);
+        if (j < 3 && (m.row(j) != one.row(0) || m.row(6 + j) != one.row(2))) fail("new token %d of those with room", j);
+        for (int t : {3, 4, 5})
+            for (int h = 0; h < 8; h++)
+                for (int d = 0; d < 64; d++)
+                    if (!isnan(m.value(t, h, d))) fail("new token %d overflows and has an output", t);
+    }
+    m.lens = {128, 128, 55};
+    m.check_cache();
+    struct Bad {
+        const char *says;
+        std::function<void(AttentionArgs &)> change;
+    };
+    static int host_lens[3] = {1, 1, 1}, more[4] = {0, 9, 10, 11};
+    std::vector<Bad> all = {
+        {"n_new 9, expected 0 to 8", [](AttentionArgs &a) { a.n_new = 9; }},
+        {"n_new -1, expected 0 to 8", [](AttentionArgs &a) { a.n_new = -1; }},
+        {"n_tokens -1", [](AttentionArgs &a) { a.n_tokens = -1; }},
+        {"causal 0 with n_new 8", [](AttentionArgs &a) { a.causal = 0; }},
+        {"q_start_device is at", [](AttentionArgs &a) { a.q_start_device = nullptr; }},
+        {"sequence 0 has the tokens from q_start 0 to 9, expected up to 8 of 24",
+         [](AttentionArgs &a) { a.q_start = more; }},
+        {"sequence 2 has the tokens from q_start 6 to 11, expected up to 8 of 10",
+         [](AttentionArgs &a) { a.n_tokens = 10; }},
+    };
+    for (auto &bad : all) {
+        AttentionArgs a = m.args;
+        a.q_start = start.data();
+        a.seq_lens = host_lens;
+        bad.change(a);
+        if (!attention_decode(&a, 0))
+            fail("accepted: %s", bad.says);
+        else if (!strstr(attention_error(), bad.says))
+            fail("'%s' does not say '%s'", attention_error(), bad.says);
+    }
+    m.check_cache();
+}
+
+static void test_new_tokens_graph_replay(int dtype) { // how many tokens a sequence has is read on the device
+    if (dtype == ATTENTION_F32) return;
+    Shape s = {dtype, 4, 8, 2, 128, 700};
+    Model m(s, 8), eager(s, 8);
+    m.allow_new(8);
+    eager.allow_new(8);
+    m.fill({300, 126, 0, 511});
+    eager.fill({300, 126, 0, 511});
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    CUDA(cudaStreamCreate(&stream));
+    m.args.seq_lens = nullptr;
+    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    if (attention_decode(&m.args, stream)) fail("%s", attention_error());
+    CUDA(cudaStreamEndCapture(stream, &graph));
+    CUDA(cudaGraphInstantiate(&exec, graph, 0));
+    for (auto &counts : std::vector<std::vector<int>>{{1, 1, 1, 1}, {8, 8, 8, 8}, {3, 0, 5, 1}, {1, 4, 2, 7}}) {
+        int n = 0;
+        for (int c : counts) n += c;
+        eager.step(counts);
+        CUDA(cudaMemcpy(m.qbuf, eager.qbuf, n * m.q_stride * m.bytes, cudaMemcpyDeviceToDevice));
+        CUDA(cudaMemcpy(m.kbuf, eager.kbuf, n * m.kv_stride * m.bytes, cudaMemcpyDeviceToDevice));
+        CUDA(cudaMemcpy(m.vbuf, eager.vbuf, n * m.kv_stride * m.bytes, cudaMemcpyDeviceToDevice));
+        CUDA(cudaMemcpy(m.lens_dev, m.lens.data(), 16, cudaMemcpyHostToDevice));
+        CUDA(cudaMemcpy(m.start_dev, eager.start_dev, 20, cudaMemcpyDeviceToDevice));
+        CUDA(cudaMemset(m.out, 0xff, m.max_tokens * m.q_stride * m.bytes));
+        CUDA(cudaDeviceSynchronize());
+        CUDA(cudaGraphLaunch(exec, stream));
+        CUDA(cudaStreamSynchronize(stream));
+        m.read_out(n);
+        if (m.out_host != eager.out_host) fail("replay differs from a plain call of %d tokens", n);
+        for (int i = 0; i < 4; i++) m.lens[i] += counts[i];
+    }
+    m.check_cache();
+    CUDA(cudaGraphExecDestroy(exec));
+    CUDA(cudaGraphDestroy(graph));
+    CUDA(cudaStreamDestroy(stream));
+}
+
 static void test_graph_replay(int dtype) { // a captured step, replayed with lengths that grow on the device
     Model m({dtype, 3, 8, 2, 128, 700}, 300), eager({dtype, 3, 8, 2, 128, 700}, 300);
     std::vector<int> lens = {300, 250, 20};
@@ -1159,6 +1382,10 @@ static const Test TESTS[] = {
     T(test_two_runs_same_bits, 0),
     T(test_alone_and_among_16_same_bits, 0),
     T(test_shared_query_tiles_same_bits, 1),
+    T(test_new_tokens_same_bits, 1),
+    T(test_new_tokens_with_nan, 1),
+    T(test_new_tokens_overflow, 1),
+    T(test_new_tokens_graph_replay, 1),
     T(test_graph_replay, 0),
     T(test_kv_stable_before_inputs_are_written, 0),
     T(test_kv_stable_chain, 1),

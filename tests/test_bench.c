@@ -12,7 +12,7 @@
 enum { ROOM = 600000 };
 
 static struct {
-    int opened, closed, filled, prompts, steps, longest, not_finite_from, fail_from;
+    int opened, closed, filled, prompts, steps, draws, longest, not_finite_from, fail_from;
     volatile sig_atomic_t interrupted;
 } fake;
 
@@ -24,7 +24,8 @@ static bool usable(const Model *m, Error *err) {
 static bool open_engine(Model *m, Error *err) {
     long long positions = (long long)m->kv.n_slots * m->kv.max_len;
     if (positions > ROOM) return fail(err, "a \"cache\" of %lld positions, there is room for %d", positions, ROOM);
-    m->kv.bytes = (uint64_t)positions * 131072;
+    if (!kv_init(&m->kv, m->kv.n_slots, m->kv.max_len, 0, err)) return false;
+    m->kv.bytes = (uint64_t)m->kv.n_pages * KV_PAGE * 131072;
     fake.opened++;
     m->max_rows = 1 << 20;
     m->state = &fake;
@@ -59,6 +60,16 @@ static bool forward(Model *m, const Batch *b, int first_logit, Error *err) {
     return compute(m, b, err);
 }
 
+static bool sample(Model *m, const SampleRow *rows, int n, int *ids, Error *err) {
+    (void)err;
+    for (int i = 0; i < n; i++) {
+        CHECK(rows[i].row == i && rows[i].config->temperature > 0 && rows[i].u >= 0 && rows[i].u < 1);
+        ids[i] = (m->argmax[i] + 1) % m->config.vocab_size;
+    }
+    fake.draws += n;
+    return true;
+}
+
 static bool measure(Roofline *r, Error *err) {
     (void)err;
     snprintf(r->name, sizeof r->name, "a \"machine\"");
@@ -79,7 +90,8 @@ static bool fill(const Model *m, Error *err) {
 
 static const Platform platform = {
     measure, fill, {512, 2048, 8192, 32768}, {128, 2048, 8192, 32768, 131072}, {1, 2, 4, 8, 16, 64}};
-static const Engine engine = {"fake", usable, open_engine, close_engine, forward, NULL};
+static const Engine engine = {
+    .name = "fake", .usable = usable, .open = open_engine, .close = close_engine, .forward = forward, .sample = sample};
 
 static Model model;
 
@@ -89,7 +101,7 @@ static char *bench(BenchOptions options, bool expected, Error *err) {
     size_t n;
     FILE *out = open_memstream(&text, &n);
     *err = (Error){""};
-    fake.opened = fake.closed = fake.filled = fake.prompts = fake.steps = fake.longest = 0;
+    fake.opened = fake.closed = fake.filled = fake.prompts = fake.steps = fake.draws = fake.longest = 0;
     fake.interrupted = 0;
     if (!synthetic_open(&model, "llama-3.1-8b", 0, err)) test_fail("%s", err->text);
     model.engine = &engine;
@@ -195,6 +207,25 @@ static void test_bench_limits(void) {
     test_end("test_bench_limits");
 }
 
+// With a temperature every step's tokens are drawn, and the report says so; without, none are.
+static void test_bench_draws_tokens(void) {
+    Error err;
+    BenchOptions options = {.json = true, .context = 128, .batch = 1};
+    char *text = bench(options, true, &err);
+    CHECK(fake.steps > 0 && fake.draws == 0 && !strstr(text, "sampling"));
+    free(text);
+    options.sampler = (SamplerConfig){.temperature = 0.5f, .top_k = 3, .top_p = 0.25f};
+    text = bench(options, true, &err);
+    CHECK(fake.steps > 0 && fake.draws == fake.steps);
+    CHECK(strstr(text, "\"sampling\": {\"temperature\": 0.5, \"top_k\": 3, \"top_p\": 0.25, \"min_p\": 0},\n"));
+    free(text);
+    options.json = false;
+    text = bench(options, true, &err);
+    CHECK(strstr(text, "\ntokens are drawn at temperature 0.5, top-k 3, top-p 0.25, min-p 0\n"));
+    free(text);
+    test_end("test_bench_draws_tokens");
+}
+
 static void test_bench_failures_end_it(void) {
     Error err;
     fake.fail_from = 300;
@@ -219,6 +250,7 @@ int main(void) {
     test_bench_weights_read();
     test_bench_says_what_does_not_fit();
     test_bench_limits();
+    test_bench_draws_tokens();
     test_bench_failures_end_it();
     return tests_summary();
 }

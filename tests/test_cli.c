@@ -533,11 +533,14 @@ static void test_ends(void) {
         const char *timings = json_find(r.out, "timings");
         CHECK(timings && *timings == '{');
         double first = -1, decode = -1, each = -1, p50 = -1, p95 = -1;
+        int length = 0;
         const char *at = timings ? strstr(timings, "\"first_token_ms\"") : NULL;
-        if (!at || sscanf(at,
-                          "\"first_token_ms\": %lf, \"decode_ms\": %lf, \"ms_per_token\": %lf, \"p50_ms\": %lf, "
-                          "\"p95_ms\": %lf}}",
-                          &first, &decode, &each, &p50, &p95) != 5)
+        if (!at ||
+            sscanf(at,
+                   "\"first_token_ms\": %lf, \"decode_ms\": %lf, \"ms_per_token\": %lf, \"p50_ms\": %lf, "
+                   "\"p95_ms\": %lf, \"shared_tokens\": 0, \"evictions\": 0%n",
+                   &first, &decode, &each, &p50, &p95, &length) != 5 ||
+            strcmp(at + length, "}}\n") != 0)
             test_fail("timings are %s", timings ? shown(timings, strlen(timings)) : "missing");
         // Half of the gaps are p50 or more, so their sum is at least half their number times p50.
         if (!(first > 0 && decode > 0 && each > 0 && p50 > 0 && p95 >= p50 && decode + 0.002 >= p95))

@@ -47,6 +47,26 @@ static void test_turns(const char *name, const char *n, const char *system, cons
     run_free(&r);
 }
 
+// Turns with candidates are those without: the cache has what the next turn expects.
+static void test_speculation(void) {
+    static const char *const ways[][2] = {{"--lookup", NULL}, {"--draft", chat_path}};
+    const char *input = "Hi\nHi again, hi again, hi again\nHi again, hi again, hi\n/clear\nHi again, hi again\n";
+    Io io = {.input = input, .n_input = strlen(input)};
+    for (int sampled = 0; sampled < 2; sampled++) {
+        const char *temperature = sampled ? "0.7" : "0";
+        Run plain = run_program(&io, chat_path, "--chat", "-n", "60", "--temp", temperature, "--quiet", NULL);
+        check_status(&plain, 0);
+        for (int i = 0; i < 2; i++) {
+            Run r = run_program(&io, chat_path, "--chat", "-n", "60", "--temp", temperature, "--quiet", ways[i][0],
+                                ways[i][1], NULL);
+            check_output(&r, plain.out, plain.n_out);
+            run_free(&r);
+        }
+        run_free(&plain);
+    }
+    test_end("turns_with_speculation");
+}
+
 static void test_pipe(void) {
     test_turns("three_turns", "30", NULL, NULL);
     test_turns("three_turns_of_one_token", "1", NULL, NULL);
@@ -93,18 +113,25 @@ static void test_room(void) {
     Run r;
 
     // The context: told before it runs out, told when it is full, and a message without room is refused.
+    // What all pages of the cache hold, three here, is as good as a context.
+    static const char *const contexts[2][3] = {{"-c", "200", "200"}, {"--kv-memory", "98304", "192"}};
+    const char *told, *full, *refused;
     input = "Hi\nagain\n";
     io = (Io){.input = input, .n_input = strlen(input)};
-    r = run_program(&io, chat_path, "--chat", "--ignore-eos", "-c", "200", NULL);
-    check_status(&r, 1);
-    const char *told = strstr(r.err, "the context of 200 tokens has room for ");
-    const char *full = strstr(r.err, "the context of 200 tokens is full: the answer ends here");
-    const char *refused =
-        strstr(r.err, "tokens, the context holds 200 and needs room for an answer; the message was not sent");
-    if (!told || !full || !refused || !(told < full && full < refused))
-        test_fail("standard error has %s", shown(r.err, r.n_err));
-    test_end("context_is_told_before_it_ends");
-    run_free(&r);
+    for (int i = 0; i < 2; i++) {
+        r = run_program(&io, chat_path, "--chat", "--ignore-eos", contexts[i][0], contexts[i][1], NULL);
+        check_status(&r, 1);
+        told = strstr(r.err, " tokens has room for ");
+        full = strstr(r.err, " tokens is full: the answer ends here");
+        refused = strstr(r.err, " and needs room for an answer; the message was not sent");
+        if (!told || !full || !refused || !(told < full && full < refused))
+            test_fail("standard error has %s", shown(r.err, r.n_err));
+        else
+            CHECK(memcmp(told - 3, contexts[i][2], 3) == 0 && memcmp(full - 3, contexts[i][2], 3) == 0 &&
+                  memcmp(refused - 3, contexts[i][2], 3) == 0);
+        test_end(i ? "memory_is_told_before_it_ends" : "context_is_told_before_it_ends");
+        run_free(&r);
+    }
 
     // Much room is told when it becomes little; an answer of a given length that does not fit, at once.
     static const char *const limits[] = {NULL, "1000"};
@@ -641,6 +668,7 @@ int main(void) {
     draft_write(&d, llama3_path);
     draft_free(&d);
     test_pipe();
+    test_speculation();
     test_room();
     test_refusals();
     test_one_message();

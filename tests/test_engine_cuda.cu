@@ -20,11 +20,13 @@ static void end(const char *what) {
     test_end(name);
 }
 
-// shape: a synthetic model of two layers; NULL: stories.bin.
-static bool start_shape(Model *m, const char *shape, const char *name, Precision precision, int slots, int max_len) {
+// shape: a synthetic model of two layers; NULL: stories.bin. kv_memory: bytes; 0: as much as the slots can use.
+static bool start_shape(Model *m, const char *shape, const char *name, Precision precision, int slots, int max_len,
+                        uint64_t kv_memory = 0) {
     Error err = {""};
     bool ok = shape ? synthetic_open(m, shape, 1, &err) : checkpoint_open(m, "model/stories.bin", false, &err);
     if (shape) m->config.n_layers = 2;
+    m->kv_memory = kv_memory;
     if (ok && model_start(m, name, precision, slots, max_len, &err)) return true;
     test_fail("%s", err.text);
     return false;
@@ -248,9 +250,11 @@ static void test_starts_again_with_another_cache(void) {
             Error refused = {""};
             model_stop(&m);
             if (i == 1) cudaMemGetInfo(&before, &total);
-            CHECK(!model_start(&m, engine, PRECISION_BF16, MAX_SLOTS, 1 << 22, &refused));
-            CHECK(strstr(refused.text, "are free"));
+            m.kv_memory = i % 2 ? (uint64_t)1 << 50 : 0; // asked for, or what one context takes
+            CHECK(!model_start(&m, engine, PRECISION_BF16, i % 2 ? MAX_SLOTS : 1, i % 2 ? 1 << 22 : 1 << 29, &refused));
+            CHECK(strstr(refused.text, i % 2 ? "are free; at most " : "are free; a context of "));
             model_stop(&m);
+            m.kv_memory = 0;
             if (!model_start(&m, engine, PRECISION_BF16, 1 + i, 100 + 100 * i, &err)) test_fail("%s", err.text);
             if (!model_prefill(&m, 0, &token, 1, 1, &err)) test_fail("%s", err.text);
             if (i == 0) choice = m.argmax[0];
@@ -324,6 +328,220 @@ static void test_same_bits_alone_and_among_others(void) {
         same_bits_among(40, shape, PRECISION_BF16);
     }
     end("same_bits_alone_and_among_others");
+}
+
+// ---- pages ----------------------------------------------------------------------------------------------------------
+
+enum { PAGED = 5, PAGED_STEPS = 45, PAGED_LONGEST = 700 };
+
+// Sequences that go on with the most likely token, so that steps run ahead. The first 300 ids of all prompts are alike.
+struct Paged {
+    Model m;
+    size_t vocab;
+    int lens[PAGED], tokens[PAGED][PAGED_LONGEST + 1]; // of the prompts; then what each takes alone
+    float *alone;                                      // [PAGED][PAGED_STEPS][vocab]: logits of each alone
+
+    float *logits_of(int sequence, int k) {
+        return alone + ((size_t)sequence * PAGED_STEPS + (size_t)k) * vocab;
+    }
+    // Rows [from, end) of a prompt; the token after it.
+    int prefill(int slot, int sequence, int from) {
+        Error err = {""};
+        if (!model_prefill(&m, slot, tokens[sequence] + from, lens[sequence] - from, 1, &err))
+            test_fail("%s", err.text);
+        return m.argmax[0];
+    }
+    // Starts with that memory, and has each sequence's logits from a run of its own in a cache of pages in order.
+    bool begin(const char *shape) {
+        static const int lengths[PAGED] = {300, 333, 384, 511, 640};
+        alone = NULL;
+        if (!start_shape(&m, shape, engine, PRECISION_BF16, 1, PAGED_LONGEST)) return false;
+        vocab = (size_t)m.config.vocab_size;
+        alone = (float *)malloc(PAGED * PAGED_STEPS * vocab * sizeof(float));
+        int ids[PAGED_LONGEST], slot = 0;
+        random_tokens(ids, PAGED_LONGEST, &m);
+        for (int i = 0; i < PAGED; i++) {
+            lens[i] = lengths[i];
+            memcpy(tokens[i], ids, sizeof ids);
+            for (int j = 300; j < lens[i]; j++) tokens[i][j] = (ids[j] + i) % m.config.vocab_size;
+            kv_reset(&m.kv, 0);
+            tokens[i][lens[i]] = prefill(0, i, 0);
+            for (int k = 0; k < PAGED_STEPS; k++) {
+                step(&m, 1, &slot, &tokens[i][lens[i] + k], logits_of(i, k));
+                tokens[i][lens[i] + k + 1] = m.argmax[0];
+            }
+        }
+        return true;
+    }
+    // The next steps of n sequences in these slots, which have had so many; as one batch or one by one.
+    void check_steps(const char *what, int n, const int *slots, const int *sequences, int *next, bool together) {
+        float *got = (float *)malloc((size_t)n * vocab * sizeof(float));
+        int input[PAGED];
+        for (int i = 0; i < n; i++) input[i] = tokens[sequences[i]][lens[sequences[i]] + next[sequences[i]]];
+        for (int first = 0; first < n; first += together ? n : 1) {
+            int count = together ? n : 1;
+            step(&m, count, slots + first, input + first, got);
+            for (int i = first; i < first + count; i++) {
+                int sequence = sequences[i], k = next[sequence]++;
+                if (memcmp(got + (size_t)(i - first) * vocab, logits_of(sequence, k), vocab * sizeof(float)) != 0)
+                    test_fail("%s: sequence %d, step %d: other bits than alone", what, sequence, k);
+            }
+        }
+        free(got);
+    }
+    void end() {
+        free(alone);
+        model_close(&m);
+    }
+};
+
+// The pages of the slots lie between each other's, from the last to the first.
+static void scatter(Model *m, int n, int len) {
+    for (int i = n - 1; i >= 0; i--) kv_reset(&m->kv, i);
+    for (int at = 1; at <= len; at += KV_PAGE)
+        for (int i = n - 1; i >= 0; i--)
+            if (!kv_reserve(&m->kv, i, at)) test_fail("no page for position %d of slot %d", at, i);
+}
+
+static void pages_scattered(const char *shape) {
+    Paged p;
+    if (p.begin(shape)) {
+        Error err = {""};
+        int slots[PAGED], all[PAGED], next[PAGED] = {0};
+        model_stop(&p.m);
+        if (!model_start(&p.m, engine, PRECISION_BF16, PAGED, PAGED_LONGEST, &err)) test_fail("%s", err.text);
+        scatter(&p.m, PAGED, PAGED_LONGEST);
+        for (int i = 0; i < PAGED; i++) {
+            slots[i] = (i * 3 + 1) % PAGED;
+            all[i] = i;
+            if (p.prefill(slots[i], i, 0) != p.tokens[i][p.lens[i]]) test_fail("sequence %d: another token", i);
+        }
+        for (int k = 0; k < PAGED_STEPS; k++)
+            p.check_steps("scattered", PAGED, slots, all, next, strcmp(engine, "fused") == 0);
+    }
+    p.end();
+}
+
+// Two slots, and pages for two sequences, for five: every few steps one leaves or two change slots, mostly while a step
+// runs ahead of them. (Engine cublas decodes one by one: its bits depend on the number of rows.)
+static void pages_saved_and_restored(const char *shape) {
+    Paged p;
+    if (p.begin(shape)) {
+        Error err = {""};
+        SavedPages saved[PAGED] = {};
+        bool begun[PAGED] = {};
+        int slots[2] = {1, 0}, here[2] = {-1, -1}, next[PAGED] = {0}, done = 0;
+        model_stop(&p.m);
+        p.m.kv_memory = 2 * (uint64_t)kv_pages(PAGED_LONGEST) * cache_page_bytes(&p.m.config, 2);
+        if (!model_start(&p.m, engine, PRECISION_BF16, 2, PAGED_LONGEST, &err)) test_fail("%s", err.text);
+        CHECK(p.m.kv.n_pages == 2 * kv_pages(PAGED_LONGEST));
+        auto leave = [&](int at) {
+            if (here[at] >= 0 && !model_save_pages(&p.m, slots[at], &saved[here[at]], &err)) test_fail("%s", err.text);
+            CHECK(p.m.kv.held[slots[at]] == 0);
+        };
+        auto enter = [&](int at, int sequence) {
+            if (!begun[sequence])
+                p.prefill(slots[at], sequence, 0);
+            else if (!model_restore_pages(&p.m, slots[at], &saved[sequence], &err))
+                test_fail("%s", err.text);
+            begun[sequence] = true;
+            here[at] = sequence;
+        };
+        for (int turn = 0; done < PAGED - 1 && turn < 500; turn++) {
+            int at = turn % 2, sequence = turn % PAGED;
+            if (turn % 7 == 3 && here[0] >= 0 && here[1] >= 0) { // the two change slots, with no step between
+                int first = here[0], second = here[1];
+                leave(0);
+                leave(1);
+                enter(0, second);
+                enter(1, first);
+            } else if (next[sequence] < PAGED_STEPS && here[1 - at] != sequence && here[at] != sequence) {
+                leave(at);
+                enter(at, sequence);
+            }
+            if (here[0] < 0 || here[1] < 0) continue;
+            for (int k = 0; k < 1 + turn % 6; k++)
+                if (next[here[0]] < PAGED_STEPS && next[here[1]] < PAGED_STEPS)
+                    p.check_steps("saved and restored", 2, slots, here, next, strcmp(engine, "fused") == 0);
+            done = 0;
+            for (int i = 0; i < PAGED; i++) done += next[i] == PAGED_STEPS;
+        }
+        CHECK(done >= PAGED - 1);
+        for (int i = 0; i < PAGED; i++) model_free_pages(&p.m, &saved[i]);
+    }
+    p.end();
+}
+
+// The first 256 ids are computed once. Sequences that share their pages have the bits of a run alone, also after the
+// one that computed them has gone.
+static void pages_shared(const char *shape) {
+    Paged p;
+    if (p.begin(shape)) {
+        Error err = {""};
+        int all[PAGED] = {0, 1, 2, 3, 4}, next[PAGED] = {0};
+        model_stop(&p.m);
+        if (!model_start(&p.m, engine, PRECISION_BF16, PAGED, PAGED_LONGEST, &err)) test_fail("%s", err.text);
+        for (int round = 0; round < 2; round++) { // then from pages that no slot has
+            memset(next, 0, sizeof next);
+            for (int i = 0; i < PAGED; i++) {
+                int shared = kv_share(&p.m.kv, i, p.tokens[i], p.lens[i]);
+                int own = round ? (p.lens[i] - 1) / KV_PAGE * KV_PAGE : i == 0 ? 0 : 256;
+                if (shared != own) test_fail("sequence %d takes %d positions, expected %d", i, shared, own);
+                if (p.prefill(i, i, shared) != p.tokens[i][p.lens[i]]) test_fail("sequence %d: another token", i);
+                kv_publish(&p.m.kv, i, p.tokens[i], p.lens[i]);
+            }
+            for (int k = 0; k < PAGED_STEPS; k++) p.check_steps("shared", PAGED, all, all, next, true);
+            for (int i = 0; i < PAGED; i++) kv_reset(&p.m.kv, i);
+        }
+    }
+    p.end();
+}
+
+static const char *const paged_shapes[] = {NULL, "llama-3.2-1b"};
+
+static void test_pages_scattered_have_the_same_bits(void) {
+    for (const char *shape : paged_shapes) pages_scattered(shape);
+    end("pages_scattered_have_the_same_bits");
+}
+
+static void test_pages_saved_and_restored_have_the_same_bits(void) {
+    for (const char *shape : paged_shapes) pages_saved_and_restored(shape);
+    end("pages_saved_and_restored_have_the_same_bits");
+}
+
+static void test_pages_shared_have_the_same_bits(void) {
+    for (const char *shape : paged_shapes) pages_shared(shape);
+    end("pages_shared_have_the_same_bits");
+}
+
+// Where memory does not hold all contexts whole there are fewer pages, and a sequence still has a whole one.
+static void test_memory_for_pages(void) {
+    Model m;
+    Error err = {""};
+    uint64_t page = 0;
+    if (start(&m, engine, PRECISION_BF16, 4, 1000)) {
+        page = model_page_bytes(&m);
+        CHECK(m.kv.n_pages == 4 * 16 && m.kv.bytes == 64 * page && page == cache_page_bytes(&m.config, 2));
+    }
+    model_close(&m);
+    if (start_shape(&m, NULL, engine, PRECISION_BF16, 4, 1000, 20 * page + page / 2)) {
+        int token = 300;
+        CHECK(m.kv.n_pages == 20 && m.kv.max_len == 1000 && model_prefill(&m, 3, &token, 1, 1, &err));
+        CHECK(kv_free_pages(&m.kv) == 19);
+    }
+    model_close(&m);
+    CHECK(checkpoint_open(&m, "model/stories.bin", false, &err));
+    m.kv_memory = page - 1;
+    CHECK(!model_start(&m, engine, PRECISION_BF16, 4, 1000, &err) && strstr(err.text, "expected at least"));
+    model_close(&m);
+    if (start(&m, engine, PRECISION_BF16, MAX_SLOTS, 1 << 22)) {
+        size_t free_bytes = 0, total = 0;
+        cudaMemGetInfo(&free_bytes, &total);
+        CHECK(m.kv.n_pages >= m.kv.table_width && m.kv.n_pages < MAX_SLOTS * m.kv.table_width);
+        CHECK(free_bytes > (size_t)500 << 20 && free_bytes < (size_t)1100 << 20); // about 1 GB is left
+    }
+    model_close(&m);
+    end("memory_for_pages");
 }
 
 // A prompt gets the same bits alone, cut in two, and in one batch with others, which is itself computed in parts: the
@@ -459,9 +677,9 @@ static void test_steps_begun_ahead_change_nothing(void) {
     end("steps_begun_ahead_change_nothing");
 }
 
-// Decode rows beside parts of prompts, in one batch: the logits of all rows that have some, in the batch's order, are those
-// of each sequence in batches of its own, also where the next step has begun before the prompt came. The sequences in
-// slots 0 and 1 decode; that in slot 2 is a prompt in parts, with logits at the end of the last one.
+// Decode rows beside parts of prompts, in one batch: the logits of all rows that have some, in the batch's order, are
+// those of each sequence in batches of its own, also where the next step has begun before the prompt came. The
+// sequences in slots 0 and 1 decode; that in slot 2 is a prompt in parts, with logits at the end of the last one.
 static void test_decode_rows_beside_prompts(void) {
     enum { STEPS = 12, PART = 40, FIRST_PART = 4, PARTS = 3 };
     Model m;
@@ -506,23 +724,165 @@ static void test_decode_rows_beside_prompts(void) {
     end("decode_rows_beside_prompts");
 }
 
+// Candidates: a step of several rows of each sequence, some of which are then rejected, gives every row the bits that
+// one step after another gives.
+static bool start_speculating(Model *m, const char *shape, int slots, int max_len) {
+    Error err = {""};
+    bool ok = shape ? synthetic_open(m, shape, 1, &err) : checkpoint_open(m, "model/stories.bin", false, &err);
+    if (shape) m->config.n_layers = 2;
+    if (ok && model_choose(m, engine, PRECISION_BF16, &err) && speculation_prepare(m, slots, &err) &&
+        model_start(m, engine, PRECISION_BF16, slots, max_len, &err))
+        return true;
+    test_fail("%s", err.text);
+    return false;
+}
+
+enum { CANDIDATE_SEQS = 3, CANDIDATE_PROMPT = 70, CANDIDATE_TOKENS = 24 };
+
+// tokens [CANDIDATE_SEQS][CANDIDATE_PROMPT + CANDIDATE_TOKENS]; logits [CANDIDATE_SEQS][CANDIDATE_TOKENS][vocab]: after each
+// token, by one step after another.
+static void step_by_step(int slots, const char *shape, const int *slot, int n_seq, const int *tokens, float *logits) {
+    Model m;
+    Error err = {""};
+    int length = CANDIDATE_PROMPT + CANDIDATE_TOKENS, rows[] = {0, 1, 2, 3}, next[CANDIDATE_SEQS];
+    if (start_shape(&m, shape, engine, PRECISION_BF16, slots, length + 8)) {
+        size_t vocab = (size_t)m.config.vocab_size;
+        for (int i = 0; i < n_seq; i++)
+            CHECK(model_prefill(&m, slot[i], tokens + i * length, CANDIDATE_PROMPT, 0, &err));
+        for (int t = 0; t < CANDIDATE_TOKENS; t++) {
+            Batch b = {n_seq, n_seq, n_seq, n_seq, next, slot, rows, rows};
+            for (int i = 0; i < n_seq; i++) next[i] = tokens[i * length + CANDIDATE_PROMPT + t];
+            if (!model_forward(&m, &b, &err) || !m.engine->read_logits(&m, &err)) test_fail("%s", err.text);
+            for (int i = 0; i < n_seq; i++)
+                memcpy(logits + ((size_t)i * CANDIDATE_TOKENS + t) * vocab, m.logits + i * vocab,
+                       vocab * sizeof(float));
+        }
+    }
+    model_close(&m);
+}
+
+static void check_candidates(int slots, const char *shape, bool beside_prompt) {
+    Model m;
+    Error err = {""};
+    int slot[CANDIDATE_SEQS + 1] = {slots - 1, 0, slots / 2, 1},
+                              n_seq = slots < CANDIDATE_SEQS ? slots : CANDIDATE_SEQS;
+    int length = CANDIDATE_PROMPT + CANDIDATE_TOKENS, tokens[CANDIDATE_SEQS * (CANDIDATE_PROMPT + CANDIDATE_TOKENS)];
+    int batch[MAX_STEP_ROWS], start[CANDIDATE_SEQS + 2] = {0}, rows[MAX_STEP_ROWS], done[CANDIDATE_SEQS] = {0},
+                                                     turn = 0;
+    if (!start_speculating(&m, shape, slots, length + 8)) return;
+    size_t vocab = (size_t)m.config.vocab_size;
+    float *expected = (float *)malloc((size_t)CANDIDATE_SEQS * CANDIDATE_TOKENS * vocab * sizeof *expected);
+    random_tokens(tokens, CANDIDATE_SEQS * length, &m);
+    step_by_step(slots, shape, slot, n_seq, tokens, expected);
+    for (int i = 0; i < n_seq; i++) CHECK(model_prefill(&m, slot[i], tokens + i * length, CANDIDATE_PROMPT, 0, &err));
+    for (; done[0] < CANDIDATE_TOKENS && !test_failure[0]; turn++) {
+        int n = 0, most = m.step_rows / n_seq;
+        for (int i = 0; i < n_seq; i++) { // as many rows as fit, of those after the first some wrong tokens
+            int left = CANDIDATE_TOKENS - done[i], want = 1 + (turn * 3 + i * 5) % 8;
+            if (want > left) want = left;
+            if (want > most) want = most;
+            for (int r = 0; r < want; r++) batch[n++] = tokens[i * length + CANDIDATE_PROMPT + done[i] + r];
+            if (want > 2 && turn % 2) batch[n - 1] = 5; // the last candidate is another
+            start[i + 1] = n;
+        }
+        for (int r = 0; r < n + 1; r++) rows[r] = r;
+        int n_logits = n, n_rows = n, n_batch = n_seq;
+        if (beside_prompt && turn % 2) { // of a sequence that goes away again
+            for (int t = 0; t < 9; t++) batch[n_rows++] = 300 + t;
+            rows[n_logits++] = n_rows - 1;
+            start[++n_batch] = n_rows;
+        }
+        Batch b = {n_rows, n_batch, n_logits, n_seq, batch, slot, start, rows};
+        if (!model_forward(&m, &b, &err) || !m.engine->read_logits(&m, &err)) test_fail("%s", err.text);
+        if (n_batch > n_seq) kv_reset(&m.kv, slot[n_seq]);
+        for (int i = 0; i < n_seq; i++) {
+            int right = start[i + 1] - start[i] - (start[i + 1] - start[i] > 2 && turn % 2);
+            for (int r = 0; r < right; r++) {
+                const float *got = m.logits + (start[i] + r) * vocab;
+                int at = done[i] + r;
+                if (memcmp(got, expected + ((size_t)i * CANDIDATE_TOKENS + at) * vocab, vocab * sizeof *got) != 0)
+                    test_fail("%d slots, sequence %d, token %d, row %d of %d: other bits than in a step of its own",
+                              slots, i, at, r, start[i + 1] - start[i]);
+                CHECK(m.argmax[start[i] + r] == argmax(got, m.config.vocab_size));
+            }
+            done[i] += right;
+            kv_truncate(&m.kv, slot[i], CANDIDATE_PROMPT + done[i]);
+        }
+    }
+    free(expected);
+    model_close(&m);
+}
+
+static void test_candidates_have_the_bits_of_one_step_after_another(void) {
+    check_candidates(1, NULL, false);
+    check_candidates(3, NULL, false);
+    check_candidates(20, NULL, false);
+    check_candidates(20, NULL, true);
+    check_candidates(1, "llama-3.2-1b", false);
+    check_candidates(20, "llama-3.2-1b", false);
+    end("candidates_have_the_bits_of_one_step_after_another");
+}
+
+// What is drawn is what sample_token chooses from the same logits: beside a step that runs ahead, and where every step's
+// tokens are drawn.
+static void test_draws_equal_sample_token(void) {
+    enum { STEPS = 24, SLOTS = 3 };
+    Model m;
+    Error err = {""};
+    SamplerConfig configs[SLOTS] = {};
+    for (int i = 0; i < SLOTS; i++) {
+        configs[i].temperature = 0.8f + (float)i;
+        configs[i].top_p = i == 0 ? 1 : 0.9f;
+        configs[i].top_k = i == 2 ? 40 : 0;
+    }
+    int slots[SLOTS] = {0, 1, 2}, tokens[SLOTS] = {300, 301, 302}, ids[SLOTS];
+    uint64_t random = 1;
+    if (start(&m, engine, PRECISION_BF16, SLOTS, STEPS + 1)) {
+        int vocab = m.config.vocab_size;
+        float *logits = (float *)malloc(SLOTS * (size_t)vocab * sizeof(float));
+        for (int k = 0; k < STEPS; k++) {
+            step(&m, SLOTS, slots, tokens, logits);
+            for (int i = 0; i < SLOTS; i++) tokens[i] = m.argmax[i];
+            if (k < STEPS / 2 && k % 4 != 3) continue; // the step after the next one runs ahead
+            SampleRow rows[SLOTS];
+            for (int i = 0; i < SLOTS; i++) rows[i] = {SLOTS - 1 - i, &configs[i], random_uniform(&random)};
+            if (!m.engine->sample(&m, rows, SLOTS, ids, &err)) test_fail("%s", err.text);
+            for (int i = 0; i < SLOTS; i++) {
+                int want = sample_token(&configs[i], logits + (size_t)rows[i].row * vocab, vocab, rows[i].u);
+                if (ids[i] != want) test_fail("step %d: row %d draws %d, expected %d", k, rows[i].row, ids[i], want);
+            }
+            for (int i = 0; k >= STEPS / 2 && i < SLOTS; i++) tokens[rows[i].row] = ids[i];
+        }
+        free(logits);
+    }
+    model_close(&m);
+    end("draws_equal_sample_token");
+}
+
 int main(void) {
     static const struct {
         const char *name;
         void (*run)(void);
-    } tests[] = {{"1000_steps_leave_memory_unchanged", test_1000_steps_leave_memory_unchanged},
-                 {"logits_equal_the_cpus", test_logits_equal_the_cpus},
-                 {"some_rows_have_logits", test_some_rows_have_logits},
-                 {"decode_continues_prefill", test_decode_continues_prefill},
-                 {"long_prompt_equals_its_parts", test_long_prompt_equals_its_parts},
-                 {"nan_weight_is_noticed", test_nan_weight_is_noticed},
-                 {"cache_is_filled_for_the_benchmark", test_cache_is_filled_for_the_benchmark},
-                 {"starts_again_with_another_cache", test_starts_again_with_another_cache},
-                 {"steps_of_many_rows_continue_prompts", test_steps_of_many_rows_continue_prompts},
-                 {"steps_begun_ahead_change_nothing", test_steps_begun_ahead_change_nothing},
-                 {"decode_rows_beside_prompts", test_decode_rows_beside_prompts},
-                 {"same_bits_alone_and_among_others", test_same_bits_alone_and_among_others},
-                 {"prompts_have_the_same_bits_in_any_batch", test_prompts_have_the_same_bits_in_any_batch}};
+    } tests[] = {
+        {"1000_steps_leave_memory_unchanged", test_1000_steps_leave_memory_unchanged},
+        {"logits_equal_the_cpus", test_logits_equal_the_cpus},
+        {"some_rows_have_logits", test_some_rows_have_logits},
+        {"decode_continues_prefill", test_decode_continues_prefill},
+        {"long_prompt_equals_its_parts", test_long_prompt_equals_its_parts},
+        {"nan_weight_is_noticed", test_nan_weight_is_noticed},
+        {"cache_is_filled_for_the_benchmark", test_cache_is_filled_for_the_benchmark},
+        {"starts_again_with_another_cache", test_starts_again_with_another_cache},
+        {"memory_for_pages", test_memory_for_pages},
+        {"pages_scattered_have_the_same_bits", test_pages_scattered_have_the_same_bits},
+        {"pages_saved_and_restored_have_the_same_bits", test_pages_saved_and_restored_have_the_same_bits},
+        {"pages_shared_have_the_same_bits", test_pages_shared_have_the_same_bits},
+        {"steps_of_many_rows_continue_prompts", test_steps_of_many_rows_continue_prompts},
+        {"steps_begun_ahead_change_nothing", test_steps_begun_ahead_change_nothing},
+        {"decode_rows_beside_prompts", test_decode_rows_beside_prompts},
+        {"draws_equal_sample_token", test_draws_equal_sample_token},
+        {"same_bits_alone_and_among_others", test_same_bits_alone_and_among_others},
+        {"candidates_have_the_bits_of_one_step_after_another", test_candidates_have_the_bits_of_one_step_after_another},
+        {"prompts_have_the_same_bits_in_any_batch", test_prompts_have_the_same_bits_in_any_batch}};
     const char *engines[] = {"cublas", "fused"};
     int n = 0;
     cudaError_t status = cudaGetDeviceCount(&n);
@@ -539,6 +899,8 @@ int main(void) {
         for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
             char name[128];
             if (e == 0 && (tests[i].run == test_same_bits_alone_and_among_others ||
+                           tests[i].run == test_candidates_have_the_bits_of_one_step_after_another ||
+                           tests[i].run == test_pages_shared_have_the_same_bits ||
                            tests[i].run == test_prompts_have_the_same_bits_in_any_batch))
                 continue;
             snprintf(name, sizeof name, "test_%s_%s", engine, tests[i].name);

@@ -38,6 +38,39 @@ batch_equals_single() {
         done
 }
 
+# Engine fused in bf16: the JSON lines without speculation and with it, but for timings and what speculation says of itself.
+speculation_changes_nothing() {
+    printf '{"text": "Once upon a time"}\n{"text": "The king said: The king said: The king"}\n{"ids": [300]}\n{"text": "In the morning, when the sun rose over the hills,"}\n' > "$work/prompts"
+    for flags in "-b 1" "-b 1 --temp 0.8 -s 4" "-b 1 --repetition-penalty 1.2" "-b 3" "-b 3 --temp 0.8" "-b 9 --temp 0.8 --top-p 0.9"; do
+        $LLAMA $model --prompts "$work/prompts" -n 200 --engine $engine --logprobs 2 $flags > "$work/plain" || return 1
+        for way in --lookup "--draft $model"; do
+            $LLAMA $model --prompts "$work/prompts" -n 200 --engine $engine --logprobs 2 $flags $way | sed 's/"speculation.*"timings/"timings/' > "$work/gpu" &&
+                same_tokens "$work/plain" "$work/gpu" || return 1
+        done
+    done
+}
+
+# Twelve prompts with a common beginning, in seven pages of the cache: sequences leave, come back and share, beside prompts
+# in parts. In float32 the tokens are engine cpu's of each alone; in bf16 engine fused has those of a run with all the memory
+# that it can use, which adds up alike up to 8 at a time, and alike beyond.
+few_pages() {
+    for i in 0 1 2 3 4 5 6 7 8 9 10 11; do
+        printf '{"text": "%sThe king said %d", "n": %d}\n' "$(yes 'Once upon a time there was a king. ' | head -n 15 | tr -d '\n')" $i $((40 + 13 * i))
+    done > "$work/many"
+    $LLAMA $model --prompts "$work/many" -b 1 --engine cpu --ignore-eos > "$work/cpu" || return 1
+    for b in 2 6 12; do
+        $LLAMA $model --prompts "$work/many" -b $b --kv-memory 4M --engine $engine --precision f32 --ignore-eos > "$work/gpu" &&
+            same_tokens "$work/cpu" "$work/gpu" || return 1
+    done
+    grep -q '"evictions": [1-9]' "$work/gpu" && grep -q '"shared_tokens": 128' "$work/gpu" || return 1
+    [ $engine = fused ] || return 0
+    for pair in "1 2" "1 6" "9 12"; do
+        $LLAMA $model --prompts "$work/many" -b ${pair% *} --engine fused --ignore-eos > "$work/whole" &&
+            $LLAMA $model --prompts "$work/many" -b ${pair#* } --kv-memory 2M --engine fused --ignore-eos > "$work/few" &&
+            same_tokens "$work/whole" "$work/few" || return 1
+    done
+}
+
 repeatable() {
     for run in 1 2; do
         $LLAMA $model -p "Once upon a time" -n 300 --ignore-eos --engine $engine --json --logprobs 5 | sed 's/"timings.*//' > "$work/run$run" || return 1
@@ -107,6 +140,13 @@ for engine in cublas fused; do
         check "$name" $LLAMA "$work/model.bin" --compare "$dump" --engine $engine --precision f32
     done
     check test_${engine}_batch_equals_single_runs_on_the_cpu batch_equals_single
+    if [ $engine = fused ]; then
+        check test_fused_speculation_changes_nothing speculation_changes_nothing
+        check test_fused_speculation_in_f32_is_refused refused "gain nothing" $LLAMA $model -p x -n 9 --engine fused --precision f32 --lookup
+    else
+        check test_cublas_speculation_is_refused refused "depend on how many rows" $LLAMA $model -p x -n 9 --engine cublas --lookup
+    fi
+    check test_${engine}_with_few_pages_equals_single_runs few_pages
     check test_${engine}_two_runs_are_identical repeatable
     check test_${engine}_embeddings_and_output_of_their_own_dtypes own_dtypes
     # (in float32 cublas holds float32 matrices, fused the file's)

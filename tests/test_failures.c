@@ -18,6 +18,11 @@ static const Scenario scenarios[] = {
      "abc"},
     {"scoring", {"@script.bin", "-p", "abcdef", "-n", "2", "--json", "--logprobs", "2", "--echo"}, ""},
     {"batch", {"@script.bin", "--prompts", "@prompts", "-b", "2", "-n", "6"}, ""},
+    {"evictions",
+     {"@script.bin", "--prompts", "@many", "-b", "3", "-n", "70", "--ignore-eos", "--kv-memory", "4096"},
+     ""}, // four pages
+    {"lookup", {"@script.bin", "-p", "abcabcabcabc", "-n", "40", "--ignore-eos", "--lookup"}, ""},
+    {"draft", {"@chat.bin", "-p", "abcabcabcabc", "-n", "9", "--draft", "@chat.bin"}, ""},
     {"chat", {"@chat.bin", "--chat", "-n", "6", "--verbose"}, "Hi\nmore\n/clear\nHi\n"},
     {"tokenize", {"@script.bin", "--tokenize", "-f", "@prompt"}, ""},
     {"detokenize", {"@script.bin", "--detokenize", "--json", "-p", "104 105"}, ""},
@@ -176,6 +181,10 @@ int main(void) {
         "{\"text\": \"ab\"}\n\n{\"ids\": [256, 97], \"id\": {\"a\": 1}, \"stop\": [\"x\", \"y\"]}\n"
         "{\"text\": \"xyz\", \"logprobs\": 2, \"repetition_penalty\": 1.5, \"n\": 3}\n";
     write_file(temporary("prompts"), lines, sizeof lines - 1);
+    static const char many[] = "{\"text\": \"abcdefghijklmnopqrstuvwxyz abcdefghijklmnopqrstuvwxyz abcdefghijkl\"}\n"
+                               "{\"text\": \"zyxwvutsrqponmlkjihgfedcba zyxwvutsrqponmlkjihgfedcba\"}\n"
+                               "{\"text\": \"abcdefghijklmnopqrstuvwxyz abcdefghijklmnopqrstuvwxyz abcdefghijkm\"}\n";
+    write_file(temporary("many"), many, sizeof many - 1);
     static const char *const kinds[] = {"alloc", "allocs", "short", "eintr", "eio", "end", "enospc", "epipe"};
     for (int s = 0; s < N_SCENARIOS; s++)
         for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++)

@@ -155,20 +155,35 @@ static const struct {
 static const struct {
     const char *flag, *value, *expected;
 } counts[] = {
-    {"-n", "4", "....nnnnnnn"},         {"-c", "500", "....nnnn..."},
-    {"--stop", "x", "....rrrrrrr"},     {"--ignore-eos", NULL, "....rrrrrrr"},
-    {"--temp", "1", "....rrrrrrr"},     {"--temp", "0", "....nnnnnnn"},
+    {"-n", "4", "....nnnnnnn"},
+    {"-c", "500", "....nnnn..."},
+    {"--stop", "x", "....rrrrrrr"},
+    {"--ignore-eos", NULL, "....rrrrrrr"},
+    {"--temp", "1", "....rrrrrr."},
+    {"--temp", "0", "....nnnnnn."},
     {"--top-k", "3", "nnnnnnnnnnn"}, // at --temp 0
-    {"--top-p", "0.5", "nnnnnnnnnnn"},  {"--min-p", "0.5", "nnnnnnnnnnn"},
-    {"-s", "3", "nnnnnnnnnnn"},         {"--top-k", "0", "....nnnnnnn"}, // as without it: nobody is misled at --temp 0
-    {"--special", NULL, ".rr..r.n.nn"}, {"--ids", NULL, ".rrrrrrn.rr"},
-    {"--echo", NULL, ".rrrrrrrrrr"},    {"--json", NULL, "..rn.....r."},
+    {"--top-p", "0.5", "nnnnnnnnnnn"},
+    {"--min-p", "0.5", "nnnnnnnnnnn"},
+    {"-s", "3", "nnnnnnnnnnn"},
+    {"--top-k", "0", "....nnnnnn."}, // as without it: nobody is misled at --temp 0
+    {"--special", NULL, ".rr..r.n.nn"},
+    {"--ids", NULL, ".rrrrrrn.rr"},
+    {"--echo", NULL, ".rrrrrrrrrr"},
+    {"--json", NULL, "..rn.....r."},
     {"--logprobs", "2", "rrr.rrrrrrr"}, // without --json
-    {"--system", "x", "r...r..rrrr"},   {"--date", "x", "r...r..rrrr"},
-    {"-b", "2", "rrr.rrnrrr."},         {"--hex", NULL, "rrrr..r.rrr"},
-    {"--stride", "2", "rrrrrrrr.rr"},   {"--perplexity-windows", "sliding", "rrrrrrrr.rr"},
-    {"--engine", "cpu", "....nnnn..."}, {"--precision", "f32", "....nnnn..."},
-    {"-t", "2", "....nnnn..."},         {"--verbose", NULL, "....n.nn..n"},
+    {"--system", "x", "r...r..rrrr"},
+    {"--date", "x", "r...r..rrrr"},
+    {"-b", "2", "rrr.rrnrrr."},
+    {"--hex", NULL, "rrrr..r.rrr"},
+    {"--stride", "2", "rrrrrrrr.rr"},
+    {"--perplexity-windows", "sliding", "rrrrrrrr.rr"},
+    {"--engine", "cpu", "....nnnn..."},
+    {"--precision", "f32", "....nnnn..."},
+    {"-t", "2", "....nnnn..."},
+    {"--verbose", NULL, "....n.nn..n"},
+    {"--kv-memory", "9M", "....rrrr..r"}, // of what memory there is, --bench takes what it needs
+    {"--lookup", NULL, "....rrrrrrr"},
+    {"--draft", chat_path, "....rrrrrrr"},
 };
 
 static void test_counts(void) {

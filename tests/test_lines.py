@@ -269,7 +269,7 @@ def test_other_keys_come_back_byte_for_byte():
     for at in (0, 3, len(others)):          # wherever the text is among them
         parts = others[:at] + ('"text": "x"',) + others[at:]
         out, _ = run("--prompts", write_lines(["{" + " , ".join(parts) + " }"]), "-n", "1", "--quiet")
-        assert out.endswith('"p95_ms": 0.0000}' + expected), out[-900:]
+        assert out.endswith('"p95_ms": 0.0000, "shared_tokens": 0, "evictions": 0}' + expected), out[-900:]
         out, _ = run("--tokenize", "--json", "--prompts", write_lines(["{" + ",".join(parts) + "}"]), "--quiet")
         assert out.startswith('{"ids": [') and out.endswith("]" + expected), out
 

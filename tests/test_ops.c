@@ -146,10 +146,12 @@ static void test_widen_any_length(const Ops *ops) {
 
 static const int token_counts[] = {1, 2, 3, 4, 5, 7, 17, 65};
 
-static void check_matmul(const Ops *ops, DType dtype, int T, int n, int k, const float *x, const void *w) {
+typedef void Matmul(float *y, const float *x, const Matrix *w, int T);
+
+static void check_product(Matmul *matmul, DType dtype, int T, int n, int k, const float *x, const void *w) {
     float *y = poisoned((size_t)T * (size_t)n);
     Matrix matrix = {.data = w, .dtype = dtype, .rows = n, .cols = k};
-    ops->matmul(y, x, &matrix, T);
+    matmul(y, x, &matrix, T);
     double *row = malloc((size_t)k * sizeof *row);
     for (int j = 0; j < n; j++) {
         for (int l = 0; l < k; l++) row[l] = weight_value(w, dtype, (size_t)j * (size_t)k + (size_t)l);
@@ -170,6 +172,39 @@ static void check_matmul(const Ops *ops, DType dtype, int T, int n, int k, const
     free(row);
     if (!guard_is_whole(y, (size_t)T * (size_t)n)) test_fail("T %d n %d k %d: a write past y", T, n, k);
     free(y);
+}
+
+static void check_matmul(const Ops *ops, DType dtype, int T, int n, int k, const float *x, const void *w) {
+    check_product(ops->matmul, dtype, T, n, k, x, w);
+    check_product(ops->matmul_step, dtype, T, n, k, x, w);
+}
+
+static void check_alone(Matmul *matmul, const char *name, DType dtype, int T, int n, int k) {
+    size_t size = (size_t)T * (size_t)n;
+    float *x = random_floats((size_t)(T * k), 1), *together = poisoned(size), *alone = poisoned(size);
+    void *w = random_weights(dtype, (size_t)(n * k));
+    Matrix matrix = {.data = w, .dtype = dtype, .rows = n, .cols = k};
+    matmul(together, x, &matrix, T);
+    for (int t = 0; t < T; t++) matmul(alone + t * n, x + t * k, &matrix, 1);
+    if (memcmp(together, alone, size * sizeof *alone) != 0)
+        test_fail("%s %s T %d n %d k %d: other bits than row by row", name, dtype_names[dtype], T, n, k);
+    free(x);
+    free(w);
+    free(together);
+    free(alone);
+}
+
+// Speculation and batches rest on it: a row is what it is alone, to the bit.
+static void test_matmul_gives_a_row_the_bits_that_it_has_alone(const Ops *ops) {
+    static const int rows[] = {1, 4, 5, 16, 19}, columns[] = {1, 7, 15, 16, 17, 100, 511, 512, 530, 1040, 1055};
+    for (int dtype = 0; dtype <= DTYPE_F32; dtype++)
+        for (int b = 0; b < LENGTH(rows); b++)
+            for (int c = 0; c < LENGTH(columns); c++) {
+                for (int T = 1; T <= 20; T += T < 10 ? 1 : 5)
+                    check_alone(ops->matmul_step, "matmul_step", (DType)dtype, T, rows[b], columns[c]);
+                check_alone(ops->matmul, "matmul", (DType)dtype, 5, rows[b], columns[c]);
+            }
+    end("test_matmul_gives_a_row_the_bits_that_it_has_alone", ops);
 }
 
 static void test_matmul_at_awkward_sizes(const Ops *ops, DType dtype) {
@@ -397,9 +432,28 @@ static void attention_free(Attention *a) {
     free(a->v);
 }
 
+// k or v as the cache has them: in pages, here from the last to the first, with one more between two of them. What is
+// nobody's is NaN.
+static float *in_pages(const Attention *a, const float *from, int *pages) {
+    int n = kv_pages(a->max_len), d = a->head_dim;
+    float *to = malloc((size_t)(2 * n) * kv_page_elements(a->n_kv_heads, d) * sizeof *to);
+    for (size_t i = 0; i < (size_t)(2 * n) * kv_page_elements(a->n_kv_heads, d); i++) to[i] = NAN;
+    for (int i = 0; i < n; i++) pages[i] = 2 * (n - 1 - i);
+    for (int h = 0; h < a->n_kv_heads; h++)
+        for (int j = 0; j < a->max_len; j++, from += d)
+            memcpy(to + (size_t)pages[j / KV_PAGE] * kv_page_elements(a->n_kv_heads, d) +
+                       (size_t)((h * KV_PAGE + j % KV_PAGE) * d),
+                   from, (size_t)d * sizeof *to);
+    return to;
+}
+
 static float *attention_run(const Ops *ops, const Attention *a) {
-    float *out = poisoned(q_size(a));
-    ops->attention(out, a->q, a->k, a->v, a->T, a->pos, a->n_heads, a->n_kv_heads, a->head_dim, a->max_len);
+    int pages[16];
+    CHECK(kv_pages(a->max_len) <= LENGTH(pages));
+    float *out = poisoned(q_size(a)), *k = in_pages(a, a->k, pages), *v = in_pages(a, a->v, pages);
+    ops->attention(out, a->q, k, v, pages, a->T, a->pos, a->n_heads, a->n_kv_heads, a->head_dim);
+    free(k);
+    free(v);
     if (!guard_is_whole(out, q_size(a))) test_fail("T %d pos %d: a write past out", a->T, a->pos);
     return out;
 }
@@ -513,6 +567,44 @@ static void test_attention_is_causal(const Ops *ops) {
     end("test_attention_is_causal", ops);
 }
 
+// A token is what it is alone, to the bit, whatever comes after it in the call: other tokens, whose keys and values
+// need not be finite.
+static void test_attention_gives_a_token_the_bits_that_it_has_alone(const Ops *ops) {
+    static const int heads[][2] = {{4, 4}, {8, 2}, {9, 3}}, positions[] = {0, 1, 60, 63, 64, 130}, dims[] = {8, 20, 64};
+    for (int h = 0; h < LENGTH(heads); h++)
+        for (int p = 0; p < LENGTH(positions); p++)
+            for (int d = 0; d < LENGTH(dims); d++)
+                for (int T = 1; T <= 9; T++) {
+                    Attention a =
+                        attention_make(T, positions[p], heads[h][1], heads[h][0] / heads[h][1], dims[d], 3, 1);
+                    size_t row = (size_t)(a.n_heads * a.head_dim), stream = (size_t)(a.max_len * a.head_dim);
+                    float *together = attention_run(ops, &a);
+                    for (int bad = 0; bad < 2; bad++) {
+                        for (int t = T - 1 - bad; t >= 0; t--) {
+                            Attention one = a;
+                            one.T = 1;
+                            one.pos += t;
+                            one.q += (size_t)t * row;
+                            float *alone = attention_run(ops, &one);
+                            if (memcmp(alone, together + (size_t)t * row, row * sizeof *alone) != 0)
+                                test_fail("%d heads of %d, pos %d, token %d of %d%s: other bits than alone", a.n_heads,
+                                          a.head_dim, a.pos, t, T, bad ? " before one that is not finite" : "");
+                            free(alone);
+                        }
+                        for (int kv = 0; kv < a.n_kv_heads; kv++) { // of the last token
+                            float *k = a.k + (size_t)kv * stream + (size_t)((a.pos + T - 1) * a.head_dim),
+                                  *v = a.v + (size_t)kv * stream + (size_t)((a.pos + T - 1) * a.head_dim);
+                            for (int i = 0; i < a.head_dim; i++) k[i] = NAN, v[i] = INFINITY;
+                        }
+                        free(together);
+                        together = attention_run(ops, &a);
+                    }
+                    free(together);
+                    attention_free(&a);
+                }
+    end("test_attention_gives_a_token_the_bits_that_it_has_alone", ops);
+}
+
 // ---- threads --------------------------------------------------------------------------------------------------------
 
 // Runs every operation at one size; the results one after another in memory.
@@ -520,7 +612,7 @@ static float *run_all(const Ops *ops, size_t *n_floats) {
     random_state = 99;
     enum { T = 65, N = 397, K = 1037, GATES = 100003 }; // each beyond what one thread does alone
     Attention a = attention_make(33, 70, 3, 4, 96, 9, 2);
-    *n_floats = 6 * T * N + T * K + 33 * 12 * 96 + GATES;
+    *n_floats = 9 * T * N + T * K + 33 * 12 * 96 + GATES;
     float *all = malloc(*n_floats * sizeof *all), *at = all;
     float *x = random_floats(T * K, 1), *gate = random_floats(GATES, 9), *up = random_floats(GATES, 1);
     for (int dtype = 0; dtype <= DTYPE_F32; dtype++) {
@@ -528,7 +620,9 @@ static float *run_all(const Ops *ops, size_t *n_floats) {
         Matrix matrix = {.data = w, .dtype = (DType)dtype, .rows = N, .cols = K};
         ops->matmul(at, x, &matrix, T);
         at += T * N;
-        for (int t = 0; t < T; t++) ops->matmul(at + t * N, x + t * K, &matrix, 1);
+        for (int t = 0; t < T; t++) ops->matmul_step(at + t * N, x + t * K, &matrix, 1);
+        at += T * N;
+        ops->matmul_step(at, x, &matrix, T);
         at += T * N;
         free(w);
     }
@@ -683,6 +777,7 @@ static void test_table(const Ops *ops) {
     test_matmul_at_awkward_sizes(ops, DTYPE_F16);
     test_matmul_at_awkward_sizes(ops, DTYPE_F32);
     test_matmul_propagates_nan_and_inf(ops);
+    test_matmul_gives_a_row_the_bits_that_it_has_alone(ops);
     test_rmsnorm_at_awkward_sizes(ops);
     test_rope_rotates_halves(ops);
     test_swiglu_any_length(ops);
@@ -692,6 +787,7 @@ static void test_table(const Ops *ops) {
     test_attention_ignores_the_cache_beyond(ops);
     test_attention_of_large_scores(ops);
     test_attention_is_causal(ops);
+    test_attention_gives_a_token_the_bits_that_it_has_alone(ops);
     test_threads_change_no_bit(ops);
     test_benchmark_loops_do_what_they_say(ops);
 }

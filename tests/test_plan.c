@@ -285,6 +285,19 @@ static void test_max_kv_splits_is_the_most_of_any_length(void) {
     test_end("test_max_kv_splits_is_the_most_of_any_length");
 }
 
+static void test_new_tokens_with_equal_splits(void) {
+    for (int before = 0; before <= 140000; before++)
+        for (int n = 1; n <= MAX_NEW_TOKENS; n++) {
+            int same = 0; // counted one by one; those after them must be equal too, for two groups to be enough
+            while (same < n && kv_split(before + 1 + same) == kv_split(before + 1)) same++;
+            if (rows_of_equal_splits(before, n) != same)
+                test_fail("%d new tokens after %d positions: %d with equal splits, expected %d", n, before,
+                          rows_of_equal_splits(before, n), same);
+            if (same < n) CHECK(kv_split(before + n) == kv_split(before + 1 + same));
+        }
+    test_end("test_new_tokens_with_equal_splits");
+}
+
 static void test_decode_plan_of_known_shapes(void) {
     static const struct {
         const char *name;
@@ -429,6 +442,7 @@ int main(void) {
     test_kv_splits_cover_every_position_once();
     test_kv_splits_of_known_lengths();
     test_max_kv_splits_is_the_most_of_any_length();
+    test_new_tokens_with_equal_splits();
     test_decode_plan_of_known_shapes();
     test_decode_plan_keeps_its_bounds();
     test_halves_of_splits_are_whole_groups();

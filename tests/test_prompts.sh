@@ -57,6 +57,39 @@ end_id_first() {
         grep -q '"decode_ms": 0.0' "$work/json"
 }
 
+# A page of the story model has 64 positions of 8192 bytes.
+answers() { # PROMPTS FLAGS...: the lines without what depends on how they ran
+    file=$1
+    shift
+    run --prompts "$file" "$@" > "$work/answers" && sed 's/"timings.*//' "$work/answers"
+}
+
+# Twelve prompts with a beginning of some 150 tokens in common, in room for two and a half of them: the same answers.
+few_pages() {
+    for i in 0 1 2 3 4 5 6 7 8 9 10 11; do
+        printf '{"text": "%sThe king said %d", "n": %d}\n' "$(yes 'Once upon a time there was a king. ' | head -n 15 | tr -d '\n')" $i $((40 + 13 * i))
+    done > "$work/many"
+    answers "$work/many" -b 1 > "$work/expected" || return 1
+    ! grep -q '"evictions": [1-9]' "$work/answers" || return 1
+    for b in 2 6 12; do
+        answers "$work/many" -b $b --kv-memory 4M | cmp - "$work/expected" || return 1
+        [ "$(grep -c '"shared_tokens": 128, ' "$work/answers")" -eq 11 ] && head -n 1 "$work/answers" | grep -q '"shared_tokens": 0, "evictions": 0}' || return 1
+        [ $b -eq 2 ] || grep -q '"evictions": [1-9]' "$work/answers" || return 1
+    done
+}
+
+# One line needs three pages and there are two: it has an error in its place, and the others their answers.
+never_fits() {
+    printf '{"text": "a"}\n{"text": "b", "n": 140, "id": 5}\n{"text": "c", "n": 120}\n{"text": "d"}\n' > "$work/long"
+    run --prompts "$work/long" -n 2 --kv-memory 1100K > "$work/stdout" 2> "$work/stderr"
+    [ $? -eq 1 ] && [ "$(wc -l < "$work/stdout")" -eq 4 ] && [ "$(grep -c '"ids"' "$work/stdout")" -eq 3 ] && [ "$(wc -l < "$work/stderr")" -eq 2 ] || return 1
+    sed -n 2p "$work/stdout" | grep -q '"index": 1, "line": 2, "error": "a prompt of 2 tokens and 140 new ones take 3 pages .*", "id": 5}' &&
+        head -n 1 "$work/stderr" | grep -qF 'long:2: a prompt of 2 tokens and 140 new ones take 3 pages of 64 positions, the K/V cache has 2; try a larger --kv-memory' || return 1
+    run -p "b" -n 140 --kv-memory 1100K > "$work/stdout" 2> "$work/stderr"
+    [ $? -eq 1 ] && [ ! -s "$work/stdout" ] && [ "$(wc -l < "$work/stderr")" -eq 1 ] && grep -qF "take 3 pages" "$work/stderr" || return 1
+    run -p "b" -n -1 --ignore-eos --kv-memory 1100K --json | grep -q '"finish_reason": "length"'
+}
+
 blank_lines() {
     { head -c 1000 /dev/zero | tr '\0' '\n' && echo '{"text": "a"}'; } > "$work/blank"
     run --prompts "$work/blank" -n 1 > "$work/json" && [ "$(wc -l < "$work/json")" -eq 1 ]
@@ -71,5 +104,7 @@ check test_prompts_messages_without_a_chat_format refused "bad:2: messages: this
 check test_prompts_empty_ids refused "bad:2: the prompt is empty" '{"text": "a"}\n{"ids": []}\n' 1
 check test_prompts_empty_file no_prompts
 check test_prompts_end_id_first_has_timings end_id_first
+check test_prompts_with_few_pages_equal_single_runs few_pages
+check test_prompts_line_that_never_fits never_fits
 check test_prompts_blank_lines_are_skipped blank_lines
 exit ${failed:-0}

@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "../model/generate/sampler_weights.h"
 #include "../model/logits.h"
 #include "check.h"
 
@@ -471,6 +472,185 @@ static void test_repetition_penalty(void) {
     test_end("test_repetition_penalty");
 }
 
+// ---- weights --------------------------------------------------------------------------------------------------------
+
+// Within half a unit, and what the exponent (rounded to 2^-45, and by two operations) and the polynomial may be off.
+static void test_weights_are_exponentials(void) {
+    const double relative = 3e-14;
+    double worst = 0;
+    for (int round = 0; round < 300000; round++) {
+        float max = (float)(data_uniform() - 0.5) * 60, temperature = expf((float)(data_uniform() - 0.5) * 8);
+        float logit = max - (float)data_uniform() * 33 * temperature;
+        WeightRule rule = {LOG2_E / (double)temperature, max, WEIGHT_BITS};
+        long double want = ldexpl(expl(((long double)logit - max) / temperature), WEIGHT_BITS);
+        double error = ((double)fabsl((long double)token_weight(logit, rule) - want) - 0.5) / (double)want / relative;
+        if (!(error <= 1)) test_fail("%g below, temperature %g", (double)(max - logit), (double)temperature);
+        if (error > worst) worst = error;
+    }
+    test_end("test_weights_are_exponentials");
+    printf("   largest error beyond half a unit: %.3f of its bound\n", worst);
+}
+
+static void test_weights_at_the_ends(void) {
+    static const float logits[] = {0, -30.6f, -44.3f, -44.4f, -745, -1e4f, -3e38f};
+    WeightRule rule = {LOG2_E, 0, WEIGHT_BITS};
+    CHECK(token_weight(0, rule) == (uint64_t)1 << WEIGHT_BITS && token_weight(-0.0f, rule) == token_weight(0, rule));
+    CHECK(token_weight(-30.5f, rule) == 1); // 0.999 of one
+    for (int i = 1; i < LENGTH(logits); i++) CHECK(token_weight(logits[i], rule) == (i == 1 ? 1 : 0));
+    static const double scales[] = {1e-38, 1e45}; // temperatures of no use, and all that float32 can be apart
+    for (int i = 0; i < 2; i++) {
+        rule = (WeightRule){scales[i], 3.4e38f, WEIGHT_BITS};
+        CHECK(token_weight(3.4e38f, rule) == (uint64_t)1 << WEIGHT_BITS);
+    }
+    CHECK(token_weight(-3.4e38f, rule) == 0);
+    static const int sizes[] = {1, 300, 128256, 1 << 19, (1 << 19) + 1, 1 << 24};
+    for (int i = 0; i < LENGTH(sizes); i++) {
+        int bits = weight_bits(sizes[i]);
+        CHECK((uint64_t)sizes[i] <= UINT64_MAX >> bits && (i < 4 ? bits == WEIGHT_BITS : bits > 38));
+    }
+    test_end("test_weights_at_the_ends");
+}
+
+// From one exponent to the next that is told apart, where the polynomial's range begins anew among others; and for
+// neighbouring logits.
+static void test_weights_descend(void) {
+    static const double starts[] = {0, 0.25, 0.5, 1, 1.5, 7.5, 20.5, 43.5};
+    for (int i = 0; i < LENGTH(starts); i++) {
+        uint64_t last = UINT64_MAX;
+        for (int k = 0; k < 4000; k++) {
+            double exponent = starts[i] + (k - (starts[i] > 0 ? 2000 : 0)) * 0x1p-45;
+            uint64_t weight = token_weight(-1, (WeightRule){exponent, 0, WEIGHT_BITS});
+            CHECK(weight <= last);
+            last = weight;
+        }
+    }
+    for (int round = 0; round < 1000; round++) {
+        WeightRule rule = {LOG2_E / (0.1 + data_uniform()), 0, WEIGHT_BITS};
+        float logit = -(float)pow(2, 30 * (data_uniform() - 0.9));
+        uint64_t last = token_weight(logit, rule);
+        for (int k = 0; k < 100; k++) {
+            logit = nextafterf(logit, -INFINITY);
+            uint64_t weight = token_weight(logit, rule);
+            CHECK(weight <= last);
+            last = weight;
+        }
+    }
+    test_end("test_weights_descend");
+}
+
+static void test_order_keys_ascend_as_logits_descend(void) {
+    static const float logits[] = {3e38f, 7, 1, 1e-38f, 1e-45f, 0, -1e-45f, -1e-38f, -1, -7, -3e38f};
+    for (int i = 0; i < LENGTH(logits) - 1; i++) CHECK(order_key(logits[i]) < order_key(logits[i + 1]));
+    CHECK(order_key(-0.0f) == order_key(0.0f));
+    test_end("test_order_keys_ascend_as_logits_descend");
+}
+
+// The choice by sorting and adding up in long double. -1: a sum so near an edge that rounding decides.
+static int choice(const SamplerConfig *config, const float *logits, int n, double u) {
+    enum { MAX = 4000 };
+    static int ids[MAX];
+    static long double weight[MAX];
+    const long double margin = 1e-12L;
+    sort_ids(logits, n, ids);
+    int kept = config->top_k > 0 && config->top_k < n ? config->top_k : n;
+    bool cut = kept < n || config->top_p < 1;
+    while (kept < n && logits[ids[kept]] == logits[ids[kept - 1]]) kept++;
+    long double max = (long double)logits[ids[0]], sum = 0;
+    for (int i = 0; i < kept; i++) sum += weight[i] = expl(((long double)logits[ids[i]] - max) / config->temperature);
+    if (config->top_p < 1) {
+        long double least = config->top_p * sum, reached = 0;
+        for (int i = 0; i < kept; i++) {
+            reached += weight[i];
+            if (fabsl(reached - least) < margin * sum) return -1;
+            if (reached >= least) kept = i + 1;
+        }
+    }
+    int likely = 0;
+    for (; likely < kept && weight[likely] >= (long double)config->min_p; likely++) {
+    }
+    for (int i = 0; config->min_p > 0 && i < kept; i++)
+        if (weight[i] != 1 && fabsl(weight[i] - (long double)config->min_p) < margin) return -1;
+    kept = likely;
+    sum = 0;
+    for (int i = 0; i < kept; i++) sum += weight[i];
+    if (!cut) { // in the order of ids
+        static long double of_id[MAX];
+        for (int i = 0; i < n; i++) of_id[ids[i]] = i < kept ? weight[i] : 0;
+        for (int i = 0; i < n; i++) ids[i] = i;
+        memcpy(weight, of_id, (size_t)n * sizeof *weight);
+        kept = n;
+    }
+    long double drawn = u * sum, reached = 0;
+    for (int i = 0; i < kept; i++) {
+        reached += weight[i];
+        if (fabsl(reached - drawn) < margin * sum) return -1;
+        if (reached > drawn) return ids[i];
+    }
+    return -1;
+}
+
+static void test_choices_equal_those_by_sorting(void) {
+    enum { MAX = 4000, ROUNDS = 1500 };
+    static float logits[MAX];
+    static const float temperatures[] = {0.01f, 0.8f, 1, 3}, top_ps[] = {1, 1e-6f, 0.3f, 0.9f, 0.999f},
+                       min_ps[] = {0, 0, 0.02f, 0.5f};
+    int compared = 0;
+    for (int round = 0; round < ROUNDS; round++) {
+        int n = round % 3 ? 1 + (int)(data_uniform() * 400) : 1 + (int)(data_uniform() * MAX), kind = round / 3 % 5;
+        random_logits(logits, n, kind == 0 ? 0.1f : kind == 1 ? 3 : 12);
+        for (int i = 0; i < n; i++) {
+            if (kind == 3) logits[i] = roundf(logits[i]);  // many of each
+            if (kind == 4 && i % 17) logits[i] = 12.5f;    // nearly all
+            if (kind == 2 && i % 50 == 0) logits[i] += 20; // a few large ones
+        }
+        int k = (int)(data_uniform() * n) + 1;
+        SamplerConfig config = {.temperature = temperatures[(int)(data_uniform() * 4)],
+                                .top_k = round % 2 ? 0 : k,
+                                .top_p = top_ps[(int)(data_uniform() * 5)],
+                                .min_p = min_ps[(int)(data_uniform() * 4)]};
+        double u = data_uniform();
+        int want = choice(&config, logits, n, u), got = sample_token(&config, logits, n, u);
+        CHECK(got >= 0 && got < n);
+        if (want < 0) continue;
+        compared++;
+        if (got != want)
+            test_fail("round %d: %d logits, temperature %g top_k %d top_p %g min_p %g u %.17g: id %d, expected %d",
+                      round, n, (double)config.temperature, config.top_k, (double)config.top_p, (double)config.min_p, u,
+                      got, want);
+    }
+    CHECK(compared > ROUNDS * 9 / 10);
+    test_end("test_choices_equal_those_by_sorting");
+}
+
+// Equal logits have equal weights, so that every sum is a count: edges are exact, and so is what is on them.
+static void test_equal_logits_are_counted(void) {
+    enum { MAX = 1100000 };
+    static const int sizes[] = {1, 2, 255, 256, 257, 1000, 128256, MAX};
+    static const double us[] = {0, 0.25, 0.5, 0.75, 0x1.fffffffffffffp-1};
+    float *logits = malloc(MAX * sizeof *logits);
+    for (int i = 0; i < MAX; i++) logits[i] = i % 2 ? 0.0f : -0.0f;
+    for (int i = 0; i < LENGTH(sizes); i++)
+        for (int j = 0; j < LENGTH(us); j++)
+            for (int half = 0; half < 2; half++) {
+                SamplerConfig config = {.temperature = 0.7f, .top_p = half ? 0.5f : 1};
+                int kept = half ? (sizes[i] + 1) / 2 : sizes[i], want = (int)(us[j] * kept);
+                int got = sample_token(&config, logits, sizes[i], us[j]);
+                if (got != want) test_fail("%d of %d, u %.17g: id %d, expected %d", kept, sizes[i], us[j], got, want);
+            }
+    free(logits);
+    test_end("test_equal_logits_are_counted");
+}
+
+// What has no weight is never drawn, wherever it is in the order of ids; a u of 0 draws the first that has some.
+static void test_tokens_without_weight(void) {
+    const float logits[] = {-100, 5, -90, 4, -1e30f};
+    for (int cut = 0; cut < 2; cut++) {
+        SamplerConfig config = {.temperature = 1, .top_p = cut ? 0.999f : 1};
+        CHECK(sample_token(&config, logits, 5, 0) == 1 && sample_token(&config, logits, 5, 0x1.fffffffffffffp-1) == 3);
+    }
+    test_end("test_tokens_without_weight");
+}
+
 int main(void) {
     test_random_uniform_is_splitmix64();
     test_random_uniform_stays_below_one();
@@ -499,5 +679,12 @@ int main(void) {
     test_long_tail_keeps_its_weight();
     test_extreme_logits_and_temperatures();
     test_smallest_sets();
+    test_weights_are_exponentials();
+    test_weights_at_the_ends();
+    test_weights_descend();
+    test_order_keys_ascend_as_logits_descend();
+    test_choices_equal_those_by_sorting();
+    test_equal_logits_are_counted();
+    test_tokens_without_weight();
     return tests_summary();
 }

@@ -2,7 +2,7 @@
  * builds build/libattention.so, and any program that can call C can load it.
  *
  *   attention_prefill   any number of new tokens per sequence, ragged batches in one launch
- *   attention_decode    one new token per sequence, at the speed of reading the cache once
+ *   attention_decode    one new token per sequence, or up to 8, at the speed of reading the cache once
  *
  * Both compute, for every new token t of every sequence and every query head h,
  *
@@ -63,16 +63,29 @@ typedef struct AttentionArgs {
     const int *seq_lens; /* host [n_seq]: tokens in the cache before this call (decode: may be NULL) */
     const int *seq_lens_device; /* device [n_seq]: the same numbers (decode only; token i belongs to sequence i) */
 
-    /* Decode only. Zero it once, before its first use (cudaMemset); every call leaves it ready for the next, of any shape
-     * that it is large enough for. Calls that run concurrently need one each. */
+    /* Decode only, f16 and bf16: several new tokens of a sequence in one call, such as candidates to be verified. Each
+     * has the bits that a call with it alone has, after its predecessors: token j of a sequence (from 0 on) attends to
+     * the cache and the new tokens up to itself; causal is 1. K and V are read from memory once for all of them (again
+     * from L2 for every 16 pairs of a token and a query head of the KV head). Values of a later token never reach an
+     * earlier one, NaN either; where V of a new token is not finite, the outputs of its KV head are NaN from that token
+     * on. n_seq, n_new and n_tokens shape the launch; how many tokens a sequence has is read on the device, and may be
+     * 0. Tokens that would overflow the cache write nothing to it and get NaN. */
+    int n_new;    /* new tokens of a sequence, at most 8; 0 or 1: one each, token i is that of sequence i */
+    int n_tokens; /* new tokens in all, at most; 0: n_seq * n_new. The workspace depends on it */
+    /* device [n_seq+1]: as q_start, within 0 to n_tokens; read only if n_new > 1. Then q_start is a host copy or NULL;
+     * with it and seq_lens overflow is refused before the launch. */
+    const int *q_start_device;
+
+    /* Decode only. Zero it once, before its first use (cudaMemset); every call leaves it ready for the next, of any
+     * shape that it is large enough for. Calls that run concurrently need one each. */
     void *workspace;        /* device, 16-byte aligned */
     size_t workspace_bytes; /* at least attention_workspace_bytes */
 
     /* Decode only. 1: K and V are stable. The kernel launched right before this call on its stream writes neither the
-     * cache nor block_table, block_rows or the lengths (but q, k_new and v_new it may: it can be a projection, or a
-     * decode call on another cache); nor does it let its successor start before its own wait for the kernels before it
-     * (cudaGridDependencySynchronize). On Hopper and later the call then reads all of these while that kernel still
-     * runs. 0 is always safe. */
+     * cache nor block_table, block_rows, q_start_device or the lengths (but q, k_new and v_new it may: it can be a
+     * projection, or a decode call on another cache); nor does it let its successor start before its own wait for the
+     * kernels before it (cudaGridDependencySynchronize). On Hopper and later the call then reads all of these while
+     * that kernel still runs. 0 is always safe. */
     int kv_stable;
 } AttentionArgs;
 
@@ -80,8 +93,8 @@ typedef struct AttentionArgs {
 int attention_prefill(const AttentionArgs *args, void *stream);
 int attention_decode(const AttentionArgs *args, void *stream);
 
-/* What attention_decode needs (attention_prefill needs none): from dtype, n_seq, n_heads, n_kv_heads, head_dim and
- * cache_max_len. SIZE_MAX, with a message, if one of these is refused. */
+/* What attention_decode needs (attention_prefill needs none): from dtype, n_seq, n_heads, n_kv_heads, head_dim,
+ * cache_max_len, n_new and n_tokens. SIZE_MAX, with a message, if one of these is refused. */
 size_t attention_workspace_bytes(const AttentionArgs *args);
 
 /* Bytes of one contiguous cache, K or V. SIZE_MAX, with a message, if a dimension is refused. */

@@ -100,13 +100,6 @@ template <typename T> __device__ __forceinline__ T from_combined(float o, float 
 // In place of the sum of weights of a group's second split: the first one's place has the whole group.
 constexpr float IN_GROUP = -1.0f;
 
-// A query tile of which this block has some splits and others have the rest: the first or the last of the block's
-// range.
-struct SharedTile {
-    int seq, head0, rows, n_splits, first_block, visited; // rows: its query heads; visited: splits of this block
-    int is_last;
-};
-
 template <typename T> struct alignas(4 * sizeof(T)) Four {
     T x[4];
 };
@@ -139,12 +132,14 @@ struct RowSum {
 // of DecodeState and DecodeCombine, element by element. A warp takes a query head; lane k computes the weights of split
 // k, for all lanes, and owns dims 4k .. 4k+3. It runs once, so what it costs is two ways through L2, of its data and of
 // its code.
-template <typename T, int D>
-__device__ __forceinline__ void combine_partials(const DecodeParams &p, const SharedTile &shared) {
-    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_splits = shared.n_splits, dim = lane * 4;
+template <typename T, int D, class Shared>
+__device__ __forceinline__ void combine_partials(const DecodeParams &p, const Shared &shared) {
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, dim = lane * 4;
     bool has_dims = lane < D / 4;
     for (int row = warp; row < shared.rows; row += blockDim.x >> 5) {
-        size_t part = ((size_t)shared.seq * p.n_heads + shared.head0 + row) * p.max_splits;
+        const DecodeColumn at = shared.column(p, row);
+        const int n_splits = shared.splits(p, row);
+        size_t part = ((size_t)at.token * p.n_heads + at.head) * p.max_splits;
         RowSum all;
 #pragma unroll 1
         for (int c = 0; c < n_splits; c += 16) {
@@ -182,22 +177,23 @@ __device__ __forceinline__ void combine_partials(const DecodeParams &p, const Sh
                 all.add(c + e == 0, m, l, sum);
             }
         }
-        if (has_dims)
-            all.store((T *)p.out + shared.seq * p.out_token_stride + (shared.head0 + row) * p.out_head_stride + dim);
+        if (has_dims) all.store((T *)p.out + at.token * p.out_token_stride + at.head * p.out_head_stride + dim);
     }
 }
 
 // At the end of a block, when all its threads have written their partial results: counts them in each query tile that
 // it shares, at most the first and the last of its range. Whoever brings a tile's last splits combines it.
-__device__ __forceinline__ SharedTile *shared_tiles() {
-    __shared__ SharedTile shared[2];
+template <class Shared> __device__ __forceinline__ Shared *shared_tiles() {
+    __shared__ Shared shared[2];
     return shared;
 }
-template <typename T, int D> __device__ __forceinline__ void combine_arrive(const DecodeParams &p, int n_shared) {
-    SharedTile *shared = shared_tiles();
+template <typename T, int D, class Cursor>
+__device__ __forceinline__ void combine_arrive(const DecodeParams &p, int n_shared) {
+    typedef typename Cursor::Shared Shared;
+    Shared *shared = shared_tiles<Shared>();
     __syncthreads(); // all of this block's partial results are written
     if (threadIdx.x < n_shared) {
-        SharedTile &s = shared[threadIdx.x];
+        Shared &s = shared[threadIdx.x];
         s.is_last = (int)atomic_add_acq_rel(p.arrived + s.first_block, s.visited) + s.visited == s.n_splits;
         if (s.is_last) p.arrived[s.first_block] = 0;
     }
@@ -207,13 +203,7 @@ template <typename T, int D> __device__ __forceinline__ void combine_arrive(cons
         if (shared[i].is_last) combine_partials<T, D>(p, shared[i]);
 }
 // Thread 0 notes the query tile that the block is about to begin its part of.
-__device__ __forceinline__ void share_tile(const DecodeParams &p, const DecodeCursor &item, int heads, int i) {
-    if (threadIdx.x == 0)
-        shared_tiles()[i] = {item.seq,
-                             item.kv_head * p.heads_per_kv + item.head_tile * heads,
-                             min(heads, p.heads_per_kv - item.head_tile * heads),
-                             item.n_splits,
-                             item.first_block,
-                             item.count(),
-                             0};
+template <class Cursor>
+__device__ __forceinline__ void share_tile(const DecodeParams &p, const Cursor &item, int heads, int i) {
+    if (threadIdx.x == 0) shared_tiles<typename Cursor::Shared>()[i] = item.share(p, heads);
 }

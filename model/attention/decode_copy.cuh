@@ -4,8 +4,8 @@
 #include "decode_schedule.cuh"
 
 // As cache_row, for a cursor's sequence and KV head.
-template <typename T>
-__device__ __forceinline__ size_t decode_row(const Cache<T> &c, const DecodeCursor &item, int pos) {
+template <typename T, class Cursor>
+__device__ __forceinline__ size_t decode_row(const Cache<T> &c, const Cursor &item, int pos) {
     int block = item.cache_block;
     if (c.table_width > 1) {
         int i = pos / c.block_size;
@@ -18,16 +18,20 @@ __device__ __forceinline__ size_t decode_row(const Cache<T> &c, const DecodeCurs
 // The copies of a block's steps, one after another: positions pos .. pos+STEP-1 of one KV head to K and V at `stage`;
 // zeros from the sequence's end on. A thread copies 16 bytes of every ROWS-th row. Nearly all steps are plain, and cost
 // no more than their copies: what finds the next place is out of their way.
-template <typename T, int D> struct DecodeCopies {
+template <typename T, int D, class Cursor> struct DecodeCopies {
     static constexpr int STEP = decode_step(D), CHUNKS = D / 8, COPIERS = D == 96 ? 96 : 128, ROWS = COPIERS / CHUNKS,
                          V = STEP * D * 2;
-    DecodeCursor item; // the query tile
-    int pos, end;      // the next step, and where the block's part of the query tile ends
-    int plain;         // steps from here on that are whole and in one block of the cache
-    const T *k, *v;    // where this thread's part of the next step is, if it is plain
-    uint32_t dst;      // and where in the tile it goes
+    Cursor item;  // the query tile
+    int pos, end; // the next step, and where the block's part of the query tile ends
+    // Steps from here on that are whole and where k and v say. 0: not all positions of the next one are in the cache;
+    // -1: it is in small blocks of the cache, for each of which the block table has to be asked.
+    int plain;
+    const T *k, *v; // where this thread's part of the next step begins
+    int64_t
+        second;   // in steps of 128: how many elements its positions from 64 on are off, in another block of the cache
+    uint32_t dst; // where in the tile it goes
 
-    __device__ __forceinline__ void start(const DecodeParams &p, const DecodeCursor &first) {
+    __device__ __forceinline__ void start(const DecodeParams &p, const Cursor &first) {
         item = first;
         dst = tile_offset<T, D>(threadIdx.x / CHUNKS, threadIdx.x % CHUNKS);
         enter(p);
@@ -43,12 +47,22 @@ template <typename T, int D> struct DecodeCopies {
     }
     __device__ __forceinline__ void find(const DecodeParams &p) {
         const Cache<T> &cache = (const Cache<T> &)p.cache;
-        int in_cache = min(end, item.total - p.append); // after it there is one new token at most
-        size_t at = decode_row(cache, item, pos) + threadIdx.x * 8;
-        k = cache.k + at;
-        v = cache.v + at;
-        if (cache.table_width > 1) in_cache = min(in_cache, (pos / cache.block_size + 1) * cache.block_size);
-        plain = max(in_cache - pos, 0) / STEP;
+        int in_cache = min(end, item.cached(p)); // after it there are new tokens
+        size_t at = decode_row(cache, item, pos);
+        k = cache.k + at + threadIdx.x * 8;
+        v = cache.v + at + threadIdx.x * 8;
+        bool known = true;
+        second = 0;
+        if (cache.table_width > 1) {
+            int in_block = cache.block_size - pos % cache.block_size; // positions from here on
+            if (STEP == 128 && in_block == 64) {
+                if (pos + 64 < item.total) second = (int64_t)(decode_row(cache, item, pos + 64) - at) - 64 * D;
+                in_block = 128;
+            }
+            known = in_block >= STEP;
+            in_cache = min(in_cache, pos + in_block);
+        }
+        plain = known ? max(in_cache - pos, 0) / STEP : -1;
     }
     // Starts the copies of the next step, and goes on to the one after. Without with_new it leaves a new token out.
     __device__ __forceinline__ void copy(const DecodeParams &p, uint32_t stage, bool with_new) {
@@ -57,8 +71,9 @@ template <typename T, int D> struct DecodeCopies {
             if (COPIERS == DECODE_THREADS || threadIdx.x < COPIERS)
 #pragma unroll
                 for (int i = 0; i < STEP / ROWS; i++) {
-                    copy_async16(stage + dst + i * ROWS * D * 2, k + i * ROWS * D, policy);
-                    copy_async16(stage + dst + V + i * ROWS * D * 2, v + i * ROWS * D, policy);
+                    int64_t off = STEP == 128 && i * ROWS >= 64 ? second : 0;
+                    copy_async16(stage + dst + i * ROWS * D * 2, k + off + i * ROWS * D, policy);
+                    copy_async16(stage + dst + V + i * ROWS * D * 2, v + off + i * ROWS * D, policy);
                 }
             k += STEP * D;
             v += STEP * D;
@@ -76,45 +91,63 @@ template <typename T, int D> struct DecodeCopies {
     __device__ __forceinline__ void copy_rows(const DecodeParams &p, uint32_t stage, bool with_new) {
         const Cache<T> &cache = (const Cache<T> &)p.cache;
         int at = pos + threadIdx.x / CHUNKS, dim = threadIdx.x % CHUNKS * 8;
-        const T *k_new = (const T *)p.k_new + item.seq * p.k_token_stride + item.kv_head * p.k_head_stride;
-        const T *v_new = (const T *)p.v_new + item.seq * p.v_token_stride + item.kv_head * p.v_head_stride;
 #pragma unroll 1
         for (int i = 0; i < STEP / ROWS && threadIdx.x < COPIERS; i++, at += ROWS) {
-            bool is_new = p.append && at == item.total - 1, valid = at < item.total;
+            bool is_new = item.is_new(p, at), valid = at < item.total;
             if (is_new && !with_new) continue;
-            size_t row = decode_row(cache, item, valid ? at : pos);
-            copy_async16(stage + dst + i * ROWS * D * 2, (is_new ? k_new : cache.k + row) + dim, valid);
-            copy_async16(stage + dst + V + i * ROWS * D * 2, (is_new ? v_new : cache.v + row) + dim, valid);
+            const T *k_from = k, *v_from = v; // legal, where nothing is read
+            if (is_new) {
+                k_from = (const T *)p.k_new + item.token(at) * p.k_token_stride + item.kv_head * p.k_head_stride + dim;
+                v_from = (const T *)p.v_new + item.token(at) * p.v_token_stride + item.kv_head * p.v_head_stride + dim;
+            } else if (valid && plain >= 0) {
+                int64_t off = (STEP == 128 && i * ROWS >= 64 ? second : 0) + i * ROWS * D;
+                k_from += off;
+                v_from += off;
+            } else if (valid) {
+                size_t row = decode_row(cache, item, at) + dim;
+                k_from = cache.k + row;
+                v_from = cache.v + row;
+            }
+            copy_async16(stage + dst + i * ROWS * D * 2, k_from, valid);
+            copy_async16(stage + dst + V + i * ROWS * D * 2, v_from, valid);
         }
     }
 };
 
-// A new token that a copy left out: its row in the step, -1 if there is none.
-struct DecodeNew {
-    int seq, kv_head, row;
+// New tokens that a copy left out: the row of the first in the step, -1 if there is none.
+template <class Cursor> struct DecodeNew {
+    int token, kv_head, row, n; // n: several of a sequence only
     __device__ __forceinline__ DecodeNew() : row(-1) {
     }
-    __device__ __forceinline__ DecodeNew(const DecodeParams &p, const DecodeCursor &item, int pos, int step)
-        : seq(item.seq), kv_head(item.kv_head),
-          row(p.append && item.total - 1 < pos + step ? item.total - 1 - pos : -1) {
+    __device__ __forceinline__ DecodeNew(const DecodeParams &p, const Cursor &item, int pos, int step)
+        : token(item.seq), kv_head(item.kv_head), row(-1) {
+        if constexpr (Cursor::ROWS) {
+            int first = max(item.cached(p), pos);
+            n = min(item.total, pos + step) - first;
+            token = item.token(first);
+            if (n > 0) row = first - pos;
+        } else if (p.append && item.total - 1 < pos + step)
+            row = item.total - 1 - pos;
     }
-    // Starts the copy of 16 bytes of its K and V, which are at k_tile and v_tile.
+    // Starts the copy of 16 bytes of their K and V, which are at k_tile and v_tile.
     template <typename T, int D>
     __device__ __forceinline__ void load(const DecodeParams &p, uint32_t k_tile, uint32_t v_tile, int chunk) const {
-        uint32_t at = tile_offset<T, D>(row, chunk);
-        copy_async16(k_tile + at, (const T *)p.k_new + seq * p.k_token_stride + kv_head * p.k_head_stride +
-                                      chunk * (16 / sizeof(T)));
-        copy_async16(v_tile + at, (const T *)p.v_new + seq * p.v_token_stride + kv_head * p.v_head_stride +
-                                      chunk * (16 / sizeof(T)));
+#pragma unroll 1
+        for (int i = 0; i < (Cursor::ROWS ? n : 1); i++) {
+            uint32_t at = tile_offset<T, D>(row + i, chunk);
+            copy_async16(k_tile + at, (const T *)p.k_new + (token + i) * p.k_token_stride + kv_head * p.k_head_stride +
+                                          chunk * (16 / sizeof(T)));
+            copy_async16(v_tile + at, (const T *)p.v_new + (token + i) * p.v_token_stride + kv_head * p.v_head_stride +
+                                          chunk * (16 / sizeof(T)));
+        }
     }
 };
 
-// Writes 16 bytes of the new token's K or V, row `row` of a tile in shared memory, to their place in the cache: not
-// from where they came from, as the way to L2 and back would hold up everyone.
-template <typename T, int D>
-__device__ __forceinline__ void decode_append(const DecodeParams &p, const DecodeCursor &item, uint32_t tile, int row,
-                                              bool is_v, int chunk) {
-    uint4 *to =
-        (uint4 *)((T *)(is_v ? p.cache.v : p.cache.k) + decode_row((const Cache<T> &)p.cache, item, item.total - 1));
+// Writes 16 bytes of K or V of the new token at a position, row `row` of a tile in shared memory, to their place in the
+// cache: not from where they came from, as the way to L2 and back would hold up everyone.
+template <typename T, int D, class Cursor>
+__device__ __forceinline__ void decode_append(const DecodeParams &p, const Cursor &item, int pos, uint32_t tile,
+                                              int row, bool is_v, int chunk) {
+    uint4 *to = (uint4 *)((T *)(is_v ? p.cache.v : p.cache.k) + decode_row((const Cache<T> &)p.cache, item, pos));
     to[chunk] = load_shared16(tile + tile_offset<T, D>(row, chunk));
 }

@@ -11,14 +11,16 @@
 
 #include "decode_combine.cuh"
 #include "decode_copy.cuh"
+#include "decode_rows.cuh"
 
 // One step of a split: keys and values of STEP positions at `stage`, of which the first n_valid count, into `now`,
 // whose m is not yet scaled: only differences are, so that the largest weight is 1 however large the scores. q: query
-// fragments; weights and tops: where weights and largest scores cross over between the warps.
-template <typename T, int D, int NT, int TILES>
+// fragments; weights and tops: where weights and largest scores cross over between the warps. ROWS: the columns are of
+// several new tokens; `less`, of four bits for each of the thread's columns, says how many positions fewer count.
+template <typename T, int D, int NT, bool ROWS, int TILES>
 __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, const uint32_t (&q)[NT][D / 16][2],
                                                   uint32_t stage, uint32_t weights, uint32_t tops, int n_valid,
-                                                  float scale_log2) {
+                                                  unsigned less, float scale_log2) {
     constexpr int STEP = decode_step(D), SUBS = STEP / 64, HEADS = 8 * NT, ROW = D * 2, V = STEP * ROW;
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     // Where this lane's rows for ldmatrix are: K rows of its warp's positions, V rows of a 16-position step of the
@@ -61,7 +63,11 @@ __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, c
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 float &x = s[u][n][i];
-                if (n_valid < 16 * SUBS && u * 16 + g + 8 * (i >> 1) >= n_valid) x = -INFINITY;
+                if constexpr (ROWS) {
+                    int n_own = n_valid - (int)(less >> 4 * (2 * n + (i & 1)) & 15);
+                    if (n_own < 16 * SUBS && u * 16 + g + 8 * (i >> 1) >= n_own) x = -INFINITY;
+                } else if (n_valid < 16 * SUBS && u * 16 + g + 8 * (i >> 1) >= n_valid)
+                    x = -INFINITY;
                 top[n][i & 1] = fmaxf(top[n][i & 1], x);
             }
 #pragma unroll
@@ -72,7 +78,9 @@ __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, c
     }
     __syncthreads(); // all warps' largest scores are there
 
-// Weights, relative to the largest score so far.
+    // Weights, relative to the largest score so far. What rounds, and where, is spelled out: several rows must get the
+    // bits of one.
+    float alpha[NT][2];
 #pragma unroll
     for (int n = 0; n < NT; n++) {
 #pragma unroll
@@ -81,18 +89,20 @@ __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, c
             top[n][0] = fmaxf(top[n][0], x.x);
             top[n][1] = fmaxf(top[n][1], x.y);
         }
-        float alpha[2];
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            top[n][h] = fmaxf(top[n][h], now.m[n][h]); // finite: a step has at least one position
-            alpha[h] = exp2_fast((now.m[n][h] - top[n][h]) * scale_log2);
-            now.m[n][h] = top[n][h];
-            now.l[n][h] *= alpha[h];
+            // Finite: a step has at least one position. With several rows maybe not one for each: of a split without
+            // any the weights are 0.
+            top[n][h] = fmaxf(top[n][h], now.m[n][h]);
+            const float largest = top[n][h];
+            if (ROWS && largest == -INFINITY) top[n][h] = 0.0f;
+            alpha[n][h] = exp2_fast((now.m[n][h] - top[n][h]) * scale_log2);
+            now.m[n][h] = largest;
         }
 #pragma unroll
         for (int i = 0; i < TILES; i++)
 #pragma unroll
-            for (int j = 0; j < 4; j++) now.o[n][i][j] *= alpha[j & 1];
+            for (int j = 0; j < 4; j++) now.o[n][i][j] = __fmul_rn(now.o[n][i][j], alpha[n][j & 1]);
 #pragma unroll
         for (int u = 0; u < SUBS; u++)
 #pragma unroll
@@ -139,13 +149,13 @@ __device__ __forceinline__ void decode_accumulate(DecodeState<NT, TILES> &now, c
         for (int i = 0; i < TILES; i++)
 #pragma unroll
             for (int j = 0; j < 4; j++) now.o[n][i][j] += low[n][i][j];
-        now.l[n][0] += sums[n][0];
-        now.l[n][1] += sums[n][1];
+        now.l[n][0] = __fmaf_rn(now.l[n][0], alpha[n][0], sums[n][0]);
+        now.l[n][1] = __fmaf_rn(now.l[n][1], alpha[n][1], sums[n][1]);
     }
 }
 
 // A block of the kernel: what its stages share.
-template <typename T, int D, int NT, int STAGES> struct DecodeBlock {
+template <typename T, int D, int NT, int STAGES, class Cursor> struct DecodeBlock {
     static constexpr int STEP = decode_step(D), HEADS = 8 * NT, TILES = decode_out_tiles(D), V = STEP * D * 2,
                          CHUNKS = D / 8;
     static constexpr int STAGE = decode_stage_bytes(D), Q_PITCH = decode_q_pitch(D);
@@ -160,17 +170,19 @@ template <typename T, int D, int NT, int STAGES> struct DecodeBlock {
     uint32_t send_to;                      // the same in the first block, from here
     bool loads_q, sends;
 
-    DecodeCursor item;
-    int head0, rows; // query heads of the tile
+    Cursor item;
+    int head0, rows; // query heads of the tile, or its columns if they are of several new tokens
     const T *query;  // the thread's 16 bytes of the tile's first query head
-    DecodeCopies<T, D> ahead;
-    DecodeNew mine;         // of the new tokens left out before the wait: that of step threadIdx.x / CHUNKS
+    DecodeCopies<T, D, Cursor> ahead;
+    DecodeNew<Cursor> mine; // of the new tokens left out before the wait: that of step threadIdx.x / CHUNKS
     bool new_is_late;       // does any of these steps but the last have one?
     int n_shared;           // query tiles that it shares with others
     bool first;             // step of all
     uint32_t stage, before; // of this step and of the one before
     int early_steps;        // steps to come of those but the last that were copied before the wait
     uint32_t q[NT][D / 16][2];
+    unsigned less; // of several new tokens: see decode_accumulate
+    int bad_from;  // and the first position of the tile whose V is not finite
     State now;
     DecodeCombine<State> combine;
 
@@ -179,24 +191,35 @@ template <typename T, int D, int NT, int STAGES> struct DecodeBlock {
           ring(shared_address(smem)), weights(ring + STAGES * STAGE), tops(weights + 2 * NT * STEP * 16),
           queries(tops + 4 * HEADS * 4), sent(smem + decode_smem_bytes(D, NT, STAGES)), send_to(0),
           loads_q(threadIdx.x < QUERY_STEP * CHUNKS), new_is_late(false), n_shared(0), first(true), stage(ring),
-          before(ring), early_steps(STAGES - 1) {
+          before(ring), early_steps(STAGES - 1), less(0), bad_from(INT_MAX) {
     }
 
-    __device__ __forceinline__ const T *own_query(const DecodeCursor &at) const {
+    __device__ __forceinline__ const T *own_query(const DecodeCursor &at) const { // of one new token per sequence
         int head = at.kv_head * p.heads_per_kv + at.head_tile * HEADS + threadIdx.x / CHUNKS;
         return (const T *)p.q + at.seq * p.q_token_stride + head * p.q_head_stride + threadIdx.x % CHUNKS * 8;
     }
     __device__ __forceinline__ void find_heads() {
         head0 = item.kv_head * p.heads_per_kv + item.head_tile * HEADS;
-        rows = min(HEADS, p.heads_per_kv - item.head_tile * HEADS);
+        rows = item.columns(p, HEADS);
+        if constexpr (Cursor::ROWS) {
+            bad_from = INT_MAX;
+            less = 0;
+#pragma unroll
+            for (int c = 0; c < NT; c++)
+#pragma unroll
+                for (int h = 0; h < 2; h++) less |= item.less(p, c * 8 + 2 * t + h) << 4 * (2 * c + h);
+        }
     }
 
     // Before the wait: the block's range; queries to L2, before all keys and values.
     __device__ __forceinline__ void find_range() {
-        item.start(p, lane, [&](const DecodeCursor &usual) {
-            if (p.head_tiles == 1 && loads_q && threadIdx.x / CHUNKS < p.heads_per_kv && usual.seq < p.n_seq)
-                prefetch_l2(own_query(usual));
-        });
+        if constexpr (Cursor::ROWS)
+            item.start(p, lane);
+        else
+            item.start(p, lane, [&](const DecodeCursor &usual) {
+                if (p.head_tiles == 1 && loads_q && threadIdx.x / CHUNKS < p.heads_per_kv && usual.seq < p.n_seq)
+                    prefetch_l2(own_query(usual));
+            });
         sends = item.in_cluster && (int)blockIdx.x != item.first_block;
     }
     // Before the wait: the ring is filled with all but new tokens.
@@ -205,7 +228,7 @@ template <typename T, int D, int NT, int STAGES> struct DecodeBlock {
 #pragma unroll 1
         for (int i = 0; i < STAGES; i++) {
             if (!ahead.done()) {
-                DecodeNew left_out(p, ahead.item, ahead.pos, STEP);
+                DecodeNew<Cursor> left_out(p, ahead.item, ahead.pos, STEP);
                 if (threadIdx.x / CHUNKS == i) mine = left_out;
                 if (i + 1 < STAGES) new_is_late |= left_out.row >= 0;
                 ahead.copy(p, ring + i * STAGE, false);
@@ -227,7 +250,7 @@ template <typename T, int D, int NT, int STAGES> struct DecodeBlock {
     }
     // Before the wait: to L2 what is small and needed at the end, the counter and the place of the first results.
     __device__ __forceinline__ void prefetch_ends() const {
-        if (item.work_left <= 0 || item.in_cluster) return;
+        if (Cursor::ROWS || item.work_left <= 0 || item.in_cluster) return;
         int i = threadIdx.x;
         if (i < rows)
             prefetch_l2(p.partial_ml + ((size_t)item.seq * p.n_heads + head0 + i) * p.max_splits + item.split);
@@ -237,17 +260,25 @@ template <typename T, int D, int NT, int STAGES> struct DecodeBlock {
     __device__ __forceinline__ void load_new() const {
         if (mine.row >= 0) {
             uint32_t tile = ring + threadIdx.x / CHUNKS * STAGE;
-            mine.load<T, D>(p, tile, tile + V, threadIdx.x % CHUNKS);
+            mine.template load<T, D>(p, tile, tile + V, threadIdx.x % CHUNKS);
         }
         copy_async_commit();
     }
 
     // Queries of the tile to shared memory, zeros where there are none, and from there to fragments.
     __device__ __forceinline__ void store_queries() {
-        for (int head = threadIdx.x / CHUNKS; loads_q && head < HEADS;
-             head += QUERY_STEP, query += QUERY_STEP * p.q_head_stride)
-            store_shared16(queries + head * Q_PITCH + threadIdx.x % CHUNKS * 16,
-                           head < rows ? __ldcg((const uint4 *)query) : make_uint4(0, 0, 0, 0));
+        if constexpr (Cursor::ROWS)
+            for (int i = threadIdx.x / CHUNKS; loads_q && i < HEADS; i += QUERY_STEP) {
+                DecodeColumn at = item.column(p, head0, min(i, rows - 1));
+                const T *from = (const T *)p.q + at.token * p.q_token_stride + at.head * p.q_head_stride;
+                store_shared16(queries + i * Q_PITCH + threadIdx.x % CHUNKS * 16,
+                               i < rows ? __ldcg((const uint4 *)from + threadIdx.x % CHUNKS) : make_uint4(0, 0, 0, 0));
+            }
+        else
+            for (int head = threadIdx.x / CHUNKS; loads_q && head < HEADS;
+                 head += QUERY_STEP, query += QUERY_STEP * p.q_head_stride)
+                store_shared16(queries + head * Q_PITCH + threadIdx.x % CHUNKS * 16,
+                               head < rows ? __ldcg((const uint4 *)query) : make_uint4(0, 0, 0, 0));
     }
     __device__ __forceinline__ void load_queries() {
 #pragma unroll
@@ -256,6 +287,35 @@ template <typename T, int D, int NT, int STAGES> struct DecodeBlock {
             for (int d = 0; d < D / 16; d += 2)
                 load_matrix4(q[c][d], q[c][d + 1],
                              queries + (c * 8 + (lane & 7)) * Q_PITCH + (2 * d + (lane >> 3)) * 16);
+    }
+
+    // Of several new tokens: of those in a step, from the first on whose V is not finite, V becomes 0, as 0 x NaN would
+    // be NaN in the columns of the tokens before it. Its own columns and those after it are NaN in the end.
+    __device__ __forceinline__ void clean_new(int pos) {
+        const int begin = max(item.before, pos), end = min(item.total, pos + STEP);
+        auto is_bad = [&](int at, int chunk) {
+            uint4 x = load_shared16(stage + V + tile_offset<T, D>(at - pos, chunk));
+            constexpr uint32_t EXPONENT = std::is_same<T, bf16>::value ? 0x7f80 : 0x7c00;
+            bool bad = false;
+            for (uint32_t two : {x.x, x.y, x.z, x.w})
+                bad |= (two & EXPONENT) == EXPONENT || (two >> 16 & EXPONENT) == EXPONENT;
+            return bad;
+        };
+        bool found = false;
+#pragma unroll 1
+        for (int at = begin; threadIdx.x < CHUNKS && at < end; at++) found |= is_bad(at, threadIdx.x);
+        if (!__syncthreads_or(found)) return; // and the new tokens have been read, to be appended
+        int at = begin;
+        for (found = false; at < end; at++) {
+#pragma unroll 1
+            for (int chunk = 0; chunk < CHUNKS; chunk++) found |= is_bad(at, chunk);
+            if (found) break;
+        }
+        bad_from = min(bad_from, at);
+        __syncthreads(); // all have looked
+        for (; threadIdx.x < CHUNKS && at < end; at++)
+            store_shared16(stage + V + tile_offset<T, D>(at - pos, threadIdx.x), make_uint4(0, 0, 0, 0));
+        __syncthreads(); // zeros are there
     }
 
     // The steps of a split, to `now`; from position append_from on the step has the new token, which goes to the cache.
@@ -283,19 +343,37 @@ template <typename T, int D, int NT, int STAGES> struct DecodeBlock {
             const bool copies = !first & !ahead.done(), appends = pos >= append_from;
             if (copies | appends) {
                 if (copies) ahead.copy(p, before, true);
-                if (appends && threadIdx.x < 2 * CHUNKS)
-                    decode_append<T, D>(p, item, threadIdx.x < CHUNKS ? stage : stage + V, item.total - 1 - pos,
-                                        threadIdx.x >= CHUNKS, threadIdx.x % CHUNKS);
+                if (appends && threadIdx.x < 2 * CHUNKS) {
+                    uint32_t tile = threadIdx.x < CHUNKS ? stage : stage + V;
+                    bool is_v = threadIdx.x >= CHUNKS;
+                    int chunk = threadIdx.x % CHUNKS;
+                    if constexpr (Cursor::ROWS)
+#pragma unroll 1
+                        for (int at = max(item.cached(p), pos); at < min(item.total, pos + STEP); at++)
+                            decode_append<T, D>(p, item, at, tile, at - pos, is_v, chunk);
+                    else
+                        decode_append<T, D>(p, item, item.total - 1, tile, item.total - 1 - pos, is_v, chunk);
+                }
             }
             if (!first) copy_async_commit(); // if of nothing, as they are counted
             first = false;
+            if constexpr (Cursor::ROWS)
+                if (pos + STEP > item.before) clean_new(pos);
 
-            decode_accumulate<T, D>(now, q, stage, weights, tops, end - pos, p.scale_log2);
+            decode_accumulate<T, D, NT, Cursor::ROWS>(now, q, stage, weights, tops,
+                                                      (Cursor::ROWS ? item.total : end) - pos, less, p.scale_log2);
             before = stage;
             stage = stage == ring + (STAGES - 1) * STAGE ? ring : stage + STAGE;
         }
 #pragma unroll
-        for (int c = 0; c < NT; c++) now.m[c][0] *= p.scale_log2, now.m[c][1] *= p.scale_log2;
+        for (int c = 0; c < NT; c++) {
+            now.m[c][0] = __fmul_rn(now.m[c][0], p.scale_log2);
+            now.m[c][1] = __fmul_rn(now.m[c][1], p.scale_log2);
+            if (Cursor::ROWS && bad_from < item.total)
+#pragma unroll
+                for (int h = 0; h < 2; h++)
+                    if (bad_from < item.total - (int)(less >> 4 * (2 * c + h) & 15)) now.l[c][h] = NAN;
+        }
     }
 
     // The block, or its cluster, has all splits of the tile.
@@ -331,9 +409,9 @@ template <typename T, int D, int NT, int STAGES> struct DecodeBlock {
             combine.group = now;
         if (whole_group && in_group < KV_GROUP - 1 && split + 1 < item.n_splits) return;
         int slot = whole_group ? split - in_group : split;
-        size_t first_head = (size_t)item.seq * p.n_heads + head0;
         each([&](int c, int h, int head) {
-            size_t part = (first_head + head) * p.max_splits + slot;
+            DecodeColumn at = item.column(p, head0, head);
+            size_t part = ((size_t)at.token * p.n_heads + at.head) * p.max_splits + slot;
             decode_store_row<float, D>(p.partial_o + part * D, combine.group.o[c], h, warp, g,
                                        [](float x) { return x; });
             if (warp + g == 0) {
@@ -354,25 +432,28 @@ template <typename T, int D, int NT, int STAGES> struct DecodeBlock {
     __device__ __forceinline__ void write_out() const {
         each([&](int c, int h, int head) {
             float inverse = __frcp_rn(combine.all.l[c][h]);
-            decode_store_row<T, D>((T *)p.out + item.seq * p.out_token_stride + (head0 + head) * p.out_head_stride,
+            DecodeColumn at = item.column(p, head0, head);
+            decode_store_row<T, D>((T *)p.out + at.token * p.out_token_stride + at.head * p.out_head_stride,
                                    combine.all.o[c], h, warp, g, [=](float x) { return from_combined<T>(x, inverse); });
         });
     }
 };
 
-// Computes: attention of one new token per sequence to its cache, in KV splits; appends K and V if asked.
-// Reads:    q [seq][head][D], k_new and v_new [seq][kv head][D], the cache, all T; seq_lens [seq] int32.
-// Writes:   out [seq][head][D] T (NaN for a sequence that would overflow its cache); with append row seq_lens[seq] of K
-//           and V; of query tiles that several blocks share, partial_ml and partial_o [seq][head][split], float32, and
-//           arrived.
+// Computes: attention of one new token per sequence to its cache (Cursor: DecodeCursor), or of several
+//           (DecodeRowsCursor), in KV splits; appends K and V if asked.
+// Reads:    q [token][head][D], k_new and v_new [token][kv head][D], the cache, all T; seq_lens [seq] int32; of several
+//           tokens q_start [seq+1] int32.
+// Writes:   out [token][head][D] T (NaN for what would overflow its cache); with append the rows of K and V from
+//           seq_lens[seq] on; of query tiles that several blocks share, partial_ml and partial_o [token][head][split],
+//           float32, and arrived.
 // Grid:     up to 2 SMs × 128 threads; a block owns a range of items, a warp a quarter of a step's positions in the
 //           scores and every fourth 16 dims of the output.
-// Requires: head_dim = D, heads_per_kv <= 8 NT * head_tiles, 16-byte rows, scale > 0, arrived = 0; shared memory of
-//           decode_smem_bytes, and in clusters decode_cluster_bytes; two blocks on an SM at most
-//           (DECODE_BLOCKS_PER_SM).
-template <typename T, int D, int NT, int STAGES>
+// Requires: head_dim = D, heads_per_kv (of several tokens: times n_new) <= 8 NT * head_tiles, 16-byte rows, scale > 0,
+//           arrived = 0; shared memory of decode_smem_bytes, and in clusters decode_cluster_bytes; two blocks on an SM
+//           at most (DECODE_BLOCKS_PER_SM); of several tokens, blocks of a multiple of head_tiles.
+template <typename T, int D, int NT, int STAGES, class Cursor>
 __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_constant__ DecodeParams p) {
-    typedef DecodeBlock<T, D, NT, STAGES> Block;
+    typedef DecodeBlock<T, D, NT, STAGES, Cursor> Block;
     extern __shared__ __align__(1024) char smem[];
     Block b(p, smem);
     if (!p.kv_stable) {
@@ -382,7 +463,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
     b.find_range();
     b.fill_ring();
     b.join_cluster();
-    b.query = b.own_query(b.item);
+    if (!Cursor::ROWS) b.query = b.own_query(b.item);
     b.find_heads();
     b.prefetch_ends();
     wait_for_previous_kernel(); // from here on q, k_new and v_new are there, and all may be written
@@ -398,7 +479,8 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
         // group?
         const bool whole = n == b.item.n_splits || b.item.in_cluster;
         bool whole_group = false;
-        const int append_from = p.append && b.item.head_tile == 0 ? b.item.total - Block::STEP : INT_MAX;
+        // The first position of a step with new tokens.
+        const int append_from = p.append && b.item.head_tile == 0 ? b.item.cached(p) + 1 - Block::STEP : INT_MAX;
         if (!whole) share_tile(p, b.item, Block::HEADS, b.n_shared++);
         __syncthreads();
         b.load_queries();
@@ -416,8 +498,12 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
         }
         if (whole) b.write_out();
         b.item.next(p, n);
-        if (b.item.work_left > 0) b.query = b.own_query(b.item);
+        if (!Cursor::ROWS && b.item.work_left > 0) b.query = b.own_query(b.item);
     }
-    if (b.n_shared) combine_arrive<T, D>(p, b.n_shared);
-    if (b.item.overflow) decode_refuse<T, D>(p);
+    if (b.n_shared) combine_arrive<T, D, Cursor>(p, b.n_shared);
+    if (!b.item.overflow) return;
+    if constexpr (Cursor::ROWS)
+        decode_refuse_rows<T, D>(p);
+    else
+        decode_refuse<T, D>(p);
 }

@@ -9,6 +9,7 @@
 #include "../cuda/rule.h"
 
 enum {
+    MAX_NEW_TOKENS = 8,   // of a sequence, in one call
     KV_SPLIT_UNIT = 128,  // positions: the shortest KV split, and the unit of work
     KV_GROUP = 8,         // KV splits that are combined first
     DECODE_THREADS = 128, // of a block of the 16-bit kernel
@@ -36,6 +37,14 @@ RULE int kv_split(int total) {
 }
 RULE int kv_splits(int total) {
     return (total + kv_split(total) - 1) >> kv_split_log2(total);
+}
+
+// Of n new tokens after `before` positions, each of which attends to one more than the one before: how many, from the
+// first on, have KV splits of the first one's length? n is at most MAX_NEW_TOKENS.
+RULE int rows_of_equal_splits(int before, int n) {
+    int log2 = kv_split_log2(before + 1);
+    if (kv_split_log2(before + n) == log2) return n;
+    return (4096 << (log2 - 7)) - before;
 }
 
 // Work of a KV split, in units of 128 positions; the last one counts as a whole one.

@@ -251,19 +251,19 @@ __global__ void __launch_bounds__(WARPS * 32, 1) decode_f32_kernel(const __grid_
     int ahead_tile = 0, stage = 0;
     bool waited = false;
     auto fetch = [&](int to) { // this warp's next tile, wherever it is
-        DecodeNew left_out;
+        DecodeNew<DecodeCursor> left_out;
         for (; ahead.work_left > 0; ahead.next(p), ahead_tile = 0) {
             int pos = ahead.begin() + (ahead_tile * WARPS + warp) * Tile::TOKENS;
             if (pos >= ahead.end()) continue;
             uint32_t tile = ring + to * 2 * TILE_BYTES;
             f32_load_tile<Tile>(p, ahead, pos, tile, tile + TILE_BYTES, dst, waited, lane);
-            if (!waited) left_out = DecodeNew(p, ahead, pos, Tile::TOKENS);
+            if (!waited) left_out = DecodeNew<DecodeCursor>(p, ahead, pos, Tile::TOKENS);
             ahead_tile++;
             break;
         }
         return left_out;
     };
-    DecodeNew first, second; // new tokens among the tiles that are copied before the wait
+    DecodeNew<DecodeCursor> first, second; // new tokens among the tiles that are copied before the wait
 #pragma unroll 1
     for (int i = 0; i < F32_STAGES; i++) {
         first = second;
@@ -301,7 +301,7 @@ __global__ void __launch_bounds__(WARPS * 32, 1) decode_f32_kernel(const __grid_
             uint32_t tile = ring + stage * 2 * TILE_BYTES;
             if (p.append && item.head_tile == 0 && item.total <= pos + Tile::TOKENS && lane < CHUNKS)
                 for (int v = 0; v < 2; v++)
-                    decode_append<T, D>(p, item, tile + v * TILE_BYTES, item.total - 1 - pos, v, lane);
+                    decode_append<T, D>(p, item, item.total - 1, tile + v * TILE_BYTES, item.total - 1 - pos, v, lane);
             state.accumulate(tile, tile + TILE_BYTES, end - pos, p.scale_log2, lane);
             __syncwarp(); // every lane has read the stage before it is filled again
             fetch(stage);
@@ -350,7 +350,7 @@ __global__ void __launch_bounds__(WARPS * 32, 1) decode_f32_kernel(const __grid_
         }
         visited = 0;
     }
-    if (n_shared) combine_arrive<T, D>(p, n_shared);
+    if (n_shared) combine_arrive<T, D, DecodeCursor>(p, n_shared);
     if (item.overflow) decode_refuse<T, D>(p);
 }
 

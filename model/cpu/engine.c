@@ -1,6 +1,7 @@
 // Engine cpu: its memory, and its weights from a file or from a seed. What it computes is forward.c.
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -16,6 +17,27 @@ enum {
 
 static bool read_logits_cpu(Model *m, Error *err) { // they are there already
     (void)m, (void)err;
+    return true;
+}
+
+typedef struct {
+    const Model *model;
+    const SampleRow *rows;
+    int *ids;
+} Draws;
+
+static void draw_rows(void *context, int64_t begin, int64_t end) {
+    Draws *d = context;
+    int vocab = d->model->config.vocab_size;
+    for (int64_t i = begin; i < end; i++) {
+        const SampleRow *row = &d->rows[i];
+        d->ids[i] = sample_token(row->config, d->model->logits + (size_t)row->row * (size_t)vocab, vocab, row->u);
+    }
+}
+
+static bool sample_cpu(Model *m, const SampleRow *rows, int n, int *ids, Error *err) {
+    (void)err;
+    parallel_for(n, 1, draw_rows, &(Draws){m, rows, ids});
     return true;
 }
 
@@ -92,8 +114,8 @@ static bool allocate_state(Model *m, CpuState *s, Error *err) {
     int widest = c->dim > c->q_dim ? c->dim : c->q_dim;
     size_t positions = (size_t)m->kv.n_slots * (size_t)m->kv.max_len;
     m->max_rows = positions < MAX_TOKENS ? (int)positions : MAX_TOKENS;
-    size_t kv = kv_elements(c->n_layers, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
-    m->kv.bytes = 2 * kv * sizeof(float);
+    if (!model_size_cache(m, sizeof(float), 0, err)) return false;
+    size_t kv = m->kv.bytes / 2 / sizeof(float);
     const struct {
         float **buffer;
         size_t rows, columns;
@@ -118,7 +140,8 @@ static bool allocate_state(Model *m, CpuState *s, Error *err) {
         if (!*buffers[i].buffer)
             return fail(
                 err,
-                "out of memory: %.3f GB for %d contexts of %d (their cache takes %.3f GB in all); try a smaller -c",
+                "out of memory: %.3f GB for %d contexts of %d (their cache takes %.3f GB in all); try a smaller -c "
+                "or --kv-memory",
                 (double)buffers[i].rows * (double)buffers[i].columns * 4e-9, m->kv.n_slots, m->kv.max_len,
                 (double)m->kv.bytes * 1e-9);
         m->buffer_bytes += bytes;
@@ -152,4 +175,35 @@ static void close_cpu(Model *m) {
     m->state = NULL;
 }
 
-const Engine engine_cpu = {"cpu", usable_cpu, open_cpu, close_cpu, forward_cpu, read_logits_cpu};
+// A page of one layer, of K or V: [n_kv_heads][KV_PAGE][head_dim].
+static bool copy_pages_cpu(Model *m, const int *pages, int n, void *const *host, bool to_host, Error *err) {
+    (void)err;
+    size_t size = kv_page_elements(m->config.n_kv_heads, m->config.head_dim), layer = (size_t)m->kv.n_pages * size;
+    float *caches[] = {m->kv.k, m->kv.v};
+    for (int i = 0; i < n; i++) {
+        float *saved = host[i];
+        for (int c = 0; c < 2; c++)
+            for (int l = 0; l < m->config.n_layers; l++, saved += size) {
+                float *page = caches[c] + (size_t)l * layer + (size_t)pages[i] * size;
+                memcpy(to_host ? saved : page, to_host ? page : saved, size * sizeof *page);
+            }
+    }
+    return true;
+}
+
+static int step_rows_cpu(const Model *m, int n_slots, Error *err) { // in any number of them a row's bits are its own
+    (void)m, (void)err;
+    return n_slots * (MAX_CANDIDATES + 1);
+}
+
+const Engine engine_cpu = {.name = "cpu",
+                           .usable = usable_cpu,
+                           .open = open_cpu,
+                           .close = close_cpu,
+                           .forward = forward_cpu,
+                           .read_logits = read_logits_cpu,
+                           .sample = sample_cpu,
+                           .allocate_host = malloc,
+                           .free_host = free,
+                           .copy_pages = copy_pages_cpu,
+                           .step_rows = step_rows_cpu};

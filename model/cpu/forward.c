@@ -25,28 +25,29 @@ static void rope_table(const Model *m, CpuState *s, int T) {
         }
 }
 
-// src[T][n_kv_heads][head_dim] to positions pos .. pos+T-1 of cache[n_kv_heads][max_len][head_dim], one slot of one
-// layer.
-static void cache_append(const Model *m, float *cache, const float *src, int pos, int T) {
-    size_t head_dim = (size_t)m->config.head_dim, stream = (size_t)m->kv.max_len * head_dim;
-    for (int t = 0; t < T; t++)
-        for (int h = 0; h < m->config.n_kv_heads; h++, src += head_dim)
-            memcpy(cache + (size_t)h * stream + (size_t)(pos + t) * head_dim, src, head_dim * sizeof *src);
+// src[T][n_kv_heads][head_dim] to positions pos .. pos+T-1 of a slot with these pages; cache: one layer's
+// [page][n_kv_heads][KV_PAGE][head_dim].
+static void cache_append(const Config *c, float *cache, const int *pages, const float *src, int pos, int T) {
+    size_t head_dim = (size_t)c->head_dim, page = kv_page_elements(c->n_kv_heads, c->head_dim);
+    for (int t = pos; t < pos + T; t++) {
+        float *to = cache + (size_t)pages[t / KV_PAGE] * page + (size_t)(t % KV_PAGE) * head_dim;
+        for (int h = 0; h < c->n_kv_heads; h++, src += head_dim, to += KV_PAGE * head_dim)
+            memcpy(to, src, head_dim * sizeof *src);
+    }
 }
 
 // Every sequence's new tokens into its slot, then every token attends to itself and to all before it.
 static void attend(Model *m, CpuState *s, const Batch *b, int layer) {
     const Config *c = &m->config;
+    size_t at = (size_t)layer * (size_t)m->kv.n_pages * kv_page_elements(c->n_kv_heads, c->head_dim);
+    float *k = (float *)m->kv.k + at, *v = (float *)m->kv.v + at;
     for (int i = 0; i < b->n_seq; i++) {
-        size_t slot = kv_elements(layer, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim) +
-                      kv_elements(1, b->slot[i], c->n_kv_heads, m->kv.max_len, c->head_dim);
-        float *k = (float *)m->kv.k + slot, *v = (float *)m->kv.v + slot;
+        const int *pages = kv_slot_pages(&m->kv, b->slot[i]);
         int pos = m->kv.len[b->slot[i]], T = b->start[i + 1] - b->start[i];
         size_t q_row = (size_t)b->start[i] * (size_t)c->q_dim, kv_row = (size_t)b->start[i] * (size_t)c->kv_dim;
-        cache_append(m, k, s->k + kv_row, pos, T);
-        cache_append(m, v, s->v + kv_row, pos, T);
-        s->ops->attention(s->att + q_row, s->q + q_row, k, v, T, pos, c->n_heads, c->n_kv_heads, c->head_dim,
-                          m->kv.max_len);
+        cache_append(c, k, pages, s->k + kv_row, pos, T);
+        cache_append(c, v, pages, s->v + kv_row, pos, T);
+        s->ops->attention(s->att + q_row, s->q + q_row, k, v, pages, T, pos, c->n_heads, c->n_kv_heads, c->head_dim);
     }
 }
 
@@ -73,9 +74,19 @@ static void lm_head(Model *m, CpuState *s, const Batch *b, int first_logit) {
         s->ops->rmsnorm(s->xb + (size_t)i * dim, s->x + (size_t)b->logit_rows[i] * dim, m->weights.norm, c->norm_eps, 1,
                         c->dim);
     float *logits = m->logits + (size_t)first_logit * vocab;
-    s->ops->matmul(logits, s->xb, &m->weights.output, b->n_logits);
+    s->ops->matmul_step(logits, s->xb, &m->weights.output, b->n_logits);
     for (int i = 0; i < b->n_logits; i++, logits += vocab)
         m->argmax[first_logit + i] = find_not_finite(logits, c->vocab_size) < 0 ? argmax(logits, c->vocab_size) : -1;
+}
+
+// y[T][rows] = x[T][cols] · wᵀ for the rows of a batch: the order of a row's sums depends on whether it is decoded, and
+// on nothing else.
+static void product(const CpuState *s, float *y, const float *x, const Matrix *w, const Batch *b) {
+    int decoded = b->start[b->n_decode];
+    if (decoded) s->ops->matmul_step(y, x, w, decoded);
+    if (b->n_rows > decoded)
+        s->ops->matmul(y + (size_t)decoded * (size_t)w->rows, x + (size_t)decoded * (size_t)w->cols, w,
+                       b->n_rows - decoded);
 }
 
 // The rows of a batch, after what their sequences have; rows of prompts and of steps alike.
@@ -97,23 +108,23 @@ bool forward_cpu(Model *m, const Batch *b, int first_logit, Error *err) {
 
         // attention: queries, keys and values of the normalised stream
         ops->rmsnorm(s->xb, s->x, l->attention_norm, c->norm_eps, T, c->dim);
-        ops->matmul(s->q, s->xb, &l->wq, T);
-        ops->matmul(s->k, s->xb, &l->wk, T);
-        ops->matmul(s->v, s->xb, &l->wv, T);
+        product(s, s->q, s->xb, &l->wq, b);
+        product(s, s->k, s->xb, &l->wk, b);
+        product(s, s->v, s->xb, &l->wv, b);
         // positions, as rotations of pairs
         ops->rope(s->q, s->cos, s->sin, T, c->n_heads, c->head_dim);
         ops->rope(s->k, s->cos, s->sin, T, c->n_kv_heads, c->head_dim);
         attend(m, s, b, i);
         // back to the stream
-        ops->matmul(s->xb, s->att, &l->wo, T);
+        product(s, s->xb, s->att, &l->wo, b);
         add(s->x, s->xb, n);
 
         // feed-forward: down(silu(gate) * up)
         ops->rmsnorm(s->xb, s->x, l->ffn_norm, c->norm_eps, T, c->dim);
-        ops->matmul(s->hb, s->xb, &l->w1, T);
-        ops->matmul(s->hb2, s->xb, &l->w3, T);
+        product(s, s->hb, s->xb, &l->w1, b);
+        product(s, s->hb2, s->xb, &l->w3, b);
         ops->swiglu(s->hb, s->hb2, (int64_t)T * c->hidden_dim);
-        ops->matmul(s->xb, s->hb, &l->w2, T);
+        product(s, s->xb, s->hb, &l->w2, b);
         add(s->x, s->xb, n);
     }
 

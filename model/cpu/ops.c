@@ -11,10 +11,14 @@
 
 enum {
     LANES = 8,
-    W_ROWS = 16,   // rows of W widened to float32 at a time ...
-    K_BLOCK = 512, // ... this many columns of them: 32 KB, which stays in the L1 cache
-    Q_ROWS = 32,   // (token, head) rows of one attention task
-    KV_TILE = 64,  // positions per step of the online softmax
+    W_ROWS = 16,         // rows of W widened to float32 at a time ...
+    K_BLOCK = 512,       // ... this many columns of them: 32 KB, which stays in the L1 cache
+    STEP_ROWS = 9,       // rows of x that a step multiplies at a time ...
+    STEP_W_ROWS = 32,    // ... by so many rows of W ...
+    STEP_COLUMNS = 1024, // ... this many columns of them
+    STEP_AHEAD = 4,      // rows of W that are fetched before they are multiplied: 1.2 to 1.5 times as fast
+    Q_ROWS = 32,         // (token, head) rows of one attention task
+    KV_TILE = KV_PAGE,   // positions per step of the online softmax
     // In multiply-adds:
     ALONE = 1 << 18, // what one thread does sooner than it wakes the others
     PART = 1 << 16   // what a thread takes at a time: a thread that loses its core holds up no more
@@ -244,10 +248,104 @@ static void matmul_part(void *product, int64_t begin, int64_t end) {
         matmul_panel(p->y, p->x, p->w, p->dtype, p->T, p->n, p->k, panel * W_ROWS);
 }
 
+// Rows of prompts.
 static void matmul(float *y, const float *x, const Matrix *w, int T) {
     Product p = {y, x, w->data, w->dtype, T, w->rows, w->cols};
-    int64_t rows = T == 1 ? 4 : W_ROWS, blocks = (p.n + rows - 1) / rows;
-    parallel_for(blocks, part_of(blocks, T * rows * p.k), T == 1 ? matvec_part : matmul_part, &p);
+    int64_t blocks = (p.n + W_ROWS - 1) / W_ROWS;
+    parallel_for(blocks, part_of(blocks, (int64_t)T * W_ROWS * p.k), matmul_part, &p);
+}
+
+// ---- matmul of a step -----------------------------------------------------------------------------------------------
+// One row of x is matvec's. Several share what is read of W; each has matvec's sums in matvec's order.
+
+// matvec's sum1 and sum2 of a block of W by rows of x, from one block of columns to the next.
+typedef struct {
+    Float8 sum1[STEP_W_ROWS][STEP_ROWS], sum2[STEP_W_ROWS][STEP_ROWS];
+} StepSums;
+
+// Rows i to i+R of the block, whose first element is `at`, by rows t to t+C of x, over n columns, a multiple of 16.
+// x [..][STEP_COLUMNS]: these columns, each sixteen in the order in which widen16 gives the weights.
+INLINE void step_tile(StepSums *sums, int i, int t, const float *x, const void *w, DType dtype, size_t at, size_t k,
+                      int n, int R, int C) {
+    Float8 sum1[2][3], sum2[2][3];
+    size_t bytes = dtype == DTYPE_F32 ? sizeof(float) : sizeof(uint16_t);
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) sum1[r][c] = sums->sum1[i + r][t + c], sum2[r][c] = sums->sum2[i + r][t + c];
+    x += t * STEP_COLUMNS;
+    for (int l = 0; l < n; l += 2 * LANES, x += 2 * LANES) {
+        Float8 w1[2], w2[2];
+        for (int r = 0; r < R; r++) {
+            widen16(w, dtype, at + (size_t)r * k + (size_t)l, &w1[r], &w2[r]);
+            if (t == 0) __builtin_prefetch((const char *)w + (at + (size_t)(r + STEP_AHEAD) * k + (size_t)l) * bytes);
+        }
+        for (int c = 0; c < C; c++) {
+            Float8 xc = load8(x + c * STEP_COLUMNS);
+            for (int r = 0; r < R; r++) sum1[r][c] += w1[r] * xc;
+        }
+        for (int c = 0; c < C; c++) {
+            Float8 xc = load8(x + c * STEP_COLUMNS + LANES);
+            for (int r = 0; r < R; r++) sum2[r][c] += w2[r] * xc;
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) sums->sum1[i + r][t + c] = sum1[r][c], sums->sum2[i + r][t + c] = sum2[r][c];
+}
+
+INLINE void step_rows(StepSums *sums, int i, const float *x, int T, const void *w, DType dtype, size_t at, size_t k,
+                      int n, int R) {
+    int t = 0;
+    for (; t + 3 <= T; t += 3) step_tile(sums, i, t, x, w, dtype, at, k, n, R, 3);
+    if (T - t == 2) step_tile(sums, i, t, x, w, dtype, at, k, n, R, 2);
+    if (T - t == 1) step_tile(sums, i, t, x, w, dtype, at, k, n, R, 1);
+}
+
+// Rows of W from `first` on, by T <= STEP_ROWS rows of x.
+INLINE void step_block(float *y, const float *x, const void *w, DType dtype, int T, int n, int k, int first) {
+    float columns[STEP_ROWS * STEP_COLUMNS];
+    StepSums sums;
+    int rows = n - first < STEP_W_ROWS ? n - first : STEP_W_ROWS, whole = k / (2 * LANES) * (2 * LANES);
+    memset(&sums, 0, sizeof sums);
+    for (int l = 0; l < whole; l += STEP_COLUMNS) {
+        int width = whole - l < STEP_COLUMNS ? whole - l : STEP_COLUMNS, i = 0;
+        for (int t = 0; t < T; t++)
+            for (int c = 0; c < width; c += 2 * LANES) {
+                Float8 x1, x2;
+                load16(x + (size_t)t * (size_t)k + (size_t)(l + c), dtype, &x1, &x2);
+                store8(columns + t * STEP_COLUMNS + c, x1);
+                store8(columns + t * STEP_COLUMNS + c + LANES, x2);
+            }
+        size_t at = (size_t)first * (size_t)k + (size_t)l;
+        for (; i + 2 <= rows; i += 2)
+            step_rows(&sums, i, columns, T, w, dtype, at + (size_t)i * (size_t)k, (size_t)k, width, 2);
+        if (i < rows) step_rows(&sums, i, columns, T, w, dtype, at + (size_t)i * (size_t)k, (size_t)k, width, 1);
+    }
+    for (int i = 0; i < rows; i++)
+        for (int t = 0; t < T; t++) {
+            float sum = sum8(sums.sum1[i][t] + sums.sum2[i][t]);
+            for (int r = whole; r < k; r++)
+                sum += widen1(w, dtype, (size_t)(first + i) * (size_t)k + (size_t)r) *
+                       x[(size_t)t * (size_t)k + (size_t)r];
+            y[(size_t)t * (size_t)n + (size_t)(first + i)] = sum;
+        }
+}
+
+static void step_part(void *product, int64_t begin, int64_t end) {
+    Product p = *(const Product *)product;
+    for (int block = (int)begin; block < (int)end; block++)
+        for (int t = 0; t < p.T; t += STEP_ROWS) {
+            float *y = p.y + (size_t)t * (size_t)p.n;
+            const float *x = p.x + (size_t)t * (size_t)p.k;
+            int T = p.T - t < STEP_ROWS ? p.T - t : STEP_ROWS, first = block * STEP_W_ROWS;
+            if (p.dtype == DTYPE_BF16) step_block(y, x, p.w, DTYPE_BF16, T, p.n, p.k, first);
+            if (p.dtype == DTYPE_F16) step_block(y, x, p.w, DTYPE_F16, T, p.n, p.k, first);
+            if (p.dtype == DTYPE_F32) step_block(y, x, p.w, DTYPE_F32, T, p.n, p.k, first);
+        }
+}
+
+static void matmul_step(float *y, const float *x, const Matrix *w, int T) {
+    Product p = {y, x, w->data, w->dtype, T, w->rows, w->cols};
+    int64_t rows = T == 1 ? 4 : STEP_W_ROWS, blocks = (p.n + rows - 1) / rows;
+    parallel_for(blocks, part_of(blocks, T * rows * p.k), T == 1 ? matvec_part : step_part, &p);
 }
 
 static void widen(float *x, const void *row, DType dtype, int n) {
@@ -321,20 +419,29 @@ INLINE void accumulate_tile(float *out, const float *p, const float *v, int coun
         for (int c = 0; c < C; c++) store8(out + i * n + c * LANES, sum[i][c]);
 }
 
-// out[rows][n] += p[rows][KV_TILE] · v[count][n]
-static void accumulate(float *out, const float *p, const float *v, int rows, int count, int n) {
-    int i = 0;
-    for (; i < rows; i += rows - i >= 4 ? 4 : 1) {
-        int c = 0;
-        float *o = out + i * n;
-        const float *weights = p + i * KV_TILE;
-        if (rows - i >= 4)
-            for (; c + 2 * LANES <= n; c += 2 * LANES) accumulate_tile(o + c, weights, v + c, count, n, 4, 2);
-        else
-            for (; c + LANES <= n; c += LANES) accumulate_tile(o + c, weights, v + c, count, n, 1, 1);
-        for (int r = i; r < i + (rows - i >= 4 ? 4 : 1); r++) // columns left over
-            for (int j = 0; j < count; j++)
-                for (int l = c; l < n; l++) out[r * n + l] += p[r * KV_TILE + j] * v[j * n + l];
+// out[R][n] += p[R][KV_TILE] · v[count][n] for R = 4 or 1 rows.
+INLINE void accumulate_rows(float *out, const float *p, const float *v, int count, int n, int R) {
+    int c = 0;
+    if (R == 4)
+        for (; c + 2 * LANES <= n; c += 2 * LANES) accumulate_tile(out + c, p, v + c, count, n, 4, 2);
+    else
+        for (; c + LANES <= n; c += LANES) accumulate_tile(out + c, p, v + c, count, n, 1, 1);
+    for (int r = 0; r < R; r++) // columns left over
+        for (int j = 0; j < count; j++)
+            for (int l = c; l < n; l++) out[r * n + l] += p[r * KV_TILE + j] * v[j * n + l];
+}
+
+// out[rows][n] += p[rows][KV_TILE] · v[n], of v as many positions as the row attends to, visible[rows], ascending: what
+// comes after it is not multiplied by zero but left alone, for it may be infinite.
+static void accumulate(float *out, const float *p, const float *v, int rows, const int *visible, int n) {
+    for (int i = 0; i < rows;) {
+        int together = rows - i >= 4 ? 4 : 1, count = visible[i];
+        if (together == 4) accumulate_rows(out + i * n, p + i * KV_TILE, v, count, n, 4);
+        for (int end = i + together; i < end; i++) {
+            int from = together == 4 ? count : 0;
+            if (visible[i] > from)
+                accumulate_rows(out + i * n, p + i * KV_TILE + from, v + from * n, visible[i] - from, n, 1);
+        }
     }
 }
 
@@ -359,11 +466,13 @@ static void softmax_step(float *score, int visible, float *max, float *sum, floa
     *sum += sum8(total);
 }
 
-// Rows [first, first+rows) of one K/V head's queries, numbered token × group + head of the group.
-static void attention_task(float *out, const float *q, const float *k, const float *v, int first, int rows, int pos,
-                           int n_heads, int group, int head_dim) {
+// Rows [first, first+rows) of one K/V head's queries, numbered token × group + head of the group. k and v: the head's
+// first page, page_stride elements before the next.
+static void attention_task(float *out, const float *q, const float *k, const float *v, const int *pages,
+                           size_t page_stride, int first, int rows, int pos, int n_heads, int group, int head_dim) {
     float queries[Q_ROWS * MAX_HEAD_DIM], result[Q_ROWS * MAX_HEAD_DIM], score[Q_ROWS * KV_TILE], max[Q_ROWS],
         sum[Q_ROWS];
+    int visible[Q_ROWS]; // positions of a tile that a row attends to
     float scale = 1.0f / sqrtf((float)head_dim);
     int whole = head_dim / LANES * LANES;
     for (int r = 0; r < rows; r++) {
@@ -377,21 +486,20 @@ static void attention_task(float *out, const float *q, const float *k, const flo
     int end = pos + (first + rows - 1) / group + 1; // positions that the last row attends to
     for (int j = 0; j < end; j += KV_TILE) {
         int count = end - j < KV_TILE ? end - j : KV_TILE;
-        const float *kj = k + (size_t)j * (size_t)head_dim, *vj = v + (size_t)j * (size_t)head_dim;
+        size_t page = (size_t)pages[j / KV_TILE] * page_stride;
+        const float *kj = k + page, *vj = v + page;
         memset(score, 0, sizeof score);
         dot_block(score, KV_TILE, 1, queries, (size_t)head_dim, rows, kj, (size_t)head_dim, count, whole);
         for (int r = 0; r < rows; r++) {
             for (int i = whole; i < head_dim; i++)
                 for (int c = 0; c < count; c++)
                     score[r * KV_TILE + c] += queries[r * head_dim + i] * kj[c * head_dim + i];
-            int visible = pos + (first + r) / group + 1 - j; // the causal mask
-            visible = visible < 0 ? 0 : visible > count ? count : visible;
-            if (visible > 0)
-                softmax_step(score + r * KV_TILE, visible, max + r, sum + r, result + r * head_dim, head_dim);
-            else
-                memset(score + r * KV_TILE, 0, KV_TILE * sizeof *score);
+            int sees = pos + (first + r) / group + 1 - j; // the causal mask
+            visible[r] = sees < 0 ? 0 : sees > count ? count : sees;
+            if (visible[r] > 0)
+                softmax_step(score + r * KV_TILE, visible[r], max + r, sum + r, result + r * head_dim, head_dim);
         }
-        accumulate(result, score, vj, rows, count, head_dim);
+        accumulate(result, score, vj, rows, visible, head_dim);
     }
     for (int r = 0; r < rows; r++) {
         int token = (first + r) / group, head = (first + r) % group;
@@ -403,7 +511,8 @@ static void attention_task(float *out, const float *q, const float *k, const flo
 typedef struct {
     float *out;
     const float *q, *k, *v;
-    int T, pos, n_heads, n_kv_heads, head_dim, max_len;
+    const int *pages;
+    int T, pos, n_heads, n_kv_heads, head_dim;
 } Attention;
 
 // Blocks of Q_ROWS rows of one K/V head, the longest first.
@@ -413,16 +522,16 @@ static void attention_part(void *whole, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
         int task = blocks * a->n_kv_heads - 1 - (int)i, kv_head = task % a->n_kv_heads,
             first = task / a->n_kv_heads * Q_ROWS;
-        size_t at = (size_t)kv_head * (size_t)a->max_len * (size_t)a->head_dim,
-               head = (size_t)(kv_head * group * a->head_dim);
-        attention_task(a->out + head, a->q + head, a->k + at, a->v + at, first,
+        size_t at = (size_t)kv_head * KV_PAGE * (size_t)a->head_dim, head = (size_t)(kv_head * group * a->head_dim);
+        attention_task(a->out + head, a->q + head, a->k + at, a->v + at, a->pages,
+                       kv_page_elements(a->n_kv_heads, a->head_dim), first,
                        rows - first < Q_ROWS ? rows - first : Q_ROWS, a->pos, a->n_heads, group, a->head_dim);
     }
 }
 
-static void attention(float *out, const float *q, const float *k, const float *v, int T, int pos, int n_heads,
-                      int n_kv_heads, int head_dim, int max_len) {
-    Attention a = {out, q, k, v, T, pos, n_heads, n_kv_heads, head_dim, max_len};
+static void attention(float *out, const float *q, const float *k, const float *v, const int *pages, int T, int pos,
+                      int n_heads, int n_kv_heads, int head_dim) {
+    Attention a = {out, q, k, v, pages, T, pos, n_heads, n_kv_heads, head_dim};
     int64_t tasks = (int64_t)(T * (n_heads / n_kv_heads) + Q_ROWS - 1) / Q_ROWS * n_kv_heads;
     bool alone = (int64_t)T * (pos + T) * n_heads * head_dim <= ALONE;
     parallel_for(tasks, alone ? tasks : 1, attention_part, &a);
@@ -466,4 +575,4 @@ static double multiply_add(int64_t rounds, float *sink) {
     return (double)rounds * 10 * LANES * 2;
 }
 
-const Ops OPS_TABLE = {OPS_NAME, matmul, widen, rmsnorm, rope, attention, swiglu, read_all, multiply_add};
+const Ops OPS_TABLE = {OPS_NAME, matmul, matmul_step, widen, rmsnorm, rope, attention, swiglu, read_all, multiply_add};

@@ -9,8 +9,11 @@
 
 typedef struct {
     const char *name; // the instruction set
-    // y[T][rows] = x[T][cols] · wᵀ, w BF16, F16 or F32. Each sum in one fixed order, whatever the threads.
+    // y[T][rows] = x[T][cols] · wᵀ, w BF16, F16 or F32. Each sum in one fixed order, whatever the threads and whatever
+    // T: a row has the bits that it has alone. Two orders: matmul is the faster for rows of prompts, matmul_step for
+    // one row or a few, and for those whose logits are wanted.
     void (*matmul)(float *y, const float *x, const Matrix *w, int T);
+    void (*matmul_step)(float *y, const float *x, const Matrix *w, int T);
     // x[n], widened from n numbers of dtype.
     void (*widen)(float *x, const void *from, DType dtype, int n);
     // y[T][n] = x / sqrt(mean(x²) + eps) * weight[n]. Zhang & Sennrich 2019, in the order of HuggingFace's
@@ -20,10 +23,11 @@ typedef struct {
     // of cos/sin[T][head_dim/2]. Su et al. 2021, HuggingFace's half-split order.
     void (*rope)(float *x, const float *cos, const float *sin, int T, int n_heads, int head_dim);
     // out[T][n_heads][head_dim]: causal attention of the tokens at positions pos .. pos+T-1 over k and v
-    // [n_kv_heads][max_len][head_dim], filled up to pos+T; n_heads/n_kv_heads query heads share each K/V head
-    // (Ainslie et al. 2023). Online softmax over tiles of positions (Milakov & Gimelshein 2018).
-    void (*attention)(float *out, const float *q, const float *k, const float *v, int T, int pos, int n_heads,
-                      int n_kv_heads, int head_dim, int max_len);
+    // [page][n_kv_heads][KV_PAGE][head_dim], whose pages `pages` [kv_pages(pos+T)] are filled up to pos+T;
+    // n_heads/n_kv_heads query heads share each K/V head (Ainslie et al. 2023). Online softmax over tiles of positions
+    // (Milakov & Gimelshein 2018). A token has the bits that it has alone, whatever comes after it.
+    void (*attention)(float *out, const float *q, const float *k, const float *v, const int *pages, int T, int pos,
+                      int n_heads, int n_kv_heads, int head_dim);
     // gate[n] = gate / (1 + exp(-gate)) * up: SiLU, Shazeer 2020.
     void (*swiglu)(float *gate, const float *up, int64_t n);
     // What the machine gives, for the benchmark: the sum of data as 8-byte words, by all threads; and the

@@ -19,6 +19,10 @@ struct Buffer {
 
 enum { N_BUFFERS = 28 };
 
+static uint64_t table_bytes(const Model *m) {
+    return (uint64_t)m->kv.n_slots * (uint64_t)kv_pages(m->kv.max_len) * sizeof(int);
+}
+
 // Every buffer but the weights, sized for the context; fills list and returns how many.
 static int list_buffers(Model *m, CudaState *s, Buffer *list) {
     const Config *c = &m->config;
@@ -45,8 +49,11 @@ static int list_buffers(Model *m, CudaState *s, Buffer *list) {
         {(void **)&s->logits, (uint64_t)s->max_logits * (uint64_t)c->vocab_size * 4},
         {(void **)&s->other_logits, (uint64_t)s->max_logits * (uint64_t)c->vocab_size * 4},
         {(void **)&s->argmax, MAX_STEP_ROWS * 4},
+        {(void **)&s->sample.bins, (uint64_t)s->max_logits * sizeof *s->sample.bins},
+        {(void **)&s->sample.jobs, (uint64_t)s->max_logits * sizeof *s->sample.jobs},
         {(void **)&s->step, sizeof *s->step},
         {(void **)&s->slots, MAX_SLOTS * 4},
+        {(void **)&s->block_table, table_bytes(m)},
         {s->wide_elements ? (void **)&s->wide : NULL, s->wide_elements * sizeof(float)},
         {&s->attention_workspace, s->attention_workspace_bytes},
         {&s->blas_workspace, BLAS_WORKSPACE_BYTES},
@@ -70,33 +77,48 @@ static bool size_state(Model *m, CudaState *s, Error *err) {
     a.n_kv_heads = c->n_kv_heads;
     a.head_dim = c->head_dim;
     a.cache_max_len = m->kv.max_len;
-    s->attention_workspace_bytes = attention_workspace_bytes(&a);
-    m->kv.bytes = 2 * s->element * kv_elements(c->n_layers, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
-    return s->attention_workspace_bytes != SIZE_MAX || fail(err, "%s", attention_error());
+    for (int n_new = 1; n_new <= (m->speculates ? MAX_CANDIDATES + 1 : 1); n_new++) {
+        a.n_new = n_new;
+        a.n_tokens = n_new > 1 ? model_step_rows(m) : 0;
+        size_t bytes = attention_workspace_bytes(&a);
+        if (bytes == SIZE_MAX) return fail(err, "%s", attention_error());
+        if (bytes > s->attention_workspace_bytes) s->attention_workspace_bytes = bytes;
+    }
+    return true;
 }
 
-// Compares what is needed with what is free before anything is allocated, and says which context would fit.
-static bool check_memory(const Model *m, const CudaState *s, uint64_t weights, const Buffer *list, int n, Error *err) {
-    const Config *c = &m->config;
+// Compares what is needed with what is free before anything is allocated, and sizes the cache. Without kv_memory it has
+// pages for all that the slots may hold or, where that does not fit beside the rest, those that leave SPARE, and at
+// least one sequence's.
+static bool size_cache(Model *m, const CudaState *s, uint64_t weights, const Buffer *list, int n, Error *err) {
+    const uint64_t RESERVE = 256 << 20, SPARE = 1000000000; // RESERVE: the upload's staging, kernels' own needs
     size_t free_bytes, total;
     CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
-    const uint64_t reserve = 256 << 20; // the upload's staging, kernels' own needs
-    uint64_t buffers = 0, cache = m->kv.bytes;
+    uint64_t buffers = 0, page = cache_page_bytes(&m->config, s->element);
     for (int i = 0; i < n; i++) buffers += list[i].bytes;
-    uint64_t needed = weights + buffers + reserve;
-    if (needed <= free_bytes) return true;
-    uint64_t per_token = kv_elements(c->n_layers, m->kv.n_slots, c->n_kv_heads, 1, c->head_dim) * s->element * 2;
-    uint64_t without_cache = needed - cache;
-    if (without_cache >= free_bytes)
-        return fail(err, "GPU memory: %.2f GB of weights and %.2f GB of buffers, %.2f GB are free of %.2f",
-                    (double)weights * 1e-9, (double)(without_cache - weights) * 1e-9, (double)free_bytes * 1e-9,
-                    (double)total * 1e-9);
-    return fail(
-        err,
-        "GPU memory: %.2f GB of weights, %.2f GB of cache and %.2f GB of buffers, %.2f GB are free; a context of "
-        "%" PRIu64 " would fit (-c)",
-        (double)weights * 1e-9, (double)cache * 1e-9, (double)(without_cache - weights) * 1e-9,
-        (double)free_bytes * 1e-9, (free_bytes - without_cache) / per_token);
+    uint64_t needed = weights + buffers + RESERVE, room = needed < free_bytes ? (free_bytes - needed) / page : 0;
+    uint64_t one = (uint64_t)kv_pages(m->kv.max_len), all = (uint64_t)m->kv.n_slots * one;
+    bool whole = m->kv_memory == KV_MEMORY_ALL, asked = m->kv_memory && !whole;
+    uint64_t least = whole ? all : asked ? m->kv_memory / page : one;
+    if (least > all) least = all;
+    double gb_weights = (double)weights * 1e-9, gb_buffers = (double)(buffers + RESERVE) * 1e-9,
+           gb_free = (double)free_bytes * 1e-9;
+    if (room == 0)
+        return fail(err, "GPU memory: %.2f GB of weights and %.2f GB of buffers, %.2f GB are free of %.2f", gb_weights,
+                    gb_buffers, gb_free, (double)total * 1e-9);
+    if (least > room && asked)
+        return fail(err,
+                    "--kv-memory %" PRIu64
+                    ": %.2f GB of weights, %.2f GB of buffers, %.2f GB are free; at most %" PRIu64 " would fit",
+                    m->kv_memory, gb_weights, gb_buffers, gb_free, room * page);
+    if (least > room)
+        return fail(err,
+                    "GPU memory: %.2f GB of weights, %.2f GB of cache and %.2f GB of buffers, %.2f GB are free; a "
+                    "context of %" PRIu64 " would fit (-c)",
+                    gb_weights, (double)(least * page) * 1e-9, gb_buffers, gb_free, room / (least / one) * KV_PAGE);
+    uint64_t spare = (SPARE - RESERVE) / page + 1, pages = all;
+    if (all > room) pages = room > one + spare ? room - spare : one;
+    return model_size_cache(m, s->element, (int64_t)pages, err);
 }
 
 // ---- the engine -----------------------------------------------------------------------------------------------------
@@ -155,9 +177,15 @@ static bool connect(Model *m, CudaState *s, Error *err) {
     CUDA_TRY(cudaEventCreateWithFlags(&s->argmax_ready, cudaEventDisableTiming));
     CUDA_TRY(cudaMallocHost((void **)&s->argmax_host, MAX_STEP_ROWS * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&s->other_argmax_host, MAX_STEP_ROWS * sizeof(int)));
+    CUDA_TRY(cudaMallocHost((void **)&s->table_changes, table_bytes(m) / sizeof(int) * sizeof *s->table_changes));
+    CUDA_TRY(cudaMemset(s->block_table, 0, table_bytes(m))); // the warm-up's sequence has all its positions on page 0
+    CUDA_TRY(cudaMallocHost((void **)&s->sample.jobs_host, (size_t)s->max_logits * sizeof *s->sample.jobs_host));
+    CUDA_TRY(cudaMallocHost((void **)&s->sample.ids_host, (size_t)s->max_logits * sizeof *s->sample.ids_host));
     CUDA_TRY(cudaMallocHost((void **)&s->pos_host, 2 * (size_t)m->max_rows * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&m->logits, (size_t)s->max_logits * (size_t)m->config.vocab_size * sizeof(float)));
-    CUDA_TRY(cudaMemset(s->attention_workspace, 0, s->attention_workspace_bytes)); // once; every call leaves it ready
+    // Once; every call leaves them ready.
+    CUDA_TRY(cudaMemset(s->attention_workspace, 0, s->attention_workspace_bytes));
+    CUDA_TRY(cudaMemset(s->sample.bins, 0, (size_t)s->max_logits * sizeof *s->sample.bins));
     CUDA_TRY(
         cudaMemcpy(s->rope_freq, m->rope_freq, (size_t)m->config.head_dim / 2 * sizeof(float), cudaMemcpyHostToDevice));
     return true;
@@ -191,7 +219,8 @@ bool open_cuda(Model *m, bool for_fused, Error *err) {
     int n_buffers = 0;
     bool ok = plan_weights(&plan, m, s, err) && size_state(m, s, err);
     if (ok) n_buffers = list_buffers(m, s, buffers);
-    ok = ok && check_memory(m, s, plan.bytes, buffers, n_buffers, err);
+    ok = ok && size_cache(m, s, plan.bytes, buffers, n_buffers, err);
+    if (ok) n_buffers = list_buffers(m, s, buffers); // now with the cache
     for (int i = 0; ok && i < n_buffers; i++) {
         cudaError_t status = cudaMalloc(buffers[i].at, buffers[i].bytes ? buffers[i].bytes : 16);
         if (status != cudaSuccess)
@@ -217,9 +246,10 @@ void close_cuda(Model *m) {
     CudaState *s = (CudaState *)m->state;
     if (!s) return;
     if (s->stream) cudaStreamSynchronize(s->stream);
-    for (auto &graphs : s->graphs)
-        for (cudaGraphExec_t graph : graphs)
-            if (graph) cudaGraphExecDestroy(graph);
+    for (auto &buffers : s->graphs)
+        for (auto &graphs : buffers)
+            for (cudaGraphExec_t graph : graphs)
+                if (graph) cudaGraphExecDestroy(graph);
     if (s->argmax_ready) cudaEventDestroy(s->argmax_ready);
     if (s->side) cudaStreamDestroy(s->side);
     if (s->blas) cublasDestroy(s->blas);
@@ -231,6 +261,9 @@ void close_cuda(Model *m) {
     cudaFreeHost(s->argmax_host);
     cudaFreeHost(s->other_argmax_host);
     cudaFreeHost(s->pos_host);
+    cudaFreeHost(s->table_changes);
+    cudaFreeHost(s->sample.jobs_host);
+    cudaFreeHost(s->sample.ids_host);
     cudaFreeHost(m->logits);
     if (s->stream) cudaStreamDestroy(s->stream);
     cudaGetLastError(); // an allocation that was refused is no error of what comes next
@@ -242,5 +275,6 @@ static bool open_cublas(Model *m, Error *err) {
     return open_cuda(m, false, err);
 }
 
-extern "C" const Engine engine_cublas = {"cublas",   usable_cuda,  open_cublas,
-                                         close_cuda, forward_cuda, read_logits_cuda};
+extern "C" const Engine engine_cublas = {"cublas",     usable_cuda,      open_cublas, close_cuda,
+                                         forward_cuda, read_logits_cuda, sample_cuda, allocate_pinned,
+                                         free_pinned,  copy_pages_cuda,  NULL};

@@ -23,7 +23,7 @@ int attention_dtype(DType dtype) {
 
 AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int T, int layer) {
     const Config *c = &m->config;
-    size_t at = kv_elements(layer, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim) * s->element;
+    size_t at = (size_t)layer * m->kv.n_pages * kv_page_elements(c->n_kv_heads, c->head_dim) * s->element;
     AttentionArgs a;
     memset(&a, 0, sizeof a);
     a.dtype = attention_dtype(s->type);
@@ -44,16 +44,29 @@ AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int 
     a.out_head_stride = c->head_dim;
     a.k_cache = (char *)m->kv.k + at;
     a.v_cache = (char *)m->kv.v + at;
-    a.cache_max_len = a.block_size = m->kv.max_len;
-    a.block_table = s->slots;
-    a.kv_stable = 1; // of a step: what runs before it writes neither cache nor lengths
+    a.cache_max_len = m->kv.max_len;
+    a.block_size = KV_PAGE;
+    a.block_table = s->block_table;
+    a.block_rows = s->slots;
+    a.kv_stable = 1; // of a step: what runs before it writes neither cache nor table nor lengths
     a.workspace = s->attention_workspace;
     a.workspace_bytes = s->attention_workspace_bytes;
     return a;
 }
 
-// Attention of T rows' queries, one row for each of T sequences whose lengths are on the device: s->att.
-static bool attend_step(Model *m, const int *lens, int T, int layer, bool verbose, Error *err) {
+void attention_step(AttentionArgs *a, const Model *m, const CudaState *s, int first, int n, bool several) {
+    const StepInput *step = s->step;
+    a->seq_lens_device = several ? step->seq_lens : step->lens + first;
+    a->block_rows = step->slots + first;
+    if (!several) return;
+    a->n_seq = m->kv.n_slots; // of any number of sequences, so that one graph serves them all
+    a->n_new = n < MAX_CANDIDATES + 1 ? n : MAX_CANDIDATES + 1;
+    a->n_tokens = n;
+    a->q_start_device = step->start;
+}
+
+// Attention of T rows' queries, whose sequences and lengths are on the device: s->att.
+static bool attend_step(Model *m, int T, bool several, int layer, bool verbose, Error *err) {
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
     if (!matmul_heads(s, c, s->qkv, &m->weights.layers[layer].wq, T, c->n_heads + 2 * c->n_kv_heads, err)) return false;
@@ -61,7 +74,7 @@ static bool attend_step(Model *m, const int *lens, int T, int layer, bool verbos
     if (!round_to_type(s, s->qkv_in, s->qkv, (size_t)T * (c->q_dim + 2 * c->kv_dim), err)) return false;
     AttentionArgs a = attention_args(m, s, T, T, layer);
     a.verbose = verbose;
-    a.seq_lens_device = lens;
+    attention_step(&a, m, s, 0, T, several);
     return attention_decode(&a, s->stream) == 0 || fail(err, "%s", attention_error());
 }
 
@@ -109,16 +122,17 @@ static bool attend_logits(Model *m, const Batch *b, const int *lens, int layer, 
     AttentionArgs a = attention_args(m, s, n, n, layer);
     a.verbose = verbose;
     a.append = 0;
-    a.block_table = s->logit_slots;
+    a.block_rows = s->logit_slots;
     a.q_start = start;
     a.seq_lens = pos;
     return attention_prefill(&a, s->stream) == 0 || fail(err, "%s", attention_error());
 }
 
 // The steps of cpu/forward.c over T rows whose tokens and positions are on the device. host: the batch, for prefill;
-// NULL: decode, one row for each of T sequences. After the last attention of a prompt only rows with logits are in x.
+// NULL: a step, one row for each of T sequences, or several. After the last attention of a prompt only rows with logits
+// are in x.
 static bool forward_rows(Model *m, const Batch *host, const int *host_lens, const int *tokens, const int *pos, int T,
-                         Error *err) {
+                         bool several, Error *err) {
     const Config *c = &m->config;
     const Weights *w = &m->weights;
     CudaState *s = (CudaState *)m->state;
@@ -137,7 +151,7 @@ static bool forward_rows(Model *m, const Batch *host, const int *host_lens, cons
             if (!attend_logits(m, host, host_lens, i, log, err)) return false;
             T = host->n_logits;
             if (T == 0) return true;
-        } else if (!(host ? attend_prompt(m, host, host_lens, i, log, err) : attend_step(m, pos, T, i, log, err)))
+        } else if (!(host ? attend_prompt(m, host, host_lens, i, log, err) : attend_step(m, T, several, i, log, err)))
             return false;
         // back to the stream
         if (!matmul(s, s->x, &l->wo, s->att, T, 1, err)) return false;
@@ -177,13 +191,12 @@ bool forward_prompt(Model *m, const Batch *b, int first_logit, Error *err) {
     CUDA_TRY(cudaMemcpyAsync(s->slots, b->slot, (size_t)b->n_seq * sizeof(int), cudaMemcpyHostToDevice, s->stream));
     CUDA_TRY(cudaMemcpyAsync(s->logit_rows, b->logit_rows, (size_t)b->n_logits * sizeof(int), cudaMemcpyHostToDevice,
                              s->stream));
-    if (!forward_rows(m, b, lens, s->tokens, s->pos, b->n_rows, err)) return false;
+    if (!forward_rows(m, b, lens, s->tokens, s->pos, b->n_rows, false, err)) return false;
     return b->n_logits == 0 || lm_head(m, first_logit, b->n_logits, err);
 }
 
-bool enqueue_step_cublas(Model *m, int n, Error *err) {
+bool enqueue_step_cublas(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
-    CUDA_TRY(cudaMemcpyAsync(s->slots, s->step->slots, (size_t)n * sizeof(int), cudaMemcpyDeviceToDevice, s->stream));
-    return forward_rows(m, NULL, NULL, s->step->tokens, s->step->lens, n, err) && lm_head(m, 0, n, err) &&
-           publish_argmax(s, n, s->step, err);
+    return forward_rows(m, NULL, NULL, s->step->tokens, s->step->lens, n, several, err) && lm_head(m, 0, n, err) &&
+           publish_argmax(s, n, several ? NULL : s->step, err);
 }

@@ -125,7 +125,8 @@ static int n_counters(const Model *m) {
 }
 
 // A pass over n rows from row `first` of the batch on: the chain of kernels in fused.h.
-template <typename N> static bool decode_pass(Model *m, const FusedPlan *plan, int first, int n, Error *err) {
+template <typename N>
+static bool decode_pass(Model *m, const FusedPlan *plan, int first, int n, bool several, Error *err) {
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
@@ -140,8 +141,7 @@ template <typename N> static bool decode_pass(Model *m, const FusedPlan *plan, i
     for (int i = 0; i <= c->n_layers; i++) {
         if (i > 0) {
             AttentionArgs a = attention_args(m, s, n, n, i - 1);
-            a.seq_lens_device = s->step->lens + first;
-            a.block_table = s->step->slots + first;
+            attention_step(&a, m, s, first, n, several);
             a.verbose = verbose && i == 1; // every layer is launched alike
             if (attention_decode(&a, s->stream) != 0) return fail(err, "%s", attention_error());
         }
@@ -175,21 +175,22 @@ template <class Body> static bool for_numbers(const Model *m, int tile_rows, Bod
 // A step of n rows. Steps of few rows, of many (wide.h) and of more (engine cublas) have three orders of sums; a
 // sequence's must not depend on how many others are left, so which one it is depends on the rows that the run's steps
 // may have. In f32, where tokens are equal in any order, passes of max_rows for up to 8 rows.
-static bool enqueue_step_fused(Model *m, int n, Error *err) {
+static bool enqueue_step_fused(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
     if (f->terms == 1 && model_step_rows(m) > FEW_ROWS && model_step_rows(m) <= MAX_WIDE_ROWS && f->wide)
-        return enqueue_step_wide(m, f->wide, n, err);
+        return enqueue_step_wide(m, f->wide, n, several, err);
     if (n > f->max_rows ? f->terms == 1 || n > 8 : f->terms == 1 && model_step_rows(m) > f->max_rows)
-        return enqueue_step_cublas(m, n, err);
+        return enqueue_step_cublas(m, n, several, err);
     for (int first = 0; first < n; first += f->max_rows) {
         int rows = fused_min(n - first, f->max_rows);
         FusedShape shape = fused_shape(m, f, rows);
         FusedPlan plan;
         if (!fused_plan(&shape, &plan))
             return fail(err, "%d rows do not fit in %zu bytes of shared memory", rows, f->shared_limit);
-        if (for_numbers(m, plan.tile_rows,
-                        [&](auto numbers) { return decode_pass<decltype(numbers)>(m, &plan, first, rows, err); }))
+        if (for_numbers(m, plan.tile_rows, [&](auto numbers) {
+                return decode_pass<decltype(numbers)>(m, &plan, first, rows, several, err);
+            }))
             continue;
         // No argmax kernel follows what was launched.
         cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream);
@@ -237,6 +238,25 @@ static bool usable_fused(const Model *m, Error *err) {
                 m->config.hidden_dim, f.shared_limit);
 }
 
+// In bf16 the order of a row's sums depends on whether the run has steps of more rows than one pass takes. In f32 a pass
+// takes fewer rows.
+static int step_rows_fused(const Model *m, int n_slots, Error *err) {
+    FusedState f;
+    memset(&f, 0, sizeof f);
+    if (!size_fused(m, &f, err)) return 0;
+    if (f.terms > 1)
+        fail(err, "engine fused computes float32 in passes of %d rows, so that steps of more gain nothing", f.max_rows);
+    else if (n_slots == f.max_rows)
+        fail(err,
+             "engine fused: a step of %d rows has sequences alone, more would change the order of sums; "
+             "expected fewer sequences at a time (-b), or more",
+             n_slots);
+    else
+        return n_slots < f.max_rows ? fused_min(f.max_rows, n_slots * (MAX_CANDIDATES + 1))
+                                    : n_slots * (MAX_CANDIDATES + 1);
+    return 0;
+}
+
 static bool prepare_fused(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
@@ -279,4 +299,6 @@ static bool open_fused(Model *m, Error *err) {
     return prepare_fused(m, err);
 }
 
-extern "C" const Engine engine_fused = {"fused", usable_fused, open_fused, close_fused, forward_cuda, read_logits_cuda};
+extern "C" const Engine engine_fused = {"fused",      usable_fused,     open_fused,     close_fused,
+                                        forward_cuda, read_logits_cuda, sample_cuda,    allocate_pinned,
+                                        free_pinned,  copy_pages_cuda,  step_rows_fused};

@@ -67,21 +67,32 @@ template <typename T> __global__ void round_kernel(T *y, const float *x, size_t 
 }
 
 // Computes: a prompt's keys and values rounded to T, in their places in the cache.
-// Reads:    x [2][n_kv_heads][T][head_dim]: keys, values; pos and slots [T].
-// Writes:   k, v [slot][n_kv_heads][max_len][head_dim].
+// Reads:    x [2][n_kv_heads][T][head_dim]: keys, values; pos and slots [T]; table [slot][table_width].
+// Writes:   k, v [page][n_kv_heads][KV_PAGE][head_dim].
 // Grid:     T × 256; a block owns a row.
-// Requires: head_dim % 4 = 0, pos < max_len.
+// Requires: head_dim % 4 = 0; the table has the pages of all pos.
 template <typename T>
-__global__ void append_kv_kernel(T *k, T *v, const float *x, const int *pos, const int *slots, int n_kv_heads,
-                                 int max_len, int head_dim) {
+__global__ void append_kv_kernel(T *k, T *v, const float *x, const int *pos, const int *slots, const int *table,
+                                 int table_width, int n_kv_heads, int head_dim) {
     wait_for_previous_kernel();
     int row = newest_first(), quads = head_dim / 4;
-    size_t at = (size_t)slots[row] * n_kv_heads * max_len + pos[row];
+    int page = table[(size_t)slots[row] * table_width + pos[row] / KV_PAGE];
+    size_t at = (size_t)page * n_kv_heads * KV_PAGE + pos[row] % KV_PAGE;
     for (int i = threadIdx.x; i < 2 * n_kv_heads * quads; i += blockDim.x) {
         int head = i / quads, dim = 4 * (i % quads), kv_head = head < n_kv_heads ? head : head - n_kv_heads;
-        store4((head < n_kv_heads ? k : v) + (at + (size_t)kv_head * max_len) * head_dim + dim,
+        store4((head < n_kv_heads ? k : v) + (at + (size_t)kv_head * KV_PAGE) * head_dim + dim,
                *(const float4 *)(x + ((size_t)head * gridDim.x + row) * head_dim + dim));
     }
+}
+
+// Computes: entries of the block table.
+// Reads:    changes [n], pinned.
+// Writes:   table.
+// Grid:     enough × 256; a thread owns a change.
+// Requires: no entry twice.
+__global__ void change_table_kernel(int *table, const TableChange *changes, int n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) table[changes[i].at] = changes[i].page;
 }
 
 __device__ static float silu(float x) {
@@ -209,12 +220,19 @@ bool round_to_type(CudaState *s, void *out, const float *in, size_t n, Error *er
 
 bool append_kv(const Model *m, CudaState *s, const float *in, int T, int layer, Error *err) {
     const Config *c = &m->config;
-    size_t at = kv_elements(layer, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
+    size_t at = (size_t)layer * m->kv.n_pages * kv_page_elements(c->n_kv_heads, c->head_dim);
     CUDA_TRY(with_type(s->type, [&](auto type) {
         return launch_kernel(append_kv_kernel<decltype(type)>, T, 256, 0, s->pdl, s->stream,
                              (decltype(type) *)m->kv.k + at, (decltype(type) *)m->kv.v + at, in, (const int *)s->pos,
-                             (const int *)s->row_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
+                             (const int *)s->row_slots, (const int *)s->block_table, m->kv.table_width, c->n_kv_heads,
+                             c->head_dim);
     }));
+    return true;
+}
+
+bool change_table(CudaState *s, int n, Error *err) {
+    change_table_kernel<<<(n + 255) / 256, 256, 0, s->stream>>>(s->block_table, s->table_changes, n);
+    CUDA_TRY(cudaGetLastError());
     return true;
 }
 

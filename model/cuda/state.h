@@ -12,18 +12,30 @@ extern "C" {
 }
 #include "check.h"
 #include "ptx.cuh"
+#include "sample.h"
 #include <cublasLt.h>
 
-// What a step reads from the host, copied at once.
+// What a step reads from the host, copied at once. Sequences have a row each, or several of them have more (candidates).
 struct StepInput {
-    int tokens[MAX_SLOTS], lens[MAX_SLOTS], slots[MAX_SLOTS];
+    int tokens[MAX_STEP_ROWS], lens[MAX_STEP_ROWS]; // of each row: its token, and the positions before it
+    int slots[MAX_SLOTS];                           // of each sequence
+    // With several rows of a sequence, of all slots' number of sequences, those after the last without rows:
+    int start[MAX_SLOTS + 1]; // the first row of each
+    int seq_lens[MAX_SLOTS];  // positions before its first row
 };
 
 // The step after the last one, for the tokens that the last one predicted: it is enqueued before they are printed, so
 // that the GPU never waits for the CPU. A caller who decodes something else has lost nothing but the GPU's time.
 struct RunAhead {
     bool running;
+    bool sampled; // the last batch's tokens were drawn, not its argmax: no step runs ahead of the next one
     int n, lens[MAX_SLOTS], slots[MAX_SLOTS]; // of the step that runs; or, if none does, that would come next
+    int pages[MAX_SLOTS];                     // that the step that runs writes to
+};
+
+// An entry of the block table, and the page that is there from now on.
+struct TableChange {
+    int at, page;
 };
 
 struct FusedState;
@@ -70,8 +82,9 @@ struct CudaState {
     int *row_slots;     // [T], of a prompt
     int *logit_rows;    // [MAX_STEP_ROWS], and what pos and row_slots say of them:
     int *logit_pos, *logit_slots;
-    int *slots;      // [MAX_SLOTS]: attention's block table, one block a sequence
-    StepInput *step; // of the step at hand, then of the next one
+    int *slots;       // [MAX_SLOTS]: the row of the block table that each sequence has
+    int *block_table; // [n_slots][table_width]: kv.table, as far as slots were computed with
+    StepInput *step;  // of the step at hand, then of the next one
     // Results, double-buffered: while a step runs ahead, the last step's stay in the other buffer.
     int max_logits, n_logits;             // rows that there is room for; of the last batch
     float *logits, *other_logits;         // [max_logits][vocab_size]
@@ -80,18 +93,22 @@ struct CudaState {
     int buffer;                           // which of the two is in use
     cudaEvent_t argmax_ready;             // after the last batch's
     cudaStream_t side;                    // brings the other buffer's logits to the host
+    SampleBuffers sample;                 // [max_logits]
     // Host memory that the device reads, pinned.
     StepInput *step_host;
-    int *pos_host; // [2][T]: pos, row_slots
+    int *pos_host;              // [2][T]: pos, row_slots
+    TableChange *table_changes; // [n_slots][table_width]: those on their way to block_table
     // Workspaces.
     void *attention_workspace, *blas_workspace;
     size_t attention_workspace_bytes;
     // Steps: step.cu.
     RunAhead next_step;
-    cudaGraphExec_t graphs[2][MAX_SLOTS + 1]; // a step of so many rows into each buffer
-    bool ran[MAX_SLOTS + 1];                  // once without a graph, so that cuBLAS has loaded what it needs
-    // Enqueues a step of n rows from `step` to logits, argmax and argmax_host. `step` is the next step's then.
-    bool (*enqueue_step)(Model *m, int n, Error *err);
+    // By whether a sequence has several rows: a step of so many rows into each buffer.
+    cudaGraphExec_t graphs[2][2][MAX_STEP_ROWS + 1];
+    bool ran[2][MAX_STEP_ROWS + 1]; // once without a graph, so that cuBLAS has loaded what it needs
+    // Enqueues a step of n rows from `step` to logits, argmax and argmax_host; several: of a sequence. If not, `step` is
+    // the next step's then.
+    bool (*enqueue_step)(Model *m, int n, bool several, Error *err);
     // --verbose: what has been logged; whether what is computed is for nobody.
     bool logged_prefill, logged_decode, warming_up;
     struct FusedState *fused; // engine fused's own
@@ -115,7 +132,9 @@ void close_cuda(Model *m);
 // Logits and argmax of rows of prompts, from row first_logit of the logits on.
 bool forward_prompt(Model *m, const Batch *b, int first_logit, Error *err);
 // Engine cublas's step.
-bool enqueue_step_cublas(Model *m, int n, Error *err);
+bool enqueue_step_cublas(Model *m, int n, bool several, Error *err);
+// What a step's attention has beside that: n rows from row `first` on, one of each sequence, or `several`.
+void attention_step(AttentionArgs *a, const Model *m, const CudaState *s, int first, int n, bool several);
 // The attention of one layer for T rows of n_seq sequences, on the state's buffers.
 AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int T, int layer);
 // attention.h's number for a dtype.
@@ -125,8 +144,13 @@ bool first_launch(const Model *m, bool *logged);
 
 // ---- step.cu --------------------------------------------------------------------------------------------------------
 
-// Engine.forward and Engine.read_logits of both GPU engines.
+// Engine.forward, Engine.read_logits and Engine.sample of both GPU engines.
 bool forward_cuda(Model *m, const Batch *b, int first_logit, Error *err);
 bool read_logits_cuda(Model *m, Error *err);
+bool sample_cuda(Model *m, const SampleRow *rows, int n, int *ids, Error *err);
+// Engine's allocate_host, free_host and copy_pages, by pinned memory.
+void *allocate_pinned(size_t bytes);
+void free_pinned(void *memory);
+bool copy_pages_cuda(Model *m, const int *pages, int n, void *const *host, bool to_host, Error *err);
 
 #endif

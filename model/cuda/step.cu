@@ -3,6 +3,69 @@
 
 #include "ops.h"
 
+// ---- pages ----------------------------------------------------------------------------------------------------------
+//
+// Why no page is read or written by the wrong sequence, though a step runs ahead of its caller, who may meanwhile end a
+// sequence, give its pages to others, or take them to the host:
+// - All that touches pages and the block table is in one stream: changes of the table, prompts, steps, copies of pages.
+//   What was enqueued first has finished with a page before anything that comes later touches it.
+// - A step that runs ahead finds its pages by the table as it was when it was enqueued. model_forward had reserved
+//   the page of the position it writes (kv_reserve_batch; where none was free, no step runs ahead), and that change of
+//   the table came before the step in the stream.
+// - It writes one position of each sequence, the first that its slot has not filled, on a page that no other slot had
+//   and that nobody could share: published pages are whole pages of filled positions. The page may be another slot's by
+//   the time it is written. Whoever has it then writes each position, later in the stream, before it reads it: what the
+//   step left there is never read, and the page is published only after that.
+// - Its result counts only if the step asked for is the same: slot, length and token of each row, and the page it wrote
+//   to, which could have been given back and replaced. Copies of pages make an end of the prediction: after them the
+//   same slot and length may be another sequence's.
+// - Graphs hold the table's address, which never changes, and read its entries as they are when they run.
+
+// Brings to the device what has changed in the tables of a batch's slots. The changes are in pinned memory, which is
+// written again at the next call at the earliest: by then a batch's argmax has been waited for, which came after them.
+static bool update_table(Model *m, const Batch *b, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    int n = 0;
+    for (int i = 0; i < b->n_seq; i++) {
+        int slot = b->slot[i], first, count = kv_take_changes(&m->kv, slot, &first);
+        for (int j = first; j < first + count; j++)
+            s->table_changes[n++] = {slot * m->kv.table_width + j, kv_slot_pages(&m->kv, slot)[j]};
+    }
+    return n == 0 || change_table(s, n, err);
+}
+
+void *allocate_pinned(size_t bytes) {
+    void *memory;
+    if (cudaMallocHost(&memory, bytes) == cudaSuccess) return memory;
+    cudaGetLastError(); // is the caller's to report
+    return NULL;
+}
+
+void free_pinned(void *memory) {
+    cudaDeviceSynchronize(); // a copy may be on its way
+    cudaFreeHost(memory);
+}
+
+bool copy_pages_cuda(Model *m, const int *pages, int n, void *const *host, bool to_host, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    size_t bytes = kv_page_elements(m->config.n_kv_heads, m->config.head_dim) * s->element; // of one layer, K or V
+    size_t layer = m->kv.n_pages * bytes;
+    char *caches[] = {(char *)m->kv.k, (char *)m->kv.v};
+    s->next_step.n = 0; // no step is the predicted one from here on
+    for (int i = 0; i < n; i++) {
+        char *saved = (char *)host[i];
+        for (char *cache : caches)
+            for (int l = 0; l < m->config.n_layers; l++, saved += bytes) {
+                char *page = cache + l * layer + pages[i] * bytes;
+                CUDA_TRY(cudaMemcpyAsync(to_host ? saved : page, to_host ? page : saved, bytes,
+                                         to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice, s->stream));
+            }
+    }
+    return true;
+}
+
+// ---- steps ----------------------------------------------------------------------------------------------------------
+
 // Waits for the argmax of n_logits rows.
 static bool wait_for_argmax(Model *m, int n_logits, Error *err) {
     CudaState *s = (CudaState *)m->state;
@@ -38,15 +101,15 @@ static void switch_buffers(CudaState *s) {
 
 // The second step of so many rows is captured into a graph, and replayed from then on: launching 500 kernels one by one
 // would take longer than running them.
-static bool capture_step(Model *m, int n, Error *err) {
+static bool capture_step(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
     cudaGraph_t graph = NULL;
     CUDA_TRY(cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal));
-    bool ok = s->enqueue_step(m, n, err);
+    bool ok = s->enqueue_step(m, n, several, err);
     cudaError_t ended = cudaStreamEndCapture(s->stream, &graph);
     if (!ok) return false;
     CUDA_TRY(ended);
-    ended = cudaGraphInstantiate(&s->graphs[s->buffer][n], graph, 0);
+    ended = cudaGraphInstantiate(&s->graphs[several][s->buffer][n], graph, 0);
     cudaGraphDestroy(graph);
     CUDA_TRY(ended);
     return true;
@@ -55,22 +118,24 @@ static bool capture_step(Model *m, int n, Error *err) {
 // Whether a batch's decode rows continue the predicted step: the one after the last, for the tokens that the last one
 // predicted.
 static bool is_predicted_step(const Model *m, const CudaState *s, const Batch *b) {
-    if (s->next_step.n != b->n_decode) return false;
-    for (int i = 0; i < b->n_decode; i++)
-        if (b->slot[i] != s->next_step.slots[i] || m->kv.len[b->slot[i]] != s->next_step.lens[i] ||
-            b->tokens[i] != m->argmax[i])
-            return false;
+    if (s->next_step.n != b->n_decode || b->start[b->n_decode] != b->n_decode) return false;
+    for (int i = 0; i < b->n_decode; i++) {
+        int slot = b->slot[i], len = m->kv.len[slot];
+        if (slot != s->next_step.slots[i] || len != s->next_step.lens[i] || b->tokens[i] != m->argmax[i]) return false;
+        if (s->next_step.running && kv_slot_pages(&m->kv, slot)[len / KV_PAGE] != s->next_step.pages[i]) return false;
+    }
     return true;
 }
 
-static bool launch_step(Model *m, int n, Error *err) {
+static bool launch_step(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
-    if (!s->ran[n]) {
-        s->ran[n] = true;
-        return s->enqueue_step(m, n, err);
+    if (!s->ran[several][n]) {
+        s->ran[several][n] = true;
+        return s->enqueue_step(m, n, several, err);
     }
-    if (!s->graphs[s->buffer][n] && !capture_step(m, n, err)) return false;
-    CUDA_TRY(cudaGraphLaunch(s->graphs[s->buffer][n], s->stream));
+    cudaGraphExec_t *graph = &s->graphs[several][s->buffer][n];
+    if (!*graph && !capture_step(m, n, several, err)) return false;
+    CUDA_TRY(cudaGraphLaunch(*graph, s->stream));
     return true;
 }
 
@@ -78,34 +143,49 @@ static bool launch_step(Model *m, int n, Error *err) {
 static bool enqueue_decode_rows(Model *m, const Batch *b, bool predicted, Error *err) {
     CudaState *s = (CudaState *)m->state;
     if (predicted && s->next_step.running) return true;
-    for (int i = 0; i < b->n_decode; i++) {
-        s->step_host->tokens[i] = b->tokens[i];
-        s->step_host->lens[i] = m->kv.len[b->slot[i]];
-        s->step_host->slots[i] = b->slot[i];
+    StepInput *step = s->step_host;
+    int n = b->n_decode, rows = b->start[n];
+    for (int i = 0; i < n; i++) {
+        step->slots[i] = b->slot[i];
+        step->start[i] = b->start[i];
+        step->seq_lens[i] = m->kv.len[b->slot[i]];
+        for (int r = b->start[i]; r < b->start[i + 1]; r++) {
+            step->tokens[r] = b->tokens[r];
+            step->lens[r] = step->seq_lens[i] + r - b->start[i];
+        }
     }
-    CUDA_TRY(cudaMemcpyAsync(s->step, s->step_host, sizeof *s->step, cudaMemcpyHostToDevice, s->stream));
-    return launch_step(m, b->n_decode, err);
+    for (int i = n; i <= m->kv.n_slots; i++) {
+        step->start[i] = rows;
+        if (i < m->kv.n_slots) step->slots[i] = step->seq_lens[i] = 0; // no rows
+    }
+    CUDA_TRY(cudaMemcpyAsync(s->step, step, sizeof *step, cudaMemcpyHostToDevice, s->stream));
+    return launch_step(m, rows, rows > n, err);
 }
 
 static bool step_cuda(Model *m, const Batch *b, Error *err) {
     CudaState *s = (CudaState *)m->state;
     int n = b->n_decode;
-    bool predicted = is_predicted_step(m, s, b), room = true;
+    // Where the next step may have candidates, none is predicted.
+    bool predicted = is_predicted_step(m, s, b), room = !m->speculates;
     if (!enqueue_decode_rows(m, b, predicted, err)) return false;
-    s->next_step.n = n;
-    for (int i = 0; i < n; i++) {
-        s->next_step.slots[i] = b->slot[i];
-        s->next_step.lens[i] = m->kv.len[b->slot[i]] + 1;
-        room = room && s->next_step.lens[i] < m->kv.max_len;
+    s->next_step.n = room ? n : 0;
+    for (int i = 0; i < n && room; i++) {
+        int slot = b->slot[i], len = m->kv.len[slot] + 1;
+        s->next_step.slots[i] = slot;
+        s->next_step.lens[i] = len;
+        room = room && len < m->kv.max_len && kv_pages(len + 1) <= m->kv.held[slot];
+        if (room) s->next_step.pages[i] = kv_slot_pages(&m->kv, slot)[len / KV_PAGE];
     }
     // A step that was predicted predicts the next: who samples, or changes the batch, never has a step run in vain twice.
-    s->next_step.running = predicted && room && s->graphs[s->buffer][n];
+    // (A draw may well be the argmax; but the next one would wait until the step that runs ahead leaves SMs free.)
+    s->next_step.running = predicted && room && !s->next_step.sampled && s->graphs[0][s->buffer][n];
+    s->next_step.sampled = false;
     CUDA_TRY(cudaEventRecord(s->argmax_ready, s->stream));
     if (s->next_step.running) {
         switch_buffers(s);
-        if (!launch_step(m, n, err)) return false;
+        if (!launch_step(m, n, false, err)) return false;
     }
-    return wait_for_argmax(m, n, err);
+    return wait_for_argmax(m, b->start[n], err);
 }
 
 // Decode rows and rows of prompts, in two passes over the weights: the step's logits are the first rows, the prompts'
@@ -115,25 +195,42 @@ static bool mixed_cuda(Model *m, const Batch *b, Error *err) {
     int n = b->n_decode;
     batch_part(b, b->start[n], b->n_rows - b->start[n], &prompts);
     return enqueue_decode_rows(m, b, is_predicted_step(m, (CudaState *)m->state, b), err) &&
-           prompt_cuda(m, &prompts.batch, n, err);
+           prompt_cuda(m, &prompts.batch, b->start[n], err);
 }
 
 bool forward_cuda(Model *m, const Batch *b, int first_logit, Error *err) {
     int n = b->n_decode;
+    if (!update_table(m, b, err)) return false;
     if (n == 0) return prompt_cuda(m, b, first_logit, err);
     // A step's logits are the first of its buffer's.
-    if (b->start[n] != n || first_logit != 0)
+    if (first_logit != 0 || (b->start[n] != n && !m->speculates))
         return fail(err, "engine %s: %d sequences decode %d rows after %d logits, expected a row each and 0 logits",
                     m->engine->name, n, b->start[n], first_logit);
     return n == b->n_seq ? step_cuda(m, b, err) : mixed_cuda(m, b, err);
 }
 
+// Where the last batch's logits are, and a stream in which they are complete: beside a step that runs ahead, the side
+// stream.
+static const float *last_logits(const CudaState *s, cudaStream_t *stream) {
+    bool ahead = s->next_step.running;
+    *stream = ahead ? s->side : s->stream;
+    return ahead ? s->other_logits : s->logits;
+}
+
 bool read_logits_cuda(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
     size_t bytes = (size_t)s->n_logits * (size_t)m->config.vocab_size * sizeof(float);
-    bool ahead = s->next_step.running; // the next step is already at work in the stream
-    cudaStream_t stream = ahead ? s->side : s->stream;
-    CUDA_TRY(cudaMemcpyAsync(m->logits, ahead ? s->other_logits : s->logits, bytes, cudaMemcpyDeviceToHost, stream));
+    cudaStream_t stream;
+    const float *logits = last_logits(s, &stream);
+    CUDA_TRY(cudaMemcpyAsync(m->logits, logits, bytes, cudaMemcpyDeviceToHost, stream));
     CUDA_TRY(cudaStreamSynchronize(stream));
     return true;
+}
+
+bool sample_cuda(Model *m, const SampleRow *rows, int n, int *ids, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    cudaStream_t stream;
+    const float *logits = last_logits(s, &stream);
+    s->next_step.sampled = true;
+    return sample_rows(&s->sample, logits, m->config.vocab_size, m->argmax, rows, n, ids, stream, err);
 }

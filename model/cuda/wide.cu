@@ -237,7 +237,7 @@ static bool wide_params(const Model *m, const WideState *w, const WidePlan *plan
                        err);
 }
 
-bool enqueue_step_wide(Model *m, WideState *w, int n, Error *err) {
+bool enqueue_step_wide(Model *m, WideState *w, int n, bool several, Error *err) {
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
     const Matrix *table = &m->weights.tok_embeddings;
@@ -253,8 +253,7 @@ bool enqueue_step_wide(Model *m, WideState *w, int n, Error *err) {
     for (int i = 0; i <= c->n_layers; i++) {
         if (i > 0) {
             AttentionArgs a = attention_args(m, s, n, n, i - 1);
-            a.seq_lens_device = s->step->lens;
-            a.block_table = s->step->slots;
+            attention_step(&a, m, s, 0, n, several);
             a.verbose = verbose && i == 1; // every layer is launched alike
             if (attention_decode(&a, s->stream) != 0) return fail(err, "%s", attention_error());
         }

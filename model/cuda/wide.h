@@ -122,6 +122,6 @@ struct WideState;
 bool wide_open(Model *m, WideState **wide, Error *err);
 void wide_close(WideState *wide);
 // Enqueues a step of n rows, as CudaState.enqueue_step.
-bool enqueue_step_wide(Model *m, WideState *wide, int n, Error *err);
+bool enqueue_step_wide(Model *m, WideState *wide, int n, bool several, Error *err);
 
 #endif

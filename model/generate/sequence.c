@@ -126,7 +126,7 @@ double sequence_latency(Sequence *seq, double quantile) {
 
 bool sequence_begin(Sequence *seq, const Model *m, Error *err) {
     GenerateConfig *g = &seq->config;
-    int room = m->kv.max_len - (int)seq->prompt.n;
+    int room = kv_longest(&m->kv) - (int)seq->prompt.n;
     if (g->logprobs > m->config.vocab_size) g->logprobs = m->config.vocab_size; // of a small vocabulary all
     seq->n_max = g->n < room ? g->n : room;
     seq->admitted = clock_seconds();
@@ -139,8 +139,14 @@ bool sequence_begin(Sequence *seq, const Model *m, Error *err) {
     return true;
 }
 
+bool sequence_is_drawn(const Sequence *seq) {
+    const GenerateConfig *g = &seq->config;
+    return seq->n_max > 0 && g->logprobs == 0 && sampler_draws(&g->sampler);
+}
+
 bool sequence_reads_logits(const Sequence *seq) {
-    return sampler_reads_logits(&seq->config.sampler) || seq->config.logprobs > 0;
+    const GenerateConfig *g = &seq->config;
+    return !sequence_is_drawn(seq) && (sampler_reads_logits(&g->sampler) || g->logprobs > 0);
 }
 
 bool sequence_check_finite(Model *m, int row, size_t position, Error *err) {

@@ -4,6 +4,7 @@
 
 #include "../model.h"
 #include "sampler.h"
+#include "speculate.h"
 
 // How a sequence is generated: each has its own.
 typedef struct {
@@ -18,6 +19,7 @@ typedef struct {
     bool special;          // special tokens are part of the text
     uint64_t seed, stream; // of the random numbers: sequences of one seed and different streams are independent
     SamplerConfig sampler;
+    Speculation *speculation; // where candidates for its next tokens come from, the same for all; NULL: there are none
 } GenerateConfig;
 
 // Log-probabilities at n positions.
@@ -28,20 +30,24 @@ typedef struct {
 
 typedef struct {
     GenerateConfig config;
-    int n_cached;              // tokens of the prompt that slot 0 of the cache has already; with one slot only
-    int index;                 // in the input
-    TokenList prompt, ids;     // ids: what was generated, with the end id or stop token if one ended it
+    int n_cached;          // tokens of the prompt that slot 0 of the cache has already, of a sequence that runs alone
+    int index;             // in the input
+    TokenList prompt, ids; // ids: what was generated, with the end id or stop token if one ended it
     const char *finish_reason; // stop, length, stop_string, interrupted; NULL: it runs, or never began
     Bytes text;                // what was generated, unless it is passed on as it comes
     Logprobs logprobs;         // of ids
     Logprobs prompt_logprobs;  // of the prompt's tokens from the second on, n_scored of them
     int n_scored;
+    int n_shared;                 // tokens of the prompt that were computed for another's
+    int n_left;                   // times that it left, and came back, as there were no pages for it
     float *latencies;             // [ids.n - 1]: seconds between a token and the next
     double admitted, first, last; // seconds on the clock: its prompt's start, its first and its last token
+    SpeculationCounts counts;
     // while it runs:
-    int n_max;     // new tokens that the context leaves room for
+    int n_max;     // new tokens that the context, and the whole cache, leave room for
     Bytes pending; // bytes that may be part of a character or of a stop text
     Sampler sampler;
+    Acceptance acceptance;
 } Sequence;
 
 // Where a sequence's text and its end go. text NULL: kept in seq->text. Both may fail, which ends the run.
@@ -65,7 +71,9 @@ bool sequence_begin(Sequence *seq, const Model *model, Error *err);
 // Computes a prompt but for its last token, so many rows at a time as there are logits for, and keeps the
 // log-probability of each token after the first.
 bool sequence_score_prompt(Sequence *seq, Model *model, int slot, Error *err);
-// Whether choosing its next token takes the row's logits, and not their argmax alone.
+// Whether its next token is drawn by the engine, from its random number; else sequence_choose chooses it.
+bool sequence_is_drawn(const Sequence *seq);
+// Whether sequence_choose takes the row's logits, and not their argmax alone.
 bool sequence_reads_logits(const Sequence *seq);
 // Stops the run where the logits of row `row` of the last batch are not finite. position: of the row's token.
 bool sequence_check_finite(Model *model, int row, size_t position, Error *err);

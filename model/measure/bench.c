@@ -21,6 +21,7 @@ typedef struct {
     const Platform *platform;
     BenchResult r;
     int n_measured;   // rows so far, for the progress line
+    uint64_t random;  // the state of the tokens' random numbers
     double counts_at; // on the clock: what is measured earlier does not count
 } Bench;
 
@@ -37,7 +38,7 @@ static double embedding_weights(const Config *c) {
 
 // Bytes of keys and values that a step reads for all its sequences, in the middle of the window that begins at `start`.
 static double kv_read(const Model *m, int batch, int start) {
-    double position = (double)m->kv.bytes / ((double)m->kv.n_slots * m->kv.max_len);
+    double position = (double)model_page_bytes(m) / KV_PAGE;
     return batch * position * (start + (WINDOW + 1) / 2.0);
 }
 
@@ -98,7 +99,16 @@ static bool measure_prompt(Bench *b, BenchRow *row, Error *err) {
     return true;
 }
 
-// One more token for so many sequences, as generate() does it: the next step's tokens are this one's argmax.
+// The tokens of the step after this one.
+static bool choose_tokens(Bench *b, int batch, int *tokens, Error *err) {
+    SampleRow rows[MAX_SLOTS];
+    for (int i = 0; i < batch; i++) tokens[i] = b->m->argmax[i];
+    if (b->o->sampler.temperature == 0) return true;
+    for (int i = 0; i < batch; i++) rows[i] = (SampleRow){i, &b->o->sampler, random_uniform(&b->random)};
+    return b->m->engine->sample(b->m, rows, batch, tokens, err);
+}
+
+// One more token for so many sequences, as generate() does it.
 static bool time_step(Bench *b, int batch, int *tokens, double *seconds, Error *err) {
     int rows[MAX_SLOTS + 1];
     for (int i = 0; i <= MAX_SLOTS; i++) rows[i] = i;
@@ -111,8 +121,8 @@ static bool time_step(Bench *b, int batch, int *tokens, double *seconds, Error *
                   .start = rows,
                   .logit_rows = rows};
     double start = clock_seconds();
-    bool ok = check_interrupt(b, err) && model_forward(b->m, &step, err) && logits_are_finite(b, batch, err);
-    for (int i = 0; ok && i < batch; i++) tokens[i] = b->m->argmax[i];
+    bool ok = check_interrupt(b, err) && model_forward(b->m, &step, err) && logits_are_finite(b, batch, err) &&
+              choose_tokens(b, batch, tokens, err);
     *seconds = clock_seconds() - start;
     return ok;
 }
@@ -130,6 +140,7 @@ static bool measure_steps(Bench *b, BenchRow *row, Error *err) {
         if (step % WINDOW == 0)
             for (int i = 0; i < row->batch; i++) {
                 kv_reset(kv, i);
+                kv_reserve(kv, i, start); // there is memory for all (start_with)
                 kv_append(kv, i, start);
             }
         if (!time_step(b, row->batch, tokens, &seconds, err)) return false;
@@ -148,6 +159,7 @@ static bool measure_steps(Bench *b, BenchRow *row, Error *err) {
 // Starts the engine anew with a cache of that size, full of random numbers.
 static bool start_with(Bench *b, int slots, int max_len, Error *err) {
     model_stop(b->m);
+    b->m->kv_memory = KV_MEMORY_ALL;
     double start = clock_seconds();
     if (!check_interrupt(b, err) || !model_start(b->m, b->o->engine, b->o->precision, slots, max_len, err))
         return false;

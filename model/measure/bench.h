@@ -5,12 +5,14 @@
 
 #include <stdio.h>
 
+#include "../generate/sampler.h"
 #include "peak.h"
 
 typedef struct {
     const char *version, *engine, *synthetic; // engine NULL: the fastest; synthetic NULL: the weights are a file's
     Precision precision;
-    int context, batch; // nothing beyond these; 0: all
+    int context, batch;    // nothing beyond these; 0: all
+    SamplerConfig sampler; // of a step's tokens, without a repetition penalty
     bool json, progress;
 } BenchOptions;
 

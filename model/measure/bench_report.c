@@ -76,6 +76,10 @@ void bench_report_json(const Model *m, const BenchOptions *o, const BenchResult 
     Statistic loads = later_loads(b);
     fprintf(out, "{\"program\": \"llama %s\", \"engine\": \"%s\", \"precision\": \"%s\",\n", o->version,
             m->engine->name, precision_name(m));
+    const SamplerConfig *s = &o->sampler;
+    if (s->temperature > 0)
+        fprintf(out, " \"sampling\": {\"temperature\": %g, \"top_k\": %d, \"top_p\": %g, \"min_p\": %g},\n",
+                (double)s->temperature, s->top_k, (double)s->top_p, (double)s->min_p);
     fprintf(out, " \"machine\": {");
     json_text(out, "name", r->name);
     fprintf(out, ", ");
@@ -120,6 +124,10 @@ static void table_head(const Model *m, const BenchOptions *o, const BenchResult 
     fprintf(out, "%s%s%.3f GB of weights (%s), %.3f GB of them read by one step; medians [smallest, largest]\n\n",
             o->synthetic ? o->synthetic : "", o->synthetic ? ": " : "", (double)m->weights.bytes * 1e-9,
             weights_dtypes(&m->weights, dtypes), (double)weights_read(m, 1) * 1e-9);
+    const SamplerConfig *s = &o->sampler;
+    if (s->temperature > 0)
+        fprintf(out, "tokens are drawn at temperature %g, top-k %d, top-p %g, min-p %g\n\n", (double)s->temperature,
+                s->top_k, (double)s->top_p, (double)s->min_p);
     fprintf(out, "reading, at most      %10.1f GB/s [%.1f, %.1f]  %s\n", r->read.median * 1e-9, r->read.least * 1e-9,
             r->read.most * 1e-9, r->read_how);
     fprintf(out, "products, at most     %10.1f %s [%.1f, %.1f]  %s\n", r->product.median / unit,

@@ -185,11 +185,11 @@ static bool measure_cuda(Roofline *r, Error *err) {
 }
 
 static bool fill_cache_cuda(const Model *m, Error *err) {
-    const Config *c = &m->config;
-    uint64_t n = kv_elements(c->n_layers, m->kv.n_slots, c->n_kv_heads, m->kv.max_len, c->head_dim);
+    bool f32 = m->precision == PRECISION_F32;
+    uint64_t n = m->kv.bytes / 2 / (f32 ? 4 : 2); // elements of each
     void *caches[] = {m->kv.k, m->kv.v};
     for (int i = 0; i < 2; i++) {
-        bool ok = m->precision == PRECISION_F32   ? fill_random<float>(caches[i], n, err)
+        bool ok = f32                             ? fill_random<float>(caches[i], n, err)
                   : m->weights.dtype == DTYPE_F16 ? fill_random<__half>(caches[i], n, err)
                                                   : fill_random<__nv_bfloat16>(caches[i], n, err);
         if (!ok) return false;
