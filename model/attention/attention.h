@@ -65,13 +65,16 @@ typedef struct AttentionArgs {
 
     /* Decode only, f16 and bf16: several new tokens of a sequence in one call, such as candidates to be verified. Each
      * has the bits that a call with it alone has, after its predecessors: token j of a sequence (from 0 on) attends to
-     * the cache and the new tokens up to itself, causal is 1. K and V are read from memory once for all of them. Values
-     * of a later token never reach an earlier one, NaN either; where V of a new token is not finite, the outputs of its
-     * KV head are NaN from that token on. n_new, n_tokens and n_seq shape the launch; how many tokens a sequence
-     * has is read on the device, and may be 0. Tokens that would overflow the cache write nothing to it and get NaN. */
+     * the cache and the new tokens up to itself; causal is 1. K and V are read from memory once for all of them (again
+     * from L2 for every 16 pairs of a token and a query head of the KV head). Values of a later token never reach an
+     * earlier one, NaN either; where V of a new token is not finite, the outputs of its KV head are NaN from that token
+     * on. n_seq, n_new and n_tokens shape the launch; how many tokens a sequence has is read on the device, and may be
+     * 0. Tokens that would overflow the cache write nothing to it and get NaN. */
     int n_new;    /* new tokens of a sequence, at most 8; 0 or 1: one each, token i is that of sequence i */
     int n_tokens; /* new tokens in all, at most; 0: n_seq * n_new. The workspace depends on it */
-    const int *q_start_device; /* device [n_seq+1]: as q_start, and from 0 to n_tokens; read only if n_new > 1 */
+    /* device [n_seq+1]: as q_start, within 0 to n_tokens; read only if n_new > 1. Then q_start is a host copy or NULL;
+     * with it and seq_lens overflow is refused before the launch. */
+    const int *q_start_device;
 
     /* Decode only. Zero it once, before its first use (cudaMemset); every call leaves it ready for the next, of any
      * shape that it is large enough for. Calls that run concurrently need one each. */

@@ -23,8 +23,8 @@ template <typename T, int D, class Cursor> struct DecodeCopies {
                          V = STEP * D * 2;
     Cursor item;  // the query tile
     int pos, end; // the next step, and where the block's part of the query tile ends
-    // Steps from here on that are whole and where k and v say. 0: not all positions of the next one are in the cache, if
-    // there at all; -1: it is in small blocks of the cache, for each of which the block table has to be asked.
+    // Steps from here on that are whole and where k and v say. 0: not all positions of the next one are in the cache;
+    // -1: it is in small blocks of the cache, for each of which the block table has to be asked.
     int plain;
     const T *k, *v; // where this thread's part of the next step begins
     int64_t

@@ -106,9 +106,12 @@ struct DecodeParams {
 };
 
 // Positions that sequence seq attends to, the new one included; 0 for one that would overflow its cache.
-__device__ __forceinline__ int decode_total(const DecodeParams &p, int seq) {
-    int total = load_l2(p.seq_lens + seq) + 1;
+__device__ __forceinline__ int total_after(const DecodeParams &p, int seq_len) {
+    int total = seq_len + 1;
     return total >= 1 && total <= p.cache_max_len ? total : 0;
+}
+__device__ __forceinline__ int decode_total(const DecodeParams &p, int seq) {
+    return total_after(p, load_l2(p.seq_lens + seq));
 }
 // Units of a query tile.
 __device__ __forceinline__ unsigned tile_work(int total) {
@@ -153,12 +156,21 @@ struct DecodeCursor {
     bool in_cluster;     // does the block's cluster share the tile, each block having whole groups?
     bool overflow;       // is there a sequence that would overflow its cache?
 
-    // What the schedules depend on: all sequences' lengths, read by every warp for itself. Lane i has sequence i, if
-    // there are 32 at most (few); more are gone through again where they are needed.
+    // What the schedules depend on: all sequences' lengths, read by every warp for itself. Lane i has sequences i and
+    // i + 32, whose lengths are read at once; more than 64 are gone through again where they are needed.
     struct Lengths {
-        bool few;
-        int length, own_block;     // of the lane's sequence; its cache_block
+        bool few;                  // 32 sequences at most
+        int length, length2;       // of the lane's sequences; without meaning where there is none
+        int block, block2;         // their cache_block
         unsigned sum, least, most; // units of a query tile: of all sequences together, of the shortest and the longest
+
+        // Of one sequence, the same for the whole warp.
+        __device__ __forceinline__ int length_of(const DecodeParams &p, int seq) const {
+            return seq < 64 ? __shfl_sync(~0u, seq < 32 ? length : length2, seq & 31) : decode_total(p, seq);
+        }
+        __device__ __forceinline__ int cache_block_of(const DecodeParams &p, int seq) const {
+            return seq < 64 ? __shfl_sync(~0u, seq < 32 ? block : block2, seq & 31) : block_of(p, seq);
+        }
     };
 
     // The block's range. Equal lengths: a part of one query tile, or whole query tiles; else an even part of the work,
@@ -170,9 +182,13 @@ struct DecodeCursor {
         unsigned tile = small_quotient(blockIdx.x, max(blocks, 1)), part = blockIdx.x - tile * blocks;
         Lengths l;
         l.few = p.n_seq <= 32;
-        int mine_is = min(lane, p.n_seq - 1);
-        l.length = decode_total(p, mine_is);
-        l.own_block = block_of(p, mine_is);
+        int mine_is = min(lane, p.n_seq - 1), mine2_is = min(lane + 32, p.n_seq - 1);
+        int seq_len = load_l2(p.seq_lens + mine_is), seq_len2 = 0;
+        if (!l.few) seq_len2 = load_l2(p.seq_lens + mine2_is);
+        l.block = block_of(p, mine_is);
+        l.block2 = l.few ? 0 : block_of(p, mine2_is);
+        l.length = total_after(p, seq_len);
+        l.length2 = total_after(p, seq_len2);
         first_block = tile * blocks;
         seq = small_quotient(tile, per_seq);
         kv_head = tile - seq * per_seq;
@@ -199,10 +215,9 @@ struct DecodeCursor {
             l.least = __reduce_min_sync(~0u, mine);
             l.most = __reduce_max_sync(~0u, mine);
         } else {
-            l.sum = l.most = 0;
-            l.least = ~0u;
-            for (int i = lane; i < p.n_seq; i += 32) {
-                mine = tile_work(decode_total(p, i));
+            l.sum = l.least = l.most = mine;
+            for (int i = lane + 32; i < p.n_seq; i += 32) {
+                mine = tile_work(i < 64 ? l.length2 : decode_total(p, i));
                 l.sum += mine;
                 l.least = min(l.least, mine);
                 l.most = max(l.most, mine);
@@ -232,13 +247,12 @@ struct DecodeCursor {
         split = small_quotient(part * n, blocks);
         work_left = (small_quotient((part + 1) * n, blocks) - split) * split_work;
         in_cluster = blocks == 2 && p.cluster == 2 && halves_are_groups(n);
-        find(p, l.few ? __shfl_sync(~0u, l.length, seq) : decode_total(p, seq),
-             l.few ? __shfl_sync(~0u, l.own_block, seq) : block_of(p, seq));
+        find(p, l.length_of(p, seq), l.cache_block_of(p, seq));
         return true;
     }
     // Whole query tiles if all are equally long and that is even enough, else an even part of the work.
     __device__ __forceinline__ void start_anywhere(const DecodeParams &p, const Lengths &l, int lane, unsigned work) {
-        unsigned per_seq = p.cache.n_kv_heads * p.head_tiles, mine = l.few && lane >= p.n_seq ? 0 : tile_work(l.length);
+        unsigned per_seq = p.cache.n_kv_heads * p.head_tiles, mine = lane >= p.n_seq ? 0 : tile_work(l.length);
         int length = l.length;
         first_block = blockIdx.x;
         unsigned share = work / gridDim.x, rest = work - share * gridDim.x;
@@ -255,7 +269,10 @@ struct DecodeCursor {
         if (work_left == 0) return;
         unsigned index = at;
         for (int base = 0;; base += 32) { // find the sequence that has `at`
-            if (p.n_seq > 32) mine = tile_work(length = base + lane < p.n_seq ? decode_total(p, base + lane) : 0);
+            if (base > 0) {
+                length = base + lane >= p.n_seq ? 0 : base == 32 ? l.length2 : decode_total(p, base + lane);
+                mine = tile_work(length);
+            }
             unsigned upto = mine;
 #pragma unroll
             for (int x = 1; x < 32; x *= 2) {
@@ -276,7 +293,7 @@ struct DecodeCursor {
         kv_head = at / work_of_tile;
         at -= kv_head * work_of_tile;
         split = (at + (1 << log2_work) - 1) >> log2_work;
-        find(p, length, p.n_seq <= 32 ? __shfl_sync(~0u, l.own_block, seq) : block_of(p, seq));
+        find(p, length, l.cache_block_of(p, seq));
         if (at > 0) { // `at` is within a query tile, maybe within a split: that one belongs to the block before
             index -= at;
             first_block =
