@@ -16,7 +16,8 @@
 #   --keep DIR        leaves the outputs there: NAME.base.out, .err, .status and NAME.new.*, and the files they read
 #
 # Figures of time (ms, s, tokens/s, GB/s), the commit, the list of GPUs that a build has code for and free memory are
-# masked, and token_texts, which came after the base; nothing else. One line a difference; the last line is: N passed, N failed, N skipped.
+# masked, and token_texts, shared_tokens and evictions, which came after the base; nothing else. One line a difference; the
+# last line is: N passed, N failed, N skipped.
 set -uo pipefail
 
 base_commit=3465891
@@ -155,7 +156,7 @@ mask() { # what two runs of one build may print differently
         -e 's/[0-9.]+ tokens\/s/# tokens\/s/g; s/[0-9.]+ (GB|GiB|MB|MiB) (of memory )?(are |is )?free/# \1 free/g' \
         -e 's/"([a-z0-9_]*ms[a-z_]*)": -?[0-9.]+/"\1": #/g' \
         -e 's/\(commit [^;]*;/(commit #;/; s/ for sm [0-9a ]*( and newer)?\)/ for sm #)/' \
-        -e 's/"token_texts": \[("([^"\\]|\\.)*"(, )?)*\], //'
+        -e 's/"token_texts": \[("([^"\\]|\\.)*"(, )?)*\], //; s/, "shared_tokens": [0-9]+, "evictions": [0-9]+//'
 }
 
 mask_bench() { # a benchmark's figures are all of this run

@@ -1,6 +1,6 @@
 // Fuzz target: sequences of random lengths, settings and common beginnings, in a cache of random slots and pages, on
-// engine cpu and a model of two layers. Each has the tokens, the text and the end of its own run alone, unless two tokens
-// were as likely to what rounding may change.
+// engine cpu and a model of two layers. Each has the tokens, the text and the end of its own run alone, unless two
+// tokens were as likely to what rounding may change.
 //
 // The input: slots, and whether candidates are looked up, some or as many as there are; positions of each, pages of all
 // (0: as many as they can use); then 6 bytes a sequence: the prompt's length (two), how much of it is its group's, and the

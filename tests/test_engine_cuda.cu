@@ -633,9 +633,9 @@ static void test_steps_begun_ahead_change_nothing(void) {
     end("steps_begun_ahead_change_nothing");
 }
 
-// Decode rows beside parts of prompts, in one batch: the logits of all rows that have some, in the batch's order, are those
-// of each sequence in batches of its own, also where the next step has begun before the prompt came. The sequences in
-// slots 0 and 1 decode; that in slot 2 is a prompt in parts, with logits at the end of the last one.
+// Decode rows beside parts of prompts, in one batch: the logits of all rows that have some, in the batch's order, are
+// those of each sequence in batches of its own, also where the next step has begun before the prompt came. The
+// sequences in slots 0 and 1 decode; that in slot 2 is a prompt in parts, with logits at the end of the last one.
 static void test_decode_rows_beside_prompts(void) {
     enum { STEPS = 12, PART = 40, FIRST_PART = 4, PARTS = 3 };
     Model m;
