@@ -276,6 +276,28 @@ static void test_speculation_changes_no_byte(const char *name, const GenerateCon
     test_end(name);
 }
 
+// A draft whose cache is smaller than the model's guesses as far as its pages go: those of one, two or four, where three
+// texts of two pages each run.
+static void test_draft_without_pages_guesses_less(void) {
+    GenerateConfig config = {.n = 1000, .sampler = {.top_p = 1}, .ignore_eos = true};
+    Sequence plain[N_SEQS];
+    Speculation s;
+    Error err = {""};
+    start(N_SLOTS);
+    run(plain, &config, NULL);
+    for (int pages = 1; pages <= 4; pages *= 2) {
+        model.kv_memory = (uint64_t)pages * model_page_bytes(&model);
+        if (!draft_open(&s, &model, "model/stories.bin", N_SLOTS, CONTEXT, &err)) test_fail("%s", err.text);
+        CHECK(s.draft && s.draft->kv.n_pages == pages);
+        s.always = true;
+        check_speculation("few pages", plain, &config, &s, 90);
+        speculation_close(&s);
+    }
+    free_all(plain);
+    model_close(&model);
+    test_end("test_draft_without_pages_guesses_less");
+}
+
 // Candidates whose row is not finite, and is rejected, stop nothing.
 static void test_rejected_candidate_may_be_nan(void) {
     const char *name = "test_rejected_candidate_may_be_nan";
@@ -365,6 +387,7 @@ int main(void) {
                                      &(GenerateConfig){.n = 1000, .sampler = greedy, .ignore_eos = true});
     test_speculation_changes_no_byte("test_speculation_changes_no_byte_few",
                                      &(GenerateConfig){.n = 3, .sampler = sampled});
+    test_draft_without_pages_guesses_less();
     test_rejected_candidate_may_be_nan();
     test_speculation_is_refused_with_the_reason();
     return tests_summary();
