@@ -32,8 +32,8 @@ static const struct {
 enum { N_KEYS = sizeof keys / sizeof *keys };
 
 // What an answer has of its own: a line's key of this name could not come back.
-static const char *const answer_names[] = {"index", "prompt_ids",  "finish_reason",   "timings", "error",
-                                           "line",  "token_texts", "prompt_logprobs", NULL};
+static const char *const answer_names[] = {"index", "prompt_ids",  "finish_reason",   "timings",     "error",
+                                           "line",  "token_texts", "prompt_logprobs", "speculation", NULL};
 
 // What other programs call ours.
 static const struct {

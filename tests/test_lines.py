@@ -333,7 +333,8 @@ BAD_LINES = (
     ('{"text": "a", "stop": ["b", 1]}', "expected a string", {}),
     ('{"text": "a", "stop": %s}' % json.dumps(["s"] * 17), '"stop": more than 16 of them', {}),
     *(('{"text": "a", "%s": 1, "id": 6}' % name, 'the key "%s" is one of the answers\' own' % name, {"id": 6})
-      for name in ("index", "prompt_ids", "finish_reason", "timings", "error", "line", "token_texts", "prompt_logprobs")),
+      for name in ("index", "prompt_ids", "finish_reason", "timings", "error", "line", "token_texts", "prompt_logprobs",
+                   "speculation")),
     ("{%s}" % ", ".join('"k%d": 0' % i for i in range(257)), "more than 256 keys", {"k%d" % i: 0 for i in range(256)}),
 )
 

@@ -248,9 +248,9 @@ static int step_rows_fused(const Model *m, int n_slots, Error *err) {
         fail(err, "engine fused computes float32 in passes of %d rows, so that steps of more gain nothing", f.max_rows);
     else if (n_slots == f.max_rows)
         fail(err,
-             "engine fused: a step of %d rows has sequences alone, more would change the order of sums; "
-             "expected fewer sequences at a time (-b), or more",
-             n_slots);
+             "engine fused: %d sequences at a time (-b) leave no row for candidates in a step of at most %d, and more "
+             "rows have another order of sums; expected fewer sequences, or more",
+             n_slots, f.max_rows);
     else
         return n_slots < f.max_rows ? fused_min(f.max_rows, n_slots * (MAX_CANDIDATES + 1))
                                     : n_slots * (MAX_CANDIDATES + 1);

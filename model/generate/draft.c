@@ -54,6 +54,27 @@ static size_t keep_common(Draft *d, const Proposal *p) {
     return n;
 }
 
+// A text that is in no step gives back what its slot has.
+static void empty_others(Draft *d, const Proposal *proposals, int n) {
+    for (int slot = 0; slot < d->n_slots; slot++) {
+        bool other = true;
+        for (int i = 0; i < n; i++) other = other && proposals[i].slot != slot;
+        if (!other) continue;
+        kv_reset(&d->model.kv, slot);
+        d->slots[slot].cached.n = 0;
+    }
+}
+
+// Pages for the text and the candidates that it computes, one less than it gives; where too few are free, for fewer
+// candidates, or none.
+static void reserve_pages(Draft *d, Proposal *proposals, int n, int i) {
+    Proposal *p = &proposals[i];
+    int length = (int)proposal_length(p) - 1;
+    if (kv_reserve(&d->model.kv, p->slot, length + p->most)) return;
+    empty_others(d, proposals, n);
+    while (p->most > 0 && !kv_reserve(&d->model.kv, p->slot, length + p->most)) p->most--;
+}
+
 // One batch of the draft: the text that it has not seen, or its own last candidate.
 typedef struct {
     TokenList tokens;
@@ -116,6 +137,8 @@ static bool propose_draft(void *context, Proposal *proposals, int n, Error *err)
         if (p->most > room) p->most = room < 0 ? 0 : room;
         if (p->most) keep_common(d, p);
     }
+    for (int i = 0; i < n; i++)
+        if (proposals[i].most) reserve_pages(d, proposals, n, i);
     for (int prompts = 0; prompts < 2; prompts++) // those of a step first
         for (int i = 0; ok && i < n; i++) {
             Proposal *p = &proposals[i];
@@ -152,6 +175,13 @@ static void close_draft(void *context) {
     free(d);
 }
 
+// Of --kv-memory, where it is given: for as many positions as the model has.
+static uint64_t draft_memory(const Model *m, const Config *draft) {
+    uint64_t page = cache_page_bytes(draft, 1), pages = m->kv_memory / cache_page_bytes(&m->config, 1);
+    if (pages < sizeof(float)) pages = sizeof(float); // the model refuses what is less than a page, in its own numbers
+    return m->kv_memory && pages < UINT64_MAX / page ? pages * page : 0;
+}
+
 bool draft_open(Speculation *s, const Model *m, const char *path, int n_slots, int max_len, Error *err) {
     Draft *d = calloc(1, sizeof *d + (size_t)n_slots * sizeof d->slots[0]);
     if (!d) return fail(err, "out of memory: %d slots of --draft", n_slots);
@@ -164,6 +194,7 @@ bool draft_open(Speculation *s, const Model *m, const char *path, int n_slots, i
     if (ok) {
         int most = d->model.config.max_seq_len;
         d->model.interrupted = m->interrupted;
+        d->model.kv_memory = draft_memory(m, &d->model.config);
         d->model.step_rows = n_slots * (MAX_CANDIDATES + 1);
         d->model.speculates = true; // it computes what was accepted, and the token after it, in one step
         ok = model_start(&d->model, m->engine->name, m->precision, n_slots, max_len < most ? max_len : most, &why);

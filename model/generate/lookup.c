@@ -121,12 +121,12 @@ bool lookup_open(Speculation *s, const Model *m, int n_slots, Error *err) {
     Lookup *l = calloc(1, sizeof *l + (size_t)n_slots * sizeof l->slots[0]);
     if (!l) return fail(err, "out of memory: %d slots of --lookup", n_slots);
     l->n_slots = n_slots;
-    speculation_init(s, m,
-                     &(Proposer){.name = "lookup",
-                                 .prior = {0.15, 0.3, 0.55, 0.85},
-                                 .begin = begin_lookup,
-                                 .propose = propose_lookup,
-                                 .close = close_lookup,
-                                 .context = l});
+    const Proposer proposer = {.name = "lookup",
+                               .prior = {0.15, 0.3, 0.55, 0.85},
+                               .begin = begin_lookup,
+                               .propose = propose_lookup,
+                               .close = close_lookup,
+                               .context = l};
+    speculation_init(s, m, &proposer);
     return true;
 }

@@ -71,7 +71,7 @@ static double probability(const Speculation *s, const Proposal *p, const Accepta
 static void choose_numbers(const Speculation *s, Proposal *proposals, Acceptance *const *acceptance, int n_proposals,
                            int n_rows, int max_rows) {
     double gain[MAX_SLOTS], cost_each = s->proposer.cost ? s->proposer.cost(s->proposer.context) : 0;
-    int order[MAX_STEP_ROWS], taken[MAX_SLOTS] = {0}, n_taken = 0, best = 0, longest = 0;
+    int order[MAX_STEP_ROWS] = {0}, taken[MAX_SLOTS] = {0}, n_taken = 0, best = 0, longest = 0;
     double base = speculation_step_cost(s->model, n_rows), tokens = n_rows, best_rate = n_rows / base;
     bool try_one = false;
     for (int i = 0; i < n_proposals; i++) gain[i] = probability(s, &proposals[i], acceptance[i]);
