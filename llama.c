@@ -64,7 +64,7 @@ static void print_engine_notes(const Options *o, const Model *m) {
 static bool start_speculation(const Options *o, Model *m, Speculation *s, int slots, int context, Error *err) {
     if (!o->lookup && !o->draft) return true;
     if (!model_choose(m, o->engine, precision_of(o), err) ||
-        !speculation_prepare(m, m->step_rows ? m->step_rows : slots, err))
+        !speculation_prepare(m, m->sequences ? m->sequences : slots, err))
         return false;
     return o->draft ? draft_open(s, m, o->draft, slots, context, err) : lookup_open(s, m, slots, err);
 }
@@ -287,7 +287,7 @@ static bool run_prompts(const Options *o, Model *m, double start, Error *err) {
     int n_errors = ok ? report_errors(o, &p) : 0, slots = o->batch ? o->batch : DEFAULT_BATCH;
     Run run = {.options = o, .model = m, .chat = p.chat.tokenizer ? &p.chat : NULL, .prompts = &p, .start = start};
     double begin = clock_seconds();
-    m->step_rows = slots; // whatever the number of prompts: theirs do not depend on it
+    m->sequences = slots; // whatever the number of prompts: theirs do not depend on it
     if (ok && p.n_seqs)
         ok = start_model(o, m, &run.speculation, slots < p.n_seqs ? slots : p.n_seqs, context_of_prompts(o, m, &p),
                          err) &&

@@ -122,8 +122,9 @@ struct Model {
     Precision precision;
     const Engine *engine;
     int max_rows;          // rows that the engine computes at once: a longer batch comes in parts
-    int step_rows;         // rows that may be decoded in a step of this run, at most MAX_STEP_ROWS; 0: as many as there
-                           // are slots. See model_step_rows
+    int sequences;         // that a step of this run may have; 0: as many as there are slots. See model_sequences
+    int step_rows;         // rows that may be decoded in a step of this run, at most MAX_STEP_ROWS; 0: one for each
+                           // sequence. See model_step_rows
     bool speculates;       // steps may have several rows of a sequence
     Error not_used;        // why a faster engine than this was not chosen; empty: none is faster, or one was named
     void *state;           // the engine's own buffers
@@ -173,10 +174,13 @@ void model_close(Model *model);
 static inline bool model_is_synthetic(const Model *model) {
     return model->file.n_tensors == 0;
 }
-// Engine fused adds up in another order where steps may have many rows: which order is a matter of the run, so that no
-// sequence's numbers depend on how many others it has beside it.
+// Engine fused adds up in another order where steps may have many sequences: which order is a matter of the run, so
+// that no sequence's numbers depend on how many others it has beside it, or on how many candidates are verified.
+static inline int model_sequences(const Model *model) {
+    return model->sequences ? model->sequences : model->kv.n_slots;
+}
 static inline int model_step_rows(const Model *model) {
-    return model->step_rows ? model->step_rows : model->kv.n_slots;
+    return model->step_rows ? model->step_rows : model_sequences(model);
 }
 // Rows with logits that a batch may have.
 static inline int model_logit_rows(const Model *model) {

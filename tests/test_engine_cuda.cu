@@ -325,6 +325,7 @@ static void test_same_bits_alone_and_among_others(void) {
         same_bits_among(8, shape, PRECISION_BF16);
         same_bits_among(8, shape, PRECISION_F32);
         same_bits_among(16, shape, PRECISION_BF16);
+        same_bits_among(32, shape, PRECISION_BF16);
         same_bits_among(40, shape, PRECISION_BF16);
     }
     end("same_bits_alone_and_among_others");

@@ -54,6 +54,7 @@ static int list_buffers(Model *m, CudaState *s, Buffer *list) {
         {(void **)&s->step, sizeof *s->step},
         {(void **)&s->slots, MAX_SLOTS * 4},
         {(void **)&s->block_table, table_bytes(m)},
+        {(void **)&s->step_table, table_bytes(m)},
         {s->wide_elements ? (void **)&s->wide : NULL, s->wide_elements * sizeof(float)},
         {&s->attention_workspace, s->attention_workspace_bytes},
         {&s->blas_workspace, BLAS_WORKSPACE_BYTES},

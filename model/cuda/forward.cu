@@ -57,7 +57,8 @@ AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int 
 void attention_step(AttentionArgs *a, const Model *m, const CudaState *s, int first, int n, bool several) {
     const StepInput *step = s->step;
     a->seq_lens_device = several ? step->seq_lens : step->lens + first;
-    a->block_rows = step->slots + first;
+    a->block_table = s->step_table + (size_t)first * (size_t)m->kv.table_width;
+    a->block_rows = NULL;
     if (!several) return;
     a->n_seq = m->kv.n_slots; // of any number of sequences, so that one graph serves them all
     a->n_new = n < MAX_CANDIDATES + 1 ? n : MAX_CANDIDATES + 1;

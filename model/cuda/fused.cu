@@ -7,9 +7,6 @@
 #include "fused_kernel.cuh"
 #include "wide.h"
 
-// Steps of more rows than this are wide.
-enum { FEW_ROWS = 4 };
-
 struct FusedState {
     int n_blocks, max_rows, terms; // max_rows: tokens of one pass over the weights
     size_t shared_limit;           // dynamic shared memory that a block may have
@@ -172,15 +169,18 @@ template <class Body> static bool for_numbers(const Model *m, int tile_rows, Bod
     return f32 ? with_tile<f16, 3>(tile_rows, body) : with_tile<f16, 1>(tile_rows, body);
 }
 
-// A step of n rows. Steps of few rows, of many (wide.h) and of more (engine cublas) have three orders of sums; a
-// sequence's must not depend on how many others are left, so which one it is depends on the rows that the run's steps
-// may have. In f32, where tokens are equal in any order, passes of max_rows for up to 8 rows.
+// A step of n rows. Steps of few rows, of many (wide.h) and of more (engine cublas) have other orders of sums; a
+// sequence's must not depend on how many others are left, so which one it is depends on the sequences that the run's
+// steps may have: up to what one pass takes, up to MAX_WIDE_ROWS, more. In f32, where tokens are equal in any order,
+// passes of max_rows for up to 8 rows.
 static bool enqueue_step_fused(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
-    if (f->terms == 1 && model_step_rows(m) > FEW_ROWS && model_step_rows(m) <= MAX_WIDE_ROWS && f->wide)
+    const int sequences = model_sequences(m);
+    const bool many = sequences > f->max_rows;
+    if (f->terms == 1 && many && sequences <= MAX_WIDE_ROWS && f->wide)
         return enqueue_step_wide(m, f->wide, n, several, err);
-    if (n > f->max_rows ? f->terms == 1 || n > 8 : f->terms == 1 && model_step_rows(m) > f->max_rows)
+    if (f->terms == 1 ? many || n > f->max_rows : n > 8)
         return enqueue_step_cublas(m, n, several, err);
     for (int first = 0; first < n; first += f->max_rows) {
         int rows = fused_min(n - first, f->max_rows);
@@ -238,22 +238,22 @@ static bool usable_fused(const Model *m, Error *err) {
                 m->config.hidden_dim, f.shared_limit);
 }
 
-// In bf16 the order of a row's sums depends on whether the run has steps of more rows than one pass takes. In f32 a pass
-// takes fewer rows.
+// In bf16 a row's order of sums is that of the run's sequences (enqueue_step_fused), and candidates may not change it: a
+// step has as many rows as are computed in that order. In f32 a pass takes fewer rows.
 static int step_rows_fused(const Model *m, int n_slots, Error *err) {
     FusedState f;
     memset(&f, 0, sizeof f);
     if (!size_fused(m, &f, err)) return 0;
+    const int most = n_slots <= f.max_rows ? f.max_rows : wide_most_rows(m, n_slots);
     if (f.terms > 1)
         fail(err, "engine fused computes float32 in passes of %d rows, so that steps of more gain nothing", f.max_rows);
-    else if (n_slots == f.max_rows)
+    else if (n_slots == most)
         fail(err,
              "engine fused: %d sequences at a time (-b) leave no row for candidates in a step of at most %d, and more "
              "rows have another order of sums; expected fewer sequences, or more",
-             n_slots, f.max_rows);
+             n_slots, most);
     else
-        return n_slots < f.max_rows ? fused_min(f.max_rows, n_slots * (MAX_CANDIDATES + 1))
-                                    : n_slots * (MAX_CANDIDATES + 1);
+        return fused_min(most, n_slots * (MAX_CANDIDATES + 1));
     return 0;
 }
 

@@ -95,6 +95,18 @@ __global__ void change_table_kernel(int *table, const TableChange *changes, int 
     if (i < n) table[changes[i].at] = changes[i].page;
 }
 
+// Computes: the block table of a step's sequences, as far as they have pages.
+// Reads:    table [slots][width], step.
+// Writes:   step_table [sequences][width].
+// Grid:     sequences × 32 threads; a block owns a sequence.
+// Requires: launched without PDL. several: of candidates (StepInput.start).
+__global__ void gather_table_kernel(int *step_table, const int *table, int width, const StepInput *step, bool several) {
+    int i = blockIdx.x, positions = several ? step->seq_lens[i] + step->start[i + 1] - step->start[i] : step->lens[i] + 1,
+        pages = min((positions + KV_PAGE - 1) / KV_PAGE, width);
+    for (int p = threadIdx.x; p < pages; p += blockDim.x)
+        step_table[(size_t)i * width + p] = table[(size_t)step->slots[i] * width + p];
+}
+
 __device__ static float silu(float x) {
     return x / (1.0f + expf(-x));
 }
@@ -232,6 +244,12 @@ bool append_kv(const Model *m, CudaState *s, const float *in, int T, int layer, 
 
 bool change_table(CudaState *s, int n, Error *err) {
     change_table_kernel<<<(n + 255) / 256, 256, 0, s->stream>>>(s->block_table, s->table_changes, n);
+    CUDA_TRY(cudaGetLastError());
+    return true;
+}
+
+bool gather_table(CudaState *s, int n_seq, int width, bool several, Error *err) {
+    gather_table_kernel<<<n_seq, 32, 0, s->stream>>>(s->step_table, s->block_table, width, s->step, several);
     CUDA_TRY(cudaGetLastError());
     return true;
 }

@@ -16,6 +16,8 @@ bool round_to_type(CudaState *s, void *out, const float *in, size_t n, Error *er
 bool append_kv(const Model *m, CudaState *s, const float *in, int T, int layer, Error *err);
 // The first n of s->table_changes are in s->block_table, for all that is launched after it.
 bool change_table(CudaState *s, int n, Error *err);
+// s->step_table: the rows of s->block_table that the step's n_seq sequences have, `width` entries each, in their order.
+bool gather_table(CudaState *s, int n_seq, int width, bool several, Error *err);
 // s->h[n] = gate / (1 + exp(-gate)) * up of s->gate_up[2][n], rounded to s->type (Shazeer 2020).
 bool swiglu(CudaState *s, size_t n, Error *err);
 // Of x[T][dim] only the n rows with logits stay, with their positions and slots in s->logit_pos and s->logit_slots.

@@ -84,6 +84,7 @@ struct CudaState {
     int *logit_pos, *logit_slots;
     int *slots;       // [MAX_SLOTS]: the row of the block table that each sequence has
     int *block_table; // [n_slots][table_width]: kv.table, as far as slots were computed with
+    int *step_table;  // [n_slots][table_width]: of a step's sequences; attention finds a page by one look-up less
     StepInput *step;  // of the step at hand, then of the next one
     // Results, double-buffered: while a step runs ahead, the last step's stay in the other buffer.
     int max_logits, n_logits;             // rows that there is room for; of the last batch

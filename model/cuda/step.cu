@@ -99,13 +99,19 @@ static void switch_buffers(CudaState *s) {
     s->buffer ^= 1;
 }
 
+static bool enqueue_step(Model *m, int n, bool several, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    return gather_table(s, several ? m->kv.n_slots : n, m->kv.table_width, several, err) &&
+           s->enqueue_step(m, n, several, err);
+}
+
 // The second step of so many rows is captured into a graph, and replayed from then on: launching 500 kernels one by one
 // would take longer than running them.
 static bool capture_step(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
     cudaGraph_t graph = NULL;
     CUDA_TRY(cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal));
-    bool ok = s->enqueue_step(m, n, several, err);
+    bool ok = enqueue_step(m, n, several, err);
     cudaError_t ended = cudaStreamEndCapture(s->stream, &graph);
     if (!ok) return false;
     CUDA_TRY(ended);
@@ -131,7 +137,7 @@ static bool launch_step(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
     if (!s->ran[several][n]) {
         s->ran[several][n] = true;
-        return s->enqueue_step(m, n, several, err);
+        return enqueue_step(m, n, several, err);
     }
     cudaGraphExec_t *graph = &s->graphs[several][s->buffer][n];
     if (!*graph && !capture_step(m, n, several, err)) return false;

@@ -94,21 +94,24 @@ template <int N, int C> static size_t wide_shared(const WideState *w) {
     return WIDE_SHARED_FIXED<N> + (size_t)wide_stages<N, C>(w) * WIDE_STAGE<N, C>;
 }
 
-static bool takes(const Matrix *m) {
-    return m->dtype == DTYPE_BF16 && m->rows % 16 == 0 && m->cols % (4 * WIDE_COLUMNS) == 0;
+// Whether the kernels take the model on this GPU: wgmma is Hopper's alone; f16 has not the range for what is not
+// normalised; every part of K is whole panels.
+static bool wide_takes(const Model *m, bool *takes, Error *err) {
+    const Config *c = &m->config;
+    int device = 0, major = 0;
+    CUDA_TRY(cudaGetDevice(&device));
+    CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    *takes = major == 9 && m->precision == PRECISION_BF16 && m->weights.dtype != DTYPE_F16 &&
+             c->dim % (4 * WIDE_COLUMNS) == 0 && c->q_dim % (4 * WIDE_COLUMNS) == 0 &&
+             c->hidden_dim % (4 * WIDE_COLUMNS) == 0 && c->head_dim % 16 == 0 && c->vocab_size % 16 == 0;
+    return true;
 }
 
-// Whether the kernel takes the model's matrices.
-static bool wide_takes(const Model *m) {
-    if (m->precision != PRECISION_BF16 || m->config.head_dim % 16 != 0 || !takes(&m->weights.output)) return false;
-    for (int i = 0; i < m->config.n_layers; i++) {
-        const LayerWeights *l = &m->weights.layers[i];
-        const Matrix *const all[] = {&l->wq, &l->wk, &l->wv, &l->wo, &l->w1, &l->w2, &l->w3};
-        for (size_t k = 0; k < sizeof all / sizeof *all; k++)
-            if (!takes(all[k])) return false;
-        if ((const char *)l->w3.data <= (const char *)l->w1.data) return false;
-    }
-    return true;
+int wide_most_rows(const Model *m, int sequences) {
+    Error err;
+    bool takes;
+    if (sequences > MAX_WIDE_ROWS || !wide_takes(m, &takes, &err) || !takes) return MAX_STEP_ROWS;
+    return sequences <= MAX_PAIR_ROWS ? MAX_PAIR_ROWS : MAX_WIDE_ROWS;
 }
 
 // How the matrices are cut for clusters of so many blocks.
@@ -167,11 +170,10 @@ static bool prepare_wide(Model *m, WideState *w, Error *err) {
 }
 
 bool wide_open(Model *m, WideState **wide, Error *err) {
-    int device = 0, major = 0;
+    bool takes;
     *wide = NULL;
-    CUDA_TRY(cudaGetDevice(&device));
-    CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    if (major != 9 || !wide_takes(m)) return true; // wgmma is Hopper's alone
+    if (!wide_takes(m, &takes, err)) return false;
+    if (!takes) return true;
     if (!(*wide = (WideState *)calloc(1, sizeof **wide))) return fail(err, "out of memory: the engine's state");
     return prepare_wide(m, *wide, err);
 }
@@ -241,7 +243,7 @@ bool enqueue_step_wide(Model *m, WideState *w, int n, bool several, Error *err) 
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
     const Matrix *table = &m->weights.tok_embeddings;
-    const WidePlan *plan = model_step_rows(m) <= MAX_PAIR_ROWS ? &w->pairs : &w->quads; // of the run: the order of sums
+    const WidePlan *plan = model_sequences(m) <= MAX_PAIR_ROWS ? &w->pairs : &w->quads; // of the run: the order of sums
     bool verbose = first_launch(m, &s->logged_decode);
     CUDA_TRY(with_type(table->dtype, [&](auto type) {
         return launch_kernel(wide_embed_kernel<decltype(type)>, n, 256, 0, false, s->stream, s->x, (bf16 *)s->xb,

@@ -117,6 +117,9 @@ static_assert(sizeof(WideParams) <= 4096, "parameters of a kernel");
 // ---- wide.cu --------------------------------------------------------------------------------------------------------
 
 struct WideState;
+// Rows that a step may have in the order of sums of a run of so many sequences, more than engine fused's kernels for few
+// rows take; MAX_STEP_ROWS: those steps are engine cublas's. Of a model that is not open yet.
+int wide_most_rows(const Model *m, int sequences);
 // The state for the model's steps of up to MAX_WIDE_ROWS rows; NULL in *wide where the GPU, the shapes or the dtypes are
 // not what the kernel takes.
 bool wide_open(Model *m, WideState **wide, Error *err);

@@ -134,7 +134,7 @@ static bool measure_steps(Bench *b, BenchRow *row, Error *err) {
     int start = row->length < last ? row->length : last; // the model's longest context has no room after it
     bool warm = false;
     show(b, "a step at context length", row);
-    b->m->step_rows = row->batch; // as in a run of so many, whatever the cache has room for
+    b->m->sequences = row->batch; // as in a run of so many, whatever the cache has room for
     for (int i = 0; i < row->batch; i++) tokens[i] = (int)((uint32_t)i * 7919 % (uint32_t)b->m->config.vocab_size);
     for (int step = 0; !warm || needs_more(n, began, STEP_SECONDS); step++) {
         if (step % WINDOW == 0)
