@@ -17,7 +17,7 @@ struct Buffer {
     uint64_t bytes;
 };
 
-enum { N_BUFFERS = 28 };
+enum { N_BUFFERS = 32 };
 
 static uint64_t table_bytes(const Model *m) {
     return (uint64_t)m->kv.n_slots * (uint64_t)kv_pages(m->kv.max_len) * sizeof(int);
@@ -59,6 +59,7 @@ static int list_buffers(Model *m, CudaState *s, Buffer *list) {
         {&s->attention_workspace, s->attention_workspace_bytes},
         {&s->blas_workspace, BLAS_WORKSPACE_BYTES},
     };
+    static_assert(sizeof all / sizeof *all <= N_BUFFERS, "room in the list");
     int n = 0;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (all[i].at) list[n++] = all[i];
