@@ -1,6 +1,6 @@
 // Fuzz target: sequences of random lengths, settings and common beginnings, in a cache of random slots and pages, on
-// engine cpu and a model of two layers. Each has the tokens, the text and the end of its own run alone, unless two
-// tokens were as likely to what rounding may change.
+// engine cpu and a model of two layers. Each has the tokens, the text, the log-probabilities and the end of its own run
+// alone, to the bit.
 //
 // The input: slots, and whether candidates are looked up, some or as many as there are; positions of each, pages of all
 // (0: as many as they can use); then 6 bytes a sequence: the prompt's length (two), how much of it is its group's, and the
@@ -11,7 +11,7 @@
 #include "../model/synthetic.h"
 #include "../model/threads.h"
 
-enum { MOST_SEQS = 12, MOST_SLOTS = 9, MOST_LEN = 400, VOCAB = 256, TOP = 6, BYTES_OF_SEQ = 6 };
+enum { MOST_SEQS = 12, MOST_SLOTS = 9, MOST_LEN = 400, VOCAB = 256, TOP = 2, BYTES_OF_SEQ = 6 };
 
 static Model alone, together;
 
@@ -58,30 +58,28 @@ static void set_sequence(Sequence *seq, int i, const uint8_t *in, int longest) {
     *seq = (Sequence){.index = i,
                       .config = {.n = n_new,
                                  .ignore_eos = in[5] & 1,
-                                 .logprobs = in[5] & 2 ? 2 : 0,
+                                 .logprobs = in[5] & 2 ? TOP : 0,
                                  .prompt_logprobs = (in[5] & 6) == 6,
                                  .n_stops = in[5] & 8 ? 2 : 0,
-                                 .stops = stops}};
+                                 .stops = stops,
+                                 .seed = in[1],
+                                 .sampler = {.temperature = in[5] & 16 ? 0.8f : 0,
+                                             .top_p = in[5] & 32 ? 0.9f : 1,
+                                             .repetition_penalty = in[5] & 64 ? 1.2f : 1}}};
     for (int k = 0; k < length; k++)
         MUST(tokens_append(&seq->prompt, (k < same ? group * 31 + k * 7 : i * 13 + k * 5 + in[1]) % VOCAB, &err));
 }
 
-// own: its run alone, with the log-probabilities of the TOP most likely ids.
+// own: its run alone, with log-probabilities, so that no token of it is drawn by the engine.
 static void must_equal(const Sequence *own, const Sequence *seq) {
-    size_t k = 0;
-    while (k < own->ids.n && k < seq->ids.n && own->ids.ids[k] == seq->ids.ids[k]) k++;
-    if (k < own->ids.n && k < seq->ids.n) {
-        const float *logprobs = own->logprobs.values + k * (1 + TOP);
-        const int *top = own->logprobs.top_ids + k * TOP;
-        int i = 0;
-        while (i < TOP && top[i] != seq->ids.ids[k]) i++;
-        MUST(i < TOP && logprobs[0] - logprobs[1 + i] < 1e-5f);
-        return;
-    }
     MUST(own->ids.n == seq->ids.n && own->text.n == seq->text.n);
+    MUST(own->ids.n == 0 || memcmp(own->ids.ids, seq->ids.ids, own->ids.n * sizeof *own->ids.ids) == 0);
     MUST(strcmp(own->finish_reason, seq->finish_reason) == 0);
     MUST(own->text.n == 0 || memcmp(own->text.data, seq->text.data, own->text.n) == 0);
     MUST(own->n_scored == seq->n_scored);
+    if (!seq->config.logprobs) return;
+    MUST(memcmp(own->logprobs.values, seq->logprobs.values, own->ids.n * (1 + TOP) * sizeof(float)) == 0);
+    MUST(memcmp(own->logprobs.top_ids, seq->logprobs.top_ids, own->ids.n * TOP * sizeof(int)) == 0);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t n) {
