@@ -17,19 +17,21 @@ __device__ __forceinline__ size_t decode_row(const Cache<T> &c, const Cursor &it
 
 // The copies of a block's steps, one after another: positions pos .. pos+STEP-1 of one KV head to K and V at `stage`;
 // zeros from the sequence's end on. A thread copies 16 bytes of every ROWS-th row. Nearly all steps are plain, and cost
-// no more than their copies: what finds the next place is out of their way.
+// no more than their copies: what finds the next place is out of their way. In a cache of blocks of PAGE positions (the
+// engines') a step has a block or two of its own: their numbers are loaded when the step before has been copied and
+// looked at when it is copied itself, for a load from L2 takes as long as a quarter of a step.
 template <typename T, int D, class Cursor> struct DecodeCopies {
     static constexpr int STEP = decode_step(D), CHUNKS = D / 8, COPIERS = D == 96 ? 96 : 128, ROWS = COPIERS / CHUNKS,
-                         V = STEP * D * 2;
+                         V = STEP * D * 2, PAGE = 64, PAGES = STEP / PAGE;
+    static_assert(STEP % PAGE == 0 && PAGES <= 2 && PAGE % ROWS == 0, "a step is whole pages");
     Cursor item;  // the query tile
     int pos, end; // the next step, and where the block's part of the query tile ends
-    // Steps from here on that are whole and where k and v say. 0: not all positions of the next one are in the cache;
-    // -1: it is in small blocks of the cache, for each of which the block table has to be asked.
+    // Steps from here on that are whole and where k and v say, or in pages. 0: not all positions of the next one are in
+    // the cache; -1: it is in small blocks of the cache, for each of which the block table has to be asked.
     int plain;
-    const T *k, *v; // where this thread's part of the next step begins
-    int64_t
-        second;   // in steps of 128: how many elements its positions from 64 on are off, in another block of the cache
-    uint32_t dst; // where in the tile it goes
+    const T *k, *v;   // where this thread's part of the next step begins; not in pages
+    int pages[PAGES]; // the next step's blocks, in pages
+    uint32_t dst;     // where in the tile this thread's part goes
 
     __device__ __forceinline__ void start(const DecodeParams &p, const Cursor &first) {
         item = first;
@@ -45,43 +47,66 @@ template <typename T, int D, class Cursor> struct DecodeCopies {
         end = min(item.total, (item.split + item.count()) << item.split_log2);
         find(p);
     }
+    static __device__ __forceinline__ bool in_pages(const Cache<T> &cache) {
+        return cache.table_width > 1 && cache.block_size == PAGE;
+    }
+    __device__ __forceinline__ void load_pages(const Cache<T> &cache) {
+        const int *row = cache.table + (size_t)item.cache_block * cache.table_width;
+#pragma unroll
+        for (int j = 0; j < PAGES; j++) pages[j] = __ldcg(row + min(pos / PAGE + j, cache.table_width - 1));
+    }
+    // Offset of a row of the next step, in pages.
+    __device__ __forceinline__ size_t page_row(const Cache<T> &cache, int row) const {
+        int page = PAGES == 1 || row < PAGE ? pages[0] : pages[PAGES - 1];
+        return (((size_t)page * cache.n_kv_heads + item.kv_head) * PAGE + row % PAGE) * D;
+    }
     __device__ __forceinline__ void find(const DecodeParams &p) {
         const Cache<T> &cache = (const Cache<T> &)p.cache;
         int in_cache = min(end, item.cached(p)); // after it there are new tokens
-        size_t at = decode_row(cache, item, pos);
-        k = cache.k + at + threadIdx.x * 8;
-        v = cache.v + at + threadIdx.x * 8;
-        bool known = true;
-        second = 0;
+        plain = max(in_cache - pos, 0) / STEP;
+        if (in_pages(cache)) {
+            load_pages(cache);
+            return;
+        }
+        size_t at = decode_row(cache, item, pos) + threadIdx.x * 8;
+        k = cache.k + at;
+        v = cache.v + at;
         if (cache.table_width > 1) {
             int in_block = cache.block_size - pos % cache.block_size; // positions from here on
-            if (STEP == 128 && in_block == 64) {
-                if (pos + 64 < item.total) second = (int64_t)(decode_row(cache, item, pos + 64) - at) - 64 * D;
-                in_block = 128;
-            }
-            known = in_block >= STEP;
-            in_cache = min(in_cache, pos + in_block);
+            plain = in_block < STEP ? -1 : max(min(in_cache, pos + in_block) - pos, 0) / STEP;
         }
-        plain = known ? max(in_cache - pos, 0) / STEP : -1;
     }
     // Starts the copies of the next step, and goes on to the one after. Without with_new it leaves a new token out.
     __device__ __forceinline__ void copy(const DecodeParams &p, uint32_t stage, bool with_new) {
+        const Cache<T> &cache = (const Cache<T> &)p.cache;
         if (__builtin_expect(plain > 0, 1)) {
             uint64_t policy = l2_evict_first();
-            if (COPIERS == DECODE_THREADS || threadIdx.x < COPIERS)
+            const bool paged = in_pages(cache);
 #pragma unroll
-                for (int i = 0; i < STEP / ROWS; i++) {
-                    int64_t off = STEP == 128 && i * ROWS >= 64 ? second : 0;
-                    copy_async16(stage + dst + i * ROWS * D * 2, k + off + i * ROWS * D, policy);
-                    copy_async16(stage + dst + V + i * ROWS * D * 2, v + off + i * ROWS * D, policy);
+            for (int j = 0; j < PAGES; j++) {
+                if (paged) {
+                    size_t at = page_row(cache, j * PAGE) + threadIdx.x * 8;
+                    k = cache.k + at;
+                    v = cache.v + at;
                 }
-            k += STEP * D;
-            v += STEP * D;
+                if (COPIERS == DECODE_THREADS || threadIdx.x < COPIERS)
+#pragma unroll
+                    for (int i = 0; i < PAGE / ROWS; i++) {
+                        uint32_t to = stage + dst + (j * PAGE + i * ROWS) * D * 2;
+                        copy_async16(to, k + i * ROWS * D, policy);
+                        copy_async16(to + V, v + i * ROWS * D, policy);
+                    }
+                k += PAGE * D;
+                v += PAGE * D;
+            }
             plain--;
         } else
             copy_rows(p, stage, with_new);
         pos += STEP;
-        if (__builtin_expect(plain > 0, 1)) return;
+        if (__builtin_expect(plain > 0, 1)) {
+            if (in_pages(cache)) load_pages(cache);
+            return;
+        }
         if (pos >= end) {
             item.next(p, item.count());
             enter(p);
@@ -95,16 +120,12 @@ template <typename T, int D, class Cursor> struct DecodeCopies {
         for (int i = 0; i < STEP / ROWS && threadIdx.x < COPIERS; i++, at += ROWS) {
             bool is_new = item.is_new(p, at), valid = at < item.total;
             if (is_new && !with_new) continue;
-            const T *k_from = k, *v_from = v; // legal, where nothing is read
+            const T *k_from = cache.k, *v_from = cache.v; // legal, where nothing is read
             if (is_new) {
                 k_from = (const T *)p.k_new + item.token(at) * p.k_token_stride + item.kv_head * p.k_head_stride + dim;
                 v_from = (const T *)p.v_new + item.token(at) * p.v_token_stride + item.kv_head * p.v_head_stride + dim;
-            } else if (valid && plain >= 0) {
-                int64_t off = (STEP == 128 && i * ROWS >= 64 ? second : 0) + i * ROWS * D;
-                k_from += off;
-                v_from += off;
             } else if (valid) {
-                size_t row = decode_row(cache, item, at) + dim;
+                size_t row = dim + (in_pages(cache) ? page_row(cache, at - pos) : decode_row(cache, item, at));
                 k_from = cache.k + row;
                 v_from = cache.v + row;
             }

@@ -31,21 +31,20 @@ static_assert(SM90_ROWS == SM90_WARPGROUPS * 64 && SM90_KEYS == 128, "wgmma: 64 
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
-// One warp of the block fills the ring. K or V rows base .. base+127 of one KV head go to `dst`.
+// One warp of the block fills the ring. K or V rows base .. base+127 of one KV head go to `dst`. A whole tile comes in
+// boxes of box_rows rows, lane i's from row box_y of the cache.
 template <typename T, int D>
 __device__ __forceinline__ void sm90_load_tile(const Cache<T> &cache, const T *from, const CUtensorMap *map,
-                                               int box_rows, int own_row, int kv_head, int base, int total,
+                                               int box_rows, int box_y, int own_row, int kv_head, int base, int total,
                                                uint32_t dst, uint32_t full, int lane) {
     if (base + SM90_KEYS <= total) {
-        if (lane == 0) {
-            mbarrier_arrive_expect_tx(full, sm90_tile_bytes<D>());
-            for (int row = 0; row < SM90_KEYS; row += box_rows) {
-                int y = (int)(cache_row(cache, own_row, kv_head, base + row) / D);
+        if (lane == 0) mbarrier_arrive_expect_tx(full, sm90_tile_bytes<D>());
+        __syncwarp();
+        int row = lane * box_rows;
+        if (row < SM90_KEYS)
 #pragma unroll
-                for (int panel = 0; panel < sm90_panels<D>(); panel++)
-                    copy_tensor_2d(dst + panel * PANEL_BYTES + row * 128, map, panel * 64, y, full);
-            }
-        }
+            for (int panel = 0; panel < sm90_panels<D>(); panel++)
+                copy_tensor_2d(dst + panel * PANEL_BYTES + row * 128, map, panel * 64, box_y, full);
     } else { // after `total` is memory that nobody wrote: copied by hand, with zeros there, as 0 x NaN would be NaN
         for (int i = lane; i < SM90_KEYS * sm90_panels<D>() * 8; i += 32) {
             int row = i / (sm90_panels<D>() * 8), chunk = i % (sm90_panels<D>() * 8);
@@ -150,11 +149,13 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
             }
             for (int base = 0; base < end; base += SM90_KEYS, n++) {
                 int stage = n % SM90_STAGES, parity = (n / SM90_STAGES & 1) ^ 1; // a fresh barrier counts as empty
+                // All boxes' places at once, for K and V: one after another they would take longer than a product.
+                int box_y = (int)(cache_row(cache, own_row, kv_head, min(base + lane * box_rows, total - 1)) / D);
                 mbarrier_wait(k_empty + 8 * stage, parity);
-                sm90_load_tile<T, D>(cache, cache.k, &maps.k, box_rows, own_row, kv_head, base, total,
+                sm90_load_tile<T, D>(cache, cache.k, &maps.k, box_rows, box_y, own_row, kv_head, base, total,
                                      k_tiles + stage * TILE_BYTES, k_full + 8 * stage, lane);
                 mbarrier_wait(v_empty + 8 * stage, parity);
-                sm90_load_tile<T, D>(cache, cache.v, &maps.v, box_rows, own_row, kv_head, base, total,
+                sm90_load_tile<T, D>(cache, cache.v, &maps.v, box_rows, box_y, own_row, kv_head, base, total,
                                      v_tiles + stage * TILE_BYTES, v_full + 8 * stage, lane);
             }
         }
