@@ -681,47 +681,63 @@ static void test_steps_begun_ahead_change_nothing(void) {
 // Decode rows beside parts of prompts, in one batch: the logits of all rows that have some, in the batch's order, are
 // those of each sequence in batches of its own, also where the next step has begun before the prompt came. The
 // sequences in slots 0 and 1 decode; that in slot 2 is a prompt in parts, with logits at the end of the last one.
-static void test_decode_rows_beside_prompts(void) {
+static void decode_rows_beside_prompts(const char *shape, int slots) {
     enum { STEPS = 12, PART = 40, FIRST_PART = 4, PARTS = 3 };
+    const bool same_bits = strcmp(engine, "fused") == 0; // of cublas: but for rounding
     Model m;
     Error err = {""};
-    if (start(&m, engine, PRECISION_BF16, 3, PART * PARTS + STEPS)) {
+    if (start_shape(&m, shape, engine, PRECISION_BF16, slots, PART * PARTS + STEPS)) {
         size_t vocab = (size_t)m.config.vocab_size, bytes = vocab * sizeof(float);
         float *apart = (float *)malloc(2 * STEPS * bytes), *last = (float *)malloc(bytes);
-        int tokens[PART * PARTS], slots[3] = {0, 1, 2}, next[2], both[2];
+        int tokens[PART * PARTS], slot[3] = {0, slots - 1, 2}, next[STEPS + 1][2];
         random_tokens(tokens, PART * PARTS, &m);
-        for (int how = 0; how < 2; how++) { // apart, together
-            for (int i = 0; i < 3; i++) kv_reset(&m.kv, i);
-            for (int i = 0; i < 2; i++) {
-                if (!model_prefill(&m, i, tokens + i, 5 + 7 * i, 1, &err)) test_fail("%s", err.text);
-                next[i] = m.argmax[0];
+        auto check = [&](const char *what, int step, const float *expected, const float *logits, size_t n) {
+            double error = 0, all = 0;
+            for (size_t i = 0; i < n; i++) {
+                error += ((double)logits[i] - (double)expected[i]) * ((double)logits[i] - (double)expected[i]);
+                all += (double)expected[i] * (double)expected[i];
             }
-            if (how == 0 && (!model_prefill(&m, 2, tokens, PART * PARTS, 1, &err) || !m.engine->read_logits(&m, &err)))
+            if (same_bits ? memcmp(expected, logits, n * sizeof(float)) != 0 : !(sqrt(error) <= 0.02 * sqrt(all)))
+                test_fail("%s, %d slots, step %d: %s: other logits, %.4f of their size off", shape ? shape : "stories",
+                          slots, step, what, sqrt(error / all));
+        };
+        for (int how = 0; how < 2; how++) { // apart, together
+            for (int i = 0; i < slots; i++) kv_reset(&m.kv, i);
+            for (int i = 0; i < 2; i++) {
+                if (!model_prefill(&m, slot[i], tokens + i, 5 + 7 * i, 1, &err)) test_fail("%s", err.text);
+                if (how == 0) next[0][i] = m.argmax[0];
+            }
+            if (how == 0 &&
+                (!model_prefill(&m, slot[2], tokens, PART * PARTS, 1, &err) || !m.engine->read_logits(&m, &err)))
                 test_fail("%s", err.text);
             if (how == 0) memcpy(last, m.logits, bytes);
             for (int k = 0; k < STEPS; k++) {
                 int part = how == 0 ? -1 : k - FIRST_PART;
                 bool mixed = part >= 0 && part < PARTS;
                 int n = mixed ? 2 + PART : 2, rows[3] = {0, 1, n - 1}, start_at[4] = {0, 1, 2, n}, batch[2 + PART];
-                memcpy(batch, next, sizeof next);
+                memcpy(batch, next[k], sizeof next[k]);
                 if (mixed) memcpy(batch + 2, tokens + part * PART, PART * sizeof(int));
-                Batch b = {n, mixed ? 3 : 2, part + 1 == PARTS ? 3 : 2, 2, batch, slots, start_at, rows};
+                Batch b = {n, mixed ? 3 : 2, part + 1 == PARTS ? 3 : 2, 2, batch, slot, start_at, rows};
                 if (!model_forward(&m, &b, &err)) test_fail("step %d: %s", k, err.text);
-                memcpy(both, m.argmax, sizeof both);
+                if (how == 0) memcpy(next[k + 1], m.argmax, sizeof next[k]);
                 if (!m.engine->read_logits(&m, &err)) test_fail("step %d: %s", k, err.text);
                 float *kept = apart + (size_t)k * 2 * vocab;
                 if (how == 0) memcpy(kept, m.logits, 2 * bytes);
-                if (memcmp(kept, m.logits, 2 * bytes) != 0) test_fail("step %d: other bits beside a prompt", k);
+                check("a step beside a prompt", k, kept, m.logits, 2 * vocab);
                 if (part + 1 == PARTS) CHECK(m.argmax[2] == argmax(m.logits + 2 * vocab, (int)vocab));
-                if (part + 1 == PARTS && strcmp(engine, "fused") == 0 && memcmp(last, m.logits + 2 * vocab, bytes) != 0)
-                    test_fail("the prompt has other bits beside decode rows");
-                memcpy(next, both, sizeof next);
+                if (part + 1 == PARTS) check("a prompt beside steps", k, last, m.logits + 2 * vocab, vocab);
             }
         }
         free(apart);
         free(last);
     }
     model_close(&m);
+}
+
+static void test_decode_rows_beside_prompts(void) {
+    const char *const shapes[] = {NULL, "llama-3.2-1b"};
+    for (const char *shape : shapes)
+        for (int slots : {3, 12, 40}) decode_rows_beside_prompts(shape, slots);
     end("decode_rows_beside_prompts");
 }
 

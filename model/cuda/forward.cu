@@ -79,7 +79,34 @@ static bool attend_step(Model *m, int T, bool several, int layer, bool verbose, 
     return attention_decode(&a, s->stream) == 0 || fail(err, "%s", attention_error());
 }
 
-// The same for a prompt's rows, which are known on the host, and shape the launches.
+// Attention of the queries s->qkv_in [n_heads][T], whose keys and values are in the cache: s->att. The first n_decode
+// rows are a step's, one of each sequence; the others are those of n_seq sequences, which are known on the host: start
+// [n_seq+1], lens [n_seq], and on the device their rows of the block table.
+static bool attend_rows(Model *m, int T, int n_decode, int n_seq, const int *start, const int *lens,
+                        const int *block_rows, int layer, bool verbose, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    int q_start[MAX_STEP_ROWS + 1];
+    if (n_decode > 0) {
+        AttentionArgs a = attention_args(m, s, n_decode, T, layer);
+        a.verbose = verbose;
+        a.append = a.kv_stable = 0; // append_kv runs right before
+        attention_step(&a, m, s, 0, n_decode, false);
+        if (attention_decode(&a, s->stream) != 0) return fail(err, "%s", attention_error());
+    }
+    if (n_seq == 0) return true;
+    for (int i = 0; i <= n_seq; i++) q_start[i] = start[i] - n_decode;
+    AttentionArgs a = attention_args(m, s, n_seq, T, layer);
+    a.verbose = verbose;
+    a.append = 0;
+    a.q = (const char *)a.q + (size_t)n_decode * m->config.head_dim * s->element;
+    a.out = (char *)a.out + (size_t)n_decode * m->config.q_dim * s->element;
+    a.block_rows = block_rows;
+    a.q_start = q_start;
+    a.seq_lens = lens;
+    return attention_prefill(&a, s->stream) == 0 || fail(err, "%s", attention_error());
+}
+
+// The same for the rows of prompts, and of a step beside them, from the normalised stream on.
 static bool attend_prompt(Model *m, const Batch *b, const int *lens, int layer, bool verbose, Error *err) {
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
@@ -88,22 +115,18 @@ static bool attend_prompt(Model *m, const Batch *b, const int *lens, int layer, 
     if (!rope(s, s->qkv, T, c->n_heads + c->n_kv_heads, c->head_dim, err)) return false;
     if (!round_to_type(s, s->qkv_in, s->qkv, (size_t)T * c->q_dim, err)) return false;
     if (!append_kv(m, s, s->qkv + (size_t)T * c->q_dim, T, layer, err)) return false;
-    AttentionArgs a = attention_args(m, s, b->n_seq, T, layer);
-    a.verbose = verbose;
-    a.append = 0;
-    a.q_start = b->start;
-    a.seq_lens = lens;
-    return attention_prefill(&a, s->stream) == 0 || fail(err, "%s", attention_error());
+    int n = b->n_decode;
+    return attend_rows(m, T, n, b->n_seq - n, b->start + n, lens + n, s->slots + n, layer, verbose, err);
 }
 
 // The same in the last layer, where some rows have no logits: their keys and values are all that is still needed of
-// them. From here on only rows with logits are in x, by way of gate_up; for attention each is a sequence with one new
-// token.
+// them. From here on only rows with logits are in x, by way of gate_up; for attention each of a prompt is a sequence
+// with one new token.
 static bool attend_logits(Model *m, const Batch *b, const int *lens, int layer, bool verbose, Error *err) {
     const Config *c = &m->config;
     const LayerWeights *l = &m->weights.layers[layer];
     CudaState *s = (CudaState *)m->state;
-    int T = b->n_rows, n = b->n_logits, start[MAX_STEP_ROWS + 1], pos[MAX_STEP_ROWS];
+    int T = b->n_rows, n = b->n_logits, n_decode = b->n_decode, start[MAX_STEP_ROWS + 1], pos[MAX_STEP_ROWS];
     if (!matmul_heads(s, c, s->qkv, &l->wk, T, 2 * c->n_kv_heads, err)) return false;
     if (!rope(s, s->qkv, T, c->n_kv_heads, c->head_dim, err)) return false;
     if (!append_kv(m, s, s->qkv, T, layer, err)) return false;
@@ -120,13 +143,8 @@ static bool attend_logits(Model *m, const Batch *b, const int *lens, int layer, 
         pos[i] = lens[seq] + b->logit_rows[i] - b->start[seq];
     }
     start[n] = n;
-    AttentionArgs a = attention_args(m, s, n, n, layer);
-    a.verbose = verbose;
-    a.append = 0;
-    a.block_rows = s->logit_slots;
-    a.q_start = start;
-    a.seq_lens = pos;
-    return attention_prefill(&a, s->stream) == 0 || fail(err, "%s", attention_error());
+    return attend_rows(m, n, n_decode, n - n_decode, start + n_decode, pos + n_decode, s->logit_slots + n_decode, layer,
+                       verbose, err);
 }
 
 // The steps of cpu/forward.c over T rows whose tokens and positions are on the device. host: the batch, for prefill;

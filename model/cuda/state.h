@@ -130,7 +130,8 @@ void close_cuda(Model *m);
 
 // ---- forward.cu -----------------------------------------------------------------------------------------------------
 
-// Logits and argmax of rows of prompts, from row first_logit of the logits on.
+// Logits and argmax of rows of prompts, from row first_logit of the logits on; also of a step's rows before them, one of
+// each sequence (b->n_decode): that step is on the device.
 bool forward_prompt(Model *m, const Batch *b, int first_logit, Error *err);
 // Engine cublas's step.
 bool enqueue_step_cublas(Model *m, int n, bool several, Error *err);
