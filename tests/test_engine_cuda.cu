@@ -689,7 +689,7 @@ static void decode_rows_beside_prompts(const char *shape, int slots) {
     if (start_shape(&m, shape, engine, PRECISION_BF16, slots, PART * PARTS + STEPS)) {
         size_t vocab = (size_t)m.config.vocab_size, bytes = vocab * sizeof(float);
         float *apart = (float *)malloc(2 * STEPS * bytes), *last = (float *)malloc(bytes);
-        int tokens[PART * PARTS], slot[3] = {0, slots - 1, 2}, next[STEPS + 1][2];
+        int tokens[PART * PARTS], slot[3] = {0, slots - 2, slots - 1}, next[STEPS + 1][2];
         random_tokens(tokens, PART * PARTS, &m);
         auto check = [&](const char *what, int step, const float *expected, const float *logits, size_t n) {
             double error = 0, all = 0;

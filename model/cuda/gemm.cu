@@ -154,18 +154,27 @@ static bool lt_choose(cublasLtHandle_t lt, LtProduct *p, const MatrixSeries *w, 
     return true;
 }
 
+// The number of rows for which the kernel for T is chosen. To choose takes longer than many a product, and parts of
+// prompts beside steps have any number of rows: so from 64 on they share the choice of the next multiple of 64 or 256.
+static int plan_rows(int T) {
+    const int unit = T <= 64 ? 1 : T <= 1024 ? 64 : 256;
+    return (T + unit - 1) / unit * unit;
+}
+
 // The kernel for a product, found once for each shape as long as GEMM_PLANS last. NULL: cuBLAS has none.
-static const cublasLtMatmulAlgo_t *lt_plan(CudaState *s, LtProduct *p, const MatrixSeries *w, int T,
-                                           unsigned alignment) {
+static const cublasLtMatmulAlgo_t *lt_plan(CudaState *s, const MatrixSeries *w, int T, unsigned alignment, Error *err) {
     GemmPlans *all = &s->gemm_plans;
     const int rows = w->first.rows, cols = w->first.cols;
+    LtProduct p;
+    T = plan_rows(T);
     for (GemmPlan &plan : all->plans)
         if (plan.T == T && plan.rows == rows && plan.cols == cols && plan.count == w->count &&
             plan.alignment == alignment)
             return plan.found ? &plan.algo : NULL;
+    if (!lt_product(&p, s->type, w, T, rows, err)) return NULL;
     GemmPlan *plan = &all->plans[all->next++ % GEMM_PLANS];
     *plan = {rows, cols, w->count, T, alignment, false, {}};
-    plan->found = lt_choose((cublasLtHandle_t)s->blas, p, w, T, alignment, &plan->algo); // as cuBLAS's manual allows
+    plan->found = lt_choose((cublasLtHandle_t)s->blas, &p, w, T, alignment, &plan->algo); // as cuBLAS's manual allows
     return plan->found ? &plan->algo : NULL;
 }
 
@@ -184,7 +193,7 @@ static bool product_16bit(CudaState *s, float *out, const MatrixSeries *w, const
     if (!lt_product(&p, s->type, w, T, out_pitch, err)) return false;
     unsigned alignment = alignment_of((uintptr_t)w->first.data | (uintptr_t)(w->stride * (long long)s->element) |
                                       (uintptr_t)in | (uintptr_t)out);
-    const cublasLtMatmulAlgo_t *algo = lt_plan(s, &p, w, T, alignment);
+    const cublasLtMatmulAlgo_t *algo = lt_plan(s, w, T, alignment, err);
     if (!algo) return fail(err, "cuBLAS has no product of %d x %d and %d rows", w->first.rows, w->first.cols, T);
     CUBLAS_TRY(cublasLtMatmul((cublasLtHandle_t)s->blas, &p.product, &one, w->first.data, &p.w, in, &p.in, &beta, out,
                               &p.out, out, &p.out, algo, s->blas_workspace, BLAS_WORKSPACE_BYTES, s->stream));

@@ -41,10 +41,10 @@ struct TableChange {
 struct FusedState;
 
 // cuBLASLt's kernels for the products that came up last, by their shape (gemm.cu).
-enum { GEMM_PLANS = 128 };
+enum { GEMM_PLANS = 256 };
 struct GemmPlan {
     int rows, cols, count; // of the weights; matrices of that shape
-    int T;                 // rows of the input; 0: nothing is here
+    int T;                 // rows of the input that it was chosen for; 0: nothing is here
     unsigned alignment;    // bytes, of all addresses
     bool found;
     cublasLtMatmulAlgo_t algo;
