@@ -208,18 +208,18 @@ static void test_scheduler_fills_slots_then_cuts_prompts(void) {
         CHECK(fake.steps[0].n_decode == 0 && fake.steps[0].prompt_rows == FAKE_ROWS && fake.steps[0].n_seq == 3);
         CHECK(fake.steps[1].prompt_rows == FAKE_ROWS && fake.steps[2].prompt_rows == 1430 - 2 * FAKE_ROWS);
         for (int k = 3; k < 7; k++) CHECK(fake.steps[k].n_decode == 3 && fake.steps[k].prompt_rows == 0);
-        // the third ends with its fifth token, and 300 rows of the fourth take three steps of two that decode
-        for (int k = 7; k < 10; k++)
+        // the third ends with its fifth token, and 300 rows of the fourth take two steps of two that decode
+        for (int k = 7; k < 9; k++)
             CHECK(fake.steps[k].n_decode == 2 && fake.steps[k].n_seq == 3 &&
-                  fake.steps[k].prompt_rows == (k < 9 ? PROMPT_ROWS : 300 - 2 * PROMPT_ROWS));
-        CHECK(fake.steps[10].n_decode == 3);
+                  fake.steps[k].prompt_rows == (k < 8 ? PROMPT_ROWS : 300 - PROMPT_ROWS));
+        CHECK(fake.steps[9].n_decode == 3);
         for (int k = 3; k < fake.n_steps; k++)
             CHECK(!fake.steps[k].n_decode || fake.steps[k].prompt_rows <= PROMPT_ROWS);
     }
     end("test_scheduler_fills_slots_then_cuts_prompts", N);
 }
 
-// Prompts share a part, the oldest first; beside more than 128 decode rows there are as many rows of prompts.
+// Prompts share a part, the oldest first.
 static void test_scheduler_parts_of_several_prompts(void) {
     enum { N = 260, SLOTS = 200 };
     for (int i = 0; i < N; i++) set_sequence(i, i < SLOTS ? 3 : 50, 0, 0, i < 10 ? 5 : 12);
@@ -227,9 +227,10 @@ static void test_scheduler_parts_of_several_prompts(void) {
         run(N);
         CHECK(fake.steps[0].prompt_rows == 3 * SLOTS && fake.steps[0].n_seq == SLOTS);
         for (int k = 1; k < 5; k++) CHECK(fake.steps[k].n_decode == SLOTS && fake.steps[k].prompt_rows == 0);
-        // ten have ended: ten prompts of 50 come, 190 rows beside 190 that decode; three of them are computed
-        CHECK(fake.steps[5].n_decode == 190 && fake.steps[5].prompt_rows == 190 && fake.steps[5].n_seq == 190 + 4);
-        CHECK(fake.steps[6].n_decode == 193 && fake.steps[6].prompt_rows == 193);
+        // ten have ended: ten prompts of 50 come beside 190 that decode; five of them and a part are computed
+        CHECK(fake.steps[5].n_decode == 190 && fake.steps[5].prompt_rows == PROMPT_ROWS);
+        CHECK(fake.steps[5].n_seq == 190 + 6);
+        CHECK(fake.steps[6].n_decode == 195 && fake.steps[6].prompt_rows == 500 - PROMPT_ROWS);
     }
     end("test_scheduler_parts_of_several_prompts", N);
 }

@@ -133,8 +133,16 @@ static bool is_predicted_step(const Model *m, const CudaState *s, const Batch *b
     return true;
 }
 
+// Rows that are computed for n, one of each sequence: a run whose sequences end one by one has few graphs then. Those
+// that nobody asked for are at a position that no context has (upload_step): attention neither reads nor writes for them.
+static int graph_rows(const Model *m, int n) {
+    const int unit = n <= 8 ? 1 : n <= 32 ? 4 : 16, rows = (n + unit - 1) / unit * unit, most = model_step_rows(m);
+    return rows <= most ? rows : n > most ? n : most;
+}
+
 static bool launch_step(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
+    if (!several) n = graph_rows(m, n);
     if (!s->ran[several][n]) {
         s->ran[several][n] = true;
         return enqueue_step(m, n, several, err);
@@ -164,6 +172,10 @@ static bool enqueue_decode_rows(Model *m, const Batch *b, bool predicted, Error 
         step->start[i] = rows;
         if (i < m->kv.n_slots) step->slots[i] = step->seq_lens[i] = 0; // no rows
     }
+    for (int r = rows; r < MAX_STEP_ROWS; r++) {
+        step->tokens[r] = 0;
+        step->lens[r] = m->kv.max_len;
+    }
     CUDA_TRY(cudaMemcpyAsync(s->step, step, sizeof *step, cudaMemcpyHostToDevice, s->stream));
     return launch_step(m, rows, rows > n, err);
 }
@@ -184,7 +196,8 @@ static bool step_cuda(Model *m, const Batch *b, Error *err) {
     }
     // A step that was predicted predicts the next: who samples, or changes the batch, never has a step run in vain twice.
     // (A draw may well be the argmax; but the next one would wait until the step that runs ahead leaves SMs free.)
-    s->next_step.running = predicted && room && !s->next_step.sampled && s->graphs[0][s->buffer][n];
+    s->next_step.running = predicted && room && !s->next_step.sampled &&
+                           s->graphs[0][s->buffer][graph_rows(m, n)];
     s->next_step.sampled = false;
     CUDA_TRY(cudaEventRecord(s->argmax_ready, s->stream));
     if (s->next_step.running) {

@@ -224,10 +224,10 @@ bool scheduler_next(Scheduler *s, Error *err) {
     if (!reserve_next_positions(s, err) || !bring_back(s, err) || !admit(s, err)) return false;
     // Where nobody decodes, the slots are filled first, by whole prompts: a step of few sequences would take as long as
     // one of many. That may take several batches, as some prompts wait for others' pages.
-    int decoded = count_decoding(s), most = decoded > PROMPT_ROWS ? decoded : PROMPT_ROWS;
+    int decoded = count_decoding(s);
     s->filling = s->filling && decoded < s->n_live && s->n_filled <= s->model->kv.n_slots;
     if (!s->filling && !add_decoded(s, err)) return false;
-    if (!add_prompts(s, s->filling ? INT_MAX : most, err)) return false;
+    if (!add_prompts(s, s->filling ? INT_MAX : PROMPT_ROWS, err)) return false;
     s->batch.tokens = s->tokens.ids;
     s->batch.slot = s->slot;
     s->batch.start = s->start;

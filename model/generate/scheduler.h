@@ -11,9 +11,10 @@
 
 #include "sequence.h"
 
-// Rows of prompts in a step beside decoded ones, or as many as are decoded if that is more: up to some 128 rows a GPU
-// waits for the weights, from there on for products, so with these a step takes at most about twice as long.
-enum { PROMPT_ROWS = 128 };
+// Rows of prompts in a step beside decoded ones: up to some 128 rows in all a GPU waits for the weights, from there on
+// for products, so with these a step takes about twice as long. (With half as many it is hardly shorter, as its launches
+// take as long, and there are twice as many of them.)
+enum { PROMPT_ROWS = 256 };
 
 // One whose keys and values are in host memory.
 typedef struct {
