@@ -94,14 +94,16 @@ template <int N, int C> static size_t wide_shared(const WideState *w) {
     return WIDE_SHARED_FIXED<N> + (size_t)wide_stages<N, C>(w) * WIDE_STAGE<N, C>;
 }
 
-// Whether the kernels take the model on this GPU: wgmma is Hopper's alone; f16 has not the range for what is not
+// Whether the kernels take the model on this GPU: wgmma is Hopper's alone, in sm_90a's code; f16 has not the range for what is not
 // normalised; every part of K is whole panels.
 static bool wide_takes(const Model *m, bool *takes, Error *err) {
     const Config *c = &m->config;
     int device = 0, major = 0;
     CUDA_TRY(cudaGetDevice(&device));
     CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    *takes = major == 9 && m->precision == PRECISION_BF16 && m->weights.dtype != DTYPE_F16 &&
+    cudaFuncAttributes kernel;
+    CUDA_TRY(cudaFuncGetAttributes(&kernel, (const void *)wide_products_kernel<8, 2>));
+    *takes = major == 9 && kernel.maxThreadsPerBlock == WIDE_THREADS && m->precision == PRECISION_BF16 && m->weights.dtype != DTYPE_F16 &&
              c->dim % (4 * WIDE_COLUMNS) == 0 && c->q_dim % (4 * WIDE_COLUMNS) == 0 &&
              c->hidden_dim % (4 * WIDE_COLUMNS) == 0 && c->head_dim % 16 == 0 && c->vocab_size % 16 == 0;
     return true;

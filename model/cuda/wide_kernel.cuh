@@ -343,8 +343,6 @@ __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlo
     }
 }
 
-#endif
-
 // Computes: the matrix products between two attentions, one after another, with what is around them: RMSNorm, residual
 //           sums, SwiGLU, RoPE.
 // Reads:    weights and activations bf16, x, rope; shapes in WideParams, who orders what in wide.h.
@@ -354,7 +352,6 @@ __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlo
 template <int N, int C>
 __global__ void __cluster_dims__(C, 1, 1) __launch_bounds__(WIDE_THREADS, 1)
     wide_products_kernel(const __grid_constant__ WideParams s) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
     extern __shared__ __align__(1024) char dynamic[];
     __shared__ int started;
     __shared__ uint64_t barriers[3 * WIDE_MAX_STAGES + WIDE_TILES + WIDE_TILES * C + 1];
@@ -407,8 +404,15 @@ __global__ void __cluster_dims__(C, 1, 1) __launch_bounds__(WIDE_THREADS, 1)
     __syncwarp();
     cluster_arrive_release();
     cluster_wait();
-#endif
 }
+
+#else
+
+// In code for other GPUs, without launch bounds: wide.cu knows it by that, and never launches it.
+template <int N, int C> __global__ void wide_products_kernel(const __grid_constant__ WideParams s) {
+}
+
+#endif
 
 // Computes: what a step begins with: the embedding of each token, what the first product needs of it, and the RoPE table
 //           of its position; the counters at zero.
