@@ -234,6 +234,7 @@ void print_chat_note(const Model *m) {
 // What the engine holds in fewer bits than the file.
 static void print_rounding(const Model *m) {
     const Weights *w = &m->weights;
+    if (weights_are_quantised(m)) return; // held as they are
     const struct {
         const char *name;
         DType file, held;
@@ -262,8 +263,8 @@ void print_model(const Model *m, const Options *o) {
     fprintf(stderr,
             "llama: memory: %.3f GB of weights (%s in the file), K/V cache %.3f MB: %d pages of %d positions of %.0f "
             "bytes (with a K/V head for every head %.0f), for %d x %d positions at most",
-            (double)m->weights.bytes * 1e-9, weights_dtypes(&m->weights, dtypes), kv * 1e-6, m->kv.n_pages, KV_PAGE,
-            position, position * c->group, m->kv.n_slots, m->kv.max_len);
+            (double)m->weights.bytes * 1e-9, weights_dtypes(m, dtypes), kv * 1e-6, m->kv.n_pages, KV_PAGE, position,
+            position * c->group, m->kv.n_slots, m->kv.max_len);
     if (m->buffer_bytes) fprintf(stderr, ", buffers %.3f MB", (double)m->buffer_bytes * 1e-6);
     fputc('\n', stderr);
     print_rounding(m);

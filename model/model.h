@@ -34,15 +34,20 @@ typedef struct {
     int chat_bos_id;         // what the template writes first; -1: nothing
 } Config;
 
+enum { WHOLE_ROW = 1 << 30 }; // a Matrix.group: more than any row has
+
 // A weight matrix [rows][cols], row-major, as the engine that computes with it holds it.
 typedef struct {
-    const void *data; // [rows][cols] of dtype
-    const void
-        *scale; // float32 [rows][(cols + group - 1) / group], what codes are multiplied by; NULL: data are numbers
-    DType dtype;
+    const void *data;  // [rows][cols] of dtype; of DTYPE_U8 [rows][cols / 2], two int4 to a byte
+    const void *scale; // [rows][(cols + group - 1) / group] of scale_dtype: what codes are multiplied by (quant.h)
+    DType dtype, scale_dtype;
     int rows, cols;
-    int group; // columns that share a scale; 0: there are none
+    int group; // columns that share a scale, WHOLE_ROW where a row has one; 0: data are numbers, there are no scales
 } Matrix;
+
+static inline bool matrix_is_quantised(const Matrix *m) {
+    return m->group != 0;
+}
 
 typedef struct {
     const float *attention_norm; // [dim]
@@ -55,8 +60,8 @@ typedef struct {
 } LayerWeights;
 
 typedef struct {
-    // In the file: of the layers' matrices, and of the two that may have others. What an engine makes of each is the
-    // Matrix's own.
+    // In the file: of the layers' matrices (of those that are not quantised, where there are any), and of the two that
+    // may have others. What an engine makes of each is the Matrix's own.
     DType dtype, embeddings_dtype, output_dtype;
     Matrix tok_embeddings; // [vocab_size][dim]
     LayerWeights *layers;  // [n_layers]
@@ -204,9 +209,12 @@ const char *model_engines(void);
 uint64_t matrix_row_bytes(const Matrix *m);
 uint64_t matrix_bytes(const Matrix *m);
 
-// The dtypes in the file, for people: "BF16", or "BF16, embeddings F16, output F32" where they differ.
-enum { WEIGHTS_DTYPES = 48 };
-const char *weights_dtypes(const Weights *w, char text[WEIGHTS_DTYPES]);
+// Whether any matrix is quantised.
+bool weights_are_quantised(const Model *model);
+// The dtypes in the file, for people: "BF16", or "BF16, embeddings F16, output F32" where they differ; of quantised
+// layers "int4:128", or "int4:128 and others".
+enum { WEIGHTS_DTYPES = 64 };
+const char *weights_dtypes(const Model *model, char text[WEIGHTS_DTYPES]);
 
 // One tensor: a matrix, or a norm.
 typedef struct {

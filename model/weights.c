@@ -1,20 +1,28 @@
 // The tensors of a model: how large they are, and the one list of them.
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
-#include "model.h"
+#include "quant.h"
 
 uint64_t matrix_row_bytes(const Matrix *m) {
-    return (uint64_t)m->cols * (uint64_t)dtype_bytes[m->dtype];
+    return (uint64_t)m->cols * (uint64_t)dtype_bytes[m->dtype] / (m->dtype == DTYPE_U8 ? 2 : 1);
 }
 
 uint64_t matrix_bytes(const Matrix *m) {
-    uint64_t groups = m->group ? ((uint64_t)m->cols + (uint64_t)m->group - 1) / (uint64_t)m->group : 0;
-    return (uint64_t)m->rows * (matrix_row_bytes(m) + groups * sizeof(float));
+    uint64_t groups = matrix_is_quantised(m) ? (uint64_t)quant_groups(m->group, m->cols) : 0;
+    return (uint64_t)m->rows * (matrix_row_bytes(m) + groups * (uint64_t)dtype_bytes[m->scale_dtype]);
 }
 
 uint64_t weight_bytes(const Weight *w) {
     return w->matrix ? matrix_bytes(w->matrix) : (uint64_t)w->n * sizeof **w->norm;
+}
+
+// The matrices of a layer.
+enum { LAYER_MATRICES = 7 };
+static const Matrix *layer_matrix(const LayerWeights *l, int i) {
+    const Matrix *const matrices[LAYER_MATRICES] = {&l->wq, &l->wk, &l->wv, &l->wo, &l->w1, &l->w2, &l->w3};
+    return matrices[i];
 }
 
 uint64_t weights_read(const Model *m, int batch) {
@@ -23,23 +31,42 @@ uint64_t weights_read(const Model *m, int batch) {
     uint64_t bytes = matrix_bytes(&w->output);
     if (!c->tie_embeddings) bytes += (uint64_t)batch * matrix_row_bytes(&w->tok_embeddings);
     for (int i = 0; i < c->n_layers; i++) {
-        const LayerWeights *l = &w->layers[i];
-        const Matrix *const matrices[] = {&l->wq, &l->wk, &l->wv, &l->wo, &l->w1, &l->w2, &l->w3};
-        for (size_t k = 0; k < sizeof matrices / sizeof *matrices; k++) bytes += matrix_bytes(matrices[k]);
+        for (int k = 0; k < LAYER_MATRICES; k++) bytes += matrix_bytes(layer_matrix(&w->layers[i], k));
     }
     return bytes;
 }
 
-const char *weights_dtypes(const Weights *w, char text[WEIGHTS_DTYPES]) {
-    int n = snprintf(text, WEIGHTS_DTYPES, "%s", dtype_names[w->dtype]);
-    const struct {
-        const char *name;
-        DType dtype;
-    } others[] = {{"embeddings", w->embeddings_dtype}, {"output", w->output_dtype}};
-    for (int i = 0; i < 2; i++)
-        if (others[i].dtype != w->dtype)
-            n += snprintf(text + n, (size_t)(WEIGHTS_DTYPES - n), ", %s %s", others[i].name,
-                          dtype_names[others[i].dtype]);
+bool weights_are_quantised(const Model *m) {
+    bool found = matrix_is_quantised(&m->weights.output);
+    for (int i = 0; i < m->config.n_layers && !found; i++)
+        for (int k = 0; k < LAYER_MATRICES; k++)
+            found = found || matrix_is_quantised(layer_matrix(&m->weights.layers[i], k));
+    return found;
+}
+
+// Of the layers' matrices, as the file has them.
+static int layers_dtypes(const Model *m, char text[WEIGHTS_DTYPES]) {
+    const Weights *w = &m->weights;
+    char first[QUANT_NAME], name[QUANT_NAME];
+    bool alike = true;
+    if (!weights_are_quantised(m)) return snprintf(text, WEIGHTS_DTYPES, "%s", dtype_names[w->dtype]);
+    quant_name(&w->layers[0].wq, first);
+    for (int i = 0; i < m->config.n_layers; i++)
+        for (int k = 0; k < LAYER_MATRICES; k++)
+            alike = alike && strcmp(quant_name(layer_matrix(&w->layers[i], k), name), first) == 0;
+    return snprintf(text, WEIGHTS_DTYPES, "%s%s", first, alike ? "" : " and others");
+}
+
+const char *weights_dtypes(const Model *m, char text[WEIGHTS_DTYPES]) {
+    const Weights *w = &m->weights;
+    int n = layers_dtypes(m, text);
+    char output[QUANT_NAME];
+    if (w->embeddings_dtype != w->dtype)
+        n += snprintf(text + n, (size_t)(WEIGHTS_DTYPES - n), ", embeddings %s", dtype_names[w->embeddings_dtype]);
+    if (matrix_is_quantised(&w->output))
+        snprintf(text + n, (size_t)(WEIGHTS_DTYPES - n), ", output %s", quant_name(&w->output, output));
+    else if (w->output_dtype != w->dtype)
+        snprintf(text + n, (size_t)(WEIGHTS_DTYPES - n), ", output %s", dtype_names[w->output_dtype]);
     return text;
 }
 

@@ -163,8 +163,11 @@ static void test_bench_weights_read(void) {
             CHECK(eight - one == 7.0 * element * cases[i].dim);
             model_close(&m);
         }
-    Matrix coded = {.scale = "", .dtype = DTYPE_U8, .rows = 3, .cols = 100, .group = 32}; // four scales a row
-    CHECK(matrix_row_bytes(&coded) == 100 && matrix_bytes(&coded) == 3 * (100 + 4 * 4));
+    // Four scales a row; then one.
+    Matrix coded = {.dtype = DTYPE_U8, .scale_dtype = DTYPE_BF16, .rows = 3, .cols = 100, .group = 32};
+    CHECK(matrix_row_bytes(&coded) == 50 && matrix_bytes(&coded) == 3 * (50 + 4 * 2));
+    coded = (Matrix){.dtype = DTYPE_I8, .scale_dtype = DTYPE_F32, .rows = 3, .cols = 100, .group = WHOLE_ROW};
+    CHECK(matrix_row_bytes(&coded) == 100 && matrix_bytes(&coded) == 3 * (100 + 4));
     test_end("test_bench_weights_read");
 }
 

@@ -101,7 +101,7 @@ static void test_dtypes_are_named(void) {
         }
         if (open_draft(&m, &d, false)) {
             char text[WEIGHTS_DTYPES];
-            if (strcmp(weights_dtypes(&m.weights, text), cases[i].text) != 0)
+            if (strcmp(weights_dtypes(&m, text), cases[i].text) != 0)
                 test_fail("\"%s\", expected \"%s\"", text, cases[i].text);
             model_close(&m);
         }

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "../model/cpu/ops.h"
+#include "../model/quant.h"
 #include "../model/threads.h"
 #include "check.h"
 
@@ -148,13 +149,26 @@ static const int token_counts[] = {1, 2, 3, 4, 5, 7, 17, 65};
 
 typedef void Matmul(float *y, const float *x, const Matrix *w, int T);
 
-static void check_product(Matmul *matmul, DType dtype, int T, int n, int k, const float *x, const void *w) {
+// The weights of row j, by this file's own reading of numbers.
+static void matrix_row(double *row, const Matrix *m, int j) {
+    if (matrix_is_quantised(m)) {
+        float *decoded = malloc((size_t)m->cols * sizeof *decoded);
+        quant_decode_row(decoded, m, j);
+        for (int l = 0; l < m->cols; l++) row[l] = (double)decoded[l];
+        free(decoded);
+        return;
+    }
+    for (int l = 0; l < m->cols; l++) row[l] = weight_value(m->data, m->dtype, (size_t)j * (size_t)m->cols + (size_t)l);
+}
+
+static void check_matrix(Matmul *matmul, int T, const float *x, const Matrix *matrix) {
+    int n = matrix->rows, k = matrix->cols;
+    DType dtype = matrix->dtype;
     float *y = poisoned((size_t)T * (size_t)n);
-    Matrix matrix = {.data = w, .dtype = dtype, .rows = n, .cols = k};
-    matmul(y, x, &matrix, T);
+    matmul(y, x, matrix, T);
     double *row = malloc((size_t)k * sizeof *row);
     for (int j = 0; j < n; j++) {
-        for (int l = 0; l < k; l++) row[l] = weight_value(w, dtype, (size_t)j * (size_t)k + (size_t)l);
+        matrix_row(row, matrix, j);
         for (int t = 0; t < T; t++) {
             double sum = 0, magnitude = 0;
             for (int l = 0; l < k; l++) {
@@ -174,24 +188,32 @@ static void check_product(Matmul *matmul, DType dtype, int T, int n, int k, cons
     free(y);
 }
 
+static void check_product(Matmul *matmul, DType dtype, int T, int n, int k, const float *x, const void *w) {
+    check_matrix(matmul, T, x, &(Matrix){.data = w, .dtype = dtype, .rows = n, .cols = k});
+}
+
 static void check_matmul(const Ops *ops, DType dtype, int T, int n, int k, const float *x, const void *w) {
     check_product(ops->matmul, dtype, T, n, k, x, w);
     check_product(ops->matmul_step, dtype, T, n, k, x, w);
 }
 
-static void check_alone(Matmul *matmul, const char *name, DType dtype, int T, int n, int k) {
+static void check_alone_matrix(Matmul *matmul, const char *name, int T, const Matrix *matrix) {
+    int n = matrix->rows, k = matrix->cols;
     size_t size = (size_t)T * (size_t)n;
     float *x = random_floats((size_t)(T * k), 1), *together = poisoned(size), *alone = poisoned(size);
-    void *w = random_weights(dtype, (size_t)(n * k));
-    Matrix matrix = {.data = w, .dtype = dtype, .rows = n, .cols = k};
-    matmul(together, x, &matrix, T);
-    for (int t = 0; t < T; t++) matmul(alone + t * n, x + t * k, &matrix, 1);
+    matmul(together, x, matrix, T);
+    for (int t = 0; t < T; t++) matmul(alone + t * n, x + t * k, matrix, 1);
     if (memcmp(together, alone, size * sizeof *alone) != 0)
-        test_fail("%s %s T %d n %d k %d: other bits than row by row", name, dtype_names[dtype], T, n, k);
+        test_fail("%s %s T %d n %d k %d: other bits than row by row", name, dtype_names[matrix->dtype], T, n, k);
     free(x);
-    free(w);
     free(together);
     free(alone);
+}
+
+static void check_alone(Matmul *matmul, const char *name, DType dtype, int T, int n, int k) {
+    void *w = random_weights(dtype, (size_t)(n * k));
+    check_alone_matrix(matmul, name, T, &(Matrix){.data = w, .dtype = dtype, .rows = n, .cols = k});
+    free(w);
 }
 
 // Speculation and batches rest on it: a row is what it is alone, to the bit.
@@ -254,6 +276,77 @@ static void test_matmul_propagates_nan_and_inf(const Ops *ops) {
                 free(w);
             }
     end("test_matmul_propagates_nan_and_inf", ops);
+}
+
+// ---- matmul of quantised weights ------------------------------------------------------------------------------------
+
+static const QuantType quant_all[] = {{DTYPE_F8_E4M3, 0}, {DTYPE_I8, 0},   {DTYPE_I8, 32},
+                                      {DTYPE_I8, 64},     {DTYPE_I8, 128}, {DTYPE_U8, 0},
+                                      {DTYPE_U8, 32},     {DTYPE_U8, 64},  {DTYPE_U8, 128}};
+
+// All codes but NaN; scales of either sign, of that dtype.
+static Matrix random_codes(QuantType type, DType scales, int n, int k) {
+    Matrix m = {
+        .dtype = type.dtype, .scale_dtype = scales, .rows = n, .cols = k, .group = type.group ? type.group : WHOLE_ROW};
+    size_t bytes = (size_t)n * (size_t)matrix_row_bytes(&m);
+    uint8_t *codes = malloc(bytes);
+    for (size_t i = 0; i < bytes; i++) {
+        codes[i] = (uint8_t)random_bits();
+        if (type.dtype == DTYPE_F8_E4M3 && (codes[i] & 127) == 127) codes[i] ^= 1;
+    }
+    m.data = codes;
+    m.scale = random_weights(scales, (size_t)n * (size_t)quant_groups(m.group, k));
+    return m;
+}
+
+static void free_codes(Matrix *m) {
+    free((void *)m->data);
+    free((void *)m->scale);
+}
+
+static void test_matmul_of_codes_at_awkward_sizes(const Ops *ops) {
+    static const int rows[] = {1, 4, 5, 17, 33},
+                     columns[] = {2, 14, 16, 30, 32, 34, 64, 100, 128, 130, 512, 530, 688, 1030};
+    for (int q = 0; q < LENGTH(quant_all); q++)
+        for (int b = 0; b < LENGTH(rows); b++)
+            for (int c = 0; c < LENGTH(columns); c++)
+                for (int T = 1; T <= 19; T += T < 5 ? 2 : 7) {
+                    Matrix m = random_codes(quant_all[q], (DType)((q + b + c) % 3), rows[b], columns[c]);
+                    float *x = random_floats((size_t)(T * columns[c]), 1);
+                    check_matrix(ops->matmul, T, x, &m);
+                    check_matrix(ops->matmul_step, T, x, &m);
+                    check_alone_matrix(ops->matmul, "matmul", T, &m);
+                    check_alone_matrix(ops->matmul_step, "matmul_step", T, &m);
+                    free(x);
+                    free_codes(&m);
+                }
+    end("test_matmul_of_codes_at_awkward_sizes", ops);
+}
+
+// A row of x that is 1 in one column gives that column's weights: in every product they are what they decode to.
+static void test_matmul_of_codes_has_decoded_weights(const Ops *ops) {
+    enum { N = 5, K = 174 }; // two whole groups of 64, and 46 columns; sixteen do not divide them
+    static float x[K * K], y[K * N], decoded[K];
+    for (int i = 0; i < K; i++) x[i * K + i] = 1;
+    for (int q = 0; q < LENGTH(quant_all); q++)
+        for (int scales = 0; scales <= DTYPE_F32; scales++) {
+            Matrix m = random_codes(quant_all[q], (DType)scales, N, K);
+            for (int way = 0; way < 3; way++) {
+                if (way == 0) ops->matmul(y, x, &m, K);
+                if (way == 1) ops->matmul_step(y, x, &m, K);
+                for (int i = 0; i < K && way == 2; i++) ops->matmul_step(y + i * N, x + i * K, &m, 1);
+                for (int j = 0; j < N; j++) {
+                    quant_decode_row(decoded, &m, j);
+                    for (int i = 0; i < K; i++)
+                        if (y[i * N + j] != decoded[i])
+                            test_fail("%s in groups of %d, scales %s: row %d, column %d is %a, expected %a",
+                                      dtype_names[m.dtype], m.group, dtype_names[scales], j, i, (double)y[i * N + j],
+                                      (double)decoded[i]);
+                }
+            }
+            free_codes(&m);
+        }
+    end("test_matmul_of_codes_has_decoded_weights", ops);
 }
 
 // ---- rmsnorm --------------------------------------------------------------------------------------------------------
@@ -777,6 +870,8 @@ static void test_table(const Ops *ops) {
     test_matmul_at_awkward_sizes(ops, DTYPE_F16);
     test_matmul_at_awkward_sizes(ops, DTYPE_F32);
     test_matmul_propagates_nan_and_inf(ops);
+    test_matmul_of_codes_at_awkward_sizes(ops);
+    test_matmul_of_codes_has_decoded_weights(ops);
     test_matmul_gives_a_row_the_bits_that_it_has_alone(ops);
     test_rmsnorm_at_awkward_sizes(ops);
     test_rope_rotates_halves(ops);

@@ -28,6 +28,8 @@ typedef float Float8 __attribute__((vector_size(32)));
 typedef int32_t Int8 __attribute__((vector_size(32)));
 typedef uint32_t UInt8 __attribute__((vector_size(32)));
 typedef uint64_t Word4 __attribute__((vector_size(32)));
+typedef int16_t Pair8 __attribute__((vector_size(16)));
+typedef uint8_t Byte8 __attribute__((vector_size(8)));
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -63,12 +65,58 @@ INLINE Float8 f16_to_float(UInt8 bits) {
     return (Float8)((UInt8)f | special | (bits & 0x8000) << 16);
 }
 
+// e4m3 in the low byte of each lane, none of them NaN. Below 2^-6 the fraction is a whole number of 2^-9.
+INLINE Float8 fp8_to_float(UInt8 bits) {
+    Int8 magnitude = (Int8)(bits & 0x7F);
+    Float8 normal = (Float8)((magnitude << 20) + (120 << 23));
+    Float8 tiny = __builtin_convertvector(magnitude, Float8) * 0x1p-9f;
+    return (Float8)((UInt8)select8(magnitude < 8, tiny, normal) | (bits & 0x80) << 24);
+}
+
+// Codes of quantised weights.
+INLINE bool is_code(DType dtype) {
+    return dtype > DTYPE_F32;
+}
+
+// Bytes before element i; of int4 an even one.
+INLINE size_t bytes_before(DType dtype, size_t i) {
+    return dtype == DTYPE_U8 ? i / 2 : is_code(dtype) ? i : dtype == DTYPE_F32 ? 4 * i : 2 * i;
+}
+
+// Sixteen codes from element i on, as numbers, the even and the odd elements: so a pair of bytes, or of nibbles, is taken
+// apart.
+INLINE void widen16_codes(const char *w, DType dtype, Float8 *first, Float8 *second) {
+    if (dtype == DTYPE_U8) {
+        Byte8 bytes;
+        memcpy(&bytes, w, sizeof bytes);
+        Int8 pairs = __builtin_convertvector(bytes, Int8);
+        *first = __builtin_convertvector((pairs & 15) - 8, Float8);
+        *second = __builtin_convertvector((pairs >> 4) - 8, Float8);
+        return;
+    }
+    Pair8 words;
+    memcpy(&words, w, sizeof words);
+    Int8 pairs = __builtin_convertvector(words, Int8);
+    if (dtype == DTYPE_I8) {
+        *first = __builtin_convertvector(pairs << 24 >> 24, Float8);
+        *second = __builtin_convertvector(pairs >> 8, Float8);
+    } else {
+        *first = fp8_to_float((UInt8)pairs & 0xFF);
+        *second = fp8_to_float((UInt8)(pairs >> 8) & 0xFF);
+    }
+}
+
 // Sixteen weights from element i on, widened; exact for every value. Two-byte weights come as the even and the odd
-// elements: that is how a 32-bit lane holds a pair, and taking it apart costs a shift and a mask. F32 comes in order.
+// elements: that is how a 32-bit lane holds a pair, and taking it apart costs a shift and a mask. So do codes, without
+// their scale. F32 comes in order.
 INLINE void widen16(const void *w, DType dtype, size_t i, Float8 *first, Float8 *second) {
     if (dtype == DTYPE_F32) {
         *first = load8((const float *)w + i);
         *second = load8((const float *)w + i + LANES);
+        return;
+    }
+    if (is_code(dtype)) {
+        widen16_codes((const char *)w + bytes_before(dtype, i), dtype, first, second);
         return;
     }
     UInt8 pairs;
@@ -91,11 +139,52 @@ INLINE void load16(const float *x, DType dtype, Float8 *first, Float8 *second) {
 
 INLINE float widen1(const void *w, DType dtype, size_t i) {
     if (dtype == DTYPE_F32) return ((const float *)w)[i];
+    if (dtype == DTYPE_I8) return ((const int8_t *)w)[i];
+    if (dtype == DTYPE_U8) return (float)((((const uint8_t *)w)[i / 2] >> i % 2 * 4 & 15) - 8);
+    if (dtype == DTYPE_F8_E4M3) return fp8_to_float((UInt8){((const uint8_t *)w)[i]})[0];
     uint16_t padded[2 * LANES] = {((const uint16_t *)w)[i]};
     Float8 first, second;
     widen16(padded, dtype, 0, &first, &second);
     return first[0];
 }
+
+// What the codes of a row are multiplied by, from column `col` on.
+INLINE float scale_at(const Matrix *w, int row, int col) {
+    size_t groups = (size_t)((w->cols + w->group - 1) / w->group), i = (size_t)row * groups + (size_t)(col / w->group);
+    if (w->scale_dtype == DTYPE_F32) return ((const float *)w->scale)[i];
+    return widen1(w->scale, w->scale_dtype == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F16, i);
+}
+
+INLINE float weight_at(const Matrix *w, DType dtype, int row, int col) {
+    float x = widen1(w->data, dtype, (size_t)row * (size_t)w->cols + (size_t)col);
+    return is_code(dtype) ? x * scale_at(w, row, col) : x;
+}
+
+// The column, at most end, up to which those from `col` on share a scale; of numbers, which have none, end.
+INLINE int scale_end(const Matrix *w, DType dtype, int col, int end) {
+    if (!is_code(dtype)) return end;
+    int next = col / w->group * w->group;
+    return end - next < w->group ? end : next + w->group;
+}
+
+// statement with D for the dtype of a matrix, a constant: so no inner loop asks for it.
+#define DTYPE_CASE(constant, D, statement) \
+    case constant: { \
+        const DType D = constant; \
+        statement; \
+        break; \
+    }
+#define WITH_DTYPE(dtype, D, statement) \
+    switch (dtype) { \
+        DTYPE_CASE(DTYPE_BF16, D, statement) \
+        DTYPE_CASE(DTYPE_F16, D, statement) \
+        DTYPE_CASE(DTYPE_F32, D, statement) \
+        DTYPE_CASE(DTYPE_U8, D, statement) \
+        DTYPE_CASE(DTYPE_I8, D, statement) \
+        DTYPE_CASE(DTYPE_F8_E4M3, D, statement) \
+    default: \
+        break; /* others are not of matrices */ \
+    }
 
 // exp(x) to about 1 ulp; 0 below -87, infinite above 88.4. 2^n · e^r with r in ±ln2/2, a polynomial of degree 6
 // (Cephes' expf).
@@ -159,51 +248,53 @@ static void dot_block(float *c, size_t c_row, size_t c_col, const float *a, size
         dot_columns(c + (size_t)j * c_col, c_row, c_col, a, lda, b + (size_t)j * ldb, ldb, n, a_rows, 1);
 }
 
-// One row of x against R rows of W, straight from their dtype: decode reads each weight once.
-INLINE void matvec_rows(float *y, const float *x, const void *w, DType dtype, int row, int k, int R) {
-    Float8 sum1[4], sum2[4];
+// One row of x against R rows of W, straight from their dtype: decode reads each weight once. A quantised weight is code
+// × scale, rounded to float32, in all products: it is multiplied as it is widened.
+INLINE void matvec_rows(float *y, const float *x, const Matrix *w, DType dtype, int row, int R) {
+    Float8 sum1[4], sum2[4], scale[4];
+    int k = w->cols, whole = k / (2 * LANES) * (2 * LANES), l = 0;
     for (int i = 0; i < R; i++) sum1[i] = sum2[i] = splat8(0);
-    int l = 0;
-    for (; l + 2 * LANES <= k; l += 2 * LANES) {
-        Float8 x1, x2;
-        load16(x + l, dtype, &x1, &x2);
-        for (int i = 0; i < R; i++) {
-            Float8 w1, w2;
-            widen16(w, dtype, (size_t)(row + i) * (size_t)k + (size_t)l, &w1, &w2);
-            sum1[i] += w1 * x1;
-            sum2[i] += w2 * x2;
+    while (l < whole) {
+        int end = scale_end(w, dtype, l, whole);
+        for (int i = 0; i < R && is_code(dtype); i++) scale[i] = splat8(scale_at(w, row + i, l));
+        for (; l < end; l += 2 * LANES) {
+            Float8 x1, x2;
+            load16(x + l, dtype, &x1, &x2);
+            for (int i = 0; i < R; i++) {
+                Float8 w1, w2;
+                widen16(w->data, dtype, (size_t)(row + i) * (size_t)k + (size_t)l, &w1, &w2);
+                if (is_code(dtype)) w1 *= scale[i], w2 *= scale[i];
+                sum1[i] += w1 * x1;
+                sum2[i] += w2 * x2;
+            }
         }
     }
     for (int i = 0; i < R; i++) {
         float sum = sum8(sum1[i] + sum2[i]);
-        for (int r = l; r < k; r++) sum += widen1(w, dtype, (size_t)(row + i) * (size_t)k + (size_t)r) * x[r];
+        for (int r = whole; r < k; r++) sum += weight_at(w, dtype, row + i, r) * x[r];
         y[row + i] = sum;
     }
 }
 
-INLINE void matvec_block(float *y, const float *x, const void *w, DType dtype, int row, int n, int k) {
-    if (row + 4 <= n)
-        matvec_rows(y, x, w, dtype, row, k, 4);
+INLINE void matvec_block(float *y, const float *x, const Matrix *w, DType dtype, int row) {
+    if (row + 4 <= w->rows)
+        matvec_rows(y, x, w, dtype, row, 4);
     else
-        for (; row < n; row++) matvec_rows(y, x, w, dtype, row, k, 1);
+        for (; row < w->rows; row++) matvec_rows(y, x, w, dtype, row, 1);
 }
 
 typedef struct {
     float *y;
     const float *x;
-    const void *w;
-    DType dtype;
-    int T, n, k;
+    Matrix w;
+    int T;
 } Product;
 
-// Blocks of four rows of W. The dtype becomes a constant in each branch, so that no inner loop asks for it.
+// Blocks of four rows of W.
 static void matvec_part(void *product, int64_t begin, int64_t end) {
     Product p = *(const Product *)product;
-    for (int block = (int)begin; block < (int)end; block++) {
-        if (p.dtype == DTYPE_BF16) matvec_block(p.y, p.x, p.w, DTYPE_BF16, block * 4, p.n, p.k);
-        if (p.dtype == DTYPE_F16) matvec_block(p.y, p.x, p.w, DTYPE_F16, block * 4, p.n, p.k);
-        if (p.dtype == DTYPE_F32) matvec_block(p.y, p.x, p.w, DTYPE_F32, block * 4, p.n, p.k);
-    }
+    for (int block = (int)begin; block < (int)end; block++)
+        WITH_DTYPE(p.w.dtype, D, matvec_block(p.y, p.x, &p.w, D, block * 4))
 }
 
 INLINE void widen_elements(float *x, const void *w, DType dtype, size_t first, int n) {
@@ -217,22 +308,30 @@ INLINE void widen_elements(float *x, const void *w, DType dtype, size_t first, i
     for (; i < n; i++) x[i] = widen1(w, dtype, first + (size_t)i);
 }
 
-// n elements of W from `first` on, in order.
-static void widen_row(float *x, const void *w, DType dtype, size_t first, int n) {
-    if (dtype == DTYPE_BF16) widen_elements(x, w, DTYPE_BF16, first, n);
-    if (dtype == DTYPE_F16) widen_elements(x, w, DTYPE_F16, first, n);
-    if (dtype == DTYPE_F32) widen_elements(x, w, DTYPE_F32, first, n);
+// n weights of a row of W from column col on, in order.
+INLINE void widen_weights(float *x, const Matrix *w, DType dtype, int row, int col, int n) {
+    for (int end = col + n, next; col < end; x += next - col, col = next) {
+        next = scale_end(w, dtype, col, end);
+        widen_elements(x, w->data, dtype, (size_t)row * (size_t)w->cols + (size_t)col, next - col);
+        if (!is_code(dtype)) continue;
+        float scale = scale_at(w, row, col);
+        for (int i = 0; i < next - col; i++) x[i] *= scale;
+    }
+}
+
+static void widen_row(float *x, const Matrix *w, int row, int col, int n) {
+    WITH_DTYPE(w->dtype, D, widen_weights(x, w, D, row, col, n))
 }
 
 // One panel of W, from row `first` on: it is widened once and serves all T rows of x.
-static void matmul_panel(float *y, const float *x, const void *w, DType dtype, int T, int n, int k, int first) {
+static void matmul_panel(float *y, const float *x, const Matrix *w, int T, int first) {
     float panel[W_ROWS * K_BLOCK];
+    int n = w->rows, k = w->cols;
     int rows = n - first < W_ROWS ? n - first : W_ROWS;
     for (int t = 0; t < T; t++) memset(y + (size_t)t * (size_t)n + first, 0, (size_t)rows * sizeof *y);
     for (int l = 0; l < k; l += K_BLOCK) {
         int width = k - l < K_BLOCK ? k - l : K_BLOCK, whole = width / LANES * LANES;
-        for (int i = 0; i < rows; i++)
-            widen_row(panel + i * K_BLOCK, w, dtype, (size_t)(first + i) * (size_t)k + (size_t)l, width);
+        for (int i = 0; i < rows; i++) widen_row(panel + i * K_BLOCK, w, first + i, l, width);
         dot_block(y + first, 1, (size_t)n, panel, K_BLOCK, rows, x + l, (size_t)k, T, whole);
         for (int r = whole; r < width; r++) // the last columns of a width that is no multiple of LANES
             for (int t = 0; t < T; t++)
@@ -244,15 +343,14 @@ static void matmul_panel(float *y, const float *x, const void *w, DType dtype, i
 
 static void matmul_part(void *product, int64_t begin, int64_t end) {
     const Product *p = product;
-    for (int panel = (int)begin; panel < (int)end; panel++)
-        matmul_panel(p->y, p->x, p->w, p->dtype, p->T, p->n, p->k, panel * W_ROWS);
+    for (int panel = (int)begin; panel < (int)end; panel++) matmul_panel(p->y, p->x, &p->w, p->T, panel * W_ROWS);
 }
 
 // Rows of prompts.
 static void matmul(float *y, const float *x, const Matrix *w, int T) {
-    Product p = {y, x, w->data, w->dtype, T, w->rows, w->cols};
-    int64_t blocks = (p.n + W_ROWS - 1) / W_ROWS;
-    parallel_for(blocks, part_of(blocks, (int64_t)T * W_ROWS * p.k), matmul_part, &p);
+    Product p = {y, x, *w, T};
+    int64_t blocks = (w->rows + W_ROWS - 1) / W_ROWS;
+    parallel_for(blocks, part_of(blocks, (int64_t)T * W_ROWS * w->cols), matmul_part, &p);
 }
 
 // ---- matmul of a step -----------------------------------------------------------------------------------------------
@@ -263,46 +361,54 @@ typedef struct {
     Float8 sum1[STEP_W_ROWS][STEP_ROWS], sum2[STEP_W_ROWS][STEP_ROWS];
 } StepSums;
 
-// Rows i to i+R of the block, whose first element is `at`, by rows t to t+C of x, over n columns, a multiple of 16.
-// x [..][STEP_COLUMNS]: these columns, each sixteen in the order in which widen16 gives the weights.
-INLINE void step_tile(StepSums *sums, int i, int t, const float *x, const void *w, DType dtype, size_t at, size_t k,
+// Rows i to i+R of the block that begins at row `first` of W, by rows t to t+C of x, over n columns from `col` on, a
+// multiple of 16. x [..][STEP_COLUMNS]: these columns, each sixteen in the order in which widen16 gives the weights.
+INLINE void step_tile(StepSums *sums, int i, int t, const float *x, const Matrix *w, DType dtype, int first, int col,
                       int n, int R, int C) {
-    Float8 sum1[2][3], sum2[2][3];
-    size_t bytes = dtype == DTYPE_F32 ? sizeof(float) : sizeof(uint16_t);
+    Float8 sum1[2][3], sum2[2][3], scale[2];
+    size_t k = (size_t)w->cols, at = (size_t)(first + i) * k;
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) sum1[r][c] = sums->sum1[i + r][t + c], sum2[r][c] = sums->sum2[i + r][t + c];
     x += t * STEP_COLUMNS;
-    for (int l = 0; l < n; l += 2 * LANES, x += 2 * LANES) {
-        Float8 w1[2], w2[2];
-        for (int r = 0; r < R; r++) {
-            widen16(w, dtype, at + (size_t)r * k + (size_t)l, &w1[r], &w2[r]);
-            if (t == 0) __builtin_prefetch((const char *)w + (at + (size_t)(r + STEP_AHEAD) * k + (size_t)l) * bytes);
-        }
-        for (int c = 0; c < C; c++) {
-            Float8 xc = load8(x + c * STEP_COLUMNS);
-            for (int r = 0; r < R; r++) sum1[r][c] += w1[r] * xc;
-        }
-        for (int c = 0; c < C; c++) {
-            Float8 xc = load8(x + c * STEP_COLUMNS + LANES);
-            for (int r = 0; r < R; r++) sum2[r][c] += w2[r] * xc;
+    for (int l = col, end = col + n; l < end;) {
+        int next = scale_end(w, dtype, l, end);
+        for (int r = 0; r < R && is_code(dtype); r++) scale[r] = splat8(scale_at(w, first + i + r, l));
+        for (; l < next; l += 2 * LANES, x += 2 * LANES) {
+            Float8 w1[2], w2[2];
+            for (int r = 0; r < R; r++) {
+                widen16(w->data, dtype, at + (size_t)r * k + (size_t)l, &w1[r], &w2[r]);
+                if (is_code(dtype)) w1[r] *= scale[r], w2[r] *= scale[r];
+                if (t == 0)
+                    __builtin_prefetch((const char *)w->data +
+                                       bytes_before(dtype, at + (size_t)(r + STEP_AHEAD) * k + (size_t)l));
+            }
+            for (int c = 0; c < C; c++) {
+                Float8 xc = load8(x + c * STEP_COLUMNS);
+                for (int r = 0; r < R; r++) sum1[r][c] += w1[r] * xc;
+            }
+            for (int c = 0; c < C; c++) {
+                Float8 xc = load8(x + c * STEP_COLUMNS + LANES);
+                for (int r = 0; r < R; r++) sum2[r][c] += w2[r] * xc;
+            }
         }
     }
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) sums->sum1[i + r][t + c] = sum1[r][c], sums->sum2[i + r][t + c] = sum2[r][c];
 }
 
-INLINE void step_rows(StepSums *sums, int i, const float *x, int T, const void *w, DType dtype, size_t at, size_t k,
+INLINE void step_rows(StepSums *sums, int i, const float *x, int T, const Matrix *w, DType dtype, int first, int col,
                       int n, int R) {
     int t = 0;
-    for (; t + 3 <= T; t += 3) step_tile(sums, i, t, x, w, dtype, at, k, n, R, 3);
-    if (T - t == 2) step_tile(sums, i, t, x, w, dtype, at, k, n, R, 2);
-    if (T - t == 1) step_tile(sums, i, t, x, w, dtype, at, k, n, R, 1);
+    for (; t + 3 <= T; t += 3) step_tile(sums, i, t, x, w, dtype, first, col, n, R, 3);
+    if (T - t == 2) step_tile(sums, i, t, x, w, dtype, first, col, n, R, 2);
+    if (T - t == 1) step_tile(sums, i, t, x, w, dtype, first, col, n, R, 1);
 }
 
 // Rows of W from `first` on, by T <= STEP_ROWS rows of x.
-INLINE void step_block(float *y, const float *x, const void *w, DType dtype, int T, int n, int k, int first) {
+INLINE void step_block(float *y, const float *x, const Matrix *w, DType dtype, int T, int first) {
     float columns[STEP_ROWS * STEP_COLUMNS];
     StepSums sums;
+    int n = w->rows, k = w->cols;
     int rows = n - first < STEP_W_ROWS ? n - first : STEP_W_ROWS, whole = k / (2 * LANES) * (2 * LANES);
     memset(&sums, 0, sizeof sums);
     for (int l = 0; l < whole; l += STEP_COLUMNS) {
@@ -314,17 +420,14 @@ INLINE void step_block(float *y, const float *x, const void *w, DType dtype, int
                 store8(columns + t * STEP_COLUMNS + c, x1);
                 store8(columns + t * STEP_COLUMNS + c + LANES, x2);
             }
-        size_t at = (size_t)first * (size_t)k + (size_t)l;
-        for (; i + 2 <= rows; i += 2)
-            step_rows(&sums, i, columns, T, w, dtype, at + (size_t)i * (size_t)k, (size_t)k, width, 2);
-        if (i < rows) step_rows(&sums, i, columns, T, w, dtype, at + (size_t)i * (size_t)k, (size_t)k, width, 1);
+        for (; i + 2 <= rows; i += 2) step_rows(&sums, i, columns, T, w, dtype, first, l, width, 2);
+        if (i < rows) step_rows(&sums, i, columns, T, w, dtype, first, l, width, 1);
     }
     for (int i = 0; i < rows; i++)
         for (int t = 0; t < T; t++) {
             float sum = sum8(sums.sum1[i][t] + sums.sum2[i][t]);
             for (int r = whole; r < k; r++)
-                sum += widen1(w, dtype, (size_t)(first + i) * (size_t)k + (size_t)r) *
-                       x[(size_t)t * (size_t)k + (size_t)r];
+                sum += weight_at(w, dtype, first + i, r) * x[(size_t)t * (size_t)k + (size_t)r];
             y[(size_t)t * (size_t)n + (size_t)(first + i)] = sum;
         }
 }
@@ -333,23 +436,21 @@ static void step_part(void *product, int64_t begin, int64_t end) {
     Product p = *(const Product *)product;
     for (int block = (int)begin; block < (int)end; block++)
         for (int t = 0; t < p.T; t += STEP_ROWS) {
-            float *y = p.y + (size_t)t * (size_t)p.n;
-            const float *x = p.x + (size_t)t * (size_t)p.k;
+            float *y = p.y + (size_t)t * (size_t)p.w.rows;
+            const float *x = p.x + (size_t)t * (size_t)p.w.cols;
             int T = p.T - t < STEP_ROWS ? p.T - t : STEP_ROWS, first = block * STEP_W_ROWS;
-            if (p.dtype == DTYPE_BF16) step_block(y, x, p.w, DTYPE_BF16, T, p.n, p.k, first);
-            if (p.dtype == DTYPE_F16) step_block(y, x, p.w, DTYPE_F16, T, p.n, p.k, first);
-            if (p.dtype == DTYPE_F32) step_block(y, x, p.w, DTYPE_F32, T, p.n, p.k, first);
+            WITH_DTYPE(p.w.dtype, D, step_block(y, x, &p.w, D, T, first))
         }
 }
 
 static void matmul_step(float *y, const float *x, const Matrix *w, int T) {
-    Product p = {y, x, w->data, w->dtype, T, w->rows, w->cols};
-    int64_t rows = T == 1 ? 4 : STEP_W_ROWS, blocks = (p.n + rows - 1) / rows;
-    parallel_for(blocks, part_of(blocks, T * rows * p.k), T == 1 ? matvec_part : step_part, &p);
+    Product p = {y, x, *w, T};
+    int64_t rows = T == 1 ? 4 : STEP_W_ROWS, blocks = (w->rows + rows - 1) / rows;
+    parallel_for(blocks, part_of(blocks, T * rows * w->cols), T == 1 ? matvec_part : step_part, &p);
 }
 
 static void widen(float *x, const void *row, DType dtype, int n) {
-    widen_row(x, row, dtype, 0, n);
+    widen_row(x, &(Matrix){.data = row, .dtype = dtype, .cols = n}, 0, 0, n);
 }
 
 // ---- element by element ---------------------------------------------------------------------------------------------

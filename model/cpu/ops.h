@@ -9,12 +9,12 @@
 
 typedef struct {
     const char *name; // the instruction set
-    // y[T][rows] = x[T][cols] · wᵀ, w BF16, F16 or F32. Each sum in one fixed order, whatever the threads and whatever
+    // y[T][rows] = x[T][cols] · wᵀ, w BF16, F16, F32 or quantised. Each sum in one fixed order, whatever the threads and whatever
     // T: a row has the bits that it has alone. Two orders: matmul is the faster for rows of prompts, matmul_step for
     // one row or a few, and for those whose logits are wanted.
     void (*matmul)(float *y, const float *x, const Matrix *w, int T);
     void (*matmul_step)(float *y, const float *x, const Matrix *w, int T);
-    // x[n], widened from n numbers of dtype.
+    // x[n], widened from n numbers of dtype: BF16, F16 or F32.
     void (*widen)(float *x, const void *from, DType dtype, int n);
     // y[T][n] = x / sqrt(mean(x²) + eps) * weight[n]. Zhang & Sennrich 2019, in the order of HuggingFace's
     // LlamaRMSNorm.

@@ -15,8 +15,8 @@
 #define HEADER_MAX 100000000 // the format's own limit
 #define READ_CHUNK ((uint64_t)8 << 20)
 
-const char *const dtype_names[DTYPE_COUNT] = {"BF16", "F16", "F32", "I32", "U32", "U8"};
-const int dtype_bytes[DTYPE_COUNT] = {2, 2, 4, 4, 4, 1};
+const char *const dtype_names[DTYPE_COUNT] = {"BF16", "F16", "F32", "I32", "U32", "U8", "I8", "F8_E4M3"};
+const int dtype_bytes[DTYPE_COUNT] = {2, 2, 4, 4, 4, 1, 1, 1};
 
 // Reads exactly n bytes at offset.
 static bool pread_all(int fd, const char *path, void *dst, uint64_t n, uint64_t offset, Error *err) {
@@ -62,7 +62,8 @@ static bool parse_dtype(SafeTensors *st, const char *tensor, const char *text, D
             *dtype = (DType)d;
             return true;
         }
-    return fail(err, "%s: tensor %s: dtype %s, expected BF16, F16, F32, I32, U32 or U8", st->path, tensor, text);
+    return fail(err, "%s: tensor %s: dtype %s, expected BF16, F16, F32, I32, U32, U8, I8 or F8_E4M3", st->path, tensor,
+                text);
 }
 
 // shape × dtype must be the length, with no product that wraps.

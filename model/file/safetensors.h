@@ -10,7 +10,17 @@
 
 #include "../../tokenizer/error.h"
 
-typedef enum { DTYPE_BF16, DTYPE_F16, DTYPE_F32, DTYPE_I32, DTYPE_U32, DTYPE_U8, DTYPE_COUNT } DType;
+typedef enum {
+    DTYPE_BF16,
+    DTYPE_F16,
+    DTYPE_F32,
+    DTYPE_I32,
+    DTYPE_U32,
+    DTYPE_U8,
+    DTYPE_I8,
+    DTYPE_F8_E4M3,
+    DTYPE_COUNT
+} DType;
 
 extern const char *const dtype_names[DTYPE_COUNT]; // as the format writes them
 extern const int dtype_bytes[DTYPE_COUNT];

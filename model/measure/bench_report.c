@@ -42,8 +42,7 @@ static void json_shape(const Model *m, const BenchOptions *o, FILE *out) {
             ", \"dim\": %d, \"hidden_dim\": %d, \"n_layers\": %d, \"n_heads\": %d, \"n_kv_heads\": %d, \"head_dim\": "
             "%d, \"vocab_size\": %d, \"dtype\": \"%s\", \"weights_bytes\": %llu, \"step_bytes\": %llu},\n",
             c->dim, c->hidden_dim, c->n_layers, c->n_heads, c->n_kv_heads, c->head_dim, c->vocab_size,
-            weights_dtypes(&m->weights, dtypes), (unsigned long long)m->weights.bytes,
-            (unsigned long long)weights_read(m, 1));
+            weights_dtypes(m, dtypes), (unsigned long long)m->weights.bytes, (unsigned long long)weights_read(m, 1));
 }
 
 static void json_prompt(const BenchResult *b, FILE *out, const BenchRow *row) {
@@ -123,7 +122,7 @@ static void table_head(const Model *m, const BenchOptions *o, const BenchResult 
             m->not_used.text[0] ? " (" : "", m->not_used.text, m->not_used.text[0] ? ")" : "", r->name, r->software);
     fprintf(out, "%s%s%.3f GB of weights (%s), %.3f GB of them read by one step; medians [smallest, largest]\n\n",
             o->synthetic ? o->synthetic : "", o->synthetic ? ": " : "", (double)m->weights.bytes * 1e-9,
-            weights_dtypes(&m->weights, dtypes), (double)weights_read(m, 1) * 1e-9);
+            weights_dtypes(m, dtypes), (double)weights_read(m, 1) * 1e-9);
     const SamplerConfig *s = &o->sampler;
     if (s->temperature > 0)
         fprintf(out, "tokens are drawn at temperature %g, top-k %d, top-p %g, min-p %g\n\n", (double)s->temperature,

@@ -1,0 +1,304 @@
+#include "quant.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "threads.h"
+
+enum { LANES = 8, CHECK_PART = 1 << 16 };
+
+#define INLINE static inline __attribute__((always_inline))
+
+// ---- names ----------------------------------------------------------------------------------------------------------
+
+const char quant_types[] = "fp8, int8, int8:32, int8:64, int8:128, int4, int4:32, int4:64, int4:128";
+
+bool quant_parse(const char *text, QuantType *type) {
+    static const struct {
+        const char *name;
+        QuantType type;
+    } types[] = {{"fp8", {DTYPE_F8_E4M3, 0}}, {"int8", {DTYPE_I8, 0}},       {"int8:32", {DTYPE_I8, 32}},
+                 {"int8:64", {DTYPE_I8, 64}}, {"int8:128", {DTYPE_I8, 128}}, {"int4", {DTYPE_U8, QUANT_GROUP_FITS}},
+                 {"int4:32", {DTYPE_U8, 32}}, {"int4:64", {DTYPE_U8, 64}},   {"int4:128", {DTYPE_U8, 128}}};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (strcmp(text, types[i].name) == 0) {
+            *type = types[i].type;
+            return true;
+        }
+    return false;
+}
+
+const char *quant_name(const Matrix *m, char name[QUANT_NAME]) {
+    const char *codes = m->dtype == DTYPE_F8_E4M3 ? "fp8" : m->dtype == DTYPE_I8 ? "int8" : "int4";
+    if (!matrix_is_quantised(m))
+        snprintf(name, QUANT_NAME, "%s", dtype_names[m->dtype]);
+    else if (m->group != WHOLE_ROW)
+        snprintf(name, QUANT_NAME, "%s:%d", codes, m->group);
+    else
+        snprintf(name, QUANT_NAME, "%s%s", codes, m->dtype == DTYPE_U8 ? ":row" : "");
+    return name;
+}
+
+int quant_fit(const int *cols, int n) {
+    for (int group = 128; group > 32; group /= 2) {
+        bool divides = true;
+        for (int i = 0; i < n; i++) divides = divides && cols[i] % group == 0;
+        if (divides) return group;
+    }
+    return 32;
+}
+
+// ---- decoding -------------------------------------------------------------------------------------------------------
+
+float quant_fp8_value(uint8_t code) {
+    int exponent = code >> 3 & 15, fraction = code & 7;
+    if (exponent == 15 && fraction == 7) return NAN;
+    float value = exponent ? ldexpf((float)(8 + fraction), exponent - 10) : ldexpf((float)fraction, -9);
+    return code & 0x80 ? -value : value;
+}
+
+static float bits_to_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static uint32_t float_to_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+// Exponent and fraction in place, and a product that moves the exponent's bias from 15 to 127.
+static float f16_value(uint16_t half) {
+    float value = bits_to_float((uint32_t)(half & 0x7FFF) << 13) * 0x1p112f;
+    if ((half & 0x7C00) == 0x7C00) value = half & 0x3FF ? NAN : INFINITY;
+    return half & 0x8000 ? -value : value;
+}
+
+float quant_number(const void *numbers, DType dtype, size_t i) {
+    return dtype == DTYPE_F32    ? ((const float *)numbers)[i]
+           : dtype == DTYPE_BF16 ? bits_to_float((uint32_t)((const uint16_t *)numbers)[i] << 16)
+                                 : f16_value(((const uint16_t *)numbers)[i]);
+}
+
+float quant_scale(const Matrix *m, int row, int group) {
+    size_t groups = (size_t)quant_groups(m->group, m->cols);
+    return quant_number(m->scale, m->scale_dtype, (size_t)row * groups + (size_t)group);
+}
+
+// The value of the code of column i, in a row of codes.
+static float code_value(const uint8_t *codes, DType dtype, int i) {
+    return dtype == DTYPE_F8_E4M3 ? quant_fp8_value(codes[i])
+           : dtype == DTYPE_I8    ? (float)(int8_t)codes[i]
+                                  : (float)((codes[i / 2] >> i % 2 * 4 & 15) - 8);
+}
+
+void quant_decode_row(float *out, const Matrix *m, int row) {
+    const char *data = (const char *)m->data + (uint64_t)row * matrix_row_bytes(m);
+    if (!matrix_is_quantised(m)) {
+        for (int i = 0; i < m->cols; i++) out[i] = quant_number(data, m->dtype, (size_t)i);
+        return;
+    }
+    for (int g = 0, i = 0; i < m->cols; g++) {
+        float scale = quant_scale(m, row, g);
+        for (int end = m->cols - i < m->group ? m->cols : i + m->group; i < end; i++)
+            out[i] = code_value((const uint8_t *)data, m->dtype, i) * scale; // rounded once, to the nearest
+    }
+}
+
+// ---- encoding -------------------------------------------------------------------------------------------------------
+// All of it works on a group times a power of two, so that its largest magnitude is in [0.5, 1) and no square overflows
+// or is lost. Sums are eight, in the order of columns, and added in a fixed order at the end: compilers make vectors of
+// them, and the result is the same on every machine.
+
+// The code nearest to v, as a number; of two the even one.
+INLINE float nearest_code(float v, DType dtype) {
+    if (dtype == DTYPE_F8_E4M3) {
+        float most = 448;
+        v = v < -most ? -most : v > most ? most : v;
+        uint32_t bits = float_to_bits(v), magnitude = bits & 0x7FFFFFFF;
+        uint32_t rounded = (bits + 0x7FFFF + (bits >> 20 & 1)) & ~0xFFFFFu;
+        float tiny = (v + 0x1.8p14f) - 0x1.8p14f; // a multiple of 2^-9, the distance of codes below 2^-6
+        return magnitude < 0x3C800000 ? tiny : bits_to_float(rounded);
+    }
+    float low = dtype == DTYPE_I8 ? -127 : -8, high = dtype == DTYPE_I8 ? 127 : 7;
+    v = v < low ? low : v > high ? high : v;
+    return (v + 0x1.8p23f) - 0x1.8p23f;
+}
+
+typedef struct {
+    float error, product, square; // sums of e², e·q and q², with e = x - scale · q
+} Fit;
+
+INLINE float sum_lanes(const float *sum) {
+    return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+}
+
+// How codes fit x [n, a multiple of LANES] at that scale.
+INLINE Fit fit_codes(const float *x, int n, float scale, DType dtype) {
+    float error[LANES] = {0}, product[LANES] = {0}, square[LANES] = {0}, inverse = 1 / scale;
+    for (int i = 0; i < n; i += LANES)
+        for (int l = 0; l < LANES; l++) {
+            float q = nearest_code(x[i + l] * inverse, dtype), e = x[i + l] - scale * q;
+            error[l] += e * e;
+            product[l] += e * q;
+            square[l] += q * q;
+        }
+    return (Fit){sum_lanes(error), sum_lanes(product), sum_lanes(square)};
+}
+
+// scale · 2^exponent as it is stored: F32 or BF16.
+static float stored_scale(double scale, int exponent, DType dtype) {
+    float value = (float)ldexp(scale, exponent);
+    uint32_t bits = float_to_bits(value);
+    return dtype == DTYPE_F32 ? value : bits_to_float((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000);
+}
+
+typedef struct {
+    double error;
+    float stored; // the scale, as it is stored
+    DType dtype;  // of the scale
+    int exponent; // x was multiplied by 2^-exponent
+} Search;
+
+// Tries the codes that are nearest at that scale: with them the best scale is another, and what counts is the error at
+// that one, rounded. True if it is less than any before.
+INLINE bool try_scale(Search *s, const float *x, int n, float scale, DType dtype) {
+    Fit fit = fit_codes(x, n, scale, dtype);
+    if (fit.square == 0) return false;
+    float stored = stored_scale((double)scale + (double)fit.product / (double)fit.square, s->exponent, s->dtype);
+    double step = ldexp((double)stored, -s->exponent) - (double)scale;
+    double error = (double)fit.error - 2 * step * (double)fit.product + step * step * (double)fit.square;
+    if (stored == 0 || !isfinite(stored) || error >= s->error) return false;
+    s->error = error;
+    s->stored = stored;
+    return true;
+}
+
+// The quotients of the largest magnitude and the scale that are tried first. Beyond the largest code that one is cut
+// off, which pays where it is alone. Of fp8 they are one octave: every other gives the same codes times two, but for
+// the smallest.
+static const float fp8_quotients[] = {448, 464, 411, 377, 345, 317, 290, 266, 244};
+static const float int8_quotients[] = {117,    119,    121, 122,    123, 123.5f, 124, 124.5f, 125, 125.5f, 126,
+                                       126.3f, 126.6f, 127, 127.4f, 128, 130,    133, 138,    144, 152,    162};
+static const float int4_quotients[] = {6.5f, 7,     7.4f,  7.7f,  8,     8.4f,   8.8f,  9.3f,
+                                       9.9f, 10.6f, 11.5f, 12.6f, -6.6f, -7.05f, -7.4f, -8.2f};
+
+// The best scale for x [n, a multiple of LANES], times 2^-exponent, whose largest magnitude is that number.
+INLINE float search_scale(const float *x, int n, float largest, int exponent, DType dtype, DType scale_dtype) {
+    enum { REFINEMENTS = 3 };
+    const float *quotients = dtype == DTYPE_F8_E4M3 ? fp8_quotients
+                             : dtype == DTYPE_I8    ? int8_quotients
+                                                    : int4_quotients;
+    int tries = (int)(dtype == DTYPE_F8_E4M3 ? sizeof fp8_quotients
+                      : dtype == DTYPE_I8    ? sizeof int8_quotients
+                                             : sizeof int4_quotients) /
+                (int)sizeof *quotients;
+    Search s = {.error = INFINITY, .dtype = scale_dtype, .exponent = exponent};
+    for (int i = 0; i < tries; i++)
+        // int4 reaches to -8 on one side and to 7 on the other: the largest is on the longer one first
+        try_scale(&s, x, n, dtype == DTYPE_U8 ? -largest / quotients[i] : fabsf(largest) / quotients[i], dtype);
+    bool better = s.stored != 0;
+    for (int i = 0; i < REFINEMENTS && better; i++)
+        better = try_scale(&s, x, n, (float)ldexp((double)s.stored, -exponent), dtype);
+    return s.stored;
+}
+
+static float search(const float *x, int n, float largest, int exponent, QuantType type) {
+    DType scale = quant_scale_dtype(type);
+    if (type.dtype == DTYPE_F8_E4M3) return search_scale(x, n, largest, exponent, DTYPE_F8_E4M3, scale);
+    if (type.dtype == DTYPE_I8) return search_scale(x, n, largest, exponent, DTYPE_I8, scale);
+    return search_scale(x, n, largest, exponent, DTYPE_U8, scale);
+}
+
+// The code whose value is q.
+static uint8_t code_of(float q, DType dtype) {
+    if (dtype == DTYPE_I8) return (uint8_t)(int8_t)q;
+    if (dtype == DTYPE_U8) return (uint8_t)((int)q + 8);
+    uint32_t bits = float_to_bits(q), sign = bits >> 24 & 0x80, magnitude = bits & 0x7FFFFFFF;
+    return (uint8_t)(sign | (magnitude < 0x3C800000 ? (uint32_t)(fabsf(q) * 512) : (magnitude >> 20) - (120 << 3)));
+}
+
+// One group: its codes from column `first` of the row on, and its squared error.
+static double encode_group(QuantType type, const float *x, int first, int n, uint8_t *codes, float *scale,
+                           float *scratch) {
+    int padded = (n + LANES - 1) / LANES * LANES, exponent = 0;
+    float largest = 0;
+    for (int i = 0; i < n; i++)
+        if (fabsf(x[i]) > fabsf(largest)) largest = x[i];
+    largest = (float)frexp((double)largest, &exponent);
+    double power = ldexp(1, -exponent), sum = 0;
+    for (int i = 0; i < padded; i++) scratch[i] = i < n ? (float)((double)x[i] * power) : 0;
+    *scale = largest != 0 ? search(scratch, padded, largest, exponent, type) : 0;
+    float inverse_of = (float)ldexp((double)*scale, -exponent);
+    for (int i = 0; i < n; i++) {
+        float q = *scale != 0 ? nearest_code(scratch[i] / inverse_of, type.dtype) : 0;
+        double e = (double)x[i] - (double)(q * *scale);
+        uint8_t code = code_of(q, type.dtype);
+        int at = first + i;
+        sum += e * e;
+        if (type.dtype != DTYPE_U8)
+            codes[at] = code;
+        else
+            codes[at / 2] = (uint8_t)(at % 2 ? (codes[at / 2] & 15) | code << 4 : code);
+    }
+    return sum;
+}
+
+double quant_encode_row(QuantType type, const float *x, int cols, void *codes, void *scales, float *scratch) {
+    int width = type.group ? type.group : cols;
+    double sum = 0;
+    for (int g = 0, first = 0; first < cols; g++, first += width) {
+        float scale;
+        int n = cols - first < width ? cols - first : width;
+        sum += encode_group(type, x + first, first, n, codes, &scale, scratch);
+        if (quant_scale_dtype(type) == DTYPE_F32)
+            ((float *)scales)[g] = scale;
+        else
+            ((uint16_t *)scales)[g] = (uint16_t)(float_to_bits(scale) >> 16);
+    }
+    return sum;
+}
+
+// ---- checks ---------------------------------------------------------------------------------------------------------
+
+int64_t quant_find_bad_scale(const Matrix *m) {
+    int64_t n = (int64_t)m->rows * quant_groups(m->group, m->cols);
+    for (int64_t i = 0; i < n; i++)
+        if (!isfinite(quant_number(m->scale, m->scale_dtype, (size_t)i))) return i;
+    return -1;
+}
+
+typedef struct {
+    const uint8_t *codes;
+    int64_t n;
+    int64_t *first; // of each part, or -1
+} NanSearch;
+
+static void find_nan_part(void *search, int64_t begin, int64_t end) {
+    NanSearch *s = search;
+    for (int64_t part = begin; part < end; part++) {
+        int64_t i = part * CHECK_PART, stop = s->n - i < CHECK_PART ? s->n : i + CHECK_PART;
+        uint8_t found = 0;
+        for (int64_t k = i; k < stop; k++) found |= (s->codes[k] & 0x7F) == 0x7F;
+        while (found && (s->codes[i] & 0x7F) != 0x7F) i++;
+        s->first[part] = found ? i : -1;
+    }
+}
+
+int64_t quant_find_nan(const Matrix *m) {
+    int64_t n = (int64_t)m->rows * m->cols, parts = (n + CHECK_PART - 1) / CHECK_PART, found = -1;
+    if (m->dtype != DTYPE_F8_E4M3) return -1;
+    enum { AT_ONCE = 4096 };
+    int64_t first[AT_ONCE];
+    for (int64_t done = 0; done < parts && found < 0; done += AT_ONCE) {
+        int64_t now = parts - done < AT_ONCE ? parts - done : AT_ONCE, at = done * CHECK_PART;
+        NanSearch s = {(const uint8_t *)m->data + at, n - at, first};
+        parallel_for(now, 1, find_nan_part, &s);
+        for (int64_t i = 0; i < now && found < 0; i++)
+            if (first[i] >= 0) found = at + first[i];
+    }
+    return found;
+}
