@@ -11,7 +11,7 @@ enum { BYTES = 256, TINY_VOCAB = 259, BOS = 256, EOS = 257, EOT = 258, MAX_PARTS
 
 typedef struct {
     char name[64];
-    char dtype[8];
+    char dtype[12];
     int n_dims;
     uint64_t shape[4];
     uint8_t *data;
@@ -97,7 +97,9 @@ __attribute__((unused)) static Part *draft_insert(Draft *d, int at, const char *
     *p = (Part){.n_dims = n_dims, .shape = {rows, cols}, .data = data};
     snprintf(p->name, sizeof p->name, "%s", name);
     snprintf(p->dtype, sizeof p->dtype, "%s", dtype);
-    int width = strcmp(dtype, "U8") == 0 ? 1 : strcmp(dtype, "BF16") == 0 || strcmp(dtype, "F16") == 0 ? 2 : 4;
+    int width = strcmp(dtype, "U8") == 0 || strcmp(dtype, "I8") == 0      ? 1
+                : strcmp(dtype, "BF16") == 0 || strcmp(dtype, "F16") == 0 ? 2
+                                                                          : 4;
     p->n = rows * (n_dims > 1 ? cols : 1) * (uint64_t)width;
     if (!data) p->data = must(calloc(p->n + 1, 1));
     return p;
@@ -593,6 +595,77 @@ __attribute__((unused)) static double script_logprob(const Script *s, int t, int
     script_logits(s, t, logits);
     for (int i = 0; i < TINY_VOCAB; i++) sum += exp((double)logits[i]);
     return (double)logits[u] - log(sum);
+}
+
+// ---- quantised weights ----------------------------------------------------------------------------------------------
+
+// The F32 matrix of that name, or one that is quantised already from its first weights on, in that type: F8_E4M3, I8 or
+// U8 (int4), with ":32" behind it in groups. Codes come from the largest magnitude, scales of dtype BF16, F16 or F32 are
+// cut off. Its float32 values become what codes and scales stand for, in *decoded (malloc'd) where it is not NULL.
+__attribute__((unused)) static void draft_quantise_to(Draft *d, const char *name, const char *type, const char *scales,
+                                                      float **decoded) {
+    int at = (int)(draft_part(d, name) - d->parts), group = 0;
+    char codes_dtype[12] = "", scale_name[64];
+    sscanf(type, "%11[^:]:%d", codes_dtype, &group);
+    snprintf(scale_name, sizeof scale_name, "%s.scale", name);
+    bool int4 = strcmp(codes_dtype, "U8") == 0, int8 = strcmp(codes_dtype, "I8") == 0;
+    Part old = d->parts[at];
+    bool again = draft_find(d, scale_name) != NULL; // of what it was only the shape is taken
+    int rows = (int)old.shape[0], cols = (int)old.shape[1] * (again && strcmp(old.dtype, "U8") == 0 ? 2 : 1);
+    int width = group ? group : cols, groups = (cols + width - 1) / width;
+    float *values = must(malloc((size_t)rows * (size_t)cols * sizeof *values)),
+          *scale = must(calloc((size_t)(rows * groups), sizeof *scale));
+    for (int i = 0; i < rows * cols; i++) values[i] = again ? writer_random() : ((float *)old.data)[i];
+    uint8_t *codes = must(calloc((size_t)rows, (size_t)cols));
+    for (int r = 0; r < rows; r++)
+        for (int g = 0; g < groups; g++) {
+            float *x = values + r * cols + g * width, largest = 0;
+            int n = cols - g * width < width ? cols - g * width : width;
+            for (int i = 0; i < n; i++) largest = fmaxf(largest, fabsf(x[i]));
+            float s = largest / (int4 ? 7 : int8 ? 127 : 448);
+            uint32_t bits;
+            memcpy(&bits, &s, sizeof bits);
+            if (strcmp(scales, "F32") != 0) bits &= strcmp(scales, "F16") == 0 ? 0xFFFFE000 : 0xFFFF0000;
+            memcpy(&s, &bits, sizeof s);
+            scale[r * groups + g] = s;
+            for (int i = 0; i < n; i++) {
+                int column = g * width + i;
+                float q = fminf(fmaxf(nearbyintf(x[i] / s), int4 ? -8 : -127), int4 ? 7 : 127);
+                uint8_t code = (uint8_t)(int4 ? (int)q + 8 : (int)q);
+                if (!int4 && !int8) { // cut off, to what the exponent leaves
+                    int e;
+                    float f = frexpf(fminf(fabsf(x[i] / s), 448), &e);
+                    bool tiny = e < -5;
+                    code = (uint8_t)(tiny ? (int)ldexpf(f, e + 9) : ((e + 6) << 3) + (int)(f * 16) - 8);
+                    q = tiny ? ldexpf((float)code, -9) : ldexpf((float)(8 + (code & 7)), (code >> 3) - 10);
+                    if (x[i] < 0) code |= 128, q = -q;
+                }
+                if (int4)
+                    codes[(r * cols + column) / 2] |= (uint8_t)(code << column % 2 * 4);
+                else
+                    codes[r * cols + column] = code;
+                x[i] = q * s;
+            }
+        }
+    bool f32 = strcmp(scales, "F32") == 0;
+    void *stored = as_dtype(scale, (size_t)(rows * groups), scales);
+    free(old.data);
+    memmove(d->parts + at, d->parts + at + 1, (size_t)(--d->n_parts - at) * sizeof *d->parts);
+    if (again) draft_remove(d, scale_name);
+    Part *p = draft_insert(d, at, name, "U8", 2, (uint64_t)rows, (uint64_t)(int4 ? cols / 2 : cols), codes);
+    snprintf(p->dtype, sizeof p->dtype, "%s", codes_dtype);
+    p = draft_insert(d, at + 1, scale_name, f32 ? "F32" : scales, group ? 2 : 1, (uint64_t)rows, (uint64_t)groups,
+                     stored);
+    draft_meta(d, "format", "llama-model/2");
+    if (group) meta_number(d, "group", group);
+    if (decoded)
+        *decoded = values;
+    else
+        free(values);
+}
+
+__attribute__((unused)) static void draft_quantise(Draft *d, const char *name, const char *type, const char *scales) {
+    draft_quantise_to(d, name, type, scales, NULL);
 }
 
 // ---- dumps ----------------------------------------------------------------------------------------------------------

@@ -164,6 +164,50 @@ static void no_tensors(Draft *d, const char *a, const char *b) {
 
 // ---- edits of a file ------------------------------------------------------------------------------------------------
 
+// All matrices of the layers in that type, then one change: VERB TENSOR [VALUE].
+static void quantised(Draft *d, const char *type, const char *change) {
+    static const char *const names[] = {"wq", "wk", "wv", "wo", "w1", "w2", "w3"};
+    char verb[16] = "", name[64] = "", value[32] = "", full[64];
+    sscanf(change, "%15s %63s %31s", verb, name, value);
+    for (int i = 0; i < (int)(sizeof names / sizeof *names) && strcmp(type, "none") != 0; i++) {
+        snprintf(full, sizeof full, "layers.0.%s", names[i]);
+        draft_quantise(d, full, type, "BF16");
+    }
+    if (strcmp(verb, "meta") == 0) draft_meta(d, name, *value ? value : NULL);
+    if (strcmp(verb, "drop") == 0) draft_remove(d, name);
+    if (strcmp(verb, "reshape") == 0) reshape(d, name, value);
+    if (strcmp(verb, "shorten") == 0) shorten(d, name, value);
+    if (strcmp(verb, "rename") == 0) rename_dtype(d, name, value);
+    if (strcmp(verb, "dtype") == 0) set_dtype(d, name, value);
+    if (strcmp(verb, "add") == 0) add_tensor(d, name, "norm");
+    if (strcmp(verb, "quantise") == 0) draft_quantise(d, name, value, "BF16");
+    if (strcmp(verb, "scales") == 0) draft_quantise(d, name, type, value);
+    if (strcmp(verb, "element") == 0) { // the second: a scale of BF16, or a code
+        Part *p = draft_part(d, name);
+        uint16_t bits = (uint16_t)strtol(value, NULL, 16);
+        if (strcmp(p->dtype, "BF16") == 0)
+            memcpy(p->data + 2, &bits, sizeof bits);
+        else
+            p->data[1] = (uint8_t)bits;
+    }
+}
+
+// hidden_dim 17: w2 of int4 would have rows of eight bytes and a half.
+static void odd_int4(Draft *d, const char *a, const char *b) {
+    (void)a, (void)b;
+    Shape s = tiny_shape;
+    s.hidden_dim = 17;
+    draft_free(d);
+    draft_tiny(d, s, 1);
+    draft_quantise(d, "layers.0.w2", "U8:32", "BF16");
+}
+
+// 259 rows of eight bytes, and scales after them.
+static void unaligned_scale(Draft *d, const char *a, const char *b) {
+    (void)a, (void)b;
+    draft_quantise(d, "output", "U8:32", "BF16");
+}
+
 static void set_header(File *f, const char *header, const char *unused) {
     (void)unused;
     file_set_header(f, header, strlen(header), 4096);
@@ -229,6 +273,7 @@ static void deep_objects(File *f, const char *a, const char *b) {
 #define SET_TWO(test, first, second, message) {.name = test, .draft = set_two, .a = first, .b = second, .fragment = message}
 #define META2(test, entry, message) SET_TWO(test, "format=llama-model/2", entry, message)
 #define NO_META(key) {.name = "no_" key, .draft = draft_meta, .a = key, .b = NULL, .fragment = "metadata has no " key}
+#define QUANTISED(test, type, change, message) {.name = test, .draft = quantised, .a = type, .b = change, .fragment = message}
 #define NO_TENSOR(tensor) {.name = "no_tensor_" tensor, .draft = drop_tensor, .a = tensor, .fragment = "no tensor " tensor}
 #define RESHAPE(tensor, shape, message) \
     {.name = "wrong_shape_" tensor, .draft = reshape, .a = tensor, .b = shape, .fragment = "tensor " tensor ": " message}
@@ -298,7 +343,7 @@ static const Case cases[] = {
     REPLACE("tensor_one_offset", "[0,16576]", "[0]", "expected ','"),
     REPLACE("tensor_three_offsets", "[0,16576]", "[0,16576,16576]", "expected ']'"),
     REPLACE("tensor_dtype_number", "\"dtype\":\"F32\"", "\"dtype\":32", "expected a string"),
-    REPLACE("tensor_dtype_unknown", "\"dtype\":\"F32\"", "\"dtype\":\"F64\"", "dtype F64, expected BF16, F16, F32, I32, U32 or U8"),
+    REPLACE("tensor_dtype_unknown", "\"dtype\":\"F32\"", "\"dtype\":\"F64\"", "dtype F64, expected BF16, F16, F32, I32, U32, U8, I8 or F8_E4M3"),
     REPLACE("tensor_dtype_lower_case", "\"dtype\":\"F32\"", "\"dtype\":\"f32\"", "dtype f32, expected"),
     REPLACE("offset_negative", "[0,16576]", "[-1,16576]", "expected a whole number"),
     REPLACE("offset_float", "[0,16576]", "[0,16576.0]", "expected a whole number"),
@@ -380,8 +425,43 @@ static const Case cases[] = {
     {.name = "mixed_dtypes_embeddings", .draft = set_dtype, .a = "tok_embeddings", .b = "BF16", .fragment = "tensor tok_embeddings: dtype BF16 beside layers of F32 in a llama-model/1 file, expected llama-model/2"},
     {.name = "embeddings_U32", .draft = rename_dtype, .a = "tok_embeddings", .b = "U32", .fragment = "tensor tok_embeddings: dtype U32, expected BF16, F16 or F32"},
     {.name = "weights_I32", .draft = set_dtypes, .a = "I32", .fragment = "weights of dtype I32, expected BF16, F16 or F32"},
-    {.name = "weights_U8", .draft = set_dtypes, .a = "U8", .fragment = "weights of dtype U8, expected BF16, F16 or F32"},
+    {.name = "weights_U8", .draft = set_dtypes, .a = "U8", .fragment = "a quantised matrix in a llama-model/1 file, expected llama-model/2"},
     {.name = "weights_U32", .draft = rename_dtype, .a = "layers.0.wq", .b = "U32", .fragment = "weights of dtype U32, expected BF16, F16 or F32"},
+    QUANTISED("quantised_format_1", "I8", "meta format llama-model/1", "a quantised matrix in a llama-model/1 file, expected llama-model/2"),
+    QUANTISED("quantised_group_in_format_1", "none", "meta group 32", "group in a llama-model/1 file, expected llama-model/2"),
+    QUANTISED("quantised_no_scale", "I8", "drop layers.0.wo.scale", "no tensor layers.0.wo.scale"),
+    QUANTISED("quantised_no_scale_of_int4", "U8:32", "drop layers.0.w1.scale", "no tensor layers.0.w1.scale"),
+    QUANTISED("quantised_scale_alone", "none", "add layers.0.wo.scale", "tensor layers.0.wo.scale is none of this model's"),
+    QUANTISED("quantised_scale_of_a_norm", "I8", "add norm.scale", "tensor norm.scale is none of this model's"),
+    QUANTISED("quantised_scale_nan", "I8", "element layers.0.w2.scale 7FC0", "tensor layers.0.w2.scale: element 1 is nan, expected a finite number"),
+    QUANTISED("quantised_scale_inf", "U8:32", "element layers.0.wk.scale 7F80", "tensor layers.0.wk.scale: element 1 is inf, expected a finite number"),
+    QUANTISED("quantised_scale_minus_inf", "F8_E4M3", "element layers.0.w3.scale FF80", "tensor layers.0.w3.scale: element 1 is -inf, expected a finite number"),
+    QUANTISED("quantised_scale_shape", "I8", "shorten layers.0.wk.scale 4", "tensor layers.0.wk.scale: shape [4], expected [8]"),
+    QUANTISED("quantised_scale_of_a_tensor", "F8_E4M3", "shorten layers.0.wq.scale 15", "tensor layers.0.wq.scale: shape [1], expected [16]"),
+    QUANTISED("quantised_scale_groups", "U8:32", "reshape layers.0.wq.scale 8,2", "tensor layers.0.wq.scale: shape [8, 2], expected [16, 1]"),
+    QUANTISED("quantised_scale_dims", "U8:32", "reshape layers.0.wq.scale 16,1,1", "tensor layers.0.wq.scale: shape [16, 1, 1], expected [16, 1]"),
+    QUANTISED("quantised_scale_I32", "I8", "dtype layers.0.wo.scale I32", "tensor layers.0.wo.scale: dtype I32, expected BF16, F16 or F32"),
+    QUANTISED("quantised_scale_U8", "I8", "dtype layers.0.wo.scale U8", "tensor layers.0.wo.scale: dtype U8, expected BF16, F16 or F32"),
+    QUANTISED("quantised_no_group", "I8:32", "meta group", "tensor layers.0.wq.scale: a scale for each group of columns, but the metadata has no group"),
+    QUANTISED("quantised_group_16", "I8:32", "meta group 16", "group is \"16\", expected 32, 64 or 128"),
+    QUANTISED("quantised_group_256", "I8:32", "meta group 256", "group is \"256\", expected 32, 64 or 128"),
+    QUANTISED("quantised_group_word", "I8:32", "meta group row", "group is \"row\", expected a whole number"),
+    QUANTISED("quantised_fp8_groups", "F8_E4M3:32", "", "tensor layers.0.wq.scale: shape [16, 1], expected [16]"),
+    QUANTISED("quantised_fp8_nan", "F8_E4M3", "element layers.0.wo 7F", "tensor layers.0.wo: the code of row 0, column 1 is NaN"),
+    QUANTISED("quantised_fp8_minus_nan", "F8_E4M3", "element layers.0.w2 FF", "tensor layers.0.w2: the code of row 0, column 1 is NaN"),
+    QUANTISED("quantised_int4_unpacked", "U8:32", "dtype layers.0.wo F32", "tensor layers.0.wo: shape [16, 8], expected [16, 16]"),
+    QUANTISED("quantised_int4_as_int8", "U8:32", "rename layers.0.wo I8", "tensor layers.0.wo: shape [16, 8], expected [16, 16]"),
+    QUANTISED("quantised_int8_as_int4", "I8", "rename layers.0.wo U8", "tensor layers.0.wo: shape [16, 16], expected [16, 8]"),
+    QUANTISED("quantised_unknown_type", "F8_E4M3", "rename layers.0.wo F8_E5M2", "tensor layers.0.wo: dtype F8_E5M2, expected BF16, F16, F32, I32, U32, U8, I8 or F8_E4M3"),
+    QUANTISED("quantised_I32", "I8", "dtype layers.0.wo I32", "tensor layers.0.wo: dtype I32, expected BF16, F16 or F32"),
+    QUANTISED("quantised_one_of_qkv", "none", "quantise layers.0.wk I8", "wq, wk and wv of layer 0 are of F32 (scales none) and int8 (scales BF16), expected all alike"),
+    QUANTISED("quantised_qkv_mixed", "I8:32", "quantise layers.0.wv U8:32", "wq, wk and wv of layer 0 are of int8:32 (scales BF16) and int4:32 (scales BF16), expected all alike"),
+    QUANTISED("quantised_qkv_scales_mixed", "I8", "scales layers.0.wv F16", "wq, wk and wv of layer 0 are of int8 (scales BF16) and int8 (scales F16), expected all alike"),
+    QUANTISED("quantised_gate_and_up_mixed", "I8", "quantise layers.0.w3 F8_E4M3", "w1 and w3 of layer 0 are of int8 (scales BF16) and fp8 (scales BF16), expected all alike"),
+    QUANTISED("quantised_embeddings", "I8", "quantise tok_embeddings I8", "tensor tok_embeddings: dtype I8, expected BF16, F16 or F32"),
+    QUANTISED("quantised_norm", "I8", "dtype norm I8", "tensor norm: dtype I8, expected F32"),
+    {.name = "quantised_odd_columns", .draft = odd_int4, .fragment = "tensor layers.0.w2: int4 of 17 columns, expected an even number"},
+    {.name = "quantised_unaligned_scale", .draft = unaligned_scale, .fragment = "tensor output.scale begins at byte 26520 of the data, expected a multiple of 16"},
     {.name = "norm_BF16", .draft = set_dtype, .a = "norm", .b = "BF16", .fragment = "tensor norm: dtype BF16, expected F32"},
     {.name = "attention_norm_F16", .draft = set_dtype, .a = "layers.0.attention_norm", .b = "F16", .fragment = "tensor layers.0.attention_norm: dtype F16, expected F32"},
     {.name = "ffn_norm_I32", .draft = rename_dtype, .a = "layers.0.ffn_norm", .b = "I32", .fragment = "tensor layers.0.ffn_norm: dtype I32, expected F32"},

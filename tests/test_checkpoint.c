@@ -75,6 +75,66 @@ static void test_chat_keys(void) {
     }
 }
 
+// Each type of codes, with scales of each dtype, of rows and of groups, some layers' matrices as they were: the program
+// computes what it computes with the float32 weights that codes and scales stand for.
+static void test_quantised_matrices(void) {
+    static const struct {
+        const char *type, *scales, *output, *text;
+    } cases[] = {{"F8_E4M3", "F32", NULL, "fp8, embeddings F32, output F32"},
+                 {"F8_E4M3", "BF16", "I8", "fp8, embeddings F32, output int8"},
+                 {"I8", "F16", NULL, "int8, embeddings F32, output F32"},
+                 {"I8:32", "BF16", "I8:32", "int8:32, embeddings F32, output int8:32"},
+                 {"I8:64", "F32", "F8_E4M3", "int8:64, embeddings F32, output fp8"},
+                 {"U8", "F32", "I8", "int4:row, embeddings F32, output int8"},
+                 {"U8:32", "BF16", "I8", "int4:32, embeddings F32, output int8"},
+                 {"U8:128", "F16", "U8:128", "int4:128, embeddings F32, output int4:128"},
+                 {"mixed", "BF16", "I8", "int8 and others, output int8"}};
+    static const char *const names[] = {"wq", "wk", "wv", "wo", "w1", "w2", "w3"};
+    enum { N = LENGTH(names) };
+    for (int i = 0; i < LENGTH(cases); i++) {
+        Shape shape = {64, 176, 1, 4, 2, 16, 128, "F32", false, true}; // 176: a short last group of each size
+        bool mixed = strcmp(cases[i].type, "mixed") == 0;
+        Draft d, plain;
+        Model m;
+        char full[32], text[WEIGHTS_DTYPES];
+        draft_tiny(&d, shape, 1);
+        draft_tiny(&plain, shape, 1);
+        for (int k = 0; k <= N; k++) {
+            const char *type = k == N  ? cases[i].output
+                               : mixed ? (k < 3    ? "I8"
+                                          : k == 3 ? NULL
+                                                   : "U8:64")
+                                       : cases[i].type;
+            float *decoded;
+            if (!type) continue;
+            snprintf(full, sizeof full, "%s%s", k == N ? "" : "layers.0.", k == N ? "output" : names[k]);
+            draft_quantise_to(&d, full, type, cases[i].scales, &decoded);
+            free(draft_part(&plain, full)->data);
+            draft_part(&plain, full)->data = (uint8_t *)decoded;
+        }
+        if (open_draft(&m, &d, false)) {
+            CHECK(weights_are_quantised(&m));
+            if (strcmp(weights_dtypes(&m, text), cases[i].text) != 0)
+                test_fail("\"%s\", expected \"%s\"", text, cases[i].text);
+            model_close(&m);
+        }
+        draft_write(&plain, temporary("plain.bin"));
+        const char *const files[] = {temporary("case.bin"), temporary("plain.bin")};
+        Run runs[2];
+        for (int k = 0; k < 2; k++) {
+            runs[k] = run_program(NULL, files[k], "-p", "The same text, from both", "-n", "40", "--ignore-eos",
+                                  "--engine", "cpu", "--quiet", NULL);
+            check_status(&runs[k], 0);
+        }
+        if (strcmp(runs[0].out, runs[1].out) != 0)
+            test_fail("%s: \"%s\", with the decoded weights \"%s\"", cases[i].type, runs[0].out, runs[1].out);
+        for (int k = 0; k < 2; k++) run_free(&runs[k]);
+        draft_free(&d);
+        draft_free(&plain);
+    }
+    test_end("test_quantised_matrices");
+}
+
 static void test_dtypes_are_named(void) {
     static const struct {
         const char *embeddings, *output; // beside layers of F32; NULL: tied
@@ -176,6 +236,7 @@ int main(void) {
     program_setup();
     test_first_release();
     test_chat_keys();
+    test_quantised_matrices();
     test_dtypes_are_named();
     test_added_tokens();
     test_added_tokens_are_printed();

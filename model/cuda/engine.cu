@@ -126,6 +126,7 @@ static bool size_cache(Model *m, const CudaState *s, uint64_t weights, const Buf
 // ---- the engine -----------------------------------------------------------------------------------------------------
 
 bool usable_cuda(const Model *m, Error *err) {
+    if (weights_are_quantised(m)) return fail(err, "quantised weights are computed with by engine cpu alone");
     int n = 0, driver = 0, device = 0;
     cudaError_t status = cudaGetDeviceCount(&n);
     if (status == cudaErrorInsufficientDriver) {

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../quant.h"
+
 #define DATA_ALIGNMENT 4096
 #define WEIGHT_ALIGNMENT 16
 #define MAX_TEXT (1 << 16) // bytes of chat_system, and of chat_date
@@ -179,6 +181,8 @@ typedef struct {
     Model *model;
     int format;
     bool *used;   // [n_tensors], by position in the file
+    int group;    // columns that share a scale, where scales are of groups; 0: the metadata have none
+    bool numbers; // a matrix of the layers that is not quantised was found: weights.dtype is its dtype
     char *base;   // where the weights are, when they are
     float *norms; // [dim], to look at one
 } Binding;
@@ -216,19 +220,75 @@ static bool check_norm(Binding *b, const Tensor *t, Error *err) {
     return true;
 }
 
-// The layers' matrices are of one dtype. Embeddings and output may each have another, which llama-model/1 had not.
-static bool check_weight_dtype(const Binding *b, const Weight *w, const Tensor *t, Error *err) {
+// Codes of weights rather than numbers.
+static bool is_code(DType dtype) {
+    return dtype == DTYPE_F8_E4M3 || dtype == DTYPE_I8 || dtype == DTYPE_U8;
+}
+
+static const Tensor *find_scale(Model *m, const char *matrix, Error *err) {
+    char name[80];
+    snprintf(name, sizeof name, "%s.scale", matrix);
+    return find_tensor(m, name, err);
+}
+
+static bool check_alignment(Binding *b, const Tensor *t, Error *err) {
+    Model *m = b->model;
+    if (t->begin % WEIGHT_ALIGNMENT != 0)
+        return fail(err, "%s: tensor %s begins at byte %" PRIu64 " of the data, expected a multiple of %d",
+                    m->file.path, t->name, t->begin, WEIGHT_ALIGNMENT);
+    b->used[t - m->file.tensors] = true;
+    if (t->end > m->weights.bytes) m->weights.bytes = t->end;
+    return true;
+}
+
+// The scales of a quantised matrix: [rows], or [rows][groups] with `group` in the metadata.
+static bool check_scale(Binding *b, Matrix *x, const char *name, Error *err) {
+    Model *m = b->model;
+    const Tensor *t = find_scale(m, name, err);
+    if (!t) return false;
+    if (t->dtype > DTYPE_F32)
+        return fail(err, "%s: tensor %s: dtype %s, expected BF16, F16 or F32", m->file.path, t->name,
+                    dtype_names[t->dtype]);
+    bool by_row = t->n_dims == 1 || x->dtype == DTYPE_F8_E4M3;
+    if (!by_row && !b->group)
+        return fail(err, "%s: tensor %s: a scale for each group of columns, but the metadata has no group",
+                    m->file.path, t->name);
+    x->group = by_row ? WHOLE_ROW : b->group;
+    x->scale_dtype = t->dtype;
+    return check_shape(m, t, by_row ? 1 : 2, (uint64_t)x->rows, (uint64_t)quant_groups(x->group, x->cols), err) &&
+           check_alignment(b, t, err);
+}
+
+static bool check_quantised(Binding *b, const Weight *w, const Tensor *t, Error *err) {
+    Model *m = b->model;
+    Matrix *x = w->matrix;
+    if (!check_format(m, b->format, "a quantised matrix", err)) return false;
+    if (t->dtype == DTYPE_U8 && x->cols % 2)
+        return fail(err, "%s: tensor %s: int4 of %d columns, expected an even number", m->file.path, t->name, x->cols);
+    x->dtype = t->dtype;
+    return check_shape(m, t, 2, (uint64_t)x->rows, matrix_row_bytes(x), err) && check_scale(b, x, w->name, err);
+}
+
+// The matrices of the layers that are not quantised are of one dtype. Embeddings and output may each have another, which
+// llama-model/1 had not.
+static bool check_weight_dtype(Binding *b, const Weight *w, const Tensor *t, Error *err) {
     Model *m = b->model;
     const DType layers = m->weights.dtype;
-    if (w->matrix == &m->weights.tok_embeddings)
+    bool embeddings = w->matrix == &m->weights.tok_embeddings, output = w->matrix == &m->weights.output;
+    if (embeddings)
         m->weights.embeddings_dtype = t->dtype;
-    else if (w->matrix == &m->weights.output)
+    else if (output)
         m->weights.output_dtype = t->dtype;
-    else
+    else if (b->numbers)
         return check_dtype(m, t, layers, err);
     if (t->dtype > DTYPE_F32)
         return fail(err, "%s: tensor %s: dtype %s, expected BF16, F16 or F32", m->file.path, t->name,
                     dtype_names[t->dtype]);
+    if (!embeddings && !output) {
+        b->numbers = true;
+        m->weights.dtype = t->dtype;
+        return true;
+    }
     char what[96];
     snprintf(what, sizeof what, "tensor %s: dtype %s beside layers of %s", w->name, dtype_names[t->dtype],
              dtype_names[layers]);
@@ -241,7 +301,10 @@ static bool check_tensor(void *context, const Weight *w, Error *err) {
     Model *m = b->model;
     const Tensor *t = find_tensor(m, w->name, err);
     if (!t) return false;
-    if (w->matrix) {
+    if (w->matrix && is_code(t->dtype) && w->matrix != &m->weights.tok_embeddings) {
+        if (!check_quantised(b, w, t, err)) return false;
+        if (w->matrix == &m->weights.output) m->weights.output_dtype = t->dtype;
+    } else if (w->matrix) {
         if (!check_shape(m, t, 2, (uint64_t)w->matrix->rows, (uint64_t)w->matrix->cols, err) ||
             !check_weight_dtype(b, w, t, err))
             return false;
@@ -249,12 +312,40 @@ static bool check_tensor(void *context, const Weight *w, Error *err) {
     } else if (!check_shape(m, t, 1, (uint64_t)w->n, 0, err) || !check_dtype(m, t, DTYPE_F32, err)) {
         return false;
     }
-    if (t->begin % WEIGHT_ALIGNMENT != 0)
-        return fail(err, "%s: tensor %s begins at byte %" PRIu64 " of the data, expected a multiple of %d",
-                    m->file.path, w->name, t->begin, WEIGHT_ALIGNMENT);
-    b->used[t - m->file.tensors] = true;
-    if (t->end > m->weights.bytes) m->weights.bytes = t->end;
-    return w->matrix || check_norm(b, t, err);
+    return check_alignment(b, t, err) && (w->matrix || check_norm(b, t, err));
+}
+
+// Matrices that an engine multiplies by together.
+static bool check_alike(const Model *m, int layer, const char *names, const Matrix *const *matrices, int n,
+                        Error *err) {
+    for (int i = 1; i < n; i++) {
+        const Matrix *a = matrices[0], *b = matrices[i];
+        char first[QUANT_NAME], other[QUANT_NAME];
+        if (a->dtype == b->dtype && a->group == b->group && a->scale_dtype == b->scale_dtype) continue;
+        return fail(err, "%s: %s of layer %d are of %s (scales %s) and %s (scales %s), expected all alike",
+                    m->file.path, names, layer, quant_name(a, first),
+                    matrix_is_quantised(a) ? dtype_names[a->scale_dtype] : "none", quant_name(b, other),
+                    matrix_is_quantised(b) ? dtype_names[b->scale_dtype] : "none");
+    }
+    return true;
+}
+
+static bool check_layers_alike(const Model *m, Error *err) {
+    for (int i = 0; i < m->config.n_layers; i++) {
+        const LayerWeights *l = &m->weights.layers[i];
+        if (!check_alike(m, i, "wq, wk and wv", (const Matrix *const[]){&l->wq, &l->wk, &l->wv}, 3, err) ||
+            !check_alike(m, i, "w1 and w3", (const Matrix *const[]){&l->w1, &l->w3}, 2, err))
+            return false;
+    }
+    return true;
+}
+
+// `group`, where the file has it.
+static bool read_group(Binding *b, Error *err) {
+    Model *m = b->model;
+    if (!safetensors_meta(&m->file, "group")) return true;
+    if (!check_format(m, b->format, "group", err) || !meta_int(m, "group", 1, 1 << 20, &b->group, err)) return false;
+    return quant_is_group(b->group) || fail(err, "%s: group is \"%d\", expected 32, 64 or 128", m->file.path, b->group);
 }
 
 static bool is_tokenizer_tensor(const char *name) {
@@ -266,15 +357,18 @@ static bool check_weights(Model *m, int format, Error *err) {
     const Tensor *first = find_tensor(m, "layers.0.wq", err);
     if (!first) return false;
     m->weights.dtype = first->dtype;
-    if (first->dtype > DTYPE_F32)
-        return fail(err, "%s: weights of dtype %s, expected BF16, F16 or F32", m->file.path, dtype_names[first->dtype]);
+    if (first->dtype > DTYPE_F32 && !is_code(first->dtype))
+        return fail(err, "%s: weights of dtype %s, expected BF16, F16 or F32, or F8_E4M3, I8 or U8 with scales",
+                    m->file.path, dtype_names[first->dtype]);
+    if (is_code(first->dtype) && !check_format(m, format, "a quantised matrix", err)) return false;
     Binding b = {.model = m,
                  .format = format,
+                 .numbers = !is_code(first->dtype),
                  .used = calloc(m->file.n_tensors, 1),
                  .norms = malloc((size_t)m->config.dim * sizeof(float))};
     bool ok = b.used && b.norms;
     if (!ok) fail(err, "out of memory: checking %s", m->file.path);
-    ok = ok && weights_visit(m, check_tensor, &b, err);
+    ok = ok && read_group(&b, err) && weights_visit(m, check_tensor, &b, err) && check_layers_alike(m, err);
     for (size_t i = 0; ok && i < m->file.n_tensors; i++) {
         const char *name = m->file.tensors[i].name;
         if (!b.used[i] && !is_tokenizer_tensor(name))
@@ -401,13 +495,30 @@ static bool bind_tensor(void *context, const Weight *w, Error *err) {
     Binding *b = context;
     const Tensor *t = find_tensor(b->model, w->name, err);
     if (!t) return false;
-    if (w->matrix) {
-        w->matrix->data = b->base + t->begin;
-        w->matrix->dtype = t->dtype;
-    } else {
+    if (!w->matrix) {
         *w->norm = (const float *)(b->base + t->begin);
+        return true;
     }
-    return true;
+    w->matrix->data = b->base + t->begin;
+    w->matrix->dtype = t->dtype;
+    if (!matrix_is_quantised(w->matrix)) return true;
+    const Tensor *scale = find_scale(b->model, w->name, err);
+    if (scale) w->matrix->scale = b->base + scale->begin;
+    return scale != NULL;
+}
+
+// WeightVisitor: what is refused of a quantised matrix that has been read.
+static bool check_codes(void *context, const Weight *w, Error *err) {
+    const Model *m = context;
+    const Matrix *x = w->matrix;
+    if (!x || !matrix_is_quantised(x)) return true;
+    int64_t at = quant_find_bad_scale(x);
+    if (at >= 0)
+        return fail(err, "%s: tensor %s.scale: element %" PRId64 " is %f, expected a finite number", m->file.path,
+                    w->name, at, (double)quant_number(x->scale, x->scale_dtype, (size_t)at));
+    at = quant_find_nan(x);
+    return at < 0 || fail(err, "%s: tensor %s: the code of row %" PRId64 ", column %" PRId64 " is NaN", m->file.path,
+                          w->name, at / x->cols, at % x->cols);
 }
 
 bool checkpoint_load(Model *m, char *base, Error *err) {
@@ -420,5 +531,5 @@ bool checkpoint_load(Model *m, char *base, Error *err) {
         if (!safetensors_read(&m->file, base + at, at, n, err)) return false;
         if (m->progress) m->progress("loading", at + n, m->weights.bytes);
     }
-    return true;
+    return weights_visit(m, check_codes, m, err);
 }
