@@ -1,5 +1,5 @@
 // llama: loads a model.bin and continues a prompt. main and what it can do: generate, chat, tokenize, perplexity,
-// compare, bench.
+// compare, bench, quantize.
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +14,7 @@
 #include "cli/prompts.h"
 #include "cli/version.h"
 #include "model/file/checkpoint.h"
+#include "model/file/quantize.h"
 #include "model/generate/generate.h"
 #include "model/measure/bench.h"
 #include "model/measure/compare.h"
@@ -481,6 +482,25 @@ static bool run_bench(const Options *o, Model *m, Error *err) {
     return bench_run(m, platform_of(m->engine), &options, stdout, err) && flush_output(err);
 }
 
+// ---- quantize -------------------------------------------------------------------------------------------------------
+
+static bool run_quantize(const Options *o, Model *m, Error *err) {
+    QuantizeOptions options = {.quantises_output = !o->output_weights || strcmp(o->output_weights, "keep") != 0};
+    QuantizeSummary summary;
+    double begin = clock_seconds();
+    quant_parse(o->quantize, &options.layers);
+    options.output = options.layers;
+    if (options.layers.dtype == DTYPE_U8) options.output = (QuantType){.dtype = DTYPE_I8};
+    if (o->output_weights && options.quantises_output) quant_parse(o->output_weights, &options.output);
+    if (isatty(STDERR_FILENO) && !o->quiet) m->progress = show_progress;
+    m->interrupted = &interrupted;
+    if (!quantize_model(m, o->output, &options, &summary, err)) return false;
+    clear_progress();
+    print_quantised(&summary, m, o, clock_seconds() - begin);
+    quantize_free(&summary);
+    return flush_output(err);
+}
+
 // ---- main -----------------------------------------------------------------------------------------------------------
 
 static bool run(const Options *o, double start, Error *err) {
@@ -502,6 +522,7 @@ static bool run(const Options *o, double start, Error *err) {
              : o->perplexity ? run_perplexity(o, &model, err)
              : o->compare    ? run_compare(o, &model, err)
              : o->bench      ? run_bench(o, &model, err)
+             : o->quantize   ? run_quantize(o, &model, err)
                              : run_generate(o, &model, &text, start, err);
         if (ok && o->tokenize && o->chat && !o->quiet) print_chat_note(&model);
         model_close(&model);

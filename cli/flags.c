@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "../model/model.h"
+#include "../model/quant.h"
 #include "../model/synthetic.h"
 #include "../model/thread_count.h"
 #include "nearest.h"
@@ -20,7 +21,7 @@ enum {
     RUNS_DRAW = RUNS_ANSWER | RUN_BENCH, // tokens
     RUNS_MESSAGES = RUN_MESSAGE | RUN_CHAT | RUN_TOKENIZE_CHAT | RUN_PROMPTS | RUN_TOKENIZE_PROMPTS,
     RUNS_CHAT = RUN_MESSAGE | RUN_CHAT | RUN_TOKENIZE_CHAT,
-    RUNS_JSON = RUN_GENERATE | RUN_MESSAGE | RUNS_TOKENIZE | RUN_DETOKENIZE | RUN_PERPLEXITY | RUN_BENCH,
+    RUNS_JSON = RUN_GENERATE | RUN_MESSAGE | RUNS_TOKENIZE | RUN_DETOKENIZE | RUN_PERPLEXITY | RUN_BENCH | RUN_QUANTIZE,
     RUNS_VERBOSE = (RUNS_COMPUTE & ~RUN_BENCH) | RUN_TOKENIZE_CHAT, // there of a message's final newline
 };
 
@@ -107,6 +108,15 @@ const Flag flags[] = {
      "measure this machine, and this model on it; -c and -b: no context and no batch beyond",
      FLAG_SWITCH, FIELD(bench), 0, 0, RUN_BENCH, 0, NEEDS_NOTHING},
 
+    {SECTION_WEIGHTS, "--quantize", NULL, "TYPE",
+     "write the model with smaller weights to -o: fp8, int8, int4, or int8 or int4 in groups of columns (:32, :64, :128)",
+     FLAG_TEXT, FIELD(quantize), 0, 0, RUN_QUANTIZE, 0, NEEDS_NOTHING},
+    {SECTION_WEIGHTS, "-o", NULL, "FILE", "with --quantize: the file to write",
+     FLAG_TEXT, FIELD(output), 0, 0, RUN_QUANTIZE, ~RUN_QUANTIZE, NEEDS_NOTHING},
+    {SECTION_WEIGHTS, "--output-weights", NULL, "TYPE",
+     "with --quantize: of the output matrix; keep: as it is (int8 with int4, else that of --quantize)",
+     FLAG_TEXT, FIELD(output_weights), 0, 0, RUN_QUANTIZE, ~RUN_QUANTIZE, NEEDS_NOTHING},
+
     {SECTION_MACHINE, "--engine", NULL, "NAME", "what computes (the fastest here)",
      FLAG_TEXT, FIELD(engine), 0, 0, RUNS_COMPUTE, 0, NEEDS_NOTHING},
     {SECTION_MACHINE, "--precision", NULL, "P",
@@ -114,7 +124,7 @@ const Flag flags[] = {
      FLAG_TEXT, FIELD(precision), 0, 0, RUNS_COMPUTE, 0, NEEDS_NOTHING},
     {SECTION_MACHINE, "-t", "--threads", "N",
      "threads of engine cpu (what OMP_NUM_THREADS says, or the CPUs that this process may use)",
-     FLAG_INT, FIELD(threads), 1, MAX_THREADS, RUNS_COMPUTE, 0, NEEDS_NOTHING},
+     FLAG_INT, FIELD(threads), 1, MAX_THREADS, RUNS_COMPUTE | RUN_QUANTIZE, 0, NEEDS_NOTHING},
     {SECTION_MACHINE, "--lookup", NULL, NULL,
      "guess tokens from what followed the same text before, and verify several at once: the same output, sooner",
      FLAG_SWITCH, FIELD(lookup), 0, 0, RUNS_ANSWER, ~RUNS_ANSWER, NEEDS_NEW},
@@ -142,17 +152,21 @@ const int n_flags = sizeof flags / sizeof *flags;
 _Static_assert(sizeof flags / sizeof *flags <= MAX_FLAGS, "Options.given has a place for each");
 
 const char *const flag_sections[N_SECTIONS] = {
-    [SECTION_PROMPT] = "Model and prompt", [SECTION_ANSWER] = "Answer",       [SECTION_SAMPLING] = "Sampling",
-    [SECTION_CHAT] = "Conversations",      [SECTION_MANY] = "Many prompts",   [SECTION_TEXT] = "Text and ids",
-    [SECTION_MEASURE] = "Measurements",    [SECTION_MACHINE] = "Computation", [SECTION_ABOUT] = "Messages",
+    [SECTION_PROMPT] = "Model and prompt", [SECTION_ANSWER] = "Answer",
+    [SECTION_SAMPLING] = "Sampling",       [SECTION_CHAT] = "Conversations",
+    [SECTION_MANY] = "Many prompts",       [SECTION_TEXT] = "Text and ids",
+    [SECTION_MEASURE] = "Measurements",    [SECTION_WEIGHTS] = "Quantised weights",
+    [SECTION_MACHINE] = "Computation",     [SECTION_ABOUT] = "Messages",
 };
 
 const char *flag_choices(const Flag *flag) {
-    return flag->offset == FIELD(engine)      ? model_engines()
-           : flag->offset == FIELD(precision) ? "bf16, f32"
-           : flag->offset == FIELD(synthetic) ? model_shapes()
-           : flag->offset == FIELD(windows)   ? "sliding, half"
-                                              : NULL;
+    return flag->offset == FIELD(engine)           ? model_engines()
+           : flag->offset == FIELD(precision)      ? "bf16, f32"
+           : flag->offset == FIELD(synthetic)      ? model_shapes()
+           : flag->offset == FIELD(windows)        ? "sliding, half"
+           : flag->offset == FIELD(quantize)       ? quant_types
+           : flag->offset == FIELD(output_weights) ? quant_output_types
+                                                   : NULL;
 }
 
 Options flags_default(void) {

@@ -20,7 +20,7 @@ typedef struct {
 
 typedef struct {
     const char *model, *prompt, *prompt_file, *stops[MAX_STOPS], *prompts, *perplexity, *compare, *synthetic, *engine,
-        *precision, *system, *date, *windows, *draft;
+        *precision, *system, *date, *windows, *draft, *quantize, *output, *output_weights;
     int n_stops, n; // n: new tokens at most; NO_LIMIT: what the context has room for
     int context, batch, logprobs, stride;
     int threads;              // of engine cpu; 0: as many as without -t
@@ -44,11 +44,12 @@ enum {
     RUN_PERPLEXITY = 1 << 8,
     RUN_COMPARE = 1 << 9,
     RUN_BENCH = 1 << 10,
+    RUN_QUANTIZE = 1 << 11,
 
     RUNS_ANSWER = RUN_GENERATE | RUN_MESSAGE | RUN_CHAT | RUN_PROMPTS,
     RUNS_COMPUTE = RUNS_ANSWER | RUN_PERPLEXITY | RUN_COMPARE | RUN_BENCH,
     RUNS_TOKENIZE = RUN_TOKENIZE | RUN_TOKENIZE_CHAT | RUN_TOKENIZE_PROMPTS,
-    RUNS_ALL = RUNS_COMPUTE | RUNS_TOKENIZE | RUN_DETOKENIZE
+    RUNS_ALL = RUNS_COMPUTE | RUNS_TOKENIZE | RUN_DETOKENIZE | RUN_QUANTIZE
 };
 
 // What a flag needs to change anything, in a run in which it counts.
@@ -64,6 +65,7 @@ typedef enum {
     SECTION_MANY,
     SECTION_TEXT,
     SECTION_MEASURE,
+    SECTION_WEIGHTS,
     SECTION_MACHINE,
     SECTION_ABOUT,
     N_SECTIONS

@@ -3,6 +3,7 @@
 
 #include "../model/generate/speculate.h"
 #include "../model/model.h"
+#include "../model/quant.h"
 #include "../model/synthetic.h"
 #include "flags.h"
 #include "output.h"
@@ -18,6 +19,7 @@ unsigned flags_run(const Options *o) {
            : o->perplexity ? RUN_PERPLEXITY
            : o->compare    ? RUN_COMPARE
            : o->bench      ? RUN_BENCH
+           : o->quantize   ? RUN_QUANTIZE
                            : RUN_GENERATE;
 }
 
@@ -32,7 +34,8 @@ const char *flags_run_names(unsigned runs, char *text, size_t size) {
                  {RUN_DETOKENIZE, "--detokenize"},
                  {RUN_PERPLEXITY, "--perplexity"},
                  {RUN_COMPARE, "--compare"},
-                 {RUN_BENCH, "--bench"}};
+                 {RUN_BENCH, "--bench"},
+                 {RUN_QUANTIZE, "--quantize"}};
     enum { N = sizeof names / sizeof *names };
     const char *chosen[N + 1];
     int n = 0;
@@ -66,17 +69,18 @@ static bool says_more(const Options *o, const Flag *flag) {
 
 // What is done: at most one thing, and its prompt. --tokenize also goes with --chat and --prompts.
 static bool check_mode(const Options *o, Error *err) {
-    int modes = o->chat + o->tokenize + o->detokenize + !!o->prompts + !!o->perplexity + !!o->compare + o->bench;
+    int modes = o->chat + o->tokenize + o->detokenize + !!o->prompts + !!o->perplexity + !!o->compare + o->bench +
+                !!o->quantize;
     bool prompt = o->prompt || o->prompt_file;
     if (modes > 1 + (o->tokenize && (o->chat || o->prompts)))
-        return fail(
-            err,
-            "--chat, --tokenize, --detokenize, --prompts, --perplexity, --compare and --bench: expected one of them");
+        return fail(err,
+                    "--chat, --tokenize, --detokenize, --prompts, --perplexity, --compare, --bench and --quantize: "
+                    "expected one of them");
     if (o->prompt && o->prompt_file) return fail(err, "-p and -f: expected one of them");
     bool needs = modes == 0 || o->detokenize || (o->tokenize && !o->prompts);
     if (needs && !prompt) return fail(err, "no prompt: -p TEXT or -f FILE");
     if (prompt && !needs && !o->chat)
-        return fail(err, "a prompt, which --prompts, --perplexity, --compare and --bench do not take");
+        return fail(err, "a prompt, which --prompts, --perplexity, --compare, --bench and --quantize do not take");
     return true;
 }
 
@@ -100,6 +104,17 @@ static bool check_run(const Options *o, Error *err) {
     return true;
 }
 
+static bool check_quantize(const Options *o, Error *err) {
+    QuantType type;
+    if (!o->quantize) return true;
+    if (!quant_parse(o->quantize, &type))
+        return fail(err, "--quantize %s: expected one of: %s", o->quantize, quant_types);
+    if (o->output_weights && strcmp(o->output_weights, "keep") != 0 && !quant_parse(o->output_weights, &type))
+        return fail(err, "--output-weights %s: expected one of: %s", o->output_weights, quant_output_types);
+    if (o->synthetic) return fail(err, "--quantize and --synthetic: expected a model file");
+    return o->output || fail(err, "--quantize %s needs -o FILE, to write to", o->quantize);
+}
+
 bool flags_check(const Options *o, Error *err) {
     if (!o->model && !o->synthetic)
         return fail(err, "no model; usage: llama MODEL.bin -p TEXT (--help lists the flags)");
@@ -113,7 +128,7 @@ bool flags_check(const Options *o, Error *err) {
         return fail(err, "--logprobs goes with --json or --prompts");
     if (!check_chat(o, err)) return false;
     if (o->echo && run == RUN_PROMPTS) return fail(err, "--echo: the JSON lines of --prompts have the prompt's ids");
-    if (!check_run(o, err)) return false;
+    if (!check_run(o, err) || !check_quantize(o, err)) return false;
     if (o->lookup && o->draft) return fail(err, "--lookup and --draft: expected one of them");
     if ((o->lookup || o->draft) && o->batch > MAX_SPECULATING)
         return fail(err, "-b %d with %s: expected at most %d: a step has %d rows for each sequence, and at most %d",

@@ -216,6 +216,30 @@ void print_sharing(const Sequence *seqs, int n) {
                   shared, tokens, left, times);
 }
 
+void print_quantised(const QuantizeSummary *s, const Model *m, const Options *o, double seconds) {
+    const QuantizedMatrix *worst = s->matrices;
+    for (int i = 1; i < s->n; i++)
+        if (s->matrices[i].error > worst->error) worst = &s->matrices[i];
+    if (!o->quiet)
+        print_message("wrote %s: %.3f GB, where %s has %.3f; %d matrices, error %.3g %% of their size, most in %s with "
+                      "%.3g %%; %.1f s, %.2f GB/s",
+                      o->output, (double)s->bytes_made * 1e-9, o->model, (double)s->bytes_read * 1e-9, s->n,
+                      s->error * 100, worst->name, worst->error * 100, seconds,
+                      (double)m->file.data_bytes * 1e-9 / (seconds > 0 ? seconds : 1));
+    if (!o->json) return;
+    printf("{\"model\": \"");
+    write_json_text(stdout, o->model, strlen(o->model));
+    printf("\", \"file\": \"");
+    write_json_text(stdout, o->output, strlen(o->output));
+    printf("\", \"group\": %d, \"bytes_read\": %" PRIu64 ", \"bytes_written\": %" PRIu64
+           ", \"seconds\": %.3f, \"error\": %.6g, \"matrices\": [",
+           s->group, s->bytes_read, s->bytes_made, seconds, s->error);
+    for (int i = 0; i < s->n; i++)
+        printf("%s{\"name\": \"%s\", \"type\": \"%s\", \"bytes\": %" PRIu64 ", \"error\": %.6g}", i ? ", " : "",
+               s->matrices[i].name, s->matrices[i].type, s->matrices[i].bytes, s->matrices[i].error);
+    puts("]}");
+}
+
 void print_length_note(const Options *o, const Sequence *seq, int context, const char *hint) {
     if (!seq->finish_reason || strcmp(seq->finish_reason, "length") != 0) return;
     if ((int)seq->ids.n < o->n)
@@ -315,7 +339,7 @@ void show_progress(const char *what, uint64_t done, uint64_t total) {
     if (done < total && is_early(now, drawn)) return;
     current = what;
     drawn = now;
-    bool bytes = strcmp(what, "loading") == 0;
+    bool bytes = strcmp(what, "loading") == 0 || strcmp(what, "quantising") == 0;
     double scale = bytes ? 1e-9 : 1, rate = now > start ? (double)(done - before) / (now - start) : 0;
     char figures[128];
     int n = snprintf(figures, sizeof figures, bytes ? "%.2f of %.2f GB" : "%.0f of %.0f tokens", (double)done * scale,

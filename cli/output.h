@@ -2,6 +2,7 @@
 #ifndef OUTPUT_H
 #define OUTPUT_H
 
+#include "../model/file/quantize.h"
 #include "../model/generate/generate.h"
 #include "flags.h"
 #include "prompts.h"
@@ -25,6 +26,8 @@ void end_json_object(const Bytes *other);
 bool print_sequence(Sequence *seq, const Model *m, const Bytes *other, double ready, Error *err);
 // In its place what is wrong with a line of --prompts. index: among the lines, from 0.
 bool print_line_error(int index, const PromptLine *line, Error *err);
+// What --quantize has written: a line on standard error and, with --json, an object with each matrix's error.
+void print_quantised(const QuantizeSummary *summary, const Model *m, const Options *o, double seconds);
 // On standard error, for --verbose: what was loaded, and where it runs.
 void print_model(const Model *m, const Options *o);
 // The same, where candidates come from, and at the end how many were right.

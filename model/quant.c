@@ -12,7 +12,8 @@ enum { LANES = 8, CHECK_PART = 1 << 16 };
 
 // ---- names ----------------------------------------------------------------------------------------------------------
 
-const char quant_types[] = "fp8, int8, int8:32, int8:64, int8:128, int4, int4:32, int4:64, int4:128";
+#define TYPES "fp8, int8, int8:32, int8:64, int8:128, int4, int4:32, int4:64, int4:128"
+const char quant_types[] = TYPES, quant_output_types[] = TYPES ", keep";
 
 bool quant_parse(const char *text, QuantType *type) {
     static const struct {

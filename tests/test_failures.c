@@ -28,6 +28,7 @@ static const Scenario scenarios[] = {
     {"detokenize", {"@script.bin", "--detokenize", "--json", "-p", "104 105"}, ""},
     {"perplexity", {"@script.bin", "--perplexity", "@prompt"}, ""},
     {"compare", {"@script.bin", "--compare", "@dump"}, ""},
+    {"quantize", {"@wide.bin", "--quantize", "int4", "-o", "@out.bin", "--json"}, ""},
     {"help", {"--help"}, ""},
 };
 enum { N_SCENARIOS = sizeof scenarios / sizeof *scenarios };
@@ -54,7 +55,7 @@ static Run run_scenario(const Scenario *s, const char *kind, long k) {
 
 // Times are none of the output: cuts them out.
 static void cut_times(Run *r) {
-    static const char *const marks[] = {"\"timings\"", ", stride "};
+    static const char *const marks[] = {"\"timings\"", ", stride ", "\"seconds\""};
     for (size_t i = 0; i < sizeof marks / sizeof *marks; i++)
         for (char *at = r->out; (at = strstr(at, marks[i]));) {
             char *end = at + strcspn(at, "\n");
@@ -86,6 +87,8 @@ static void test_kind(const Scenario *s, const char *kind) {
                       shown(good.out, good.n_out));
         if (r.status != 0 && !told)
             test_fail("%s of %ld, %ld: status %d, and said \"%s\"", kind, calls, k, r.status, shown(r.err, r.n_err));
+        if (access(temporary("out.bin.part"), F_OK) == 0)
+            test_fail("%s of %ld, %ld: out.bin.part is left", kind, calls, k);
         failures += r.status != 0;
         run_free(&r);
     }
@@ -175,6 +178,10 @@ int main(void) {
     draft_free(&d);
     draft_chat(&d, 512);
     draft_write(&d, temporary("chat.bin"));
+    draft_free(&d);
+    Shape wide = {64, 176, 1, 4, 2, 16, 128, "BF16", true, true};
+    draft_tiny(&d, wide, 1);
+    draft_write(&d, temporary("wide.bin"));
     draft_free(&d);
     write_file(temporary("prompt"), "a prompt in a file", 18);
     static const char lines[] =

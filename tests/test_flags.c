@@ -3,7 +3,8 @@
 #include "model_writer.h"
 
 static Script script;
-static char script_path[300], vocab_path[300], chat_path[300], text_path[300], prompts_path[300], dump_path[300];
+static char script_path[300], vocab_path[300], chat_path[300], text_path[300], prompts_path[300], dump_path[300],
+    out_path[300];
 
 // Runs, expects that text, and nothing about flags on standard error.
 static void expect_text(const char *name, const char *out, const char *const *args) {
@@ -132,7 +133,7 @@ static void test_twice(void) {
 
 // ---- what changes nothing -------------------------------------------------------------------------------------------
 
-enum { N_RUNS = 11 };
+enum { N_RUNS = 12 };
 
 // The kinds of run, with arguments that go with any flag. What comes after the notes may fail.
 static const struct {
@@ -149,41 +150,44 @@ static const struct {
     {"--perplexity", {chat_path, "--perplexity", text_path}},
     {"--compare", {chat_path, "--compare", dump_path}},
     {"--bench", {chat_path, "--bench", "-c", "64"}},
+    {"--quantize", {chat_path, "--quantize", "int8", "-o", out_path}},
 };
 
 // What each run does with a flag: '.' it counts, 'n' a note says that it changes nothing, 'r' it is refused.
 static const struct {
     const char *flag, *value, *expected;
 } counts[] = {
-    {"-n", "4", "....nnnnnnn"},
-    {"-c", "500", "....nnnn..."},
-    {"--stop", "x", "....rrrrrrr"},
-    {"--ignore-eos", NULL, "....rrrrrrr"},
-    {"--temp", "1", "....rrrrrr."},
-    {"--temp", "0", "....nnnnnn."},
-    {"--top-k", "3", "nnnnnnnnnnn"}, // at --temp 0
-    {"--top-p", "0.5", "nnnnnnnnnnn"},
-    {"--min-p", "0.5", "nnnnnnnnnnn"},
-    {"-s", "3", "nnnnnnnnnnn"},
-    {"--top-k", "0", "....nnnnnn."}, // as without it: nobody is misled at --temp 0
-    {"--special", NULL, ".rr..r.n.nn"},
-    {"--ids", NULL, ".rrrrrrn.rr"},
-    {"--echo", NULL, ".rrrrrrrrrr"},
-    {"--json", NULL, "..rn.....r."},
-    {"--logprobs", "2", "rrr.rrrrrrr"}, // without --json
-    {"--system", "x", "r...r..rrrr"},
-    {"--date", "x", "r...r..rrrr"},
-    {"-b", "2", "rrr.rrnrrr."},
-    {"--hex", NULL, "rrrr..r.rrr"},
-    {"--stride", "2", "rrrrrrrr.rr"},
-    {"--perplexity-windows", "sliding", "rrrrrrrr.rr"},
-    {"--engine", "cpu", "....nnnn..."},
-    {"--precision", "f32", "....nnnn..."},
-    {"-t", "2", "....nnnn..."},
-    {"--verbose", NULL, "....n.nn..n"},
-    {"--kv-memory", "9M", "....rrrr..r"}, // of what memory there is, --bench takes what it needs
-    {"--lookup", NULL, "....rrrrrrr"},
-    {"--draft", chat_path, "....rrrrrrr"},
+    {"-n", "4", "....nnnnnnnn"},
+    {"-c", "500", "....nnnn...n"},
+    {"--stop", "x", "....rrrrrrrr"},
+    {"--ignore-eos", NULL, "....rrrrrrrr"},
+    {"--temp", "1", "....rrrrrr.r"},
+    {"--temp", "0", "....nnnnnn.n"},
+    {"--top-k", "3", "nnnnnnnnnnnn"}, // at --temp 0
+    {"--top-p", "0.5", "nnnnnnnnnnnn"},
+    {"--min-p", "0.5", "nnnnnnnnnnnn"},
+    {"-s", "3", "nnnnnnnnnnnn"},
+    {"--top-k", "0", "....nnnnnn.n"}, // as without it: nobody is misled at --temp 0
+    {"--special", NULL, ".rr..r.n.nnn"},
+    {"--ids", NULL, ".rrrrrrn.rrr"},
+    {"--echo", NULL, ".rrrrrrrrrrr"},
+    {"--json", NULL, "..rn.....r.."},
+    {"--logprobs", "2", "rrr.rrrrrrrr"}, // without --json
+    {"--system", "x", "r...r..rrrrr"},
+    {"--date", "x", "r...r..rrrrr"},
+    {"-b", "2", "rrr.rrnrrr.r"},
+    {"--hex", NULL, "rrrr..r.rrrr"},
+    {"--stride", "2", "rrrrrrrr.rrr"},
+    {"--perplexity-windows", "sliding", "rrrrrrrr.rrr"},
+    {"--engine", "cpu", "....nnnn...n"},
+    {"--precision", "f32", "....nnnn...n"},
+    {"-t", "2", "....nnnn...."},
+    {"--verbose", NULL, "....n.nn..nn"},
+    {"--kv-memory", "9M", "....rrrr..rr"}, // of what memory there is, --bench takes what it needs
+    {"--lookup", NULL, "....rrrrrrrr"},
+    {"--draft", chat_path, "....rrrrrrrr"},
+    {"-o", out_path, "rrrrrrrrrrr."},
+    {"--output-weights", "int8", "rrrrrrrrrrr."},
 };
 
 static void test_counts(void) {
@@ -344,9 +348,9 @@ static void test_version(void) {
 int main(void) {
     program_setup();
     Draft d, chat;
-    char *const paths[] = {script_path, vocab_path, chat_path, text_path, prompts_path, dump_path};
-    static const char *const names[] = {"script.bin", "vocab.bin", "chat.bin", "text", "prompts", "no-dump"};
-    for (int i = 0; i < 6; i++) snprintf(paths[i], sizeof script_path, "%s/%s", test_dir, names[i]);
+    char *const paths[] = {script_path, vocab_path, chat_path, text_path, prompts_path, dump_path, out_path};
+    static const char *const names[] = {"script.bin", "vocab.bin", "chat.bin", "text", "prompts", "no-dump", "out.bin"};
+    for (int i = 0; i < 7; i++) snprintf(paths[i], sizeof script_path, "%s/%s", test_dir, names[i]);
     script_alphabet(&script);
     draft_script(&d, &script, 16, 1000);
     draft_write(&d, script_path);

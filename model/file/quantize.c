@@ -1,0 +1,467 @@
+#define _GNU_SOURCE // asprintf
+#include "quantize.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "../../tokenizer/bytes.h"
+#include "../threads.h"
+
+enum {
+    DATA_ALIGNMENT = 4096,
+    WEIGHT_ALIGNMENT = 16,
+    BLOCK_WEIGHTS = 1 << 24, // of a matrix, about so many are in memory at a time
+    PART_WEIGHTS = 1 << 16,  // that a thread quantises at a time
+    COPY_BYTES = 1 << 25
+};
+
+// A tensor of the file that is written.
+typedef struct {
+    char name[72];
+    const char *dtype;
+    int n_dims;
+    uint64_t shape[4], bytes;
+    const Tensor *source; // in the file that is read; NULL: the scales of the matrix before it
+    bool quantised;       // from source; else it is copied
+    QuantType type;
+} Planned;
+
+typedef struct {
+    Model *model;
+    const QuantizeOptions *options;
+    QuantizeSummary *summary;
+    Planned *tensors; // [n], room for most
+    int n, most, group;
+    bool untied;          // the output gets a matrix of its own
+    uint64_t bytes, done; // of the tensors; read so far, of the model's
+    char *path, *part;    // to be written, and under which name at first
+    int fd;
+    double squares, errors; // of all matrices: sums of squared weights, and of squared errors
+} Job;
+
+// ---- the plan -------------------------------------------------------------------------------------------------------
+
+static void plan(Job *j, Planned p) {
+    j->tensors[j->n++] = p;
+    j->bytes += p.bytes;
+}
+
+static void plan_copy(Job *j, const Tensor *t) {
+    Planned p = {.dtype = dtype_names[t->dtype], .n_dims = t->n_dims, .bytes = t->end - t->begin, .source = t};
+    snprintf(p.name, sizeof p.name, "%s", t->name);
+    memcpy(p.shape, t->shape, sizeof p.shape);
+    plan(j, p);
+}
+
+static bool plan_matrix(Job *j, const char *name, const Tensor *source, const Matrix *m, QuantType type, Error *err) {
+    const char *path = j->model->file.path;
+    uint64_t rows = (uint64_t)m->rows, groups = (uint64_t)quant_groups(type.group, m->cols);
+    bool int4 = type.dtype == DTYPE_U8;
+    DType scale = quant_scale_dtype(type);
+    if (int4 && m->cols % 2)
+        return fail(err, "%s: tensor %s: %d columns, int4 needs an even number", path, name, m->cols);
+    Planned codes = {.dtype = dtype_names[type.dtype],
+                     .n_dims = 2,
+                     .shape = {rows, (uint64_t)m->cols / (int4 ? 2 : 1)},
+                     .bytes = rows * (uint64_t)m->cols / (int4 ? 2 : 1),
+                     .source = source,
+                     .quantised = true,
+                     .type = type};
+    Planned scales = {.dtype = dtype_names[scale],
+                      .n_dims = type.group ? 2 : 1,
+                      .shape = {rows, groups},
+                      .bytes = rows * groups * (uint64_t)dtype_bytes[scale]};
+    snprintf(codes.name, sizeof codes.name, "%s", name);
+    snprintf(scales.name, sizeof scales.name, "%s.scale", name);
+    plan(j, codes);
+    if (j->bytes % WEIGHT_ALIGNMENT)
+        return fail(err, "%s: tensor %s: %d rows of %d columns, their codes take no multiple of %d bytes", path, name,
+                    m->rows, m->cols, WEIGHT_ALIGNMENT);
+    plan(j, scales);
+    return j->bytes % WEIGHT_ALIGNMENT == 0 || strcmp(name, "output") == 0 || // which is the last weight
+           fail(err, "%s: tensor %s: %d rows, their scales take no multiple of %d bytes", path, name, m->rows,
+                WEIGHT_ALIGNMENT);
+}
+
+// WeightVisitor
+static bool plan_weight(void *context, const Weight *w, Error *err) {
+    Job *j = context;
+    const Weights *weights = &j->model->weights;
+    const Tensor *t = safetensors_find(&j->model->file, w->name);
+    bool output = w->matrix == &weights->output;
+    if (!w->matrix || w->matrix == &weights->tok_embeddings || (output && !j->options->quantises_output)) {
+        plan_copy(j, t);
+        return true;
+    }
+    return plan_matrix(j, w->name, t, w->matrix, output ? j->options->output : j->options->layers, err);
+}
+
+static bool plan_all(Job *j, Error *err) {
+    static const char *const tokenizer[] = {"tokenizer.offsets", "tokenizer.kind", "tokenizer.bytes"};
+    Model *m = j->model;
+    j->most = 2 * (int)m->file.n_tensors + 2;
+    j->tensors = calloc((size_t)j->most, sizeof *j->tensors);
+    if (!j->tensors) return fail(err, "out of memory: %d tensors", j->most);
+    if (!weights_visit(m, plan_weight, j, err)) return false;
+    if (j->untied && !plan_matrix(j, "output", safetensors_find(&m->file, "tok_embeddings"), &m->weights.tok_embeddings,
+                                  j->options->output, err))
+        return false;
+    for (int i = 0; i < 3; i++) plan_copy(j, safetensors_find(&m->file, tokenizer[i]));
+    return true;
+}
+
+// ---- the header -----------------------------------------------------------------------------------------------------
+
+// The header as it grows. Once there was no memory nothing is added, and err says so.
+typedef struct {
+    Bytes text;
+    Error *err;
+} Header;
+
+static void put(Header *h, const char *text) {
+    if (!h->err->text[0]) bytes_append(&h->text, text, strlen(text), h->err);
+}
+
+static void put_number(Header *h, uint64_t number) {
+    char text[24];
+    snprintf(text, sizeof text, "%" PRIu64, number);
+    put(h, text);
+}
+
+static void put_string(Header *h, const char *text) {
+    put(h, "\"");
+    for (; *text; text++) {
+        char c[8] = {*text};
+        if (*text == '"' || *text == '\\')
+            snprintf(c, sizeof c, "\\%c", *text);
+        else if ((unsigned char)*text < 0x20)
+            snprintf(c, sizeof c, "\\u%04x", (unsigned)*text);
+        put(h, c);
+    }
+    put(h, "\"");
+}
+
+static void put_entry(Header *h, const char *key, const char *value) {
+    put_string(h, key);
+    put(h, ":");
+    put_string(h, value);
+}
+
+static void put_metadata(Header *h, const Job *j) {
+    const SafeTensors *file = &j->model->file;
+    char group[16];
+    put(h, "{\"__metadata__\":{");
+    put_entry(h, "format", "llama-model/2");
+    for (size_t i = 0; i < file->n_meta; i++) {
+        const char *key = file->meta[i].key, *value = file->meta[i].value;
+        if (strcmp(key, "format") == 0 || strcmp(key, "group") == 0) continue;
+        put(h, ",");
+        put_entry(h, key, strcmp(key, "tie_embeddings") == 0 && j->untied ? "false" : value);
+    }
+    snprintf(group, sizeof group, "%d", j->group);
+    if (j->group) put(h, ",");
+    if (j->group) put_entry(h, "group", group);
+    put(h, "}");
+}
+
+// The length and the header, padded so that data begins on a page.
+static bool make_header(const Job *j, Bytes *text, Error *err) {
+    Header h = {.err = err};
+    uint64_t at = 0;
+    put(&h, "length: "); // eight bytes, to be replaced
+    put_metadata(&h, j);
+    for (int i = 0; i < j->n; at += j->tensors[i++].bytes) {
+        const Planned *p = &j->tensors[i];
+        put(&h, ",");
+        put_string(&h, p->name);
+        put(&h, ":{\"dtype\":");
+        put_string(&h, p->dtype);
+        put(&h, ",\"shape\":[");
+        for (int d = 0; d < p->n_dims; d++) {
+            if (d) put(&h, ",");
+            put_number(&h, p->shape[d]);
+        }
+        put(&h, "],\"data_offsets\":[");
+        put_number(&h, at);
+        put(&h, ",");
+        put_number(&h, at + p->bytes);
+        put(&h, "]}");
+    }
+    put(&h, "}");
+    while (h.text.n % DATA_ALIGNMENT && !err->text[0]) put(&h, " ");
+    *text = h.text;
+    if (err->text[0]) return false;
+    for (size_t i = 0; i < 8; i++) text->data[i] = (char)((text->n - 8) >> 8 * i);
+    return true;
+}
+
+// ---- the file -------------------------------------------------------------------------------------------------------
+
+// Where PATH leads, and PATH.part beside it. Neither may be the file that is read.
+static bool name_files(Job *j, const char *path, Error *err) {
+    j->path = realpath(path, NULL);
+    if (!j->path && errno != ENOENT) return fail(err, "%s: %s", path, strerror(errno));
+    if (!j->path) j->path = strdup(path);
+    if (!j->path || asprintf(&j->part, "%s.part", j->path) < 0) {
+        j->part = NULL;
+        return fail(err, "out of memory: the name of %s", path);
+    }
+    const char *const names[] = {j->path, j->part};
+    struct stat input, info;
+    if (fstat(j->model->file.fd, &input) != 0) return fail(err, "%s: %s", j->model->file.path, strerror(errno));
+    for (int i = 0; i < 2; i++) {
+        if (stat(names[i], &info) != 0) continue;
+        if (info.st_dev == input.st_dev && info.st_ino == input.st_ino)
+            return fail(err, "%s: the model itself, expected another file to write%s", names[i],
+                        i ? " (it is written under this name first)" : "");
+        if (!S_ISREG(info.st_mode)) return fail(err, "%s: not a regular file", names[i]);
+    }
+    return true;
+}
+
+static bool check_space(const Job *j, uint64_t bytes, Error *err) {
+    struct statvfs disk;
+    if (fstatvfs(j->fd, &disk) != 0) return true; // it will be seen
+    uint64_t available = (uint64_t)disk.f_bavail * disk.f_frsize;
+    return available >= bytes || fail(err, "%s: needs %.3f GB, %.3f GB are free on that disk", j->path,
+                                      (double)bytes * 1e-9, (double)available * 1e-9);
+}
+
+// PATH.part, empty and locked: what a stopped run left is taken over, what another is writing is not.
+static bool open_part(Job *j, Error *err) {
+    j->fd = open(j->part, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
+    if (j->fd < 0) return fail(err, "%s: %s", j->part, strerror(errno));
+    if (flock(j->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+        close(j->fd);
+        j->fd = -1;
+        return fail(err, "%s: another program is writing it", j->part);
+    }
+    return ftruncate(j->fd, 0) == 0 || fail(err, "%s: %s", j->part, strerror(errno));
+}
+
+static bool write_all(Job *j, const void *data, uint64_t n, Error *err) {
+    for (const char *at = data; n > 0;) {
+        ssize_t wrote = write(j->fd, at, n < COPY_BYTES ? n : COPY_BYTES);
+        if (wrote < 0 && errno == EINTR && !model_interrupted(j->model)) continue;
+        if (wrote < 0 && errno == EINTR) return fail_interrupted(err);
+        if (wrote < 0) return fail(err, "%s: %s", j->part, strerror(errno));
+        at += wrote;
+        n -= (uint64_t)wrote;
+    }
+    return true;
+}
+
+// Bytes of the input that are done with: progress, and whether to go on.
+static bool advance(Job *j, uint64_t n, Error *err) {
+    const Model *m = j->model;
+    j->done += n;
+    if (m->progress) m->progress("quantising", j->done, m->file.data_bytes);
+    return !model_interrupted(m) || fail_interrupted(err);
+}
+
+static bool copy_tensor(Job *j, const Tensor *t, Error *err) {
+    uint64_t n = t->end - t->begin, block = n < COPY_BYTES ? n : COPY_BYTES;
+    char *buffer = malloc(block + 1);
+    bool ok = buffer || fail(err, "out of memory: a part of tensor %s", t->name);
+    for (uint64_t at = 0; ok && at < n; at += block) {
+        uint64_t now = n - at < block ? n - at : block;
+        ok = safetensors_read(&j->model->file, buffer, t->begin + at, now, err) && write_all(j, buffer, now, err) &&
+             advance(j, now, err);
+    }
+    free(buffer);
+    return ok;
+}
+
+// ---- matrices -------------------------------------------------------------------------------------------------------
+
+// Rows of a matrix, all of them in memory.
+typedef struct {
+    Matrix source;
+    QuantType type;
+    char *codes, *scales;           // codes NULL: the matrix is only checked
+    size_t code_bytes, scale_bytes; // of a row
+    double *squares, *errors;       // of each row; squares are NAN where there was no memory
+} Block;
+
+static double sum_squares(const float *x, int n) {
+    double sum[4] = {0};
+    int i = 0;
+    for (; i + 4 <= n; i += 4)
+        for (int l = 0; l < 4; l++) sum[l] += (double)x[i + l] * (double)x[i + l];
+    for (; i < n; i++) sum[0] += (double)x[i] * (double)x[i];
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+// A sum of squares in float64 is finite where all numbers are.
+static void quantise_rows(void *block, int64_t begin, int64_t end) {
+    Block *b = block;
+    int cols = b->source.cols;
+    float *x = malloc(2 * ((size_t)cols + 8) * sizeof *x);
+    for (int64_t r = begin; r < end; r++) {
+        b->squares[r] = NAN;
+        b->errors[r] = -1;
+        if (!x) continue;
+        quant_decode_row(x, &b->source, (int)r);
+        b->squares[r] = sum_squares(x, cols);
+        if (isfinite(b->squares[r]) && b->codes)
+            b->errors[r] = quant_encode_row(b->type, x, cols, b->codes + (size_t)r * b->code_bytes,
+                                            b->scales + (size_t)r * b->scale_bytes, x + cols + 8);
+        else
+            b->errors[r] = 0;
+    }
+    free(x);
+}
+
+static bool fail_not_finite(const Job *j, const Block *b, const char *name, int row, int first, Error *err) {
+    float *x = malloc((size_t)b->source.cols * sizeof *x);
+    if (b->errors[row] < 0 || !x) {
+        free(x);
+        return fail(err, "out of memory: rows of tensor %s", name);
+    }
+    int i = 0;
+    quant_decode_row(x, &b->source, row);
+    while (i + 1 < b->source.cols && isfinite(x[i])) i++;
+    fail(err, "%s: tensor %s: row %d, column %d is %f, expected a finite number", j->model->file.path, name,
+         first + row, i, (double)x[i]);
+    free(x);
+    return false;
+}
+
+// One matrix in blocks of rows: its codes are written as they are made, its scales after them. One that is not
+// quantised is written as it is.
+static bool quantise_matrix(Job *j, const Planned *codes, const Planned *scales, Error *err) {
+    const Tensor *t = codes->source;
+    int rows = (int)t->shape[0], cols = (int)t->shape[1], most = BLOCK_WEIGHTS / cols + 1;
+    bool copied = !codes->quantised;
+    if (most > rows) most = rows;
+    Block b = {.source = {.dtype = t->dtype, .rows = most, .cols = cols},
+               .type = codes->type,
+               .code_bytes = codes->bytes / (uint64_t)rows,
+               .scale_bytes = copied ? 0 : scales->bytes / (uint64_t)rows};
+    uint64_t row_bytes = matrix_row_bytes(&b.source);
+    char *input = malloc((size_t)most * row_bytes), *all_scales = malloc((size_t)rows * b.scale_bytes + 1);
+    b.codes = copied ? NULL : malloc((size_t)most * b.code_bytes);
+    b.squares = malloc(2 * (size_t)most * sizeof *b.squares);
+    b.errors = b.squares + most;
+    b.source.data = input;
+    bool ok = (input && all_scales && (b.codes || copied) && b.squares) ||
+              fail(err, "out of memory: %d rows of tensor %s", most, codes->name);
+    double squares = 0, errors = 0;
+    for (int first = 0; ok && first < rows; first += most) {
+        int n = rows - first < most ? rows - first : most;
+        b.scales = all_scales + (size_t)first * b.scale_bytes;
+        ok = safetensors_read(&j->model->file, input, t->begin + (uint64_t)first * row_bytes, (uint64_t)n * row_bytes,
+                              err);
+        if (ok) parallel_for(n, PART_WEIGHTS / cols + 1, quantise_rows, &b);
+        for (int r = 0; ok && r < n; r++) {
+            ok = isfinite(b.squares[r]) || fail_not_finite(j, &b, codes->name, r, first, err);
+            squares += b.squares[r];
+            errors += b.errors[r];
+        }
+        ok = ok && write_all(j, copied ? input : b.codes, (uint64_t)n * b.code_bytes, err) &&
+             advance(j, (uint64_t)n * row_bytes, err);
+    }
+    if (!copied) ok = ok && write_all(j, all_scales, scales->bytes, err);
+    if (ok && !copied) {
+        QuantizedMatrix *q = &j->summary->matrices[j->summary->n++];
+        *q =
+            (QuantizedMatrix){.bytes = codes->bytes + scales->bytes, .error = squares > 0 ? sqrt(errors / squares) : 0};
+        snprintf(q->name, sizeof q->name, "%.63s", codes->name);
+        quant_name(&(Matrix){.dtype = codes->type.dtype, .group = codes->type.group ? codes->type.group : WHOLE_ROW},
+                   q->type);
+        j->squares += squares;
+        j->errors += errors;
+    }
+    free(input);
+    free(all_scales);
+    free(b.codes);
+    free(b.squares);
+    return ok;
+}
+
+// ---- all of it ------------------------------------------------------------------------------------------------------
+
+static bool write_tensors(Job *j, Error *err) {
+    for (int i = 0; i < j->n; i++) {
+        const Planned *p = &j->tensors[i];
+        if (!p->source) continue; // scales, which went with their codes
+        bool matrix = p->quantised || (p->n_dims == 2 && p->source->dtype <= DTYPE_F32);
+        if (!(matrix ? quantise_matrix(j, p, p + 1, err) : copy_tensor(j, p->source, err))) return false;
+    }
+    return true;
+}
+
+static bool write_file(Job *j, Error *err) {
+    Bytes header = {0};
+    bool ok = make_header(j, &header, err) && open_part(j, err);
+    bool mine = ok;
+    ok = ok && check_space(j, header.n + j->bytes, err) && write_all(j, header.data, header.n, err) &&
+         write_tensors(j, err) && safetensors_unchanged(&j->model->file, err);
+    if (ok && fsync(j->fd) != 0 && errno != EINVAL) ok = fail(err, "%s: %s", j->part, strerror(errno));
+    if (ok && rename(j->part, j->path) != 0) ok = fail(err, "%s: %s", j->path, strerror(errno));
+    if (!ok && mine) unlink(j->part);
+    if (j->fd >= 0) close(j->fd);
+    free(header.data);
+    return ok;
+}
+
+// The groups of both types: one size for the file, for "int4" the one that divides all columns.
+static bool choose_groups(Job *j, QuantizeOptions *o, Error *err) {
+    const Config *c = &j->model->config;
+    const int cols[] = {c->dim, c->q_dim, c->hidden_dim};
+    QuantType *types[] = {&o->layers, &o->output};
+    int n = o->quantises_output ? 2 : 1;
+    for (int i = 0; i < n; i++) // the one that is named holds for the other, too
+        if (types[i]->group == QUANT_GROUP_FITS)
+            types[i]->group = n == 2 && types[1 - i]->group > 0 ? types[1 - i]->group : quant_fit(cols, 3);
+    for (int i = 0; i < n; i++) {
+        int group = types[i]->group;
+        if (group && j->group && group != j->group)
+            return fail(err, "groups of %d columns in the layers and of %d in the output matrix, expected one size",
+                        j->group, group);
+        if (group) j->group = group;
+    }
+    return true;
+}
+
+static bool quantize(Job *j, const char *path, QuantizeOptions *o, Error *err) {
+    Model *m = j->model;
+    char types[WEIGHTS_DTYPES];
+    if (weights_are_quantised(m))
+        return fail(err, "%s: quantised already (%s), expected BF16, F16 or F32", m->file.path,
+                    weights_dtypes(m, types));
+    j->untied = m->config.tie_embeddings && o->quantises_output;
+    j->summary->matrices = calloc((size_t)m->config.n_layers * 7 + 1, sizeof *j->summary->matrices);
+    if (!j->summary->matrices) return fail(err, "out of memory: a summary of %d layers", m->config.n_layers);
+    return choose_groups(j, o, err) && name_files(j, path, err) && plan_all(j, err) && write_file(j, err);
+}
+
+bool quantize_model(Model *m, const char *path, const QuantizeOptions *options, QuantizeSummary *summary, Error *err) {
+    QuantizeOptions o = *options;
+    Job j = {.model = m, .options = &o, .summary = summary, .fd = -1};
+    *summary = (QuantizeSummary){.n = 0};
+    bool ok = quantize(&j, path, &o, err);
+    summary->group = j.group;
+    summary->bytes_read = m->file.data_bytes;
+    summary->bytes_made = j.bytes;
+    summary->error = j.squares > 0 ? sqrt(j.errors / j.squares) : 0;
+    free(j.tensors);
+    free(j.path);
+    free(j.part);
+    if (!ok) quantize_free(summary);
+    return ok;
+}
+
+void quantize_free(QuantizeSummary *summary) {
+    free(summary->matrices);
+    *summary = (QuantizeSummary){.n = 0};
+}
