@@ -9,6 +9,13 @@
 enum { LANES = 8, CHECK_PART = 1 << 16 };
 
 #define INLINE static inline __attribute__((always_inline))
+#ifdef __x86_64__
+#define WITH_AVX2 __attribute__((target("avx2")))
+#define HAS_AVX2 __builtin_cpu_supports("avx2")
+#else
+#define WITH_AVX2
+#define HAS_AVX2 false
+#endif
 
 // ---- names ----------------------------------------------------------------------------------------------------------
 
@@ -111,48 +118,73 @@ void quant_decode_row(float *out, const Matrix *m, int row) {
 
 // ---- encoding -------------------------------------------------------------------------------------------------------
 // All of it works on a group times a power of two, so that its largest magnitude is in [0.5, 1) and no square overflows
-// or is lost. Sums are eight, in the order of columns, and added in a fixed order at the end: compilers make vectors of
-// them, and the result is the same on every machine.
+// or is lost. Sums are eight, each of every eighth column, and added in a fixed order at the end, with vectors of any
+// size: the result is the same on every machine.
 
-// The code nearest to v, as a number; of two the even one.
-INLINE float nearest_code(float v, DType dtype) {
-    if (dtype == DTYPE_F8_E4M3) {
-        float most = 448;
-        v = v < -most ? -most : v > most ? most : v;
-        uint32_t bits = float_to_bits(v), magnitude = bits & 0x7FFFFFFF;
-        uint32_t rounded = (bits + 0x7FFFF + (bits >> 20 & 1)) & ~0xFFFFFu;
-        float tiny = (v + 0x1.8p14f) - 0x1.8p14f; // a multiple of 2^-9, the distance of codes below 2^-6
-        return magnitude < 0x3C800000 ? tiny : bits_to_float(rounded);
+typedef float Float8 __attribute__((vector_size(32)));
+typedef int32_t Int8 __attribute__((vector_size(32)));
+
+// *v where the mask is not set, else that number.
+INLINE void replace(Float8 *v, const Int8 *mask, float number) {
+    Float8 other = (Float8){0} + number;
+    *v = (Float8)(((Int8)*v & ~*mask) | ((Int8)other & *mask));
+}
+
+// Eight numbers become the codes nearest to them, as numbers; of two the even one.
+INLINE void nearest_codes(Float8 *v, DType dtype) {
+    float low = dtype == DTYPE_F8_E4M3 ? -448 : dtype == DTYPE_I8 ? -127 : -8;
+    float high = dtype == DTYPE_F8_E4M3 ? 448 : dtype == DTYPE_I8 ? 127 : 7;
+    Int8 below = *v < low, above = *v > high;
+    replace(v, &below, low);
+    replace(v, &above, high);
+    if (dtype != DTYPE_F8_E4M3) {
+        *v = (*v + 0x1.8p23f) - 0x1.8p23f;
+        return;
     }
-    float low = dtype == DTYPE_I8 ? -127 : -8, high = dtype == DTYPE_I8 ? 127 : 7;
-    v = v < low ? low : v > high ? high : v;
-    return (v + 0x1.8p23f) - 0x1.8p23f;
+    Int8 bits = (Int8)*v;
+    Int8 rounded = (bits + 0x7FFFF + (bits >> 20 & 1)) & ~0xFFFFF; // three bits of fraction
+    Int8 is_tiny = (bits & 0x7FFFFFFF) < 0x3C800000;                // below 2^-6: multiples of 2^-9
+    Float8 tiny = (*v + 0x1.8p14f) - 0x1.8p14f;
+    *v = (Float8)((rounded & ~is_tiny) | ((Int8)tiny & is_tiny));
 }
 
 typedef struct {
     float error, product, square; // sums of e², e·q and q², with e = x - scale · q
 } Fit;
 
-INLINE float sum_lanes(const float *sum) {
-    return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+INLINE float sum_lanes(const Float8 *sum) {
+    const Float8 s = *sum;
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
 }
 
 // How codes fit x [n, a multiple of LANES] at that scale.
 INLINE Fit fit_codes(const float *x, int n, float scale, DType dtype) {
-    float error[LANES] = {0}, product[LANES] = {0}, square[LANES] = {0}, inverse = 1 / scale;
-    for (int i = 0; i < n; i += LANES)
-        for (int l = 0; l < LANES; l++) {
-            float q = nearest_code(x[i + l] * inverse, dtype), e = x[i + l] - scale * q;
-            error[l] += e * e;
-            product[l] += e * q;
-            square[l] += q * q;
-        }
-    return (Fit){sum_lanes(error), sum_lanes(product), sum_lanes(square)};
+    Float8 error = {0}, product = {0}, square = {0};
+    float inverse = 1 / scale;
+    for (int i = 0; i < n; i += LANES) {
+        Float8 e, q;
+        memcpy(&e, x + i, sizeof e);
+        q = e * inverse;
+        nearest_codes(&q, dtype);
+        e -= q * scale;
+        error += e * e;
+        product += e * q;
+        square += q * q;
+    }
+    return (Fit){sum_lanes(&error), sum_lanes(&product), sum_lanes(&square)};
 }
 
-// scale · 2^exponent as it is stored: F32 or BF16.
-static float stored_scale(double scale, int exponent, DType dtype) {
-    float value = (float)ldexp(scale, exponent);
+// A group, times 2^-exponent.
+typedef struct {
+    const float *x; // [n]
+    int n;          // columns, and zeros up to a multiple of LANES
+    float largest;  // the number of the largest magnitude
+    double up, down; // 2^exponent and 2^-exponent
+} Group;
+
+// A scale of the group as it is stored: F32 or BF16.
+static inline float stored_scale(double scale, const Group *g, DType dtype) {
+    float value = (float)(scale * g->up);
     uint32_t bits = float_to_bits(value);
     return dtype == DTYPE_F32 ? value : bits_to_float((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000);
 }
@@ -161,16 +193,15 @@ typedef struct {
     double error;
     float stored; // the scale, as it is stored
     DType dtype;  // of the scale
-    int exponent; // x was multiplied by 2^-exponent
 } Search;
 
 // Tries the codes that are nearest at that scale: with them the best scale is another, and what counts is the error at
 // that one, rounded. True if it is less than any before.
-INLINE bool try_scale(Search *s, const float *x, int n, float scale, DType dtype) {
-    Fit fit = fit_codes(x, n, scale, dtype);
+INLINE bool try_scale(Search *s, const Group *g, float scale, DType dtype) {
+    Fit fit = fit_codes(g->x, g->n, scale, dtype);
     if (fit.square == 0) return false;
-    float stored = stored_scale((double)scale + (double)fit.product / (double)fit.square, s->exponent, s->dtype);
-    double step = ldexp((double)stored, -s->exponent) - (double)scale;
+    float stored = stored_scale((double)scale + (double)fit.product / (double)fit.square, g, s->dtype);
+    double step = (double)stored * g->down - (double)scale;
     double error = (double)fit.error - 2 * step * (double)fit.product + step * step * (double)fit.square;
     if (stored == 0 || !isfinite(stored) || error >= s->error) return false;
     s->error = error;
@@ -187,8 +218,8 @@ static const float int8_quotients[] = {117,    119,    121, 122,    123, 123.5f,
 static const float int4_quotients[] = {6.5f, 7,     7.4f,  7.7f,  8,     8.4f,   8.8f,  9.3f,
                                        9.9f, 10.6f, 11.5f, 12.6f, -6.6f, -7.05f, -7.4f, -8.2f};
 
-// The best scale for x [n, a multiple of LANES], times 2^-exponent, whose largest magnitude is that number.
-INLINE float search_scale(const float *x, int n, float largest, int exponent, DType dtype, DType scale_dtype) {
+// The best scale for a group, as it is stored.
+INLINE float search_scale(const Group *g, DType dtype, DType scale_dtype) {
     enum { REFINEMENTS = 3 };
     const float *quotients = dtype == DTYPE_F8_E4M3 ? fp8_quotients
                              : dtype == DTYPE_I8    ? int8_quotients
@@ -197,55 +228,78 @@ INLINE float search_scale(const float *x, int n, float largest, int exponent, DT
                       : dtype == DTYPE_I8    ? sizeof int8_quotients
                                              : sizeof int4_quotients) /
                 (int)sizeof *quotients;
-    Search s = {.error = INFINITY, .dtype = scale_dtype, .exponent = exponent};
+    Search s = {.error = INFINITY, .dtype = scale_dtype};
     for (int i = 0; i < tries; i++)
         // int4 reaches to -8 on one side and to 7 on the other: the largest is on the longer one first
-        try_scale(&s, x, n, dtype == DTYPE_U8 ? -largest / quotients[i] : fabsf(largest) / quotients[i], dtype);
+        try_scale(&s, g, dtype == DTYPE_U8 ? -g->largest / quotients[i] : fabsf(g->largest) / quotients[i], dtype);
     bool better = s.stored != 0;
     for (int i = 0; i < REFINEMENTS && better; i++)
-        better = try_scale(&s, x, n, (float)ldexp((double)s.stored, -exponent), dtype);
+        better = try_scale(&s, g, (float)((double)s.stored * g->down), dtype);
     return s.stored;
 }
 
-static float search(const float *x, int n, float largest, int exponent, QuantType type) {
-    DType scale = quant_scale_dtype(type);
-    if (type.dtype == DTYPE_F8_E4M3) return search_scale(x, n, largest, exponent, DTYPE_F8_E4M3, scale);
-    if (type.dtype == DTYPE_I8) return search_scale(x, n, largest, exponent, DTYPE_I8, scale);
-    return search_scale(x, n, largest, exponent, DTYPE_U8, scale);
-}
+typedef uint8_t Byte8 __attribute__((vector_size(8)));
 
-// The code whose value is q.
-static uint8_t code_of(float q, DType dtype) {
-    if (dtype == DTYPE_I8) return (uint8_t)(int8_t)q;
-    if (dtype == DTYPE_U8) return (uint8_t)((int)q + 8);
-    uint32_t bits = float_to_bits(q), sign = bits >> 24 & 0x80, magnitude = bits & 0x7FFFFFFF;
-    return (uint8_t)(sign | (magnitude < 0x3C800000 ? (uint32_t)(fabsf(q) * 512) : (magnitude >> 20) - (120 << 3)));
-}
-
-// One group: its codes from column `first` of the row on, and its squared error.
-static double encode_group(QuantType type, const float *x, int first, int n, uint8_t *codes, float *scale,
-                           float *scratch) {
-    int padded = (n + LANES - 1) / LANES * LANES, exponent = 0;
-    float largest = 0;
-    for (int i = 0; i < n; i++)
-        if (fabsf(x[i]) > fabsf(largest)) largest = x[i];
-    largest = (float)frexp((double)largest, &exponent);
-    double power = ldexp(1, -exponent), sum = 0;
-    for (int i = 0; i < padded; i++) scratch[i] = i < n ? (float)((double)x[i] * power) : 0;
-    *scale = largest != 0 ? search(scratch, padded, largest, exponent, type) : 0;
-    float inverse_of = (float)ldexp((double)*scale, -exponent);
-    for (int i = 0; i < n; i++) {
-        float q = *scale != 0 ? nearest_code(scratch[i] / inverse_of, type.dtype) : 0;
-        double e = (double)x[i] - (double)(q * *scale);
-        uint8_t code = code_of(q, type.dtype);
-        int at = first + i;
-        sum += e * e;
-        if (type.dtype != DTYPE_U8)
-            codes[at] = code;
-        else
-            codes[at / 2] = (uint8_t)(at % 2 ? (codes[at / 2] & 15) | code << 4 : code);
+// The bytes of eight codes, given as numbers; of int4 the first four bytes.
+INLINE void pack_codes(uint8_t bytes[8], const Float8 *q, DType dtype) {
+    Int8 codes = __builtin_convertvector(*q, Int8), bits = (Int8)*q, magnitude = bits & 0x7FFFFFFF;
+    if (dtype == DTYPE_U8) codes += 8;
+    if (dtype == DTYPE_F8_E4M3) {
+        Int8 is_tiny = magnitude < 0x3C800000, tiny = __builtin_convertvector((Float8)magnitude * 512, Int8);
+        codes = ((tiny & is_tiny) | (((magnitude >> 20) - (120 << 3)) & ~is_tiny)) | (bits >> 24 & 0x80);
     }
-    return sum;
+    Byte8 packed = __builtin_convertvector(codes, Byte8);
+    memcpy(bytes, &packed, sizeof packed);
+    for (int i = 0; i < 4 && dtype == DTYPE_U8; i++) bytes[i] = (uint8_t)(bytes[2 * i] | bytes[2 * i + 1] << 4);
+}
+
+// The codes of a group of so many columns, nearest to that scale of its; its squared error, times down².
+INLINE double write_codes(const Group *g, float scale, int columns, uint8_t *codes, DType dtype) {
+    double sum[LANES] = {0};
+    for (int i = 0; i < g->n; i += LANES) {
+        uint8_t bytes[LANES];
+        Float8 x, q = {0};
+        memcpy(&x, g->x + i, sizeof x);
+        if (scale != 0) q = x / scale;
+        nearest_codes(&q, dtype);
+        pack_codes(bytes, &q, dtype);
+        x -= q * scale;
+        for (int l = 0; l < LANES; l++) sum[l] += (double)x[l] * (double)x[l];
+        int now = columns - i < LANES ? columns - i : LANES;
+        memcpy(codes + (dtype == DTYPE_U8 ? i / 2 : i), bytes, (size_t)(dtype == DTYPE_U8 ? now / 2 : now));
+    }
+    return ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+}
+
+INLINE double encode_codes(const Group *g, int columns, uint8_t *codes, float *scale, DType dtype, DType scale_dtype) {
+    *scale = g->largest != 0 ? search_scale(g, dtype, scale_dtype) : 0;
+    return write_codes(g, (float)((double)*scale * g->down), columns, codes, dtype) * g->up * g->up;
+}
+
+INLINE double encode_any(const Group *g, int columns, uint8_t *codes, float *scale, QuantType type) {
+    DType stored = quant_scale_dtype(type);
+    if (type.dtype == DTYPE_F8_E4M3) return encode_codes(g, columns, codes, scale, DTYPE_F8_E4M3, stored);
+    if (type.dtype == DTYPE_I8) return encode_codes(g, columns, codes, scale, DTYPE_I8, stored);
+    return encode_codes(g, columns, codes, scale, DTYPE_U8, stored);
+}
+
+// The same twice: without a fused multiply-add both give the same bits.
+static WITH_AVX2 double encode_avx2(const Group *g, int columns, uint8_t *codes, float *scale, QuantType type) {
+    return encode_any(g, columns, codes, scale, type);
+}
+
+// One group: its codes and its squared error.
+static double encode_group(QuantType type, const float *x, int n, uint8_t *codes, float *scale, float *scratch) {
+    Group g = {.x = scratch, .n = (n + LANES - 1) / LANES * LANES};
+    int exponent = 0;
+    for (int i = 0; i < n; i++)
+        if (fabsf(x[i]) > fabsf(g.largest)) g.largest = x[i];
+    g.largest = (float)frexp((double)g.largest, &exponent);
+    g.up = ldexp(1, exponent);
+    g.down = ldexp(1, -exponent);
+    for (int i = 0; i < n; i++) scratch[i] = (float)((double)x[i] * g.down);
+    for (int i = n; i < g.n; i++) scratch[i] = 0;
+    return HAS_AVX2 ? encode_avx2(&g, n, codes, scale, type) : encode_any(&g, n, codes, scale, type);
 }
 
 double quant_encode_row(QuantType type, const float *x, int cols, void *codes, void *scales, float *scratch) {
@@ -254,7 +308,8 @@ double quant_encode_row(QuantType type, const float *x, int cols, void *codes, v
     for (int g = 0, first = 0; first < cols; g++, first += width) {
         float scale;
         int n = cols - first < width ? cols - first : width;
-        sum += encode_group(type, x + first, first, n, codes, &scale, scratch);
+        sum += encode_group(type, x + first, n, (uint8_t *)codes + (type.dtype == DTYPE_U8 ? first / 2 : first), &scale,
+                            scratch);
         if (quant_scale_dtype(type) == DTYPE_F32)
             ((float *)scales)[g] = scale;
         else
