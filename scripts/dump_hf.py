@@ -11,6 +11,12 @@ would keep rounded rotary frequencies. Batch 1, no sampling, no TF32.
 --noise (on for float32) computes every step again with transformers' other attention, `eager`, and notes the largest
 difference of a logit: the reference's own rounding, below which a choice between two tokens means nothing.
 --follow DUMP takes prompts and tokens from another dump and writes this model's logits along them, for KL divergence.
+
+MODEL_DIR may be a model.bin: the float32 model whose weights are the file's, of quantised matrices the float32 nearest to
+code times scale. Prompts are ids then, or another dump's:
+
+    ./llama model.bin --quantize int4 -o small.bin
+    python3 scripts/dump_hf.py small.bin dump.safetensors --ids "1 2 3"
 """
 import argparse
 import json
@@ -31,13 +37,13 @@ class DumpError(Exception):
 def load_libraries():
     """After the arguments are read: --help needs none of them."""
     global torch, transformers, SafetensorError, safe_open, save_file, AutoModelForCausalLM, AutoTokenizer
-    global is_accelerate_available
+    global is_accelerate_available, LlamaConfig
     try:
         import torch
         import transformers
         from safetensors import SafetensorError, safe_open
         from safetensors.torch import save_file
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
         from transformers.utils import is_accelerate_available
     except ImportError as missing:
         sys.exit(f"dump_hf.py: the Python package {missing.name} is missing: pip install -r scripts/requirements.txt")
@@ -108,6 +114,63 @@ def load_model(directory, dtype, device):
     return model.to(device).eval()
 
 
+def config_of_file(meta):
+    """The configuration in the metadata of a model.bin."""
+    rope = {"rope_type": meta["rope_type"], "rope_theta": float(meta["rope_theta"])}
+    if "rope_factor" in meta:
+        rope["factor"] = float(meta["rope_factor"])
+    if rope["rope_type"] == "llama3":
+        rope.update(low_freq_factor=float(meta["rope_low_freq_factor"]),
+                    high_freq_factor=float(meta["rope_high_freq_factor"]),
+                    original_max_position_embeddings=int(meta["rope_original_max_seq_len"]))
+    if hasattr(LlamaConfig(), "rope_parameters"):
+        named = {"rope_parameters": rope}
+    else:                                       # before transformers 5
+        named = {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope if len(rope) > 1 else None}
+    return LlamaConfig(hidden_size=int(meta["dim"]), intermediate_size=int(meta["hidden_dim"]),
+                       num_hidden_layers=int(meta["n_layers"]), num_attention_heads=int(meta["n_heads"]),
+                       num_key_value_heads=int(meta["n_kv_heads"]), head_dim=int(meta["head_dim"]),
+                       vocab_size=int(meta["vocab_size"]), max_position_embeddings=int(meta["max_seq_len"]),
+                       rms_norm_eps=float(meta["norm_eps"]), tie_word_embeddings=meta["tie_embeddings"] == "true",
+                       bos_token_id=None, eos_token_id=None, **named)
+
+
+def decode(file, name):
+    """A tensor of a model.bin in float32: of a quantised matrix each weight is the float32 nearest to code × scale."""
+    codes = file.get_tensor(name)
+    if f"{name}.scale" not in file.keys():
+        return codes.float()
+    scale = file.get_tensor(f"{name}.scale").float()
+    if codes.dtype == torch.uint8:              # int4, the lower column in the low nibble
+        codes = torch.stack([codes & 15, codes >> 4], -1).flatten(1).to(torch.int8) - 8
+    if scale.dim() == 1:
+        scale = scale[:, None]
+    else:                                       # a last group may be shorter
+        scale = scale.repeat_interleave(int(file.metadata()["group"]), 1)[:, :codes.shape[1]]
+    return codes.float() * scale
+
+
+def load_file(path, device):
+    """The float32 model of a model.bin."""
+    names = {"wq": "self_attn.q_proj", "wk": "self_attn.k_proj", "wv": "self_attn.v_proj", "wo": "self_attn.o_proj",
+             "w1": "mlp.gate_proj", "w2": "mlp.down_proj", "w3": "mlp.up_proj", "attention_norm": "input_layernorm",
+             "ffn_norm": "post_attention_layernorm"}
+    with safe_open(path, "pt") as file:
+        meta = file.metadata() or {}
+        if not meta.get("format", "").startswith("llama-model/") or meta.get("n_layers") == "0":
+            raise DumpError(f"{path}: neither a HuggingFace checkpoint directory nor a model.bin with weights")
+        config = config_of_file(meta)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+        weights = {"model.embed_tokens.weight": decode(file, "tok_embeddings"), "model.norm.weight": decode(file, "norm")}
+        weights["lm_head.weight"] = (weights["model.embed_tokens.weight"] if config.tie_word_embeddings else
+                                     decode(file, "output"))
+        for layer in range(config.num_hidden_layers):
+            for name, full in names.items():
+                weights[f"model.layers.{layer}.{full}.weight"] = decode(file, f"layers.{layer}.{name}")
+    model.load_state_dict(weights)
+    return model.to(device).eval()
+
+
 def run(model, ids, n, tokens=None, block=None):
     """Logits [n, vocab] in float32 and the n tokens: greedy, or along `tokens` where they are given."""
     with torch.no_grad():
@@ -146,7 +209,10 @@ def measure_noise(model, ids, tokens, logits):
 
 
 def dump(args):
-    if not (Path(args.model) / "config.json").is_file():
+    from_file = Path(args.model).is_file()
+    if from_file and args.dtype != "float32":
+        raise DumpError(f"{args.model}: a model.bin is dumped in float32")
+    if not from_file and not (Path(args.model) / "config.json").is_file():
         raise DumpError(f"{args.model}: no config.json there, expected a HuggingFace checkpoint directory")
     if not Path(args.out).absolute().parent.is_dir():  # found out now, not after the run
         raise DumpError(f"{args.out}: no such directory")
@@ -160,12 +226,14 @@ def dump(args):
         if args.prompts:
             sources += read_prompts_file(args.prompts)
         tokenizer = None
+        if from_file and any(isinstance(s, str) for s in sources):
+            raise DumpError(f"{args.model}: texts need a tokenizer: give ids, or a checkpoint directory")
         if any(isinstance(s, str) for s in sources):
             tokenizer = AutoTokenizer.from_pretrained(args.model, local_files_only=True)
         prompts = [(s, tokenizer(s).input_ids, None) if isinstance(s, str) else (None, s, None)
                    for s in sources]
 
-    model = load_model(args.model, dtype, args.device)
+    model = load_file(args.model, args.device) if from_file else load_model(args.model, dtype, args.device)
     for i, (_, ids, tokens) in enumerate(prompts):
         check_prompt(i, ids, tokens or [], len(tokens) if tokens else args.n, model.config)
 
@@ -199,7 +267,7 @@ def dump(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="MODEL_DIR", help="HuggingFace checkpoint directory")
+    parser.add_argument("model", metavar="MODEL_DIR", help="HuggingFace checkpoint directory, or model.bin")
     parser.add_argument("out", metavar="OUT.safetensors")
     parser.add_argument("-p", "--prompt", action="append", default=[], metavar="TEXT", help="may be repeated")
     parser.add_argument("--ids", action="append", default=[], metavar='"1 2 3"', help="a prompt as ids, likewise")

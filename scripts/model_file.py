@@ -27,6 +27,8 @@ from refusal import refuse
 #                    after it. A special token that does not count in a text takes its place all the same: it stays
 #                    characters, and nothing is found in it in that pass.
 #   tok_embeddings or output in a dtype of its own: BF16, F16 or F32
+#   quantised matrices: M (F8_E4M3, I8, or U8 with two to a byte) with M.scale; README.md, "model.bin"
+#   group            columns that share a scale, where scales are of groups: 32, 64 or 128
 
 MAX_VOCAB = 1 << 24
 DATA_ALIGN = 4096                       # tensor data starts on a page

@@ -21,8 +21,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t n) {
         MUST(!c->chat_system || strlen(c->chat_system) <= 1 << 16);
         MUST(!c->chat_date || strlen(c->chat_date) <= 1 << 16);
         MUST(c->rope_type == ROPE_DEFAULT || c->n_layers == 0 || c->rope_factor > 0);
-        MUST(m.weights.dtype <= DTYPE_F32 && m.weights.embeddings_dtype <= DTYPE_F32 &&
-             m.weights.output_dtype <= DTYPE_F32);
+        MUST(m.weights.embeddings_dtype <= DTYPE_F32);
+        MUST(c->n_layers == 0 || weights_are_quantised(&m) ||
+             (m.weights.dtype <= DTYPE_F32 && m.weights.output_dtype <= DTYPE_F32));
         MUST(m.weights.bytes <= m.file.data_bytes);
         model_close(&m);
     }

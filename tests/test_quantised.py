@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""Quantised models beside HuggingFace's float32 model of the weights that their codes and scales stand for: stories.bin and
+the reference checkpoints in each type, `llama --compare` in float32. Then changes to codes and scales, which must make
+the comparison fail.
+
+The dumps are made here, by scripts/dump_hf.py: without torch, transformers and safetensors nothing is tested. The
+checkpoints are in ../shared/reference, or where REFERENCE says; without them theirs are skipped.
+"""
+import argparse
+import os
+import random
+import subprocess
+import sys
+import tempfile
+
+from check import wanted
+
+sys.dont_write_bytecode = True
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.join(ROOT, "scripts"))
+sys.path.insert(0, os.path.join(ROOT, "tests"))
+
+LLAMA = os.environ.get("LLAMA") or "./llama"
+REFERENCE = os.environ.get("REFERENCE") or os.path.join("..", "shared", "reference")
+CHECKPOINTS = ("gqa4-hd64", "mha-tied", "gqa7-hd128", "gqa3-newlayout")
+TYPES = ("fp8", "int8", "int8:32", "int4:32", "int4:64", "int4:128")
+N_NEW = 48
+
+counts = {"ok": 0, "FAIL": 0, "SKIP": 0}
+
+
+def report(verdict, name, why=""):
+    counts[verdict] += 1
+    print("%s %s%s" % (verdict, name, ": " + why if why else ""), flush=True)
+
+
+def run(*command):
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def compare(model, dump):
+    return run(LLAMA, model, "--compare", dump, "--precision", "f32", "--engine", "cpu", "-t", "1")
+
+
+# ------------------------------------------------------------------------------------------------------------- changes
+
+def scale_doubled(tensors):
+    """Of one matrix, all its scales: the exponent of a BF16 number is 1 more."""
+    data = tensors["layers.0.w2.scale"][2]
+    for i in range(1, len(data), 2):
+        bits = (data[i] << 8 | data[i - 1]) + 0x80
+        data[i - 1], data[i] = bits & 255, bits >> 8
+
+
+def nibbles_swapped(tensors):
+    data = tensors["layers.0.wo"][2]
+    data[:] = bytes((byte << 4 | byte >> 4) & 255 for byte in data)
+
+
+def group_shifted(tensors):
+    """The scales of a matrix belong to the group before."""
+    data = tensors["layers.0.w2.scale"][2]
+    data[:] = data[2:] + data[:2]
+
+
+def signs_changed(tensors):
+    """Every code's sign in one row of w1 of 16: value code - 8 becomes 8 - code, but for -8, which stays."""
+    dtype, (rows, columns), data = tensors["layers.0.w1"]
+    for row in range(0, rows, 16):
+        for i in range(row * columns, (row + 1) * columns):
+            low, high = data[i] & 15, data[i] >> 4
+            data[i] = (16 - low if low else 0) | (16 - high if high else 0) << 4
+
+
+CHANGES = (scale_doubled, nibbles_swapped, group_shifted, signs_changed)
+
+
+# --------------------------------------------------------------------------------------------------------------- tests
+
+def make_dump(dump_hf, model, out, ids):
+    dump_hf.dump(argparse.Namespace(model=model, out=out, dtype="float32", device="cpu", follow=None, prompt=[],
+                                    ids=[ids], prompts=None, n=N_NEW, full=2, noise=True))
+
+
+def test_model(dump_hf, name, plain, work):
+    for kind in TYPES:
+        test = "%s_%s" % (name, kind)
+        if not wanted(test) and not (name == "stories" and kind == "int4:32"):
+            continue
+        model, dump = os.path.join(work, "model.bin"), os.path.join(work, "dump.safetensors")
+        status, _, errors = run(LLAMA, plain, "--quantize", kind, "-o", model)
+        if status:
+            report("FAIL", test, errors.strip())
+            continue
+        rng = random.Random(7)
+        make_dump(dump_hf, model, dump, " ".join(str(rng.randrange(250)) for _ in range(24)))
+        status, out, errors = compare(model, dump)
+        whole = "teacher-forced %d equal (100.00 %%), free-running %d equal (100.00 %%)" % (N_NEW, N_NEW)
+        if wanted(test):
+            good = status == 0 and whole in out
+            report("ok" if good else "FAIL", test, "" if good else (out + errors).strip().replace("\n", "; "))
+        if name == "stories" and kind == "int4:32":
+            test_changes(model, dump, work)
+
+
+def test_changes(model, dump, work):
+    from test_reference import Tensors
+    for change in CHANGES:
+        if not wanted(change.__name__):
+            continue
+        changed = Tensors(model)
+        change(changed.tensors)
+        path = os.path.join(work, "changed.bin")
+        changed.write(path)
+        status, out, errors = compare(path, dump)
+        failed = status == 1 and "THE COMPARISON DOES NOT HOLD" in out
+        report("ok" if failed else "FAIL", change.__name__, "" if failed else (out + errors).strip().replace("\n", "; "))
+
+
+def main():
+    try:
+        import dump_hf
+        import torch
+        import transformers
+        import safetensors
+        assert torch and transformers and safetensors
+    except ImportError as missing:
+        report("SKIP", "quantised_models", "no Python package %s" % missing.name)
+        return finish()
+    dump_hf.load_libraries()
+    torch.set_num_threads(1)
+    stderr, sys.stderr = sys.stderr, open(os.devnull, "w")
+    with tempfile.TemporaryDirectory() as work:
+        test_model(dump_hf, "stories", os.path.join(ROOT, "model", "stories.bin"), work)
+        for name in CHECKPOINTS:
+            source, plain = os.path.join(REFERENCE, name), os.path.join(work, "plain.bin")
+            if not os.path.isdir(source):
+                report("SKIP", name, "no %s" % source)
+                continue
+            status, _, errors = run(sys.executable, os.path.join(ROOT, "scripts", "convert.py"), source, plain)
+            if status:
+                report("FAIL", name, errors.strip())
+                continue
+            test_model(dump_hf, name, plain, work)
+    sys.stderr = stderr
+    return finish()
+
+
+def finish():
+    print("%(ok)d passed, %(FAIL)d failed, %(SKIP)d skipped" % counts)
+    return 1 if counts["FAIL"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
