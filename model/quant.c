@@ -132,9 +132,11 @@ INLINE void replace(Float8 *v, const Int8 *mask, float number) {
 
 // Eight numbers become the codes nearest to them, as numbers; of two the even one.
 INLINE void nearest_codes(Float8 *v, DType dtype) {
-    float low = dtype == DTYPE_F8_E4M3 ? -448 : dtype == DTYPE_I8 ? -127 : -8;
-    float high = dtype == DTYPE_F8_E4M3 ? 448 : dtype == DTYPE_I8 ? 127 : 7;
-    Int8 below = *v < low, above = *v > high;
+    const float low = dtype == DTYPE_F8_E4M3 ? -448.0f : dtype == DTYPE_I8 ? -127.0f : -8.0f;
+    const float high = dtype == DTYPE_U8 ? 7.0f : -low;
+    const Float8 x = *v;
+    Int8 below = x < low;
+    Int8 above = x > high;
     replace(v, &below, low);
     replace(v, &above, high);
     if (dtype != DTYPE_F8_E4M3) {
@@ -143,7 +145,7 @@ INLINE void nearest_codes(Float8 *v, DType dtype) {
     }
     Int8 bits = (Int8)*v;
     Int8 rounded = (bits + 0x7FFFF + (bits >> 20 & 1)) & ~0xFFFFF; // three bits of fraction
-    Int8 is_tiny = (bits & 0x7FFFFFFF) < 0x3C800000;                // below 2^-6: multiples of 2^-9
+    Int8 is_tiny = (bits & 0x7FFFFFFF) < 0x3C800000;               // below 2^-6: multiples of 2^-9
     Float8 tiny = (*v + 0x1.8p14f) - 0x1.8p14f;
     *v = (Float8)((rounded & ~is_tiny) | ((Int8)tiny & is_tiny));
 }
@@ -176,9 +178,9 @@ INLINE Fit fit_codes(const float *x, int n, float scale, DType dtype) {
 
 // A group, times 2^-exponent.
 typedef struct {
-    const float *x; // [n]
-    int n;          // columns, and zeros up to a multiple of LANES
-    float largest;  // the number of the largest magnitude
+    const float *x;  // [n]
+    int n;           // columns, and zeros up to a multiple of LANES
+    float largest;   // the number of the largest magnitude
     double up, down; // 2^exponent and 2^-exponent
 } Group;
 
@@ -348,7 +350,7 @@ int64_t quant_find_nan(const Matrix *m) {
     int64_t n = (int64_t)m->rows * m->cols, parts = (n + CHECK_PART - 1) / CHECK_PART, found = -1;
     if (m->dtype != DTYPE_F8_E4M3) return -1;
     enum { AT_ONCE = 4096 };
-    int64_t first[AT_ONCE];
+    int64_t first[AT_ONCE] = {0};
     for (int64_t done = 0; done < parts && found < 0; done += AT_ONCE) {
         int64_t now = parts - done < AT_ONCE ? parts - done : AT_ONCE, at = done * CHECK_PART;
         NanSearch s = {(const uint8_t *)m->data + at, n - at, first};

@@ -1,4 +1,3 @@
-#define _GNU_SOURCE // asprintf
 #include "quantize.h"
 
 #include <errno.h>
@@ -199,7 +198,7 @@ static bool make_header(const Job *j, Bytes *text, Error *err) {
     put(&h, "}");
     while (h.text.n % DATA_ALIGNMENT && !err->text[0]) put(&h, " ");
     *text = h.text;
-    if (err->text[0]) return false;
+    if (err->text[0] || !h.text.data) return false;
     for (size_t i = 0; i < 8; i++) text->data[i] = (char)((text->n - 8) >> 8 * i);
     return true;
 }
@@ -209,12 +208,18 @@ static bool make_header(const Job *j, Bytes *text, Error *err) {
 // Where PATH leads, and PATH.part beside it. Neither may be the file that is read.
 static bool name_files(Job *j, const char *path, Error *err) {
     j->path = realpath(path, NULL);
-    if (!j->path && errno != ENOENT) return fail(err, "%s: %s", path, strerror(errno));
-    if (!j->path) j->path = strdup(path);
-    if (!j->path || asprintf(&j->part, "%s.part", j->path) < 0) {
-        j->part = NULL;
-        return fail(err, "out of memory: the name of %s", path);
+    if (!j->path && errno != ENOENT) {
+        fail(err, "%s: %s", path, strerror(errno));
+        return false;
     }
+    if (!j->path) j->path = strdup(path);
+    size_t n = j->path ? strlen(j->path) + sizeof ".part" : 0;
+    if (n) j->part = malloc(n);
+    if (!j->part) {
+        fail(err, "out of memory: the name of %s", path);
+        return false;
+    }
+    snprintf(j->part, n, "%s.part", j->path);
     const char *const names[] = {j->path, j->part};
     struct stat input, info;
     if (fstat(j->model->file.fd, &input) != 0) return fail(err, "%s: %s", j->model->file.path, strerror(errno));
