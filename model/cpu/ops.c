@@ -450,7 +450,7 @@ static void matmul_step(float *y, const float *x, const Matrix *w, int T) {
 }
 
 static void widen(float *x, const void *row, DType dtype, int n) {
-    widen_row(x, &(Matrix){.data = row, .dtype = dtype, .cols = n}, 0, 0, n);
+    if (!is_code(dtype)) widen_row(x, &(Matrix){.data = row, .dtype = dtype, .cols = n}, 0, 0, n);
 }
 
 // ---- element by element ---------------------------------------------------------------------------------------------
