@@ -29,7 +29,7 @@ typedef int32_t Int8 __attribute__((vector_size(32)));
 typedef uint32_t UInt8 __attribute__((vector_size(32)));
 typedef uint64_t Word4 __attribute__((vector_size(32)));
 typedef int16_t Pair8 __attribute__((vector_size(16)));
-typedef uint8_t Byte8 __attribute__((vector_size(8)));
+typedef uint8_t Byte16 __attribute__((vector_size(16)));
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -87,9 +87,10 @@ INLINE size_t bytes_before(DType dtype, size_t i) {
 // apart.
 INLINE void widen16_codes(const char *w, DType dtype, Float8 *first, Float8 *second) {
     if (dtype == DTYPE_U8) {
-        Byte8 bytes;
-        memcpy(&bytes, w, sizeof bytes);
-        Int8 pairs = __builtin_convertvector(bytes, Int8);
+        Byte16 bytes = {0}, zero = {0};
+        memcpy(&bytes, w, LANES);
+        bytes = __builtin_shufflevector(bytes, zero, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        Int8 pairs = __builtin_convertvector((Pair8)bytes, Int8);
         *first = __builtin_convertvector((pairs & 15) - 8, Float8);
         *second = __builtin_convertvector((pairs >> 4) - 8, Float8);
         return;
@@ -152,7 +153,11 @@ INLINE float widen1(const void *w, DType dtype, size_t i) {
 INLINE float scale_at(const Matrix *w, int row, int col) {
     size_t groups = (size_t)((w->cols + w->group - 1) / w->group), i = (size_t)row * groups + (size_t)(col / w->group);
     if (w->scale_dtype == DTYPE_F32) return ((const float *)w->scale)[i];
-    return widen1(w->scale, w->scale_dtype == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F16, i);
+    if (w->scale_dtype == DTYPE_F16) return widen1(w->scale, DTYPE_F16, i);
+    uint32_t bits = (uint32_t)((const uint16_t *)w->scale)[i] << 16;
+    float scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return scale;
 }
 
 INLINE float weight_at(const Matrix *w, DType dtype, int row, int col) {
