@@ -136,8 +136,8 @@ static bool is_predicted_step(const Model *m, const CudaState *s, const Batch *b
 // Rows that are computed for n, one of each sequence: a run whose sequences end one by one has few graphs then. Those
 // that nobody asked for are at a position that no context has (upload_step): attention neither reads nor writes for them.
 static int graph_rows(const Model *m, int n) {
-    const int unit = n <= 8 ? 1 : n <= 32 ? 4 : 16, rows = (n + unit - 1) / unit * unit, most = model_step_rows(m);
-    return rows <= most ? rows : n > most ? n : most;
+    const int unit = n <= 8 ? 1 : n <= 32 ? 4 : 16, rows = (n + unit - 1) / unit * unit;
+    return rows < m->kv.n_slots ? rows : m->kv.n_slots; // as many as there is memory for
 }
 
 static bool launch_step(Model *m, int n, bool several, Error *err) {
