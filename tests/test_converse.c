@@ -291,7 +291,8 @@ static void test_one_message(void) {
     run_free(&r);
     r = run_program(NULL, chat_path, "--chat", "-p", "Hi", "-c", "300", "--kv-memory", "98304", "--ignore-eos", NULL);
     check_status(&r, 0);
-    CHECK(strstr(r.err, "llama: the context of 192 tokens is full: the answer ends here; --kv-memory sets it\n") != NULL);
+    CHECK(strstr(r.err, "llama: the context of 192 tokens is full: the answer ends here; --kv-memory sets it\n") !=
+          NULL);
     test_end("one_message_cut_at_kv_memory");
     run_free(&r);
     // Room for the answer, beyond the usual context: 4096 - 100 < the prompt < 4096.

@@ -196,8 +196,7 @@ static bool step_cuda(Model *m, const Batch *b, Error *err) {
     }
     // A step that was predicted predicts the next: who samples, or changes the batch, never has a step run in vain twice.
     // (A draw may well be the argmax; but the next one would wait until the step that runs ahead leaves SMs free.)
-    s->next_step.running = predicted && room && !s->next_step.sampled &&
-                           s->graphs[0][s->buffer][graph_rows(m, n)];
+    s->next_step.running = predicted && room && !s->next_step.sampled && s->graphs[0][s->buffer][graph_rows(m, n)];
     s->next_step.sampled = false;
     CUDA_TRY(cudaEventRecord(s->argmax_ready, s->stream));
     if (s->next_step.running) {
