@@ -193,7 +193,7 @@ static bool run_generate(const Options *o, Model *m, const Bytes *text, double s
     int context = context_for(o, m, (int64_t)seq.prompt.n + new_tokens(o->n));
     ok = ok && check_prompt(o, &seq, context, o->ids, err) && start_model(o, m, &run.speculation, 1, context, err) &&
          check_pages(m, &seq, err) && run_sequences(&run, m, &seq, 1, err);
-    if (ok && !o->quiet && !o->json && o->n == NO_LIMIT) print_length_note(o, &seq, kv_longest(&m->kv), "-c sets it");
+    if (ok && !o->quiet && !o->json && o->n == NO_LIMIT) print_length_note(o, &seq, &m->kv, NULL);
     if (ok && !o->quiet) print_statistics(m, o, &seq, run.ready);
     sequence_free(&seq);
     speculation_close(&run.speculation);
@@ -223,7 +223,7 @@ static bool run_message(const Options *o, Model *m, const Bytes *text, double st
     int context = context_for(o, m, (int64_t)seq.prompt.n + room);
     ok = ok && check_prompt(o, &seq, context, false, err) && start_model(o, m, &run.speculation, 1, context, err) &&
          check_pages(m, &seq, err) && run_sequences(&run, m, &seq, 1, err);
-    if (ok && !o->quiet && !o->json) print_length_note(o, &seq, kv_longest(&m->kv), "-c sets it");
+    if (ok && !o->quiet && !o->json) print_length_note(o, &seq, &m->kv, NULL);
     if (ok && !o->quiet) print_statistics(m, o, &seq, run.ready);
     sequence_free(&seq);
     speculation_close(&run.speculation);

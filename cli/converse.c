@@ -114,7 +114,7 @@ static bool answer(Conversation *c, Error *err) {
     c->cached.n = 0;
     ok = ok && append_ids(&c->ids, &seq.ids, err) && append_ids(&c->cached, &c->ids, err) &&
          chat_end_reply(c->chat, c->asked, start, ended_by_token(c, &seq), &c->ids, err);
-    if (ok) print_length_note(o, &seq, kv_longest(&c->model->kv), "/clear begins anew");
+    if (ok) print_length_note(o, &seq, &c->model->kv, "/clear begins anew");
     if (ok && o->verbose) report_turn(c, &seq);
     if (ok && o->verbose && c->speculation) print_speculation_counts(c->speculation, &seq.counts);
     sequence_free(&seq);
@@ -140,10 +140,10 @@ static bool turn(Conversation *c, const Bytes *message, Error *err) {
     c->ids.n = before;
     const char *format =
         "the conversation would have %s%zu tokens, the context holds %zu and needs room for an answer; "
-        "the message was not sent (/clear begins anew, -c sets the context)";
+        "the message was not sent (/clear begins anew, %s sets the context)";
     const char *at_least = least < context ? "" : "at least ";
     Error why = {""};
-    fail(&why, format, at_least, needed, context);
+    fail(&why, format, at_least, needed, context, context_flag(&c->model->kv));
     if (!c->terminal) return fail(err, "%s", why.text);
     print_message("%s", why.text);
     return true;

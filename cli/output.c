@@ -240,10 +240,15 @@ void print_quantised(const QuantizeSummary *s, const Model *m, const Options *o,
     puts("]}");
 }
 
-void print_length_note(const Options *o, const Sequence *seq, int context, const char *hint) {
+const char *context_flag(const KVCache *kv) {
+    return kv_longest(kv) < kv->max_len ? "--kv-memory" : "-c";
+}
+
+void print_length_note(const Options *o, const Sequence *seq, const KVCache *kv, const char *hint) {
     if (!seq->finish_reason || strcmp(seq->finish_reason, "length") != 0) return;
     if ((int)seq->ids.n < o->n)
-        print_message("the context of %d tokens is full: the answer ends here; %s", context, hint);
+        print_message("the context of %d tokens is full: the answer ends here; %s%s", kv_longest(kv),
+                      hint ? hint : context_flag(kv), hint ? "" : " sets it");
     else
         print_message("the answer ends after %d tokens (-n)", o->n);
 }

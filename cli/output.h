@@ -38,9 +38,11 @@ void print_statistics(const Model *m, const Options *o, const Sequence *seq, dou
 // On standard error, for --verbose: how many tokens of the prompts were computed for others, and how often sequences
 // left the cache for lack of pages.
 void print_sharing(const Sequence *seqs, int n);
-// On standard error, where an answer in a conversation ended before its end id: at -n, or in a full context, after
-// which `hint` comes.
-void print_length_note(const Options *o, const Sequence *seq, int context, const char *hint);
+// The flag that sets kv_longest: --kv-memory where its pages are fewer than the context has.
+const char *context_flag(const KVCache *kv);
+// On standard error, where an answer ended before its end id: at -n, or in a full context, after which `hint` comes;
+// NULL: the flag that sets it.
+void print_length_note(const Options *o, const Sequence *seq, const KVCache *kv, const char *hint);
 // On standard error, where nobody has compared the chat format with the checkpoint's template.
 void print_chat_note(const Model *m);
 // The end of such a line: what computed.

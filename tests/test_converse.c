@@ -129,6 +129,7 @@ static void test_room(void) {
         else
             CHECK(memcmp(told - 3, contexts[i][2], 3) == 0 && memcmp(full - 3, contexts[i][2], 3) == 0 &&
                   memcmp(refused - 3, contexts[i][2], 3) == 0);
+        CHECK(strstr(r.err, i ? ", --kv-memory sets the context)" : ", -c sets the context)") != NULL);
         test_end(i ? "memory_is_told_before_it_ends" : "context_is_told_before_it_ends");
         run_free(&r);
     }
@@ -287,6 +288,12 @@ static void test_one_message(void) {
     check_status(&r, 0);
     CHECK(strstr(r.err, "llama: the context of 120 tokens is full: the answer ends here; -c sets it\n") != NULL);
     test_end("one_message_cut_at_c");
+    run_free(&r);
+    r = run_program(NULL, chat_path, "--chat", "-p", "Hi", "-c", "300", "--kv-memory", "98304", "--ignore-eos", NULL);
+    check_status(&r, 0);
+    CHECK(strstr(r.err, "llama: the context of 192 tokens is full: the answer ends here; --kv-memory sets it\n") !=
+          NULL);
+    test_end("one_message_cut_at_kv_memory");
     run_free(&r);
     // Room for the answer, beyond the usual context: 4096 - 100 < the prompt < 4096.
     char *message = must(malloc(4001));

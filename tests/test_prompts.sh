@@ -87,7 +87,9 @@ never_fits() {
         head -n 1 "$work/stderr" | grep -qF 'long:2: a prompt of 2 tokens and 140 new ones take 3 pages of 64 positions, the K/V cache has 2; try a larger --kv-memory' || return 1
     run -p "b" -n 140 --kv-memory 1100K > "$work/stdout" 2> "$work/stderr"
     [ $? -eq 1 ] && [ ! -s "$work/stdout" ] && [ "$(wc -l < "$work/stderr")" -eq 1 ] && grep -qF "take 3 pages" "$work/stderr" || return 1
-    run -p "b" -n -1 --ignore-eos --kv-memory 1100K --json | grep -q '"finish_reason": "length"'
+    run -p "b" -n -1 --ignore-eos --kv-memory 1100K --json | grep -q '"finish_reason": "length"' || return 1
+    $LLAMA "$model" -p "b" -n -1 --ignore-eos --kv-memory 1100K 2>&1 > "$work/stdout" |
+        grep -qxF 'llama: the context of 128 tokens is full: the answer ends here; --kv-memory sets it'
 }
 
 blank_lines() {

@@ -180,8 +180,7 @@ static bool enqueue_step_fused(Model *m, int n, bool several, Error *err) {
     const bool many = sequences > f->max_rows;
     if (f->terms == 1 && many && sequences <= MAX_WIDE_ROWS && f->wide)
         return enqueue_step_wide(m, f->wide, n, several, err);
-    if (f->terms == 1 ? many || n > f->max_rows : n > 8)
-        return enqueue_step_cublas(m, n, several, err);
+    if (f->terms == 1 ? many || n > f->max_rows : n > 8) return enqueue_step_cublas(m, n, several, err);
     for (int first = 0; first < n; first += f->max_rows) {
         int rows = fused_min(n - first, f->max_rows);
         FusedShape shape = fused_shape(m, f, rows);

@@ -64,8 +64,7 @@ static bool lt_layout(cublasLtMatrixLayoutOpaque_t *l, cudaDataType_t type, int 
     return true;
 }
 
-// out_pitch: floats from a row of the output to the next.
-static bool lt_product(LtProduct *p, DType type, const MatrixSeries *w, int T, int out_pitch, Error *err) {
+static bool lt_product(LtProduct *p, DType type, const MatrixSeries *w, int T, Error *err) {
     const cublasOperation_t transposed = CUBLAS_OP_T;
     const int n = w->first.rows, k = w->first.cols;
     CUBLAS_TRY(cublasLtMatmulDescInit(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
@@ -73,7 +72,7 @@ static bool lt_product(LtProduct *p, DType type, const MatrixSeries *w, int T, i
         cublasLtMatmulDescSetAttribute(&p->product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed));
     return lt_layout(&p->w, cuda_type(type), k, n, k, w->count, w->stride, err) &&
            lt_layout(&p->in, cuda_type(type), k, T, k, w->count, 0, err) &&
-           lt_layout(&p->out, CUDA_R_32F, n, T, out_pitch, w->count, (long long)T * n, err);
+           lt_layout(&p->out, CUDA_R_32F, n, T, n, w->count, (long long)T * n, err);
 }
 
 // What cuBLAS offers for a product, best first by its own estimate; no_split: nothing that cuts K. Returns how many.
@@ -171,7 +170,7 @@ static const cublasLtMatmulAlgo_t *lt_plan(CudaState *s, const MatrixSeries *w, 
         if (plan.T == T && plan.rows == rows && plan.cols == cols && plan.count == w->count &&
             plan.alignment == alignment)
             return plan.found ? &plan.algo : NULL;
-    if (!lt_product(&p, s->type, w, T, rows, err)) return NULL;
+    if (!lt_product(&p, s->type, w, T, err)) return NULL;
     GemmPlan *plan = &all->plans[all->next++ % GEMM_PLANS];
     *plan = {rows, cols, w->count, T, alignment, false, {}};
     plan->found = lt_choose((cublasLtHandle_t)s->blas, &p, w, T, alignment, &plan->algo); // as cuBLAS's manual allows
@@ -186,11 +185,11 @@ static unsigned alignment_of(uintptr_t addresses) {
 }
 
 // out[count][T][rows] (+)= in[T][cols] · wᵀ of each. beta: 1 adds to out. All of s->type, which has 16 bits.
-static bool product_16bit(CudaState *s, float *out, const MatrixSeries *w, const void *in, int T, int out_pitch,
-                          float beta, Error *err) {
+static bool product_16bit(CudaState *s, float *out, const MatrixSeries *w, const void *in, int T, float beta,
+                          Error *err) {
     const float one = 1;
     LtProduct p;
-    if (!lt_product(&p, s->type, w, T, out_pitch, err)) return false;
+    if (!lt_product(&p, s->type, w, T, err)) return false;
     unsigned alignment = alignment_of((uintptr_t)w->first.data | (uintptr_t)(w->stride * (long long)s->element) |
                                       (uintptr_t)in | (uintptr_t)out);
     const cublasLtMatmulAlgo_t *algo = lt_plan(s, w, T, alignment, err);
@@ -208,7 +207,7 @@ bool matmul(CudaState *s, void *out, const Matrix *w, const void *in, int T, flo
     int n = w->rows, k = w->cols, slab = n;
     if (s->one_order && w->dtype == s->type) {
         MatrixSeries only = {*w, 0, 1};
-        return product_16bit(s, (float *)out, &only, in, T, n, beta, err);
+        return product_16bit(s, (float *)out, &only, in, T, beta, err);
     }
     if (w->dtype != s->type && s->wide_elements / (size_t)k < (size_t)n) slab = (int)(s->wide_elements / (size_t)k);
     for (int first = 0; first < n; first += slab) {
@@ -228,7 +227,7 @@ static bool matmul_series(CudaState *s, float *out, const MatrixSeries *w, const
     int n = w->first.rows, k = w->first.cols;
     const void *first = w->first.data;
     long long stride = w->stride;
-    if (s->one_order && w->first.dtype == s->type) return product_16bit(s, out, w, in, T, n, 0, err);
+    if (s->one_order && w->first.dtype == s->type) return product_16bit(s, out, w, in, T, 0, err);
     if (w->first.dtype != s->type) {
         for (int i = 0; i < w->count; i++) {
             Matrix each = w->first;

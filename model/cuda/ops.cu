@@ -101,7 +101,8 @@ __global__ void change_table_kernel(int *table, const TableChange *changes, int 
 // Grid:     sequences × 32 threads; a block owns a sequence.
 // Requires: launched without PDL. several: of candidates (StepInput.start).
 __global__ void gather_table_kernel(int *step_table, const int *table, int width, const StepInput *step, bool several) {
-    int i = blockIdx.x, positions = several ? step->seq_lens[i] + step->start[i + 1] - step->start[i] : step->lens[i] + 1,
+    int i = blockIdx.x,
+        positions = several ? step->seq_lens[i] + step->start[i + 1] - step->start[i] : step->lens[i] + 1,
         pages = min((positions + KV_PAGE - 1) / KV_PAGE, width);
     for (int p = threadIdx.x; p < pages; p += blockDim.x)
         step_table[(size_t)i * width + p] = table[(size_t)step->slots[i] * width + p];

@@ -440,12 +440,11 @@ __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, int panel_by
                  : regs \
                  : "l"(w), "l"(in))
 template <int N> __device__ __forceinline__ void wgmma_rows(float (&x)[N / 2], uint64_t w, uint64_t in) {
-    static_assert(N == 8 || N == 16 || N == 32 || N == 64, "rows of activations");
+    static_assert(N == 8 || N == 16 || N == 32, "rows of activations");
     if constexpr (N == 8)
         WGMMA_ROWS("8", "%0, %1, %2, %3", "+f"(x[0])COMMA "+f"(x[1])COMMA "+f"(x[2])COMMA "+f"(x[3]), "%4", "%5");
     if constexpr (N == 16) WGMMA_ROWS("16", ACC_0_7, REGS_8(x, 0), "%8", "%9");
     if constexpr (N == 32) WGMMA_ROWS("32", ACC_0_15, REGS_8(x, 0) COMMA REGS_8(x, 8), "%16", "%17");
-    if constexpr (N == 64) WGMMA_ROWS("64", ACC_0_31, REGS_32(x), "%32", "%33");
 }
 
 // s[64 rows x 128 keys] (+)= q[64 x 16] k[128 x 16]^T, both in shared memory

@@ -136,8 +136,8 @@ static bool is_predicted_step(const Model *m, const CudaState *s, const Batch *b
 // Rows that are computed for n, one of each sequence: a run whose sequences end one by one has few graphs then. Those
 // that nobody asked for are at a position that no context has (upload_step): attention neither reads nor writes for them.
 static int graph_rows(const Model *m, int n) {
-    const int unit = n <= 8 ? 1 : n <= 32 ? 4 : 16, rows = (n + unit - 1) / unit * unit, most = model_step_rows(m);
-    return rows <= most ? rows : n > most ? n : most;
+    const int unit = n <= 8 ? 1 : n <= 32 ? 4 : 16, rows = (n + unit - 1) / unit * unit;
+    return rows < m->kv.n_slots ? rows : m->kv.n_slots; // as many as there is memory for
 }
 
 static bool launch_step(Model *m, int n, bool several, Error *err) {
@@ -196,8 +196,7 @@ static bool step_cuda(Model *m, const Batch *b, Error *err) {
     }
     // A step that was predicted predicts the next: who samples, or changes the batch, never has a step run in vain twice.
     // (A draw may well be the argmax; but the next one would wait until the step that runs ahead leaves SMs free.)
-    s->next_step.running = predicted && room && !s->next_step.sampled &&
-                           s->graphs[0][s->buffer][graph_rows(m, n)];
+    s->next_step.running = predicted && room && !s->next_step.sampled && s->graphs[0][s->buffer][graph_rows(m, n)];
     s->next_step.sampled = false;
     CUDA_TRY(cudaEventRecord(s->argmax_ready, s->stream));
     if (s->next_step.running) {

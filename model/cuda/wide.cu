@@ -30,13 +30,16 @@ typedef CUresult (*EncodeTiled)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, 
 // the dimensions after the first.
 static bool encode_map(CUtensorMap *map, const void *base, int rank, const cuuint64_t *dims,
                        const cuuint64_t *stride_bytes, const cuuint32_t *box, Error *err) {
-    void *found = NULL;
-    cudaDriverEntryPointQueryResult result;
+    static EncodeTiled encode; // found once, without linking the driver's library
     cuuint32_t unit[4] = {1, 1, 1, 1};
-    CUDA_TRY(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result));
-    if (!found) return fail(err, "the driver has no cuTensorMapEncodeTiled");
-    CUresult status =
-        ((EncodeTiled)found)(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank, (void *)base, dims, stride_bytes, box, unit,
+    if (!encode) {
+        void *found = NULL;
+        cudaDriverEntryPointQueryResult result;
+        CUDA_TRY(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result));
+        if (!found) return fail(err, "the driver has no cuTensorMapEncodeTiled");
+        encode = (EncodeTiled)found;
+    }
+    CUresult status = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank, (void *)base, dims, stride_bytes, box, unit,
                              CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return status == CUDA_SUCCESS || fail(err, "cuTensorMapEncodeTiled failed: driver error %d", (int)status);
@@ -103,8 +106,8 @@ static bool wide_takes(const Model *m, bool *takes, Error *err) {
     CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     cudaFuncAttributes kernel;
     CUDA_TRY(cudaFuncGetAttributes(&kernel, (const void *)wide_products_kernel<8, 2>));
-    *takes = major == 9 && kernel.maxThreadsPerBlock == WIDE_THREADS && m->precision == PRECISION_BF16 && m->weights.dtype != DTYPE_F16 &&
-             c->dim % (4 * WIDE_COLUMNS) == 0 && c->q_dim % (4 * WIDE_COLUMNS) == 0 &&
+    *takes = major == 9 && kernel.maxThreadsPerBlock == WIDE_THREADS && m->precision == PRECISION_BF16 &&
+             m->weights.dtype != DTYPE_F16 && c->dim % (4 * WIDE_COLUMNS) == 0 && c->q_dim % (4 * WIDE_COLUMNS) == 0 &&
              c->hidden_dim % (4 * WIDE_COLUMNS) == 0 && c->head_dim % 16 == 0 && c->vocab_size % 16 == 0;
     return true;
 }

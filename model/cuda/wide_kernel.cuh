@@ -7,7 +7,7 @@
 namespace {
 
 // Panels of a stage, at most. A pair's part of out and down is one tile: three panels of it are a stage as long as that
-// of three tiles. (For quads, who have several tiles, that made the ring shorter and 4 % was lost.)
+// of three tiles. Quads have several tiles, and room for more activations would make their ring shorter.
 template <int C> constexpr int WIDE_PANELS = C == 2 ? 3 : 1;
 // Bytes of a stage: panels of weights, [panel][tile][row], then of N rows of activations.
 constexpr int WIDE_STAGE_WEIGHTS = WIDE_TILES * WIDE_TILE * WIDE_COLUMNS * 2;
