@@ -1,0 +1,60 @@
+// How a quantised matrix lies on the device: its codes and scales (quant.h) together, row after row, so that a row is one
+// run of bytes and a part of it one copy. No GPU is needed to call what is here; tests/test_plan.c does.
+//
+//   row     blocks of 1024 columns; then, where the row has one scale, 16 bytes: that scale, float32, and 12 of zero
+//   block   codes of its 1024 columns, 8 chunks of 128; then its groups' scales, in the order of columns: bf16, or
+//           float32 where the file has them in another type
+//   chunk   16 or 8 bytes (of 8 or 4 bits a code) for each of 8 lanes: of half h = lane / 4 of 64 columns, t = lane % 4,
+//           the codes of columns 32h + 8t .. +7, then those of the columns 64 further on. A warp takes a chunk as it
+//           takes two mmas' columns of bf16 (fused.h has the drawing)
+//   codes   8 bits: of each 4 columns the bytes of columns 0, 2, 1, 3. 4 bits: of each 8 columns the nibbles of columns
+//           0, 2, 4, 6, 1, 3, 5, 7, from the lowest on. So two columns that are neighbours are 16 bits apart, as the two
+//           numbers of a bf16 pair
+//
+// Columns that a last block has too many are codes of zero with scales of zero.
+#ifndef PACKED_H
+#define PACKED_H
+
+#include "rule.h"
+
+enum {
+    PACK_COLUMNS = 1024, // of a block
+    PACK_CHUNK = 128,    // columns of a chunk
+    PACK_ROW_SCALE = 16, // bytes
+};
+
+// How the rows of a matrix are packed.
+typedef struct Packing {
+    int bits;        // of a code: 8 or 4
+    int blocks;      // of a row
+    int group;       // columns that share a scale; 0: a row has one
+    int scale_bytes; // of a group's scale: 2 or 4; 0: a row has one
+    int block_bytes, row_bytes;
+} Packing;
+
+RULE Packing packing_of(int bits, int group, int scale_bytes, int cols) {
+    Packing p = {bits, (cols + PACK_COLUMNS - 1) / PACK_COLUMNS, group, group ? scale_bytes : 0, 0, 0};
+    p.block_bytes = PACK_COLUMNS * bits / 8 + (group ? PACK_COLUMNS / group * scale_bytes : 0);
+    p.row_bytes = p.blocks * p.block_bytes + (group ? 0 : PACK_ROW_SCALE);
+    return p;
+}
+
+// Where the code of column c is, in units of a code from the start of its block.
+RULE int packed_place(int bits, int c) {
+    int lane = c % 64 / 8, step = c % PACK_CHUNK / 64, i = c % 8;
+    int within = bits == 8 ? i / 4 * 4 + i % 2 * 2 + i % 4 / 2 : i % 2 * 4 + i / 2;
+    return c / PACK_CHUNK * PACK_CHUNK + lane * 16 + step * 8 + within;
+}
+// The column whose code is there: packed_place's inverse.
+RULE int packed_column(int bits, int place) {
+    int lane = place % PACK_CHUNK / 16, step = place % 16 / 8, i = place % 8;
+    int within = bits == 8 ? i / 4 * 4 + i % 2 * 2 + i % 4 / 2 : i % 4 * 2 + i / 4;
+    return place / PACK_CHUNK * PACK_CHUNK + step * 64 + lane * 8 + within;
+}
+// Where a group's scale is, in bytes from the start of the row; of a matrix with one for each row, that one.
+RULE int packed_scale(const Packing *p, int c) {
+    if (!p->group) return p->blocks * p->block_bytes;
+    return c / PACK_COLUMNS * p->block_bytes + PACK_COLUMNS * p->bits / 8 + c % PACK_COLUMNS / p->group * p->scale_bytes;
+}
+
+#endif
