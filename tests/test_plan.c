@@ -2,6 +2,7 @@
 #include "../model/attention/decode_plan.h"
 #include "../model/attention/prefill_plan.h"
 #include "../model/cuda/fused_plan.h"
+#include "../model/cuda/packed.h"
 #include "check.h"
 
 // Dynamic shared memory that a block of the fused engine may have on Hopper: 227 KB less its own variables.
@@ -173,6 +174,47 @@ static void test_fused_plan_keeps_its_bounds(void) {
                 }
     CHECK(fit > 1000 && split > 100);
     test_end("test_fused_plan_keeps_its_bounds");
+}
+
+// The same where weights are quantised: codes of 4 or 8 bits, scales for groups of 32 columns at most 4 bytes each.
+static void test_fused_plan_of_quantised_weights(void) {
+    int fit = 0, split = 0;
+    for (int dim = 8; dim <= FUSED_MAX_DIM; dim += dim < 1024 ? 24 : 712)
+        for (int hidden = 8; hidden <= 30000; hidden = hidden * 7 / 4 / 8 * 8 + 8)
+            for (int bits = 4; bits <= 8; bits += 4)
+                for (int scale_bytes = 0; scale_bytes <= 4; scale_bytes += 2) {
+                    FusedPlan one = {0};
+                    Packing w = packing_of(bits, scale_bytes ? 32 : 0, scale_bytes, hidden);
+                    for (int rows = 1; rows <= MAX_ACT_ROWS; rows++) {
+                        int tile = packed_tile_rows(bits, dim), slice = packed_slice(tile, bits);
+                        FusedShape s = {dim,  dim,  hidden, 64, rows, 1, HOPPER_SHARED,
+                                        bits, slice / PACK_COLUMNS * w.block_bytes, slice};
+                        FusedPlan p;
+                        CHECK(dim % tile == 0 && slice % PACK_COLUMNS == 0 && slice * bits / 8 * tile == PACKED_STAGE);
+                        if (!fused_plan(&s, &p)) {
+                            CHECK(fused_max_rows(s) < rows);
+                            continue;
+                        }
+                        if (rows == 1) one = p;
+                        fit++;
+                        split += p.split_down;
+                        CHECK(p.tile_rows == one.tile_rows && p.slice == one.slice); // a row's order of sums
+                        int down = p.split_down ? fused_min(hidden, slice) : hidden, longest = fused_max(dim, down);
+                        CHECK((size_t)p.partials_offset >= (size_t)longest * 2 * rows);
+                        CHECK(p.stage_bytes >= tile * s.slice_bytes && p.stage_bytes % 128 == 0);
+                        CHECK(p.scales_offset >= p.residuals_offset + RESIDUAL_BUFFERS * rows * p.tile_rows * 4 &&
+                              p.scales_offset % 16 == 0);
+                        CHECK(p.ring_offset >= p.scales_offset + RESIDUAL_BUFFERS * p.tile_rows * 4 &&
+                              p.ring_offset % 128 == 0);
+                        CHECK(p.shared_bytes == (size_t)(p.ring_offset + p.n_stages * p.stage_bytes) &&
+                              p.shared_bytes <= s.shared_bytes);
+                        CHECK(p.stages_in_flight >= 1 && p.stages_in_flight <= p.n_stages);
+                        int sums = p.split_down ? 1 : fused_n_slices(hidden, slice);
+                        CHECK(p.partial_floats == sums * CONSUMER_WARPS * rows * p.tile_rows);
+                    }
+                }
+    CHECK(fit > 1000 && split > 100);
+    test_end("test_fused_plan_of_quantised_weights");
 }
 
 static void test_fused_slices_cover_every_column_once(void) {
@@ -453,6 +495,7 @@ int main(void) {
     test_sm90_boxes_stay_within_a_block_of_the_cache();
     test_fused_plan_of_known_shapes();
     test_fused_plan_keeps_its_bounds();
+    test_fused_plan_of_quantised_weights();
     test_fused_slices_cover_every_column_once();
     test_permuted_index_exchanges_words_1_and_2();
     test_fused_mma_mapping_computes_dot_products();

@@ -1,4 +1,5 @@
 // Engine fused: its launches. What they launch: fused_kernel.cuh, by the protocol in fused.h.
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,8 +8,15 @@
 #include "fused_kernel.cuh"
 #include "wide.h"
 
+#ifndef HAVE_MP
+static Packing matrix_packing(const Matrix *w) {
+    const int bits = w->dtype == DTYPE_U8 ? 4 : 8, group = w->group == WHOLE_ROW ? 0 : w->group;
+    return packing_of(bits, group, w->scale_dtype == DTYPE_BF16 ? 2 : 4, w->cols);
+}
+#endif
 struct FusedState {
     int n_blocks, max_rows, terms; // max_rows: tokens of one pass over the weights
+    bool packed;                   // is a matrix quantised?
     size_t shared_limit;           // dynamic shared memory that a block may have
     void *h;                       // 16-bit [MAX_ACT_ROWS][hidden_dim]
     float *down_partial;           // [MAX_ACT_ROWS][dim]
@@ -17,23 +25,80 @@ struct FusedState {
     WideState *wide;               // steps of many rows; NULL: they are engine cublas's
 };
 
-static FusedShape fused_shape(const Model *m, const FusedState *f, int n_rows) {
-    const Config *c = &m->config;
-    return {c->dim, c->q_dim, c->hidden_dim, c->head_dim, n_rows, f->terms, f->shared_limit};
+// Calls visit(matrix, kind) for the matrices of products, one for those that are alike: of QKV, of gate and up.
+template <class Visit> static void for_products(const Model *m, Visit visit) {
+    for (int i = 0; i < m->config.n_layers; i++) {
+        const LayerWeights *l = &m->weights.layers[i];
+        visit(l->wq, PRODUCT_QKV), visit(l->wo, PRODUCT_OUT), visit(l->w1, PRODUCT_GATE_UP), visit(l->w2, PRODUCT_DOWN);
+    }
+    visit(m->weights.output, PRODUCT_LM_HEAD);
 }
 
-static void add_product(FusedParams *p, const FusedPlan *plan, int n_blocks, ProductKind kind, const void *weights,
-                        const void *up, const float *norm, int rows, int cols) {
+static int matrix_bits(const Matrix &w) {
+    return matrix_is_quantised(&w) ? matrix_packing(&w).bits : 16;
+}
+
+// How long slices are where a matrix is quantised.
+static void shape_packed(const Model *m, FusedShape *s) {
+    int bits = 16;
+    for_products(m, [&](const Matrix &w, ProductKind) { bits = fused_min(bits, matrix_bits(w)); });
+    s->packed_bits = bits;
+    s->down_slice = INT_MAX;
+    const int tile_rows = packed_tile_rows(bits, s->dim);
+    for_products(m, [&](const Matrix &w, ProductKind kind) {
+        const int columns = packed_slice(tile_rows, matrix_bits(w));
+        s->slice_bytes = fused_max(s->slice_bytes, matrix_is_quantised(&w)
+                                                       ? columns / PACK_COLUMNS * matrix_packing(&w).block_bytes
+                                                       : 2 * columns);
+        if (kind == PRODUCT_DOWN) s->down_slice = fused_min(s->down_slice, columns);
+    });
+}
+
+static FusedShape fused_shape(const Model *m, const FusedState *f, int n_rows) {
+    const Config *c = &m->config;
+    FusedShape s = {c->dim, c->q_dim, c->hidden_dim, c->head_dim, n_rows, f->terms, f->shared_limit, 0, 0, 0};
+    if (weights_are_quantised(m)) shape_packed(m, &s);
+    return s;
+}
+
+// The part of a product that is its weights': w, and the same of `up`; `slice`: columns of a K slice of 16-bit weights.
+static void set_weights(Product *f, const FusedPlan *plan, const Matrix *w, const Matrix *up, bool packed_model) {
+    f->weights = (const char *)w->data;
+    f->up = up ? (const char *)up->data : NULL;
+    if (!matrix_is_quantised(w)) {
+        const int slice = packed_model ? packed_slice(plan->tile_rows, 16) : plan->slice;
+        f->n_slices = fused_n_slices(w->cols, slice);
+        f->slice = fused_slice_of(w->cols, slice);
+        f->row_bytes = f->bytes = 2 * w->cols;
+        f->slice_bytes = 2 * f->slice;
+    } else {
+        const Packing packing = matrix_packing(w);
+        f->codes = w->dtype == DTYPE_U8 ? CODES_INT4 : w->dtype == DTYPE_I8 ? CODES_INT8 : CODES_FP8;
+        f->scales = packing.group ? NULL : (const float *)w->scale;
+        f->up_scales = packing.group || !up ? NULL : (const float *)up->scale;
+        while (1 << f->group_log2 < packing.group) f->group_log2++;
+        f->scale_bytes = packing.scale_bytes;
+        f->block_bytes = packing.block_bytes;
+        f->blocks = packing.blocks;
+        f->slice = packed_slice(plan->tile_rows, packing.bits);
+        f->slice_blocks = f->slice / PACK_COLUMNS;
+        f->n_slices = fused_n_slices(w->cols, f->slice);
+        f->row_bytes = f->bytes = packing.row_bytes;
+        f->slice_bytes = f->slice_blocks * packing.block_bytes;
+    }
+    f->weight_pitch = f->n_slices > 1 ? f->slice_bytes : f->row_bytes;
+}
+
+// rows: of w, or of all matrices that follow it or alternate with it.
+static void add_product(FusedParams *p, const FusedPlan *plan, int n_blocks, ProductKind kind, const Matrix *w,
+                        const Matrix *up, const float *norm, int rows, bool packed_model) {
+    const int cols = w->cols;
     Product *f = &p->product[p->n_products++];
     f->kind = kind;
     f->rows = rows;
     f->cols = f->row_length = cols;
-    f->weights = (const char *)weights;
-    f->up = (const char *)up;
     f->norm = norm;
-    f->n_slices = fused_n_slices(cols, plan->slice);
-    f->slice = fused_slice_of(cols, plan->slice);
-    f->weight_pitch = 2 * (f->n_slices > 1 ? f->slice : cols);
+    set_weights(f, plan, w, up, packed_model);
     f->slices_per_sum = kind == PRODUCT_DOWN ? 1 : f->n_slices;
     f->act_pitch = (int)fused_act_bytes(cols, 1);
     if (p->n_products > 1) f->first_block = (f[-1].first_block + fused_ceil(f[-1].rows, plan->tile_rows)) % n_blocks;
@@ -49,10 +114,14 @@ static void split_last_product(FusedParams *p) {
         f->first_col = first;
         f->cols = fused_min(whole.cols - first, whole.slice);
         f->n_slices = 1;
-        f->weight_pitch = 2 * f->slice;
+        f->first_byte = first / whole.slice * whole.slice_bytes;
+        f->bytes = fused_min(whole.bytes - f->first_byte, whole.slice_bytes);
+        f->blocks = fused_min(whole.blocks - first / whole.slice * whole.slice_blocks, whole.slice_blocks);
+        f->weight_pitch = whole.slice_bytes;
         f->act_pitch = (int)fused_act_bytes(f->cols, 1);
         f->adds_partial = first > 0;
         f->leaves_partial = first + f->cols < whole.cols;
+        if (f->leaves_partial) f->scales = NULL;
     }
 }
 
@@ -60,20 +129,21 @@ static void split_last_product(FusedParams *p) {
 static void add_products(const Model *m, const FusedState *f, const FusedPlan *plan, int i, FusedParams *p) {
     const Config *c = &m->config;
     const Weights *w = &m->weights;
+    auto add = [&](ProductKind kind, const Matrix *weights, const Matrix *up, const float *norm, int rows) {
+        add_product(p, plan, f->n_blocks, kind, weights, up, norm, rows, f->packed);
+    };
     if (i > 0) {
         const LayerWeights *l = &w->layers[i - 1];
-        add_product(p, plan, f->n_blocks, PRODUCT_OUT, l->wo.data, NULL, NULL, c->dim, c->q_dim);
-        add_product(p, plan, f->n_blocks, PRODUCT_GATE_UP, l->w1.data, l->w3.data, l->ffn_norm, 2 * c->hidden_dim,
-                    c->dim);
-        add_product(p, plan, f->n_blocks, PRODUCT_DOWN, l->w2.data, NULL, NULL, c->dim, c->hidden_dim);
+        add(PRODUCT_OUT, &l->wo, NULL, NULL, c->dim);
+        add(PRODUCT_GATE_UP, &l->w1, &l->w3, l->ffn_norm, 2 * c->hidden_dim);
+        add(PRODUCT_DOWN, &l->w2, NULL, NULL, c->dim);
         if (plan->split_down) split_last_product(p);
     }
     if (i < c->n_layers) {
         const LayerWeights *l = &w->layers[i];
-        add_product(p, plan, f->n_blocks, PRODUCT_QKV, l->wq.data, NULL, l->attention_norm, c->q_dim + 2 * c->kv_dim,
-                    c->dim);
+        add(PRODUCT_QKV, &l->wq, NULL, l->attention_norm, c->q_dim + 2 * c->kv_dim);
     } else
-        add_product(p, plan, f->n_blocks, PRODUCT_LM_HEAD, w->output.data, NULL, w->norm, c->vocab_size, c->dim);
+        add(PRODUCT_LM_HEAD, &w->output, NULL, w->norm, c->vocab_size);
 }
 
 // The parameters of kernel i of a pass over n rows from row `first` of the batch on.
@@ -93,6 +163,7 @@ static FusedParams fused_params(const Model *m, const CudaState *s, const FusedP
     p.partials_offset = plan->partials_offset;
     p.rope_offset = plan->rope_offset;
     p.residuals_offset = plan->residuals_offset;
+    p.scales_offset = plan->scales_offset;
     p.n_heads = c->n_heads;
     p.n_kv_heads = c->n_kv_heads;
     p.head_dim = c->head_dim;
@@ -147,9 +218,9 @@ static bool decode_pass(Model *m, const FusedPlan *plan, int first, int n, bool 
             fprintf(stderr,
                     "decode: decode_products_kernel %d products, %d rows, tiles of %d, grid %d, block %d, shared %zu: "
                     "a ring of %d x %d bytes, %d in flight\n",
-                    p.n_products, n, p.tile_rows, f->n_blocks, FUSED_THREADS, plan->shared_bytes, p.n_stages,
+                    p.n_products, n, p.tile_rows, f->n_blocks, N::THREADS, plan->shared_bytes, p.n_stages,
                     p.stage_bytes, p.stages_in_flight);
-        CUDA_TRY(launch_kernel(decode_products_kernel<N>, f->n_blocks, FUSED_THREADS, plan->shared_bytes, true,
+        CUDA_TRY(launch_kernel(decode_products_kernel<N>, f->n_blocks, N::THREADS, plan->shared_bytes, true,
                                s->stream, p));
     }
     CUDA_TRY(launch_kernel(decode_argmax_kernel, 1, 32 * MAX_ACT_ROWS, 0, true, s->stream, (const int2 *)f->best,
@@ -159,11 +230,17 @@ static bool decode_pass(Model *m, const FusedPlan *plan, int first, int n, bool 
 }
 
 // Calls body with the Numbers for the model's weights and precision, and tiles of so many rows.
+template <int TERMS, class Body> static bool with_packed_tile(int tile_rows, Body body) {
+    return tile_rows == MMA_WEIGHT_ROWS * PACKED_TILE_GROUPS
+               ? body(Numbers<bf16, TERMS, PACKED_TILE_GROUPS, true>())
+               : body(Numbers<bf16, TERMS, PACKED_TILE_GROUPS_4BIT, true>());
+}
 template <typename W, int TERMS, class Body> static bool with_tile(int tile_rows, Body body) {
     return tile_rows == MMA_WEIGHT_ROWS ? body(Numbers<W, TERMS, 1>()) : body(Numbers<W, TERMS, MAX_TILE_GROUPS>());
 }
 template <class Body> static bool for_numbers(const Model *m, int tile_rows, Body body) {
     bool f32 = m->precision == PRECISION_F32;
+    if (weights_are_quantised(m)) return f32 ? with_packed_tile<3>(tile_rows, body) : with_packed_tile<1>(tile_rows, body);
     if (m->weights.layers[0].wq.dtype == DTYPE_BF16)
         return f32 ? with_tile<bf16, 3>(tile_rows, body) : with_tile<bf16, 1>(tile_rows, body);
     return f32 ? with_tile<f16, 3>(tile_rows, body) : with_tile<f16, 1>(tile_rows, body);
@@ -206,8 +283,26 @@ static bool size_fused(const Model *m, FusedState *f, Error *err) {
     CUDA_TRY(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     f->terms = m->precision == PRECISION_F32 ? 3 : 1;
     f->shared_limit = (size_t)limit - FUSED_STATIC_BYTES;
+    f->packed = weights_are_quantised(m);
     f->max_rows = fused_max_rows(fused_shape(m, f, 0));
     return true;
+}
+
+// Whether --precision f32 has products of the file's matrices: of codes, and of one dtype of 16 bits.
+static bool have_f32_products(const Model *m, Error *err) {
+    const Weights *w = &m->weights;
+    if (weights_are_quantised(m)) {
+        const Matrix *other = NULL;
+        for_products(m, [&](const Matrix &w, ProductKind) {
+            if (!matrix_is_quantised(&w) && w.dtype != DTYPE_BF16) other = &w;
+        });
+        return !other || fail(err, "engine fused: beside quantised matrices others are %s, expected BF16",
+                              dtype_names[other->dtype]);
+    }
+    if (w->dtype == DTYPE_F32)
+        return fail(err, "engine fused has no products of float32 weights, only of BF16 and F16");
+    return w->output_dtype == w->dtype || fail(err, "engine fused: the output matrix is %s, expected %s as the layers are",
+                                               dtype_names[w->output_dtype], dtype_names[w->dtype]);
 }
 
 static bool usable_fused(const Model *m, Error *err) {
@@ -222,11 +317,7 @@ static bool usable_fused(const Model *m, Error *err) {
     if (attributes.ptxVersion < 90)
         return fail(err, "engine fused needs code for compute capability 9.0, this program has that of %d.%d",
                     attributes.ptxVersion / 10, attributes.ptxVersion % 10);
-    if (m->weights.dtype == DTYPE_F32 && m->precision == PRECISION_F32)
-        return fail(err, "engine fused has no products of float32 weights, only of BF16 and F16");
-    if (m->weights.output_dtype != m->weights.dtype && m->precision == PRECISION_F32)
-        return fail(err, "engine fused: the output matrix is %s, expected %s as the layers are",
-                    dtype_names[m->weights.output_dtype], dtype_names[m->weights.dtype]);
+    if (m->precision == PRECISION_F32 && !have_f32_products(m, err)) return false;
     if (m->config.dim > FUSED_MAX_DIM)
         return fail(err, "engine fused takes a dim of %d at most, this model has %d", FUSED_MAX_DIM, m->config.dim);
     FusedState f;
@@ -267,7 +358,8 @@ static bool prepare_fused(Model *m, Error *err) {
     CUDA_TRY(cudaMalloc((void **)&f->best, (size_t)MAX_ACT_ROWS * f->n_blocks * sizeof(int2)));
     // Once; every step leaves them so.
     CUDA_TRY(cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream));
-    for (int groups = 1; groups <= MAX_TILE_GROUPS; groups++)
+    const int tile_groups[] = {1, PACKED_TILE_GROUPS, PACKED_TILE_GROUPS_4BIT}; // quantised or not, these cover all
+    for (int groups : tile_groups)
         if (!for_numbers(m, groups * MMA_WEIGHT_ROWS, [&](auto numbers) {
                 CUDA_TRY(cudaFuncSetAttribute((const void *)decode_products_kernel<decltype(numbers)>,
                                               cudaFuncAttributeMaxDynamicSharedMemorySize, (int)f->shared_limit));

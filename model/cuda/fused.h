@@ -28,6 +28,9 @@
 //   consumers (8 warps)  bring the product's activations to shared memory; each multiplies its columns of every K slice
 //   epilogue (1 warp)    adds up the partial sums of a tile and does what follows: residual sum, SwiGLU, RoPE, argmax
 //
+// (Where weights are quantised there are 16 consumers, two sets of 8, each for half of a tile's rows, and warps 16 and 17
+// are the epilogue's and the producer.)
+//
 // A tile is 4 rows (one group) or 8, its columns in K slices, one stage of the ring each. The first tile of a product
 // is given (first_tile), the next ones go to whichever block asks first (an atomic counter), as SMs read at different
 // speeds.
@@ -135,6 +138,15 @@
 // of the time. Activations are stored with words 1 and 2 of every four exchanged (permuted_index), so that a lane's b
 // is 8 bytes in one place. tests/test_plan.c computes products by this table.
 //
+// ---- Quantised weights ----------------------------------------------------------------------------------------------
+//
+// The stream carries codes and scales as they are packed (packed.h): a K slice is whole blocks of 1024 columns, of which
+// each consumer warp takes its chunk of 128. Codes become bf16 in registers (fused_packed.cuh): an int4 is 128 + code as
+// one bitwise operation makes it, less 136; an int8 128 + its lower bits, less 128 or 256; an e4m3 its bits in bf16's
+// places, times 2^120. All of it is exact. A group's scale multiplies the sum of the group's mmas, in the consumer warp; a
+// row's multiplies the finished sum, in the epilogue warp: it comes with the tile, as residuals do. Tile and slices are
+// the model's, not the step's. A kernel's products may have weights of different types, 16-bit ones too.
+//
 // ---- Numerics -------------------------------------------------------------------------------------------------------
 //
 // Inputs of products are rounded to 16 bits as in engine cublas. In --precision f32 they are split in three bf16, x1 +
@@ -158,25 +170,35 @@
 #define FUSED_H
 
 #include "fused_plan.h"
+#include "packed.h"
 #include "state.h"
 
 namespace {
 
+enum CodeType { CODES_NONE, CODES_FP8, CODES_INT8, CODES_INT4 }; // CODES_NONE: 16-bit weights
 enum ProductKind { PRODUCT_QKV, PRODUCT_OUT, PRODUCT_GATE_UP, PRODUCT_DOWN, PRODUCT_LM_HEAD };
 
 // One matrix product of a kernel.
 struct Product {
     ProductKind kind;
     int rows, cols;            // of the weights; gate and up together
-    const char *weights;       // 16-bit [rows][cols]; PRODUCT_GATE_UP: gate
+    const char *weights;       // [rows] of row_bytes, 16-bit [cols] or packed (packed.h); PRODUCT_GATE_UP: gate
     const char *up;            // PRODUCT_GATE_UP
+    const float *scales;       // [rows], what sums are multiplied by; NULL: nothing. PRODUCT_GATE_UP: gate's
+    const float *up_scales;    // PRODUCT_GATE_UP
     const float *norm;         // [cols], or NULL: the input is not normalised
     int n_slices, slice;       // K slices, and the columns of one: a multiple of SLICE_UNIT; the last may be shorter
     int first_col, row_length; // columns from first_col on, of rows of row_length: a part of down's K, or all
     int slices_per_sum;        // slices whose sum is rounded as one; these sums are added in their order
     bool adds_partial;         // the sum of the parts of K before is in down_partial
     bool leaves_partial;       // the sum goes to down_partial: more parts follow
+    int row_bytes;             // of a row of weights in memory
+    int first_byte, bytes;     // of it, what this product takes
+    int slice_bytes;           // of a K slice
     int weight_pitch;          // bytes between rows of the weights in a stage
+    CodeType codes;            // of the weights
+    int group_log2;            // of the columns that share a scale
+    int scale_bytes, block_bytes, blocks, slice_blocks; // Packing's; blocks of this product, and of a slice
     int act_pitch;             // bytes between activation rows in shared memory
     int first_block;           // has the first tile: goes on from product to product, so that blocks even out
 };
@@ -185,10 +207,10 @@ struct Product {
 struct FusedParams {
     Product product[MAX_PRODUCTS];
     int n_products, n_rows; // n_rows: tokens, one of each sequence
-    int tile_rows;          // from here to ring_offset: see FusedPlan
+    int tile_rows;          // from here to scales_offset: see FusedPlan
     int n_stages, stage_bytes, partial_floats;
     int stages_in_flight, stages_ahead;
-    int ring_offset, partials_offset, rope_offset, residuals_offset;
+    int ring_offset, partials_offset, rope_offset, residuals_offset, scales_offset;
     int n_heads, n_kv_heads, head_dim, dim, hidden_dim, q_dim, vocab_size;
     unsigned head_dim_inverse; // 2^32 / head_dim, rounded up: row / head_dim is the upper half of their product
     float eps;
@@ -206,7 +228,7 @@ struct FusedParams {
 
 // A kernel has 4 KB of parameters on every architecture and driver.
 static_assert(sizeof(FusedParams) <= 4096, "parameters of a kernel");
-static_assert(FUSED_THREADS == 320 && CONSUMER_THREADS == 256, "the table of barriers");
+static_assert(CONSUMER_THREADS == 256, "the table of barriers");
 static_assert(RESIDUAL_BUFFERS > MAX_STAGES + PARTIAL_BUFFERS, "a residual buffer is filled anew before it is read");
 static_assert(SLICE_UNIT == 512 && MAX_SLICE % SLICE_UNIT == 0, "every consumer warp has whole mmas of a slice");
 static_assert(MAX_SLICE % (MAX_TILE_GROUPS * SLICE_UNIT) == 0, "the same where a slice is half as long");
@@ -217,7 +239,7 @@ static_assert(FUSED_MAX_DIM <= 2 * MAX_SLICE && FUSED_MAX_DIM == CONSUMER_THREAD
 
 // The table of shared memory.
 constexpr FusedPlan fused_plan_8b() {
-    FusedShape shape = {4096, 4096, 14336, 128, 1, 1, 232448 - FUSED_STATIC_BYTES};
+    FusedShape shape = {4096, 4096, 14336, 128, 1, 1, 232448 - FUSED_STATIC_BYTES, 0, 0, 0};
     FusedPlan plan = {};
     return fused_plan(&shape, &plan) ? plan : FusedPlan{};
 }

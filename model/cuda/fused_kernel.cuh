@@ -24,13 +24,17 @@ __device__ __forceinline__ void split_f16(uint32_t pair, uint32_t &hi, uint32_t 
     lo = *(uint32_t *)&l;
 }
 
-// What a kernel computes in. W: the stored weights' type; TERMS: activation rows of a token, 1, or 3 (bf16x3); E: the
-// type of an activation row; KV: the cache's type; GROUPS of MMA_WEIGHT_ROWS in a tile; STEPS: mmas of a warp along a
-// whole slice.
-template <typename W_, int TERMS_, int GROUPS_> struct Numbers {
+// What a kernel computes in. W: the stored weights' type, of those that have 16 bits; TERMS: activation rows of a token,
+// 1, or 3 (bf16x3); E: the type of an activation row; KV: the cache's type; GROUPS of MMA_WEIGHT_ROWS in a tile; STEPS:
+// mmas of a warp along a whole slice; PACKED: may weights be quantised? SETS of CONSUMER_WARPS share a tile's groups,
+// OWN_GROUPS each; WARPS: of all consumers.
+template <typename W_, int TERMS_, int GROUPS_, bool PACKED_ = false> struct Numbers {
     typedef W_ W;
+    static constexpr bool PACKED = PACKED_;
     static constexpr int TERMS = TERMS_, GROUPS = GROUPS_, TILE = GROUPS * MMA_WEIGHT_ROWS,
-                         STEPS = MAX_SLICE / GROUPS / CONSUMER_WARPS / MMA_COLUMNS;
+                         STEPS = MAX_SLICE / GROUPS / CONSUMER_WARPS / MMA_COLUMNS, SETS = PACKED ? PACKED_SETS : 1,
+                         OWN_GROUPS = GROUPS / SETS, WARPS = SETS * CONSUMER_WARPS, CONSUMERS = 32 * WARPS,
+                         EPILOGUE = WARPS, PRODUCER = WARPS + 1, THREADS = 32 * (WARPS + 2);
     typedef typename std::conditional<TERMS == 1, W, bf16>::type E;
     typedef typename std::conditional<TERMS == 1, W, float>::type KV;
 };
@@ -77,10 +81,11 @@ struct Block {
     uint32_t stages, act;           // addresses: the ring of weights, the activations
     char *shared;                   // the activations again
     float *partials;                // [PARTIAL_BUFFERS][partial_floats]: partial sums
-    float *sums;                    // [4][CONSUMER_WARPS]: of squares
+    float *sums;                    // [4][consumer warps]: of squares
     int *stage_tile, *partial_tile; // [n_stages], [PARTIAL_BUFFERS]: which tile it belongs to
     float2 *rope;                   // [n_rows][head_dim/2]: cosine and sine
     float4 *residuals;              // [RESIDUAL_BUFFERS][n_rows][groups]: what a tile of PRODUCT_OUT is added to
+    float *scales;                  // [RESIDUAL_BUFFERS][tile rows]: what a tile's sums are multiplied by
     volatile int *started;          // products whose input the consumers have
 };
 
@@ -93,8 +98,8 @@ __device__ __forceinline__ int first_tile(const Product &f) {
 template <int TILE> __device__ __forceinline__ const char *tile_row(const Product &f, int tile, int row) {
     constexpr int HALF = TILE / 2;
     if (f.kind == PRODUCT_GATE_UP)
-        return (row < HALF ? f.weights : f.up) + (size_t)(tile * HALF + row % HALF) * f.cols * 2;
-    return f.weights + ((size_t)(tile * TILE + row) * f.row_length + f.first_col) * 2;
+        return (row < HALF ? f.weights : f.up) + (size_t)(tile * HALF + row % HALF) * f.row_bytes;
+    return f.weights + (size_t)(tile * TILE + row) * f.row_bytes + f.first_byte;
 }
 
 constexpr int END_OF_PRODUCT = -1; // in place of a tile
@@ -105,10 +110,20 @@ struct CopyRange {
     int first, bytes; // the first row's number in the tile; 0 bytes: nothing
 };
 template <int TILE> __device__ __forceinline__ CopyRange copy_range(const Product &f, int tile, int p) {
-    int each = f.weight_pitch != f.row_length * 2 ? 1 : f.kind == PRODUCT_GATE_UP ? TILE / 2 : TILE;
+    int each = f.weight_pitch != f.row_bytes ? 1 : f.kind == PRODUCT_GATE_UP ? TILE / 2 : TILE;
     int first = threadIdx.x % 32 * each, n = max(0, min(each, min(TILE, f.rows - tile * TILE) - first));
-    return {tile_row<TILE>(f, tile, first) + (size_t)p * f.slice * 2, first,
-            n * 2 * min(f.slice, f.cols - p * f.slice)};
+    return {tile_row<TILE>(f, tile, first) + (size_t)p * f.slice_bytes, first,
+            n * min(f.slice_bytes, f.bytes - p * f.slice_bytes)};
+}
+
+// The scales of a tile's rows: half of them from each of gate and up.
+template <int TILE>
+__device__ __forceinline__ void copy_scales(float *to, const Product &f, int tile, uint32_t barrier) {
+    constexpr int HALF = TILE / 2;
+    const bool both = f.kind == PRODUCT_GATE_UP;
+    const float *first = f.scales + tile * (both ? HALF : TILE), *second = both ? f.up_scales + tile * HALF : first + HALF;
+    copy_bulk(shared_address(to), first, HALF * sizeof(float), barrier);
+    copy_bulk(shared_address(to + HALF), second, HALF * sizeof(float), barrier);
 }
 
 // A tile of a product that no block has yet, for lane 0. The answer is not waited for here: under load it takes as long
@@ -122,8 +137,9 @@ __device__ __forceinline__ int take_tile(int *next_tile) {
 // The producer warp: every K slice of every tile of this block, in order. Its first tile of a product is given, the
 // others go to whoever asks first, as SMs read at different speeds. All that can be known before the last wait is, so
 // that a copy follows at once when another lands.
-template <int TILE> __device__ __forceinline__ void produce(const FusedParams &s, const Block &block, Ring ring) {
-    int lane = threadIdx.x % 32, in_flight = 0, n_residuals = 0;
+template <typename N> __device__ __forceinline__ void produce(const FusedParams &s, const Block &block, Ring ring) {
+    constexpr int TILE = N::TILE;
+    int lane = threadIdx.x % 32, in_flight = 0, n_residuals = 0, n_scales = 0;
     Ring landed = ring;
     const uint64_t policy = l2_evict_first();
     for (int i = 0; i < s.n_products; i++) {
@@ -137,10 +153,11 @@ template <int TILE> __device__ __forceinline__ void produce(const FusedParams &s
                 CopyRange share = copy_range<TILE>(f, tile, p);
                 uint32_t to = block.stages + ring.slot * s.stage_bytes + share.first * f.weight_pitch,
                          full = ring.full + 8 * ring.slot;
-                int bytes = min(TILE, f.rows - tile * TILE) * 2 * min(f.slice, f.cols - p * f.slice);
+                int bytes = min(TILE, f.rows - tile * TILE) * min(f.slice_bytes, f.bytes - p * f.slice_bytes);
                 int most = *block.started > i ? s.stages_in_flight : s.stages_ahead;
                 // Of x as the kernel before attention left it: see edge P in fused.h.
-                bool adds = f.kind == PRODUCT_OUT && p == 0 && !end;
+                bool adds = f.kind == PRODUCT_OUT && p == 0 && !end, scales = N::PACKED && f.scales && p == 0 && !end;
+                if (scales) bytes += TILE * (int)sizeof(float);
                 ring.wait_empty();
                 if (lane == 0) block.stage_tile[ring.slot] = end ? END_OF_PRODUCT : tile;
                 for (; in_flight >= most; in_flight--) {
@@ -158,6 +175,9 @@ template <int TILE> __device__ __forceinline__ void produce(const FusedParams &s
                                                                    (TILE / MMA_WEIGHT_ROWS)),
                               s.x + (size_t)lane * s.dim + tile * TILE, TILE * sizeof(float), full);
                 if (adds) n_residuals++;
+                if (scales && lane == 0)
+                    copy_scales<TILE>(block.scales + n_scales % RESIDUAL_BUFFERS * TILE, f, tile, full);
+                if (scales) n_scales++;
                 ring.next();
             }
             if (end) break;
@@ -167,8 +187,8 @@ template <int TILE> __device__ __forceinline__ void produce(const FusedParams &s
 
 // ---- input of a product ---------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ void consumers_sync() {
-    named_barrier_sync(BARRIER_FUSED_CONSUMERS, CONSUMER_THREADS);
+template <typename N> __device__ __forceinline__ void consumers_sync() {
+    named_barrier_sync(BARRIER_FUSED_CONSUMERS, N::CONSUMERS);
 }
 
 __device__ __forceinline__ float squares(float4 v) {
@@ -179,16 +199,17 @@ __device__ __forceinline__ float4 scaled(float4 v, float scale, float4 w) {
 }
 
 // The norm's weights, which depend on nothing: read before the wait for what is normalised.
-template <int EACH> __device__ __forceinline__ void load_norm(const Product &f, float4 (&w)[EACH]) {
+template <typename N, int EACH> __device__ __forceinline__ void load_norm(const Product &f, float4 (&w)[EACH]) {
 #pragma unroll
     for (int j = 0; j < EACH; j++) {
-        int i = threadIdx.x + j * 256;
+        int i = threadIdx.x + j * N::CONSUMERS;
         w[j] = i < f.cols / 4 ? __ldg((const float4 *)f.norm + i) : make_float4(0, 0, 0, 0);
     }
 }
 
 // x / sqrt(mean(x²) + eps) * weight of every token, to its activation rows; ROWS tokens at a time, EACH float4s of each
-// a thread. A token's sum of squares has one order: thread i of 256 adds elements 4i .. 4i+3 and those 1024 further on,
+// a thread. A token's sum of squares has one order: thread i adds elements 4i .. 4i+3 and those as far
+// on as all threads reach,
 // then lanes, then warps.
 template <typename N, int ROWS, int EACH>
 __device__ __forceinline__ void store_normalised(const FusedParams &s, const Product &f, const float4 (&w)[EACH],
@@ -200,53 +221,53 @@ __device__ __forceinline__ void store_normalised(const FusedParams &s, const Pro
         for (int r = 0; r < ROWS; r++)
 #pragma unroll
             for (int j = 0; j < EACH; j++) {
-                bool there = b0 + r < s.n_rows && tid + j * 256 < n;
-                x[r][j] = floats_of(load_l2_16(s.x + (size_t)(b0 + r) * f.cols + 4 * (tid + j * 256), there));
+                bool there = b0 + r < s.n_rows && tid + j * N::CONSUMERS < n;
+                x[r][j] = floats_of(load_l2_16(s.x + (size_t)(b0 + r) * f.cols + 4 * (tid + j * N::CONSUMERS), there));
             }
-        if (b0 > 0) consumers_sync(); // all have read the sums of the tokens before
+        if (b0 > 0) consumers_sync<N>(); // all have read the sums of the tokens before
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             float sum = 0;
 #pragma unroll
             for (int j = 0; j < EACH; j++) sum += squares(x[r][j]);
             sum = warp_sum(sum);
-            if (tid % 32 == 0) sums[r * CONSUMER_WARPS + tid / 32] = sum;
+            if (tid % 32 == 0) sums[r * N::WARPS + tid / 32] = sum;
         }
-        consumers_sync();
+        consumers_sync<N>();
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             if (b0 + r >= s.n_rows) break;
             float sum = 0;
 #pragma unroll
-            for (int i = 0; i < CONSUMER_WARPS; i++) sum += sums[r * CONSUMER_WARPS + i];
+            for (int i = 0; i < N::WARPS; i++) sum += sums[r * N::WARPS + i];
             float scale = 1.0f / sqrtf(sum / (float)f.cols + s.eps);
             char *row = to + (size_t)(b0 + r) * N::TERMS * f.act_pitch;
 #pragma unroll
             for (int j = 0; j < EACH; j++)
-                if (tid + j * 256 < n)
-                    store_split<N>(row, f.act_pitch, 4 * (tid + j * 256), scaled(x[r][j], scale, w[j]));
+                if (tid + j * N::CONSUMERS < n)
+                    store_split<N>(row, f.act_pitch, 4 * (tid + j * N::CONSUMERS), scaled(x[r][j], scale, w[j]));
         }
     }
 }
 
 // Loads n × 16 bytes of each of `rows` rows, from_pitch × 16 bytes apart, and hands them to store(row, column, what was
 // loaded). Of a thread's loads ROWS × DEPTH are under way.
-template <int ROWS, int DEPTH, class Store>
+template <typename N, int ROWS, int DEPTH, class Store>
 __device__ __forceinline__ void for_rows(const uint4 *from, int from_pitch, int n, int rows, Store store) {
     for (int row = 0; row < rows; row += ROWS)
-        for (int first = threadIdx.x; first < n; first += DEPTH * 256) {
+        for (int first = threadIdx.x; first < n; first += DEPTH * N::CONSUMERS) {
             uint4 v[ROWS][DEPTH];
 #pragma unroll
             for (int r = 0; r < ROWS; r++)
 #pragma unroll
                 for (int j = 0; j < DEPTH; j++)
-                    v[r][j] = load_l2_16(from + (size_t)(row + r) * from_pitch + first + j * 256,
-                                         row + r < rows && first + j * 256 < n);
+                    v[r][j] = load_l2_16(from + (size_t)(row + r) * from_pitch + first + j * N::CONSUMERS,
+                                         row + r < rows && first + j * N::CONSUMERS < n);
 #pragma unroll
             for (int r = 0; r < ROWS; r++)
 #pragma unroll
                 for (int j = 0; j < DEPTH; j++)
-                    if (row + r < rows && first + j * 256 < n) store(row + r, first + j * 256, v[r][j]);
+                    if (row + r < rows && first + j * N::CONSUMERS < n) store(row + r, first + j * N::CONSUMERS, v[r][j]);
         }
 }
 
@@ -254,7 +275,7 @@ __device__ __forceinline__ void for_rows(const uint4 *from, int from_pitch, int 
 template <typename N>
 __device__ __forceinline__ void store_attention(const FusedParams &s, const Product &f, char *to) {
     constexpr int EACH = 16 / sizeof(typename N::KV);
-    for_rows<N::TERMS == 1 ? 4 : 1, N::TERMS == 1 ? 2 : 4>(
+    for_rows<N, N::TERMS == 1 ? 4 : 1, N::TERMS == 1 ? 2 : 4>(
         (const uint4 *)s.att, f.cols / EACH, f.cols / EACH, s.n_rows, [&](int b, int column, uint4 v) {
             char *row = to + b * N::TERMS * f.act_pitch;
             if constexpr (N::TERMS == 1)
@@ -267,7 +288,7 @@ __device__ __forceinline__ void store_attention(const FusedParams &s, const Prod
 // What gate_up left, split and permuted already; the columns of this product. All copies are under way at once.
 template <typename N> __device__ __forceinline__ void store_hidden(const FusedParams &s, const Product &f, char *to) {
     for (int r = 0; r < s.n_rows * N::TERMS; r++)
-        for (int i = threadIdx.x; i < f.cols / 8; i += 256)
+        for (int i = threadIdx.x; i < f.cols / 8; i += N::CONSUMERS)
             copy_async16_from_l2(shared_address(to + (size_t)r * f.act_pitch + i * 16),
                                  (const uint4 *)s.h + ((size_t)r * f.row_length + f.first_col) / 8 + i);
     copy_async_wait_all();
@@ -318,16 +339,20 @@ template <typename N> struct EpilogueLane {
 
     // Gate and up: h = SwiGLU. The tile's first half is rows of gate, its second the same rows of up.
     __device__ __forceinline__ void gate_up(const FusedParams &s, int tile, const float (&sum)[GROUPS]) const {
-        float up = GROUPS > 1 ? sum[GROUPS - 1] : __shfl_down_sync(~0u, sum[0], 2),
-              v = sum[0] / (1.0f + expf(-sum[0])) * up;
-        typename N::E *h =
-            (typename N::E *)s.h + (size_t)b * N::TERMS * s.hidden_dim + permuted_index(tile * (TILE / 2) + n);
-        if (in_batch && n < TILE / 2)
+        constexpr int HALF = GROUPS > 1 ? GROUPS / 2 : 1;
 #pragma unroll
-            for (int t = 0; t < N::TERMS; t++) {
-                h[(size_t)t * s.hidden_dim] = from_float<typename N::E>(v);
-                v -= to_float(from_float<typename N::E>(v));
-            }
+        for (int g = 0; g < HALF; g++) {
+            float up = GROUPS > 1 ? sum[GROUPS - HALF + g] : __shfl_down_sync(~0u, sum[0], 2),
+                  v = sum[g] / (1.0f + expf(-sum[g])) * up;
+            typename N::E *h = (typename N::E *)s.h + (size_t)b * N::TERMS * s.hidden_dim +
+                               permuted_index(tile * (TILE / 2) + g * MMA_WEIGHT_ROWS + n);
+            if (in_batch && n < TILE / 2)
+#pragma unroll
+                for (int t = 0; t < N::TERMS; t++) {
+                    h[(size_t)t * s.hidden_dim] = from_float<typename N::E>(v);
+                    v -= to_float(from_float<typename N::E>(v));
+                }
+        }
     }
 
     // Queries, keys and values: RoPE of the first two, by pairs of rows: (even + i odd) × (cosine + i sine).
@@ -374,7 +399,7 @@ template <int GROUPS> struct PendingTile {
 // The epilogue warp finishes every tile of this block. When a product is done it counts the block in done[product].
 template <typename N> __device__ __forceinline__ void epilogue(const FusedParams &s, const Block &block, Ring ring) {
     constexpr int GROUPS = N::GROUPS, TILE = N::TILE;
-    int lane = threadIdx.x % 32, n_residuals = 0;
+    int lane = threadIdx.x % 32, n_residuals = 0, n_scales = 0;
     const int act_rows = s.n_rows * N::TERMS;
     EpilogueLane<N> own;
     own.n = lane % MMA_WEIGHT_ROWS;
@@ -395,7 +420,7 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
             ring.wait_full();
             int tile = *(volatile const int *)(block.partial_tile + ring.slot), row = tile * TILE + own.n;
             if (tile == END_OF_PRODUCT) break;
-            float x[GROUPS] = {}, sum[GROUPS] = {}, all = 0;
+            float x[GROUPS] = {}, sum[GROUPS] = {}, scale[GROUPS], all = 0;
             if (kind == PRODUCT_OUT && own.in_batch) {
                 const float *from =
                     (const float *)(block.residuals + (n_residuals++ % RESIDUAL_BUFFERS * s.n_rows + own.b) * GROUPS) +
@@ -410,8 +435,16 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
                     if (f.adds_partial)
                         sum[g] = load_l2(s.down_partial + (size_t)own.b * s.dim + row + g * MMA_WEIGHT_ROWS);
                 }
+            if (N::PACKED && f.scales) {
+                const float *from = block.scales + n_scales++ % RESIDUAL_BUFFERS * TILE + own.n;
+#pragma unroll
+                for (int g = 0; g < GROUPS; g++) scale[g] = from[g * MMA_WEIGHT_ROWS];
+            }
             own.add_partials(sum, block.partials + ring.slot * s.partial_floats + own.b * N::TERMS * TILE + own.n,
                              n_sums, act_rows);
+            if (N::PACKED && f.scales)
+#pragma unroll
+                for (int g = 0; g < GROUPS; g++) sum[g] *= scale[g];
 #pragma unroll
             for (int g = 0; g < GROUPS; g++) all += sum[g];
             __syncwarp();
@@ -449,11 +482,11 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
 
 // acc += a stage's weights, rows `pitch` bytes apart, times activations: all of a warp's columns, or n mmas of them.
 template <typename N, int PAIRS, bool ALL>
-__device__ __forceinline__ void multiply(float (&acc)[N::GROUPS][PAIRS][2][4], uint32_t weights, int pitch,
+__device__ __forceinline__ void multiply(float (&acc)[N::OWN_GROUPS][PAIRS][2][4], uint32_t weights, int pitch,
                                          const uint2 (&a)[PAIRS][N::STEPS], int n) {
-    uint4 w[N::GROUPS][N::STEPS];
+    uint4 w[N::OWN_GROUPS][N::STEPS];
 #pragma unroll
-    for (int g = 0; g < N::GROUPS; g++)
+    for (int g = 0; g < N::OWN_GROUPS; g++)
 #pragma unroll
         for (int c = 0; c < N::STEPS; c++) {
             uint32_t from = weights + g * MMA_WEIGHT_ROWS * pitch + c * 128;
@@ -462,7 +495,7 @@ __device__ __forceinline__ void multiply(float (&acc)[N::GROUPS][PAIRS][2][4], u
 #pragma unroll
     for (int c = 0; c < N::STEPS; c++)
 #pragma unroll
-        for (int g = 0; g < N::GROUPS; g++) {
+        for (int g = 0; g < N::OWN_GROUPS; g++) {
             uint4 v = w[g][c];
             if constexpr (std::is_same<typename N::E, typename N::W>::value) {
 #pragma unroll
@@ -486,16 +519,17 @@ __device__ __forceinline__ void multiply(float (&acc)[N::GROUPS][PAIRS][2][4], u
 template <typename N, int PAIRS>
 __device__ __forceinline__ void consume_tiles(const FusedParams &s, const Product &f, const Block &block, Ring &ring,
                                               Ring &partials_ring) {
-    constexpr int GROUPS = N::GROUPS, STEPS = N::STEPS, TILE = N::TILE;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    constexpr int GROUPS = N::OWN_GROUPS, STEPS = N::STEPS, TILE = N::TILE;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % CONSUMER_WARPS, g = lane / 4, t = lane % 4;
+    const int first_row = threadIdx.x / CONSUMER_THREADS * GROUPS * MMA_WEIGHT_ROWS; // of this set's part of a tile
     const int act_rows = s.n_rows * N::TERMS, n_slices = f.n_slices, slice = f.slice, cols = f.cols,
               slices_per_sum = f.slices_per_sum, pitch = f.weight_pitch;
     const int span = slice / CONSUMER_WARPS; // columns of a slice that are this warp's
     const int weight_column = warp * span + mma_weight_column(lane), act_column = warp * span + mma_act_column(lane);
     const int sum_floats = CONSUMER_WARPS * act_rows * TILE, partial_floats = s.partial_floats,
               stage_bytes = s.stage_bytes;
-    const uint32_t weights = block.stages + mma_weight_row(lane) * pitch + weight_column * 2;
-    float *partials = block.partials + (warp * act_rows + t / 2) * TILE + g / 2;
+    const uint32_t weights = block.stages + (first_row + mma_weight_row(lane)) * pitch + weight_column * 2;
+    float *partials = block.partials + (warp * act_rows + t / 2) * TILE + first_row + g / 2;
     uint32_t act[PAIRS];
 #pragma unroll
     for (int r = 0; r < PAIRS; r++) {
@@ -559,14 +593,27 @@ __device__ __forceinline__ void consume_tiles(const FusedParams &s, const Produc
     }
 }
 
+#include "fused_packed.cuh"
+
+template <typename N, int PAIRS>
+__device__ __forceinline__ void consume_product(const FusedParams &s, const Product &f, const Block &block, Ring &ring,
+                                                Ring &partials_ring) {
+    if constexpr (N::PACKED)
+        if (f.codes != CODES_NONE) {
+            consume_packed_product<N, PAIRS>(s, f, block, ring, partials_ring);
+            return;
+        }
+    consume_tiles<N, PAIRS>(s, f, block, ring, partials_ring);
+}
+
 // Waits until all blocks have finished a product: edge D in fused.h.
-__device__ __forceinline__ void wait_for_product(const unsigned *done) {
+template <typename N> __device__ __forceinline__ void wait_for_product(const unsigned *done) {
     if (threadIdx.x == 0) {
         unsigned n;
         do n = load_acquire(done);
         while (n < gridDim.x);
     }
-    consumers_sync();
+    consumers_sync<N>();
 }
 
 template <typename N>
@@ -578,23 +625,25 @@ __device__ __forceinline__ void consume(const FusedParams &s, const Block &block
                 wait_for_previous_kernel();
                 let_next_kernel_start(); // not before: attention relies on it (AttentionArgs.kv_stable)
             } else if (f.adds_partial)
-                consumers_sync(); // done with the part of K before; h is complete
+                consumers_sync<N>(); // done with the part of K before; h is complete
             else
-                wait_for_product(s.done + i - 1);
+                wait_for_product<N>(s.done + i - 1);
         };
         auto normalised = [&](auto rows, auto each) {
             float4 w[each.value];
-            load_norm(f, w);
+            load_norm<N>(f, w);
             wait();
             store_normalised<N, rows.value, each.value>(s, f, w, block.shared, block.sums);
         };
         if (f.norm) { // 16 float4s a thread at most
+            typedef std::integral_constant<int, 1024 / N::CONSUMERS> Short;
             if (s.n_rows == 1 && f.cols <= 4096)
-                normalised(std::integral_constant<int, 1>(), std::integral_constant<int, 4>());
+                normalised(std::integral_constant<int, 1>(), Short());
             else if (f.cols <= 4096)
-                normalised(std::integral_constant<int, 4>(), std::integral_constant<int, 4>());
+                normalised(std::integral_constant<int, 4>(), Short());
             else
-                normalised(std::integral_constant<int, 2>(), std::integral_constant<int, FUSED_MAX_DIM / 1024>());
+                normalised(std::integral_constant<int, 2>(),
+                           std::integral_constant<int, FUSED_MAX_DIM / 4 / N::CONSUMERS>());
         } else {
             wait();
             if (f.kind == PRODUCT_OUT)
@@ -602,15 +651,15 @@ __device__ __forceinline__ void consume(const FusedParams &s, const Block &block
             else
                 store_hidden<N>(s, f, block.shared);
         }
-        consumers_sync();
+        consumers_sync<N>();
         if (threadIdx.x == 0) *block.started = i + 1;
         const int pairs = (s.n_rows * N::TERMS + 1) / 2;
         if (pairs == 1)
-            consume_tiles<N, 1>(s, f, block, ring, partials_ring);
+            consume_product<N, 1>(s, f, block, ring, partials_ring);
         else if (pairs == 2)
-            consume_tiles<N, 2>(s, f, block, ring, partials_ring);
+            consume_product<N, 2>(s, f, block, ring, partials_ring);
         else
-            consume_tiles<N, 4>(s, f, block, ring, partials_ring);
+            consume_product<N, 4>(s, f, block, ring, partials_ring);
     }
 }
 
@@ -619,18 +668,18 @@ __device__ __forceinline__ void consume(const FusedParams &s, const Block &block
 //           SwiGLU, RoPE, each block's argmax of its logits.
 // Reads:    weights 16-bit, x, att, rope; shapes in FusedParams, who orders what in fused.h.
 // Writes:   x, h, qkv, logits, best, down_partial, done, next_tile.
-// Grid:     SMs × 320 threads: one block on every SM, all resident at once; a tile is one block's.
+// Grid:     SMs × N::THREADS: one block on every SM, all resident at once; a tile is one block's.
 // Requires: done = next_tile = 0; cols % 8 = 0; n_rows × terms <= MAX_ACT_ROWS; dynamic shared memory as FusedPlan
 // says.
 template <typename N>
-__global__ void __launch_bounds__(FUSED_THREADS, 1) decode_products_kernel(const __grid_constant__ FusedParams s) {
+__global__ void __launch_bounds__(N::THREADS, 1) decode_products_kernel(const __grid_constant__ FusedParams s) {
     extern __shared__ __align__(128) char shared[];
     __shared__ uint64_t barriers[2 * MAX_STAGES + 2 * PARTIAL_BUFFERS];
-    __shared__ float sums[4 * CONSUMER_WARPS];
+    __shared__ float sums[4 * N::WARPS];
     __shared__ int stage_tile[MAX_STAGES], partial_tile[PARTIAL_BUFFERS], started;
-    static_assert(sizeof barriers + sizeof sums + sizeof stage_tile + sizeof partial_tile + sizeof started == 452,
-                  "fused.h says so");
-    static_assert(452 <= FUSED_STATIC_BYTES, "fused_plan leaves room for them");
+    constexpr int OWN_BYTES = sizeof barriers + sizeof sums + sizeof stage_tile + sizeof partial_tile + sizeof started;
+    static_assert(N::PACKED || OWN_BYTES == 452, "fused.h says so");
+    static_assert(OWN_BYTES <= FUSED_STATIC_BYTES, "fused_plan leaves room for them");
     uint32_t first = shared_address(barriers);
     Block block = {shared_address(shared) + s.ring_offset,
                    shared_address(shared),
@@ -641,32 +690,33 @@ __global__ void __launch_bounds__(FUSED_THREADS, 1) decode_products_kernel(const
                    partial_tile,
                    (float2 *)(shared + s.rope_offset),
                    (float4 *)(shared + s.residuals_offset),
+                   (float *)(shared + s.scales_offset),
                    &started};
     Ring ring = {first, first + 8 * MAX_STAGES, s.n_stages, 0, 0};
     Ring partials_ring = {first + 16 * MAX_STAGES, first + 16 * MAX_STAGES + 8 * PARTIAL_BUFFERS, PARTIAL_BUFFERS, 0,
                           0};
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     // Every launch fetches its parameters anew: all lines of them at once, a few a warp.
-    for (int i = warp * 64; i < (int)sizeof s; i += 64 * FUSED_THREADS / 32)
+    for (int i = warp * 64; i < (int)sizeof s; i += 64 * N::THREADS / 32)
         asm volatile("" ::"r"(*(const int *)((const char *)&s + i)));
-    if (warp == PRODUCER_WARP) { // does not wait for the others: memory has nothing to do before its first copy
+    if (warp == N::PRODUCER) { // does not wait for the others: memory has nothing to do before its first copy
         if (lane == 0) started = 0;
         if (lane < s.n_stages) {
             mbarrier_init(ring.full + 8 * lane, 1);
-            mbarrier_init(ring.empty + 8 * lane, CONSUMER_WARPS);
+            mbarrier_init(ring.empty + 8 * lane, N::WARPS);
         }
         if (lane < PARTIAL_BUFFERS) {
-            mbarrier_init(partials_ring.full + 8 * lane, CONSUMER_WARPS);
+            mbarrier_init(partials_ring.full + 8 * lane, N::WARPS);
             mbarrier_init(partials_ring.empty + 8 * lane, 1);
         }
         fence_mbarrier_init();
         __syncwarp();
-        named_barrier_arrive(BARRIER_FUSED_SETUP, FUSED_THREADS);
-        produce<N::TILE>(s, block, ring);
+        named_barrier_arrive(BARRIER_FUSED_SETUP, N::THREADS);
+        produce<N>(s, block, ring);
         return;
     }
-    named_barrier_sync(BARRIER_FUSED_SETUP, FUSED_THREADS);
-    if (warp == EPILOGUE_WARP)
+    named_barrier_sync(BARRIER_FUSED_SETUP, N::THREADS);
+    if (warp == N::EPILOGUE)
         epilogue<N>(s, block, partials_ring);
     else
         consume<N>(s, block, ring, partials_ring);

@@ -1,7 +1,8 @@
-// How a quantised matrix lies on the device: its codes and scales (quant.h) together, row after row, so that a row is one
-// run of bytes and a part of it one copy. No GPU is needed to call what is here; tests/test_plan.c does.
+// How a quantised matrix lies on the device: row after row, the codes and the scales of groups (quant.h) together, so
+// that a row is one run of bytes and a part of it one copy. Where a row has one scale, Matrix.scale is those, float32
+// [rows]. No GPU is needed to call what is here; tests/test_plan.c does.
 //
-//   row     blocks of 1024 columns; then, where the row has one scale, 16 bytes: that scale, float32, and 12 of zero
+//   row     blocks of 1024 columns
 //   block   codes of its 1024 columns, 8 chunks of 128; then its groups' scales, in the order of columns: bf16, or
 //           float32 where the file has them in another type
 //   chunk   16 or 8 bytes (of 8 or 4 bits a code) for each of 8 lanes: of half h = lane / 4 of 64 columns, t = lane % 4,
@@ -20,7 +21,6 @@
 enum {
     PACK_COLUMNS = 1024, // of a block
     PACK_CHUNK = 128,    // columns of a chunk
-    PACK_ROW_SCALE = 16, // bytes
 };
 
 // How the rows of a matrix are packed.
@@ -35,7 +35,7 @@ typedef struct Packing {
 RULE Packing packing_of(int bits, int group, int scale_bytes, int cols) {
     Packing p = {bits, (cols + PACK_COLUMNS - 1) / PACK_COLUMNS, group, group ? scale_bytes : 0, 0, 0};
     p.block_bytes = PACK_COLUMNS * bits / 8 + (group ? PACK_COLUMNS / group * scale_bytes : 0);
-    p.row_bytes = p.blocks * p.block_bytes + (group ? 0 : PACK_ROW_SCALE);
+    p.row_bytes = p.blocks * p.block_bytes;
     return p;
 }
 
@@ -51,9 +51,8 @@ RULE int packed_column(int bits, int place) {
     int within = bits == 8 ? i / 4 * 4 + i % 2 * 2 + i % 4 / 2 : i % 4 * 2 + i / 4;
     return place / PACK_CHUNK * PACK_CHUNK + step * 64 + lane * 8 + within;
 }
-// Where a group's scale is, in bytes from the start of the row; of a matrix with one for each row, that one.
+// Where the scale of column c's group is, in bytes from the start of the row.
 RULE int packed_scale(const Packing *p, int c) {
-    if (!p->group) return p->blocks * p->block_bytes;
     return c / PACK_COLUMNS * p->block_bytes + PACK_COLUMNS * p->bits / 8 + c % PACK_COLUMNS / p->group * p->scale_bytes;
 }
 

@@ -107,7 +107,7 @@ static bool wide_takes(const Model *m, bool *takes, Error *err) {
     cudaFuncAttributes kernel;
     CUDA_TRY(cudaFuncGetAttributes(&kernel, (const void *)wide_products_kernel<8, 2>));
     *takes = major == 9 && kernel.maxThreadsPerBlock == WIDE_THREADS && m->precision == PRECISION_BF16 &&
-             m->weights.dtype != DTYPE_F16 && c->dim % (4 * WIDE_COLUMNS) == 0 && c->q_dim % (4 * WIDE_COLUMNS) == 0 &&
+             !weights_are_quantised(m) && m->weights.dtype != DTYPE_F16 && c->dim % (4 * WIDE_COLUMNS) == 0 && c->q_dim % (4 * WIDE_COLUMNS) == 0 &&
              c->hidden_dim % (4 * WIDE_COLUMNS) == 0 && c->head_dim % 16 == 0 && c->vocab_size % 16 == 0;
     return true;
 }
