@@ -260,17 +260,17 @@ void print_chat_note(const Model *m) {
                   chat_format_names[m->config.chat_format]);
 }
 
-// What the engine holds in fewer bits than the file.
+// What the engine holds in fewer bits than the file. (Quantised matrices are held as they are.)
 static void print_rounding(const Model *m) {
     const Weights *w = &m->weights;
-    if (weights_are_quantised(m)) return; // held as they are
+    const Matrix *numbers = weights_numbers(m);
     const struct {
         const char *name;
         DType file, held;
-    } parts[] = {{"weights", w->dtype, w->layers[0].wq.dtype},
+    } parts[] = {{"weights", w->dtype, numbers ? numbers->dtype : w->dtype},
                  {"embeddings", w->embeddings_dtype, w->tok_embeddings.dtype},
                  {"output", w->output_dtype, w->output.dtype}};
-    bool all = parts[0].held != parts[0].file && parts[0].held != DTYPE_F32;
+    bool all = numbers && parts[0].held != parts[0].file && parts[0].held != DTYPE_F32;
     for (int i = 0; i < (all ? 1 : m->config.tie_embeddings ? 2 : 3); i++)
         if (parts[i].held != parts[i].file && parts[i].held != DTYPE_F32)
             print_message("%s rounded to %s", parts[i].name, parts[i].held == DTYPE_F16 ? "f16" : "bf16");

@@ -211,6 +211,8 @@ uint64_t matrix_bytes(const Matrix *m);
 
 // Whether any matrix is quantised.
 bool weights_are_quantised(const Model *model);
+// The first matrix of the layers that is not; NULL: all are.
+const Matrix *weights_numbers(const Model *model);
 // The dtypes in the file, for people: "BF16", or "BF16, embeddings F16, output F32" where they differ; of quantised
 // layers "int4:128", or "int4:128 and others".
 enum { WEIGHTS_DTYPES = 64 };

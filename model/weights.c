@@ -44,6 +44,14 @@ bool weights_are_quantised(const Model *m) {
     return found;
 }
 
+const Matrix *weights_numbers(const Model *m) {
+    for (int i = 0; i < m->config.n_layers; i++)
+        for (int k = 0; k < LAYER_MATRICES; k++)
+            if (!matrix_is_quantised(layer_matrix(&m->weights.layers[i], k)))
+                return layer_matrix(&m->weights.layers[i], k);
+    return NULL;
+}
+
 // Of the layers' matrices, as the file has them.
 static int layers_dtypes(const Model *m, char text[WEIGHTS_DTYPES]) {
     const Weights *w = &m->weights;

@@ -480,6 +480,58 @@ static void test_sm90_boxes_stay_within_a_block_of_the_cache(void) {
     test_end("test_sm90_boxes_stay_within_a_block_of_the_cache");
 }
 
+// ---- packed rows ----------------------------------------------------------------------------------------------------
+
+static void test_packed_places_are_columns_exchanged_in_runs_of_8(void) {
+    for (int bits = 4; bits <= 8; bits += 4)
+        for (int c = 0; c < PACK_COLUMNS; c++) {
+            int place = packed_place(bits, c);
+            CHECK(packed_column(bits, place) == c);
+            // a lane has the columns 8t .. of a half, and those 64 further on
+            CHECK(place / PACK_CHUNK == c / PACK_CHUNK);
+            CHECK(place % PACK_CHUNK / 16 == c % 64 / 8 && place % 16 / 8 == c % PACK_CHUNK / 64);
+            // neighbours are 16 bits apart
+            if (c % 2 == 0) CHECK((packed_place(bits, c + 1) - place) * bits == 16);
+        }
+    test_end("test_packed_places_are_columns_exchanged_in_runs_of_8");
+}
+
+static void test_packed_rows_of_known_shapes(void) {
+    static const struct {
+        int bits, group, scale_bytes, cols, blocks, block_bytes, row_bytes;
+    } known[] = {{8, 0, 4, 4096, 4, 1024, 4112},    {8, 0, 4, 14336, 14, 1024, 14352}, {8, 128, 2, 4096, 4, 1040, 4160},
+                 {8, 32, 4, 2048, 2, 1152, 2304},   {4, 128, 2, 4096, 4, 528, 2112},   {4, 64, 2, 8192, 8, 544, 4352},
+                 {4, 32, 2, 14336, 14, 576, 8064},  {4, 32, 4, 64, 1, 640, 640},       {4, 0, 2, 448, 1, 512, 528},
+                 {4, 128, 2, 28672, 28, 528, 14784}};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        Packing p = packing_of(known[i].bits, known[i].group, known[i].scale_bytes, known[i].cols);
+        CHECK(p.blocks == known[i].blocks && p.block_bytes == known[i].block_bytes &&
+              p.row_bytes == known[i].row_bytes);
+        CHECK(p.row_bytes % 16 == 0 && p.block_bytes % 16 == 0);
+    }
+    test_end("test_packed_rows_of_known_shapes");
+}
+
+// A group's scale is after the codes of its block, that of a row after all.
+static void test_packed_scales_come_after_the_codes(void) {
+    static const int groups[] = {0, 32, 64, 128};
+    for (int bits = 4; bits <= 8; bits += 4)
+        for (int g = 0; g < 4; g++)
+            for (int bytes = 2; bytes <= 4; bytes += 2)
+                for (int cols = 64; cols <= 3072; cols += 472) {
+                    Packing p = packing_of(bits, groups[g], bytes, cols);
+                    for (int c = 0, before = -1; c < p.blocks * PACK_COLUMNS; c++) {
+                        int at = packed_scale(&p, c), size = p.group ? p.scale_bytes : 4;
+                        int block = p.group ? c / PACK_COLUMNS : p.blocks - 1;
+                        CHECK(at >= block * p.block_bytes + PACK_COLUMNS * bits / 8 && at % size == 0);
+                        CHECK(at + size <= (p.group ? (block + 1) * p.block_bytes : p.row_bytes));
+                        CHECK(p.group ? (at == before) == (c % p.group != 0) : c == 0 || at == before);
+                        before = at;
+                    }
+                }
+    test_end("test_packed_scales_come_after_the_codes");
+}
+
 int main(void) {
     test_kv_splits_cover_every_position_once();
     test_kv_splits_of_known_lengths();
@@ -499,5 +551,8 @@ int main(void) {
     test_fused_slices_cover_every_column_once();
     test_permuted_index_exchanges_words_1_and_2();
     test_fused_mma_mapping_computes_dot_products();
+    test_packed_places_are_columns_exchanged_in_runs_of_8();
+    test_packed_rows_of_known_shapes();
+    test_packed_scales_come_after_the_codes();
     return tests_summary();
 }

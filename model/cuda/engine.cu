@@ -7,6 +7,7 @@
 #include "gemm.h"
 #include "ops.h"
 #include "upload.h"
+#include "widen.h"
 
 enum { MAX_ROWS = 8192 }; // of one pass over the weights
 
@@ -55,7 +56,7 @@ static int list_buffers(Model *m, CudaState *s, Buffer *list) {
         {(void **)&s->slots, MAX_SLOTS * 4},
         {(void **)&s->block_table, table_bytes(m)},
         {(void **)&s->step_table, table_bytes(m)},
-        {s->wide_elements ? (void **)&s->wide : NULL, s->wide_elements * sizeof(float)},
+        {s->widening.slab_bytes ? (void **)&s->widening.slabs : NULL, 2 * s->widening.slab_bytes},
         {&s->attention_workspace, s->attention_workspace_bytes},
         {&s->blas_workspace, BLAS_WORKSPACE_BYTES},
     };
@@ -126,7 +127,6 @@ static bool size_cache(Model *m, const CudaState *s, uint64_t weights, const Buf
 // ---- the engine -----------------------------------------------------------------------------------------------------
 
 bool usable_cuda(const Model *m, Error *err) {
-    if (weights_are_quantised(m)) return fail(err, "quantised weights are computed with by engine cpu alone");
     int n = 0, driver = 0, device = 0;
     cudaError_t status = cudaGetDeviceCount(&n);
     if (status == cudaErrorInsufficientDriver) {
@@ -153,16 +153,18 @@ bool usable_cuda(const Model *m, Error *err) {
     return d == 64 || d == 96 || d == 128 || fail(err, "head_dim is %d, the GPU's attention has 64, 96 and 128", d);
 }
 
+// Quantised matrices are computed with as BF16 ones are.
 static void choose_types(const Model *m, CudaState *s, bool for_fused) {
     const Config *c = &m->config;
-    bool f32 = m->precision == PRECISION_F32;
-    s->type = f32 ? DTYPE_F32 : m->weights.dtype == DTYPE_F16 ? DTYPE_F16 : DTYPE_BF16;
+    bool f32 = m->precision == PRECISION_F32, quantised = weights_are_quantised(m);
+    s->type = f32 ? DTYPE_F32 : m->weights.dtype == DTYPE_F16 && !quantised ? DTYPE_F16 : DTYPE_BF16;
     s->element = (size_t)dtype_bytes[s->type];
     s->keeps_16_bits = for_fused && f32;
     s->one_order = for_fused && !f32;
-    uint64_t qkv = (uint64_t)(c->q_dim + 2 * c->kv_dim) * c->dim, gate_up = 2 * (uint64_t)c->hidden_dim * c->dim;
-    bool widens = s->keeps_16_bits && m->weights.dtype != DTYPE_F32;
-    s->wide_elements = !widens ? 0 : qkv > gate_up ? qkv : gate_up;
+    int most_cols = c->dim > c->q_dim ? c->dim : c->q_dim;
+    if (c->hidden_dim > most_cols) most_cols = c->hidden_dim;
+    bool widens = quantised || (s->keeps_16_bits && m->weights.dtype != DTYPE_F32);
+    s->widening.slab_bytes = widens ? widen_slab_bytes(most_cols, s->element) : 0;
 }
 
 // Stream, cuBLAS handle, pinned memory, RoPE's frequencies.
@@ -174,6 +176,7 @@ static bool connect(Model *m, CudaState *s, Error *err) {
     CUBLAS_TRY(cublasCreate(&s->blas));
     CUBLAS_TRY(cublasSetStream(s->blas, s->stream));
     CUBLAS_TRY(cublasSetWorkspace(s->blas, s->blas_workspace, BLAS_WORKSPACE_BYTES));
+    if (!widen_open(s, err)) return false;
     CUBLAS_TRY(cublasSetMathMode(s->blas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)); // every sum in float32
     CUDA_TRY(cudaMallocHost((void **)&s->step_host, sizeof *s->step_host));
     CUDA_TRY(cudaStreamCreateWithFlags(&s->side, cudaStreamNonBlocking));
@@ -255,6 +258,7 @@ void close_cuda(Model *m) {
                 if (graph) cudaGraphExecDestroy(graph);
     if (s->argmax_ready) cudaEventDestroy(s->argmax_ready);
     if (s->side) cudaStreamDestroy(s->side);
+    widen_close(s);
     if (s->blas) cublasDestroy(s->blas);
     Buffer buffers[N_BUFFERS];
     int n = list_buffers(m, s, buffers);

@@ -5,11 +5,12 @@
 // - Q and K come out as [head][row][head_dim], so that one cublasCdgmm rotates all of them: a diagonal of the RoPE
 //   table of all rows, times a matrix with a column for each head.
 // Residual stream, norms and sums are float32; `type` is what enters a product and what the cache holds (DESIGN: bf16,
-// f16, or float32 with --precision f32).
+// f16, or float32 with --precision f32). Matrices that are held in another type are widened as they enter a product.
 #include <string.h>
 
 #include "gemm.h"
 #include "ops.h"
+#include "widen.h"
 
 bool first_launch(const Model *m, bool *said) {
     bool first = m->verbose && !*said && !((CudaState *)m->state)->warming_up;
@@ -157,6 +158,7 @@ static bool forward_rows(Model *m, const Batch *host, const int *host_lens, cons
     CudaState *s = (CudaState *)m->state;
     bool verbose = first_launch(m, host ? &s->logged_prefill : &s->logged_decode);
 
+    if (!widen_begin(s, err)) return false;
     if (!embed(s, m, tokens, T, err)) return false;
     if (!rope_table(s, c, pos, T, err)) return false;
 
@@ -178,7 +180,7 @@ static bool forward_rows(Model *m, const Batch *host, const int *host_lens, cons
         // feed-forward: down(silu(gate) * up)
         if (!rmsnorm(s, l->ffn_norm, c->norm_eps, T, c->dim, err)) return false;
         if (!matmul_gate_up(s, l, T, err)) return false;
-        if (!swiglu(s, (size_t)T * c->hidden_dim, err)) return false;
+        if (!swiglu(s, l, T, err)) return false;
         if (!matmul(s, s->x, &l->w2, s->h, T, 1, err)) return false;
     }
     return true;

@@ -3,6 +3,7 @@
 #include <stdint.h>
 
 #include "ops.h"
+#include "widen.h"
 
 enum { LONG_PROMPT = 4097 }; // rows: see lt_choose
 
@@ -13,25 +14,13 @@ static cudaDataType_t cuda_type(DType dtype) {
 // Rows first .. first + n of a matrix.
 static Matrix matrix_rows(const Matrix *w, int first, int n) {
     Matrix rows = *w;
-    rows.data = (const char *)w->data + (uint64_t)first * matrix_row_bytes(w);
+    rows.data = (const char *)w->data + (uint64_t)first * device_row_bytes(w);
+    if (w->scale) rows.scale = (const float *)w->scale + first;
     rows.rows = n;
     return rows;
 }
 
-// A matrix as it enters a product: as it is, or its float32 copy in s->wide, `at` elements after its start. NULL:
-// failed.
-static const void *operand(CudaState *s, const Matrix *w, size_t at, Error *err) {
-    size_t n = (size_t)w->rows * (size_t)w->cols;
-    float *to = s->wide + at;
-    if (w->dtype == s->type) return w->data;
-    if (at + n > s->wide_elements) {
-        fail(err, "%zu elements to widen, room for %zu", at + n, s->wide_elements);
-        return NULL;
-    }
-    return widen(s, to, w->data, w->dtype, n, err) ? to : NULL;
-}
-
-// Several matrices of one shape, equally far apart in memory, whose products have one input.
+// Several matrices of one shape and of s->type, equally far apart in memory, whose products have one input.
 struct MatrixSeries {
     Matrix first;
     long long stride; // elements from one to the next
@@ -49,7 +38,7 @@ struct MatrixSeries {
 // 40.5; 192 rows 18.7, 47.5 / 18.6, 56.1; 256 rows 20.2, 50.1 / 20.3, 52.5.)
 
 // A product as cuBLASLt sees it, or several of equal shape: w `stride` elements apart, one input, one output after
-// another.
+// another, whose rows are `pitch` elements apart.
 struct LtProduct {
     cublasLtMatmulDescOpaque_t product;
     cublasLtMatrixLayoutOpaque_t w, in, out;
@@ -64,7 +53,7 @@ static bool lt_layout(cublasLtMatrixLayoutOpaque_t *l, cudaDataType_t type, int 
     return true;
 }
 
-static bool lt_product(LtProduct *p, DType type, const MatrixSeries *w, int T, Error *err) {
+static bool lt_product(LtProduct *p, DType type, const MatrixSeries *w, int T, int pitch, Error *err) {
     const cublasOperation_t transposed = CUBLAS_OP_T;
     const int n = w->first.rows, k = w->first.cols;
     CUBLAS_TRY(cublasLtMatmulDescInit(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
@@ -72,7 +61,7 @@ static bool lt_product(LtProduct *p, DType type, const MatrixSeries *w, int T, E
         cublasLtMatmulDescSetAttribute(&p->product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed));
     return lt_layout(&p->w, cuda_type(type), k, n, k, w->count, w->stride, err) &&
            lt_layout(&p->in, cuda_type(type), k, T, k, w->count, 0, err) &&
-           lt_layout(&p->out, CUDA_R_32F, n, T, n, w->count, (long long)T * n, err);
+           lt_layout(&p->out, CUDA_R_32F, n, T, pitch, w->count, (long long)T * pitch, err);
 }
 
 // What cuBLAS offers for a product, best first by its own estimate; no_split: nothing that cuts K. Returns how many.
@@ -161,18 +150,19 @@ static int plan_rows(int T) {
 }
 
 // The kernel for a product, found once for each shape as long as GEMM_PLANS last. NULL: cuBLAS has none.
-static const cublasLtMatmulAlgo_t *lt_plan(CudaState *s, const MatrixSeries *w, int T, unsigned alignment, Error *err) {
+static const cublasLtMatmulAlgo_t *lt_plan(CudaState *s, const MatrixSeries *w, int T, int pitch, unsigned alignment,
+                                           Error *err) {
     GemmPlans *all = &s->gemm_plans;
     const int rows = w->first.rows, cols = w->first.cols;
     LtProduct p;
     T = plan_rows(T);
     for (GemmPlan &plan : all->plans)
-        if (plan.T == T && plan.rows == rows && plan.cols == cols && plan.count == w->count &&
+        if (plan.T == T && plan.rows == rows && plan.cols == cols && plan.count == w->count && plan.pitch == pitch &&
             plan.alignment == alignment)
             return plan.found ? &plan.algo : NULL;
-    if (!lt_product(&p, s->type, w, T, err)) return NULL;
+    if (!lt_product(&p, s->type, w, T, pitch, err)) return NULL;
     GemmPlan *plan = &all->plans[all->next++ % GEMM_PLANS];
-    *plan = {rows, cols, w->count, T, alignment, false, {}};
+    *plan = {rows, cols, w->count, T, pitch, alignment, false, {}};
     plan->found = lt_choose((cublasLtHandle_t)s->blas, &p, w, T, alignment, &plan->algo); // as cuBLAS's manual allows
     return plan->found ? &plan->algo : NULL;
 }
@@ -184,15 +174,15 @@ static unsigned alignment_of(uintptr_t addresses) {
     return alignment;
 }
 
-// out[count][T][rows] (+)= in[T][cols] · wᵀ of each. beta: 1 adds to out. All of s->type, which has 16 bits.
-static bool product_16bit(CudaState *s, float *out, const MatrixSeries *w, const void *in, int T, float beta,
+// `product` for a type of 16 bits.
+static bool product_16bit(CudaState *s, float *out, int pitch, const MatrixSeries *w, const void *in, int T, float beta,
                           Error *err) {
     const float one = 1;
     LtProduct p;
-    if (!lt_product(&p, s->type, w, T, err)) return false;
+    if (!lt_product(&p, s->type, w, T, pitch, err)) return false;
     unsigned alignment = alignment_of((uintptr_t)w->first.data | (uintptr_t)(w->stride * (long long)s->element) |
                                       (uintptr_t)in | (uintptr_t)out);
-    const cublasLtMatmulAlgo_t *algo = lt_plan(s, w, T, alignment, err);
+    const cublasLtMatmulAlgo_t *algo = lt_plan(s, w, T, pitch, alignment, err);
     if (!algo) return fail(err, "cuBLAS has no product of %d x %d and %d rows", w->first.rows, w->first.cols, T);
     CUBLAS_TRY(cublasLtMatmul((cublasLtHandle_t)s->blas, &p.product, &one, w->first.data, &p.w, in, &p.in, &beta, out,
                               &p.out, out, &p.out, algo, s->blas_workspace, BLAS_WORKSPACE_BYTES, s->stream));
@@ -201,60 +191,75 @@ static bool product_16bit(CudaState *s, float *out, const MatrixSeries *w, const
 
 // ---- products -------------------------------------------------------------------------------------------------------
 
-// A matrix that has to be widened comes in slabs of its rows.
-bool matmul(CudaState *s, void *out, const Matrix *w, const void *in, int T, float beta, Error *err) {
+// out[count][T][rows] (+)= in[T][cols] · wᵀ of each, all of s->type. Rows of out are `pitch` elements apart. beta: 1 adds
+// to out.
+static bool product(CudaState *s, float *out, int pitch, const MatrixSeries *w, const void *in, int T, float beta,
+                    Error *err) {
     const float one = 1;
-    int n = w->rows, k = w->cols, slab = n;
-    if (s->one_order && w->dtype == s->type) {
-        MatrixSeries only = {*w, 0, 1};
-        return product_16bit(s, (float *)out, &only, in, T, beta, err);
-    }
-    if (w->dtype != s->type && s->wide_elements / (size_t)k < (size_t)n) slab = (int)(s->wide_elements / (size_t)k);
-    for (int first = 0; first < n; first += slab) {
-        Matrix rows = matrix_rows(w, first, n - first < slab ? n - first : slab);
-        const void *part = operand(s, &rows, 0, err);
-        if (!part) return false;
-        CUBLAS_TRY(cublasGemmEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, rows.rows, T, k, &one, part, cuda_type(s->type), k,
-                                in, cuda_type(s->type), k, &beta, (float *)out + first, CUDA_R_32F, n,
-                                CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    const int n = w->first.rows, k = w->first.cols;
+    const cudaDataType_t type = cuda_type(s->type);
+    if (s->one_order) return product_16bit(s, out, pitch, w, in, T, beta, err);
+    if (w->count == 1)
+        CUBLAS_TRY(cublasGemmEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, n, T, k, &one, w->first.data, type, k, in, type, k,
+                                &beta, out, CUDA_R_32F, pitch, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    else
+        CUBLAS_TRY(cublasGemmStridedBatchedEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, n, T, k, &one, w->first.data, type, k,
+                                              w->stride, in, type, k, 0, &beta, out, CUDA_R_32F, pitch,
+                                              (long long)T * pitch, w->count, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    return true;
+}
+
+// The same for one matrix that is widened slab by slab; Matrix.scale is left to the caller.
+static bool product_widened(CudaState *s, float *out, const Matrix *w, const void *in, int T, float beta, Error *err) {
+    const int slab = widen_rows(s, w, SLAB_ROWS);
+    for (int first = 0; first < w->rows; first += slab) {
+        Matrix rows = matrix_rows(w, first, w->rows - first < slab ? w->rows - first : slab);
+        MatrixSeries wide = {{}, 0, 1};
+        if (!widen(s, &wide.first, &rows, err) || !product(s, out + first, w->rows, &wide, in, T, beta, err) ||
+            !widen_end(s, err))
+            return false;
     }
     return true;
 }
 
-// All products of a series in one call: out[count][T][rows] = in[T][cols] · wᵀ of each.
-static bool matmul_series(CudaState *s, float *out, const MatrixSeries *w, const void *in, int T, Error *err) {
-    const float one = 1, zero = 0;
-    int n = w->first.rows, k = w->first.cols;
-    const void *first = w->first.data;
-    long long stride = w->stride;
-    if (s->one_order && w->first.dtype == s->type) return product_16bit(s, out, w, in, T, 0, err);
-    if (w->first.dtype != s->type) {
-        for (int i = 0; i < w->count; i++) {
-            Matrix each = w->first;
-            each.data = (const char *)each.data + i * stride * dtype_bytes[each.dtype];
-            if (!operand(s, &each, (size_t)i * n * k, err)) return false;
-        }
-        first = s->wide;
-        stride = (long long)n * k;
-    }
-    CUBLAS_TRY(cublasGemmStridedBatchedEx(s->blas, CUBLAS_OP_T, CUBLAS_OP_N, n, T, k, &one, first, cuda_type(s->type),
-                                          k, stride, in, cuda_type(s->type), k, 0, &zero, out, CUDA_R_32F, n,
-                                          (long long)T * n, w->count, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
-    return true;
+bool matmul(CudaState *s, float *out, const Matrix *w, const void *in, int T, float beta, Error *err) {
+    const MatrixSeries only = {*w, 0, 1};
+    if (w->dtype == s->type) return product(s, out, w->rows, &only, in, T, beta, err);
+    if (!w->scale) return product_widened(s, out, w, in, T, beta, err);
+    if (beta == 0)
+        return product_widened(s, out, w, in, T, 0, err) &&
+               scale_rows(s, out, (const float *)w->scale, 1, T, w->rows, err);
+    return product_widened(s, s->gate_up, w, in, T, 0, err) &&
+           add_scaled(s, out, s->gate_up, (const float *)w->scale, T, w->rows, err);
 }
 
 // One call has a product for every head. Of one row, all heads are one product with the same result in the same place.
 bool matmul_heads(CudaState *s, const Config *c, float *out, const Matrix *first, int T, int n_heads, Error *err) {
-    Matrix all = matrix_rows(first, 0, n_heads * c->head_dim);
+    const int rows = c->head_dim;
+    const long long stride = (long long)rows * c->dim;
+    Matrix all = matrix_rows(first, 0, n_heads * rows);
+    MatrixSeries heads = {matrix_rows(first, 0, rows), stride, n_heads};
     if (T == 1) return matmul(s, out, &all, s->xb, 1, 0, err);
-    MatrixSeries heads = {matrix_rows(first, 0, c->head_dim), (long long)c->head_dim * c->dim, n_heads};
-    return matmul_series(s, out, &heads, s->xb, T, err);
+    if (first->dtype == s->type) return product(s, out, rows, &heads, s->xb, T, 0, err);
+    const int slab = widen_rows(s, &all, rows) / rows;
+    for (int head = 0; head < n_heads; head += slab) {
+        int n = n_heads - head < slab ? n_heads - head : slab;
+        Matrix part = matrix_rows(&all, head * rows, n * rows), wide;
+        if (!widen(s, &wide, &part, err)) return false;
+        heads = {matrix_rows(&wide, 0, rows), stride, n};
+        if (!product(s, out + (size_t)head * T * rows, rows, &heads, s->xb, T, 0, err) || !widen_end(s, err))
+            return false;
+    }
+    return !all.scale || scale_rows(s, out, (const float *)all.scale, n_heads, T, rows, err);
 }
 
 bool matmul_gate_up(CudaState *s, const LayerWeights *l, int T, Error *err) {
-    long long bytes = (const char *)l->w3.data - (const char *)l->w1.data;
-    MatrixSeries both = {l->w1, bytes / dtype_bytes[l->w1.dtype], 2};
-    return matmul_series(s, s->gate_up, &both, s->xb, T, err);
+    const Matrix *gate = &l->w1, *up = &l->w3;
+    long long bytes = (const char *)up->data - (const char *)gate->data;
+    MatrixSeries both = {*gate, bytes / (long long)s->element, 2};
+    if (gate->dtype == s->type) return product(s, s->gate_up, gate->rows, &both, s->xb, T, 0, err);
+    return product_widened(s, s->gate_up, gate, s->xb, T, 0, err) &&
+           product_widened(s, s->gate_up + (size_t)T * gate->rows, up, s->xb, T, 0, err);
 }
 
 bool rope(CudaState *s, float *x, int T, int n_heads, int head_dim, Error *err) {

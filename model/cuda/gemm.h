@@ -6,12 +6,14 @@
 
 enum { BLAS_WORKSPACE_BYTES = 64 << 20 }; // cuBLAS's own, fixed so that its choices are, and graphs can hold it
 
-// out[T][rows] (+)= in[T][cols] · wᵀ, in of s->type, out float32. beta: 1 adds to out, 0 does not read it.
-bool matmul(CudaState *s, void *out, const Matrix *w, const void *in, int T, float beta, Error *err);
+// out[T][rows] (+)= in[T][cols] · wᵀ, in of s->type, out float32. beta: 1 adds to out (s->gate_up may be overwritten
+// then), 0 does not read it.
+bool matmul(CudaState *s, float *out, const Matrix *w, const void *in, int T, float beta, Error *err);
 // out[n_heads][T][head_dim] = s->xb[T][dim] · wᵀ for heads of wq, wk and wv, from the first of `first` on: the upload
 // has placed the three one after another (place_tensors).
 bool matmul_heads(CudaState *s, const Config *c, float *out, const Matrix *first, int T, int n_heads, Error *err);
-// s->gate_up[2][T][hidden_dim] = s->xb[T][dim] · w1ᵀ and · w3ᵀ, two matrices of one dtype.
+// s->gate_up[2][T][hidden_dim] = s->xb[T][dim] · w1ᵀ and · w3ᵀ, two matrices of one dtype. Where they have scales
+// (Matrix.scale), swiglu is to multiply by them.
 bool matmul_gate_up(CudaState *s, const LayerWeights *l, int T, Error *err);
 // Rotates x[n_heads][T][head_dim] in place: every pair, as a complex number, times its entry of s->rope_table.
 bool rope(CudaState *s, float *x, int T, int n_heads, int head_dim, Error *err);

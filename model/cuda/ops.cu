@@ -112,17 +112,48 @@ __device__ static float silu(float x) {
     return x / (1.0f + expf(-x));
 }
 
-// Computes: h = gate / (1 + exp(-gate)) * up (Shazeer 2020), rounded to T.
-// Reads:    gate, up [n].
-// Writes:   h [n].
+// Computes: h = gate / (1 + exp(-gate)) * up (Shazeer 2020), each times its scale, rounded to T.
+// Reads:    gate, up [n/rows][rows]; gate_scale, up_scale [rows], or NULL.
+// Writes:   h [n/rows][rows].
 // Grid:     enough × 256; a thread owns four elements.
-// Requires: n % 4 = 0.
-template <typename T> __global__ void swiglu_kernel(T *h, const float *gate, const float *up, size_t n) {
+// Requires: rows % 4 = 0.
+template <typename T>
+__global__ void swiglu_kernel(T *h, const float *gate, const float *up, const float *gate_scale, const float *up_scale,
+                              size_t n, unsigned rows) {
     wait_for_previous_kernel();
     size_t i = 4 * ((size_t)newest_first() * blockDim.x + threadIdx.x);
     if (i >= n) return;
     float4 g = *(const float4 *)(gate + i), u = *(const float4 *)(up + i);
+    if (gate_scale) {
+        float4 a = *(const float4 *)(gate_scale + i % rows), b = *(const float4 *)(up_scale + i % rows);
+        g = make_float4(g.x * a.x, g.y * a.y, g.z * a.z, g.w * a.w);
+        u = make_float4(u.x * b.x, u.y * b.y, u.z * b.z, u.w * b.w);
+    }
     store4(h + i, make_float4(silu(g.x) * u.x, silu(g.y) * u.y, silu(g.z) * u.z, silu(g.w) * u.w));
+}
+
+// Computes: y *= scale.
+// Reads:    y [count][T][rows], scale [count][rows].
+// Writes:   y.
+// Grid:     enough × 256; a thread owns an element of n in all.
+// Requires: none.
+__global__ void scale_rows_kernel(float *y, const float *scale, unsigned n, unsigned T, unsigned rows) {
+    wait_for_previous_kernel();
+    unsigned i = newest_first() * blockDim.x + threadIdx.x;
+    if (i < n) y[i] *= scale[i / (T * rows) * rows + i % rows];
+}
+
+// Computes: x += y * scale.
+// Reads:    x, y [n/rows][rows], scale [rows].
+// Writes:   x.
+// Grid:     enough × 256; a thread owns four elements.
+// Requires: rows % 4 = 0.
+__global__ void add_scaled_kernel(float *x, const float *y, const float *scale, unsigned n, unsigned rows) {
+    wait_for_previous_kernel();
+    unsigned i = 4 * (newest_first() * blockDim.x + threadIdx.x);
+    if (i >= n) return;
+    float4 a = *(const float4 *)(x + i), b = *(const float4 *)(y + i), c = *(const float4 *)(scale + i % rows);
+    *(float4 *)(x + i) = make_float4(a.x + b.x * c.x, a.y + b.y * c.y, a.z + b.z * c.z, a.w + b.w * c.w);
 }
 
 // Computes: some rows of x and, in its own order, of what is known about each.
@@ -188,17 +219,6 @@ __global__ void publish_argmax_kernel(int *argmax_host, const int *argmax, StepI
     step->lens[threadIdx.x]++;
 }
 
-// Computes: y = x in float32.
-// Reads:    x [n].
-// Writes:   y [n].
-// Grid:     enough × 256; a thread owns four elements.
-// Requires: n % 4 = 0.
-template <typename T> __global__ void widen_kernel(float *y, const T *x, size_t n) {
-    size_t i = 4 * ((size_t)blockIdx.x * blockDim.x + threadIdx.x);
-    if (i < n)
-        *(float4 *)(y + i) = make_float4(to_float(x[i]), to_float(x[i + 1]), to_float(x[i + 2]), to_float(x[i + 3]));
-}
-
 // ---- launches -------------------------------------------------------------------------------------------------------
 
 static unsigned blocks_for(size_t n) { // of 256 threads with four elements each
@@ -255,11 +275,27 @@ bool gather_table(CudaState *s, int n_seq, int width, bool several, Error *err) 
     return true;
 }
 
-bool swiglu(CudaState *s, size_t n, Error *err) {
+bool swiglu(CudaState *s, const LayerWeights *l, int T, Error *err) {
+    size_t n = (size_t)T * l->w1.rows;
     CUDA_TRY(with_type(s->type, [&](auto type) {
         return launch_kernel(swiglu_kernel<decltype(type)>, blocks_for(n), 256, 0, s->pdl, s->stream,
-                             (decltype(type) *)s->h, (const float *)s->gate_up, (const float *)s->gate_up + n, n);
+                             (decltype(type) *)s->h, (const float *)s->gate_up, (const float *)s->gate_up + n,
+                             (const float *)l->w1.scale, (const float *)l->w3.scale, n, (unsigned)l->w1.rows);
     }));
+    return true;
+}
+
+bool scale_rows(CudaState *s, float *y, const float *scale, int count, int T, int rows, Error *err) {
+    unsigned n = (unsigned)count * T * rows;
+    CUDA_TRY(launch_kernel(scale_rows_kernel, (n + 255) / 256, 256, 0, s->pdl, s->stream, y, scale, n, (unsigned)T,
+                           (unsigned)rows));
+    return true;
+}
+
+bool add_scaled(CudaState *s, float *x, const float *y, const float *scale, int T, int rows, Error *err) {
+    unsigned n = (unsigned)T * rows;
+    CUDA_TRY(
+        launch_kernel(add_scaled_kernel, blocks_for(n), 256, 0, s->pdl, s->stream, x, y, scale, n, (unsigned)rows));
     return true;
 }
 
@@ -286,13 +322,6 @@ bool argmax_rows(CudaState *s, int first, int n, int vocab, Error *err) {
 
 bool publish_argmax(CudaState *s, int n, StepInput *step, Error *err) {
     publish_argmax_kernel<<<1, MAX_SLOTS, 0, s->stream>>>(s->argmax_host, s->argmax, step, n);
-    CUDA_TRY(cudaGetLastError());
-    return true;
-}
-
-bool widen(CudaState *s, float *y, const void *x, DType dtype, size_t n, Error *err) {
-    with_type(dtype,
-              [&](auto type) { widen_kernel<<<blocks_for(n), 256, 0, s->stream>>>(y, (const decltype(type) *)x, n); });
     CUDA_TRY(cudaGetLastError());
     return true;
 }

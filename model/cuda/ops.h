@@ -18,16 +18,19 @@ bool append_kv(const Model *m, CudaState *s, const float *in, int T, int layer, 
 bool change_table(CudaState *s, int n, Error *err);
 // s->step_table: the rows of s->block_table that the step's n_seq sequences have, `width` entries each, in their order.
 bool gather_table(CudaState *s, int n_seq, int width, bool several, Error *err);
-// s->h[n] = gate / (1 + exp(-gate)) * up of s->gate_up[2][n], rounded to s->type (Shazeer 2020).
-bool swiglu(CudaState *s, size_t n, Error *err);
+// s->h[T][hidden_dim] = gate / (1 + exp(-gate)) * up of s->gate_up[2][T][hidden_dim], each times its matrix's scales if
+// it has any (Matrix.scale), rounded to s->type (Shazeer 2020).
+bool swiglu(CudaState *s, const LayerWeights *l, int T, Error *err);
+// y[count][T][rows] *= scale[count][rows].
+bool scale_rows(CudaState *s, float *y, const float *scale, int count, int T, int rows, Error *err);
+// x[T][rows] += y[T][rows] * scale[rows].
+bool add_scaled(CudaState *s, float *x, const float *y, const float *scale, int T, int rows, Error *err);
 // Of x[T][dim] only the n rows with logits stay, with their positions and slots in s->logit_pos and s->logit_slots.
 bool gather_rows(CudaState *s, int n, int dim, Error *err);
 // s->argmax[first .. first + n) of the logits' rows: the lowest id of equals; -1: not all are finite.
 bool argmax_rows(CudaState *s, int first, int n, int vocab, Error *err);
 // Sends argmax [n] to the host, s->argmax_host. step: it becomes the next step's input, too (NULL: no).
 bool publish_argmax(CudaState *s, int n, StepInput *step, Error *err);
-// y[n] = x[n] in float32, x of dtype.
-bool widen(CudaState *s, float *y, const void *x, DType dtype, size_t n, Error *err);
 // Attributes of the code that this GPU was given: an error if there is none for it.
 cudaError_t kernel_attributes(cudaFuncAttributes *attributes);
 

@@ -11,6 +11,7 @@ extern "C" {
 #include "../threads.h"
 }
 #include "check.h"
+#include "packed.h"
 #include "ptx.cuh"
 #include "sample.h"
 #include <cublasLt.h>
@@ -45,6 +46,7 @@ enum { GEMM_PLANS = 256 };
 struct GemmPlan {
     int rows, cols, count; // of the weights; matrices of that shape
     int T;                 // rows of the input that it was chosen for; 0: nothing is here
+    int pitch;             // elements from one row of the output to the next
     unsigned alignment;    // bytes, of all addresses
     bool found;
     cublasLtMatmulAlgo_t algo;
@@ -52,6 +54,15 @@ struct GemmPlan {
 struct GemmPlans {
     GemmPlan plans[GEMM_PLANS];
     unsigned next; // the one to replace, modulo their number
+};
+
+// Slabs of matrices that are widened for products (widen.h).
+struct Widening {
+    char *slabs;       // [2] of slab_bytes
+    size_t slab_bytes; // 0: no matrix has to be widened
+    cudaStream_t stream;
+    cudaEvent_t widened[2], used[2];
+    int turn; // the slab that comes next
 };
 
 // What the GPU engines keep. T: rows of one call, at most Model.max_rows. `type`: what enters a product.
@@ -66,8 +77,7 @@ struct CudaState {
     char *weights;
     bool keeps_16_bits; // with --precision f32, of matrices that the file has in 16 bits
     bool one_order;     // products of 16-bit numbers add up in one order, whatever the number of rows (gemm.cu)
-    float *wide;        // [wide_elements]: the float32 copy of a matrix for a product, if its dtype is not type
-    size_t wide_elements;
+    Widening widening;  // of matrices whose dtype is not type
     // Activations, on the device.
     float *x;           // [T][dim]: the residual stream
     void *xb;           // type [T][dim]: normalised
@@ -118,6 +128,20 @@ struct CudaState {
 // Calls body with a value of the type that a dtype of 16 or 32 bits has in kernels, and returns what it returns.
 template <class Body> auto with_type(DType dtype, Body body) {
     return dtype == DTYPE_F32 ? body(float()) : dtype == DTYPE_F16 ? body(__half()) : body(__nv_bfloat16());
+}
+
+// A matrix on the device: as the file has it, in another dtype, or packed. Packed, of what Matrix has: data are rows as
+// packed.h has them; dtype, group and scale_dtype are the file's; scale is float32 [rows], what results of products are
+// multiplied by, or NULL where there are float32 products or scales of groups: the codes are multiplied then.
+
+// How a quantised matrix is packed: scales are bf16 where the file has those of groups in BF16, else float32.
+inline Packing matrix_packing(const Matrix *m) {
+    return packing_of(m->dtype == DTYPE_U8 ? 4 : 8, m->group == WHOLE_ROW ? 0 : m->group,
+                      m->scale_dtype == DTYPE_BF16 ? 2 : 4, m->cols);
+}
+// Bytes of a matrix's row.
+inline uint64_t device_row_bytes(const Matrix *m) {
+    return matrix_is_quantised(m) ? (uint64_t)matrix_packing(m).row_bytes : matrix_row_bytes(m);
 }
 
 // ---- engine.cu ------------------------------------------------------------------------------------------------------

@@ -1,7 +1,13 @@
 #include "upload.h"
 
+extern "C" {
+#include "../file/checkpoint.h"
+#include "../quant.h"
+}
+
 #include <atomic>
 #include <mutex>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -46,18 +52,107 @@ __global__ void synthesize_kernel(D *dst, uint64_t n, uint64_t cols, float range
     }
 }
 
+// The first thing that is wrong with the codes and scales of a file, as a number: of tensors the first, of that the
+// scales before the codes, then the place in [rows][groups] or [rows][cols].
+enum { BAD_TENSOR_SHIFT = 48, BAD_CODE_SHIFT = 47 };
+static const unsigned long long NOTHING_BAD = ~0ull;
+
+// Where a quantised matrix goes.
+struct PackedRows {
+    char *rows;    // [rows] as packed.h has them
+    float *scales; // [rows], of a matrix with a scale for each row: these once more. NULL: not needed
+    Packing packing;
+    uint64_t cols, first; // first: the row of the matrix that comes first
+    int head_dim;         // placed_row's
+};
+
+// Codes and scales of rows of a matrix as the file has them, and what was found wrong with them.
+template <class S> struct FileCodes {
+    const char *codes; // [rows][cols], two of int4 to a byte
+    const S *scales;   // [rows][groups]
+    unsigned long long *bad;
+    uint64_t tensor;
+    bool fp8;
+
+    // Codes c .. c+7 of row `row`, the first lowest.
+    __device__ uint64_t eight(const PackedRows &to, uint64_t row, uint64_t c) const {
+        uint64_t at = row * to.cols + c, eight;
+        if (to.packing.bits == 4) return *(const uint32_t *)(codes + at / 2);
+        eight = *(const uint64_t *)(codes + at);
+        for (int i = 0; fp8 && i < 8; i++)
+            if ((eight >> 8 * i & 0x7F) == 0x7F) report(1ull << BAD_CODE_SHIFT | ((to.first + row) * to.cols + c + i));
+        return eight;
+    }
+    // Scale number g of a row that has n.
+    __device__ float scale(const PackedRows &to, uint64_t row, uint64_t g, uint64_t n) const {
+        float scale = to_float(scales[row * n + g]);
+        if (!isfinite(scale)) report((to.first + row) * n + g);
+        return scale;
+    }
+    __device__ void report(unsigned long long what) const {
+        atomicMin(bad, (unsigned long long)tensor << BAD_TENSOR_SHIFT | what);
+    }
+};
+
+// Computes: rows of a quantised matrix, packed; columns that the last block has too many are codes and scales of zero.
+// Reads:    what Source says.
+// Writes:   to.rows and to.scales, the whole matrix: the rows from to.first on, in their order (placed_row).
+// Grid:     rows × blocks of 1024 columns, 64 threads; a thread owns the 16 codes of a lane of a chunk.
+// Requires: cols % 8 = 0; the file's rows aligned to 8 codes.
+template <class Source> __global__ void pack_kernel(PackedRows to, Source from) {
+    const Packing &p = to.packing;
+    const uint64_t row = blockIdx.x / p.blocks, block = blockIdx.x % p.blocks;
+    const int bits = p.bits;
+    char *packed_row = to.rows + placed_row(to.first + row, to.head_dim) * p.row_bytes,
+         *packed = packed_row + block * p.block_bytes;
+    uint64_t packed_codes[2];
+    for (int step = 0; step < 2; step++) {
+        int place = threadIdx.x * 16 + step * 8;
+        uint64_t c = block * PACK_COLUMNS + packed_column(bits, place), zeros = bits == 4 ? 0x88888888u : 0,
+                 codes = c < to.cols ? from.eight(to, row, c) : zeros;
+        packed_codes[step] = 0;
+        for (int i = 0; i < 8; i++)
+            packed_codes[step] |= (codes >> bits * packed_column(bits, i) & ((1u << bits) - 1)) << bits * i;
+    }
+    if (bits == 8)
+        ((ulonglong2 *)packed)[threadIdx.x] = make_ulonglong2(packed_codes[0], packed_codes[1]);
+    else
+        ((uint64_t *)packed)[threadIdx.x] = packed_codes[0] | packed_codes[1] << 32;
+    if (p.group == 0) {
+        if (block > 0 || threadIdx.x > 0) return;
+        float scale = from.scale(to, row, 0, 1);
+        *(float4 *)(packed_row + packed_scale(&p, 0)) = make_float4(scale, 0, 0, 0);
+        if (to.scales) to.scales[placed_row(to.first + row, to.head_dim)] = scale;
+    } else if (threadIdx.x < PACK_COLUMNS / p.group) {
+        uint64_t c = block * PACK_COLUMNS + threadIdx.x * p.group;
+        float scale = c < to.cols ? from.scale(to, row, c / p.group, (to.cols + p.group - 1) / p.group) : 0;
+        char *at = packed_row + packed_scale(&p, (int)c);
+        if (p.scale_bytes == 2)
+            *(bf16 *)at = from_float<bf16>(scale);
+        else
+            *(float *)at = scale;
+    }
+}
+
 // ---- where tensors go -----------------------------------------------------------------------------------------------
 
 // One tensor on its way to the device.
 struct Placement {
     Weight weight;       // its matrix or norm gets the address; the name is not kept
     uint64_t rows, cols; // a norm: one row
-    DType from, to;      // in the file, and on the device: a norm is float32 in both
+    DType from, to;      // in the file, and on the device: a norm is float32 in both, codes are what they are
     uint64_t file_begin; // in the file's data; a synthetic model has none
+    uint64_t file_row_bytes, row_bytes;    // of a row there, without its scales, and on the device
+    uint64_t scale_begin, scale_row_bytes; // of a quantised matrix, in the file's data
     SyntheticTensor synthetic;
-    char *at;     // on the device
-    int head_dim; // of wq and wk, whose rows are interleaved; else 0
+    char *at, *scales; // on the device; scales: of a quantised matrix with one for each row, float32 [rows], if needed
+    int head_dim;      // of wq and wk, whose rows are interleaved; else 0
+    char name[64];
 };
+
+static bool is_packed(const Placement *t) {
+    return t->weight.matrix && matrix_is_quantised(t->weight.matrix);
+}
 
 // The dtype on the device of a matrix that the file has as `from`: that of products, unless the engine widens by
 // itself. Embeddings that are not the output matrix, too, enter no product: beside 16-bit products they stay in their
@@ -66,69 +161,122 @@ static DType device_dtype(const Plan *p, const Weight *w, DType from) {
     const CudaState *s = p->state;
     bool looked_up = w->matrix == &p->model->weights.tok_embeddings && !p->model->config.tie_embeddings;
     bool keeps = s->keeps_16_bits || (looked_up && s->type != DTYPE_F32);
-    return keeps && from != DTYPE_F32 ? from : s->type;
+    return matrix_is_quantised(w->matrix) || (keeps && from != DTYPE_F32) ? from : s->type;
 }
 
-// WeightVisitor: where every tensor goes, 128-byte aligned, which leaves no gap between wq, wk and wv.
+static const Tensor *find_in_file(const Plan *p, const char *name, const char *suffix) {
+    char whole[80];
+    snprintf(whole, sizeof whole, "%s%s", name, suffix);
+    return model_is_synthetic(p->model) ? NULL : safetensors_find(&p->model->file, whole);
+}
+
+// WeightVisitor: where every tensor goes, 128-byte aligned, which leaves no gap between wq, wk and wv: they are heads of
+// 64, 96 or 128 rows, of a multiple of 16 bytes each.
 static bool plan_tensor(void *context, const Weight *w, Error *err) {
     Plan *p = (Plan *)context;
+    Matrix *matrix = w->matrix;
     Placement *more = (Placement *)realloc(p->tensors, (p->n + 1) * sizeof *more);
     if (!more) return fail(err, "out of memory: %zu tensors", p->n + 1);
     p->tensors = more;
     const char *last = strrchr(w->name, '.');
     bool rotated = last && (strcmp(last, ".wq") == 0 || strcmp(last, ".wk") == 0);
-    const Tensor *in_file = model_is_synthetic(p->model) ? NULL : safetensors_find(&p->model->file, w->name);
+    const Tensor *in_file = find_in_file(p, w->name, "");
     Placement t;
     memset(&t, 0, sizeof t);
     t.weight = *w;
-    t.rows = w->matrix ? (uint64_t)w->matrix->rows : 1;
-    t.cols = w->matrix ? (uint64_t)w->matrix->cols : (uint64_t)w->n;
+    snprintf(t.name, sizeof t.name, "%s", w->name);
+    t.rows = matrix ? (uint64_t)matrix->rows : 1;
+    t.cols = matrix ? (uint64_t)matrix->cols : (uint64_t)w->n;
     t.from = t.to = DTYPE_F32;
-    if (w->matrix) {
-        t.from = in_file ? in_file->dtype : DTYPE_BF16;
-        t.to = w->matrix->dtype = device_dtype(p, w, t.from);
+    t.file_row_bytes = t.row_bytes = t.cols * sizeof(float);
+    if (matrix) {
+        t.from = in_file ? in_file->dtype : matrix_is_quantised(matrix) ? matrix->dtype : DTYPE_BF16;
+        matrix->dtype = t.from;
+        t.file_row_bytes = matrix_row_bytes(matrix);
+        t.to = matrix->dtype = device_dtype(p, w, t.from);
+        t.row_bytes = device_row_bytes(matrix);
+    }
+    if (is_packed(&t)) {
+        const Tensor *scales = find_in_file(p, w->name, ".scale");
+        t.scale_begin = scales ? scales->begin : 0;
+        t.scale_row_bytes =
+            (uint64_t)quant_groups(matrix->group, matrix->cols) * (uint64_t)dtype_bytes[matrix->scale_dtype];
     }
     t.file_begin = in_file ? in_file->begin : 0;
     t.synthetic = synthetic_next(&p->synthetic, w);
     t.at = (char *)p->bytes; // an offset, until there is memory
     t.head_dim = rotated ? p->model->config.head_dim : 0;
-    p->bytes += (weight_bytes(w) + 127) / 128 * 128;
+    p->bytes += (t.rows * t.row_bytes + 127) / 128 * 128;
     p->tensors[p->n++] = t;
     return true;
 }
 
+// Scales of rows come after all tensors, those of wq, wk and wv without a gap.
 bool plan_weights(Plan *p, Model *m, CudaState *s, Error *err) {
     memset(p, 0, sizeof *p);
     p->model = m;
     p->state = s;
     p->synthetic.seed = m->seed;
-    return weights_visit(m, plan_tensor, p, err);
+    if (!weights_visit(m, plan_tensor, p, err)) return false;
+    for (size_t i = 0; i < p->n && s->type != DTYPE_F32; i++) {
+        Placement *t = &p->tensors[i];
+        if (!is_packed(t) || t->weight.matrix->group != WHOLE_ROW) continue;
+        t->scales = (char *)p->bytes;
+        p->bytes += t->rows * sizeof(float);
+    }
+    return true;
 }
 
 void plan_free(Plan *p) {
     free(p->tensors);
 }
 
-// matmul_heads relies on wq, wk and wv without a gap, and on one dtype for them; matmul_gate_up on one for gate and up.
+// Whether products can take both in one call.
+static bool alike(const Matrix *a, const Matrix *b) {
+    return a->dtype == b->dtype && a->group == b->group && a->scale_dtype == b->scale_dtype;
+}
+static bool follows(const Matrix *a, const Matrix *b) {
+    return alike(a, b) && (const char *)b->data == (const char *)a->data + (uint64_t)a->rows * device_row_bytes(a) &&
+           (!a->scale || (const float *)b->scale == (const float *)a->scale + a->rows);
+}
+
+// matmul_heads relies on wq, wk and wv without a gap, and on one kind of rows in them; matmul_gate_up on one in gate and
+// up.
 bool place_tensors(Plan *p, Error *err) {
     Model *m = p->model;
+    char *base = p->state->weights;
     for (size_t i = 0; i < p->n; i++) {
         Placement *t = &p->tensors[i];
-        t->at = p->state->weights + (uint64_t)(uintptr_t)t->at;
-        if (t->weight.matrix)
+        t->at = base + (uintptr_t)t->at;
+        if (t->scales) t->scales = base + (uintptr_t)t->scales;
+        if (t->weight.matrix) {
             t->weight.matrix->data = t->at;
-        else
+            t->weight.matrix->scale = t->scales;
+        } else {
             *t->weight.norm = (const float *)t->at;
+        }
     }
     if (m->config.tie_embeddings) m->weights.output = m->weights.tok_embeddings;
     for (int i = 0; i < m->config.n_layers; i++) {
         const LayerWeights *l = &m->weights.layers[i];
-        const char *q = (const char *)l->wq.data, *k = (const char *)l->wk.data, *v = (const char *)l->wv.data;
-        if (k != q + matrix_bytes(&l->wq) || v != k + matrix_bytes(&l->wk) || l->wk.dtype != l->wq.dtype ||
-            l->wv.dtype != l->wq.dtype || l->w3.dtype != l->w1.dtype)
+        if (!follows(&l->wq, &l->wk) || !follows(&l->wk, &l->wv) || !alike(&l->w1, &l->w3))
             return fail(err, "layer %d: wq, wk and wv do not follow each other on the device, or their dtypes differ",
                         i);
     }
+    return true;
+}
+
+// Packs rows whose codes and scales are in device memory.
+static bool pack(const Plan *p, const Placement *t, const char *staged, uint64_t first, uint64_t rows,
+                 unsigned long long *bad, cudaStream_t stream, Error *err) {
+    const Matrix *m = t->weight.matrix;
+    PackedRows to = {t->at, (float *)t->scales, matrix_packing(m), t->cols, first, t->head_dim};
+    with_type(m->scale_dtype, [&](auto type) {
+        FileCodes<decltype(type)> from = {staged, (const decltype(type) *)(staged + rows * t->file_row_bytes), bad,
+                                          (uint64_t)(t - p->tensors), m->dtype == DTYPE_F8_E4M3};
+        pack_kernel<<<(unsigned)rows * to.packing.blocks, 64, 0, stream>>>(to, from);
+    });
+    CUDA_TRY(cudaGetLastError());
     return true;
 }
 
@@ -170,20 +318,27 @@ static void stager_close(Stager *g) {
     if (g->stream) cudaStreamDestroy(g->stream);
 }
 
-// Bytes of a tensor's row in the file.
-static uint64_t file_row_bytes(const Placement *t) {
-    return t->cols * (uint64_t)dtype_bytes[t->from];
+// Bytes that are read of the file for a tensor's row.
+static uint64_t read_row_bytes(const Placement *t) {
+    return t->file_row_bytes + t->scale_row_bytes;
 }
 
-// Rows first .. first+rows of a tensor.
-static bool stager_send(Stager *g, const Model *m, const Placement *t, uint64_t first, uint64_t rows, Error *err) {
-    uint64_t row_bytes = file_row_bytes(t);
+// Rows first .. first+rows of a tensor; of a quantised matrix the codes, and after them the scales.
+static bool stager_send(Stager *g, const Plan *p, const Placement *t, uint64_t first, uint64_t rows,
+                        unsigned long long *bad, Error *err) {
+    const SafeTensors *file = &p->model->file;
+    uint64_t bytes = rows * t->file_row_bytes, scale_bytes = rows * t->scale_row_bytes;
     int i = g->turn;
     g->turn ^= 1;
     CUDA_TRY(cudaEventSynchronize(g->copied[i])); // an event not yet recorded counts as done
-    if (!safetensors_read(&m->file, g->host[i], t->file_begin + first * row_bytes, rows * row_bytes, err)) return false;
-    CUDA_TRY(cudaMemcpyAsync(g->device[i], g->host[i], rows * row_bytes, cudaMemcpyHostToDevice, g->stream));
-    if (!place(t, g->device[i], first, (unsigned)rows, g->stream, err)) return false;
+    if (!safetensors_read(file, g->host[i], t->file_begin + first * t->file_row_bytes, bytes, err)) return false;
+    if (scale_bytes &&
+        !safetensors_read(file, g->host[i] + bytes, t->scale_begin + first * t->scale_row_bytes, scale_bytes, err))
+        return false;
+    CUDA_TRY(cudaMemcpyAsync(g->device[i], g->host[i], bytes + scale_bytes, cudaMemcpyHostToDevice, g->stream));
+    if (!(is_packed(t) ? pack(p, t, g->device[i], first, rows, bad, g->stream, err)
+                       : place(t, g->device[i], first, (unsigned)rows, g->stream, err)))
+        return false;
     CUDA_TRY(cudaEventRecord(g->copied[i], g->stream));
     return true;
 }
@@ -200,7 +355,8 @@ struct Upload {
     bool (*meanwhile)(Model *model, Error *err); // the first thread's
     const UploadUnit *units;
     size_t n_units;
-    char *host, *device; // two buffers for each thread
+    char *host, *device;     // two buffers for each thread
+    unsigned long long *bad; // on the device: what FileCodes reports
     uint64_t buffer_bytes;
     std::atomic<size_t> next; // unit
     std::mutex lock;          // of the following
@@ -220,10 +376,10 @@ static void upload_thread(void *upload, int thread) {
     for (size_t i; ok && (i = u->next++) < u->n_units;) {
         const UploadUnit *unit = &u->units[i];
         if (model_interrupted(m)) ok = fail_interrupted(&own);
-        ok = ok && stager_send(&g, m, unit->tensor, unit->first, unit->rows, &own);
+        ok = ok && stager_send(&g, u->plan, unit->tensor, unit->first, unit->rows, u->bad, &own);
         if (!ok || !m->progress) continue;
         std::lock_guard<std::mutex> locked(u->lock);
-        u->sent += unit->rows * unit->tensor->cols * (uint64_t)dtype_bytes[unit->tensor->to];
+        u->sent += unit->rows * unit->tensor->row_bytes;
         m->progress("loading", u->sent, u->plan->bytes);
     }
     cudaError_t last = g.stream ? cudaStreamSynchronize(g.stream) : cudaSuccess;
@@ -243,12 +399,24 @@ static UploadUnit *cut_units(const Plan *p, uint64_t buffer_bytes, size_t *n_uni
         *n_units = 0;
         for (size_t i = 0; i < p->n; i++) {
             const Placement *t = &p->tensors[i];
-            uint64_t step = buffer_bytes / file_row_bytes(t);
+            uint64_t step = buffer_bytes / read_row_bytes(t);
             for (uint64_t first = 0; first < t->rows; first += step, ++*n_units)
                 if (pass == 1) units[*n_units] = UploadUnit{t, first, t->rows - first < step ? t->rows - first : step};
         }
     }
     return units;
+}
+
+// The message for what FileCodes has reported.
+static bool fail_bad(const Plan *p, unsigned long long bad, Error *err) {
+    const Placement *t = &p->tensors[bad >> BAD_TENSOR_SHIFT];
+    int64_t at = (int64_t)(bad & ((1ull << BAD_CODE_SHIFT) - 1));
+    if (bad >> BAD_CODE_SHIFT & 1) return fail_code_is_nan(p->model, t->name, (int)t->cols, at, err);
+    DType dtype = t->weight.matrix->scale_dtype;
+    uint64_t bytes = (uint64_t)dtype_bytes[dtype];
+    uint32_t scale = 0;
+    return safetensors_read(&p->model->file, (char *)&scale, t->scale_begin + (uint64_t)at * bytes, bytes, err) &&
+           fail_scale_not_finite(p->model, t->name, at, quant_number(&scale, dtype, 0), err);
 }
 
 static bool upload(const Plan *p, bool (*meanwhile)(Model *model, Error *err), Error *err) {
@@ -258,20 +426,28 @@ static bool upload(const Plan *p, bool (*meanwhile)(Model *model, Error *err), E
     u.err = err;
     u.buffer_bytes = UPLOAD_BYTES;
     for (size_t i = 0; i < p->n; i++)
-        if (file_row_bytes(&p->tensors[i]) > u.buffer_bytes) u.buffer_bytes = file_row_bytes(&p->tensors[i]);
+        if (read_row_bytes(&p->tensors[i]) > u.buffer_bytes) u.buffer_bytes = read_row_bytes(&p->tensors[i]);
     UploadUnit *units = cut_units(p, u.buffer_bytes, &u.n_units);
     if (!units) return fail(err, "out of memory: %zu units of the weights", u.n_units);
     u.units = units;
+    u.buffer_bytes = (u.buffer_bytes + 15) / 16 * 16;
     uint64_t staging = 2 * UPLOAD_THREADS * u.buffer_bytes;
+    unsigned long long bad = NOTHING_BAD;
     cudaError_t status = cudaMallocHost((void **)&u.host, staging);
     if (status == cudaSuccess) status = cudaMalloc((void **)&u.device, staging);
-    if (status == cudaSuccess)
+    if (status == cudaSuccess) status = cudaMalloc((void **)&u.bad, sizeof bad);
+    if (status == cudaSuccess) status = cudaMemcpy(u.bad, &bad, sizeof bad, cudaMemcpyHostToDevice);
+    if (status == cudaSuccess) {
         threads_run(UPLOAD_THREADS, upload_thread, &u);
-    else
+        status = cudaMemcpy(&bad, u.bad, sizeof bad, cudaMemcpyDeviceToHost);
+        if (!err->text[0] && status != cudaSuccess) fail(err, "uploading the weights: %s", cudaGetErrorString(status));
+        if (!err->text[0] && bad != NOTHING_BAD) fail_bad(p, bad, err);
+    } else
         fail(err, "%.2f GB to stage the weights: %s", (double)staging * 1e-9, cudaGetErrorString(status));
     free(units);
     cudaFreeHost(u.host);
     cudaFree(u.device);
+    cudaFree(u.bad);
     return !err->text[0];
 }
 

@@ -507,18 +507,25 @@ static bool bind_tensor(void *context, const Weight *w, Error *err) {
     return scale != NULL;
 }
 
+bool fail_scale_not_finite(const Model *m, const char *matrix, int64_t at, float scale, Error *err) {
+    return fail(err, "%s: tensor %s.scale: element %" PRId64 " is %f, expected a finite number", m->file.path, matrix,
+                at, (double)scale);
+}
+
+bool fail_code_is_nan(const Model *m, const char *matrix, int cols, int64_t at, Error *err) {
+    return fail(err, "%s: tensor %s: the code of row %" PRId64 ", column %" PRId64 " is NaN", m->file.path, matrix,
+                at / cols, at % cols);
+}
+
 // WeightVisitor: what is refused of a quantised matrix that has been read.
 static bool check_codes(void *context, const Weight *w, Error *err) {
     const Model *m = context;
     const Matrix *x = w->matrix;
     if (!x || !matrix_is_quantised(x)) return true;
     int64_t at = quant_find_bad_scale(x);
-    if (at >= 0)
-        return fail(err, "%s: tensor %s.scale: element %" PRId64 " is %f, expected a finite number", m->file.path,
-                    w->name, at, (double)quant_number(x->scale, x->scale_dtype, (size_t)at));
+    if (at >= 0) return fail_scale_not_finite(m, w->name, at, quant_number(x->scale, x->scale_dtype, (size_t)at), err);
     at = quant_find_nan(x);
-    return at < 0 || fail(err, "%s: tensor %s: the code of row %" PRId64 ", column %" PRId64 " is NaN", m->file.path,
-                          w->name, at / x->cols, at % x->cols);
+    return at < 0 || fail_code_is_nan(m, w->name, x->cols, at, err);
 }
 
 bool checkpoint_load(Model *m, char *base, Error *err) {

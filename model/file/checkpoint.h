@@ -13,4 +13,9 @@ bool checkpoint_open(Model *model, const char *path, bool vocab_only, Error *err
 // Reads norms and weights into one block at base (model->weights.bytes long) and points model->weights into it.
 bool checkpoint_load(Model *model, char *base, Error *err);
 
+// The messages for what checkpoint_load refuses of a quantised matrix, for who reads weights by itself: a scale that is
+// not finite, number `at` of [rows][groups]; a code that is NaN, number `at` of [rows][cols]. False.
+bool fail_scale_not_finite(const Model *model, const char *matrix, int64_t at, float scale, Error *err);
+bool fail_code_is_nan(const Model *model, const char *matrix, int cols, int64_t at, Error *err);
+
 #endif

@@ -1,0 +1,34 @@
+// Matrices that are held in another dtype than enters products: quantised ones, packed (packed.h), and 16-bit ones beside
+// float32 products. They are widened slab by slab, a slab being some of their rows, into memory so small that it stays in
+// L2; and while one slab is in a product, the next is widened into the other, in a stream of its own:
+//
+//   widening's stream    waits for used[i]; widens a slab into slabs[i]; records widened[i]
+//   the engine's stream  waits for widened[i]; the product; records used[i]
+//
+// widen_begin records both `used` in the engine's stream, so that a pass can be captured into a graph: its waits are for
+// records of the same pass, and every slab that is widened is waited for.
+#ifndef CUDA_WIDEN_H
+#define CUDA_WIDEN_H
+
+#include "state.h"
+
+enum {
+    SLAB_BYTES = 12 << 20, // of one of the two, or what SLAB_ROWS rows take
+    SLAB_ROWS = 128
+};
+
+// What a slab takes with rows of so many columns at most; before open.
+size_t widen_slab_bytes(int most_cols, size_t element);
+// s->widening: its stream and events, where there are slabs.
+bool widen_open(CudaState *s, Error *err);
+void widen_close(CudaState *s);
+// Comes before the first product of a pass.
+bool widen_begin(CudaState *s, Error *err);
+// How many rows of w to widen at once: a multiple of unit, at most SLAB_ROWS; all slabs of w but the last have so many.
+int widen_rows(const CudaState *s, const Matrix *w, int unit);
+// *wide: these rows of a matrix in s->type, for what s->stream is given until widen_end. A quantised weight is code ×
+// scale, rounded to float32 and to s->type; where the matrix on the device has scales (Matrix.scale), the code.
+bool widen(CudaState *s, Matrix *wide, const Matrix *rows, Error *err);
+bool widen_end(CudaState *s, Error *err);
+
+#endif
