@@ -8,12 +8,6 @@
 #include "fused_kernel.cuh"
 #include "wide.h"
 
-#ifndef HAVE_MP
-static Packing matrix_packing(const Matrix *w) {
-    const int bits = w->dtype == DTYPE_U8 ? 4 : 8, group = w->group == WHOLE_ROW ? 0 : w->group;
-    return packing_of(bits, group, w->scale_dtype == DTYPE_BF16 ? 2 : 4, w->cols);
-}
-#endif
 struct FusedState {
     int n_blocks, max_rows, terms; // max_rows: tokens of one pass over the weights
     bool packed;                   // is a matrix quantised?

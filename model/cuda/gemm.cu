@@ -209,7 +209,7 @@ static bool product(CudaState *s, float *out, int pitch, const MatrixSeries *w, 
     return true;
 }
 
-// The same for one matrix that is widened slab by slab; Matrix.scale is left to the caller.
+// The same for one matrix that is widened slab by slab; scales_after_product are left to the caller.
 static bool product_widened(CudaState *s, float *out, const Matrix *w, const void *in, int T, float beta, Error *err) {
     const int slab = widen_rows(s, w, SLAB_ROWS);
     for (int first = 0; first < w->rows; first += slab) {
@@ -225,12 +225,12 @@ static bool product_widened(CudaState *s, float *out, const Matrix *w, const voi
 bool matmul(CudaState *s, float *out, const Matrix *w, const void *in, int T, float beta, Error *err) {
     const MatrixSeries only = {*w, 0, 1};
     if (w->dtype == s->type) return product(s, out, w->rows, &only, in, T, beta, err);
-    if (!w->scale) return product_widened(s, out, w, in, T, beta, err);
+    const float *scales = scales_after_product(s, w);
+    if (!scales) return product_widened(s, out, w, in, T, beta, err);
     if (beta == 0)
-        return product_widened(s, out, w, in, T, 0, err) &&
-               scale_rows(s, out, (const float *)w->scale, 1, T, w->rows, err);
+        return product_widened(s, out, w, in, T, 0, err) && scale_rows(s, out, scales, 1, T, w->rows, err);
     return product_widened(s, s->gate_up, w, in, T, 0, err) &&
-           add_scaled(s, out, s->gate_up, (const float *)w->scale, T, w->rows, err);
+           add_scaled(s, out, s->gate_up, scales, T, w->rows, err);
 }
 
 // One call has a product for every head. Of one row, all heads are one product with the same result in the same place.
@@ -250,7 +250,8 @@ bool matmul_heads(CudaState *s, const Config *c, float *out, const Matrix *first
         if (!product(s, out + (size_t)head * T * rows, rows, &heads, s->xb, T, 0, err) || !widen_end(s, err))
             return false;
     }
-    return !all.scale || scale_rows(s, out, (const float *)all.scale, n_heads, T, rows, err);
+    const float *scales = scales_after_product(s, &all);
+    return !scales || scale_rows(s, out, scales, n_heads, T, rows, err);
 }
 
 bool matmul_gate_up(CudaState *s, const LayerWeights *l, int T, Error *err) {

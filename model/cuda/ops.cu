@@ -280,7 +280,8 @@ bool swiglu(CudaState *s, const LayerWeights *l, int T, Error *err) {
     CUDA_TRY(with_type(s->type, [&](auto type) {
         return launch_kernel(swiglu_kernel<decltype(type)>, blocks_for(n), 256, 0, s->pdl, s->stream,
                              (decltype(type) *)s->h, (const float *)s->gate_up, (const float *)s->gate_up + n,
-                             (const float *)l->w1.scale, (const float *)l->w3.scale, n, (unsigned)l->w1.rows);
+                             scales_after_product(s, &l->w1), scales_after_product(s, &l->w3), n,
+                             (unsigned)l->w1.rows);
     }));
     return true;
 }

@@ -131,13 +131,17 @@ template <class Body> auto with_type(DType dtype, Body body) {
 }
 
 // A matrix on the device: as the file has it, in another dtype, or packed. Packed, of what Matrix has: data are rows as
-// packed.h has them; dtype, group and scale_dtype are the file's; scale is float32 [rows], what results of products are
-// multiplied by, or NULL where there are float32 products or scales of groups: the codes are multiplied then.
+// packed.h has them; dtype, group and scale_dtype are the file's; scale is float32 [rows], or NULL where groups have scales.
 
 // How a quantised matrix is packed: scales are bf16 where the file has those of groups in BF16, else float32.
 inline Packing matrix_packing(const Matrix *m) {
     return packing_of(m->dtype == DTYPE_U8 ? 4 : 8, m->group == WHOLE_ROW ? 0 : m->group,
                       m->scale_dtype == DTYPE_BF16 ? 2 : 4, m->cols);
+}
+// What a 16-bit product's results are multiplied by, as the codes alone are in it: [rows], or NULL: nothing. (Before a
+// float32 product codes are multiplied.)
+inline const float *scales_after_product(const CudaState *s, const Matrix *m) {
+    return s->type == DTYPE_F32 ? NULL : (const float *)m->scale;
 }
 // Bytes of a matrix's row.
 inline uint64_t device_row_bytes(const Matrix *m) {

@@ -121,8 +121,7 @@ template <class Source> __global__ void pack_kernel(PackedRows to, Source from) 
     if (p.group == 0) {
         if (block > 0 || threadIdx.x > 0) return;
         float scale = from.scale(to, row, 0, 1);
-        *(float4 *)(packed_row + packed_scale(&p, 0)) = make_float4(scale, 0, 0, 0);
-        if (to.scales) to.scales[placed_row(to.first + row, to.head_dim)] = scale;
+        to.scales[placed_row(to.first + row, to.head_dim)] = scale;
     } else if (threadIdx.x < PACK_COLUMNS / p.group) {
         uint64_t c = block * PACK_COLUMNS + threadIdx.x * p.group;
         float scale = c < to.cols ? from.scale(to, row, c / p.group, (to.cols + p.group - 1) / p.group) : 0;
@@ -145,7 +144,7 @@ struct Placement {
     uint64_t file_row_bytes, row_bytes;    // of a row there, without its scales, and on the device
     uint64_t scale_begin, scale_row_bytes; // of a quantised matrix, in the file's data
     SyntheticTensor synthetic;
-    char *at, *scales; // on the device; scales: of a quantised matrix with one for each row, float32 [rows], if needed
+    char *at, *scales; // on the device; scales: of a quantised matrix with one for each row, float32 [rows]
     int head_dim;      // of wq and wk, whose rows are interleaved; else 0
     char name[64];
 };
@@ -211,18 +210,18 @@ static bool plan_tensor(void *context, const Weight *w, Error *err) {
     return true;
 }
 
-// Scales of rows come after all tensors, those of wq, wk and wv without a gap.
+// Scales of rows come after all tensors, those of wq, wk and wv without a gap; others at a multiple of a tile's.
 bool plan_weights(Plan *p, Model *m, CudaState *s, Error *err) {
     memset(p, 0, sizeof *p);
     p->model = m;
     p->state = s;
     p->synthetic.seed = m->seed;
     if (!weights_visit(m, plan_tensor, p, err)) return false;
-    for (size_t i = 0; i < p->n && s->type != DTYPE_F32; i++) {
+    for (size_t i = 0; i < p->n; i++) {
         Placement *t = &p->tensors[i];
         if (!is_packed(t) || t->weight.matrix->group != WHOLE_ROW) continue;
         t->scales = (char *)p->bytes;
-        p->bytes += t->rows * sizeof(float);
+        p->bytes += (t->rows + 15) / 16 * 16 * sizeof(float);
     }
     return true;
 }

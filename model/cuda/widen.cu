@@ -28,12 +28,13 @@ __device__ __forceinline__ void store_run(bf16 *to, const float *v) {
 }
 
 // Computes: y = the weights of a packed matrix: code × scale rounded to float32, then to T; codes_alone: the code.
-// Reads:    rows as packed.h has them.
+// Reads:    rows as packed.h has them; scales [n_rows], where each has one.
 // Writes:   y [n_rows][cols].
 // Grid:     enough × 256; a thread owns the 16 codes of a lane of a chunk.
 // Requires: cols % 8 = 0; rows and y aligned to 16 bytes.
 template <typename T, DType CODES>
-__global__ void widen_packed_kernel(T *y, const char *rows, Packing p, int cols, unsigned n_rows, bool codes_alone) {
+__global__ void widen_packed_kernel(T *y, const char *rows, Packing p, int cols, const float *scales,
+                                    unsigned n_rows, bool codes_alone) {
     constexpr int BITS = CODES == DTYPE_U8 ? 4 : 8;
     const unsigned lanes = (unsigned)(cols + PACK_CHUNK - 1) / PACK_CHUNK * (PACK_CHUNK / LANE_CODES), // of a row
         i = blockIdx.x * blockDim.x + threadIdx.x, row = i / lanes;
@@ -55,8 +56,9 @@ __global__ void widen_packed_kernel(T *y, const char *rows, Packing p, int cols,
     for (int step = 0; step < 2; step++) {
         int c = block * PACK_COLUMNS + packed_column(BITS, place + step * RUN);
         if (c >= cols) return;
-        const char *scale_at = packed + packed_scale(&p, c);
+        const char *scale_at = packed + (p.group ? packed_scale(&p, c) : 0);
         float scale = codes_alone          ? 1
+                      : p.group == 0       ? scales[row]
                       : p.scale_bytes == 2 ? to_float(*(const bf16 *)scale_at)
                                            : *(const float *)scale_at;
         float v[RUN];
@@ -86,7 +88,8 @@ template <typename T> static void launch_packed(T *y, const Matrix *w, cudaStrea
     auto kernel = w->dtype == DTYPE_F8_E4M3 ? widen_packed_kernel<T, DTYPE_F8_E4M3>
                   : w->dtype == DTYPE_I8    ? widen_packed_kernel<T, DTYPE_I8>
                                             : widen_packed_kernel<T, DTYPE_U8>;
-    kernel<<<blocks, 256, 0, stream>>>(y, (const char *)w->data, p, w->cols, (unsigned)w->rows, w->scale != NULL);
+    kernel<<<blocks, 256, 0, stream>>>(y, (const char *)w->data, p, w->cols, (const float *)w->scale, (unsigned)w->rows,
+                                      w->scale && sizeof(T) == 2);
 }
 
 // y [rows][cols] = a matrix in s->type.

@@ -27,7 +27,7 @@ bool widen_begin(CudaState *s, Error *err);
 // How many rows of w to widen at once: a multiple of unit, at most SLAB_ROWS; all slabs of w but the last have so many.
 int widen_rows(const CudaState *s, const Matrix *w, int unit);
 // *wide: these rows of a matrix in s->type, for what s->stream is given until widen_end. A quantised weight is code ×
-// scale, rounded to float32 and to s->type; where the matrix on the device has scales (Matrix.scale), the code.
+// scale, rounded to float32 and to s->type; where scales_after_product has scales, the code.
 bool widen(CudaState *s, Matrix *wide, const Matrix *rows, Error *err);
 bool widen_end(CudaState *s, Error *err);
 
