@@ -21,7 +21,7 @@ typedef struct Known {
 static void test_fused_plan_of_known_shapes(void) {
     static const Known known[] = {
         {"LLaMA 3.2 1B",
-         {2048, 2048, 8192, 64, 1, 1, HOPPER_SHARED, 0, 0, 0},
+         {2048, 2048, 8192, 64, 1, 1, HOPPER_SHARED, 0},
          2048,
          8,
          0,
@@ -34,7 +34,7 @@ static void test_fused_plan_of_known_shapes(void) {
          218368,
          8},
         {"LLaMA 3.2 3B",
-         {3072, 3072, 8192, 128, 1, 1, HOPPER_SHARED, 0, 0, 0},
+         {3072, 3072, 8192, 128, 1, 1, HOPPER_SHARED, 0},
          3072,
          4,
          0,
@@ -47,7 +47,7 @@ static void test_fused_plan_of_known_shapes(void) {
          215552,
          8},
         {"LLaMA 3.1 8B",
-         {4096, 4096, 14336, 128, 1, 1, HOPPER_SHARED, 0, 0, 0},
+         {4096, 4096, 14336, 128, 1, 1, HOPPER_SHARED, 0},
          4096,
          4,
          0,
@@ -60,7 +60,7 @@ static void test_fused_plan_of_known_shapes(void) {
          228352,
          8},
         {"LLaMA 3.1 8B, 8 tokens",
-         {4096, 4096, 14336, 128, 8, 1, HOPPER_SHARED, 0, 0, 0},
+         {4096, 4096, 14336, 128, 8, 1, HOPPER_SHARED, 0},
          4096,
          4,
          1,
@@ -73,7 +73,7 @@ static void test_fused_plan_of_known_shapes(void) {
          208896,
          8},
         {"LLaMA 3.1 8B, f32",
-         {4096, 4096, 14336, 128, 1, 3, HOPPER_SHARED, 0, 0, 0},
+         {4096, 4096, 14336, 128, 1, 3, HOPPER_SHARED, 0},
          4096,
          4,
          0,
@@ -86,7 +86,7 @@ static void test_fused_plan_of_known_shapes(void) {
          224256,
          2},
         {"LLaMA 3.1 70B",
-         {8192, 8192, 28672, 128, 1, 1, HOPPER_SHARED, 0, 0, 0},
+         {8192, 8192, 28672, 128, 1, 1, HOPPER_SHARED, 0},
          4096,
          4,
          0,
@@ -99,7 +99,7 @@ static void test_fused_plan_of_known_shapes(void) {
          225792,
          8},
         {"LLaMA 3.1 70B, 4 tokens",
-         {8192, 8192, 28672, 128, 4, 1, HOPPER_SHARED, 0, 0, 0},
+         {8192, 8192, 28672, 128, 4, 1, HOPPER_SHARED, 0},
          4096,
          4,
          1,
@@ -111,7 +111,7 @@ static void test_fused_plan_of_known_shapes(void) {
          1,
          202752,
          8},
-        {"stories", {64, 64, 176, 64, 1, 1, HOPPER_SHARED, 0, 0, 0}, 512, 8, 0, 64, 2688, 8192, 12, 8, 4, 100992, 8},
+        {"stories", {64, 64, 176, 64, 1, 1, HOPPER_SHARED, 0}, 512, 8, 0, 64, 2688, 8192, 12, 8, 4, 100992, 8},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         const Known *k = &known[i];
@@ -141,7 +141,7 @@ static void test_fused_plan_keeps_its_bounds(void) {
         for (int hidden = 8; hidden <= 40000; hidden = hidden * 7 / 4 / 8 * 8 + 8)
             for (int terms = 1; terms <= 3; terms += 2)
                 for (int rows = 1; rows <= MAX_ACT_ROWS / terms; rows++) {
-                    FusedShape s = {dim, dim, hidden, 64 + 32 * (dim % 3), rows, terms, HOPPER_SHARED, 0, 0, 0};
+                    FusedShape s = {dim, dim, hidden, 64 + 32 * (dim % 3), rows, terms, HOPPER_SHARED, 0};
                     FusedPlan p;
                     if (!fused_plan(&s, &p)) {
                         CHECK(fused_max_rows(s) < rows);

@@ -3,6 +3,8 @@
 the reference checkpoints in each type, `llama --compare` in float32. Then changes to codes and scales, which must make
 the comparison fail.
 
+Engine cpu computes; with --engine cublas or fused those do.
+
 The dumps are made here, by scripts/dump_hf.py: without torch, transformers and safetensors nothing is tested. The
 checkpoints are in ../shared/reference, or where REFERENCE says; without them theirs are skipped.
 """
@@ -26,6 +28,7 @@ CHECKPOINTS = ("gqa4-hd64", "mha-tied", "gqa7-hd128", "gqa3-newlayout")
 TYPES = ("fp8", "int8", "int8:32", "int4:32", "int4:64", "int4:128")
 N_NEW = 48
 
+options = argparse.Namespace(engine="cpu")
 counts = {"ok": 0, "FAIL": 0, "SKIP": 0}
 
 
@@ -40,7 +43,7 @@ def run(*command):
 
 
 def compare(model, dump):
-    return run(LLAMA, model, "--compare", dump, "--precision", "f32", "--engine", "cpu", "-t", "1")
+    return run(LLAMA, model, "--compare", dump, "--precision", "f32", "--engine", options.engine, "-t", "1")
 
 
 # ------------------------------------------------------------------------------------------------------------- changes
@@ -119,6 +122,9 @@ def test_changes(model, dump, work):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--engine", default="cpu")
+    parser.parse_args(namespace=options)
     try:
         import dump_hf
         import torch

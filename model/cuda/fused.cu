@@ -19,68 +19,60 @@ struct FusedState {
     WideState *wide;               // steps of many rows; NULL: they are engine cublas's
 };
 
-// Calls visit(matrix, kind) for the matrices of products, one for those that are alike: of QKV, of gate and up.
+// Calls visit(matrix) for the matrices of products, one for those that are alike: of QKV, of gate and up.
 template <class Visit> static void for_products(const Model *m, Visit visit) {
     for (int i = 0; i < m->config.n_layers; i++) {
         const LayerWeights *l = &m->weights.layers[i];
-        visit(l->wq, PRODUCT_QKV), visit(l->wo, PRODUCT_OUT), visit(l->w1, PRODUCT_GATE_UP), visit(l->w2, PRODUCT_DOWN);
+        visit(l->wq), visit(l->wo), visit(l->w1), visit(l->w2);
     }
-    visit(m->weights.output, PRODUCT_LM_HEAD);
+    visit(m->weights.output);
 }
 
-static int matrix_bits(const Matrix &w) {
-    return matrix_is_quantised(&w) ? matrix_packing(&w).bits : 16;
-}
-
-// How long slices are where a matrix is quantised.
-static void shape_packed(const Model *m, FusedShape *s) {
-    int bits = 16;
-    for_products(m, [&](const Matrix &w, ProductKind) { bits = fused_min(bits, matrix_bits(w)); });
-    s->packed_bits = bits;
-    s->down_slice = INT_MAX;
-    const int tile_rows = packed_tile_rows(bits, s->dim);
-    for_products(m, [&](const Matrix &w, ProductKind kind) {
-        const int columns = packed_slice(tile_rows, matrix_bits(w));
-        s->slice_bytes = fused_max(s->slice_bytes, matrix_is_quantised(&w)
-                                                       ? columns / PACK_COLUMNS * matrix_packing(&w).block_bytes
-                                                       : 2 * columns);
-        if (kind == PRODUCT_DOWN) s->down_slice = fused_min(s->down_slice, columns);
-    });
+// Bytes of a row in a K slice, where a matrix is quantised.
+static int slice_bytes(const Matrix *w) {
+    if (!matrix_is_quantised(w)) return 2 * packed_slice(16);
+    const Packing packing = matrix_packing(w);
+    return packed_slice(packing.bits) / PACK_COLUMNS * packing.block_bytes;
 }
 
 static FusedShape fused_shape(const Model *m, const FusedState *f, int n_rows) {
     const Config *c = &m->config;
-    FusedShape s = {c->dim, c->q_dim, c->hidden_dim, c->head_dim, n_rows, f->terms, f->shared_limit, 0, 0, 0};
-    if (weights_are_quantised(m)) shape_packed(m, &s);
+    FusedShape s = {c->dim, c->q_dim, c->hidden_dim, c->head_dim, n_rows, f->terms, f->shared_limit, 0};
+    if (weights_are_quantised(m))
+        for_products(m, [&](const Matrix &w) { s.packed_pitch = fused_max(s.packed_pitch, packed_pitch(slice_bytes(&w))); });
     return s;
 }
 
-// The part of a product that is its weights': w, and the same of `up`; `slice`: columns of a K slice of 16-bit weights.
-static void set_weights(Product *f, const FusedPlan *plan, const Matrix *w, const Matrix *up, bool packed_model) {
+// The part of a product that is its weights': w, and the same of `up`. packed: a matrix of the model is quantised.
+static void set_weights(Product *f, const FusedPlan *plan, const Matrix *w, const Matrix *up, bool packed) {
     f->weights = (const char *)w->data;
     f->up = up ? (const char *)up->data : NULL;
-    if (!matrix_is_quantised(w)) {
-        const int slice = packed_model ? packed_slice(plan->tile_rows, 16) : plan->slice;
-        f->n_slices = fused_n_slices(w->cols, slice);
-        f->slice = fused_slice_of(w->cols, slice);
-        f->row_bytes = f->bytes = 2 * w->cols;
+    f->row_bytes = f->bytes = (int)device_row_bytes(w);
+    if (!packed) {
+        f->slice = fused_slice_of(w->cols, plan->slice);
         f->slice_bytes = 2 * f->slice;
+        f->n_slices = fused_n_slices(w->cols, plan->slice);
+        f->weight_pitch = f->n_slices > 1 ? f->slice_bytes : f->row_bytes;
+        f->act_pitch = (int)fused_act_bytes(w->cols, 1);
+        return;
+    }
+    f->slice_bytes = slice_bytes(w);
+    f->weight_pitch = packed_pitch(f->slice_bytes);
+    if (!matrix_is_quantised(w)) {
+        f->slice = packed_slice(16);
+        f->act_pitch = (int)fused_act_bytes(w->cols, 1);
     } else {
         const Packing packing = matrix_packing(w);
         f->codes = w->dtype == DTYPE_U8 ? CODES_INT4 : w->dtype == DTYPE_I8 ? CODES_INT8 : CODES_FP8;
-        f->scales = packing.group ? NULL : (const float *)w->scale;
-        f->up_scales = packing.group || !up ? NULL : (const float *)up->scale;
+        f->scales = (const float *)w->scale;
+        f->up_scales = up ? (const float *)up->scale : NULL;
         while (1 << f->group_log2 < packing.group) f->group_log2++;
         f->scale_bytes = packing.scale_bytes;
         f->block_bytes = packing.block_bytes;
-        f->blocks = packing.blocks;
-        f->slice = packed_slice(plan->tile_rows, packing.bits);
-        f->slice_blocks = f->slice / PACK_COLUMNS;
-        f->n_slices = fused_n_slices(w->cols, f->slice);
-        f->row_bytes = f->bytes = packing.row_bytes;
-        f->slice_bytes = f->slice_blocks * packing.block_bytes;
+        f->slice = packed_slice(packing.bits);
+        f->act_pitch = packed_act_pitch(w->cols);
     }
-    f->weight_pitch = f->n_slices > 1 ? f->slice_bytes : f->row_bytes;
+    f->n_slices = fused_n_slices(w->cols, f->slice);
 }
 
 // rows: of w, or of all matrices that follow it or alternate with it.
@@ -93,26 +85,24 @@ static void add_product(FusedParams *p, const FusedPlan *plan, int n_blocks, Pro
     f->cols = f->row_length = cols;
     f->norm = norm;
     set_weights(f, plan, w, up, packed_model);
-    f->slices_per_sum = kind == PRODUCT_DOWN ? 1 : f->n_slices;
-    f->act_pitch = (int)fused_act_bytes(cols, 1);
+    f->slices_per_sum = kind == PRODUCT_DOWN ? plan->slice / f->slice : f->n_slices;
     if (p->n_products > 1) f->first_block = (f[-1].first_block + fused_ceil(f[-1].rows, plan->tile_rows)) % n_blocks;
 }
 
-// Splits the last product, down, over K: a product for each slice, that adds to what the ones before left in
-// down_partial.
+// Splits the last product, down, over K: a product for each part that is summed as one, that adds to what the ones before
+// left in down_partial.
 static void split_last_product(FusedParams *p) {
     Product whole = p->product[--p->n_products];
-    for (int first = 0; first < whole.cols; first += whole.slice) {
+    const int part = whole.slices_per_sum * whole.slice;
+    for (int first = 0; first < whole.cols; first += part) {
         Product *f = &p->product[p->n_products++];
         *f = whole;
         f->first_col = first;
-        f->cols = fused_min(whole.cols - first, whole.slice);
-        f->n_slices = 1;
+        f->cols = fused_min(whole.cols - first, part);
+        f->n_slices = fused_n_slices(f->cols, f->slice);
         f->first_byte = first / whole.slice * whole.slice_bytes;
-        f->bytes = fused_min(whole.bytes - f->first_byte, whole.slice_bytes);
-        f->blocks = fused_min(whole.blocks - first / whole.slice * whole.slice_blocks, whole.slice_blocks);
-        f->weight_pitch = whole.slice_bytes;
-        f->act_pitch = (int)fused_act_bytes(f->cols, 1);
+        f->bytes = fused_min(whole.bytes - f->first_byte, whole.slices_per_sum * whole.slice_bytes);
+        f->act_pitch = whole.codes != CODES_NONE ? packed_act_pitch(f->cols) : (int)fused_act_bytes(f->cols, 1);
         f->adds_partial = first > 0;
         f->leaves_partial = first + f->cols < whole.cols;
         if (f->leaves_partial) f->scales = NULL;
@@ -224,17 +214,13 @@ static bool decode_pass(Model *m, const FusedPlan *plan, int first, int n, bool 
 }
 
 // Calls body with the Numbers for the model's weights and precision, and tiles of so many rows.
-template <int TERMS, class Body> static bool with_packed_tile(int tile_rows, Body body) {
-    return tile_rows == MMA_WEIGHT_ROWS * PACKED_TILE_GROUPS
-               ? body(Numbers<bf16, TERMS, PACKED_TILE_GROUPS, true>())
-               : body(Numbers<bf16, TERMS, PACKED_TILE_GROUPS_4BIT, true>());
-}
 template <typename W, int TERMS, class Body> static bool with_tile(int tile_rows, Body body) {
     return tile_rows == MMA_WEIGHT_ROWS ? body(Numbers<W, TERMS, 1>()) : body(Numbers<W, TERMS, MAX_TILE_GROUPS>());
 }
 template <class Body> static bool for_numbers(const Model *m, int tile_rows, Body body) {
     bool f32 = m->precision == PRECISION_F32;
-    if (weights_are_quantised(m)) return f32 ? with_packed_tile<3>(tile_rows, body) : with_packed_tile<1>(tile_rows, body);
+    if (weights_are_quantised(m))
+        return f32 ? body(Numbers<bf16, 3, PACKED_TILE_GROUPS, true>()) : body(Numbers<bf16, 1, PACKED_TILE_GROUPS, true>());
     if (m->weights.layers[0].wq.dtype == DTYPE_BF16)
         return f32 ? with_tile<bf16, 3>(tile_rows, body) : with_tile<bf16, 1>(tile_rows, body);
     return f32 ? with_tile<f16, 3>(tile_rows, body) : with_tile<f16, 1>(tile_rows, body);
@@ -286,8 +272,8 @@ static bool size_fused(const Model *m, FusedState *f, Error *err) {
 static bool have_f32_products(const Model *m, Error *err) {
     const Weights *w = &m->weights;
     if (weights_are_quantised(m)) {
-        const Matrix *other = NULL;
-        for_products(m, [&](const Matrix &w, ProductKind) {
+        const Matrix *other = NULL; // in bf16 it would be rounded to it
+        for_products(m, [&](const Matrix &w) {
             if (!matrix_is_quantised(&w) && w.dtype != DTYPE_BF16) other = &w;
         });
         return !other || fail(err, "engine fused: beside quantised matrices others are %s, expected BF16",
@@ -312,6 +298,8 @@ static bool usable_fused(const Model *m, Error *err) {
         return fail(err, "engine fused needs code for compute capability 9.0, this program has that of %d.%d",
                     attributes.ptxVersion / 10, attributes.ptxVersion % 10);
     if (m->precision == PRECISION_F32 && !have_f32_products(m, err)) return false;
+    if (weights_are_quantised(m) && m->config.dim % 16)
+        return fail(err, "engine fused: dim is %d, with quantised weights it needs a multiple of 16", m->config.dim);
     if (m->config.dim > FUSED_MAX_DIM)
         return fail(err, "engine fused takes a dim of %d at most, this model has %d", FUSED_MAX_DIM, m->config.dim);
     FusedState f;
@@ -352,8 +340,7 @@ static bool prepare_fused(Model *m, Error *err) {
     CUDA_TRY(cudaMalloc((void **)&f->best, (size_t)MAX_ACT_ROWS * f->n_blocks * sizeof(int2)));
     // Once; every step leaves them so.
     CUDA_TRY(cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream));
-    const int tile_groups[] = {1, PACKED_TILE_GROUPS, PACKED_TILE_GROUPS_4BIT}; // quantised or not, these cover all
-    for (int groups : tile_groups)
+    for (int groups = 1; groups <= MAX_TILE_GROUPS; groups++)
         if (!for_numbers(m, groups * MMA_WEIGHT_ROWS, [&](auto numbers) {
                 CUDA_TRY(cudaFuncSetAttribute((const void *)decode_products_kernel<decltype(numbers)>,
                                               cudaFuncAttributeMaxDynamicSharedMemorySize, (int)f->shared_limit));

@@ -28,8 +28,7 @@
 //   consumers (8 warps)  bring the product's activations to shared memory; each multiplies its columns of every K slice
 //   epilogue (1 warp)    adds up the partial sums of a tile and does what follows: residual sum, SwiGLU, RoPE, argmax
 //
-// (Where weights are quantised there are 16 consumers, two sets of 8, each for half of a tile's rows, and warps 16 and 17
-// are the epilogue's and the producer.)
+// (Where weights are quantised there are 16 consumers, and a tile is 16 rows.)
 //
 // A tile is 4 rows (one group) or 8, its columns in K slices, one stage of the ring each. The first tile of a product
 // is given (first_tile), the next ones go to whichever block asks first (an atomic counter), as SMs read at different
@@ -140,12 +139,14 @@
 //
 // ---- Quantised weights ----------------------------------------------------------------------------------------------
 //
-// The stream carries codes and scales as they are packed (packed.h): a K slice is whole blocks of 1024 columns, of which
-// each consumer warp takes its chunk of 128. Codes become bf16 in registers (fused_packed.cuh): an int4 is 128 + code as
-// one bitwise operation makes it, less 136; an int8 128 + its lower bits, less 128 or 256; an e4m3 its bits in bf16's
-// places, times 2^120. All of it is exact. A group's scale multiplies the sum of the group's mmas, in the consumer warp; a
-// row's multiplies the finished sum, in the epilogue warp: it comes with the tile, as residuals do. Tile and slices are
-// the model's, not the step's. A kernel's products may have weights of different types, 16-bit ones too.
+// The stream carries codes and scales as they are packed (packed.h): a K slice is whole blocks of 1024 columns, of whose
+// chunks of 128 each consumer warp takes every sixteenth. A lane's bytes of a row are in the order in which an mma wants
+// them, so that its left operand is 16 whole rows and its right one up to 8 activation rows: nothing is wasted, and a
+// step of 8 tokens costs the instructions of one (fused_packed.cuh). Codes become bf16 in registers: an int4 is 128 +
+// code as one bitwise operation makes it, less 136; an int8 128 + its lower bits, less 128 or 256; an e4m3 its bits in
+// bf16's places, times 2^120. All of it is exact. A group's scale multiplies the sum of the group's mmas, in the consumer
+// warp; a row's multiplies the finished sum, in the epilogue warp: it comes with the tile, as residuals do. A kernel's
+// products may have weights of different types, 16-bit ones too.
 //
 // ---- Numerics -------------------------------------------------------------------------------------------------------
 //
@@ -198,7 +199,7 @@ struct Product {
     int weight_pitch;          // bytes between rows of the weights in a stage
     CodeType codes;            // of the weights
     int group_log2;            // of the columns that share a scale
-    int scale_bytes, block_bytes, blocks, slice_blocks; // Packing's; blocks of this product, and of a slice
+    int scale_bytes, block_bytes; // Packing's
     int act_pitch;             // bytes between activation rows in shared memory
     int first_block;           // has the first tile: goes on from product to product, so that blocks even out
 };
@@ -239,7 +240,7 @@ static_assert(FUSED_MAX_DIM <= 2 * MAX_SLICE && FUSED_MAX_DIM == CONSUMER_THREAD
 
 // The table of shared memory.
 constexpr FusedPlan fused_plan_8b() {
-    FusedShape shape = {4096, 4096, 14336, 128, 1, 1, 232448 - FUSED_STATIC_BYTES, 0, 0, 0};
+    FusedShape shape = {4096, 4096, 14336, 128, 1, 1, 232448 - FUSED_STATIC_BYTES, 0};
     FusedPlan plan = {};
     return fused_plan(&shape, &plan) ? plan : FusedPlan{};
 }

@@ -26,15 +26,14 @@ __device__ __forceinline__ void split_f16(uint32_t pair, uint32_t &hi, uint32_t 
 
 // What a kernel computes in. W: the stored weights' type, of those that have 16 bits; TERMS: activation rows of a token,
 // 1, or 3 (bf16x3); E: the type of an activation row; KV: the cache's type; GROUPS of MMA_WEIGHT_ROWS in a tile; STEPS:
-// mmas of a warp along a whole slice; PACKED: may weights be quantised? SETS of CONSUMER_WARPS share a tile's groups,
-// OWN_GROUPS each; WARPS: of all consumers.
+// mmas of a warp along a whole slice; PACKED: may weights be quantised? WARPS: the consumers.
 template <typename W_, int TERMS_, int GROUPS_, bool PACKED_ = false> struct Numbers {
     typedef W_ W;
     static constexpr bool PACKED = PACKED_;
     static constexpr int TERMS = TERMS_, GROUPS = GROUPS_, TILE = GROUPS * MMA_WEIGHT_ROWS,
-                         STEPS = MAX_SLICE / GROUPS / CONSUMER_WARPS / MMA_COLUMNS, SETS = PACKED ? PACKED_SETS : 1,
-                         OWN_GROUPS = GROUPS / SETS, WARPS = SETS * CONSUMER_WARPS, CONSUMERS = 32 * WARPS,
-                         EPILOGUE = WARPS, PRODUCER = WARPS + 1, THREADS = 32 * (WARPS + 2);
+                         WARPS = PACKED ? PACKED_WARPS : CONSUMER_WARPS,
+                         STEPS = MAX_SLICE / GROUPS / WARPS / MMA_COLUMNS, CONSUMERS = 32 * WARPS, EPILOGUE = WARPS,
+                         PRODUCER = WARPS + 1, THREADS = 32 * (WARPS + 2);
     typedef typename std::conditional<TERMS == 1, W, bf16>::type E;
     typedef typename std::conditional<TERMS == 1, W, float>::type KV;
 };
@@ -302,6 +301,12 @@ __device__ __forceinline__ void take_best(float &best, int &row, float other, in
     if (row >= 0 && (other > best || (other == best && other_row < row))) best = other, row = other_row;
 }
 
+// Where a row of a tile is among the partial sums of an activation row. Of four groups, those of an epilogue lane (rows n,
+// n + 4, n + 8, n + 12) are neighbours.
+template <typename N> __device__ __forceinline__ int partial_place(int row) {
+    return N::PACKED ? row % MMA_WEIGHT_ROWS * N::GROUPS + row / MMA_WEIGHT_ROWS : row;
+}
+
 // What a lane of the epilogue warp has of a tile: token b = lane / 4, and row n = lane % 4 of each group.
 template <typename N> struct EpilogueLane {
     static constexpr int GROUPS = N::GROUPS, TILE = N::TILE;
@@ -313,19 +318,26 @@ template <typename N> struct EpilogueLane {
                                                  int act_rows) const {
         if (in_batch)
             for (int c = 0; c < n_sums; c++) {
+                float slice_sum[GROUPS] = {};
 #pragma unroll
-                for (int g = 0; g < GROUPS; g++) {
-                    float slice_sum = 0;
+                for (int t = N::TERMS - 1; t >= 0; t--) {
+                    float term[GROUPS] = {};
 #pragma unroll
-                    for (int t = N::TERMS - 1; t >= 0; t--) {
-                        float term = 0;
+                    for (int w = 0; w < N::WARPS; w++) {
+                        const float *from = partials + ((c * N::WARPS + w) * act_rows + t) * TILE;
+                        if constexpr (N::PACKED) {
+                            float4 v = *(const float4 *)(from + partial_place<N>(n));
+                            term[0] += v.x, term[1] += v.y, term[2] += v.z, term[3] += v.w;
+                        } else {
 #pragma unroll
-                        for (int w = 0; w < CONSUMER_WARPS; w++)
-                            term += partials[((c * CONSUMER_WARPS + w) * act_rows + t) * TILE + g * MMA_WEIGHT_ROWS];
-                        slice_sum += term;
+                            for (int g = 0; g < GROUPS; g++) term[g] += from[partial_place<N>(g * MMA_WEIGHT_ROWS + n)];
+                        }
                     }
-                    sum[g] += slice_sum;
+#pragma unroll
+                    for (int g = 0; g < GROUPS; g++) slice_sum[g] += term[g];
                 }
+#pragma unroll
+                for (int g = 0; g < GROUPS; g++) sum[g] += slice_sum[g];
             }
     }
 
@@ -440,8 +452,8 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
 #pragma unroll
                 for (int g = 0; g < GROUPS; g++) scale[g] = from[g * MMA_WEIGHT_ROWS];
             }
-            own.add_partials(sum, block.partials + ring.slot * s.partial_floats + own.b * N::TERMS * TILE + own.n,
-                             n_sums, act_rows);
+            own.add_partials(sum, block.partials + ring.slot * s.partial_floats + own.b * N::TERMS * TILE, n_sums,
+                             act_rows);
             if (N::PACKED && f.scales)
 #pragma unroll
                 for (int g = 0; g < GROUPS; g++) sum[g] *= scale[g];
@@ -482,11 +494,11 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
 
 // acc += a stage's weights, rows `pitch` bytes apart, times activations: all of a warp's columns, or n mmas of them.
 template <typename N, int PAIRS, bool ALL>
-__device__ __forceinline__ void multiply(float (&acc)[N::OWN_GROUPS][PAIRS][2][4], uint32_t weights, int pitch,
+__device__ __forceinline__ void multiply(float (&acc)[N::GROUPS][PAIRS][2][4], uint32_t weights, int pitch,
                                          const uint2 (&a)[PAIRS][N::STEPS], int n) {
-    uint4 w[N::OWN_GROUPS][N::STEPS];
+    uint4 w[N::GROUPS][N::STEPS];
 #pragma unroll
-    for (int g = 0; g < N::OWN_GROUPS; g++)
+    for (int g = 0; g < N::GROUPS; g++)
 #pragma unroll
         for (int c = 0; c < N::STEPS; c++) {
             uint32_t from = weights + g * MMA_WEIGHT_ROWS * pitch + c * 128;
@@ -495,7 +507,7 @@ __device__ __forceinline__ void multiply(float (&acc)[N::OWN_GROUPS][PAIRS][2][4
 #pragma unroll
     for (int c = 0; c < N::STEPS; c++)
 #pragma unroll
-        for (int g = 0; g < N::OWN_GROUPS; g++) {
+        for (int g = 0; g < N::GROUPS; g++) {
             uint4 v = w[g][c];
             if constexpr (std::is_same<typename N::E, typename N::W>::value) {
 #pragma unroll
@@ -519,17 +531,16 @@ __device__ __forceinline__ void multiply(float (&acc)[N::OWN_GROUPS][PAIRS][2][4
 template <typename N, int PAIRS>
 __device__ __forceinline__ void consume_tiles(const FusedParams &s, const Product &f, const Block &block, Ring &ring,
                                               Ring &partials_ring) {
-    constexpr int GROUPS = N::OWN_GROUPS, STEPS = N::STEPS, TILE = N::TILE;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % CONSUMER_WARPS, g = lane / 4, t = lane % 4;
-    const int first_row = threadIdx.x / CONSUMER_THREADS * GROUPS * MMA_WEIGHT_ROWS; // of this set's part of a tile
+    constexpr int GROUPS = N::GROUPS, STEPS = N::STEPS, TILE = N::TILE;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int act_rows = s.n_rows * N::TERMS, n_slices = f.n_slices, slice = f.slice, cols = f.cols,
               slices_per_sum = f.slices_per_sum, pitch = f.weight_pitch;
-    const int span = slice / CONSUMER_WARPS; // columns of a slice that are this warp's
+    const int span = slice / N::WARPS; // columns of a slice that are this warp's
     const int weight_column = warp * span + mma_weight_column(lane), act_column = warp * span + mma_act_column(lane);
-    const int sum_floats = CONSUMER_WARPS * act_rows * TILE, partial_floats = s.partial_floats,
+    const int sum_floats = N::WARPS * act_rows * TILE, partial_floats = s.partial_floats,
               stage_bytes = s.stage_bytes;
-    const uint32_t weights = block.stages + (first_row + mma_weight_row(lane)) * pitch + weight_column * 2;
-    float *partials = block.partials + (warp * act_rows + t / 2) * TILE + first_row + g / 2;
+    const uint32_t weights = block.stages + mma_weight_row(lane) * pitch + weight_column * 2;
+    float *partials = block.partials + (warp * act_rows + t / 2) * TILE;
     uint32_t act[PAIRS];
 #pragma unroll
     for (int r = 0; r < PAIRS; r++) {
@@ -582,7 +593,7 @@ __device__ __forceinline__ void consume_tiles(const FusedParams &s, const Produc
                 for (int r = 0; r < PAIRS; r++) {
                     sum[i][r] += __shfl_xor_sync(~0u, sum[i][r], 5); // both halves of 64 columns
                     if (g % 2 == 0 && t % 2 == 0 && r * 2 + t / 2 < act_rows)
-                        to[r * 2 * TILE + i * MMA_WEIGHT_ROWS] = sum[i][r];
+                        to[r * 2 * TILE + partial_place<N>(i * MMA_WEIGHT_ROWS + g / 2)] = sum[i][r];
                     sum[i][r] = 0;
                 }
         }
@@ -594,17 +605,6 @@ __device__ __forceinline__ void consume_tiles(const FusedParams &s, const Produc
 }
 
 #include "fused_packed.cuh"
-
-template <typename N, int PAIRS>
-__device__ __forceinline__ void consume_product(const FusedParams &s, const Product &f, const Block &block, Ring &ring,
-                                                Ring &partials_ring) {
-    if constexpr (N::PACKED)
-        if (f.codes != CODES_NONE) {
-            consume_packed_product<N, PAIRS>(s, f, block, ring, partials_ring);
-            return;
-        }
-    consume_tiles<N, PAIRS>(s, f, block, ring, partials_ring);
-}
 
 // Waits until all blocks have finished a product: edge D in fused.h.
 template <typename N> __device__ __forceinline__ void wait_for_product(const unsigned *done) {
@@ -651,15 +651,22 @@ __device__ __forceinline__ void consume(const FusedParams &s, const Block &block
             else
                 store_hidden<N>(s, f, block.shared);
         }
+        if (N::PACKED && f.codes != CODES_NONE && f.cols % PACK_CHUNK)
+            clear_last_chunk<N>(f, s.n_rows * N::TERMS, block.shared);
         consumers_sync<N>();
         if (threadIdx.x == 0) *block.started = i + 1;
+        if constexpr (N::PACKED)
+            if (f.codes != CODES_NONE) {
+                consume_packed_product<N>(s, f, block, ring, partials_ring);
+                continue;
+            }
         const int pairs = (s.n_rows * N::TERMS + 1) / 2;
         if (pairs == 1)
-            consume_product<N, 1>(s, f, block, ring, partials_ring);
+            consume_tiles<N, 1>(s, f, block, ring, partials_ring);
         else if (pairs == 2)
-            consume_product<N, 2>(s, f, block, ring, partials_ring);
+            consume_tiles<N, 2>(s, f, block, ring, partials_ring);
         else
-            consume_product<N, 4>(s, f, block, ring, partials_ring);
+            consume_tiles<N, 4>(s, f, block, ring, partials_ring);
     }
 }
 

@@ -13,9 +13,9 @@ enum {
     // copies weights.
     CONSUMER_WARPS = 8,
     CONSUMER_THREADS = 32 * CONSUMER_WARPS,
-    // Of quantised weights there are two sets of consumers, each for half of the tile's rows: to widen a code costs
-    // instructions, where 16-bit weights are there as they are needed.
-    PACKED_SETS = 2,
+    // Where weights are quantised there are twice as many: to widen a code costs instructions, where 16-bit weights are
+    // there as they are needed.
+    PACKED_WARPS = 16,
 
     // Rows of weights that one mma takes: 16 rows of its left operand hold 4 quarters of each (see the drawing in
     // fused.h).
@@ -32,12 +32,12 @@ enum {
     // Columns of a K slice of a tile of one group, at most; half of that for two. So a stage of the ring is 32 KB at
     // most.
     MAX_SLICE = 4096,
-    // Bytes of codes, or of 16-bit weights, of a stage where there are quantised weights; a K slice has as many columns
-    // as that gives.
+    // Where weights are quantised: a tile is the 16 rows of an mma, a stage has so many bytes of codes (or of 16-bit
+    // weights), and down is summed in parts of so many columns, whether they are products of their own or not.
+    PACKED_TILE_GROUPS = 4,
     PACKED_STAGE = 32768,
-    // Groups of a tile of them: of 4-bit codes, and of others.
-    PACKED_TILE_GROUPS_4BIT = 4,
-    PACKED_TILE_GROUPS = 2,
+    PACKED_PART = 4096,
+
     // A slice is a multiple of this: 64 columns for each consumer warp.
     SLICE_UNIT = CONSUMER_WARPS * MMA_COLUMNS,
 
@@ -69,10 +69,7 @@ typedef struct FusedShape {
     int n_rows;          // tokens of one pass
     int terms;           // activation rows of each: 1, or 3 (bf16x3)
     size_t shared_bytes; // dynamic shared memory that a block may have
-    // Where a matrix is quantised:
-    int packed_bits; // of the shortest codes; 0: none is
-    int slice_bytes; // of a row's K slice, the longest of all matrices
-    int down_slice;  // columns of the shortest K slice of down
+    int packed_pitch; // where a matrix is quantised: bytes of a row in a stage, the most of all; else 0
 } FusedShape;
 
 // Where things are in shared memory, in bytes from its start: activations at 0, then what has an offset here.
@@ -142,35 +139,37 @@ RULE int mma_act_pair(int lane) {
     return lane / 4 % 2;
 }
 
-// Of quantised weights the tile is the model's, not the step's: a row's slices, and so its order of sums, are the same for
-// any number of rows.
-RULE int packed_tile_rows(int packed_bits, int dim) {
-    return MMA_WEIGHT_ROWS *
-           (packed_bits == 4 && dim % (MMA_WEIGHT_ROWS * PACKED_TILE_GROUPS_4BIT) == 0 ? PACKED_TILE_GROUPS_4BIT
-                                                                                       : PACKED_TILE_GROUPS);
+// Columns of a K slice where weights are quantised, of a matrix with so many bits to a weight.
+RULE int packed_slice(int bits) {
+    return PACKED_STAGE / (PACKED_TILE_GROUPS * MMA_WEIGHT_ROWS) * 8 / bits;
 }
-// Columns of a K slice of a matrix with so many bits to a weight, in such tiles.
-RULE int packed_slice(int tile_rows, int bits) {
-    return PACKED_STAGE / tile_rows * 8 / bits;
+// Bytes between rows in a stage, from those of a row: two rows that lanes read at once are in other banks.
+RULE int packed_pitch(int bytes) {
+    return (bytes + 63) / 128 * 128 + 64;
+}
+// The same of activation rows, of a product with codes: as many columns as whole chunks have.
+RULE int packed_act_pitch(int cols) {
+    return fused_ceil(cols, 128) * 256 + 64;
 }
 
 // The plan with `groups` in a tile, down whole or split over K. Returns whether the ring has min_stages.
 RULE bool fused_plan_with(const FusedShape *s, int groups, bool split_down, int min_stages, FusedPlan *p) {
-    int act_rows = s->n_rows * s->terms, down_cols = split_down ? fused_min(s->hidden_dim, p->slice) : s->hidden_dim,
-        down_slice = s->packed_bits ? s->down_slice : p->slice;
+    int act_rows = s->n_rows * s->terms, down_cols = split_down ? fused_min(s->hidden_dim, p->slice) : s->hidden_dim;
+    int warps = s->packed_pitch ? PACKED_WARPS : CONSUMER_WARPS, most_cols = fused_max(down_cols, fused_max(s->dim, s->q_dim));
     p->tile_rows = groups * MMA_WEIGHT_ROWS;
     p->split_down = split_down;
     // Of down every slice's sum is left separately, to be added up in their order; whoever splits it does so between
     // products.
     p->partial_floats =
-        (split_down ? 1 : fused_ceil(s->hidden_dim, down_slice)) * CONSUMER_WARPS * act_rows * p->tile_rows;
-    p->partials_offset = (int)fused_act_bytes(fused_max(down_cols, fused_max(s->dim, s->q_dim)), act_rows);
+        (split_down ? 1 : fused_ceil(s->hidden_dim, p->slice)) * warps * act_rows * p->tile_rows;
+    p->partials_offset = s->packed_pitch ? fused_ceil(act_rows * packed_act_pitch(most_cols), 128) * 128
+                                         : (int)fused_act_bytes(most_cols, act_rows);
     p->rope_offset = p->partials_offset + PARTIAL_BUFFERS * p->partial_floats * (int)sizeof(float);
     p->residuals_offset = p->rope_offset + s->n_rows * s->head_dim * (int)sizeof(float);
     p->scales_offset = p->residuals_offset + RESIDUAL_BUFFERS * s->n_rows * p->tile_rows * (int)sizeof(float);
-    int scales_bytes = s->packed_bits ? RESIDUAL_BUFFERS * p->tile_rows * (int)sizeof(float) : 0;
+    int scales_bytes = s->packed_pitch ? RESIDUAL_BUFFERS * p->tile_rows * (int)sizeof(float) : 0;
     p->ring_offset = fused_ceil(p->scales_offset + scales_bytes, 128) * 128;
-    p->stage_bytes = s->packed_bits ? fused_ceil(p->tile_rows * s->slice_bytes, 128) * 128 : p->tile_rows * 2 * p->slice;
+    p->stage_bytes = s->packed_pitch ? p->tile_rows * s->packed_pitch : p->tile_rows * 2 * p->slice;
     p->n_stages = fused_min(((int)s->shared_bytes - p->ring_offset) / p->stage_bytes, MAX_STAGES);
     p->stages_in_flight = fused_min(fused_ceil(MAX_BYTES_IN_FLIGHT, p->stage_bytes), p->n_stages);
     // Half of that while a product's input is awaited, 32 KB: stores, counter and input have to get past the copies.
@@ -183,12 +182,11 @@ RULE bool fused_plan_with(const FusedShape *s, int groups, bool split_down, int 
 // Activations, partial sums, and a ring in the rest. Two groups in a tile, if the slices are short and there is room;
 // else one; else down is split over K. False: it does not fit.
 RULE bool fused_plan(const FusedShape *s, FusedPlan *p) {
-    if (s->packed_bits) {
-        int tile_rows = packed_tile_rows(s->packed_bits, s->dim), groups = tile_rows / MMA_WEIGHT_ROWS;
-        p->slice = packed_slice(tile_rows, s->packed_bits);
-        return fused_plan_with(s, groups, false, MIN_STAGES, p) ||
-               (fused_plan_with(s, groups, true, MIN_STAGES_SPLIT_K, p) &&
-                fused_n_slices(s->hidden_dim, s->down_slice) <= MAX_PRODUCTS - 3);
+    if (s->packed_pitch) {
+        p->slice = PACKED_PART;
+        return fused_plan_with(s, PACKED_TILE_GROUPS, false, MIN_STAGES, p) ||
+               (fused_plan_with(s, PACKED_TILE_GROUPS, true, MIN_STAGES_SPLIT_K, p) &&
+                fused_n_slices(s->hidden_dim, p->slice) <= MAX_PRODUCTS - 3);
     }
     p->slice = fused_slice(s->dim);
     int most_groups = p->slice * MAX_TILE_GROUPS <= MAX_SLICE ? MAX_TILE_GROUPS : 1;

@@ -5,9 +5,9 @@
 //   row     blocks of 1024 columns
 //   block   codes of its 1024 columns, 8 chunks of 128; then its groups' scales, in the order of columns: bf16, or
 //           float32 where the file has them in another type
-//   chunk   16 or 8 bytes (of 8 or 4 bits a code) for each of 8 lanes: of half h = lane / 4 of 64 columns, t = lane % 4,
-//           the codes of columns 32h + 8t .. +7, then those of the columns 64 further on. A warp takes a chunk as it
-//           takes two mmas' columns of bf16 (fused.h has the drawing)
+//   chunk   of lane t of 4, the codes of columns 8t .. +7 of each 32: 16 bytes of 4 bits a code; of 8 bits 16 bytes for
+//           the first two 32 columns, and 64 bytes further on those of the other two. So a lane's 8 columns of a row are
+//           what it has of two mmas of 16 columns (fused_packed.cuh)
 //   codes   8 bits: of each 4 columns the bytes of columns 0, 2, 1, 3. 4 bits: of each 8 columns the nibbles of columns
 //           0, 2, 4, 6, 1, 3, 5, 7, from the lowest on. So two columns that are neighbours are 16 bits apart, as the two
 //           numbers of a bf16 pair
@@ -41,15 +41,16 @@ RULE Packing packing_of(int bits, int group, int scale_bytes, int cols) {
 
 // Where the code of column c is, in units of a code from the start of its block.
 RULE int packed_place(int bits, int c) {
-    int lane = c % 64 / 8, step = c % PACK_CHUNK / 64, i = c % 8;
+    int t = c % 32 / 8, j = c % PACK_CHUNK / 32, i = c % 8;
     int within = bits == 8 ? i / 4 * 4 + i % 2 * 2 + i % 4 / 2 : i % 2 * 4 + i / 2;
-    return c / PACK_CHUNK * PACK_CHUNK + lane * 16 + step * 8 + within;
+    return c / PACK_CHUNK * PACK_CHUNK + (bits == 8 ? j / 2 * 64 + t * 16 + j % 2 * 8 : t * 32 + j * 8) + within;
 }
 // The column whose code is there: packed_place's inverse.
 RULE int packed_column(int bits, int place) {
-    int lane = place % PACK_CHUNK / 16, step = place % 16 / 8, i = place % 8;
+    int at = place % PACK_CHUNK, i = place % 8;
+    int t = bits == 8 ? at % 64 / 16 : at / 32, j = bits == 8 ? at / 64 * 2 + at % 16 / 8 : at % 32 / 8;
     int within = bits == 8 ? i / 4 * 4 + i % 2 * 2 + i % 4 / 2 : i % 4 * 2 + i / 4;
-    return place / PACK_CHUNK * PACK_CHUNK + step * 64 + lane * 8 + within;
+    return place / PACK_CHUNK * PACK_CHUNK + j * 32 + t * 8 + within;
 }
 // Where the scale of column c's group is, in bytes from the start of the row.
 RULE int packed_scale(const Packing *p, int c) {

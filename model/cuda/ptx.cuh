@@ -314,19 +314,13 @@ __device__ __forceinline__ uint2 load_shared8(uint32_t address, bool valid) {
                  : "memory");
     return v;
 }
-__device__ __forceinline__ uint32_t load_shared2(uint32_t address, bool valid) {
-    uint16_t v;
-    asm volatile("{\n.reg .pred valid;\nsetp.ne.s32 valid, %2, 0;\nmov.b16 %0, 0;\n@valid ld.shared.u16 %0, [%1];\n}"
-                 : "=&h"(v)
-                 : "r"(address), "r"((int)valid)
-                 : "memory");
-    return v;
-}
-__device__ __forceinline__ float load_shared4(uint32_t address, bool valid) {
-    float v;
-    asm volatile("{\n.reg .pred valid;\nsetp.ne.s32 valid, %2, 0;\nmov.b32 %0, 0;\n@valid ld.shared.f32 %0, [%1];\n}"
-                 : "=&f"(v)
-                 : "r"(address), "r"((int)valid)
+// Two bytes, or four.
+__device__ __forceinline__ uint32_t load_shared_2_or_4(uint32_t address, bool two) {
+    uint32_t v;
+    asm volatile("{\n.reg .pred two;\nsetp.ne.s32 two, %2, 0;\nmov.b32 %0, 0;\n@two ld.shared.u16 %0, [%1];\n"
+                 "@!two ld.shared.u32 %0, [%1];\n}"
+                 : "=&r"(v)
+                 : "r"(address), "r"((int)two)
                  : "memory");
     return v;
 }
