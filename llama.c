@@ -528,8 +528,7 @@ static bool run(const Options *o, double start, Error *err) {
         free(text.data);
         return false;
     }
-    bool ok = o->synthetic ? open_synthetic(o, &model, err)
-                           : checkpoint_open(&model, o->model, tokenizer_only, err);
+    bool ok = o->synthetic ? open_synthetic(o, &model, err) : checkpoint_open(&model, o->model, tokenizer_only, err);
     if (ok) {
         if (!o->quiet) flags_print_notes(o);
         ok = tokenizer_only  ? run_tokenizer(o, &model, &text, err)

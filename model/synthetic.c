@@ -104,6 +104,7 @@ bool synthetic_set_types(Model *m, QuantType layers, QuantType output, Error *er
     if (layers.group == QUANT_GROUP_FITS) layers.group = quant_fit(cols, 3);
     if (output.group == QUANT_GROUP_FITS) output.group = quant_fit(cols, 3);
     c->tie_embeddings = c->tie_embeddings && output.dtype == DTYPE_BF16;
+    m->weights.output_dtype = output.dtype;
     return weights_visit(m, set_type, &(Types){m, layers, output}, err);
 }
 
