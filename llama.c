@@ -490,7 +490,8 @@ static bool keeps_output(const Options *o) {
 
 // Of the output matrix, if it is not kept.
 static QuantType output_type(const Options *o, QuantType layers) {
-    QuantType output = layers.dtype == DTYPE_U8 ? (QuantType){.dtype = DTYPE_I8} : layers;
+    QuantType output = layers;
+    if (layers.dtype == DTYPE_U8) output = (QuantType){.dtype = DTYPE_I8};
     if (o->output_weights) quant_parse(o->output_weights, &output);
     return output;
 }
