@@ -484,14 +484,24 @@ static bool run_bench(const Options *o, Model *m, Error *err) {
 
 // ---- quantize -------------------------------------------------------------------------------------------------------
 
+static bool keeps_output(const Options *o) {
+    return o->output_weights && strcmp(o->output_weights, "keep") == 0;
+}
+
+// Of the output matrix, if it is not kept.
+static QuantType output_type(const Options *o, QuantType layers) {
+    QuantType output = layers;
+    if (layers.dtype == DTYPE_U8) output = (QuantType){.dtype = DTYPE_I8};
+    if (o->output_weights) quant_parse(o->output_weights, &output);
+    return output;
+}
+
 static bool run_quantize(const Options *o, Model *m, Error *err) {
-    QuantizeOptions options = {.quantises_output = !o->output_weights || strcmp(o->output_weights, "keep") != 0};
+    QuantizeOptions options = {.quantises_output = !keeps_output(o)};
     QuantizeSummary summary;
     double begin = clock_seconds();
     quant_parse(o->quantize, &options.layers);
-    options.output = options.layers;
-    if (options.layers.dtype == DTYPE_U8) options.output = (QuantType){.dtype = DTYPE_I8};
-    if (o->output_weights && options.quantises_output) quant_parse(o->output_weights, &options.output);
+    options.output = output_type(o, options.layers);
     if (isatty(STDERR_FILENO) && !o->quiet) m->progress = show_progress;
     m->interrupted = &interrupted;
     if (!quantize_model(m, o->output, &options, &summary, err)) return false;
@@ -503,6 +513,13 @@ static bool run_quantize(const Options *o, Model *m, Error *err) {
 
 // ---- main -----------------------------------------------------------------------------------------------------------
 
+static bool open_synthetic(const Options *o, Model *m, Error *err) {
+    QuantType numbers = {.dtype = DTYPE_BF16}, layers = numbers;
+    if (o->weights) quant_parse(o->weights, &layers);
+    return synthetic_open(m, o->synthetic, o->seed, err) &&
+           synthetic_set_types(m, layers, keeps_output(o) ? numbers : output_type(o, layers), err);
+}
+
 static bool run(const Options *o, double start, Error *err) {
     Model model;
     Bytes text = {0};
@@ -512,8 +529,7 @@ static bool run(const Options *o, double start, Error *err) {
         free(text.data);
         return false;
     }
-    bool ok = o->synthetic ? synthetic_open(&model, o->synthetic, o->seed, err)
-                           : checkpoint_open(&model, o->model, tokenizer_only, err);
+    bool ok = o->synthetic ? open_synthetic(o, &model, err) : checkpoint_open(&model, o->model, tokenizer_only, err);
     if (ok) {
         if (!o->quiet) flags_print_notes(o);
         ok = tokenizer_only  ? run_tokenizer(o, &model, &text, err)

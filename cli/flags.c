@@ -114,8 +114,11 @@ const Flag flags[] = {
     {SECTION_WEIGHTS, "-o", NULL, "FILE", "with --quantize: the file to write",
      FLAG_TEXT, FIELD(output), 0, 0, RUN_QUANTIZE, ~RUN_QUANTIZE, NEEDS_NOTHING},
     {SECTION_WEIGHTS, "--output-weights", NULL, "TYPE",
-     "with --quantize: of the output matrix; keep: as it is (int8 with int4, else that of --quantize)",
-     FLAG_TEXT, FIELD(output_weights), 0, 0, RUN_QUANTIZE, ~RUN_QUANTIZE, NEEDS_NOTHING},
+     "with --quantize or --synthetic: of the output matrix; keep: as it is (int8 with int4, else the others')",
+     FLAG_TEXT, FIELD(output_weights), 0, 0, RUNS_COMPUTE | RUN_QUANTIZE, 0, NEEDS_NOTHING},
+    {SECTION_WEIGHTS, "--weights", NULL, "TYPE",
+     "with --synthetic: of its weights, bf16 or a type of --quantize (bf16)",
+     FLAG_TEXT, FIELD(weights), 0, 0, RUNS_COMPUTE, 0, NEEDS_NOTHING},
 
     {SECTION_MACHINE, "--engine", NULL, "NAME", "what computes (the fastest here)",
      FLAG_TEXT, FIELD(engine), 0, 0, RUNS_COMPUTE, 0, NEEDS_NOTHING},
@@ -166,6 +169,7 @@ const char *flag_choices(const Flag *flag) {
            : flag->offset == FIELD(windows)        ? "sliding, half"
            : flag->offset == FIELD(quantize)       ? quant_types
            : flag->offset == FIELD(output_weights) ? quant_output_types
+           : flag->offset == FIELD(weights)        ? quant_synthetic_types
                                                    : NULL;
 }
 

@@ -104,13 +104,18 @@ static bool check_run(const Options *o, Error *err) {
     return true;
 }
 
-static bool check_quantize(const Options *o, Error *err) {
+static bool check_weights(const Options *o, Error *err) {
     QuantType type;
-    if (!o->quantize) return true;
-    if (!quant_parse(o->quantize, &type))
+    if (o->quantize && !quant_parse(o->quantize, &type))
         return fail(err, "--quantize %s: expected one of: %s", o->quantize, quant_types);
+    if (o->weights && !o->synthetic) return fail(err, "--weights goes with --synthetic");
+    if (o->weights && strcmp(o->weights, "bf16") != 0 && !quant_parse(o->weights, &type))
+        return fail(err, "--weights %s: expected one of: %s", o->weights, quant_synthetic_types);
+    if (o->output_weights && !o->quantize && !o->synthetic)
+        return fail(err, "--output-weights goes with --quantize or --synthetic");
     if (o->output_weights && strcmp(o->output_weights, "keep") != 0 && !quant_parse(o->output_weights, &type))
         return fail(err, "--output-weights %s: expected one of: %s", o->output_weights, quant_output_types);
+    if (!o->quantize) return true;
     if (o->synthetic) return fail(err, "--quantize and --synthetic: expected a model file");
     return o->output || fail(err, "--quantize %s needs -o FILE, to write to", o->quantize);
 }
@@ -128,7 +133,7 @@ bool flags_check(const Options *o, Error *err) {
         return fail(err, "--logprobs goes with --json or --prompts");
     if (!check_chat(o, err)) return false;
     if (o->echo && run == RUN_PROMPTS) return fail(err, "--echo: the JSON lines of --prompts have the prompt's ids");
-    if (!check_run(o, err) || !check_quantize(o, err)) return false;
+    if (!check_run(o, err) || !check_weights(o, err)) return false;
     if (o->lookup && o->draft) return fail(err, "--lookup and --draft: expected one of them");
     if ((o->lookup || o->draft) && o->batch > MAX_SPECULATING)
         return fail(err, "-b %d with %s: expected at most %d: a step has %d rows for each sequence, and at most %d",

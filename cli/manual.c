@@ -130,6 +130,7 @@ static void print_examples(void) {
         {"llama model.bin --tokenize -p \"Hello\"", "Token ids of a text; --detokenize gives the text of ids."},
         {"llama model.bin --perplexity text.txt", "How well the model predicts a text."},
         {"llama --synthetic llama-3.1-8b --bench", "Measure this machine; no weights are needed."},
+        {"llama --synthetic llama-3.1-70b --weights int4 --bench", "The same of a model with quantised weights."},
     };
     puts(".SH EXAMPLES");
     for (size_t i = 0; i < sizeof examples / sizeof *examples; i++) {

@@ -20,7 +20,7 @@ enum { LANES = 8, CHECK_PART = 1 << 16 };
 // ---- names ----------------------------------------------------------------------------------------------------------
 
 #define TYPES "fp8, int8, int8:32, int8:64, int8:128, int4, int4:32, int4:64, int4:128"
-const char quant_types[] = TYPES, quant_output_types[] = TYPES ", keep";
+const char quant_types[] = TYPES, quant_output_types[] = TYPES ", keep", quant_synthetic_types[] = "bf16, " TYPES;
 
 bool quant_parse(const char *text, QuantType *type) {
     static const struct {

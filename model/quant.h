@@ -21,8 +21,8 @@ static inline bool quant_is_group(int group) {
 
 // fp8, int8, int8:32, int8:64, int8:128, int4 (QUANT_GROUP_FITS), int4:32, int4:64, int4:128. False: it is none of them.
 bool quant_parse(const char *text, QuantType *type);
-// A list of them, for messages; the same and "keep".
-extern const char quant_types[], quant_output_types[];
+// A list of them, for messages; the same and "keep"; the same and "bf16".
+extern const char quant_types[], quant_output_types[], quant_synthetic_types[];
 // What a matrix holds, human-readable: "BF16", "fp8", "int8", "int4:128"; of int4 with a scale for each row "int4:row".
 const char *quant_name(const Matrix *m, char name[QUANT_NAME]);
 

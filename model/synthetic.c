@@ -81,12 +81,55 @@ bool synthetic_open(Model *m, const char *shape, uint64_t seed, Error *err) {
     return fail(err, "--synthetic %s: unknown shape, expected one of: %s", shape, model_shapes());
 }
 
+// WeightVisitor's context of synthetic_set_types: the types, with the groups that they have.
+typedef struct {
+    const Model *model;
+    QuantType layers, output;
+} Types;
+
+static bool set_type(void *context, const Weight *w, Error *err) {
+    const Types *t = context;
+    (void)err;
+    if (!w->matrix || w->matrix == &t->model->weights.tok_embeddings) return true;
+    QuantType type = w->matrix == &t->model->weights.output ? t->output : t->layers;
+    w->matrix->dtype = type.dtype;
+    w->matrix->scale_dtype = quant_scale_dtype(type);
+    w->matrix->group = type.dtype == DTYPE_BF16 ? 0 : type.group ? type.group : WHOLE_ROW;
+    return true;
+}
+
+bool synthetic_set_types(Model *m, QuantType layers, QuantType output, Error *err) {
+    Config *c = &m->config;
+    const int cols[] = {c->dim, c->q_dim, c->hidden_dim};
+    if (layers.group == QUANT_GROUP_FITS) layers.group = quant_fit(cols, 3);
+    if (output.group == QUANT_GROUP_FITS) output.group = quant_fit(cols, 3);
+    c->tie_embeddings = c->tie_embeddings && output.dtype == DTYPE_BF16;
+    m->weights.output_dtype = output.dtype;
+    return weights_visit(m, set_type, &(Types){m, layers, output}, err);
+}
+
+// The root of the mean square of all codes that synthetic_codes gives.
+static float codes_deviation(DType dtype) {
+    return dtype == DTYPE_F8_E4M3 ? 107.2f : dtype == DTYPE_I8 ? 73.5f : 4.64f;
+}
+
+static uint64_t padded(uint64_t bytes) {
+    return (bytes + 63) / 64 * 64;
+}
+
 SyntheticTensor synthetic_next(SyntheticCursor *y, const Weight *w) {
-    uint64_t bytes =
-        w->matrix ? 2 * (uint64_t)w->matrix->rows * (uint64_t)w->matrix->cols : (uint64_t)w->n * sizeof(float);
-    SyntheticTensor t = {.at = y->at,
-                         .salt = (uint32_t)((y->seed + y->at) * 0x9E3779B97F4A7C15u >> 32),
-                         .range = w->matrix ? 2 * 1.7f * 1.7320508f / sqrtf((float)w->matrix->cols) : 0};
-    y->at += (bytes + 63) / 64 * 64;
+    const Matrix *m = w->matrix;
+    SyntheticTensor t = {.at = y->at, .salt = (uint32_t)((y->seed + y->at) * 0x9E3779B97F4A7C15u >> 32)};
+    if (m) t.range = 2 * 1.7f * 1.7320508f / sqrtf((float)m->cols);
+    if (m && matrix_is_quantised(m)) {
+        uint64_t codes = (uint64_t)m->rows * matrix_row_bytes(m);
+        t.scale_at = y->at + padded(codes);
+        t.dtype = m->dtype;
+        t.scale_dtype = m->scale_dtype;
+        t.scale = 1.7f / sqrtf((float)m->cols) / codes_deviation(m->dtype);
+        y->at = t.scale_at + padded(matrix_bytes(m) - codes);
+    } else {
+        y->at += padded(m ? 2 * (uint64_t)m->rows * (uint64_t)m->cols : (uint64_t)w->n * sizeof(float));
+    }
     return t;
 }

@@ -208,6 +208,7 @@ static void test_help(void) {
                                            "--compare DUMP",
                                            "--bench",
                                            "--synthetic SHAPE",
+                                           "--weights TYPE",
                                            "--engine NAME",
                                            "--precision P",
                                            "-t, --threads N",

@@ -188,6 +188,7 @@ static const struct {
     {"--draft", chat_path, "....rrrrrrrr"},
     {"-o", out_path, "rrrrrrrrrrr."},
     {"--output-weights", "int8", "rrrrrrrrrrr."},
+    {"--weights", "int8", "rrrrrrrrrrrr"}, // of --synthetic
 };
 
 static void test_counts(void) {
@@ -259,6 +260,14 @@ static void test_notes(void) {
     run_free(&r);
     NOTES("seed_of_a_synthetic_tokenizer", "97\n", "llama: -s changes nothing with --tokenize\n", "--synthetic",
           "llama-3.2-1b", "--tokenize", "-p", "a", "-s", "3");
+    r = run_program(NULL, "--synthetic", "llama-3.2-1b", "--compare", dump_path, "--weights", "int4",
+                    "--output-weights", "keep", NULL);
+    check_failure(&r, 1, "no-dump: No such file or directory", NULL);
+    test_end("types_of_synthetic_weights");
+    run_free(&r);
+    NOTES("types_of_a_synthetic_tokenizer", "97\n",
+          "llama: --output-weights changes nothing with --tokenize\nllama: --weights changes nothing with --tokenize\n",
+          "--synthetic", "llama-3.2-1b", "--tokenize", "-p", "a", "--weights", "int8", "--output-weights", "fp8");
     TEXT("notes_quietly", "97\n", vocab_path, "--tokenize", "-p", "a", "-n", "2");
 }
 

@@ -1,11 +1,15 @@
 // Matrix products of the GPU's engines: a row has the same bits in any number of rows, and is the sum of its products to
-// what float32 sums may be off.
+// what float32 sums may be off. Weights are numbers of 16 bits, or codes with scales.
 #include <math.h>
 #include <string.h>
 
 #include <vector>
 
 #include "../model/cuda/gemm.h"
+#include "../model/cuda/widen.h"
+extern "C" {
+#include "../model/quant.h"
+}
 #include "check.h"
 
 static const char *skip_reason;
@@ -36,47 +40,134 @@ static uint16_t in_16_bits(float x, DType type) {
     return bits;
 }
 
+// ---- weights --------------------------------------------------------------------------------------------------------
+
+// What weights are: numbers of 16 bits, or codes.
+struct Kind {
+    const char *name;
+    DType type, dtype; // of the inputs; of the weights
+    int group;         // a Matrix.group
+};
+
 enum { MOST = 700 }; // rows of the input
 
 struct Case {
-    int rows, cols, count; // of the weights; matrices
+    int rows, cols, count; // of the weights; matrices: one; two, gate and up; or more, heads
 };
 
-// One shape and type; every number of rows against the first rows of MOST.
-static void check_case(const Case &c, DType type) {
+static unsigned code(const Kind &kind, unsigned i) {
+    unsigned h = hash(i);
+    if (kind.dtype == DTYPE_U8) return h % 16;
+    if (kind.dtype == DTYPE_I8) return (h % 255 - 127) & 0xff;
+    return h % 128 == 127 ? h % 256 - 1 : h % 256; // not NaN
+}
+static float scale(unsigned i) { // exact in bf16
+    unsigned h = hash(i ^ 0x5ca1e0u);
+    return (float)(1 + h % 128) * (h & 128 ? -0x1p-7f : 0x1p-7f);
+}
+static float in_bf16(float x) { // nearest, of two the even one
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+// What enters the product for a weight: of a matrix with a scale for each row the code.
+static float factor(const Kind &kind, const Case &c, int row, int col) {
+    unsigned i = (unsigned)((size_t)row * c.cols + col), groups = (unsigned)quant_groups(kind.group, c.cols);
+    if (kind.group == 0) return number(i, 1);
+    unsigned bits = code(kind, i);
+    float value = kind.dtype == DTYPE_U8   ? (float)bits - 8
+                  : kind.dtype == DTYPE_I8 ? (float)(int8_t)bits
+                                           : quant_fp8_value((uint8_t)bits);
+    return kind.group == WHOLE_ROW ? value : in_bf16(value * scale((unsigned)row * groups + col / kind.group));
+}
+
+// All rows as they are on the device, from the first matrix on.
+static std::vector<char> rows_on_device(const Kind &kind, const Case &c, const Matrix *m) {
+    const size_t rows = (size_t)c.rows * c.count, row_bytes = device_row_bytes(m);
+    std::vector<char> all(rows * row_bytes, 0);
+    if (kind.group == 0) {
+        uint16_t *numbers = (uint16_t *)all.data();
+        for (size_t i = 0; i < rows * c.cols; i++) numbers[i] = in_16_bits(number((unsigned)i, 1), kind.dtype);
+        return all;
+    }
+    const Packing packing = matrix_packing(m);
+    const unsigned groups = (unsigned)quant_groups(kind.group, c.cols);
+    for (size_t r = 0; r < rows; r++)
+        for (int col = 0; col < packing.blocks * PACK_COLUMNS; col++) {
+            char *row = &all[r * row_bytes];
+            unsigned bits = col < c.cols ? code(kind, (unsigned)(r * c.cols + col)) : kind.dtype == DTYPE_U8 ? 8 : 0;
+            int place = packed_place(packing.bits, col % PACK_COLUMNS);
+            char *at = row + col / PACK_COLUMNS * packing.block_bytes + place * packing.bits / 8;
+            *at = (char)(packing.bits == 8 ? bits : (unsigned)*at | bits << place % 2 * 4);
+            if (packing.group == 0 || col % packing.group != 0 || col >= c.cols) continue;
+            uint16_t stored = in_16_bits(scale((unsigned)r * groups + col / packing.group), DTYPE_BF16);
+            memcpy(row + packed_scale(&packing, col), &stored, sizeof stored);
+        }
+    return all;
+}
+
+// ---- products -------------------------------------------------------------------------------------------------------
+
+static bool multiply(CudaState *s, const Case &c, const Matrix *first, float *out, int T, Error *err) {
+    if (!widen_begin(s, err)) return false;
+    if (c.count == 1) return matmul(s, out, first, s->xb, T, 1, err);
+    if (c.count == 2) {
+        LayerWeights layer = {};
+        layer.w1 = layer.w3 = *first;
+        layer.w3.data = (const char *)first->data + (size_t)c.rows * device_row_bytes(first);
+        return matmul_gate_up(s, &layer, T, err);
+    }
+    Config config = {};
+    config.dim = c.cols;
+    config.head_dim = c.rows;
+    return matmul_heads(s, &config, out, first, T, c.count, err);
+}
+
+// One shape and kind; every number of rows against the first rows of MOST.
+static void check_case(const Case &c, const Kind &kind) {
     CudaState *s = (CudaState *)calloc(1, sizeof *s);
     Error err = {""};
-    size_t n_weights = (size_t)c.rows * c.cols * c.count, n_in = (size_t)MOST * c.cols,
-           n_out = (size_t)MOST * c.rows * c.count;
-    std::vector<uint16_t> w(n_weights), in(n_in);
-    std::vector<float> whole(n_out), some(n_out), start(n_out);
-    for (size_t i = 0; i < n_weights; i++) w[i] = in_16_bits(number((unsigned)i, 1), type);
-    for (size_t i = 0; i < n_in; i++) in[i] = in_16_bits(number((unsigned)i, 2), type);
-    for (size_t i = 0; i < n_out; i++) start[i] = number((unsigned)i, 3) / 3;
-    void *w_device, *in_device;
-    float *out_device;
-    CHECK_CUDA(cudaStreamCreate(&s->stream));
-    CHECK_CUDA(cudaMalloc(&s->blas_workspace, BLAS_WORKSPACE_BYTES));
-    CHECK_CUDA(cudaMalloc(&w_device, n_weights * 2));
-    CHECK_CUDA(cudaMalloc(&in_device, n_in * 2));
-    CHECK_CUDA(cudaMalloc((void **)&out_device, n_out * 4));
-    if (cublasCreate(&s->blas) != CUBLAS_STATUS_SUCCESS) test_fail("no cuBLAS");
-    cublasSetStream(s->blas, s->stream);
-    CHECK_CUDA(cudaMemcpy(w_device, w.data(), n_weights * 2, cudaMemcpyHostToDevice));
-    CHECK_CUDA(cudaMemcpy(in_device, in.data(), n_in * 2, cudaMemcpyHostToDevice));
-    s->type = type;
-    s->element = 2;
-    s->pdl = s->one_order = true;
-    s->xb = in_device;
-    s->gate_up = out_device;
     Matrix matrix = {};
-    matrix.data = w_device;
-    matrix.dtype = type;
+    matrix.dtype = kind.dtype;
+    matrix.group = kind.group;
+    matrix.scale_dtype = kind.group == WHOLE_ROW ? DTYPE_F32 : DTYPE_BF16;
     matrix.rows = c.rows;
     matrix.cols = c.cols;
-    LayerWeights layer = {};
-    layer.w1 = layer.w3 = matrix;
-    layer.w3.data = (char *)w_device + (size_t)c.rows * c.cols * 2;
+    const size_t n_in = (size_t)MOST * c.cols, n_out = (size_t)MOST * c.rows * c.count;
+    std::vector<char> weights = rows_on_device(kind, c, &matrix);
+    std::vector<uint16_t> in(n_in);
+    std::vector<float> whole(n_out), some(n_out), start(n_out), scales((size_t)c.rows * c.count);
+    for (size_t i = 0; i < n_in; i++) in[i] = in_16_bits(number((unsigned)i, 2), kind.type);
+    for (size_t i = 0; i < n_out; i++) start[i] = number((unsigned)i, 3) / 3;
+    for (size_t i = 0; i < scales.size(); i++) scales[i] = scale((unsigned)i) / 3;
+    void *w_device, *scales_device;
+    float *out_device, *scratch;
+    CHECK_CUDA(cudaStreamCreate(&s->stream));
+    CHECK_CUDA(cudaMalloc(&s->blas_workspace, BLAS_WORKSPACE_BYTES));
+    CHECK_CUDA(cudaMalloc(&w_device, weights.size()));
+    CHECK_CUDA(cudaMalloc(&scales_device, scales.size() * 4));
+    CHECK_CUDA(cudaMalloc(&s->xb, n_in * 2));
+    CHECK_CUDA(cudaMalloc((void **)&out_device, n_out * 4));
+    CHECK_CUDA(cudaMalloc((void **)&scratch, n_out * 4));
+    if (cublasCreate(&s->blas) != CUBLAS_STATUS_SUCCESS) test_fail("no cuBLAS");
+    cublasSetStream(s->blas, s->stream);
+    CHECK_CUDA(cudaMemcpy(w_device, weights.data(), weights.size(), cudaMemcpyHostToDevice));
+    CHECK_CUDA(cudaMemcpy(scales_device, scales.data(), scales.size() * 4, cudaMemcpyHostToDevice));
+    CHECK_CUDA(cudaMemcpy(s->xb, in.data(), n_in * 2, cudaMemcpyHostToDevice));
+    s->type = kind.type;
+    s->element = 2;
+    s->pdl = s->one_order = true;
+    s->gate_up = c.count == 2 ? out_device : scratch;
+    if (kind.group != 0) {
+        s->widening.slab_bytes = widen_slab_bytes(c.cols, s->element);
+        CHECK_CUDA(cudaMalloc((void **)&s->widening.slabs, 2 * s->widening.slab_bytes));
+    }
+    if (!widen_open(s, &err)) test_fail("%s", err.text);
+    matrix.data = w_device;
+    matrix.scale = kind.group == WHOLE_ROW ? scales_device : NULL;
     static const int sizes[] = {MOST, 1,  2,  7,   8,   9,   15,  16,  17,  31,  32, 33,
                                 63,   64, 65, 100, 127, 128, 129, 256, 300, 511, 512};
     for (int T : sizes) {
@@ -87,9 +178,7 @@ static void check_case(const Case &c, DType type) {
             CHECK_CUDA(cudaMemcpy(out_device, start.data(), bytes, cudaMemcpyHostToDevice));
         else
             CHECK_CUDA(cudaMemset(out_device, 0xff, bytes));
-        if (!(c.count == 1 ? matmul(s, out_device, &matrix, in_device, T, 1, &err)
-                           : matmul_gate_up(s, &layer, T, &err)))
-            test_fail("%s", err.text);
+        if (!multiply(s, c, &matrix, out_device, T, &err)) test_fail("%s", err.text);
         CHECK_CUDA(cudaStreamSynchronize(s->stream));
         CHECK_CUDA(cudaMemcpy(to.data(), out_device, bytes, cudaMemcpyDeviceToHost));
         size_t differ = 0;
@@ -100,47 +189,62 @@ static void check_case(const Case &c, DType type) {
         if (differ) test_fail("%d x %d, %d rows: %zu rows have other bits", c.rows, c.cols, T, differ);
     }
     double worst = 0;
-    for (int t = 0; t < MOST; t += 61)
-        for (int r = 0; r < c.rows; r += 17) {
-            double sum = c.count == 1 ? (double)start[(size_t)t * c.rows + r] : 0, size = 0;
+    bool scaled = matrix.scale && c.count != 2; // of gate and up swiglu applies the scales
+    for (int r = 0; r < c.rows * c.count; r += 17)
+        for (int t = 0; t < MOST; t += 61) {
+            size_t at = ((size_t)(r / c.rows) * MOST + t) * c.rows + r % c.rows;
+            double row_scale = scaled ? (double)scales[(size_t)r] : 1, sum = 0, size = 0;
             for (int k = 0; k < c.cols; k++) {
-                double x = (double)number((unsigned)((size_t)r * c.cols + k), 1) *
-                           (double)number((unsigned)((size_t)t * c.cols + k), 2);
-                sum += x;
-                size += fabs(x);
+                double x = (double)factor(kind, c, r, k) * (double)number((unsigned)((size_t)t * c.cols + k), 2);
+                sum += x * row_scale;
+                size += fabs(x * row_scale);
             }
-            double off = fabs((double)whole[(size_t)t * c.rows + r] - sum) / size;
+            if (c.count == 1) sum += (double)start[at];
+            double off = fabs((double)whole[at] - sum) / size;
             if (!(off <= worst)) worst = off;
         }
     // tensor cores truncate as they add steps of 16: each at most 2^-22 of the sum of sizes
     double bound = (c.cols / 16 + 2) * 0x1p-22;
     if (!(worst <= bound))
         test_fail("%d x %d: off by %.3g of the sum of sizes, bound %.3g", c.rows, c.cols, worst, bound);
+    widen_close(s);
     cublasDestroy(s->blas);
     cudaFree(w_device);
-    cudaFree(in_device);
+    cudaFree(scales_device);
+    cudaFree(s->xb);
     cudaFree(out_device);
+    cudaFree(scratch);
+    cudaFree(s->widening.slabs);
     cudaFree(s->blas_workspace);
     cudaStreamDestroy(s->stream);
     free(s);
 }
 
 int main(void) {
-    static const Case cases[] = {{4096, 4096, 1}, {4096, 14336, 1}, {2048, 8192, 1}, {1024, 512, 1},
-                                 {6144, 4096, 1}, {288, 768, 1},    {200, 328, 1},   {64, 64, 1},
-                                 {72, 1000, 1},   {14336, 4096, 2}, {768, 288, 2},   {8192, 2048, 2}};
+    // The first are of numbers alone: to prepare codes takes a CPU long.
+    static const Case cases[] = {{4096, 14336, 1}, {14336, 4096, 2}, {8192, 2048, 2}, {6144, 4096, 1}, {4096, 4096, 1},
+                                 {2048, 8192, 1},  {1024, 512, 1},   {288, 768, 1},   {200, 328, 1},   {64, 64, 1},
+                                 {72, 1000, 1},    {768, 288, 2},    {3584, 1024, 2}, {128, 4096, 48}, {64, 328, 7}};
+    enum { N_CASES = sizeof cases / sizeof *cases, OF_NUMBERS = 4 };
+    static const Kind kinds[] = {{"bf16", DTYPE_BF16, DTYPE_BF16, 0},
+                                 {"f16", DTYPE_F16, DTYPE_F16, 0},
+                                 {"fp8", DTYPE_BF16, DTYPE_F8_E4M3, WHOLE_ROW},
+                                 {"int8", DTYPE_BF16, DTYPE_I8, WHOLE_ROW},
+                                 {"int8_groups_of_32", DTYPE_BF16, DTYPE_I8, 32},
+                                 {"int4", DTYPE_BF16, DTYPE_U8, WHOLE_ROW},
+                                 {"int4_groups_of_64", DTYPE_BF16, DTYPE_U8, 64},
+                                 {"int4_groups_of_128", DTYPE_BF16, DTYPE_U8, 128}};
     int n = 0;
     if (cudaGetDeviceCount(&n) != cudaSuccess || n == 0) skip_reason = "no GPU";
-    for (DType type : {DTYPE_BF16, DTYPE_F16}) {
+    for (const Kind &kind : kinds) {
         char name[80];
-        snprintf(name, sizeof name, "test_products_same_bits_in_any_number_of_rows_%s",
-                 type == DTYPE_BF16 ? "bf16" : "f16");
+        snprintf(name, sizeof name, "test_products_same_bits_in_any_number_of_rows_%s", kind.name);
         if (!test_wanted(name)) continue;
         if (skip_reason) {
             test_skip(name, skip_reason);
             continue;
         }
-        for (const Case &c : cases) check_case(c, type);
+        for (int i = kind.group == 0 ? 0 : OF_NUMBERS; i < N_CASES; i++) check_case(cases[i], kind);
         test_end(name);
     }
     return tests_summary();

@@ -12,7 +12,7 @@
 
 enum {
     MAX_TOKENS = 512,   // the weights are read once for so many tokens of a prompt
-    MAKE_PART = 1 << 18 // numbers of a synthetic matrix that a thread makes at a time
+    MAKE_PART = 1 << 18 // numbers, words of codes or scales of a synthetic matrix that a thread makes at a time
 };
 
 static bool read_logits_cpu(Model *m, Error *err) { // they are there already
@@ -63,16 +63,48 @@ static bool measure_synthetic(void *context, const Weight *w, Error *err) {
     return true;
 }
 
-// Numbers [begin, end) of a synthetic matrix.
+// Where a synthetic matrix's numbers, words of codes or scales go.
 typedef struct {
-    uint16_t *data;
+    void *data;
     SyntheticTensor tensor;
 } Made;
 
-static void make_part(void *made, int64_t begin, int64_t end) {
+static void make_numbers(void *made, int64_t begin, int64_t end) {
     Made m = *(const Made *)made;
+    uint16_t *data = m.data;
     for (int64_t i = begin; i < end; i++)
-        m.data[i] = (uint16_t)(synthetic_bits((uint64_t)i, m.tensor.salt, m.tensor.range) >> 16);
+        data[i] = (uint16_t)(synthetic_bits((uint64_t)i, m.tensor.salt, m.tensor.range) >> 16);
+}
+
+static void make_codes(void *made, int64_t begin, int64_t end) {
+    Made m = *(const Made *)made;
+    uint32_t *data = m.data;
+    for (int64_t i = begin; i < end; i++) data[i] = synthetic_codes((uint64_t)i, &m.tensor);
+}
+
+static void make_scales(void *made, int64_t begin, int64_t end) {
+    Made m = *(const Made *)made;
+    for (int64_t i = begin; i < end; i++) {
+        uint32_t bits = synthetic_scale_bits((uint64_t)i, &m.tensor);
+        if (m.tensor.scale_dtype == DTYPE_BF16)
+            ((uint16_t *)m.data)[i] = (uint16_t)(bits >> 16);
+        else
+            ((uint32_t *)m.data)[i] = bits;
+    }
+}
+
+static void make_matrix(char *base, SyntheticTensor t, Matrix *m) {
+    int64_t n = (int64_t)m->rows * m->cols;
+    m->data = base + t.at;
+    if (matrix_is_quantised(m)) {
+        m->scale = base + t.scale_at;
+        parallel_for(n / (m->dtype == DTYPE_U8 ? 8 : 4), MAKE_PART, make_codes, &(Made){base + t.at, t});
+        parallel_for((int64_t)m->rows * quant_groups(m->group, m->cols), MAKE_PART, make_scales,
+                     &(Made){base + t.scale_at, t});
+    } else {
+        m->dtype = DTYPE_BF16;
+        parallel_for(n, MAKE_PART, make_numbers, &(Made){base + t.at, t});
+    }
 }
 
 static bool make_synthetic(void *context, const Weight *w, Error *err) {
@@ -85,11 +117,7 @@ static bool make_synthetic(void *context, const Weight *w, Error *err) {
         *w->norm = norm;
         return true;
     }
-    uint16_t *data = (uint16_t *)(y->base + t.at);
-    int64_t n = (int64_t)w->matrix->rows * w->matrix->cols;
-    parallel_for(n, MAKE_PART, make_part, &(Made){data, t});
-    w->matrix->data = data;
-    w->matrix->dtype = DTYPE_BF16;
+    make_matrix(y->base, t, w->matrix);
     return true;
 }
 

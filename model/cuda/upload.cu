@@ -94,6 +94,20 @@ template <class S> struct FileCodes {
     }
 };
 
+// The same of a synthetic matrix.
+struct SyntheticCodes {
+    SyntheticTensor tensor;
+
+    __device__ uint64_t eight(const PackedRows &to, uint64_t row, uint64_t c) const {
+        uint64_t at = (to.first + row) * to.cols + c;
+        if (to.packing.bits == 4) return synthetic_codes(at / 8, &tensor);
+        return synthetic_codes(at / 4, &tensor) | (uint64_t)synthetic_codes(at / 4 + 1, &tensor) << 32;
+    }
+    __device__ float scale(const PackedRows &to, uint64_t row, uint64_t g, uint64_t n) const {
+        return __uint_as_float(synthetic_scale_bits((to.first + row) * n + g, &tensor));
+    }
+};
+
 // Computes: rows of a quantised matrix, packed; columns that the last block has too many are codes and scales of zero.
 // Reads:    what Source says.
 // Writes:   to.rows and to.scales, the whole matrix: the rows from to.first on, in their order (placed_row).
@@ -265,11 +279,15 @@ bool place_tensors(Plan *p, Error *err) {
     return true;
 }
 
+static PackedRows packed_rows(const Placement *t, uint64_t first) {
+    return PackedRows{t->at, (float *)t->scales, matrix_packing(t->weight.matrix), t->cols, first, t->head_dim};
+}
+
 // Packs rows whose codes and scales are in device memory.
 static bool pack(const Plan *p, const Placement *t, const char *staged, uint64_t first, uint64_t rows,
                  unsigned long long *bad, cudaStream_t stream, Error *err) {
     const Matrix *m = t->weight.matrix;
-    PackedRows to = {t->at, (float *)t->scales, matrix_packing(m), t->cols, first, t->head_dim};
+    PackedRows to = packed_rows(t, first);
     with_type(m->scale_dtype, [&](auto type) {
         FileCodes<decltype(type)> from = {staged, (const decltype(type) *)(staged + rows * t->file_row_bytes), bad,
                                           (uint64_t)(t - p->tensors), m->dtype == DTYPE_F8_E4M3};
@@ -456,10 +474,16 @@ static bool synthesize(const Plan *p, Error *err) {
         const Placement *t = &p->tensors[i];
         uint64_t n = t->rows * t->cols;
         unsigned blocks = n / 256 < 8192 ? (unsigned)(n / 256 + 1) : 8192;
-        with_type(t->to, [&](auto type) {
-            synthesize_kernel<<<blocks, 256, 0, s->stream>>>((decltype(type) *)t->at, n, t->cols, t->synthetic.range,
-                                                             t->synthetic.salt, t->head_dim);
-        });
+        if (is_packed(t)) {
+            PackedRows to = packed_rows(t, 0);
+            SyntheticCodes from = {t->synthetic};
+            pack_kernel<<<(unsigned)t->rows * to.packing.blocks, 64, 0, s->stream>>>(to, from);
+        } else {
+            with_type(t->to, [&](auto type) {
+                synthesize_kernel<<<blocks, 256, 0, s->stream>>>((decltype(type) *)t->at, n, t->cols,
+                                                                 t->synthetic.range, t->synthetic.salt, t->head_dim);
+            });
+        }
         CUDA_TRY(cudaGetLastError());
     }
     CUDA_TRY(cudaStreamSynchronize(s->stream));
