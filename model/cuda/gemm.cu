@@ -243,10 +243,15 @@ static bool matmul_series(CudaState *s, float *out, const MatrixSeries *w, const
     return true;
 }
 
+bool matmul_heads_by_row(CudaState *s, const Config *c, float *out, const Matrix *first, int T, int n_heads,
+                         Error *err) {
+    Matrix all = matrix_rows(first, 0, n_heads * c->head_dim);
+    return matmul(s, out, &all, s->xb, T, 0, err);
+}
+
 // One call has a product for every head. Of one row, all heads are one product with the same result in the same place.
 bool matmul_heads(CudaState *s, const Config *c, float *out, const Matrix *first, int T, int n_heads, Error *err) {
-    Matrix all = matrix_rows(first, 0, n_heads * c->head_dim);
-    if (T == 1) return matmul(s, out, &all, s->xb, 1, 0, err);
+    if (T == 1) return matmul_heads_by_row(s, c, out, first, 1, n_heads, err);
     MatrixSeries heads = {matrix_rows(first, 0, c->head_dim), (long long)c->head_dim * c->dim, n_heads};
     return matmul_series(s, out, &heads, s->xb, T, err);
 }

@@ -11,6 +11,9 @@ bool matmul(CudaState *s, void *out, const Matrix *w, const void *in, int T, flo
 // out[n_heads][T][head_dim] = s->xb[T][dim] · wᵀ for heads of wq, wk and wv, from the first of `first` on: the upload
 // has placed the three one after another (place_tensors).
 bool matmul_heads(CudaState *s, const Config *c, float *out, const Matrix *first, int T, int n_heads, Error *err);
+// The same as out[T][n_heads][head_dim], one product.
+bool matmul_heads_by_row(CudaState *s, const Config *c, float *out, const Matrix *first, int T, int n_heads,
+                         Error *err);
 // s->gate_up[2][T][hidden_dim] = s->xb[T][dim] · w1ᵀ and · w3ᵀ, two matrices of one dtype.
 bool matmul_gate_up(CudaState *s, const LayerWeights *l, int T, Error *err);
 // Rotates x[n_heads][T][head_dim] in place: every pair, as a complex number, times its entry of s->rope_table.

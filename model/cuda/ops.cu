@@ -115,14 +115,18 @@ __device__ static float silu(float x) {
 // Computes: h = gate / (1 + exp(-gate)) * up (Shazeer 2020), rounded to T.
 // Reads:    gate, up [n].
 // Writes:   h [n].
-// Grid:     enough × 256; a thread owns four elements.
-// Requires: n % 4 = 0.
+// Grid:     enough × 256; a thread owns eight elements.
+// Requires: n % 8 = 0 (usable_cuda).
 template <typename T> __global__ void swiglu_kernel(T *h, const float *gate, const float *up, size_t n) {
     wait_for_previous_kernel();
-    size_t i = 4 * ((size_t)newest_first() * blockDim.x + threadIdx.x);
+    size_t i = 8 * ((size_t)newest_first() * blockDim.x + threadIdx.x);
     if (i >= n) return;
-    float4 g = *(const float4 *)(gate + i), u = *(const float4 *)(up + i);
-    store4(h + i, make_float4(silu(g.x) * u.x, silu(g.y) * u.y, silu(g.z) * u.z, silu(g.w) * u.w));
+    const float4 *g = (const float4 *)(gate + i), *u = (const float4 *)(up + i);
+    float4 g0 = g[0], g1 = g[1], u0 = u[0], u1 = u[1];
+    auto both = [](float4 g, float4 u) {
+        return make_float4(silu(g.x) * u.x, silu(g.y) * u.y, silu(g.z) * u.z, silu(g.w) * u.w);
+    };
+    store8(h + i, both(g0, u0), both(g1, u1));
 }
 
 // Computes: some rows of x and, in its own order, of what is known about each.
@@ -257,7 +261,7 @@ bool gather_table(CudaState *s, int n_seq, int width, bool several, Error *err) 
 
 bool swiglu(CudaState *s, size_t n, Error *err) {
     CUDA_TRY(with_type(s->type, [&](auto type) {
-        return launch_kernel(swiglu_kernel<decltype(type)>, blocks_for(n), 256, 0, s->pdl, s->stream,
+        return launch_kernel(swiglu_kernel<decltype(type)>, blocks_for(n / 2), 256, 0, s->pdl, s->stream,
                              (decltype(type) *)s->h, (const float *)s->gate_up, (const float *)s->gate_up + n, n);
     }));
     return true;
