@@ -295,7 +295,10 @@ static bool open_fused(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
     if (!(s->fused = (FusedState *)calloc(1, sizeof *s->fused))) return fail(err, "out of memory: the engine's state");
     s->enqueue_step = enqueue_step_fused;
-    return prepare_fused(m, err);
+    if (!prepare_fused(m, err)) return false;
+    s->one_pass = s->fused->terms == 1 && model_sequences(m) > s->fused->max_rows &&
+                  !(model_sequences(m) <= MAX_WIDE_ROWS && s->fused->wide); // steps are engine cublas's
+    return true;
 }
 
 extern "C" const Engine engine_fused = {"fused",      usable_fused,     open_fused,     close_fused,

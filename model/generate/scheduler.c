@@ -189,6 +189,7 @@ static bool add_decoded(Scheduler *s, Error *err) {
     if (!propose(s, s->batch.n_decode, err)) return false;
     for (int i = 0; i < s->batch.n_decode; i++) {
         const Sequence *seq = s->live[s->slot[i]];
+        s->batch.ends = s->batch.ends || (int)seq->ids.n + 1 == seq->n_max;
         add_sequence(s, s->slot[i]);
         if (!add_rows(s, &seq->ids.ids[seq->ids.n - 1], 1, true, err)) return false;
         for (int c = 0; c < s->proposals[i].n; c++)
