@@ -59,9 +59,20 @@ bool project_qkv_fused(Model *m, int layer, const Matrix *first, int T, int n_q,
     if (!matmul_heads_by_row(s, c, s->qkv, first, T, heads, err)) return false;
     CUDA_TRY(with_type(s->type, [&](auto type) {
         typedef decltype(type) N;
-        RopeRows<N> p = {s->qkv,       s->rope_table,  (N *)s->qkv_in, NULL, NULL, s->pos,
-                         s->row_slots, s->block_table, T,              n_q,  n_kv, c->head_dim,
-                         m->kv.table_width, prefetch_rows(s, out, out, T)};
+        RopeRows<N> p = {s->qkv,
+                         s->rope_table,
+                         (N *)s->qkv_in,
+                         NULL,
+                         NULL,
+                         s->pos,
+                         s->row_slots,
+                         s->block_table,
+                         T,
+                         n_q,
+                         n_kv,
+                         c->head_dim,
+                         m->kv.table_width,
+                         prefetch_rows(s, out, out, T)};
         if (cached) {
             size_t at = (size_t)layer * m->kv.n_pages * kv_page_elements(c->n_kv_heads, c->head_dim);
             p.k = (N *)m->kv.k + at;

@@ -20,7 +20,8 @@ __device__ static unsigned newest_first() {
 // Writes:   y [rows][dim].
 // Grid:     rows × 512; a block owns a row.
 // Requires: dim % 4 = 0 (usable_cuda).
-template <typename T> __global__ void rmsnorm_kernel(T *y, const float *x, const float *weight, float eps, int dim, Prefetch next) {
+template <typename T>
+__global__ void rmsnorm_kernel(T *y, const float *x, const float *weight, float eps, int dim, Prefetch next) {
     constexpr int HELD = 4; // of a thread's float4s in registers: up to a dim of 8192 x is read once
     const int n = dim / 4, first = threadIdx.x;
     float4 v[HELD], w[HELD];

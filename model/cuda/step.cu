@@ -221,8 +221,7 @@ static bool mixed_cuda(Model *m, const Batch *b, Error *err) {
     int n = b->n_decode;
     bool predicted = is_predicted_step(m, s, b);
     if (s->one_pass && b->start[n] == n && !(predicted && s->next_step.running))
-        return upload_step(m, b, err) && gather_table(s, n, m->kv.table_width, false, err) &&
-               prompt_cuda(m, b, 0, err);
+        return upload_step(m, b, err) && gather_table(s, n, m->kv.table_width, false, err) && prompt_cuda(m, b, 0, err);
     batch_part(b, b->start[n], b->n_rows - b->start[n], &prompts);
     return enqueue_decode_rows(m, b, predicted, err) && prompt_cuda(m, &prompts.batch, b->start[n], err);
 }
