@@ -67,17 +67,17 @@ void attention_step(AttentionArgs *a, const Model *m, const CudaState *s, int fi
     a->q_start_device = step->start;
 }
 
-// Queries of n_q heads and keys and values of n_kv, of T rows of the normalised stream, by a layer's weights from `first`
-// on: rotated and rounded, in s->qkv_in; cached: keys and values are in the layer's cache instead.
-static bool project_qkv(Model *m, int layer, const Matrix *first, int T, int n_q, int n_kv, bool cached, Error *err) {
+// Queries of n_q heads and keys and values of n_kv, of T rows of the normalised stream, by the weights from `first` on:
+// rotated and rounded, in s->qkv_in; layer, if not negative: keys and values are in that layer's cache instead.
+static bool project_qkv(Model *m, const Matrix *first, int T, int n_q, int n_kv, int layer, Error *err) {
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
-    if (s->one_order) return project_qkv_fused(m, layer, first, T, n_q, n_kv, cached, err);
+    if (s->one_order) return project_qkv_fused(m, first, T, n_q, n_kv, layer, err);
     const size_t head = (size_t)T * (size_t)c->head_dim, queries = (size_t)n_q * head;
     if (!matmul_heads(s, c, s->qkv, first, T, n_q + 2 * n_kv, err)) return false;
     if (!rope(s, s->qkv, T, n_q + n_kv, c->head_dim, err)) return false;
-    if (cached && n_kv > 0 && !append_kv(m, s, s->qkv + queries, T, layer, err)) return false;
-    const size_t n = cached ? queries : queries + 2 * (size_t)n_kv * head;
+    if (layer >= 0 && n_kv > 0 && !append_kv(m, s, s->qkv + queries, T, layer, err)) return false;
+    const size_t n = layer >= 0 ? queries : queries + 2 * (size_t)n_kv * head;
     return n == 0 || round_to_type(s, s->qkv_in, s->qkv, n, err);
 }
 
@@ -85,7 +85,7 @@ static bool project_qkv(Model *m, int layer, const Matrix *first, int T, int n_q
 static bool attend_step(Model *m, int T, bool several, int layer, bool verbose, Error *err) {
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
-    if (!project_qkv(m, layer, &m->weights.layers[layer].wq, T, c->n_heads, c->n_kv_heads, false, err)) return false;
+    if (!project_qkv(m, &m->weights.layers[layer].wq, T, c->n_heads, c->n_kv_heads, -1, err)) return false;
     AttentionArgs a = attention_args(m, s, T, T, layer);
     a.verbose = verbose;
     attention_step(&a, m, s, 0, T, several);
@@ -124,7 +124,7 @@ static bool attend_prompt(Model *m, const Batch *b, const int *lens, int layer, 
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
     int T = b->n_rows;
-    if (!project_qkv(m, layer, &m->weights.layers[layer].wq, T, c->n_heads, c->n_kv_heads, true, err)) return false;
+    if (!project_qkv(m, &m->weights.layers[layer].wq, T, c->n_heads, c->n_kv_heads, layer, err)) return false;
     int n = b->n_decode;
     return attend_rows(m, T, n, b->n_seq - n, b->start + n, lens + n, s->slots + n, layer, verbose, err);
 }
@@ -137,12 +137,12 @@ static bool attend_logits(Model *m, const Batch *b, const int *lens, int layer, 
     const LayerWeights *l = &m->weights.layers[layer];
     CudaState *s = (CudaState *)m->state;
     int T = b->n_rows, n = b->n_logits, n_decode = b->n_decode, start[MAX_STEP_ROWS + 1], pos[MAX_STEP_ROWS];
-    if (!project_qkv(m, layer, &l->wk, T, 0, c->n_kv_heads, true, err)) return false;
+    if (!project_qkv(m, &l->wk, T, 0, c->n_kv_heads, layer, err)) return false;
     if (n == 0) return true;
     if (!gather_rows(s, n, c->dim, err)) return false;
-    if (!rmsnorm(s, l->attention_norm, c->norm_eps, n, c->dim, prefetch_rows(s, &l->wq, &l->wq, n), err)) return false;
+    if (!rmsnorm(s, l->attention_norm, c->norm_eps, n, c->dim, err)) return false;
     if (!rope_table(s, c, s->logit_pos, n, err)) return false;
-    if (!project_qkv(m, layer, &l->wq, n, c->n_heads, 0, false, err)) return false;
+    if (!project_qkv(m, &l->wq, n, c->n_heads, 0, layer, err)) return false;
     for (int i = 0, seq = 0; i < n; i++) {
         while (b->logit_rows[i] >= b->start[seq + 1]) seq++;
         start[i] = i;
@@ -171,8 +171,7 @@ static bool forward_rows(Model *m, const Batch *host, const int *host_lens, cons
         bool log = verbose && i == 0; // every layer is launched alike, but a prompt's last
 
         // attention: every token, of the normalised stream, to itself and to all before it
-        if (!rmsnorm(s, l->attention_norm, c->norm_eps, T, c->dim, prefetch_rows(s, &l->wq, &l->wv, T), err))
-            return false;
+        if (!rmsnorm(s, l->attention_norm, c->norm_eps, T, c->dim, err)) return false;
         if (host && i + 1 == c->n_layers && host->n_logits < T) {
             if (!attend_logits(m, host, host_lens, i, log, err)) return false;
             T = host->n_logits;
@@ -183,9 +182,9 @@ static bool forward_rows(Model *m, const Batch *host, const int *host_lens, cons
         if (!matmul(s, s->x, &l->wo, s->att, T, 1, err)) return false;
 
         // feed-forward: down(silu(gate) * up)
-        if (!rmsnorm(s, l->ffn_norm, c->norm_eps, T, c->dim, prefetch_rows(s, &l->w1, &l->w3, T), err)) return false;
+        if (!rmsnorm(s, l->ffn_norm, c->norm_eps, T, c->dim, err)) return false;
         if (!matmul_gate_up(s, l, T, err)) return false;
-        if (!swiglu(s, (size_t)T * c->hidden_dim, prefetch_rows(s, &l->w2, &l->w2, T), err)) return false;
+        if (!swiglu(s, (size_t)T * c->hidden_dim, err)) return false;
         if (!matmul(s, s->x, &l->w2, s->h, T, 1, err)) return false;
     }
     return true;
@@ -196,7 +195,7 @@ static bool lm_head(Model *m, int first, int n, Error *err) {
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
     float *logits = s->logits + (size_t)first * c->vocab_size;
-    if (!rmsnorm(s, m->weights.norm, c->norm_eps, n, c->dim, {}, err)) return false;
+    if (!rmsnorm(s, m->weights.norm, c->norm_eps, n, c->dim, err)) return false;
     if (!matmul(s, logits, &m->weights.output, s->xb, n, 0, err)) return false;
     return argmax_rows(s, first, n, c->vocab_size, err);
 }

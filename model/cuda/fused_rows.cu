@@ -12,7 +12,6 @@ template <typename T> struct RopeRows {
     const int *slots;
     const int *table; // [slot][table_width]
     int rows, n_q, n_kv, head_dim, table_width;
-    Prefetch next;
 };
 
 // Two pairs, as complex numbers, times their cosines and sines.
@@ -30,7 +29,6 @@ template <typename T> __global__ void rope_rows_kernel(const __grid_constant__ R
     const int heads = p.n_q + 2 * p.n_kv, in_head = p.head_dim / 8, blocks = gridDim.x / p.rows;
     const int row = blockIdx.x / blocks, i = blockIdx.x % blocks * blockDim.x + threadIdx.x;
     const int head = i / in_head, dim = 8 * (i % in_head);
-    prefetch(p.next);
     wait_for_previous_kernel();
     let_next_kernel_start(); // attention, in a step
     if (head >= heads) return;
@@ -51,29 +49,17 @@ template <typename T> __global__ void rope_rows_kernel(const __grid_constant__ R
     store8(to + dim, lo, hi);
 }
 
-bool project_qkv_fused(Model *m, int layer, const Matrix *first, int T, int n_q, int n_kv, bool cached, Error *err) {
+bool project_qkv_fused(Model *m, const Matrix *first, int T, int n_q, int n_kv, int layer, Error *err) {
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
     const int heads = n_q + 2 * n_kv;
-    const Matrix *out = &m->weights.layers[layer].wo;
     if (!matmul_heads_by_row(s, c, s->qkv, first, T, heads, err)) return false;
     CUDA_TRY(with_type(s->type, [&](auto type) {
         typedef decltype(type) N;
-        RopeRows<N> p = {s->qkv,
-                         s->rope_table,
-                         (N *)s->qkv_in,
-                         NULL,
-                         NULL,
-                         s->pos,
-                         s->row_slots,
-                         s->block_table,
-                         T,
-                         n_q,
-                         n_kv,
-                         c->head_dim,
-                         m->kv.table_width,
-                         prefetch_rows(s, out, out, T)};
-        if (cached) {
+        RopeRows<N> p = {s->qkv,       s->rope_table,  (N *)s->qkv_in, NULL, NULL, s->pos,
+                         s->row_slots, s->block_table, T,              n_q,  n_kv, c->head_dim,
+                         m->kv.table_width};
+        if (layer >= 0) {
             size_t at = (size_t)layer * m->kv.n_pages * kv_page_elements(c->n_kv_heads, c->head_dim);
             p.k = (N *)m->kv.k + at;
             p.v = (N *)m->kv.v + at;

@@ -5,9 +5,9 @@
 
 #include "state.h"
 
-// Queries of n_q heads and keys and values of n_kv, of T rows of the normalised stream s->xb, by the rows of a layer's
-// weights from `first` on: rotated by s->rope_table and rounded, in s->qkv_in [n_q + 2 n_kv][T][head_dim]. cached: keys and
-// values go to the layer's cache in place of qkv_in, by s->pos and s->row_slots.
-bool project_qkv_fused(Model *m, int layer, const Matrix *first, int T, int n_q, int n_kv, bool cached, Error *err);
+// Queries of n_q heads and keys and values of n_kv, of T rows of the normalised stream s->xb, by the rows of weights from
+// `first` on: rotated by s->rope_table and rounded, in s->qkv_in [n_q + 2 n_kv][T][head_dim]. layer, if not negative: keys
+// and values go to that layer's cache in place of qkv_in, by s->pos and s->row_slots.
+bool project_qkv_fused(Model *m, const Matrix *first, int T, int n_q, int n_kv, int layer, Error *err);
 
 #endif

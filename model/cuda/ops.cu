@@ -20,12 +20,10 @@ __device__ static unsigned newest_first() {
 // Writes:   y [rows][dim].
 // Grid:     rows × 512; a block owns a row.
 // Requires: dim % 4 = 0 (usable_cuda).
-template <typename T>
-__global__ void rmsnorm_kernel(T *y, const float *x, const float *weight, float eps, int dim, Prefetch next) {
+template <typename T> __global__ void rmsnorm_kernel(T *y, const float *x, const float *weight, float eps, int dim) {
     constexpr int HELD = 4; // of a thread's float4s in registers: up to a dim of 8192 x is read once
     const int n = dim / 4, first = threadIdx.x;
     float4 v[HELD], w[HELD];
-    prefetch(next);
     for (int j = 0; j < HELD; j++)
         if (first + j * 512 < n) w[j] = ((const float4 *)weight)[first + j * 512];
     wait_for_previous_kernel();
@@ -119,8 +117,7 @@ __device__ static float silu(float x) {
 // Writes:   h [n].
 // Grid:     enough × 256; a thread owns eight elements.
 // Requires: n % 8 = 0 (usable_cuda).
-template <typename T> __global__ void swiglu_kernel(T *h, const float *gate, const float *up, size_t n, Prefetch next) {
-    prefetch(next);
+template <typename T> __global__ void swiglu_kernel(T *h, const float *gate, const float *up, size_t n) {
     wait_for_previous_kernel();
     size_t i = 8 * ((size_t)newest_first() * blockDim.x + threadIdx.x);
     if (i >= n) return;
@@ -221,20 +218,10 @@ bool embed(CudaState *s, const Model *m, const int *tokens, int T, Error *err) {
     return true;
 }
 
-Prefetch prefetch_rows(const CudaState *s, const Matrix *w, const Matrix *last, int T) {
-    const char *from = (const char *)w->data;
-    const size_t pitch = matrix_row_bytes(w);
-    const int rows = (int)(((const char *)last->data - from) / pitch) + last->rows;
-    size_t bytes = PREFETCH_BYTES / rows / 128 * 128; // whole lines of L2
-    if (bytes > pitch) bytes = pitch;
-    if (!s->one_order || T > PREFETCH_MOST_ROWS || pitch % 16 || bytes == 0) return {};
-    return {from, pitch, rows, (int)bytes};
-}
-
-bool rmsnorm(CudaState *s, const float *weight, float eps, int T, int dim, Prefetch next, Error *err) {
+bool rmsnorm(CudaState *s, const float *weight, float eps, int T, int dim, Error *err) {
     CUDA_TRY(with_type(s->type, [&](auto type) {
         return launch_kernel(rmsnorm_kernel<decltype(type)>, T, 512, 0, s->pdl, s->stream, (decltype(type) *)s->xb,
-                             (const float *)s->x, weight, eps, dim, next);
+                             (const float *)s->x, weight, eps, dim);
     }));
     return true;
 }
@@ -272,10 +259,10 @@ bool gather_table(CudaState *s, int n_seq, int width, bool several, Error *err) 
     return true;
 }
 
-bool swiglu(CudaState *s, size_t n, Prefetch next, Error *err) {
+bool swiglu(CudaState *s, size_t n, Error *err) {
     CUDA_TRY(with_type(s->type, [&](auto type) {
         return launch_kernel(swiglu_kernel<decltype(type)>, blocks_for(n / 2), 256, 0, s->pdl, s->stream,
-                             (decltype(type) *)s->h, (const float *)s->gate_up, (const float *)s->gate_up + n, n, next);
+                             (decltype(type) *)s->h, (const float *)s->gate_up, (const float *)s->gate_up + n, n);
     }));
     return true;
 }

@@ -4,27 +4,12 @@
 
 #include "state.h"
 
-// The first `bytes` of each row of a matrix, which a kernel asks for while it waits for its input, so that memory does not
-// idle until the next product begins. rows: 0 for nothing.
-struct Prefetch {
-    const char *from;
-    size_t pitch; // bytes from row to row
-    int rows, bytes;
-};
-enum {
-    PREFETCH_BYTES = 12 << 20, // of a matrix: what memory gives in the 3 us of a small kernel
-    PREFETCH_MOST_ROWS = 512   // of the input: beyond, small kernels are not small, and products wait for no weights
-};
-// Of the rows from w's first one to `last`'s last one, which lies after it in memory, for a product of T rows. Engine
-// cublas asks for nothing.
-Prefetch prefetch_rows(const CudaState *s, const Matrix *w, const Matrix *last, int T);
-
 // x[T][dim] = the embedding of each token, widened to float32.
 bool embed(CudaState *s, const Model *m, const int *tokens, int T, Error *err);
 // s->rope_table[T][head_dim/2]: cosine and sine for the positions pos [T], by which rope() rotates from here on.
 bool rope_table(CudaState *s, const Config *c, const int *pos, int T, Error *err);
 // s->xb[T][dim] = x / sqrt(mean(x²) + eps) * weight, rounded to s->type (Zhang & Sennrich 2019).
-bool rmsnorm(CudaState *s, const float *weight, float eps, int T, int dim, Prefetch next, Error *err);
+bool rmsnorm(CudaState *s, const float *weight, float eps, int T, int dim, Error *err);
 // out[n] = in[n] rounded to s->type; nothing to do in float32, where out is in.
 bool round_to_type(CudaState *s, void *out, const float *in, size_t n, Error *err);
 // A prompt's keys and values in[2][n_kv_heads][T][head_dim], rounded to s->type, to their positions in the cache.
@@ -34,7 +19,7 @@ bool change_table(CudaState *s, int n, Error *err);
 // s->step_table: the rows of s->block_table that the step's n_seq sequences have, `width` entries each, in their order.
 bool gather_table(CudaState *s, int n_seq, int width, bool several, Error *err);
 // s->h[n] = gate / (1 + exp(-gate)) * up of s->gate_up[2][n], rounded to s->type (Shazeer 2020).
-bool swiglu(CudaState *s, size_t n, Prefetch next, Error *err);
+bool swiglu(CudaState *s, size_t n, Error *err);
 // Of x[T][dim] only the n rows with logits stay, with their positions and slots in s->logit_pos and s->logit_slots.
 bool gather_rows(CudaState *s, int n, int dim, Error *err);
 // s->argmax[first .. first + n) of the logits' rows: the lowest id of equals; -1: not all are finite.
@@ -45,13 +30,6 @@ bool publish_argmax(CudaState *s, int n, StepInput *step, Error *err);
 bool widen(CudaState *s, float *y, const void *x, DType dtype, size_t n, Error *err);
 // Attributes of the code that this GPU was given: an error if there is none for it.
 cudaError_t kernel_attributes(cudaFuncAttributes *attributes);
-
-// A kernel's part: a warp of each block asks for some rows.
-__device__ inline void prefetch(const Prefetch &p) {
-    if (threadIdx.x >= 32) return;
-    for (int row = blockIdx.x * 32 + threadIdx.x; row < p.rows; row += gridDim.x * 32)
-        prefetch_l2_bulk(p.from + row * p.pitch, p.bytes);
-}
 
 // Cosine and sine of the float32 angle pos × freq. In float64: an angle may be 100,000 radians.
 __device__ inline float2 rope_angle(int pos, float freq) {

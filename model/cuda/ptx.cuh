@@ -259,11 +259,6 @@ __device__ __forceinline__ void prefetch_l2(const void *p) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
-// The same for `bytes` of them, a multiple of 16 as the address is; one thread asks for all.
-__device__ __forceinline__ void prefetch_l2_bulk(const void *p, int bytes) {
-    ASM_SM90("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
-}
-
 // x more; the value before. Acquire and release at GPU scope: after what this thread wrote, or others before a barrier
 // of the block; before what it, or others after a barrier, read.
 __device__ __forceinline__ unsigned atomic_add_acq_rel(unsigned *to, unsigned x) {
