@@ -68,7 +68,7 @@ void attention_step(AttentionArgs *a, const Model *m, const CudaState *s, int fi
 }
 
 // Queries of n_q heads and keys and values of n_kv, of T rows of the normalised stream, by the weights from `first` on:
-// rotated and rounded, in s->qkv_in; layer, if not negative: keys and values are in that layer's cache instead.
+// rotated and rounded, in s->qkv_in; keys and values in the cache of `layer` instead, unless it is -1.
 static bool project_qkv(Model *m, const Matrix *first, int T, int n_q, int n_kv, int layer, Error *err) {
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;

@@ -7,11 +7,12 @@ template <typename T> struct RopeRows {
     const float *x;     // [rows][n_q + 2 n_kv][head_dim]: queries, keys, values
     const float2 *rope; // [rows][head_dim/2]: cosine and sine
     T *out;             // [n_q + 2 n_kv][rows][head_dim]
-    T *k, *v;           // [page][n_kv][KV_PAGE][head_dim]: where keys and values go; NULL: to out
-    const int *pos;     // [rows], as slots: where a row is in the cache
-    const int *slots;
-    const int *table; // [slot][table_width]
-    int rows, n_q, n_kv, head_dim, table_width;
+    int rows, n_q, n_kv, head_dim;
+    // Where keys and values go; NULL: to out.
+    T *k, *v;               // [page][n_kv][KV_PAGE][head_dim]
+    const int *pos, *slots; // [rows]: where each row is in the cache
+    const int *table;       // [slot][table_width]: the pages of each slot
+    int table_width;
 };
 
 // Two pairs, as complex numbers, times their cosines and sines.
@@ -56,13 +57,22 @@ bool project_qkv_fused(Model *m, const Matrix *first, int T, int n_q, int n_kv, 
     if (!matmul_heads_by_row(s, c, s->qkv, first, T, heads, err)) return false;
     CUDA_TRY(with_type(s->type, [&](auto type) {
         typedef decltype(type) N;
-        RopeRows<N> p = {s->qkv,       s->rope_table,  (N *)s->qkv_in, NULL, NULL, s->pos,
-                         s->row_slots, s->block_table, T,              n_q,  n_kv, c->head_dim,
-                         m->kv.table_width};
+        RopeRows<N> p = {};
+        p.x = s->qkv;
+        p.rope = s->rope_table;
+        p.out = (N *)s->qkv_in;
+        p.rows = T;
+        p.n_q = n_q;
+        p.n_kv = n_kv;
+        p.head_dim = c->head_dim;
         if (layer >= 0) {
             size_t at = (size_t)layer * m->kv.n_pages * kv_page_elements(c->n_kv_heads, c->head_dim);
             p.k = (N *)m->kv.k + at;
             p.v = (N *)m->kv.v + at;
+            p.pos = s->pos;
+            p.slots = s->row_slots;
+            p.table = s->block_table;
+            p.table_width = m->kv.table_width;
         }
         const int blocks = (heads * c->head_dim / 8 + 255) / 256; // of a row
         return launch_kernel(rope_rows_kernel<N>, (unsigned)(T * blocks), 256, 0, s->pdl, s->stream, p);
