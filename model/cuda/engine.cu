@@ -159,7 +159,6 @@ static void choose_types(const Model *m, CudaState *s, bool for_fused) {
     s->element = (size_t)dtype_bytes[s->type];
     s->keeps_16_bits = for_fused && f32;
     s->one_order = for_fused && !f32;
-    s->one_pass = !for_fused; // fused: by the run's order of sums
     uint64_t qkv = (uint64_t)(c->q_dim + 2 * c->kv_dim) * c->dim, gate_up = 2 * (uint64_t)c->hidden_dim * c->dim;
     bool widens = s->keeps_16_bits && m->weights.dtype != DTYPE_F32;
     s->wide_elements = !widens ? 0 : qkv > gate_up ? qkv : gate_up;

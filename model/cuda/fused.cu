@@ -169,6 +169,13 @@ template <class Body> static bool for_numbers(const Model *m, int tile_rows, Bod
     return f32 ? with_tile<f16, 3>(tile_rows, body) : with_tile<f16, 1>(tile_rows, body);
 }
 
+// Whether the run's steps are those of wide.h: see enqueue_step_fused.
+static bool steps_are_wide(const Model *m) {
+    const FusedState *f = ((CudaState *)m->state)->fused;
+    const int sequences = model_sequences(m);
+    return f->terms == 1 && sequences > f->max_rows && sequences <= MAX_WIDE_ROWS && f->wide;
+}
+
 // A step of n rows. Steps of few rows, of many (wide.h) and of more (engine cublas) have other orders of sums; a
 // sequence's must not depend on how many others are left, so which one it is depends on the sequences that the run's
 // steps may have: up to what one pass takes, up to MAX_WIDE_ROWS, more. In f32, where tokens are equal in any order,
@@ -176,10 +183,8 @@ template <class Body> static bool for_numbers(const Model *m, int tile_rows, Bod
 static bool enqueue_step_fused(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
-    const int sequences = model_sequences(m);
-    const bool many = sequences > f->max_rows;
-    if (f->terms == 1 && many && sequences <= MAX_WIDE_ROWS && f->wide)
-        return enqueue_step_wide(m, f->wide, n, several, err);
+    const bool many = model_sequences(m) > f->max_rows;
+    if (steps_are_wide(m)) return enqueue_step_wide(m, f->wide, n, several, err);
     if (f->terms == 1 ? many || n > f->max_rows : n > 8) return enqueue_step_cublas(m, n, several, err);
     for (int first = 0; first < n; first += f->max_rows) {
         int rows = fused_min(n - first, f->max_rows);
@@ -296,8 +301,8 @@ static bool open_fused(Model *m, Error *err) {
     if (!(s->fused = (FusedState *)calloc(1, sizeof *s->fused))) return fail(err, "out of memory: the engine's state");
     s->enqueue_step = enqueue_step_fused;
     if (!prepare_fused(m, err)) return false;
-    s->one_pass = s->fused->terms == 1 && model_sequences(m) > s->fused->max_rows &&
-                  !(model_sequences(m) <= MAX_WIDE_ROWS && s->fused->wide); // steps are engine cublas's
+    // Rows of prompts have the order of sums of engine cublas's steps, and only of these.
+    m->two_passes = s->fused->terms > 1 || model_sequences(m) <= s->fused->max_rows || steps_are_wide(m);
     return true;
 }
 

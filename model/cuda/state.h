@@ -66,7 +66,6 @@ struct CudaState {
     char *weights;
     bool keeps_16_bits; // with --precision f32, of matrices that the file has in 16 bits
     bool one_order;     // products of 16-bit numbers add up in one order, whatever the number of rows (gemm.cu)
-    bool one_pass;      // a step's rows may be computed among rows of prompts (step.cu)
     float *wide;        // [wide_elements]: the float32 copy of a matrix for a product, if its dtype is not type
     size_t wide_elements;
     // Activations, on the device.

@@ -212,15 +212,15 @@ static bool step_cuda(Model *m, const Batch *b, Error *err) {
     return wait_for_argmax(m, b->start[n], err);
 }
 
-// Decode rows and rows of prompts: in one pass over the weights where a row has the same order of sums in both, unless the
-// decode rows run already; else in two. The step's logits are the first rows, the prompts' come after them in the same
-// buffer. No step runs ahead of what prompts may change.
+// Decode rows and rows of prompts: in one pass over the weights, where that is how the run computes them (two_passes),
+// unless decode rows are several of a sequence or run already; else in two. The step's logits are the first rows, the
+// prompts' come after them in the same buffer. No step runs ahead of what prompts may change.
 static bool mixed_cuda(Model *m, const Batch *b, Error *err) {
     CudaState *s = (CudaState *)m->state;
     BatchPart prompts;
     int n = b->n_decode;
     bool predicted = is_predicted_step(m, s, b);
-    if (s->one_pass && b->start[n] == n && !(predicted && s->next_step.running))
+    if (!m->two_passes && b->start[n] == n && !(predicted && s->next_step.running))
         return upload_step(m, b, err) && gather_table(s, n, m->kv.table_width, false, err) && prompt_cuda(m, b, 0, err);
     batch_part(b, b->start[n], b->n_rows - b->start[n], &prompts);
     return enqueue_decode_rows(m, b, predicted, err) && prompt_cuda(m, &prompts.batch, b->start[n], err);
