@@ -680,14 +680,15 @@ static void test_steps_begun_ahead_change_nothing(void) {
 
 // Decode rows beside parts of prompts, in one batch: the logits of all rows that have some, in the batch's order, are
 // those of each sequence in batches of its own, also where the next step has begun before the prompt came. Sequences in
-// `decoding` slots decode; that in the last slot is a prompt in parts, with logits at the end of the last one. ends: what
-// the first parts come after, so that no step has begun.
+// `decoding` slots decode; that in the last slot is a prompt in parts, with logits at the end of the last one. ends: the
+// step before the first part says that a sequence ends, so that no step has begun.
 static void decode_rows_beside_prompts(const char *shape, int slots, int decoding, bool ends) {
     enum { STEPS = 12, PART = 40, FIRST_PART = 4, PARTS = 3, MOST = 36 };
     const bool same_bits = strcmp(engine, "fused") == 0; // of cublas: but for rounding
     Model m;
     Error err = {""};
     if (start_shape(&m, shape, engine, PRECISION_BF16, slots, PART * PARTS + STEPS)) {
+        if (slots == 3 || slots == 40) CHECK(m.two_passes == (same_bits && slots == 3)); // (12: if wide.h takes them)
         size_t vocab = (size_t)m.config.vocab_size, bytes = vocab * sizeof(float);
         size_t all_bytes = (size_t)decoding * bytes;
         float *apart = (float *)malloc(STEPS * all_bytes), *last = (float *)malloc(bytes);
