@@ -5,6 +5,7 @@ void batch_part(const Batch *b, int first, int n_rows, BatchPart *p) {
     for (int i = 0; i < b->n_decode; i++)
         if (b->start[i] > first && b->start[i] < end && b->start[i + 1] > end) end = b->start[i];
     p->batch = (Batch){.n_rows = end - first,
+                       .ends = b->ends,
                        .tokens = b->tokens + first,
                        .slot = p->slot,
                        .start = p->start,

@@ -18,6 +18,7 @@ typedef struct {
     const int *slot;       // [n_seq]: where each sequence is in the cache; its tokens come after what is there
     const int *start;      // [n_seq+1]: the first row of each
     const int *logit_rows; // [n_logits], ascending: the rows whose logits are wanted. n_logits: see model_logit_rows
+    bool ends;             // a decoded sequence takes its last token from this batch, so that the next has other rows
 } Batch;
 
 // Rows [first, first + n_rows) of a batch, so that a long prompt needs bounded memory. A decoded sequence's rows stay

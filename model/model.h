@@ -131,6 +131,7 @@ struct Model {
     int step_rows;         // rows that may be decoded in a step of this run, at most MAX_STEP_ROWS; 0: one for each
                            // sequence. See model_step_rows
     bool speculates;       // steps may have several rows of a sequence
+    bool two_passes;       // the engine reads the weights twice for decoded rows beside rows of prompts
     Error not_used;        // why a faster engine than this was not chosen; empty: none is faster, or one was named
     void *state;           // the engine's own buffers
     SafeTensors file;      // open until model_close; n_tensors is 0 for a synthetic model

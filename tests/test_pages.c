@@ -161,7 +161,7 @@ static void test_pages_run_out(void) {
     CHECK(strstr(err.text, "--kv-memory") && m.kv.len[0] == 0 && kv_free_pages(&m.kv) == 4);
     err.text[0] = 0;
     CHECK(model_prefill(&m, 0, ids, 127, 1, &err) && model_prefill(&m, 1, ids, 128, 1, &err));
-    Batch step = {2, 2, 2, 2, tokens, slots, rows, rows};
+    Batch step = {2, 2, 2, 2, tokens, slots, rows, rows, false};
     CHECK(!model_forward(&m, &step, &err) && strstr(err.text, "1 more needed, 0 of 4 are free"));
     CHECK(m.kv.len[0] == 127 && m.kv.len[1] == 128); // neither was computed
     CHECK(model_save_pages(&m, 1, &saved, &err));

@@ -176,41 +176,42 @@ static void test_fused_plan_keeps_its_bounds(void) {
     test_end("test_fused_plan_keeps_its_bounds");
 }
 
-// The same where weights are quantised: codes of 4 or 8 bits, scales for groups of 32 columns at most 4 bytes each.
+// The same where weights are quantised: codes of 4 or 8 bits, scales of 2 or 4 bytes for groups of 32 columns, or none.
 static void test_fused_plan_of_quantised_weights(void) {
     int fit = 0, split = 0;
-    for (int dim = 8; dim <= FUSED_MAX_DIM; dim += dim < 1024 ? 24 : 712)
-        for (int hidden = 8; hidden <= 30000; hidden = hidden * 7 / 4 / 8 * 8 + 8)
-            for (int bits = 4; bits <= 8; bits += 4)
-                for (int scale_bytes = 0; scale_bytes <= 4; scale_bytes += 2) {
-                    FusedPlan one = {0};
+    for (int dim = 16; dim <= FUSED_MAX_DIM; dim += dim < 1024 ? 48 : 720)
+        for (int hidden = 8; hidden <= 28672; hidden = hidden * 7 / 4 / 8 * 8 + 8)
+            for (int bits = 4; bits <= 16; bits *= 2)
+                for (int scale_bytes = 0; scale_bytes <= (bits < 16 ? 4 : 0); scale_bytes += 2) {
                     Packing w = packing_of(bits, scale_bytes ? 32 : 0, scale_bytes, hidden);
+                    int slice = packed_slice(bits), blocks = slice / PACK_COLUMNS,
+                        pitch = packed_pitch(bits < 16 ? blocks * w.block_bytes : 2 * slice), tile = 16;
+                    CHECK(slice % PACK_COLUMNS == 0 && PACKED_PART % slice == 0 && pitch % 128 == 64);
+                    CHECK(pitch >= slice * bits / 8 && slice * bits / 8 * tile == PACKED_STAGE);
                     for (int rows = 1; rows <= MAX_ACT_ROWS; rows++) {
-                        int tile = packed_tile_rows(bits, dim), slice = packed_slice(tile, bits);
-                        FusedShape s = {dim,  dim,  hidden, 64, rows, 1, HOPPER_SHARED,
-                                        bits, slice / PACK_COLUMNS * w.block_bytes, slice};
+                        FusedShape s = {dim, dim, hidden, 64, rows, 1, HOPPER_SHARED, pitch};
                         FusedPlan p;
-                        CHECK(dim % tile == 0 && slice % PACK_COLUMNS == 0 && slice * bits / 8 * tile == PACKED_STAGE);
                         if (!fused_plan(&s, &p)) {
                             CHECK(fused_max_rows(s) < rows);
                             continue;
                         }
-                        if (rows == 1) one = p;
                         fit++;
                         split += p.split_down;
-                        CHECK(p.tile_rows == one.tile_rows && p.slice == one.slice); // a row's order of sums
-                        int down = p.split_down ? fused_min(hidden, slice) : hidden, longest = fused_max(dim, down);
-                        CHECK((size_t)p.partials_offset >= (size_t)longest * 2 * rows);
-                        CHECK(p.stage_bytes >= tile * s.slice_bytes && p.stage_bytes % 128 == 0);
-                        CHECK(p.scales_offset >= p.residuals_offset + RESIDUAL_BUFFERS * rows * p.tile_rows * 4 &&
+                        CHECK(p.tile_rows == tile && p.slice == PACKED_PART); // a row's order of sums
+                        int down = p.split_down ? fused_min(hidden, PACKED_PART) : hidden;
+                        CHECK(p.partials_offset >= fused_max(dim, down) * 2 * rows && p.partials_offset % 128 == 0);
+                        CHECK(packed_act_pitch(dim) % 16 == 0 && packed_act_pitch(dim) >= 2 * dim);
+                        CHECK(p.stage_bytes == tile * pitch && p.stage_bytes % 128 == 0);
+                        CHECK(p.scales_offset >= p.residuals_offset + RESIDUAL_BUFFERS * rows * tile * 4 &&
                               p.scales_offset % 16 == 0);
-                        CHECK(p.ring_offset >= p.scales_offset + RESIDUAL_BUFFERS * p.tile_rows * 4 &&
-                              p.ring_offset % 128 == 0);
+                        CHECK(p.ring_offset >= p.scales_offset + RESIDUAL_BUFFERS * tile * 4);
+                        CHECK(p.ring_offset % 128 == 0);
                         CHECK(p.shared_bytes == (size_t)(p.ring_offset + p.n_stages * p.stage_bytes) &&
                               p.shared_bytes <= s.shared_bytes);
                         CHECK(p.stages_in_flight >= 1 && p.stages_in_flight <= p.n_stages);
-                        int sums = p.split_down ? 1 : fused_n_slices(hidden, slice);
-                        CHECK(p.partial_floats == sums * CONSUMER_WARPS * rows * p.tile_rows);
+                        int sums = p.split_down ? 1 : fused_n_slices(hidden, PACKED_PART);
+                        CHECK(p.partial_floats == sums * PACKED_WARPS * rows * tile);
+                        if (p.split_down) CHECK(3 + fused_n_slices(hidden, PACKED_PART) <= MAX_PRODUCTS);
                     }
                 }
     CHECK(fit > 1000 && split > 100);
@@ -283,6 +284,52 @@ static void test_fused_mma_mapping_computes_dot_products(void) {
             if (found != expected) test_fail("row %d, activation row %d: %d, expected %d", row, act, found, expected);
         }
     test_end("test_fused_mma_mapping_computes_dot_products");
+}
+
+// A chunk of 16 packed rows times 8 activation rows, as fused_packed.cuh computes it: a lane's 16 bytes of a row as they are
+// packed, pairs of codes as they are widened, and mmas whose operands and results are all used.
+static void test_packed_mma_mapping_computes_dot_products(void) {
+    enum { ROWS = 16, TOKENS = 8 };
+    static int codes[ROWS][PACK_CHUNK], packed[ROWS][PACK_CHUNK], acts[TOKENS][PACK_CHUNK], stored[TOKENS][PACK_CHUNK];
+    unsigned random = 1;
+    for (int bits = 4; bits <= 8; bits += 4) {
+        for (int column = 0; column < PACK_CHUNK; column++) {
+            for (int row = 0; row < ROWS; row++) {
+                codes[row][column] = (int)((random = random * 1664525 + 1013904223) >> 24) - 128;
+                packed[row][packed_place(bits, column)] = codes[row][column];
+            }
+            for (int token = 0; token < TOKENS; token++) {
+                acts[token][column] = (int)((random = random * 1664525 + 1013904223) >> 20) - 2048;
+                stored[token][permuted_index(column)] = acts[token][column];
+            }
+        }
+        int c[32][4] = {{0}};
+        for (int j = 0; j < 4; j++)
+            for (int step = 0; step < 2; step++) {
+                int a[32][4][2], b[32][2][2];
+                for (int lane = 0; lane < 32; lane++) {
+                    int g = lane / 4, t = lane % 4, at = bits == 8 ? j / 2 * 64 + t * 16 + j % 2 * 8 : t * 32 + j * 8;
+                    for (int half = 0; half < 2; half++)
+                        for (int pair = 0; pair < 4; pair++)
+                            for (int i = 0; i < 2 && pair % 2 == step; i++) {
+                                int within = bits == 8 ? pair / 2 * 4 + pair % 2 + 2 * i : pair + 4 * i;
+                                a[lane][half + pair / 2 * 2][i] = packed[g + 8 * half][at + within];
+                            }
+                    for (int word = 0; word < 2; word++)
+                        for (int i = 0; i < 2; i++)
+                            b[lane][word][i] = stored[g][32 * j + 8 * t + 4 * step + 2 * word + i];
+                }
+                mma_m16n8k16(c, a, b);
+            }
+        for (int row = 0; row < ROWS; row++)
+            for (int token = 0; token < TOKENS; token++) {
+                int expected = 0, found = c[row % 8 * 4 + token / 2][row / 8 * 2 + token % 2];
+                for (int i = 0; i < PACK_CHUNK; i++) expected += codes[row][i] * acts[token][i];
+                if (found != expected)
+                    test_fail("%d bits, row %d, token %d: %d, expected %d", bits, row, token, found, expected);
+            }
+    }
+    test_end("test_packed_mma_mapping_computes_dot_products");
 }
 
 // ---- decode attention -----------------------------------------------------------------------------------------------
@@ -487,9 +534,11 @@ static void test_packed_places_are_columns_exchanged_in_runs_of_8(void) {
         for (int c = 0; c < PACK_COLUMNS; c++) {
             int place = packed_place(bits, c);
             CHECK(packed_column(bits, place) == c);
-            // a lane has the columns 8t .. of a half, and those 64 further on
+            // lane t has columns 8t .. +7 of each 32, in pieces of 16 bytes, 64 bytes from the lanes' first ones
+            int t = c % 32 / 8, j = c % PACK_CHUNK / 32, at = place % PACK_CHUNK * bits / 8;
             CHECK(place / PACK_CHUNK == c / PACK_CHUNK);
-            CHECK(place % PACK_CHUNK / 16 == c % 64 / 8 && place % 16 / 8 == c % PACK_CHUNK / 64);
+            CHECK(at % 64 / 16 == t && at / 64 == (bits == 8 ? j / 2 : 0));
+            CHECK(at % 16 / bits == (bits == 8 ? j % 2 : j));
             // neighbours are 16 bits apart
             if (c % 2 == 0) CHECK((packed_place(bits, c + 1) - place) * bits == 16);
         }
@@ -549,6 +598,7 @@ int main(void) {
     test_fused_slices_cover_every_column_once();
     test_permuted_index_exchanges_words_1_and_2();
     test_fused_mma_mapping_computes_dot_products();
+    test_packed_mma_mapping_computes_dot_products();
     test_packed_places_are_columns_exchanged_in_runs_of_8();
     test_packed_rows_of_known_shapes();
     test_packed_scales_come_after_the_codes();

@@ -162,7 +162,7 @@ static void check_case(const Case &c, const Kind &kind) {
     s->pdl = s->one_order = true;
     s->gate_up = c.count == 2 ? out_device : scratch;
     if (kind.group != 0) {
-        s->widening.slab_bytes = widen_slab_bytes(c.cols, s->element);
+        s->widening.slab_bytes = widen_slab_bytes(1, c.cols, s->element); // several slabs, as short as they come
         CHECK_CUDA(cudaMalloc((void **)&s->widening.slabs, 2 * s->widening.slab_bytes));
     }
     if (!widen_open(s, &err)) test_fail("%s", err.text);

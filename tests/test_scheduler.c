@@ -12,6 +12,7 @@ enum { VOCAB = 256, MAX_SEQS = 300, MAX_BATCHES = 20000, FAKE_ROWS = 700 };
 
 typedef struct {
     int n_decode, n_seq, prompt_rows;
+    bool ends;
 } Step;
 
 static struct {
@@ -83,7 +84,7 @@ static bool forward(Model *m, const Batch *b, int first_logit, Error *err) {
         CHECK(i >= b->n_decode || (l > 0 && b->logit_rows[l - 1] == b->start[i]));
     }
     Step *step = &fake.steps[fake.n_steps < MAX_BATCHES - 1 ? fake.n_steps : MAX_BATCHES - 1];
-    *step = (Step){b->n_decode, b->n_seq, b->n_rows - b->start[b->n_decode]};
+    *step = (Step){b->n_decode, b->n_seq, b->n_rows - b->start[b->n_decode], b->ends};
     fake.prompt_rows += step->prompt_rows;
     if (++fake.n_steps == fake.interrupt_at) {
         fake.interrupted = 1;
@@ -208,7 +209,9 @@ static void test_scheduler_fills_slots_then_cuts_prompts(void) {
         CHECK(fake.steps[0].n_decode == 0 && fake.steps[0].prompt_rows == FAKE_ROWS && fake.steps[0].n_seq == 3);
         CHECK(fake.steps[1].prompt_rows == FAKE_ROWS && fake.steps[2].prompt_rows == 1430 - 2 * FAKE_ROWS);
         for (int k = 3; k < 7; k++) CHECK(fake.steps[k].n_decode == 3 && fake.steps[k].prompt_rows == 0);
-        // the third ends with its fifth token, and 300 rows of the fourth take two steps of two that decode
+        // the third ends with its fifth token, as the step that computes it knows, and 300 rows of the fourth take two
+        // steps of two that decode
+        for (int k = 3; k < 9; k++) CHECK(fake.steps[k].ends == (k == 6));
         for (int k = 7; k < 9; k++)
             CHECK(fake.steps[k].n_decode == 2 && fake.steps[k].n_seq == 3 &&
                   fake.steps[k].prompt_rows == (k < 8 ? PROMPT_ROWS : 300 - PROMPT_ROWS));
@@ -217,6 +220,23 @@ static void test_scheduler_fills_slots_then_cuts_prompts(void) {
             CHECK(!fake.steps[k].n_decode || fake.steps[k].prompt_rows <= PROMPT_ROWS);
     }
     end("test_scheduler_fills_slots_then_cuts_prompts", N);
+}
+
+// Where prompts read the weights once more, their parts beside decoded sequences are smaller, and only these.
+static void test_scheduler_cuts_prompts_by_passes(void) {
+    enum { N = 3 };
+    static const int lengths[N] = {600, 10, 300}, new[N] = {40, 3, 2};
+    for (int i = 0; i < N; i++) set_sequence(i, lengths[i], 0, 0, new[i]);
+    if (start(2, 700, 0)) {
+        model.two_passes = true;
+        run(N);
+        CHECK(fake.steps[0].n_decode == 0 && fake.steps[0].prompt_rows == 610);
+        for (int k = 3; k < 6; k++)
+            CHECK(fake.steps[k].n_decode == 1 &&
+                  fake.steps[k].prompt_rows == (k < 5 ? PROMPT_ROWS_APART : 300 - 2 * PROMPT_ROWS_APART));
+        CHECK(fake.steps[6].n_decode == 2 && fake.steps[6].prompt_rows == 0);
+    }
+    end("test_scheduler_cuts_prompts_by_passes", N);
 }
 
 // Prompts share a part, the oldest first.
@@ -468,6 +488,7 @@ static void test_scheduler_failed_copy_ends_the_run(void) {
 
 int main(void) {
     test_scheduler_fills_slots_then_cuts_prompts();
+    test_scheduler_cuts_prompts_by_passes();
     test_scheduler_parts_of_several_prompts();
     test_scheduler_fills_slots_once();
     test_scheduler_ends_without_new_tokens();

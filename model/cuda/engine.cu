@@ -164,7 +164,7 @@ static void choose_types(const Model *m, CudaState *s, bool for_fused) {
     int most_cols = c->dim > c->q_dim ? c->dim : c->q_dim;
     if (c->hidden_dim > most_cols) most_cols = c->hidden_dim;
     bool widens = quantised || (s->keeps_16_bits && m->weights.dtype != DTYPE_F32);
-    s->widening.slab_bytes = widens ? widen_slab_bytes(most_cols, s->element) : 0;
+    s->widening.slab_bytes = widens ? widen_slab_bytes((uint64_t)c->hidden_dim * c->dim, most_cols, s->element) : 0;
 }
 
 // Stream, cuBLAS handle, pinned memory, RoPE's frequencies.
@@ -206,7 +206,7 @@ static bool warm_up(Model *m, Error *err) {
     int slot = 0, zeros[512] = {0};
     for (int i = 0; i < 2 && lengths[i] <= m->max_rows && lengths[i] <= m->kv.max_len; i++) {
         int start[2] = {0, lengths[i]}, last = lengths[i] - 1;
-        Batch b = {lengths[i], 1, 1, 0, zeros, &slot, start, &last};
+        Batch b = {lengths[i], 1, 1, 0, zeros, &slot, start, &last, false};
         if (!forward_prompt(m, &b, 0, err)) return false;
         CUDA_TRY(cudaStreamSynchronize(s->stream));
     }

@@ -8,6 +8,7 @@
 // f16, or float32 with --precision f32). Matrices that are held in another type are widened as they enter a product.
 #include <string.h>
 
+#include "fused_rows.h"
 #include "gemm.h"
 #include "ops.h"
 #include "widen.h"
@@ -67,13 +68,25 @@ void attention_step(AttentionArgs *a, const Model *m, const CudaState *s, int fi
     a->q_start_device = step->start;
 }
 
+// Queries of n_q heads and keys and values of n_kv, of T rows of the normalised stream, by the weights from `first` on:
+// rotated and rounded, in s->qkv_in; keys and values in the cache of `layer` instead, unless it is -1.
+static bool project_qkv(Model *m, const Matrix *first, int T, int n_q, int n_kv, int layer, Error *err) {
+    const Config *c = &m->config;
+    CudaState *s = (CudaState *)m->state;
+    if (s->one_order) return project_qkv_fused(m, first, T, n_q, n_kv, layer, err);
+    const size_t head = (size_t)T * (size_t)c->head_dim, queries = (size_t)n_q * head;
+    if (!matmul_heads(s, c, s->qkv, first, T, n_q + 2 * n_kv, err)) return false;
+    if (!rope(s, s->qkv, T, n_q + n_kv, c->head_dim, err)) return false;
+    if (layer >= 0 && n_kv > 0 && !append_kv(m, s, s->qkv + queries, T, layer, err)) return false;
+    const size_t n = layer >= 0 ? queries : queries + 2 * (size_t)n_kv * head;
+    return n == 0 || round_to_type(s, s->qkv_in, s->qkv, n, err);
+}
+
 // Attention of T rows' queries, whose sequences and lengths are on the device: s->att.
 static bool attend_step(Model *m, int T, bool several, int layer, bool verbose, Error *err) {
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
-    if (!matmul_heads(s, c, s->qkv, &m->weights.layers[layer].wq, T, c->n_heads + 2 * c->n_kv_heads, err)) return false;
-    if (!rope(s, s->qkv, T, c->n_heads + c->n_kv_heads, c->head_dim, err)) return false;
-    if (!round_to_type(s, s->qkv_in, s->qkv, (size_t)T * (c->q_dim + 2 * c->kv_dim), err)) return false;
+    if (!project_qkv(m, &m->weights.layers[layer].wq, T, c->n_heads, c->n_kv_heads, -1, err)) return false;
     AttentionArgs a = attention_args(m, s, T, T, layer);
     a.verbose = verbose;
     attention_step(&a, m, s, 0, T, several);
@@ -112,10 +125,7 @@ static bool attend_prompt(Model *m, const Batch *b, const int *lens, int layer, 
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
     int T = b->n_rows;
-    if (!matmul_heads(s, c, s->qkv, &m->weights.layers[layer].wq, T, c->n_heads + 2 * c->n_kv_heads, err)) return false;
-    if (!rope(s, s->qkv, T, c->n_heads + c->n_kv_heads, c->head_dim, err)) return false;
-    if (!round_to_type(s, s->qkv_in, s->qkv, (size_t)T * c->q_dim, err)) return false;
-    if (!append_kv(m, s, s->qkv + (size_t)T * c->q_dim, T, layer, err)) return false;
+    if (!project_qkv(m, &m->weights.layers[layer].wq, T, c->n_heads, c->n_kv_heads, layer, err)) return false;
     int n = b->n_decode;
     return attend_rows(m, T, n, b->n_seq - n, b->start + n, lens + n, s->slots + n, layer, verbose, err);
 }
@@ -128,16 +138,12 @@ static bool attend_logits(Model *m, const Batch *b, const int *lens, int layer, 
     const LayerWeights *l = &m->weights.layers[layer];
     CudaState *s = (CudaState *)m->state;
     int T = b->n_rows, n = b->n_logits, n_decode = b->n_decode, start[MAX_STEP_ROWS + 1], pos[MAX_STEP_ROWS];
-    if (!matmul_heads(s, c, s->qkv, &l->wk, T, 2 * c->n_kv_heads, err)) return false;
-    if (!rope(s, s->qkv, T, c->n_kv_heads, c->head_dim, err)) return false;
-    if (!append_kv(m, s, s->qkv, T, layer, err)) return false;
+    if (!project_qkv(m, &l->wk, T, 0, c->n_kv_heads, layer, err)) return false;
     if (n == 0) return true;
     if (!gather_rows(s, n, c->dim, err)) return false;
     if (!rmsnorm(s, l->attention_norm, c->norm_eps, n, c->dim, err)) return false;
-    if (!matmul_heads(s, c, s->qkv, &l->wq, n, c->n_heads, err)) return false;
     if (!rope_table(s, c, s->logit_pos, n, err)) return false;
-    if (!rope(s, s->qkv, n, c->n_heads, c->head_dim, err)) return false;
-    if (!round_to_type(s, s->qkv_in, s->qkv, (size_t)n * c->q_dim, err)) return false;
+    if (!project_qkv(m, &l->wq, n, c->n_heads, 0, layer, err)) return false;
     for (int i = 0, seq = 0; i < n; i++) {
         while (b->logit_rows[i] >= b->start[seq + 1]) seq++;
         start[i] = i;

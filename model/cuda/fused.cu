@@ -39,7 +39,8 @@ static FusedShape fused_shape(const Model *m, const FusedState *f, int n_rows) {
     const Config *c = &m->config;
     FusedShape s = {c->dim, c->q_dim, c->hidden_dim, c->head_dim, n_rows, f->terms, f->shared_limit, 0};
     if (weights_are_quantised(m))
-        for_products(m, [&](const Matrix &w) { s.packed_pitch = fused_max(s.packed_pitch, packed_pitch(slice_bytes(&w))); });
+        for_products(
+            m, [&](const Matrix &w) { s.packed_pitch = fused_max(s.packed_pitch, packed_pitch(slice_bytes(&w))); });
     return s;
 }
 
@@ -204,8 +205,8 @@ static bool decode_pass(Model *m, const FusedPlan *plan, int first, int n, bool 
                     "a ring of %d x %d bytes, %d in flight\n",
                     p.n_products, n, p.tile_rows, f->n_blocks, N::THREADS, plan->shared_bytes, p.n_stages,
                     p.stage_bytes, p.stages_in_flight);
-        CUDA_TRY(launch_kernel(decode_products_kernel<N>, f->n_blocks, N::THREADS, plan->shared_bytes, true,
-                               s->stream, p));
+        CUDA_TRY(
+            launch_kernel(decode_products_kernel<N>, f->n_blocks, N::THREADS, plan->shared_bytes, true, s->stream, p));
     }
     CUDA_TRY(launch_kernel(decode_argmax_kernel, 1, 32 * MAX_ACT_ROWS, 0, true, s->stream, (const int2 *)f->best,
                            f->n_blocks, c->vocab_size, s->argmax + first, s->argmax_host + first, s->step, first, n,
@@ -220,10 +221,18 @@ template <typename W, int TERMS, class Body> static bool with_tile(int tile_rows
 template <class Body> static bool for_numbers(const Model *m, int tile_rows, Body body) {
     bool f32 = m->precision == PRECISION_F32;
     if (weights_are_quantised(m))
-        return f32 ? body(Numbers<bf16, 3, PACKED_TILE_GROUPS, true>()) : body(Numbers<bf16, 1, PACKED_TILE_GROUPS, true>());
+        return f32 ? body(Numbers<bf16, 3, PACKED_TILE_GROUPS, true>())
+                   : body(Numbers<bf16, 1, PACKED_TILE_GROUPS, true>());
     if (m->weights.layers[0].wq.dtype == DTYPE_BF16)
         return f32 ? with_tile<bf16, 3>(tile_rows, body) : with_tile<bf16, 1>(tile_rows, body);
     return f32 ? with_tile<f16, 3>(tile_rows, body) : with_tile<f16, 1>(tile_rows, body);
+}
+
+// Whether the run's steps are those of wide.h: see enqueue_step_fused.
+static bool steps_are_wide(const Model *m) {
+    const FusedState *f = ((CudaState *)m->state)->fused;
+    const int sequences = model_sequences(m);
+    return f->terms == 1 && sequences > f->max_rows && sequences <= MAX_WIDE_ROWS && f->wide;
 }
 
 // A step of n rows. Steps of few rows, of many (wide.h) and of more (engine cublas) have other orders of sums; a
@@ -233,10 +242,8 @@ template <class Body> static bool for_numbers(const Model *m, int tile_rows, Bod
 static bool enqueue_step_fused(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
-    const int sequences = model_sequences(m);
-    const bool many = sequences > f->max_rows;
-    if (f->terms == 1 && many && sequences <= MAX_WIDE_ROWS && f->wide)
-        return enqueue_step_wide(m, f->wide, n, several, err);
+    const bool many = model_sequences(m) > f->max_rows;
+    if (steps_are_wide(m)) return enqueue_step_wide(m, f->wide, n, several, err);
     if (f->terms == 1 ? many || n > f->max_rows : n > 8) return enqueue_step_cublas(m, n, several, err);
     for (int first = 0; first < n; first += f->max_rows) {
         int rows = fused_min(n - first, f->max_rows);
@@ -281,8 +288,9 @@ static bool have_f32_products(const Model *m, Error *err) {
     }
     if (w->dtype == DTYPE_F32)
         return fail(err, "engine fused has no products of float32 weights, only of BF16 and F16");
-    return w->output_dtype == w->dtype || fail(err, "engine fused: the output matrix is %s, expected %s as the layers are",
-                                               dtype_names[w->output_dtype], dtype_names[w->dtype]);
+    return w->output_dtype == w->dtype ||
+           fail(err, "engine fused: the output matrix is %s, expected %s as the layers are",
+                dtype_names[w->output_dtype], dtype_names[w->dtype]);
 }
 
 static bool usable_fused(const Model *m, Error *err) {
@@ -368,7 +376,10 @@ static bool open_fused(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
     if (!(s->fused = (FusedState *)calloc(1, sizeof *s->fused))) return fail(err, "out of memory: the engine's state");
     s->enqueue_step = enqueue_step_fused;
-    return prepare_fused(m, err);
+    if (!prepare_fused(m, err)) return false;
+    // Rows of prompts have the order of sums of engine cublas's steps, and only of these.
+    m->two_passes = s->fused->terms > 1 || model_sequences(m) <= s->fused->max_rows || steps_are_wide(m);
+    return true;
 }
 
 extern "C" const Engine engine_fused = {"fused",      usable_fused,     open_fused,     close_fused,

@@ -182,26 +182,26 @@ enum ProductKind { PRODUCT_QKV, PRODUCT_OUT, PRODUCT_GATE_UP, PRODUCT_DOWN, PROD
 // One matrix product of a kernel.
 struct Product {
     ProductKind kind;
-    int rows, cols;            // of the weights; gate and up together
-    const char *weights;       // [rows] of row_bytes, 16-bit [cols] or packed (packed.h); PRODUCT_GATE_UP: gate
-    const char *up;            // PRODUCT_GATE_UP
-    const float *scales;       // [rows], what sums are multiplied by; NULL: nothing. PRODUCT_GATE_UP: gate's
-    const float *up_scales;    // PRODUCT_GATE_UP
-    const float *norm;         // [cols], or NULL: the input is not normalised
-    int n_slices, slice;       // K slices, and the columns of one: a multiple of SLICE_UNIT; the last may be shorter
-    int first_col, row_length; // columns from first_col on, of rows of row_length: a part of down's K, or all
-    int slices_per_sum;        // slices whose sum is rounded as one; these sums are added in their order
-    bool adds_partial;         // the sum of the parts of K before is in down_partial
-    bool leaves_partial;       // the sum goes to down_partial: more parts follow
-    int row_bytes;             // of a row of weights in memory
-    int first_byte, bytes;     // of it, what this product takes
-    int slice_bytes;           // of a K slice
-    int weight_pitch;          // bytes between rows of the weights in a stage
-    CodeType codes;            // of the weights
-    int group_log2;            // of the columns that share a scale
+    int rows, cols;               // of the weights; gate and up together
+    const char *weights;          // [rows] of row_bytes, 16-bit [cols] or packed (packed.h); PRODUCT_GATE_UP: gate
+    const char *up;               // PRODUCT_GATE_UP
+    const float *scales;          // [rows], what sums are multiplied by; NULL: nothing. PRODUCT_GATE_UP: gate's
+    const float *up_scales;       // PRODUCT_GATE_UP
+    const float *norm;            // [cols], or NULL: the input is not normalised
+    int n_slices, slice;          // K slices, and the columns of one: a multiple of SLICE_UNIT; the last may be shorter
+    int first_col, row_length;    // columns from first_col on, of rows of row_length: a part of down's K, or all
+    int slices_per_sum;           // slices whose sum is rounded as one; these sums are added in their order
+    bool adds_partial;            // the sum of the parts of K before is in down_partial
+    bool leaves_partial;          // the sum goes to down_partial: more parts follow
+    int row_bytes;                // of a row of weights in memory
+    int first_byte, bytes;        // of it, what this product takes
+    int slice_bytes;              // of a K slice
+    int weight_pitch;             // bytes between rows of the weights in a stage
+    CodeType codes;               // of the weights
+    int group_log2;               // of the columns that share a scale
     int scale_bytes, block_bytes; // Packing's
-    int act_pitch;             // bytes between activation rows in shared memory
-    int first_block;           // has the first tile: goes on from product to product, so that blocks even out
+    int act_pitch;                // bytes between activation rows in shared memory
+    int first_block;              // has the first tile: goes on from product to product, so that blocks even out
 };
 
 // The parameters of decode_products_kernel.

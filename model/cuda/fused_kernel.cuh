@@ -120,7 +120,8 @@ template <int TILE>
 __device__ __forceinline__ void copy_scales(float *to, const Product &f, int tile, uint32_t barrier) {
     constexpr int HALF = TILE / 2;
     const bool both = f.kind == PRODUCT_GATE_UP;
-    const float *first = f.scales + tile * (both ? HALF : TILE), *second = both ? f.up_scales + tile * HALF : first + HALF;
+    const float *first = f.scales + tile * (both ? HALF : TILE),
+                *second = both ? f.up_scales + tile * HALF : first + HALF;
     copy_bulk(shared_address(to), first, HALF * sizeof(float), barrier);
     copy_bulk(shared_address(to + HALF), second, HALF * sizeof(float), barrier);
 }
@@ -266,7 +267,8 @@ __device__ __forceinline__ void for_rows(const uint4 *from, int from_pitch, int 
             for (int r = 0; r < ROWS; r++)
 #pragma unroll
                 for (int j = 0; j < DEPTH; j++)
-                    if (row + r < rows && first + j * N::CONSUMERS < n) store(row + r, first + j * N::CONSUMERS, v[r][j]);
+                    if (row + r < rows && first + j * N::CONSUMERS < n)
+                        store(row + r, first + j * N::CONSUMERS, v[r][j]);
         }
 }
 
@@ -537,8 +539,7 @@ __device__ __forceinline__ void consume_tiles(const FusedParams &s, const Produc
               slices_per_sum = f.slices_per_sum, pitch = f.weight_pitch;
     const int span = slice / N::WARPS; // columns of a slice that are this warp's
     const int weight_column = warp * span + mma_weight_column(lane), act_column = warp * span + mma_act_column(lane);
-    const int sum_floats = N::WARPS * act_rows * TILE, partial_floats = s.partial_floats,
-              stage_bytes = s.stage_bytes;
+    const int sum_floats = N::WARPS * act_rows * TILE, partial_floats = s.partial_floats, stage_bytes = s.stage_bytes;
     const uint32_t weights = block.stages + mma_weight_row(lane) * pitch + weight_column * 2;
     float *partials = block.partials + (warp * act_rows + t / 2) * TILE;
     uint32_t act[PAIRS];

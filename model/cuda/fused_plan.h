@@ -69,7 +69,7 @@ typedef struct FusedShape {
     int n_rows;          // tokens of one pass
     int terms;           // activation rows of each: 1, or 3 (bf16x3)
     size_t shared_bytes; // dynamic shared memory that a block may have
-    int packed_pitch; // where a matrix is quantised: bytes of a row in a stage, the most of all; else 0
+    int packed_pitch;    // where a matrix is quantised: bytes of a row in a stage, the most of all; else 0
 } FusedShape;
 
 // Where things are in shared memory, in bytes from its start: activations at 0, then what has an offset here.
@@ -155,13 +155,13 @@ RULE int packed_act_pitch(int cols) {
 // The plan with `groups` in a tile, down whole or split over K. Returns whether the ring has min_stages.
 RULE bool fused_plan_with(const FusedShape *s, int groups, bool split_down, int min_stages, FusedPlan *p) {
     int act_rows = s->n_rows * s->terms, down_cols = split_down ? fused_min(s->hidden_dim, p->slice) : s->hidden_dim;
-    int warps = s->packed_pitch ? PACKED_WARPS : CONSUMER_WARPS, most_cols = fused_max(down_cols, fused_max(s->dim, s->q_dim));
+    int warps = s->packed_pitch ? PACKED_WARPS : CONSUMER_WARPS,
+        most_cols = fused_max(down_cols, fused_max(s->dim, s->q_dim));
     p->tile_rows = groups * MMA_WEIGHT_ROWS;
     p->split_down = split_down;
     // Of down every slice's sum is left separately, to be added up in their order; whoever splits it does so between
     // products.
-    p->partial_floats =
-        (split_down ? 1 : fused_ceil(s->hidden_dim, p->slice)) * warps * act_rows * p->tile_rows;
+    p->partial_floats = (split_down ? 1 : fused_ceil(s->hidden_dim, p->slice)) * warps * act_rows * p->tile_rows;
     p->partials_offset = s->packed_pitch ? fused_ceil(act_rows * packed_act_pitch(most_cols), 128) * 128
                                          : (int)fused_act_bytes(most_cols, act_rows);
     p->rope_offset = p->partials_offset + PARTIAL_BUFFERS * p->partial_floats * (int)sizeof(float);

@@ -227,10 +227,14 @@ bool matmul(CudaState *s, float *out, const Matrix *w, const void *in, int T, fl
     if (w->dtype == s->type) return product(s, out, w->rows, &only, in, T, beta, err);
     const float *scales = scales_after_product(s, w);
     if (!scales) return product_widened(s, out, w, in, T, beta, err);
-    if (beta == 0)
-        return product_widened(s, out, w, in, T, 0, err) && scale_rows(s, out, scales, 1, T, w->rows, err);
-    return product_widened(s, s->gate_up, w, in, T, 0, err) &&
-           add_scaled(s, out, s->gate_up, scales, T, w->rows, err);
+    if (beta == 0) return product_widened(s, out, w, in, T, 0, err) && scale_rows(s, out, scales, 1, T, w->rows, err);
+    return product_widened(s, s->gate_up, w, in, T, 0, err) && add_scaled(s, out, s->gate_up, scales, T, w->rows, err);
+}
+
+bool matmul_heads_by_row(CudaState *s, const Config *c, float *out, const Matrix *first, int T, int n_heads,
+                         Error *err) {
+    Matrix all = matrix_rows(first, 0, n_heads * c->head_dim);
+    return matmul(s, out, &all, s->xb, T, 0, err);
 }
 
 // One call has a product for every head. Of one row, all heads are one product with the same result in the same place.
@@ -239,7 +243,7 @@ bool matmul_heads(CudaState *s, const Config *c, float *out, const Matrix *first
     const long long stride = (long long)rows * c->dim;
     Matrix all = matrix_rows(first, 0, n_heads * rows);
     MatrixSeries heads = {matrix_rows(first, 0, rows), stride, n_heads};
-    if (T == 1) return matmul(s, out, &all, s->xb, 1, 0, err);
+    if (T == 1) return matmul_heads_by_row(s, c, out, first, 1, n_heads, err);
     if (first->dtype == s->type) return product(s, out, rows, &heads, s->xb, T, 0, err);
     const int slab = widen_rows(s, &all, rows) / rows;
     for (int head = 0; head < n_heads; head += slab) {

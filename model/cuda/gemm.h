@@ -12,8 +12,11 @@ bool matmul(CudaState *s, float *out, const Matrix *w, const void *in, int T, fl
 // out[n_heads][T][head_dim] = s->xb[T][dim] · wᵀ for heads of wq, wk and wv, from the first of `first` on: the upload
 // has placed the three one after another (place_tensors).
 bool matmul_heads(CudaState *s, const Config *c, float *out, const Matrix *first, int T, int n_heads, Error *err);
+// The same as out[T][n_heads][head_dim], one product.
+bool matmul_heads_by_row(CudaState *s, const Config *c, float *out, const Matrix *first, int T, int n_heads,
+                         Error *err);
 // s->gate_up[2][T][hidden_dim] = s->xb[T][dim] · w1ᵀ and · w3ᵀ, two matrices of one dtype. Where they have scales
-// (Matrix.scale), swiglu is to multiply by them.
+// (scales_after_product), swiglu is to multiply by them.
 bool matmul_gate_up(CudaState *s, const LayerWeights *l, int T, Error *err);
 // Rotates x[n_heads][T][head_dim] in place: every pair, as a complex number, times its entry of s->rope_table.
 bool rope(CudaState *s, float *x, int T, int n_heads, int head_dim, Error *err);

@@ -63,6 +63,15 @@ template <typename T> __device__ __forceinline__ uint32_t pack2_rest(float x, fl
     return pack2<T>(x - h.x, y - h.y);
 }
 
+// Eight elements at once, rounded; p aligned to their size.
+__device__ __forceinline__ void store8(float *p, float4 lo, float4 hi) {
+    *(float4 *)p = lo;
+    *(float4 *)(p + 4) = hi;
+}
+template <typename T> __device__ __forceinline__ void store8(T *p, float4 lo, float4 hi) {
+    *(uint4 *)p = make_uint4(pack2<T>(lo.x, lo.y), pack2<T>(lo.z, lo.w), pack2<T>(hi.x, hi.y), pack2<T>(hi.z, hi.w));
+}
+
 // 2^x; 2^-inf = 0. Results below 2^-126 are flushed to zero, which no softmax weight can notice.
 __device__ __forceinline__ float exp2_fast(float x) {
     float y;

@@ -112,24 +112,31 @@ __device__ static float silu(float x) {
     return x / (1.0f + expf(-x));
 }
 
+__device__ static float4 times(float4 a, float4 b) {
+    return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w);
+}
+
 // Computes: h = gate / (1 + exp(-gate)) * up (Shazeer 2020), each times its scale, rounded to T.
 // Reads:    gate, up [n/rows][rows]; gate_scale, up_scale [rows], or NULL.
 // Writes:   h [n/rows][rows].
-// Grid:     enough × 256; a thread owns four elements.
-// Requires: rows % 4 = 0.
+// Grid:     enough × 256; a thread owns eight elements.
+// Requires: rows % 8 = 0 (usable_cuda).
 template <typename T>
 __global__ void swiglu_kernel(T *h, const float *gate, const float *up, const float *gate_scale, const float *up_scale,
                               size_t n, unsigned rows) {
     wait_for_previous_kernel();
-    size_t i = 4 * ((size_t)newest_first() * blockDim.x + threadIdx.x);
+    size_t i = 8 * ((size_t)newest_first() * blockDim.x + threadIdx.x);
     if (i >= n) return;
-    float4 g = *(const float4 *)(gate + i), u = *(const float4 *)(up + i);
+    const float4 *g = (const float4 *)(gate + i), *u = (const float4 *)(up + i);
+    float4 g0 = g[0], g1 = g[1], u0 = u[0], u1 = u[1];
     if (gate_scale) {
-        float4 a = *(const float4 *)(gate_scale + i % rows), b = *(const float4 *)(up_scale + i % rows);
-        g = make_float4(g.x * a.x, g.y * a.y, g.z * a.z, g.w * a.w);
-        u = make_float4(u.x * b.x, u.y * b.y, u.z * b.z, u.w * b.w);
+        const float4 *a = (const float4 *)(gate_scale + i % rows), *b = (const float4 *)(up_scale + i % rows);
+        g0 = times(g0, a[0]), g1 = times(g1, a[1]), u0 = times(u0, b[0]), u1 = times(u1, b[1]);
     }
-    store4(h + i, make_float4(silu(g.x) * u.x, silu(g.y) * u.y, silu(g.z) * u.z, silu(g.w) * u.w));
+    auto both = [](float4 g, float4 u) {
+        return make_float4(silu(g.x) * u.x, silu(g.y) * u.y, silu(g.z) * u.z, silu(g.w) * u.w);
+    };
+    store8(h + i, both(g0, u0), both(g1, u1));
 }
 
 // Computes: y *= scale.
@@ -278,10 +285,9 @@ bool gather_table(CudaState *s, int n_seq, int width, bool several, Error *err) 
 bool swiglu(CudaState *s, const LayerWeights *l, int T, Error *err) {
     size_t n = (size_t)T * l->w1.rows;
     CUDA_TRY(with_type(s->type, [&](auto type) {
-        return launch_kernel(swiglu_kernel<decltype(type)>, blocks_for(n), 256, 0, s->pdl, s->stream,
+        return launch_kernel(swiglu_kernel<decltype(type)>, blocks_for(n / 2), 256, 0, s->pdl, s->stream,
                              (decltype(type) *)s->h, (const float *)s->gate_up, (const float *)s->gate_up + n,
-                             scales_after_product(s, &l->w1), scales_after_product(s, &l->w3), n,
-                             (unsigned)l->w1.rows);
+                             scales_after_product(s, &l->w1), scales_after_product(s, &l->w3), n, (unsigned)l->w1.rows);
     }));
     return true;
 }

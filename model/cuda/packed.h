@@ -54,7 +54,8 @@ RULE int packed_column(int bits, int place) {
 }
 // Where the scale of column c's group is, in bytes from the start of the row.
 RULE int packed_scale(const Packing *p, int c) {
-    return c / PACK_COLUMNS * p->block_bytes + PACK_COLUMNS * p->bits / 8 + c % PACK_COLUMNS / p->group * p->scale_bytes;
+    return c / PACK_COLUMNS * p->block_bytes + PACK_COLUMNS * p->bits / 8 +
+           c % PACK_COLUMNS / p->group * p->scale_bytes;
 }
 
 #endif

@@ -153,10 +153,9 @@ static bool launch_step(Model *m, int n, bool several, Error *err) {
     return true;
 }
 
-// Enqueues the decode rows of a batch, unless they run already.
-static bool enqueue_decode_rows(Model *m, const Batch *b, bool predicted, Error *err) {
+// Brings the decode rows of a batch to the device: s->step.
+static bool upload_step(Model *m, const Batch *b, Error *err) {
     CudaState *s = (CudaState *)m->state;
-    if (predicted && s->next_step.running) return true;
     StepInput *step = s->step_host;
     int n = b->n_decode, rows = b->start[n];
     for (int i = 0; i < n; i++) {
@@ -177,14 +176,21 @@ static bool enqueue_decode_rows(Model *m, const Batch *b, bool predicted, Error 
         step->lens[r] = m->kv.max_len;
     }
     CUDA_TRY(cudaMemcpyAsync(s->step, step, sizeof *step, cudaMemcpyHostToDevice, s->stream));
-    return launch_step(m, rows, rows > n, err);
+    return true;
+}
+
+// Enqueues the decode rows of a batch, unless they run already.
+static bool enqueue_decode_rows(Model *m, const Batch *b, bool predicted, Error *err) {
+    int n = b->n_decode, rows = b->start[n];
+    if (predicted && ((CudaState *)m->state)->next_step.running) return true;
+    return upload_step(m, b, err) && launch_step(m, rows, rows > n, err);
 }
 
 static bool step_cuda(Model *m, const Batch *b, Error *err) {
     CudaState *s = (CudaState *)m->state;
     int n = b->n_decode;
-    // Where the next step may have candidates, none is predicted.
-    bool predicted = is_predicted_step(m, s, b), room = !m->speculates;
+    // Where the next step may have candidates, or has other sequences, none is predicted.
+    bool predicted = is_predicted_step(m, s, b), room = !m->speculates && !b->ends;
     if (!enqueue_decode_rows(m, b, predicted, err)) return false;
     s->next_step.n = room ? n : 0;
     for (int i = 0; i < n && room; i++) {
@@ -206,14 +212,18 @@ static bool step_cuda(Model *m, const Batch *b, Error *err) {
     return wait_for_argmax(m, b->start[n], err);
 }
 
-// Decode rows and rows of prompts, in two passes over the weights: the step's logits are the first rows, the prompts'
-// come after them in the same buffer. No step runs ahead of what prompts may change.
+// Decode rows and rows of prompts: in one pass over the weights, where that is how the run computes them (two_passes),
+// unless decode rows are several of a sequence or run already; else in two. The step's logits are the first rows, the
+// prompts' come after them in the same buffer. No step runs ahead of what prompts may change.
 static bool mixed_cuda(Model *m, const Batch *b, Error *err) {
+    CudaState *s = (CudaState *)m->state;
     BatchPart prompts;
     int n = b->n_decode;
+    bool predicted = is_predicted_step(m, s, b);
+    if (!m->two_passes && b->start[n] == n && !(predicted && s->next_step.running))
+        return upload_step(m, b, err) && gather_table(s, n, m->kv.table_width, false, err) && prompt_cuda(m, b, 0, err);
     batch_part(b, b->start[n], b->n_rows - b->start[n], &prompts);
-    return enqueue_decode_rows(m, b, is_predicted_step(m, (CudaState *)m->state, b), err) &&
-           prompt_cuda(m, &prompts.batch, b->start[n], err);
+    return enqueue_decode_rows(m, b, predicted, err) && prompt_cuda(m, &prompts.batch, b->start[n], err);
 }
 
 bool forward_cuda(Model *m, const Batch *b, int first_logit, Error *err) {

@@ -107,14 +107,15 @@ static bool wide_takes(const Model *m, bool *takes, Error *err) {
     cudaFuncAttributes kernel;
     CUDA_TRY(cudaFuncGetAttributes(&kernel, (const void *)wide_products_kernel<8, 2>));
     *takes = major == 9 && kernel.maxThreadsPerBlock == WIDE_THREADS && m->precision == PRECISION_BF16 &&
-             !weights_are_quantised(m) && m->weights.dtype != DTYPE_F16 && c->dim % (4 * WIDE_COLUMNS) == 0 && c->q_dim % (4 * WIDE_COLUMNS) == 0 &&
-             c->hidden_dim % (4 * WIDE_COLUMNS) == 0 && c->head_dim % 16 == 0 && c->vocab_size % 16 == 0;
+             !weights_are_quantised(m) && m->weights.dtype != DTYPE_F16 && c->dim % (4 * WIDE_COLUMNS) == 0 &&
+             c->q_dim % (4 * WIDE_COLUMNS) == 0 && c->hidden_dim % (4 * WIDE_COLUMNS) == 0 && c->head_dim % 16 == 0 &&
+             c->vocab_size % 16 == 0;
     return true;
 }
 
 int wide_most_rows(const Model *m, int sequences) {
     Error err;
-    bool takes;
+    bool takes = false;
     if (sequences > MAX_WIDE_ROWS || !wide_takes(m, &takes, &err) || !takes) return MAX_STEP_ROWS;
     return sequences <= MAX_PAIR_ROWS ? MAX_PAIR_ROWS : MAX_WIDE_ROWS;
 }
@@ -175,7 +176,7 @@ static bool prepare_wide(Model *m, WideState *w, Error *err) {
 }
 
 bool wide_open(Model *m, WideState **wide, Error *err) {
-    bool takes;
+    bool takes = false;
     *wide = NULL;
     if (!wide_takes(m, &takes, err)) return false;
     if (!takes) return true;

@@ -33,8 +33,8 @@ __device__ __forceinline__ void store_run(bf16 *to, const float *v) {
 // Grid:     enough × 256; a thread owns the 16 codes of a lane of a chunk.
 // Requires: cols % 8 = 0; rows and y aligned to 16 bytes.
 template <typename T, DType CODES>
-__global__ void widen_packed_kernel(T *y, const char *rows, Packing p, int cols, const float *scales,
-                                    unsigned n_rows, bool codes_alone) {
+__global__ void widen_packed_kernel(T *y, const char *rows, Packing p, int cols, const float *scales, unsigned n_rows,
+                                    bool codes_alone) {
     constexpr int BITS = CODES == DTYPE_U8 ? 4 : 8;
     const unsigned lanes = (unsigned)(cols + PACK_CHUNK - 1) / PACK_CHUNK * (PACK_CHUNK / LANE_CODES), // of a row
         i = blockIdx.x * blockDim.x + threadIdx.x, row = i / lanes;
@@ -89,7 +89,7 @@ template <typename T> static void launch_packed(T *y, const Matrix *w, cudaStrea
                   : w->dtype == DTYPE_I8    ? widen_packed_kernel<T, DTYPE_I8>
                                             : widen_packed_kernel<T, DTYPE_U8>;
     kernel<<<blocks, 256, 0, stream>>>(y, (const char *)w->data, p, w->cols, (const float *)w->scale, (unsigned)w->rows,
-                                      w->scale && sizeof(T) == 2);
+                                       w->scale && sizeof(T) == 2);
 }
 
 // y [rows][cols] = a matrix in s->type.
@@ -110,9 +110,10 @@ static bool launch_widen(const CudaState *s, void *y, const Matrix *w, cudaStrea
 
 // ---- slabs ----------------------------------------------------------------------------------------------------------
 
-size_t widen_slab_bytes(int most_cols, size_t element) {
-    size_t bytes = (size_t)SLAB_ROWS * (size_t)most_cols * element;
-    if (bytes < SLAB_BYTES) bytes = SLAB_BYTES;
+size_t widen_slab_bytes(uint64_t most_elements, int most_cols, size_t element) {
+    size_t least = (size_t)SLAB_ROWS * (size_t)most_cols * element, bytes = (size_t)most_elements * element;
+    if (bytes > SLAB_BYTES) bytes = SLAB_BYTES;
+    if (bytes < least) bytes = least;
     return (bytes + 255) / 256 * 256;
 }
 

@@ -189,6 +189,7 @@ static bool add_decoded(Scheduler *s, Error *err) {
     if (!propose(s, s->batch.n_decode, err)) return false;
     for (int i = 0; i < s->batch.n_decode; i++) {
         const Sequence *seq = s->live[s->slot[i]];
+        s->batch.ends = s->batch.ends || (int)seq->ids.n + 1 == seq->n_max;
         add_sequence(s, s->slot[i]);
         if (!add_rows(s, &seq->ids.ids[seq->ids.n - 1], 1, true, err)) return false;
         for (int c = 0; c < s->proposals[i].n; c++)
@@ -217,6 +218,11 @@ static int count_decoding(const Scheduler *s) {
     return n;
 }
 
+static int prompt_rows(const Scheduler *s) {
+    if (s->filling) return INT_MAX;
+    return s->model->two_passes ? PROMPT_ROWS_APART : PROMPT_ROWS;
+}
+
 bool scheduler_next(Scheduler *s, Error *err) {
     s->batch = (Batch){.n_rows = 0};
     s->tokens.n = 0;
@@ -227,7 +233,7 @@ bool scheduler_next(Scheduler *s, Error *err) {
     int decoded = count_decoding(s);
     s->filling = s->filling && decoded < s->n_live && s->n_filled <= s->model->kv.n_slots;
     if (!s->filling && !add_decoded(s, err)) return false;
-    if (!add_prompts(s, s->filling ? INT_MAX : PROMPT_ROWS, err)) return false;
+    if (!add_prompts(s, prompt_rows(s), err)) return false;
     s->batch.tokens = s->tokens.ids;
     s->batch.slot = s->slot;
     s->batch.start = s->start;

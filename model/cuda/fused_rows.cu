@@ -1,0 +1,81 @@
+#include "fused_rows.h"
+
+#include "gemm.h"
+#include "ops.h"
+
+template <typename T> struct RopeRows {
+    const float *x;     // [rows][n_q + 2 n_kv][head_dim]: queries, keys, values
+    const float2 *rope; // [rows][head_dim/2]: cosine and sine
+    T *out;             // [n_q + 2 n_kv][rows][head_dim]
+    int rows, n_q, n_kv, head_dim;
+    // Where keys and values go; NULL: to out.
+    T *k, *v;               // [page][n_kv][KV_PAGE][head_dim]
+    const int *pos, *slots; // [rows]: where each row is in the cache
+    const int *table;       // [slot][table_width]: the pages of each slot
+    int table_width;
+};
+
+// Two pairs, as complex numbers, times their cosines and sines.
+__device__ static float4 rotate(float4 x, float4 by) {
+    return make_float4(x.x * by.x - x.y * by.y, x.x * by.y + x.y * by.x, x.z * by.z - x.w * by.w,
+                       x.z * by.w + x.w * by.z);
+}
+
+// Computes: queries and keys rotated, and values, all rounded to T. RoPE's pairs are neighbours (upload.cu).
+// Reads:    x and rope; for the cache pos, slots and table.
+// Writes:   out, or out, k and v.
+// Grid:     rows × (enough × 256 threads); a thread owns eight elements of a row, as they are in x.
+// Requires: head_dim % 8 = 0; the table has the pages of all pos.
+template <typename T> __global__ void rope_rows_kernel(const __grid_constant__ RopeRows<T> p) {
+    const int heads = p.n_q + 2 * p.n_kv, in_head = p.head_dim / 8, blocks = gridDim.x / p.rows;
+    const int row = blockIdx.x / blocks, i = blockIdx.x % blocks * blockDim.x + threadIdx.x;
+    const int head = i / in_head, dim = 8 * (i % in_head);
+    wait_for_previous_kernel();
+    let_next_kernel_start(); // attention, in a step
+    if (head >= heads) return;
+    const float4 *from = (const float4 *)(p.x + ((size_t)row * heads + head) * p.head_dim + dim);
+    const float4 *rope = (const float4 *)(p.rope + ((size_t)row * p.head_dim + dim) / 2);
+    float4 lo = from[0], hi = from[1];
+    if (head < p.n_q + p.n_kv) {
+        lo = rotate(lo, rope[0]);
+        hi = rotate(hi, rope[1]);
+    }
+    T *to = p.out + ((size_t)head * p.rows + row) * p.head_dim;
+    if (p.k && head >= p.n_q) {
+        const bool is_key = head < p.n_q + p.n_kv;
+        const int pos = p.pos[row], kv_head = head - (is_key ? p.n_q : p.n_q + p.n_kv);
+        const size_t page = p.table[(size_t)p.slots[row] * p.table_width + pos / KV_PAGE];
+        to = (is_key ? p.k : p.v) + ((page * p.n_kv + kv_head) * KV_PAGE + pos % KV_PAGE) * p.head_dim;
+    }
+    store8(to + dim, lo, hi);
+}
+
+bool project_qkv_fused(Model *m, const Matrix *first, int T, int n_q, int n_kv, int layer, Error *err) {
+    const Config *c = &m->config;
+    CudaState *s = (CudaState *)m->state;
+    const int heads = n_q + 2 * n_kv;
+    if (!matmul_heads_by_row(s, c, s->qkv, first, T, heads, err)) return false;
+    CUDA_TRY(with_type(s->type, [&](auto type) {
+        typedef decltype(type) N;
+        RopeRows<N> p = {};
+        p.x = s->qkv;
+        p.rope = s->rope_table;
+        p.out = (N *)s->qkv_in;
+        p.rows = T;
+        p.n_q = n_q;
+        p.n_kv = n_kv;
+        p.head_dim = c->head_dim;
+        if (layer >= 0) {
+            size_t at = (size_t)layer * m->kv.n_pages * kv_page_elements(c->n_kv_heads, c->head_dim);
+            p.k = (N *)m->kv.k + at;
+            p.v = (N *)m->kv.v + at;
+            p.pos = s->pos;
+            p.slots = s->row_slots;
+            p.table = s->block_table;
+            p.table_width = m->kv.table_width;
+        }
+        const int blocks = (heads * c->head_dim / 8 + 255) / 256; // of a row
+        return launch_kernel(rope_rows_kernel<N>, (unsigned)(T * blocks), 256, 0, s->pdl, s->stream, p);
+    }));
+    return true;
+}
