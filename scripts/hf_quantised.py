@@ -18,12 +18,13 @@ import re
 import struct
 
 from checked_json import Section
-from model_file import Output, write_all
+from model_file import Output, write_ahead, write_all
 from refusal import note, refuse, require, show
 from safetensors_reader import ITEM_BYTES
 
 SCALE_DTYPES = ("BF16", "F16", "F32")
 GROUPS = (32, 64, 128)
+PIECE_BYTES = 1 << 20                   # of codes that are looked at or changed on their way
 FORMATS = ("float-quantized", "int-quantized", "naive-quantized", "pack-quantized", "mixed-precision")
 ACTIVATIONS = re.compile(r"\.((?:[kvq]|kv|input|output|activation)_scale|input_scale_ub|input_global_scale"
                          r"|(?:[kvq]|input|output)_zero_point)\Z")
@@ -259,15 +260,18 @@ class Fp8Codes:
     def __init__(self, tensor):
         self.tensor, self.n_bytes = tensor, tensor.n_bytes
 
-    def copy_to(self, fd, progress):
+    def pieces(self):
         done = 0
-        for piece in self.tensor.pieces():
+        for piece in self.tensor.pieces(n_bytes=PIECE_BYTES):
             for code in (b"\x7f", b"\xff"):
                 if code in piece:
                     row, column = divmod(done + piece.index(code), self.tensor.shape[1])
                     refuse(self.tensor.file.name, "%s[%d][%d]" % (self.tensor.name, row, column), "a finite number", "NaN")
             done += len(piece)
-            write_all(fd, piece, progress)
+            yield piece
+
+    def copy_to(self, fd, progress):
+        write_ahead(fd, self.pieces(), progress)
 
 
 class PackedCodes:
@@ -277,13 +281,15 @@ class PackedCodes:
         self.tensor, self.row_bytes, self.table = tensor, row_bytes, table
         self.n_bytes = tensor.shape[0] * row_bytes
 
-    def copy_to(self, fd, progress):
+    def pieces(self):
         width = 4 * self.tensor.shape[1]
-        rows = max((256 << 10) // width, 1)
-        for piece in self.tensor.whole_pieces(rows * width):
+        for piece in self.tensor.whole_pieces(max(PIECE_BYTES // width, 1) * width):
             if width != self.row_bytes:
                 piece = b"".join([piece[at:at + self.row_bytes] for at in range(0, len(piece), width)])
-            write_all(fd, piece if self.table is None else piece.translate(self.table), progress)
+            yield piece if self.table is None else piece.translate(self.table)
+
+    def copy_to(self, fd, progress):
+        write_ahead(fd, self.pieces(), progress)
 
 
 # For the highest byte of a number: whether it may be infinite or NaN.
