@@ -7,7 +7,7 @@
 #include "quant.h"
 #include "quant_scan.h"
 
-enum { LANES = 8, BLOCK = 128, REFINEMENTS = 3 };
+enum { LANES = 8, BLOCK = 128, MANY = 1024, REFINEMENTS = 3 };
 
 #define INLINE static inline __attribute__((always_inline))
 #ifdef __x86_64__
@@ -156,28 +156,12 @@ INLINE void refine(Search *s, const Group *g, float scale, DType dtype) {
 // off, which pays where it is alone. Of fp8 they are one octave, since every other gives the same codes times two, but for
 // the smallest, and none is cut off.
 static const float fp8_quotients[] = {448, 463, 411, 377, 345, 317, 290, 266, 244};
-typedef struct {
-    uint16_t m[SCAN_SCALES];
-    float quotient[SCAN_SCALES], inverse[SCAN_SCALES];
-} Quotients;
-
-enum { INT8_SETS = 3, INT4_SETS = 2, MOST_SETS = 3 };
-#define EACH(of, a, b, c, d, e, f, g, h) {of(a), of(b), of(c), of(d), of(e), of(f), of(g), of(h)}
-#define MULTIPLIER(quotient) (uint16_t)(int)((quotient)*SCAN_ONE)
-#define ITSELF(quotient) (float)(quotient)
-#define INVERSE(quotient) (float)(1.0 / (quotient))
-#define QUOTIENTS(...) {EACH(MULTIPLIER, __VA_ARGS__), EACH(ITSELF, __VA_ARGS__), EACH(INVERSE, __VA_ARGS__)}
-static const Quotients int8_quotients[INT8_SETS] = {QUOTIENTS(117, 119, 121, 122, 123, 123.5, 124, 124.5),
-                                                    QUOTIENTS(125, 125.5, 126, 126.25, 126.625, 127, 127.375, 128),
-                                                    QUOTIENTS(129, 130, 131.5, 133, 136, 139, 144, 152)};
-static const Quotients int4_quotients[INT4_SETS] = {
-    QUOTIENTS(6.5, 7, 7.375, 7.75, 8, 8.375, 8.75, 9.25),
-    QUOTIENTS(9.875, 10.625, 11.5, 12.625, -6.625, -7.0625, -7.375, -8.25)};
-#undef QUOTIENTS
-#undef INVERSE
-#undef ITSELF
-#undef MULTIPLIER
-#undef EACH
+enum { INT8_SETS = 2 };
+static const float int8_quotients[INT8_SETS][SCAN_SCALES] = {
+    {117, 119, 121, 122, 123, 123.5f, 124, 124.5f, 125, 125.5f, 126, 126.25f, 126.625f, 127, 127.375f, 128},
+    {128.5f, 129, 129.5f, 130, 130.5f, 131, 131.5f, 132, 133, 134, 135, 136, 137.5f, 139, 141, 142.5f}};
+static const float int4_quotients[SCAN_SCALES] = {6.5f,   7,       7.375f, 7.75f,   8,       8.375f,   8.75f,   9.25f,
+                                                  9.875f, 10.625f, 11.5f,  12.625f, -6.625f, -7.0625f, -7.375f, -8.25f};
 
 // Columns of a group as the 16-bit numbers of a Scan, rounded to the nearest: in units of the largest magnitude over 32767,
 // negated, for int4, whose codes reach to -8 on one side and to 7 on the other: the largest is on the longer one with the
@@ -200,21 +184,19 @@ typedef struct {
     DType dtype; // of the scale
 } Best;
 
-// Another eight, by their sums: with its codes the best scale is another, rounded, and what counts is the error at that one.
+// Eight more, by their sums: with its codes the best scale is another, rounded, and what counts is the error at that one.
 // largest: negated for int4; inverse: 1 / largest.
-INLINE void compare_scales(Best *best, const Float8 *sum, const Quotients *q, float largest, float inverse) {
+INLINE void compare_scales(Best *best, const Float8 *sum, const float *quotients, float largest, float inverse) {
     const Float8 error = sum[0], product = sum[1], square = sum[2];
-    Float8 scale, per_scale;
-    memcpy(&scale, q->inverse, sizeof scale);
-    memcpy(&per_scale, q->quotient, sizeof per_scale);
-    scale *= largest;
-    per_scale *= inverse;
+    Float8 quotient;
+    memcpy(&quotient, quotients, sizeof quotient);
+    Float8 scale = largest / quotient;
     Float8 stored = scale + scale * (product / (square * SCAN_ONE));
     if (best->dtype == DTYPE_BF16) {
         Int8 bits = (Int8)stored;
         stored = (Float8)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16);
     }
-    Float8 step = (stored - scale) * per_scale;
+    Float8 step = (stored - scale) * (quotient * inverse);
     Float8 e = error * (1.0f / (SCAN_ONE * SCAN_ONE)) - step * (2.0f / SCAN_ONE) * product + step * step * square;
     e *= scale * scale;
     Int8 better = e < best->error; // not where no code but 0 is used, which gives NaN
@@ -227,7 +209,8 @@ INLINE float best_scale(const Best *best) {
     Float8 error = best->error, stored = best->stored;
 #define COMPARE(...) \
     { \
-        Float8 e = __builtin_shufflevector(error, error, __VA_ARGS__), s = __builtin_shufflevector(stored, stored, __VA_ARGS__); \
+        Float8 e = __builtin_shufflevector(error, error, __VA_ARGS__), \
+               s = __builtin_shufflevector(stored, stored, __VA_ARGS__); \
         Int8 better = e < error; \
         select(&error, &better, &e); \
         select(&stored, &better, &s); \
@@ -239,54 +222,54 @@ INLINE float best_scale(const Best *best) {
     return stored[0];
 }
 
-INLINE void scan_block(Scan *out, const QuantScan *scan, const uint16_t *x, int n, const uint16_t m[SCAN_SCALES],
-                       DType dtype) {
-    if (dtype == DTYPE_U8)
-        scan->int4(out, (const int16_t *)x, n, (const int16_t *)m);
-    else
-        scan->int8(out, x, n, m);
+// Multipliers of a Scan.
+INLINE void to_multipliers(uint16_t m[SCAN_SCALES], const float *quotients) {
+    for (int i = 0; i < SCAN_SCALES; i++) m[i] = (uint16_t)(int)(quotients[i] * SCAN_ONE);
 }
 
-// A group of one block. Of int8 the third set cannot win: the largest alone has an error of (quotient - 127)² in units of the
-// scale, more than a finer scale takes from 128 errors of 1/12.
-INLINE void scan_small(Best *best, const Group *g, const Quotients *q, int sets, float largest, DType dtype) {
-    uint16_t x[BLOCK];
+// A group of one block.
+INLINE void scan_small(Best *best, const Group *g, const float *quotients, float largest, DType dtype) {
+    uint16_t x[BLOCK], m[SCAN_SCALES];
+    Scan found;
     to_scan(x, g->x, g->n, largest, dtype);
-    for (int s = 0; s < sets; s++) {
-        Scan found;
+    to_multipliers(m, quotients);
+    (dtype == DTYPE_U8 ? g->scan->int4 : g->scan->int8)(&found, x, g->n, m);
+    for (int s = 0; s < SCAN_SCALES; s += LANES) {
         Int8 sums[3];
-        scan_block(&found, g->scan, x, g->n, q[s].m, dtype);
-        memcpy(sums, &found, sizeof sums);
+        memcpy(&sums[0], found.error + s, sizeof sums[0]);
+        memcpy(&sums[1], found.product + s, sizeof sums[1]);
+        memcpy(&sums[2], found.square + s, sizeof sums[2]);
         Float8 sum[3] = {__builtin_convertvector(sums[0], Float8), __builtin_convertvector(sums[1], Float8),
                          __builtin_convertvector(sums[2], Float8)};
-        compare_scales(best, sum, &q[s], largest, 1 / largest);
+        compare_scales(best, sum, quotients + s, largest, 1 / largest);
     }
 }
 
-// A longer one, in blocks. Where int8 cuts off up to 25 codes, the squares of 32 columns fit.
-INLINE void scan_row(Best *best, const Group *g, const Quotients *q, int sets, float largest, DType dtype) {
-    double sums[MOST_SETS][3 * SCAN_SCALES] = {{0}};
+// A longer one, in blocks. An error is up to 15.5 codes, so that the squares of a block fit.
+INLINE void scan_row(Best *best, const Group *g, const float *quotients, float largest, DType dtype) {
+    double error[SCAN_SCALES] = {0}, product[SCAN_SCALES] = {0}, square[SCAN_SCALES] = {0};
+    uint16_t m[SCAN_SCALES];
+    to_multipliers(m, quotients);
     for (int first = 0; first < g->n; first += BLOCK) {
         uint16_t x[BLOCK];
+        Scan found;
         int n = g->n - first < BLOCK ? g->n - first : BLOCK;
         to_scan(x, g->x + first, n, largest, dtype);
-        for (int s = 0; s < sets; s++)
-            for (int i = 0, width = s == INT8_SETS - 1 ? 32 : BLOCK; i < n; i += width) {
-                Scan found;
-                scan_block(&found, g->scan, x + i, n - i < width ? n - i : width, q[s].m, dtype);
-                for (int k = 0; k < SCAN_SCALES; k++) {
-                    sums[s][k] += found.error[k];
-                    sums[s][k + SCAN_SCALES] += found.product[k];
-                    sums[s][k + 2 * SCAN_SCALES] += found.square[k];
-                }
-            }
+        (dtype == DTYPE_U8 ? g->scan->int4 : g->scan->int8)(&found, x, n, m);
+        for (int s = 0; s < SCAN_SCALES; s++) {
+            error[s] += found.error[s];
+            product[s] += found.product[s];
+            square[s] += found.square[s];
+        }
     }
-    for (int s = 0; s < sets; s++) {
-        float sum[3 * SCAN_SCALES];
-        Float8 all[3];
-        for (int k = 0; k < 3 * SCAN_SCALES; k++) sum[k] = (float)sums[s][k];
-        memcpy(all, sum, sizeof all);
-        compare_scales(best, all, &q[s], largest, 1 / largest);
+    for (int s = 0; s < SCAN_SCALES; s += LANES) {
+        Float8 sum[3];
+        for (int i = 0; i < LANES; i++) {
+            sum[0][i] = (float)error[s + i];
+            sum[1][i] = (float)product[s + i];
+            sum[2][i] = (float)square[s + i];
+        }
+        compare_scales(best, sum, quotients + s, largest, 1 / largest);
     }
 }
 
@@ -299,13 +282,16 @@ INLINE float search_scale(const Group *g, DType dtype, DType scale_dtype) {
             try_scale(&s, g, fabsf(g->largest) / fp8_quotients[i], dtype, false);
         scale = (float)((double)s.stored * g->down);
     } else {
-        const Quotients *q = dtype == DTYPE_U8 ? int4_quotients : int8_quotients;
+        const float *quotients = dtype == DTYPE_U8 ? int4_quotients : int8_quotients[0];
         float largest = dtype == DTYPE_U8 ? -g->largest : fabsf(g->largest);
         Best best = {.error = (Float8){0} + INFINITY, .stored = {0}, .dtype = scale_dtype};
         if (g->n <= BLOCK)
-            scan_small(&best, g, q, 2, largest, dtype);
+            scan_small(&best, g, quotients, largest, dtype);
         else
-            scan_row(&best, g, q, dtype == DTYPE_U8 ? INT4_SETS : INT8_SETS, largest, dtype);
+            scan_row(&best, g, quotients, largest, dtype);
+        // The largest alone has an error of (quotient - 127)², in units of the scale, which a finer scale takes from the
+        // rounding of n columns, n / 12 in all, only where they are many.
+        if (g->n >= MANY && dtype == DTYPE_I8) scan_row(&best, g, int8_quotients[1], largest, dtype);
         scale = best_scale(&best);
     }
     if (scale != 0) refine(&s, g, scale, dtype);
@@ -456,7 +442,8 @@ INLINE double encode_row(QuantType type, const float *x, int cols, void *codes, 
 }
 
 // The same twice: without a fused multiply-add both give the same bits.
-static WITH_AVX2 double encode_row_avx2(QuantType type, const float *x, int cols, void *codes, void *scales, float *scratch) {
+static WITH_AVX2 double encode_row_avx2(QuantType type, const float *x, int cols, void *codes, void *scales,
+                                        float *scratch) {
     return encode_row(type, x, cols, codes, scales, scratch);
 }
 

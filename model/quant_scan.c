@@ -9,11 +9,11 @@ static void add(Scan *sums, int scale, int32_t y, int32_t r) {
     sums->square[scale] += r * r;
 }
 
-static void scan_int4(Scan *out, const int16_t *x, int n, const int16_t m[SCAN_SCALES]) {
+static void scan_int4(Scan *out, const uint16_t *x, int n, const uint16_t m[SCAN_SCALES]) {
     memset(out, 0, sizeof *out);
     for (int i = 0; i < n; i++)
         for (int s = 0; s < SCAN_SCALES; s++) {
-            int32_t y = (x[i] * m[s] + (1 << 14)) >> 15, r = (y + SCAN_ONE / 2) >> 8;
+            int32_t y = ((int16_t)x[i] * (int16_t)m[s] + (1 << 14)) >> 15, r = (y + SCAN_ONE / 2) >> 8;
             add(out, s, y, r < -8 ? -8 : r > 7 ? 7 : r);
         }
 }

@@ -1,5 +1,5 @@
 // x86-64: AVX2 where the processor has it. A vector is eight scales by two weights: a scale's two 16-bit numbers are
-// neighbours, which vpmaddwd multiplies and adds, so that no sum crosses lanes.
+// neighbours, which vpmaddwd multiplies and adds, so that no sum crosses lanes. Two such vectors share a load.
 #include <immintrin.h>
 #include <string.h>
 
@@ -31,32 +31,48 @@ INLINE void add(Sums *sums, __m256i y, __m256i r) {
     sums->square = _mm256_add_epi32(sums->square, _mm256_madd_epi16(r, r));
 }
 
-INLINE void store(Scan *out, const Sums *sums) {
-    memcpy(out->error, &sums->error, sizeof out->error);
-    memcpy(out->product, &sums->product, sizeof out->product);
-    memcpy(out->square, &sums->square, sizeof out->square);
+INLINE void store(Scan *out, const Sums *first, const Sums *second) {
+    memcpy(out->error, &first->error, sizeof first->error);
+    memcpy(out->product, &first->product, sizeof first->product);
+    memcpy(out->square, &first->square, sizeof first->square);
+    memcpy(out->error + 8, &second->error, sizeof second->error);
+    memcpy(out->product + 8, &second->product, sizeof second->product);
+    memcpy(out->square + 8, &second->square, sizeof second->square);
 }
 
-static WITH_AVX2 void scan_int4(Scan *out, const int16_t *x, int n, const int16_t m[SCAN_SCALES]) {
-    const __m256i scales = twice(m), to_code = _mm256_set1_epi16(1 << 7), low = _mm256_set1_epi16(-8), high = _mm256_set1_epi16(7);
-    Sums sums = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+// The codes nearest to y, of int4.
+INLINE __m256i code_int4(__m256i y) {
+    __m256i r = _mm256_mulhrs_epi16(y, _mm256_set1_epi16(1 << 7)); // (a · b + 2^14) >> 15
+    return _mm256_max_epi16(_mm256_min_epi16(r, _mm256_set1_epi16(7)), _mm256_set1_epi16(-8));
+}
+
+INLINE __m256i code_int8(__m256i y) {
+    __m256i r = _mm256_srli_epi16(_mm256_add_epi16(y, _mm256_set1_epi16(SCAN_ONE / 2)), 8);
+    return _mm256_min_epi16(r, _mm256_set1_epi16(127));
+}
+
+static WITH_AVX2 void scan_int4(Scan *out, const uint16_t *x, int n, const uint16_t m[SCAN_SCALES]) {
+    const __m256i m1 = twice(m), m2 = twice(m + 8);
+    Sums first = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()}, second = first;
     for (int i = 0; i < n; i += 2) {
-        __m256i y = _mm256_mulhrs_epi16(two_weights(x + i), scales); // (a · b + 2^14) >> 15
-        __m256i r = _mm256_mulhrs_epi16(y, to_code);
-        add(&sums, y, _mm256_max_epi16(_mm256_min_epi16(r, high), low));
+        __m256i weights = two_weights(x + i), y1 = _mm256_mulhrs_epi16(weights, m1),
+                y2 = _mm256_mulhrs_epi16(weights, m2);
+        add(&first, y1, code_int4(y1));
+        add(&second, y2, code_int4(y2));
     }
-    store(out, &sums);
+    store(out, &first, &second);
 }
 
 static WITH_AVX2 void scan_int8(Scan *out, const uint16_t *x, int n, const uint16_t m[SCAN_SCALES]) {
-    const __m256i scales = twice(m), half = _mm256_set1_epi16(SCAN_ONE / 2), high = _mm256_set1_epi16(127);
-    Sums sums = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+    const __m256i m1 = twice(m), m2 = twice(m + 8);
+    Sums first = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()}, second = first;
     for (int i = 0; i < n; i += 2) {
-        __m256i y = _mm256_mulhi_epu16(two_weights(x + i), scales);
-        __m256i r = _mm256_srli_epi16(_mm256_add_epi16(y, half), 8);
-        add(&sums, y, _mm256_min_epi16(r, high));
+        __m256i weights = two_weights(x + i), y1 = _mm256_mulhi_epu16(weights, m1),
+                y2 = _mm256_mulhi_epu16(weights, m2);
+        add(&first, y1, code_int8(y1));
+        add(&second, y2, code_int8(y2));
     }
-    store(out, &sums);
+    store(out, &first, &second);
 }
 
 static const QuantScan scan_avx2 = {scan_int4, scan_int8};
