@@ -167,7 +167,7 @@ static const float int4_quotients[SCAN_SCALES] = {6.5f,   7,       7.375f, 7.75f
 // negated, for int4, whose codes reach to -8 on one side and to 7 on the other: the largest is on the longer one with the
 // quotients above 0. Magnitudes over 65535 for int8.
 INLINE void to_scan(uint16_t *out, const float *x, int n, float largest, DType dtype) {
-    float unit = (dtype == DTYPE_U8 ? 32767 : 65535) / largest;
+    float unit = (dtype == DTYPE_U8 ? 32767.0f : 65535.0f) / largest;
     for (int i = 0; i < n; i += LANES) {
         Float8 v;
         memcpy(&v, x + i, sizeof v);
