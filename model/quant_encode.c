@@ -227,13 +227,20 @@ INLINE void to_multipliers(uint16_t m[SCAN_SCALES], const float *quotients) {
     for (int i = 0; i < SCAN_SCALES; i++) m[i] = (uint16_t)(int)(quotients[i] * SCAN_ONE);
 }
 
+INLINE void scan(Scan *out, const QuantScan *by, const uint16_t *x, int n, const uint16_t m[SCAN_SCALES], DType dtype) {
+    if (dtype == DTYPE_U8)
+        by->int4(out, x, n, m);
+    else
+        by->int8(out, x, n, m);
+}
+
 // A group of one block.
 INLINE void scan_small(Best *best, const Group *g, const float *quotients, float largest, DType dtype) {
     uint16_t x[BLOCK], m[SCAN_SCALES];
     Scan found;
     to_scan(x, g->x, g->n, largest, dtype);
     to_multipliers(m, quotients);
-    (dtype == DTYPE_U8 ? g->scan->int4 : g->scan->int8)(&found, x, g->n, m);
+    scan(&found, g->scan, x, g->n, m, dtype);
     for (int s = 0; s < SCAN_SCALES; s += LANES) {
         Int8 sums[3];
         memcpy(&sums[0], found.error + s, sizeof sums[0]);
@@ -255,7 +262,7 @@ INLINE void scan_row(Best *best, const Group *g, const float *quotients, float l
         Scan found;
         int n = g->n - first < BLOCK ? g->n - first : BLOCK;
         to_scan(x, g->x + first, n, largest, dtype);
-        (dtype == DTYPE_U8 ? g->scan->int4 : g->scan->int8)(&found, x, n, m);
+        scan(&found, g->scan, x, n, m, dtype);
         for (int s = 0; s < SCAN_SCALES; s++) {
             error[s] += found.error[s];
             product[s] += found.product[s];
