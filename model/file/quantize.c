@@ -19,8 +19,9 @@
 enum {
     DATA_ALIGNMENT = 4096,
     WEIGHT_ALIGNMENT = 16,
-    BLOCK_WEIGHTS = 1 << 24, // of a matrix, about so many are in memory at a time
+    BLOCK_WEIGHTS = 1 << 22, // of a matrix, about so many are in memory at a time: they stay in a last-level cache
     PART_WEIGHTS = 1 << 16,  // that a thread quantises at a time
+    READ_AHEAD = 4,          // blocks that the disk is asked for
     COPY_BYTES = 1 << 25
 };
 
@@ -375,7 +376,7 @@ static bool quantise_matrix(Job *j, const Planned *codes, const Planned *scales,
         b.scales = all_scales + (size_t)first * b.scale_bytes;
         ok = safetensors_read(&j->model->file, input, t->begin + (uint64_t)first * row_bytes, (uint64_t)n * row_bytes,
                               err);
-        start_disk(j, t->begin + (uint64_t)(first + n) * row_bytes, (uint64_t)most * row_bytes);
+        start_disk(j, t->begin + (uint64_t)(first + n) * row_bytes, READ_AHEAD * (uint64_t)most * row_bytes);
         if (ok) parallel_for(n, PART_WEIGHTS / cols + 1, quantise_rows, &b);
         for (int r = 0; ok && r < n; r++) {
             ok = isfinite(b.squares[r]) || fail_not_finite(j, &b, codes->name, r, first, err);
