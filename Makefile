@@ -82,7 +82,7 @@ OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 # what stands for another: ops_x86 or ops_other, line_readline or line_none.
 SOURCES := $(sort $(wildcard $(foreach folder,cli tokenizer model,$(folder)/*.c $(folder)/*/*.c)))
 OPS_C   := $(filter %/cpu/ops.c,$(SOURCES))
-LIBRARY := $(filter-out cli/manual.c %/cpu/ops.c $(if $(X86),%/ops_other.c,%/ops_x86.c) \
+LIBRARY := $(filter-out cli/manual.c %/cpu/ops.c $(if $(X86),%/ops_other.c %/quant_scan_other.c,%/ops_x86.c %/step_avx512.c %/quant_scan_x86.c) \
              $(if $(filter none,$(LINE)),%/line_readline.c,%/line_none.c),$(SOURCES))
 OPS     := $(patsubst %,$(BUILD)/$(dir $(OPS_C))ops_%.o,portable $(if $(X86),avx2))
 
@@ -183,7 +183,7 @@ FISH := $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 # convert.py and the modules that it imports.
 SHARE   := $(DESTDIR)$(PREFIX)/share/llama
 CONVERT := $(addprefix scripts/,convert.py refusal.py checked_json.py model_file.py safetensors_reader.py weight_values.py hf_checkpoint.py \
-             hf_tokenizer.py chat_template.py template_render.py template_reader.py template_expressions.py template_values.py)
+             hf_quantised.py hf_tokenizer.py chat_template.py template_render.py template_reader.py template_expressions.py template_values.py)
 
 install:
 	@[ -x $(PROGRAM) ] && [ -x $(BUILD)/manual ] || { echo "make install: $(PROGRAM) is not built; run make first" >&2; exit 1; }

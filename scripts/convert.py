@@ -4,7 +4,7 @@
     convert.py Llama-3.1-8B-Instruct/ model.bin
     convert.py --vocab-only Llama-3.1-8B-Instruct/ vocab.bin     (or a bare tiktoken ranks file)
 
-Standard library only. Weights are copied byte for byte; norms change type (to float32), and embeddings and output
+Standard library only. Weights are copied byte for byte, the codes and scales of quantised ones as well; norms change type (to float32), and embeddings and output
 where that loses nothing. Whatever this program cannot carry over exactly is refused: a model that loads and gives
 other tokens is worse than none. Memory does not grow with the checkpoint.
 
@@ -17,6 +17,7 @@ reading order:
     safetensors_reader    one safetensors file
     weight_values         BF16, F16 and F32 values, compared and converted exactly
     hf_checkpoint         what a directory is, config.json, shards, weights
+    hf_quantised          codes and scales of checkpoints that are quantised already
     hf_tokenizer          tokenizer.json and tiktoken ranks
     chat_template         a chat template as a format with parameters
     template_render       what a template writes for a conversation: read here, or by jinja2 in a child process
@@ -33,6 +34,7 @@ import sys
 from chat_template import FORMATS, chat_metadata
 from checked_json import Section
 from hf_checkpoint import check_architecture, check_source, end_ids, model_metadata, open_checkpoint, select_weights
+from hf_quantised import read_scheme
 from hf_tokenizer import read_ranks, read_tokenizer, tokenizer_outputs, vocabulary_from_ranks
 from model_file import MAX_VOCAB, lowest_format, write_model
 from refusal import Refused, note, refuse
@@ -69,7 +71,10 @@ def convert(source, path, vocab_only, chat_format=None):
         if not vocab_only:
             sizes, tied, model = model_metadata(config)
             metadata.update(model)
-            outputs = select_weights(*open_checkpoint(source), sizes, tied)
+            scheme = read_scheme(config)
+            outputs = select_weights(*open_checkpoint(source), sizes, tied, scheme)
+            if any(output.name.endswith(".scale") and len(output.shape) == 2 for output in outputs):
+                metadata["group"] = str(scheme.group)
         vocabulary = read_tokenizer(source, config, vocab_size)
         eos, chat = end_ids(source, config, vocab_size), chat_metadata(source, vocabulary, chat_format)
         if chat["chat_format"] != "none":

@@ -12,7 +12,7 @@ would keep rounded rotary frequencies. Batch 1, no sampling, no TF32.
 difference of a logit: the reference's own rounding, below which a choice between two tokens means nothing.
 --follow DUMP takes prompts and tokens from another dump and writes this model's logits along them, for KL divergence.
 
-MODEL_DIR may be a model.bin: the float32 model whose weights are the file's, of quantised matrices the float32 nearest to
+MODEL_DIR may be a checkpoint that is quantised already, as convert.py takes it, or a model.bin: the float32 model whose weights are the file's, of quantised matrices the float32 nearest to
 code times scale. Prompts are ids then, or another dump's:
 
     ./llama model.bin --quantize int4 -o small.bin
@@ -21,7 +21,9 @@ code times scale. Prompts are ids then, or another dump's:
 import argparse
 import json
 import os
+import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -171,6 +173,21 @@ def load_file(path, device):
     return model.to(device).eval()
 
 
+def load_quantised(directory, device):
+    """The same of a checkpoint that is quantised already: of the codes and scales that convert.py copies from it."""
+    with tempfile.TemporaryDirectory() as work:
+        path = os.path.join(work, "model.bin")
+        done = subprocess.run([sys.executable, str(Path(__file__).with_name("convert.py")), directory, path],
+                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise DumpError(done.stderr.strip().splitlines()[-1])
+        return load_file(path, device)
+
+
+def is_quantised(directory):
+    return json.loads((Path(directory) / "config.json").read_text(encoding="utf-8")).get("quantization_config") is not None
+
+
 def run(model, ids, n, tokens=None, block=None):
     """Logits [n, vocab] in float32 and the n tokens: greedy, or along `tokens` where they are given."""
     with torch.no_grad():
@@ -214,6 +231,9 @@ def dump(args):
         raise DumpError(f"{args.model}: a model.bin is dumped in float32")
     if not from_file and not (Path(args.model) / "config.json").is_file():
         raise DumpError(f"{args.model}: no config.json there, expected a HuggingFace checkpoint directory")
+    quantised = not from_file and is_quantised(args.model)
+    if quantised and args.dtype != "float32":
+        raise DumpError(f"{args.model}: a quantised checkpoint is dumped in float32")
     if not Path(args.out).absolute().parent.is_dir():  # found out now, not after the run
         raise DumpError(f"{args.out}: no such directory")
     dtype = getattr(torch, args.dtype)
@@ -233,7 +253,12 @@ def dump(args):
         prompts = [(s, tokenizer(s).input_ids, None) if isinstance(s, str) else (None, s, None)
                    for s in sources]
 
-    model = load_file(args.model, args.device) if from_file else load_model(args.model, dtype, args.device)
+    if from_file:
+        model = load_file(args.model, args.device)
+    elif quantised:
+        model = load_quantised(args.model, args.device)
+    else:
+        model = load_model(args.model, dtype, args.device)
     for i, (_, ids, tokens) in enumerate(prompts):
         check_prompt(i, ids, tokens or [], len(tokens) if tokens else args.n, model.config)
 

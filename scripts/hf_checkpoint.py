@@ -6,6 +6,7 @@ import os
 import re
 
 from checked_json import Section, is_int
+from hf_quantised import QUANTISED, check_alike, check_rest, has_codes, quantised_matrix, refuse_quantised
 from model_file import MAX_VOCAB, Output
 from refusal import DOWNLOAD, Refused, foreign_file, note, refuse, require, show
 from safetensors_reader import Tensor, open_safetensors
@@ -83,9 +84,6 @@ def describe_directory(source, names):
 
 def check_architecture(config):
     """Only the plain LLaMA text model; each of these fields would change the function that is computed."""
-    for key in ("quantization_config", "quantization"):
-        if config.get(key) is not None:
-            refuse_quantised(config.where, config.get(key))
     config.one_of("model_type", "llama")
     config.one_of("architectures", ["LlamaForCausalLM"], ["LlamaModel"])
     config.one_of("hidden_act", "silu", None)
@@ -96,17 +94,6 @@ def check_architecture(config):
     config.one_of("partial_rotary_factor", 1, None)
     layers = config.typed("layer_types", list, [])
     require(all(kind == "full_attention" for kind in layers), config.where, "layer_types", '"full_attention"', layers)
-
-
-def refuse_quantised(where, settings=None):
-    """A checkpoint whose matrices are codes."""
-    settings = settings if isinstance(settings, dict) else {}
-    method = settings.get("quant_method") or ("mlx" if "group_size" in settings else None)
-    bits = settings.get("bits") or (4 if settings.get("load_in_4bit") is True else
-                                    8 if settings.get("load_in_8bit") is True else None)
-    details = ", ".join([str(method)] * bool(method) + ["%s bits" % bits] * bool(bits))
-    refuse(where, "a quantised checkpoint%s: convert the one that it was made from, with weights in BF16, F16 or F32"
-           % (" (%s)" % details if details else ""))
 
 
 def rope_metadata(config):
@@ -263,31 +250,35 @@ def expected_weights(sizes, tied):
 
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 LORA = re.compile(r"lora_[AB]|lora_embedding|lora_magnitude|\.base_layer\.|\.modules_to_save\.|\Abase_model\.model\.")
-QUANTISED = re.compile(r"\.(qweight|qzeros|g_idx|scales|biases|weight_scale\w*|weight_packed|absmax|quant_map|SCB"
-                       r"|weight\.(absmax|quant_map|nested_\w+|quant_state\S*|SCB))\Z")
 
 
 def with_prefix(tensors):
     """The names of LlamaForCausalLM; a base model saved by itself has none of its `model.`, which transformers adds."""
     if any(name.startswith("model.") for name in tensors):
         return tensors
-    return {name if name == HEAD else "model." + name: tensor for name, tensor in tensors.items()}
+    return {name if name.startswith("lm_head.") else "model." + name: tensor for name, tensor in tensors.items()}
 
 
-def select_weights(where, tensors, sizes, tied):
-    """Every expected tensor and no other, checked, as output tensors in file order."""
+def select_weights(where, tensors, sizes, tied, scheme):
+    """Every expected tensor and no other, checked, as output tensors in file order; scheme: of a quantised checkpoint."""
     lora = [name for name in sorted(tensors) if LORA.search(name)]
     if lora:
         refuse(tensors[lora[0]].file.name, "%d leftover LoRA tensors (%s): merge the adapter before saving "
                "(peft: model.merge_and_unload(), then save_pretrained)" % (len(lora), show(lora[0])))
     quantised = [name for name in sorted(tensors) if QUANTISED.search(name)]
-    if quantised:
+    if quantised and not scheme:
         refuse_quantised("%s: %s" % (tensors[quantised[0]].file.name, show(quantised[0])))
     tensors = with_prefix(tensors)
+    if tied and has_codes(tensors, HEAD):
+        refuse(where, "%s is quantised, though tie_word_embeddings is true: set \"tie_word_embeddings\": false in config.json, and "
+               "it is used beside %s" % (HEAD, EMBEDDINGS))
     if tied and EMBEDDINGS not in tensors and HEAD in tensors:
         tensors[EMBEDDINGS] = tensors.pop(HEAD)             # one table, saved under its other name
     selected, used, first = [], set(), None
     for ours, theirs, shape in expected_weights(sizes, tied):
+        if scheme and len(shape) == 2 and theirs != EMBEDDINGS and has_codes(tensors, theirs):
+            selected += quantised_matrix(scheme, tensors, ours, theirs, shape, used)
+            continue
         tensor = tensors.get(theirs)
         if tensor is None:
             tie = "; a tied model without it says so: \"tie_word_embeddings\": true in config.json"
@@ -303,6 +294,9 @@ def select_weights(where, tensors, sizes, tied):
                 "%s as %s has" % (first and first.dtype, first and first.name), tensor.dtype)
         selected.append(Output(ours, "F32", shape, widen(tensor)) if is_norm else
                         Output(ours, tensor.dtype, shape, tensor))
+    if scheme:
+        check_rest(tensors, used)
+        check_alike(selected)
     for name in sorted(set(tensors) - used):
         if name == HEAD:                        # tied: some checkpoints save the embeddings twice
             a, b = tensors[name], tensors[EMBEDDINGS]
@@ -313,7 +307,8 @@ def select_weights(where, tensors, sizes, tied):
         elif not re.search(r"(\A|\.)rotary_emb\.inv_freq\Z", name):     # a buffer, which follows from the config
             refuse(tensors[name].file.name, show(name), "no such tensor", "a surplus one")
     for output in selected:
-        if isinstance(output.data, Tensor) and output.dtype != first.dtype:
+        if first and output.name in ("tok_embeddings", "output") and output.dtype in WEIGHT_DTYPES \
+                and output.dtype != first.dtype:
             in_dtype_of_layers(output, first.dtype)
     return in_aligned_order(where, selected)
 

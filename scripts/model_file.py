@@ -1,4 +1,5 @@
 """model.bin: its formats, and writing one: whole, under a lock, and put in the old one's place at the end."""
+import concurrent.futures
 import fcntl
 import json
 import os
@@ -95,6 +96,18 @@ def write_all(fd, data, progress):
         data = data[n:]
 
 
+def write_ahead(fd, pieces, progress):
+    """Write what an iterator gives; a thread reads and changes the next piece meanwhile, as far as Python lets two run."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(next, pieces, None)
+        while True:
+            piece = ahead.result()
+            if piece is None:
+                return
+            ahead = pool.submit(next, pieces, None)
+            write_all(fd, piece, progress)
+
+
 def open_part(path):
     """OUT.part, empty and locked: what a stopped conversion left is taken over, what one is writing is not."""
     part = path + ".part"
@@ -110,7 +123,8 @@ def open_part(path):
             except OSError:                     # a file system without locks
                 pass
             if os.path.exists(part) and os.path.samestat(os.stat(part), os.fstat(fd)):
-                os.ftruncate(fd, 0)
+                if os.fstat(fd).st_size:        # of an empty file it would make close() wait for the disk (ext4)
+                    os.ftruncate(fd, 0)
                 return part, fd
         except BaseException:
             os.close(fd)

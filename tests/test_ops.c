@@ -323,6 +323,20 @@ static void test_matmul_of_codes_at_awkward_sizes(const Ops *ops) {
     end("test_matmul_of_codes_at_awkward_sizes", ops);
 }
 
+// More columns than are multiplied at a time.
+static void test_matmul_of_codes_of_many_columns(const Ops *ops) {
+    for (int q = 0; q < LENGTH(quant_all); q++)
+        for (int T = 1; T <= 10; T += 3) {
+            Matrix m = random_codes(quant_all[q], (DType)(q % 3), 6, 8258);
+            float *x = random_floats((size_t)(T * m.cols), 1);
+            check_matrix(ops->matmul_step, T, x, &m);
+            check_alone_matrix(ops->matmul_step, "matmul_step", T, &m);
+            free(x);
+            free_codes(&m);
+        }
+    end("test_matmul_of_codes_of_many_columns", ops);
+}
+
 // A row of x that is 1 in one column gives that column's weights: in every product they are what they decode to.
 static void test_matmul_of_codes_has_decoded_weights(const Ops *ops) {
     enum { N = 5, K = 174 }; // two whole groups of 64, and 46 columns; sixteen do not divide them
@@ -871,6 +885,7 @@ static void test_table(const Ops *ops) {
     test_matmul_at_awkward_sizes(ops, DTYPE_F32);
     test_matmul_propagates_nan_and_inf(ops);
     test_matmul_of_codes_at_awkward_sizes(ops);
+    test_matmul_of_codes_of_many_columns(ops);
     test_matmul_of_codes_has_decoded_weights(ops);
     test_matmul_gives_a_row_the_bits_that_it_has_alone(ops);
     test_rmsnorm_at_awkward_sizes(ops);
@@ -887,14 +902,29 @@ static void test_table(const Ops *ops) {
     test_benchmark_loops_do_what_they_say(ops);
 }
 
+// What AVX-512 has of its own.
+static void test_steps_of_codes(const Ops *ops) {
+    random_state = 1;
+    test_matmul_at_awkward_sizes(ops, DTYPE_BF16);
+    test_matmul_of_codes_at_awkward_sizes(ops);
+    test_matmul_of_codes_of_many_columns(ops);
+    test_matmul_of_codes_has_decoded_weights(ops);
+    test_matmul_gives_a_row_the_bits_that_it_has_alone(ops);
+    test_threads_change_no_bit(ops);
+}
+
 int main(void) {
     threads_set(1); // thousands of tiny calls: on a busy machine threads would mostly wait for each other
     test_table(&ops_portable);
 #ifdef __x86_64__
-    if (ops_select() == &ops_avx2)
+    if (ops_select() != &ops_portable)
         test_table(&ops_avx2);
     else
         test_skip("all operations (AVX2)", "this processor has no AVX2 with FMA");
+    if (ops_select() != &ops_portable && ops_select() != &ops_avx2)
+        test_steps_of_codes(ops_select());
+    else
+        test_skip("steps of quantised weights (AVX-512)", "this processor has no AVX-512");
 #else
     test_skip("all operations (AVX2)", "not an x86-64 processor");
 #endif

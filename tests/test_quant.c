@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "../model/quant.h"
+#include "../model/quant_scan.h"
 #include "check.h"
 
 enum { MAX_COLS = 4096 + 8 };
@@ -309,6 +310,45 @@ static void test_encode_of_codes_is_exact(void) {
     test_end("test_encode_of_codes_is_exact");
 }
 
+// The sums of a scan, by their definition in float64; those of this processor's instruction set and the portable ones are the
+// same, for any weights and scales.
+static void test_scans_are_the_same_everywhere(void) {
+    const QuantScan *const scans[] = {&quant_scan_portable, quant_scan_select()};
+    for (int trial = 0; trial < 200; trial++) {
+        uint16_t x[128], m[SCAN_SCALES];
+        int n = 2 * (1 + (int)(uniform() * 64)), int4 = trial % 2;
+        for (int i = 0; i < n; i++)
+            x[i] = int4 ? (uint16_t)(int)((uniform() * 2 - 1) * 32767) : (uint16_t)(uniform() * 65535);
+        for (int s = 0; s < SCAN_SCALES; s++) {
+            double quotient = int4 ? (uniform() * 2 - 1) * 12 : 90 + uniform() * 52;
+            m[s] = (uint16_t)(int)(quotient * SCAN_ONE);
+        }
+        if (trial < 2) x[0] = int4 ? 0x8001 : 0xFFFF; // the largest
+        for (int which = 0; which < 2; which++) {
+            Scan found;
+            (int4 ? scans[which]->int4 : scans[which]->int8)(&found, x, n, m);
+            for (int s = 0; s < SCAN_SCALES; s++) {
+                double error = 0, product = 0, square = 0;
+                for (int i = 0; i < n; i++) {
+                    double y = int4 ? floor((int16_t)x[i] * (double)(int16_t)m[s] / 32768 + 0.5)
+                                    : floor(x[i] * (double)m[s] / 65536);
+                    double r = floor(y / SCAN_ONE + 0.5), e;
+                    r = fmin(fmax(r, int4 ? -8 : 0), int4 ? 7 : 127);
+                    e = y - SCAN_ONE * r;
+                    error += e * e;
+                    product += e * r;
+                    square += r * r;
+                }
+                if (found.error[s] != error || found.product[s] != product || found.square[s] != square)
+                    test_fail("%s, %s, scale %d: %d %d %d, expected %g %g %g", which ? "selected" : "portable",
+                              int4 ? "int4" : "int8", s, found.error[s], found.product[s], found.square[s], error,
+                              product, square);
+            }
+        }
+    }
+    test_end("test_scans_are_the_same_everywhere");
+}
+
 // ---- names and checks -----------------------------------------------------------------------------------------------
 
 static void test_names(void) {
@@ -373,6 +413,7 @@ int main(void) {
     test_encode_finds_the_best_scale();
     test_encode_any_magnitude();
     test_encode_of_codes_is_exact();
+    test_scans_are_the_same_everywhere();
     test_names();
     test_checks_find_what_is_refused();
     return tests_summary();

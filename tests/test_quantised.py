@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Quantised models beside HuggingFace's float32 model of the weights that their codes and scales stand for: stories.bin and
 the reference checkpoints in each type, `llama --compare` in float32. Then changes to codes and scales, which must make
-the comparison fail.
+the comparison fail. And dump_hf.py on checkpoints that are quantised already.
 
 Engine cpu computes; with --engine cublas or fused those do.
 
@@ -25,6 +25,7 @@ sys.path.insert(0, os.path.join(ROOT, "tests"))
 LLAMA = os.environ.get("LLAMA") or "./llama"
 REFERENCE = os.environ.get("REFERENCE") or os.path.join("..", "shared", "reference")
 CHECKPOINTS = ("gqa4-hd64", "mha-tied", "gqa7-hd128", "gqa3-newlayout")
+QUANTISED_CHECKPOINTS = ("ct-fp8-tensor", "ct-int4-group", "ct-int4-channel", "fbgemm-fp8")
 TYPES = ("fp8", "int8", "int8:32", "int4:32", "int4:64", "int4:128")
 N_NEW = 48
 
@@ -107,6 +108,26 @@ def test_model(dump_hf, name, plain, work):
             test_changes(model, dump, work)
 
 
+def test_checkpoint(dump_hf, name, work):
+    """What the libraries quantised: dump_hf.py's dump of it has the tokens and logits of the model of the weights that the
+    libraries decode, which the checkpoint's own dump is of."""
+    from safetensors.torch import load_file
+    from test_convert_quantised import VECTORS, Quantised
+    test = "dump_of_%s" % name
+    if not wanted(test):
+        return
+    source, dump = os.path.join(work, name), os.path.join(work, "dump.safetensors")
+    Quantised(name).write(source)
+    recorded = load_file(os.path.join(VECTORS, name, "dump.safetensors"))
+    ids, n = " ".join(map(str, recorded["prompt_ids.0"].tolist())), len(recorded["tokens.0"])
+    dump_hf.dump(argparse.Namespace(model=source, out=dump, dtype="float32", device="cpu", follow=None, prompt=[], ids=[ids],
+                                    prompts=None, n=n, full=1, noise=False))
+    found = load_file(dump)
+    far = (found["logits.0"] - recorded["logits.0"]).abs().max().item()
+    good = found["tokens.0"].tolist() == recorded["tokens.0"].tolist() and far < 1e-4
+    report("ok" if good else "FAIL", test, "" if good else "logits up to %g apart" % far)
+
+
 def test_changes(model, dump, work):
     from test_reference import Tensors
     for change in CHANGES:
@@ -139,6 +160,8 @@ def main():
     stderr, sys.stderr = sys.stderr, open(os.devnull, "w")
     with tempfile.TemporaryDirectory() as work:
         test_model(dump_hf, "stories", os.path.join(ROOT, "model", "stories.bin"), work)
+        for name in QUANTISED_CHECKPOINTS:
+            test_checkpoint(dump_hf, name, work)
         for name in CHECKPOINTS:
             source, plain = os.path.join(REFERENCE, name), os.path.join(work, "plain.bin")
             if not os.path.isdir(source):
