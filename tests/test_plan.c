@@ -3,7 +3,9 @@
 #include "../model/attention/prefill_plan.h"
 #include "../model/cuda/fused_plan.h"
 #include "../model/cuda/packed.h"
+#include "../model/quant.h"
 #include "check.h"
+#include <math.h>
 
 // Dynamic shared memory that a block of the fused engine may have on Hopper: 227 KB less its own variables.
 enum { HOPPER_SHARED = 232448 - FUSED_STATIC_BYTES };
@@ -284,6 +286,28 @@ static void test_fused_mma_mapping_computes_dot_products(void) {
             if (found != expected) test_fail("row %d, activation row %d: %d, expected %d", row, act, found, expected);
         }
     test_end("test_fused_mma_mapping_computes_dot_products");
+}
+
+// The value of a bf16 times 2^120, which is what fused_packed.cuh makes of a code's bits.
+static float times_2_120(unsigned bf16_bits) {
+    union {
+        unsigned bits;
+        float value;
+    } x = {bf16_bits << 16};
+    return ldexpf(x.value, 120);
+}
+
+static void test_packed_fp8_codes_are_braided(void) {
+    for (unsigned a = 0; a < 256; a++)
+        for (unsigned b = 0; b < 256; b++) {
+            unsigned both = packed_fp8(a, b);
+            CHECK(both < 65536 && packed_fp8_first(both) == a && packed_fp8_second(both) == b);
+            float first = times_2_120(both & 0x87f0),
+                  second = times_2_120((both << 4 & 0x80f0) | (both >> 4 & 0x0700));
+            if ((a & 0x7f) != 0x7f) CHECK(first == quant_fp8_value((uint8_t)a));
+            if ((b & 0x7f) != 0x7f) CHECK(second == quant_fp8_value((uint8_t)b));
+        }
+    test_end("test_packed_fp8_codes_are_braided");
 }
 
 // A chunk of 16 packed rows times 8 activation rows, as fused_packed.cuh computes it: a lane's 16 bytes of a row as they are
@@ -599,6 +623,7 @@ int main(void) {
     test_permuted_index_exchanges_words_1_and_2();
     test_fused_mma_mapping_computes_dot_products();
     test_packed_mma_mapping_computes_dot_products();
+    test_packed_fp8_codes_are_braided();
     test_packed_places_are_columns_exchanged_in_runs_of_8();
     test_packed_rows_of_known_shapes();
     test_packed_scales_come_after_the_codes();

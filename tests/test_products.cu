@@ -102,6 +102,10 @@ static std::vector<char> rows_on_device(const Kind &kind, const Case &c, const M
             int place = packed_place(packing.bits, col % PACK_COLUMNS);
             char *at = row + col / PACK_COLUMNS * packing.block_bytes + place * packing.bits / 8;
             *at = (char)(packing.bits == 8 ? bits : (unsigned)*at | bits << place % 2 * 4);
+            if (kind.dtype == DTYPE_F8_E4M3 && place % 2 == 1) { // after the one before it: columns 0, 2, 1, 3
+                unsigned both = packed_fp8((uint8_t)at[-1], (uint8_t)at[0]);
+                at[-1] = (char)both, at[0] = (char)(both >> 8);
+            }
             if (packing.group == 0 || col % packing.group != 0 || col >= c.cols) continue;
             uint16_t stored = in_16_bits(scale((unsigned)r * groups + col / packing.group), DTYPE_BF16);
             memcpy(row + packed_scale(&packing, col), &stored, sizeof stored);

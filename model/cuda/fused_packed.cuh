@@ -18,16 +18,21 @@ __device__ __forceinline__ uint32_t subtract2(uint32_t a, uint32_t b) {
 // columns 0 and 1, 2 and 3, 4 and 5, 6 and 7.
 struct CodesFp8 {
     static constexpr int BITS = 8, LOADS = 2;
-    // Exponent and mantissa of e4m3 in bf16's places: the value, subnormal or not, times 2^-120.
-    static __device__ __forceinline__ uint32_t widen2(uint32_t high) {
+    // Exponent and mantissa of e4m3 in bf16's places (packed_fp8): the value, subnormal or not, times 2^-120.
+    static __device__ __forceinline__ uint32_t times_2_120(uint32_t v) {
         const uint32_t scale = 0x7b807b80u;
-        uint32_t v = high >> 4 & 0x07f007f0u | high & 0x80008000u;
         __nv_bfloat162 x = __hmul2(*(__nv_bfloat162 *)&v, *(const __nv_bfloat162 *)&scale);
         return *(uint32_t *)&x;
     }
+    static __device__ __forceinline__ uint32_t first(uint32_t codes) {
+        return times_2_120(codes & 0x87f087f0u);
+    }
+    static __device__ __forceinline__ uint32_t second(uint32_t codes) {
+        return times_2_120((codes << 4 & 0x80f080f0u) | (codes >> 4 & 0x07000700u));
+    }
     static __device__ __forceinline__ void widen(const uint32_t (&codes)[8], int j, uint32_t (&w)[4]) {
         uint32_t a = codes[2 * j], b = codes[2 * j + 1];
-        w[0] = widen2(a << 8), w[1] = widen2(a), w[2] = widen2(b << 8), w[3] = widen2(b);
+        w[0] = first(a), w[1] = second(a), w[2] = first(b), w[3] = second(b);
     }
 };
 

@@ -10,7 +10,8 @@
 //           what it has of two mmas of 16 columns (fused_packed.cuh)
 //   codes   8 bits: of each 4 columns the bytes of columns 0, 2, 1, 3. 4 bits: of each 8 columns the nibbles of columns
 //           0, 2, 4, 6, 1, 3, 5, 7, from the lowest on. So two columns that are neighbours are 16 bits apart, as the two
-//           numbers of a bf16 pair
+//           numbers of a bf16 pair. Of e4m3 the bits of every two bytes are braided (packed_fp8): the first code has its
+//           bits where a bf16 has them, the second what is left
 //
 // Columns that a last block has too many are codes of zero with scales of zero.
 #ifndef PACKED_H
@@ -52,6 +53,19 @@ RULE int packed_column(int bits, int place) {
     int within = bits == 8 ? i / 4 * 4 + i % 2 * 2 + i % 4 / 2 : i % 4 * 2 + i / 4;
     return place / PACK_CHUNK * PACK_CHUNK + j * 32 + t * 8 + within;
 }
+// Two e4m3 codes s eeee mmm, a and b, in 16 bits: those of a at 15 and 10 to 4, the sign, the low bit of
+// the exponent and the mantissa of b at 11 and 3 to 0, which a shift by 4 to the left brings to 15 and 7 to 4, and the
+// rest of its exponent at 14 to 12, which a shift to the right brings to 10 to 8.
+RULE unsigned packed_fp8(unsigned a, unsigned b) {
+    return (a & 0x80) << 8 | (a & 0x7f) << 4 | (b & 0x80) << 4 | (b & 0x70) << 8 | (b & 0x0f);
+}
+RULE unsigned packed_fp8_first(unsigned both) {
+    return (both >> 8 & 0x80) | (both >> 4 & 0x7f);
+}
+RULE unsigned packed_fp8_second(unsigned both) {
+    return (both >> 4 & 0x80) | (both >> 8 & 0x70) | (both & 0x0f);
+}
+
 // Where the scale of column c's group is, in bytes from the start of the row.
 RULE int packed_scale(const Packing *p, int c) {
     return c / PACK_COLUMNS * p->block_bytes + PACK_COLUMNS * p->bits / 8 +

@@ -60,8 +60,9 @@ static const unsigned long long NOTHING_BAD = ~0ull;
 // Where a quantised matrix goes.
 struct PackedRows {
     char *rows;    // [rows] as packed.h has them
-    float *scales; // [rows], of a matrix with a scale for each row: these once more. NULL: not needed
+    float *scales; // [rows], of a matrix with a scale for each row; else NULL
     Packing packing;
+    bool fp8;
     uint64_t cols, first; // first: the row of the matrix that comes first
     int head_dim;         // placed_row's
 };
@@ -128,6 +129,13 @@ template <class Source> __global__ void pack_kernel(PackedRows to, Source from) 
         for (int i = 0; i < 8; i++)
             packed_codes[step] |= (codes >> bits * packed_column(bits, i) & ((1u << bits) - 1)) << bits * i;
     }
+    if (to.fp8)
+        for (int i = 0; i < 2; i++) {
+            uint64_t codes = packed_codes[i];
+            packed_codes[i] = 0;
+            for (int at = 0; at < 64; at += 16)
+                packed_codes[i] |= (uint64_t)packed_fp8(codes >> at & 0xff, codes >> at >> 8 & 0xff) << at;
+        }
     if (bits == 8)
         ((ulonglong2 *)packed)[threadIdx.x] = make_ulonglong2(packed_codes[0], packed_codes[1]);
     else
@@ -280,7 +288,9 @@ bool place_tensors(Plan *p, Error *err) {
 }
 
 static PackedRows packed_rows(const Placement *t, uint64_t first) {
-    return PackedRows{t->at, (float *)t->scales, matrix_packing(t->weight.matrix), t->cols, first, t->head_dim};
+    const Matrix *m = t->weight.matrix;
+    return PackedRows{t->at,   (float *)t->scales, matrix_packing(m), m->dtype == DTYPE_F8_E4M3,
+                      t->cols, first,              t->head_dim};
 }
 
 // Packs rows whose codes and scales are in device memory.

@@ -53,6 +53,16 @@ __global__ void widen_packed_kernel(T *y, const char *rows, Packing p, int cols,
         codes[0] = both.x;
         codes[1] = both.y;
     }
+    if constexpr (CODES == DTYPE_F8_E4M3)
+        for (int step = 0; step < 2; step++) {
+            uint64_t braided = codes[step];
+            codes[step] = 0;
+#pragma unroll
+            for (int at = 0; at < 64; at += 16) {
+                const unsigned both = (unsigned)(braided >> at);
+                codes[step] |= (uint64_t)(packed_fp8_first(both) | packed_fp8_second(both) << 8) << at;
+            }
+        }
     for (int step = 0; step < 2; step++) {
         int c = block * PACK_COLUMNS + packed_column(BITS, place + step * RUN);
         if (c >= cols) return;
