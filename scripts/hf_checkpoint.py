@@ -100,8 +100,15 @@ def rope_metadata(config):
     """RoPE from any layout: rope_parameters, or rope_theta and rope_scaling; rope_type, or the older type."""
     nested, scaling = config.get("rope_parameters"), config.get("rope_scaling")
     key = "rope_scaling" if nested is None else "rope_parameters"
-    require(nested is None or scaling in (None, nested), config.where, "rope_scaling", "what rope_parameters says",
-            scaling)
+    if nested is not None and scaling:          # transformers takes the older one, and no rope_theta from the newer
+        newer, older = ({"rope_theta": config.get("rope_theta", 10000.0),
+                         **Section("%s: %s" % (config.where, each), config.get(each)).values}
+                        for each in ("rope_parameters", "rope_scaling"))
+        differing = {each: older.get(each) for each in {**newer, **older} if newer.get(each) != older.get(each)}
+        if differing:
+            refuse(config.where, "rope_scaling", "what rope_parameters says",
+                   "%s, which is what transformers reads, as rope_scaling replaces rope_parameters and its rope_theta: "
+                   "delete rope_scaling if rope_parameters is right, else rope_parameters" % show(differing))
     rope = Section(config.where + ": " + key, config.get(key, {}))
     require(not any(isinstance(each, dict) for each in rope.values.values()), rope.where, "parameters",
             "one set for all layers", rope.values)
@@ -158,7 +165,10 @@ def end_ids(directory, config, vocab_size):
             require(all(is_int(each) and 0 <= each < vocab_size for each in ids), source.where, "eos_token_id",
                     "ids from 0 to %d" % (vocab_size - 1), value)
             return list(dict.fromkeys(ids))
-    note("no end-of-text id in generation_config.json or config.json: only the length will end a text")
+    no_file = not os.path.exists(os.path.join(directory, "generation_config.json"))
+    note("no end-of-text id in generation_config.json or config.json: only the length will end a text%s" % (
+        "; transformers 4 would end it at id 2, its default for config.json without eos_token_id (a null means none)"
+        if no_file and "eos_token_id" not in config.values else ""))
     return []
 
 
@@ -170,7 +180,8 @@ SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors\Z")
 def open_checkpoint(directory):
     """The tensors of model.safetensors, else of all shards: those that the index names, and those of one set with them.
 
-    The index says where a tensor is only if two shards hold it: what it lists or omits is not believed."""
+    What the index lists or omits is not believed, nor where it says that a tensor is: if two shards hold it, their
+    values must be the same, since transformers reads the last shard's, not those of the one named."""
     single, names = os.path.join(directory, "model.safetensors"), sorted(os.listdir(directory))
     if "model.safetensors" in names:
         return single, open_safetensors(single)
@@ -201,11 +212,15 @@ def open_checkpoint(directory):
     for shard in sorted(shards):
         path = os.path.join(directory, shard)
         for name, tensor in open_safetensors(path).items():
-            if name in tensors and weight_map.get(name) not in (shard, os.path.basename(tensors[name].file.name)):
-                refuse(path, show(name), "a tensor of no other shard", "one in %s as well" % tensors[name].file.name)
-            if name not in tensors or weight_map[name] == shard:
-                tensors[name] = tensor
+            first = tensors.setdefault(name, tensor)
+            if first is not tensor and not same_tensor(first, tensor):
+                refuse(path, show(name), "the same tensor as in %s" % first.file.name, "another of that name "
+                       "(transformers reads the last of the index's shards, not the one that it names)")
     return where, tensors
+
+
+def same_tensor(a, b):
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and equal_values(a, b)
 
 
 def refuse_weights(directory, names):

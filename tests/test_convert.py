@@ -434,6 +434,13 @@ def test_rope_layouts():
         ({"rope_theta": 10000.0, "rope_scaling": {"rope_type": "default"}}, plain),
         ({"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}, plain),
         ({"rope_parameters": {"rope_theta": 10000.0}}, plain),
+        # for versions 4 and 5 of transformers: 5.24 reads the older, with its own rope_theta, the top level's or 10000
+        ({"rope_theta": 5e5, "rope_parameters": dict(llama3, rope_type="llama3", rope_theta=5e5),
+          "rope_scaling": dict(llama3, rope_type="llama3")}, expected),
+        ({"rope_parameters": dict(llama3, rope_type="llama3", rope_theta=5e5),
+          "rope_scaling": dict(llama3, rope_type="llama3", rope_theta=5e5)}, expected),
+        ({"rope_parameters": dict(llama3, rope_type="llama3", rope_theta=5e5), "rope_scaling": {}}, expected),
+        ({"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}, "rope_scaling": {"rope_type": "default"}}, plain),
     )
     for layout, wanted in layouts:
         checkpoint = Checkpoint()
@@ -460,6 +467,18 @@ def test_end_ids():
     checkpoint = Checkpoint(eos_token_id=[263, 271])
     checkpoint.files["generation_config.json"] = None
     assert converted(checkpoint)[0]["eos_ids"] == "263,271"
+
+
+def test_no_end_id():
+    """Of these transformers 5.24 stops at none; 4.57 at LLaMA 2's id 2, if both the key and the file are missing."""
+    for present, config, default in ((False, DELETE, True), (False, None, False), (True, DELETE, False), (True, None, False)):
+        checkpoint = Checkpoint().edit("config/eos_token_id", config)
+        checkpoint.generation = {}
+        if not present:
+            checkpoint.files["generation_config.json"] = None
+        metadata, _, stderr = converted(checkpoint)
+        assert metadata["eos_ids"] == "" and "only the length will end a text" in stderr, stderr
+        assert ("; transformers 4 would end it at id 2" in stderr) == default, (present, config, stderr)
 
 
 def test_bos_from_the_template():
@@ -576,6 +595,25 @@ def test_index_that_lies():
                           (None, lambda shards: shards[0].append(shards[1][0]))):
         checkpoint = edited(sharded(index, shards))
         assert converted(checkpoint)[:2] == plain, (index, shards)
+
+
+def test_tensor_in_two_shards():
+    """The same values do no harm; others are refused whatever the index says: transformers 5.24 reads the last shard's."""
+    plain = converted(Checkpoint(vocab_size=9000))[:2]
+    for index, files in ((SHARDS[0], {}), (SHARDS[1], {}), (None, {}), (None, {INDEX: None})):
+        checkpoint = Checkpoint(vocab_size=9000)
+        in_both_shards(EMBED, index)(checkpoint)
+        checkpoint.files.update(files)
+        assert converted(checkpoint)[:2] == plain, (index, files)
+    checkpoint = Checkpoint(vocab_size=9000)            # the last byte of a table larger than what is read at once
+    assert len(checkpoint.tensors[EMBED][2]) > 2 * safetensors_reader.READ_BYTES
+    in_both_shards(EMBED, SHARDS[0], lambda data: data[:-1] + bytes([data[-1] ^ 1]))(checkpoint)
+    with tempfile.TemporaryDirectory() as top:
+        status, stderr = run(checkpoint.write(os.path.join(top, "tiny")), os.path.join(top, "model.bin"))
+        assert status == 1 and os.listdir(top) == ["tiny"], stderr
+        assert stderr == (
+            'convert.py: %s/tiny/%s: "%s", expected the same tensor as in %s/tiny/%s, found another of that name (transformers '
+            "reads the last of the index's shards, not the one that it names)\n" % (top, SHARDS[1], EMBED, top, SHARDS[0])), stderr
 
 
 def test_shards_without_an_index():
@@ -1041,6 +1079,20 @@ def sharded(index=None, shards=None):
     return edit
 
 
+def in_both_shards(name, index, change=None):
+    """The tensor is the last of both shards; the index names one of them for it, or none; the second file changed."""
+    def place(shards):
+        for shard in shards:
+            shard[:] = [each for each in shard if each != name] + [name]
+
+    def edit(checkpoint):
+        sharded(lambda value: value["weight_map"].update({name: index}) if index else value["weight_map"].pop(name) and None, place)(
+            checkpoint)
+        if change:
+            checkpoint.edit("files/" + SHARDS[1], change)
+    return edit
+
+
 def map_to(shard):
     return sharded(lambda index: index["weight_map"].__setitem__("model.norm.weight", shard))
 
@@ -1062,7 +1114,7 @@ def model_ranks(data, name="original/tokenizer.model"):
 
 
 EMBED, NORM, Q = "model.embed_tokens.weight", "model.norm.weight", "model.layers.1.self_attn.q_proj.weight"
-INDEX = "model.safetensors.index.json"
+INDEX, SHARDS = "model.safetensors.index.json", ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 BOS_STEP = "tokenizer/post_processor/processors/1/"
 CLS = {"SpecialToken": {"id": "<|eot_id|>", "type_id": 0}}
 SENTENCEPIECE = b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02"
@@ -1138,8 +1190,15 @@ REFUSALS = [
     ("rope a list", "rope_scaling: JSON, expected an object", edits("config/rope_scaling", [1])),
     ("rope by layer type", "rope_parameters: parameters, expected one set for all layers",
      edits("config/rope_parameters", {"full_attention": {"rope_theta": 1e4}}, "config/rope_scaling", None)),
-    ("rope both layouts", "rope_scaling, expected what rope_parameters says",
+    ("rope both layouts", 'rope_scaling, expected what rope_parameters says, found {"rope_type": "llama3", "factor": 8.0,',
      edits("config/rope_parameters", {"rope_type": "default"})),
+    ("rope both layouts, theta in one", 'found {"rope_theta": 10000.0}, which is what transformers reads, as rope_scaling replaces '
+     "rope_parameters and its rope_theta: delete rope_scaling if rope_parameters is right, else rope_parameters",
+     lambda c: c.config.update(rope_parameters=dict(c.config["rope_scaling"], rope_theta=c.config.pop("rope_theta")))),
+    ("rope both layouts, two thetas", 'found {"rope_theta": 1000000.0}, which is what transformers reads',
+     lambda c: (c.config.update(rope_parameters=dict(c.config["rope_scaling"])), edits("config/rope_scaling/rope_theta", 1e6)(c))),
+    ("rope both layouts, one a list", "rope_scaling: JSON, expected an object", edits(
+        "config/rope_parameters", {"rope_type": "default"}, "config/rope_scaling", [1])),
     ("rope thetas", "rope_theta, expected one value, found [10000.0, 500000.0]",
      edits("config/rope_parameters", {"rope_theta": 10000.0}, "config/rope_scaling", None)),
     ("rope theta negative", "rope_theta, expected a positive number", edits("config/rope_theta", -1.0)),
@@ -1227,9 +1286,14 @@ REFUSALS = [
     ("tensor in no shard", "model.norm.weight, expected a tensor, found none",
      sharded(shards=lambda shards: [shard.remove(NORM) for shard in shards if NORM in shard], index=lambda index:
              index["weight_map"].__setitem__(NORM, "model-00002-of-00002.safetensors"))),
-    ("tensor in two shards", "expected a tensor of no other shard, found one in",
-     sharded(lambda index: index["weight_map"].pop(EMBED) and None, lambda shards: [
-         shard.append(EMBED) for shard in shards if EMBED not in shard])),
+    ("tensor in two shards, the first in the index", SHARDS[0] + ", found another of that name (transformers reads",
+     in_both_shards(NORM, SHARDS[0], lambda data: data[:-2] + b"\0\0")),
+    ("tensor in two shards, the second in the index", SHARDS[0] + ", found another of that name (transformers reads",
+     in_both_shards(NORM, SHARDS[1], lambda data: data[:-2] + b"\0\0")),
+    ("tensor in two shards, none in the index", SHARDS[0] + ", found another of that name (transformers reads",
+     in_both_shards(NORM, None, lambda data: data[:-2] + b"\0\0")),
+    ("tensor in two shards, of two dtypes", SHARDS[0] + ", found another of that name (transformers reads",
+     in_both_shards(NORM, SHARDS[0], lambda data: b'"F16" '.join(data.rsplit(b'"BF16"', 1)))),
     # tokenizer.json
     ("no tokenizer", "tokenizer, expected tokenizer.json or original/tokenizer.model, found neither, an incomplete download",
      raw("tokenizer.json", None)),
