@@ -212,7 +212,7 @@ static void test_fused_plan_of_quantised_weights(void) {
                               p.shared_bytes <= s.shared_bytes);
                         CHECK(p.stages_in_flight >= 1 && p.stages_in_flight <= p.n_stages);
                         int sums = p.split_down ? 1 : fused_n_slices(hidden, PACKED_PART);
-                        CHECK(p.partial_floats == sums * PACKED_WARPS * rows * tile);
+                        CHECK(p.partial_floats == sums * CONSUMER_WARPS * rows * tile);
                         if (p.split_down) CHECK(3 + fused_n_slices(hidden, PACKED_PART) <= MAX_PRODUCTS);
                     }
                 }
@@ -302,8 +302,7 @@ static void test_packed_fp8_codes_are_braided(void) {
         for (unsigned b = 0; b < 256; b++) {
             unsigned both = packed_fp8(a, b);
             CHECK(both < 65536 && packed_fp8_first(both) == a && packed_fp8_second(both) == b);
-            float first = times_2_120(both & 0x87f0),
-                  second = times_2_120((both << 4 & 0x80f0) | (both >> 4 & 0x0700));
+            float first = times_2_120(both & 0x87f0), second = times_2_120((both << 4 & 0x80f0) | (both >> 4 & 0x0700));
             if ((a & 0x7f) != 0x7f) CHECK(first == quant_fp8_value((uint8_t)a));
             if ((b & 0x7f) != 0x7f) CHECK(second == quant_fp8_value((uint8_t)b));
         }

@@ -203,10 +203,10 @@ static bool decode_pass(Model *m, const FusedPlan *plan, int first, int n, bool 
             fprintf(stderr,
                     "decode: decode_products_kernel %d products, %d rows, tiles of %d, grid %d, block %d, shared %zu: "
                     "a ring of %d x %d bytes, %d in flight\n",
-                    p.n_products, n, p.tile_rows, f->n_blocks, N::THREADS, plan->shared_bytes, p.n_stages,
+                    p.n_products, n, p.tile_rows, f->n_blocks, FUSED_THREADS, plan->shared_bytes, p.n_stages,
                     p.stage_bytes, p.stages_in_flight);
-        CUDA_TRY(
-            launch_kernel(decode_products_kernel<N>, f->n_blocks, N::THREADS, plan->shared_bytes, true, s->stream, p));
+        CUDA_TRY(launch_kernel(decode_products_kernel<N>, f->n_blocks, FUSED_THREADS, plan->shared_bytes, true,
+                               s->stream, p));
     }
     CUDA_TRY(launch_kernel(decode_argmax_kernel, 1, 32 * MAX_ACT_ROWS, 0, true, s->stream, (const int2 *)f->best,
                            f->n_blocks, c->vocab_size, s->argmax + first, s->argmax_host + first, s->step, first, n,

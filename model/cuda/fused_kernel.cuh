@@ -26,14 +26,12 @@ __device__ __forceinline__ void split_f16(uint32_t pair, uint32_t &hi, uint32_t 
 
 // What a kernel computes in. W: the stored weights' type, of those that have 16 bits; TERMS: activation rows of a token,
 // 1, or 3 (bf16x3); E: the type of an activation row; KV: the cache's type; GROUPS of MMA_WEIGHT_ROWS in a tile; STEPS:
-// mmas of a warp along a whole slice; PACKED: may weights be quantised? WARPS: the consumers.
+// mmas of a warp along a whole slice; PACKED: may weights be quantised?
 template <typename W_, int TERMS_, int GROUPS_, bool PACKED_ = false> struct Numbers {
     typedef W_ W;
     static constexpr bool PACKED = PACKED_;
     static constexpr int TERMS = TERMS_, GROUPS = GROUPS_, TILE = GROUPS * MMA_WEIGHT_ROWS,
-                         WARPS = PACKED ? PACKED_WARPS : CONSUMER_WARPS,
-                         STEPS = MAX_SLICE / GROUPS / WARPS / MMA_COLUMNS, CONSUMERS = 32 * WARPS, EPILOGUE = WARPS,
-                         PRODUCER = WARPS + 1, THREADS = 32 * (WARPS + 2);
+                         STEPS = MAX_SLICE / GROUPS / CONSUMER_WARPS / MMA_COLUMNS;
     typedef typename std::conditional<TERMS == 1, W, bf16>::type E;
     typedef typename std::conditional<TERMS == 1, W, float>::type KV;
 };
@@ -80,7 +78,7 @@ struct Block {
     uint32_t stages, act;           // addresses: the ring of weights, the activations
     char *shared;                   // the activations again
     float *partials;                // [PARTIAL_BUFFERS][partial_floats]: partial sums
-    float *sums;                    // [4][consumer warps]: of squares
+    float *sums;                    // [4][CONSUMER_WARPS]: of squares
     int *stage_tile, *partial_tile; // [n_stages], [PARTIAL_BUFFERS]: which tile it belongs to
     float2 *rope;                   // [n_rows][head_dim/2]: cosine and sine
     float4 *residuals;              // [RESIDUAL_BUFFERS][n_rows][groups]: what a tile of PRODUCT_OUT is added to
@@ -187,8 +185,8 @@ template <typename N> __device__ __forceinline__ void produce(const FusedParams 
 
 // ---- input of a product ---------------------------------------------------------------------------------------------
 
-template <typename N> __device__ __forceinline__ void consumers_sync() {
-    named_barrier_sync(BARRIER_FUSED_CONSUMERS, N::CONSUMERS);
+__device__ __forceinline__ void consumers_sync() {
+    named_barrier_sync(BARRIER_FUSED_CONSUMERS, CONSUMER_THREADS);
 }
 
 __device__ __forceinline__ float squares(float4 v) {
@@ -199,17 +197,16 @@ __device__ __forceinline__ float4 scaled(float4 v, float scale, float4 w) {
 }
 
 // The norm's weights, which depend on nothing: read before the wait for what is normalised.
-template <typename N, int EACH> __device__ __forceinline__ void load_norm(const Product &f, float4 (&w)[EACH]) {
+template <int EACH> __device__ __forceinline__ void load_norm(const Product &f, float4 (&w)[EACH]) {
 #pragma unroll
     for (int j = 0; j < EACH; j++) {
-        int i = threadIdx.x + j * N::CONSUMERS;
+        int i = threadIdx.x + j * CONSUMER_THREADS;
         w[j] = i < f.cols / 4 ? __ldg((const float4 *)f.norm + i) : make_float4(0, 0, 0, 0);
     }
 }
 
 // x / sqrt(mean(x²) + eps) * weight of every token, to its activation rows; ROWS tokens at a time, EACH float4s of each
-// a thread. A token's sum of squares has one order: thread i adds elements 4i .. 4i+3 and those as far
-// on as all threads reach,
+// a thread. A token's sum of squares has one order: thread i of 256 adds elements 4i .. 4i+3 and those 1024 further on,
 // then lanes, then warps.
 template <typename N, int ROWS, int EACH>
 __device__ __forceinline__ void store_normalised(const FusedParams &s, const Product &f, const float4 (&w)[EACH],
@@ -221,54 +218,55 @@ __device__ __forceinline__ void store_normalised(const FusedParams &s, const Pro
         for (int r = 0; r < ROWS; r++)
 #pragma unroll
             for (int j = 0; j < EACH; j++) {
-                bool there = b0 + r < s.n_rows && tid + j * N::CONSUMERS < n;
-                x[r][j] = floats_of(load_l2_16(s.x + (size_t)(b0 + r) * f.cols + 4 * (tid + j * N::CONSUMERS), there));
+                bool there = b0 + r < s.n_rows && tid + j * CONSUMER_THREADS < n;
+                x[r][j] =
+                    floats_of(load_l2_16(s.x + (size_t)(b0 + r) * f.cols + 4 * (tid + j * CONSUMER_THREADS), there));
             }
-        if (b0 > 0) consumers_sync<N>(); // all have read the sums of the tokens before
+        if (b0 > 0) consumers_sync(); // all have read the sums of the tokens before
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             float sum = 0;
 #pragma unroll
             for (int j = 0; j < EACH; j++) sum += squares(x[r][j]);
             sum = warp_sum(sum);
-            if (tid % 32 == 0) sums[r * N::WARPS + tid / 32] = sum;
+            if (tid % 32 == 0) sums[r * CONSUMER_WARPS + tid / 32] = sum;
         }
-        consumers_sync<N>();
+        consumers_sync();
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             if (b0 + r >= s.n_rows) break;
             float sum = 0;
 #pragma unroll
-            for (int i = 0; i < N::WARPS; i++) sum += sums[r * N::WARPS + i];
+            for (int i = 0; i < CONSUMER_WARPS; i++) sum += sums[r * CONSUMER_WARPS + i];
             float scale = 1.0f / sqrtf(sum / (float)f.cols + s.eps);
             char *row = to + (size_t)(b0 + r) * N::TERMS * f.act_pitch;
 #pragma unroll
             for (int j = 0; j < EACH; j++)
-                if (tid + j * N::CONSUMERS < n)
-                    store_split<N>(row, f.act_pitch, 4 * (tid + j * N::CONSUMERS), scaled(x[r][j], scale, w[j]));
+                if (tid + j * CONSUMER_THREADS < n)
+                    store_split<N>(row, f.act_pitch, 4 * (tid + j * CONSUMER_THREADS), scaled(x[r][j], scale, w[j]));
         }
     }
 }
 
 // Loads n × 16 bytes of each of `rows` rows, from_pitch × 16 bytes apart, and hands them to store(row, column, what was
 // loaded). Of a thread's loads ROWS × DEPTH are under way.
-template <typename N, int ROWS, int DEPTH, class Store>
+template <int ROWS, int DEPTH, class Store>
 __device__ __forceinline__ void for_rows(const uint4 *from, int from_pitch, int n, int rows, Store store) {
     for (int row = 0; row < rows; row += ROWS)
-        for (int first = threadIdx.x; first < n; first += DEPTH * N::CONSUMERS) {
+        for (int first = threadIdx.x; first < n; first += DEPTH * CONSUMER_THREADS) {
             uint4 v[ROWS][DEPTH];
 #pragma unroll
             for (int r = 0; r < ROWS; r++)
 #pragma unroll
                 for (int j = 0; j < DEPTH; j++)
-                    v[r][j] = load_l2_16(from + (size_t)(row + r) * from_pitch + first + j * N::CONSUMERS,
-                                         row + r < rows && first + j * N::CONSUMERS < n);
+                    v[r][j] = load_l2_16(from + (size_t)(row + r) * from_pitch + first + j * CONSUMER_THREADS,
+                                         row + r < rows && first + j * CONSUMER_THREADS < n);
 #pragma unroll
             for (int r = 0; r < ROWS; r++)
 #pragma unroll
                 for (int j = 0; j < DEPTH; j++)
-                    if (row + r < rows && first + j * N::CONSUMERS < n)
-                        store(row + r, first + j * N::CONSUMERS, v[r][j]);
+                    if (row + r < rows && first + j * CONSUMER_THREADS < n)
+                        store(row + r, first + j * CONSUMER_THREADS, v[r][j]);
         }
 }
 
@@ -276,7 +274,7 @@ __device__ __forceinline__ void for_rows(const uint4 *from, int from_pitch, int 
 template <typename N>
 __device__ __forceinline__ void store_attention(const FusedParams &s, const Product &f, char *to) {
     constexpr int EACH = 16 / sizeof(typename N::KV);
-    for_rows<N, N::TERMS == 1 ? 4 : 1, N::TERMS == 1 ? 2 : 4>(
+    for_rows<N::TERMS == 1 ? 4 : 1, N::TERMS == 1 ? 2 : 4>(
         (const uint4 *)s.att, f.cols / EACH, f.cols / EACH, s.n_rows, [&](int b, int column, uint4 v) {
             char *row = to + b * N::TERMS * f.act_pitch;
             if constexpr (N::TERMS == 1)
@@ -289,7 +287,7 @@ __device__ __forceinline__ void store_attention(const FusedParams &s, const Prod
 // What gate_up left, split and permuted already; the columns of this product. All copies are under way at once.
 template <typename N> __device__ __forceinline__ void store_hidden(const FusedParams &s, const Product &f, char *to) {
     for (int r = 0; r < s.n_rows * N::TERMS; r++)
-        for (int i = threadIdx.x; i < f.cols / 8; i += N::CONSUMERS)
+        for (int i = threadIdx.x; i < f.cols / 8; i += CONSUMER_THREADS)
             copy_async16_from_l2(shared_address(to + (size_t)r * f.act_pitch + i * 16),
                                  (const uint4 *)s.h + ((size_t)r * f.row_length + f.first_col) / 8 + i);
     copy_async_wait_all();
@@ -325,8 +323,8 @@ template <typename N> struct EpilogueLane {
                 for (int t = N::TERMS - 1; t >= 0; t--) {
                     float term[GROUPS] = {};
 #pragma unroll
-                    for (int w = 0; w < N::WARPS; w++) {
-                        const float *from = partials + ((c * N::WARPS + w) * act_rows + t) * TILE;
+                    for (int w = 0; w < CONSUMER_WARPS; w++) {
+                        const float *from = partials + ((c * CONSUMER_WARPS + w) * act_rows + t) * TILE;
                         if constexpr (N::PACKED) {
                             float4 v = *(const float4 *)(from + partial_place<N>(n));
                             term[0] += v.x, term[1] += v.y, term[2] += v.z, term[3] += v.w;
@@ -537,9 +535,10 @@ __device__ __forceinline__ void consume_tiles(const FusedParams &s, const Produc
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int act_rows = s.n_rows * N::TERMS, n_slices = f.n_slices, slice = f.slice, cols = f.cols,
               slices_per_sum = f.slices_per_sum, pitch = f.weight_pitch;
-    const int span = slice / N::WARPS; // columns of a slice that are this warp's
+    const int span = slice / CONSUMER_WARPS; // columns of a slice that are this warp's
     const int weight_column = warp * span + mma_weight_column(lane), act_column = warp * span + mma_act_column(lane);
-    const int sum_floats = N::WARPS * act_rows * TILE, partial_floats = s.partial_floats, stage_bytes = s.stage_bytes;
+    const int sum_floats = CONSUMER_WARPS * act_rows * TILE, partial_floats = s.partial_floats,
+              stage_bytes = s.stage_bytes;
     const uint32_t weights = block.stages + mma_weight_row(lane) * pitch + weight_column * 2;
     float *partials = block.partials + (warp * act_rows + t / 2) * TILE;
     uint32_t act[PAIRS];
@@ -608,13 +607,13 @@ __device__ __forceinline__ void consume_tiles(const FusedParams &s, const Produc
 #include "fused_packed.cuh"
 
 // Waits until all blocks have finished a product: edge D in fused.h.
-template <typename N> __device__ __forceinline__ void wait_for_product(const unsigned *done) {
+__device__ __forceinline__ void wait_for_product(const unsigned *done) {
     if (threadIdx.x == 0) {
         unsigned n;
         do n = load_acquire(done);
         while (n < gridDim.x);
     }
-    consumers_sync<N>();
+    consumers_sync();
 }
 
 template <typename N>
@@ -626,25 +625,25 @@ __device__ __forceinline__ void consume(const FusedParams &s, const Block &block
                 wait_for_previous_kernel();
                 let_next_kernel_start(); // not before: attention relies on it (AttentionArgs.kv_stable)
             } else if (f.adds_partial)
-                consumers_sync<N>(); // done with the part of K before; h is complete
+                consumers_sync(); // done with the part of K before; h is complete
             else
-                wait_for_product<N>(s.done + i - 1);
+                wait_for_product(s.done + i - 1);
         };
         auto normalised = [&](auto rows, auto each) {
             float4 w[each.value];
-            load_norm<N>(f, w);
+            load_norm(f, w);
             wait();
             store_normalised<N, rows.value, each.value>(s, f, w, block.shared, block.sums);
         };
         if (f.norm) { // 16 float4s a thread at most
-            typedef std::integral_constant<int, 1024 / N::CONSUMERS> Short;
+            typedef std::integral_constant<int, 1024 / CONSUMER_THREADS> Short;
             if (s.n_rows == 1 && f.cols <= 4096)
                 normalised(std::integral_constant<int, 1>(), Short());
             else if (f.cols <= 4096)
                 normalised(std::integral_constant<int, 4>(), Short());
             else
                 normalised(std::integral_constant<int, 2>(),
-                           std::integral_constant<int, FUSED_MAX_DIM / 4 / N::CONSUMERS>());
+                           std::integral_constant<int, FUSED_MAX_DIM / 4 / CONSUMER_THREADS>());
         } else {
             wait();
             if (f.kind == PRODUCT_OUT)
@@ -654,7 +653,7 @@ __device__ __forceinline__ void consume(const FusedParams &s, const Block &block
         }
         if (N::PACKED && f.codes != CODES_NONE && f.cols % PACK_CHUNK)
             clear_last_chunk<N>(f, s.n_rows * N::TERMS, block.shared);
-        consumers_sync<N>();
+        consumers_sync();
         if (threadIdx.x == 0) *block.started = i + 1;
         if constexpr (N::PACKED)
             if (f.codes != CODES_NONE) {
@@ -676,18 +675,18 @@ __device__ __forceinline__ void consume(const FusedParams &s, const Block &block
 //           SwiGLU, RoPE, each block's argmax of its logits.
 // Reads:    weights 16-bit, x, att, rope; shapes in FusedParams, who orders what in fused.h.
 // Writes:   x, h, qkv, logits, best, down_partial, done, next_tile.
-// Grid:     SMs × N::THREADS: one block on every SM, all resident at once; a tile is one block's.
+// Grid:     SMs × 320 threads: one block on every SM, all resident at once; a tile is one block's.
 // Requires: done = next_tile = 0; cols % 8 = 0; n_rows × terms <= MAX_ACT_ROWS; dynamic shared memory as FusedPlan
 // says.
 template <typename N>
-__global__ void __launch_bounds__(N::THREADS, 1) decode_products_kernel(const __grid_constant__ FusedParams s) {
+__global__ void __launch_bounds__(FUSED_THREADS, 1) decode_products_kernel(const __grid_constant__ FusedParams s) {
     extern __shared__ __align__(128) char shared[];
     __shared__ uint64_t barriers[2 * MAX_STAGES + 2 * PARTIAL_BUFFERS];
-    __shared__ float sums[4 * N::WARPS];
+    __shared__ float sums[4 * CONSUMER_WARPS];
     __shared__ int stage_tile[MAX_STAGES], partial_tile[PARTIAL_BUFFERS], started;
-    constexpr int OWN_BYTES = sizeof barriers + sizeof sums + sizeof stage_tile + sizeof partial_tile + sizeof started;
-    static_assert(N::PACKED || OWN_BYTES == 452, "fused.h says so");
-    static_assert(OWN_BYTES <= FUSED_STATIC_BYTES, "fused_plan leaves room for them");
+    static_assert(sizeof barriers + sizeof sums + sizeof stage_tile + sizeof partial_tile + sizeof started == 452,
+                  "fused.h says so");
+    static_assert(452 <= FUSED_STATIC_BYTES, "fused_plan leaves room for them");
     uint32_t first = shared_address(barriers);
     Block block = {shared_address(shared) + s.ring_offset,
                    shared_address(shared),
@@ -705,26 +704,26 @@ __global__ void __launch_bounds__(N::THREADS, 1) decode_products_kernel(const __
                           0};
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     // Every launch fetches its parameters anew: all lines of them at once, a few a warp.
-    for (int i = warp * 64; i < (int)sizeof s; i += 64 * N::THREADS / 32)
+    for (int i = warp * 64; i < (int)sizeof s; i += 64 * FUSED_THREADS / 32)
         asm volatile("" ::"r"(*(const int *)((const char *)&s + i)));
-    if (warp == N::PRODUCER) { // does not wait for the others: memory has nothing to do before its first copy
+    if (warp == PRODUCER_WARP) { // does not wait for the others: memory has nothing to do before its first copy
         if (lane == 0) started = 0;
         if (lane < s.n_stages) {
             mbarrier_init(ring.full + 8 * lane, 1);
-            mbarrier_init(ring.empty + 8 * lane, N::WARPS);
+            mbarrier_init(ring.empty + 8 * lane, CONSUMER_WARPS);
         }
         if (lane < PARTIAL_BUFFERS) {
-            mbarrier_init(partials_ring.full + 8 * lane, N::WARPS);
+            mbarrier_init(partials_ring.full + 8 * lane, CONSUMER_WARPS);
             mbarrier_init(partials_ring.empty + 8 * lane, 1);
         }
         fence_mbarrier_init();
         __syncwarp();
-        named_barrier_arrive(BARRIER_FUSED_SETUP, N::THREADS);
+        named_barrier_arrive(BARRIER_FUSED_SETUP, FUSED_THREADS);
         produce<N>(s, block, ring);
         return;
     }
-    named_barrier_sync(BARRIER_FUSED_SETUP, N::THREADS);
-    if (warp == N::EPILOGUE)
+    named_barrier_sync(BARRIER_FUSED_SETUP, FUSED_THREADS);
+    if (warp == EPILOGUE_WARP)
         epilogue<N>(s, block, partials_ring);
     else
         consume<N>(s, block, ring, partials_ring);

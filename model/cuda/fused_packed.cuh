@@ -68,7 +68,7 @@ struct CodesInt4 {
 template <typename N, class Codes, int SCALES>
 __device__ __forceinline__ void consume_packed_tiles(const FusedParams &s, const Product &f, const Block &block,
                                                      Ring &ring, Ring &partials_ring) {
-    constexpr int TILE = N::TILE, WARPS = N::WARPS, CODE_BYTES = PACK_COLUMNS * Codes::BITS / 8,
+    constexpr int TILE = N::TILE, WARPS = CONSUMER_WARPS, CODE_BYTES = PACK_COLUMNS * Codes::BITS / 8,
                   CHUNK_BYTES = PACK_CHUNK * Codes::BITS / 8, CHUNKS = PACK_COLUMNS / PACK_CHUNK,
                   UNROLL = Codes::BITS == 4 && SCALES < 4 ? 2 : 1; // as registers allow
     static_assert(TILE == 16 && MAX_ACT_ROWS == 8 && WARPS % CHUNKS == 0, "whole mmas; a warp's chunk of every block");
@@ -81,7 +81,9 @@ __device__ __forceinline__ void consume_packed_tiles(const FusedParams &s, const
     // The warp's first chunk of a slice; the next one is WARPS chunks, whole blocks, further on.
     const uint32_t row = block.stages + g * pitch + warp / CHUNKS * block_bytes;
     const uint32_t codes_at = row + warp % CHUNKS * CHUNK_BYTES + t * 16, scales_at = row + CODE_BYTES;
-    const uint32_t act = block.act + (g < act_rows ? g : 0) * f.act_pitch + t * 16;
+    const uint32_t act = block.act + g * f.act_pitch + t * 16;
+    const bool there =
+        g < act_rows; // lanes without an activation row load nothing: shared memory is what is short here
     uint32_t scale_at[4];
 #pragma unroll
     for (int j = 0; j < SCALES; j++)
@@ -112,7 +114,7 @@ __device__ __forceinline__ void consume_packed_tiles(const FusedParams &s, const
                         scale[half][j] = load_shared_2_or_4(scale_at[j] + at + half * 8 * pitch, scale_bytes == 2);
                 }
 #pragma unroll
-                for (int j = 0; j < 4; j++) a[j] = load_shared16(input + chunk * PACK_CHUNK * 2 + j * 64);
+                for (int j = 0; j < 4; j++) a[j] = load_shared16(input + chunk * PACK_CHUNK * 2 + j * 64, there);
                 float acc[2][4] = {};
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
@@ -171,7 +173,7 @@ __device__ __forceinline__ void consume_codes(const FusedParams &s, const Produc
 // none.
 template <typename N> __device__ __forceinline__ void clear_last_chunk(const Product &f, int act_rows, char *to) {
     const int each = -f.cols % PACK_CHUNK + PACK_CHUNK;
-    for (int i = threadIdx.x; i < act_rows * each; i += N::CONSUMERS)
+    for (int i = threadIdx.x; i < act_rows * each; i += CONSUMER_THREADS)
         ((uint16_t *)(to + i / each * f.act_pitch))[f.cols + i % each] = 0;
 }
 

@@ -9,13 +9,13 @@
 #include "rule.h"
 
 enum {
-    // Consumer warps, each for its part of the columns. Beside them one epilogue warp finishes tiles, one producer warp
-    // copies weights.
+    // Warps of a block: consumers multiply, one epilogue warp finishes tiles, one producer warp copies weights.
     CONSUMER_WARPS = 8,
+    EPILOGUE_WARP = CONSUMER_WARPS,
+    PRODUCER_WARP = CONSUMER_WARPS + 1,
+    FUSED_WARPS = CONSUMER_WARPS + 2,
+    FUSED_THREADS = 32 * FUSED_WARPS,
     CONSUMER_THREADS = 32 * CONSUMER_WARPS,
-    // Where weights are quantised there are twice as many: to widen a code costs instructions, where 16-bit weights are
-    // there as they are needed.
-    PACKED_WARPS = 16,
 
     // Rows of weights that one mma takes: 16 rows of its left operand hold 4 quarters of each (see the drawing in
     // fused.h).
@@ -155,13 +155,13 @@ RULE int packed_act_pitch(int cols) {
 // The plan with `groups` in a tile, down whole or split over K. Returns whether the ring has min_stages.
 RULE bool fused_plan_with(const FusedShape *s, int groups, bool split_down, int min_stages, FusedPlan *p) {
     int act_rows = s->n_rows * s->terms, down_cols = split_down ? fused_min(s->hidden_dim, p->slice) : s->hidden_dim;
-    int warps = s->packed_pitch ? PACKED_WARPS : CONSUMER_WARPS,
-        most_cols = fused_max(down_cols, fused_max(s->dim, s->q_dim));
+    int most_cols = fused_max(down_cols, fused_max(s->dim, s->q_dim));
     p->tile_rows = groups * MMA_WEIGHT_ROWS;
     p->split_down = split_down;
     // Of down every slice's sum is left separately, to be added up in their order; whoever splits it does so between
     // products.
-    p->partial_floats = (split_down ? 1 : fused_ceil(s->hidden_dim, p->slice)) * warps * act_rows * p->tile_rows;
+    p->partial_floats =
+        (split_down ? 1 : fused_ceil(s->hidden_dim, p->slice)) * CONSUMER_WARPS * act_rows * p->tile_rows;
     p->partials_offset = s->packed_pitch ? fused_ceil(act_rows * packed_act_pitch(most_cols), 128) * 128
                                          : (int)fused_act_bytes(most_cols, act_rows);
     p->rope_offset = p->partials_offset + PARTIAL_BUFFERS * p->partial_floats * (int)sizeof(float);

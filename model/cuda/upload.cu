@@ -289,8 +289,8 @@ bool place_tensors(Plan *p, Error *err) {
 
 static PackedRows packed_rows(const Placement *t, uint64_t first) {
     const Matrix *m = t->weight.matrix;
-    return PackedRows{t->at,   (float *)t->scales, matrix_packing(m), m->dtype == DTYPE_F8_E4M3,
-                      t->cols, first,              t->head_dim};
+    return PackedRows{t->at, (float *)t->scales, matrix_packing(m), m->dtype == DTYPE_F8_E4M3, t->cols,
+                      first, t->head_dim};
 }
 
 // Packs rows whose codes and scales are in device memory.
