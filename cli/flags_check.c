@@ -105,7 +105,7 @@ static bool check_run(const Options *o, Error *err) {
 }
 
 static bool check_weights(const Options *o, Error *err) {
-    QuantType type;
+    QuantType type, output;
     if (o->quantize && !quant_parse(o->quantize, &type))
         return fail(err, "--quantize %s: expected one of: %s", o->quantize, quant_types);
     if (o->weights && !o->synthetic) return fail(err, "--weights goes with --synthetic");
@@ -117,6 +117,10 @@ static bool check_weights(const Options *o, Error *err) {
         return fail(err, "--output-weights %s: expected one of: %s", o->output_weights, quant_output_types);
     if (!o->quantize) return true;
     if (o->synthetic) return fail(err, "--quantize and --synthetic: expected a model file");
+    if (quant_parse(o->quantize, &type) && o->output_weights && quant_parse(o->output_weights, &output) &&
+        type.group > 0 && output.group > 0 && type.group != output.group)
+        return fail(err, "--quantize %s and --output-weights %s: groups of two sizes, expected one size in a file",
+                    o->quantize, o->output_weights);
     return o->output || fail(err, "--quantize %s needs -o FILE, to write to", o->quantize);
 }
 

@@ -50,6 +50,7 @@ void interrupt_begin(void) {
     install(SIGINT, (int)SA_RESETHAND);
     install(SIGTERM, (int)SA_RESETHAND);
     signal(SIGPIPE, SIG_IGN); // a closed pipe is then an error of write, with a message and a status
+    signal(SIGXFSZ, SIG_IGN); // so is a file that reaches the limit of its size
 }
 
 bool interrupt_begin_chat(Error *err) {

@@ -2,6 +2,7 @@
 // any number of threads; what it refuses, and that it leaves nothing behind then.
 #include <errno.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "model_writer.h"
@@ -319,8 +320,14 @@ static void test_refusals(void) {
     close(fd);
     unlink(part_path);
 
-    expect_failure("groups_of_two_sizes", model_path, "int4:64", "int4:32", out_path, 1,
-                   "groups of 64 columns in the layers and of 32 in the output matrix, expected one size");
+    CHECK(symlink(missing, part_path) == 0);
+    expect_failure("part_is_a_link", model_path, "int8", NULL, out_path, 1, "out.bin.part: not a regular file");
+    unlink(part_path);
+    CHECK(symlink(missing, path) == 0);
+    expect_failure("output_is_a_link_to_nothing", model_path, "int8", NULL, path, 1,
+                   "other.bin: a symbolic link to a file that is not there, expected one that is, or no link");
+    unlink(path);
+
     set_weight("layers.1.w2", HIDDEN + 3, NAN);
     expect_failure("weight_is_nan", model_path, "int8", NULL, out_path, 1,
                    "tensor layers.1.w2: row 1, column 3 is nan, expected a finite number");
@@ -358,6 +365,8 @@ static void test_usage(void) {
         "--quantize int5: expected one of: fp8, int8, int8:32, int8:64, int8:128, int4, int4:32, int4:64, int4:128");
     expect_failure("output_type_unknown", model_path, "int8", "bf16", out_path, 2,
                    "--output-weights bf16: expected one of: fp8, ");
+    expect_failure("groups_of_two_sizes", model_path, "int4:64", "int8:32", out_path, 2,
+                   "--quantize int4:64 and --output-weights int8:32: groups of two sizes, expected one size in a file");
     static const struct {
         const char *name, *fragment, *args[8];
     } usage[] = {{"no_output", "--quantize int8 needs -o FILE, to write to", {model_path, "--quantize", "int8"}},
@@ -381,6 +390,27 @@ static void test_usage(void) {
         run_free(&r);
         test_end(usage[i].name);
     }
+}
+
+// A limit of the size of files (ulimit -f) is an error of write: what was there stays.
+static void test_file_size_limit(void) {
+    struct rlimit before, limit;
+    size_t n;
+    write_source("BF16", false);
+    write_file(out_path, "old", 3);
+    CHECK(getrlimit(RLIMIT_FSIZE, &before) == 0);
+    limit = (struct rlimit){.rlim_cur = 8192, .rlim_max = before.rlim_max};
+    CHECK(setrlimit(RLIMIT_FSIZE, &limit) == 0);
+    Run r = run_program(NULL, model_path, "--quantize", "int8", "-o", out_path, NULL);
+    CHECK(setrlimit(RLIMIT_FSIZE, &before) == 0);
+    check_status(&r, 1);
+    if (!strstr(r.err, "out.bin.part: File too large\n")) test_fail("%s", r.err);
+    run_free(&r);
+    char *after = read_whole(out_path, &n);
+    CHECK(n == 3 && memcmp(after, "old", 3) == 0 && !exists(part_path));
+    free(after);
+    unlink(out_path);
+    test_end("test_file_size_limit");
 }
 
 // What a stopped run left is taken over; a symbolic link is followed; a file that is there is replaced.
@@ -414,6 +444,7 @@ int main(void) {
     test_report();
     test_refusals();
     test_usage();
+    test_file_size_limit();
     test_places();
     return tests_summary();
 }

@@ -209,21 +209,17 @@ static bool make_header(const Job *j, Bytes *text, Error *err) {
 
 // Where PATH leads, and PATH.part beside it. Neither may be the file that is read.
 static bool name_files(Job *j, const char *path, Error *err) {
+    struct stat input, info;
     j->path = realpath(path, NULL);
-    if (!j->path && errno != ENOENT) {
-        fail(err, "%s: %s", path, strerror(errno));
-        return false;
-    }
+    if (!j->path && errno != ENOENT) return fail(err, "%s: %s", path, strerror(errno));
+    if (!j->path && lstat(path, &info) == 0)
+        return fail(err, "%s: a symbolic link to a file that is not there, expected one that is, or no link", path);
     if (!j->path) j->path = strdup(path);
     size_t n = j->path ? strlen(j->path) + sizeof ".part" : 0;
     if (n) j->part = malloc(n);
-    if (!j->part) {
-        fail(err, "out of memory: the name of %s", path);
-        return false;
-    }
+    if (!j->part) return fail(err, "out of memory: the name of %s", path);
     snprintf(j->part, n, "%s.part", j->path);
     const char *const names[] = {j->path, j->part};
-    struct stat input, info;
     if (fstat(j->model->file.fd, &input) != 0) return fail(err, "%s: %s", j->model->file.path, strerror(errno));
     for (int i = 0; i < 2; i++) {
         if (stat(names[i], &info) != 0) continue;
@@ -243,14 +239,30 @@ static bool check_space(const Job *j, uint64_t bytes, Error *err) {
                                       (double)bytes * 1e-9, (double)available * 1e-9);
 }
 
+// Whether PATH.part is still the file that was opened: whoever had its lock may have renamed or removed it.
+static bool part_is_there(const Job *j) {
+    struct stat opened, named;
+    return fstat(j->fd, &opened) == 0 && lstat(j->part, &named) == 0 && opened.st_dev == named.st_dev &&
+           opened.st_ino == named.st_ino;
+}
+
+static bool fail_part(Job *j, const char *why, Error *err) {
+    if (j->fd >= 0) close(j->fd);
+    j->fd = -1;
+    return fail(err, "%s: %s", j->part, why);
+}
+
 // PATH.part, empty and locked: what a stopped run left is taken over, what another is writing is not.
 static bool open_part(Job *j, Error *err) {
-    j->fd = open(j->part, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
-    if (j->fd < 0) return fail(err, "%s: %s", j->part, strerror(errno));
-    if (flock(j->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
-        close(j->fd);
-        j->fd = -1;
-        return fail(err, "%s: another program is writing it", j->part);
+    bool there = false;
+    for (int tries = 0; !there; tries++) {
+        j->fd = open(j->part, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
+        if (j->fd < 0) return fail_part(j, errno == ELOOP ? "not a regular file" : strerror(errno), err);
+        if (flock(j->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+            return fail_part(j, "another program is writing it", err);
+        there = part_is_there(j);
+        if (!there && tries == 9) return fail_part(j, "another program is writing it", err);
+        if (!there) close(j->fd);
     }
     return ftruncate(j->fd, 0) == 0 || fail(err, "%s: %s", j->part, strerror(errno));
 }
