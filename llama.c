@@ -504,6 +504,7 @@ static bool run_quantize(const Options *o, Model *m, Error *err) {
     options.output = output_type(o, options.layers);
     if (isatty(STDERR_FILENO) && !o->quiet) m->progress = show_progress;
     m->interrupted = &interrupted;
+    interrupt_catch_hangup();
     if (!quantize_model(m, o->output, &options, &summary, err)) return false;
     clear_progress();
     print_quantised(&summary, m, o, clock_seconds() - begin);

@@ -53,6 +53,12 @@ void interrupt_begin(void) {
     signal(SIGXFSZ, SIG_IGN); // so is a file that reaches the limit of its size
 }
 
+void interrupt_catch_hangup(void) {
+    struct sigaction now;
+    sigaction(SIGHUP, NULL, &now);
+    if (now.sa_handler != SIG_IGN) install(SIGHUP, (int)SA_RESETHAND); // ignored: nohup asks for that
+}
+
 bool interrupt_begin_chat(Error *err) {
     int ends[2];
     if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) return fail(err, "a pipe: %s", strerror(errno));

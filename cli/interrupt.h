@@ -10,6 +10,8 @@ extern volatile sig_atomic_t interrupted; // the signal; 0: none came
 
 // From here on signals are noticed: a read of a terminal or a pipe that waits ends with EINTR.
 void interrupt_begin(void);
+// A terminal that goes away interrupts, too: for a run that has a file to remove. Not where nohup has it ignored.
+void interrupt_catch_hangup(void);
 // For chat: from here on signals are noticed as often as they come, SIGHUP and SIGQUIT too: whoever reads a terminal
 // puts it back first. interrupt_pipe can be read once one has come, whichever thread it came to. False: there is
 // no pipe, or a signal has come already.

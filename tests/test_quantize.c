@@ -1,9 +1,11 @@
 // --quantize: what it writes, read back by the tests' own reader and decoded by the types' definition; the same file for
 // any number of threads; what it refuses, and that it leaves nothing behind then.
 #include <errno.h>
+#include <signal.h>
 #include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 #include "model_writer.h"
 
@@ -232,6 +234,12 @@ static void test_report(void) {
     run_free(&r);
     r = run_program(NULL, model_path, "--quantize", "int4:64", "-o", out_path, "--json", NULL);
     check_status(&r, 0);
+    struct stat read, made;
+    char sizes[80];
+    CHECK(stat(model_path, &read) == 0 && stat(out_path, &made) == 0);
+    snprintf(sizes, sizeof sizes, "\"bytes_read\": %lld, \"bytes_written\": %lld, ", (long long)read.st_size,
+             (long long)made.st_size);
+    if (!strstr(r.out, sizes)) test_fail("%s, expected %s", r.out, sizes);
     CHECK(strstr(r.out, "\"group\": 64, ") &&
           strstr(r.out, "{\"name\": \"layers.1.w3\", \"type\": \"int4:64\", \"bytes\": 5984, "));
     CHECK(strstr(r.out,
@@ -413,6 +421,46 @@ static void test_file_size_limit(void) {
     test_end("test_file_size_limit");
 }
 
+// Whenever Ctrl-C, a request to end or a terminal that goes away comes: no PATH.part, and PATH is the old file or the new.
+static void test_interrupted(void) {
+    static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
+    Draft d;
+    Shape s = {256, 704, 4, 4, 2, 64, 128, "BF16", false, true};
+    draft_tiny(&d, s, 1);
+    draft_write(&d, model_path);
+    draft_free(&d);
+    const char *args[] = {model_path, "--quantize", "int4", "-o", out_path, "-t", "1", "--quiet", NULL};
+    Run r = run_args(NULL, args);
+    check_status(&r, 0);
+    run_free(&r);
+    size_t n, whole;
+    free(read_whole(out_path, &whole));
+    for (int i = 0; i < 60; i++) {
+        int signal_number = signals[i % 3], status;
+        write_file(out_path, "old", 3);
+        fflush(NULL);
+        pid_t child = fork();
+        if (child < 0) die("fork");
+        if (child == 0) {
+            signal(signal_number, SIG_DFL);
+            exec_program(args);
+        }
+        usleep(1000 * (unsigned)i / 2);
+        kill(child, signal_number);
+        while (waitpid(child, &status, 0) < 0)
+            if (errno != EINTR) die("waitpid");
+        bool done = WIFEXITED(status) && WEXITSTATUS(status) == 0; // before the signal
+        bool stopped = WIFSIGNALED(status) ? WTERMSIG(status) == signal_number : WEXITSTATUS(status) == 130;
+        if (!done && !stopped) test_fail("signal %d: status %d", signal_number, status);
+        char *after = read_whole(out_path, &n);
+        if (exists(part_path) || !(n == whole || (n == 3 && !done))) test_fail("signal %d: out.bin has %zu bytes", signal_number, n);
+        free(after);
+        unlink(part_path);
+    }
+    unlink(out_path);
+    test_end("test_interrupted");
+}
+
 // What a stopped run left is taken over; a symbolic link is followed; a file that is there is replaced.
 static void test_places(void) {
     char link_path[300];
@@ -445,6 +493,7 @@ int main(void) {
     test_refusals();
     test_usage();
     test_file_size_limit();
+    test_interrupted();
     test_places();
     return tests_summary();
 }

@@ -44,6 +44,7 @@ typedef struct {
     int n, most, group;
     bool untied;          // the output gets a matrix of its own
     uint64_t bytes, done; // of the tensors; read so far, of the model's
+    uint64_t header_bytes;
     char *path, *part;    // to be written, and under which name at first
     int fd;
     double squares, errors; // of all matrices: sums of squared weights, and of squared errors
@@ -432,6 +433,7 @@ static bool write_file(Job *j, Error *err) {
     Bytes header = {0};
     bool ok = make_header(j, &header, err) && open_part(j, err);
     bool mine = ok;
+    j->header_bytes = header.n;
     ok = ok && check_space(j, header.n + j->bytes, err) && write_all(j, header.data, header.n, err) &&
          write_tensors(j, err) && safetensors_unchanged(&j->model->file, err);
     if (ok && fsync(j->fd) != 0 && errno != EINVAL) ok = fail(err, "%s: %s", j->part, strerror(errno));
@@ -479,8 +481,8 @@ bool quantize_model(Model *m, const char *path, const QuantizeOptions *options, 
     *summary = (QuantizeSummary){.n = 0};
     bool ok = quantize(&j, path, &o, err);
     summary->group = j.group;
-    summary->bytes_read = m->file.data_bytes;
-    summary->bytes_made = j.bytes;
+    summary->bytes_read = m->file.file_bytes;
+    summary->bytes_made = j.header_bytes + j.bytes;
     summary->error = j.squares > 0 ? sqrt(j.errors / j.squares) : 0;
     free(j.tensors);
     free(j.path);

@@ -20,7 +20,7 @@ typedef struct {
     QuantizedMatrix *matrices; // [n], in file order
     int n;
     int group;                       // columns that share a scale, of those that have groups; 0: none have
-    uint64_t bytes_read, bytes_made; // of the two files' data
+    uint64_t bytes_read, bytes_made; // of the two files
     double error;                    // of all matrices together
 } QuantizeSummary;
 
