@@ -41,13 +41,13 @@ static inline float bits_to_float(uint32_t bits) {
 // ---- codes ----------------------------------------------------------------------------------------------------------
 
 // *v where the mask is not set, else the other.
-INLINE void select(Float8 *v, const Int8 *mask, const Float8 *other) {
+INLINE void choose(Float8 *v, const Int8 *mask, const Float8 *other) {
     *v = (Float8)(((Int8)*v & ~*mask) | ((Int8)*other & *mask));
 }
 
 INLINE void replace(Float8 *v, const Int8 *mask, float number) {
     Float8 other = (Float8){0} + number;
-    select(v, mask, &other);
+    choose(v, mask, &other);
 }
 
 // Eight numbers become the codes nearest to them, as numbers; of two the even one. Adding and taking away 1.5 × 2^23 leaves
@@ -200,8 +200,8 @@ INLINE void compare_scales(Best *best, const Float8 *sum, const float *quotients
     Float8 e = error * (1.0f / (SCAN_ONE * SCAN_ONE)) - step * (2.0f / SCAN_ONE) * product + step * step * square;
     e *= scale * scale;
     Int8 better = e < best->error; // not where no code but 0 is used, which gives NaN
-    select(&best->error, &better, &e);
-    select(&best->stored, &better, &stored);
+    choose(&best->error, &better, &e);
+    choose(&best->stored, &better, &stored);
 }
 
 // The stored scale of least error; 0 where there is none.
@@ -212,8 +212,8 @@ INLINE float best_scale(const Best *best) {
         Float8 e = __builtin_shufflevector(error, error, __VA_ARGS__), \
                s = __builtin_shufflevector(stored, stored, __VA_ARGS__); \
         Int8 better = e < error; \
-        select(&error, &better, &e); \
-        select(&stored, &better, &s); \
+        choose(&error, &better, &e); \
+        choose(&stored, &better, &s); \
     }
     COMPARE(4, 5, 6, 7, 0, 1, 2, 3)
     COMPARE(2, 3, 0, 1, 6, 7, 4, 5)
