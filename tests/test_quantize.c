@@ -421,7 +421,7 @@ static void test_file_size_limit(void) {
     test_end("test_file_size_limit");
 }
 
-// Whenever Ctrl-C, a request to end or a terminal that goes away comes: no PATH.part, and PATH is the old file or the new.
+// Whenever Ctrl-C, a request to end or a lost terminal comes: no PATH.part, and PATH is the old file or the new one.
 static void test_interrupted(void) {
     static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
     Draft d;
@@ -453,7 +453,8 @@ static void test_interrupted(void) {
         bool stopped = WIFSIGNALED(status) ? WTERMSIG(status) == signal_number : WEXITSTATUS(status) == 130;
         if (!done && !stopped) test_fail("signal %d: status %d", signal_number, status);
         char *after = read_whole(out_path, &n);
-        if (exists(part_path) || !(n == whole || (n == 3 && !done))) test_fail("signal %d: out.bin has %zu bytes", signal_number, n);
+        if (exists(part_path) || !(n == whole || (n == 3 && !done)))
+            test_fail("signal %d: out.bin has %zu bytes", signal_number, n);
         free(after);
         unlink(part_path);
     }

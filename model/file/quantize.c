@@ -45,7 +45,7 @@ typedef struct {
     bool untied;          // the output gets a matrix of its own
     uint64_t bytes, done; // of the tensors; read so far, of the model's
     uint64_t header_bytes;
-    char *path, *part;    // to be written, and under which name at first
+    char *path, *part; // to be written, and under which name at first
     int fd;
     double squares, errors; // of all matrices: sums of squared weights, and of squared errors
 } Job;
