@@ -212,13 +212,18 @@ static bool make_header(const Job *j, Bytes *text, Error *err) {
 static bool name_files(Job *j, const char *path, Error *err) {
     struct stat input, info;
     j->path = realpath(path, NULL);
-    if (!j->path && errno != ENOENT) return fail(err, "%s: %s", path, strerror(errno));
-    if (!j->path && lstat(path, &info) == 0)
-        return fail(err, "%s: a symbolic link to a file that is not there, expected one that is, or no link", path);
+    const int why = j->path ? 0 : errno;
+    const bool dangling = why == ENOENT && lstat(path, &info) == 0;
     if (!j->path) j->path = strdup(path);
     size_t n = j->path ? strlen(j->path) + sizeof ".part" : 0;
     if (n) j->part = malloc(n);
-    if (!j->part) return fail(err, "out of memory: the name of %s", path);
+    if (!j->part) {
+        fail(err, "out of memory: the name of %s", path);
+        return false;
+    }
+    if (why && why != ENOENT) return fail(err, "%s: %s", path, strerror(why));
+    if (dangling)
+        return fail(err, "%s: a symbolic link to a file that is not there, expected one that is, or no link", path);
     snprintf(j->part, n, "%s.part", j->path);
     const char *const names[] = {j->path, j->part};
     if (fstat(j->model->file.fd, &input) != 0) return fail(err, "%s: %s", j->model->file.path, strerror(errno));
