@@ -28,9 +28,9 @@
 //   consumers (8 warps)  bring the product's activations to shared memory; each multiplies its columns of every K slice
 //   epilogue (1 warp)    adds up the partial sums of a tile and does what follows: residual sum, SwiGLU, RoPE, argmax
 //
-// A tile is 4 rows (one group) or 8, or 16 where weights are quantised, its columns in K slices, one stage of the ring each. The first tile of a product
-// is given (first_tile), the next ones go to whichever block asks first (an atomic counter), as SMs read at different
-// speeds.
+// A tile is 4 rows (one group) or 8, or 16 where weights are quantised, its columns in K slices, one stage of the ring
+// each. The first tile of a product is given (first_tile), the next ones go to whichever block asks first (an atomic
+// counter), as SMs read at different speeds.
 //
 //   barrier                      arrivals                              waits                 protects
 //   full[stage], mbarrier        1: producer lane 0; the bytes copied  consumers, producer   stage, stage_tile
@@ -165,11 +165,12 @@
 //     marked to leave first (1 %), and what runs once in a launch is short (attention's combine: 5 us to 3)
 //   - fetching ahead into L2, while the ring is full or after a kernel's last copy, costs what it brings
 //   - no gain: a product's activations in registers; stages that only some products have room for
-//   - quantised: int4 2.30 ms, fp8 2.77, where reading takes 0.9 and 1.6; without any arithmetic 1.61 and 2.21. Of a
-//     layer's 66 us with int4, 23 are waits (attention among them) and 5 the input of products: as many as with bf16,
-//     whose ring hides most of them. A tile takes 1.5 us of a consumer, half of it for what comes once for each tile. No
-//     gain: 16 consumer warps; fewer instructions to widen (braided e4m3), fewer loads of activations; operands that are
-//     a quarter used, as those of 16 bits, took as long at one token and twice as long at eight
+//   - quantised: int4 2.28 ms, fp8 2.77, where reading takes 0.9 and 1.6; without any arithmetic, but with 16 consumer
+//     warps, 1.61 and 2.21. Of a layer's 70 us with int4 (16 warps) 22 are waits, attention among them, and 5 the input
+//     of products; with bf16 18 and 4, and its ring hides most of them. A tile of int4 takes 1.5 us, where memory brings
+//     one in 1.0: why, is not known. Little or no gain: 16 warps for 8; fewer instructions to widen (braided e4m3); fewer
+//     loads of activations. Operands that are a quarter used, as those of 16 bits, took as long at one token of int4, and
+//     1.4 times as long at eight
 #ifndef FUSED_H
 #define FUSED_H
 

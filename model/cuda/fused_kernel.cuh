@@ -652,7 +652,7 @@ __device__ __forceinline__ void consume(const FusedParams &s, const Block &block
                 store_hidden<N>(s, f, block.shared);
         }
         if (N::PACKED && f.codes != CODES_NONE && f.cols % PACK_CHUNK)
-            clear_last_chunk<N>(f, s.n_rows * N::TERMS, block.shared);
+            clear_last_chunk(f, s.n_rows * N::TERMS, block.shared);
         consumers_sync();
         if (threadIdx.x == 0) *block.started = i + 1;
         if constexpr (N::PACKED)

@@ -82,8 +82,7 @@ __device__ __forceinline__ void consume_packed_tiles(const FusedParams &s, const
     const uint32_t row = block.stages + g * pitch + warp / CHUNKS * block_bytes;
     const uint32_t codes_at = row + warp % CHUNKS * CHUNK_BYTES + t * 16, scales_at = row + CODE_BYTES;
     const uint32_t act = block.act + g * f.act_pitch + t * 16;
-    const bool there =
-        g < act_rows; // lanes without an activation row load nothing: shared memory is what is short here
+    const bool there = g < act_rows; // lanes without an activation row load nothing
     uint32_t scale_at[4];
 #pragma unroll
     for (int j = 0; j < SCALES; j++)
@@ -171,7 +170,7 @@ __device__ __forceinline__ void consume_codes(const FusedParams &s, const Produc
 
 // Columns from cols on to the end of their chunk are zero: so are the codes there, but a number that is left over may be
 // none.
-template <typename N> __device__ __forceinline__ void clear_last_chunk(const Product &f, int act_rows, char *to) {
+__device__ __forceinline__ void clear_last_chunk(const Product &f, int act_rows, char *to) {
     const int each = -f.cols % PACK_CHUNK + PACK_CHUNK;
     for (int i = threadIdx.x; i < act_rows * each; i += CONSUMER_THREADS)
         ((uint16_t *)(to + i / each * f.act_pitch))[f.cols + i % each] = 0;
