@@ -149,6 +149,7 @@ static FusedParams fused_params(const Model *m, const CudaState *s, const FusedP
     p.rope_offset = plan->rope_offset;
     p.residuals_offset = plan->residuals_offset;
     p.scales_offset = plan->scales_offset;
+    p.code_sums_offset = plan->code_sums_offset;
     p.n_heads = c->n_heads;
     p.n_kv_heads = c->n_kv_heads;
     p.head_dim = c->head_dim;
@@ -209,8 +210,8 @@ static bool decode_pass(Model *m, const FusedPlan *plan, int first, int n, bool 
                                s->stream, p));
     }
     CUDA_TRY(launch_kernel(decode_argmax_kernel, 1, 32 * MAX_ACT_ROWS, 0, true, s->stream, (const int2 *)f->best,
-                           f->n_blocks, c->vocab_size, s->argmax + first, s->argmax_host + first, s->step, first, n,
-                           f->done, n_counters(m)));
+                           f->n_blocks * EPILOGUE_WARPS, c->vocab_size, s->argmax + first, s->argmax_host + first,
+                           s->step, first, n, f->done, n_counters(m)));
     return true;
 }
 
@@ -345,7 +346,7 @@ static bool prepare_fused(Model *m, Error *err) {
     CUDA_TRY(cudaMalloc(&f->h, (size_t)MAX_ACT_ROWS * m->config.hidden_dim * 2));
     CUDA_TRY(cudaMalloc((void **)&f->down_partial, (size_t)MAX_ACT_ROWS * m->config.dim * sizeof(float)));
     CUDA_TRY(cudaMalloc((void **)&f->done, n_counters(m) * sizeof *f->done));
-    CUDA_TRY(cudaMalloc((void **)&f->best, (size_t)MAX_ACT_ROWS * f->n_blocks * sizeof(int2)));
+    CUDA_TRY(cudaMalloc((void **)&f->best, (size_t)MAX_ACT_ROWS * f->n_blocks * EPILOGUE_WARPS * sizeof(int2)));
     // Once; every step leaves them so.
     CUDA_TRY(cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream));
     for (int groups = 1; groups <= MAX_TILE_GROUPS; groups++)
