@@ -43,11 +43,13 @@ struct FusedState;
 
 // cuBLASLt's kernels for the products that came up last, by their shape (gemm.cu).
 enum { GEMM_PLANS = 256 };
+struct LtKernel;
 struct GemmPlan {
-    int rows, cols, count; // of the weights; matrices of that shape
-    int T;                 // rows of the input that it was chosen for; 0: nothing is here
-    int pitch;             // elements from one row of the output to the next
-    unsigned alignment;    // bytes, of all addresses
+    int rows, cols, count;  // of the weights; matrices of that shape
+    int T;                  // rows of the input that it was chosen for; 0: nothing is here
+    int pitch;              // elements from one row of the output to the next
+    unsigned alignment;     // bytes, of all addresses
+    const LtKernel *kernel; // of the table; NULL: cuBLAS's choice for T rows
     bool found;
     cublasLtMatmulAlgo_t algo;
 };
