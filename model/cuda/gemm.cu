@@ -163,8 +163,9 @@ static int plan_rows(int T) {
 //
 // To ask cuBLAS takes 0.3 ms for each shape and number of rows, and 2 ms more where the kernel that it names was not
 // loaded yet: several such waits are more than a short prompt takes. So engine fused names the kernels itself, by tables
-// of 26 in all. They are loaded while the weights are on their way (load_product_kernels), and no prompt or step waits for
-// another. They are of one family and add up in the order of K, as those do that cuBLAS names.
+// of 26 in all (of 33 for quantised weights). They are loaded while the weights are on their way (load_product_kernels),
+// and no prompt or step waits for another. They are of one family and add up in the order of K, as those do that cuBLAS
+// names.
 //
 // The tables are for the shapes of 8B and an H200, by the time of every kernel that cuBLAS has for them (bf16, weights
 // past L2). A layer's four products in us, cuBLAS's own choice / the table's: 1 row 117.6 / 117.2; 33 rows 135.8 / 124.0;
@@ -193,59 +194,69 @@ struct LtTable {
 
 #define TILE(shape) CUBLASLT_MATMUL_TILE_##shape
 #define CLUSTER(shape) CUBLASLT_CLUSTER_SHAPE_##shape##x1
-// Out and down: added to the stream.
-static const LtTable ADDING = {4096,
-                               {{32, {TILE(64x16), CLUSTER(1x1), 1}},
-                                {64, {TILE(64x64), CLUSTER(4x1), 1}},
-                                {128, {TILE(96x64), CLUSTER(4x2), 2}},
-                                {216, {TILE(128x72), CLUSTER(4x1), 1}},
-                                {256, {TILE(128x64), CLUSTER(2x1), 1}},
-                                {320, {TILE(128x80), CLUSTER(2x1), 1}},
-                                {384, {TILE(128x96), CLUSTER(1x1), 1}},
-                                {512, {TILE(128x128), CLUSTER(2x1), 1}},
-                                {640, {TILE(128x160), CLUSTER(2x1), 1}},
-                                {768, {TILE(128x96), CLUSTER(1x1), 1}},
-                                {1024, {TILE(128x128), CLUSTER(2x1), 1}},
-                                {1536, {TILE(192x128), CLUSTER(2x1), 5}},
-                                {INT_MAX, {TILE(256x128), CLUSTER(1x2), 7}}}};
+// Out and down.
+static const LtTable OUT_TABLE = {4096,
+                                  {{32, {TILE(64x16), CLUSTER(1x1), 1}},
+                                   {64, {TILE(64x64), CLUSTER(4x1), 1}},
+                                   {128, {TILE(96x64), CLUSTER(4x2), 2}},
+                                   {216, {TILE(128x72), CLUSTER(4x1), 1}},
+                                   {256, {TILE(128x64), CLUSTER(2x1), 1}},
+                                   {320, {TILE(128x80), CLUSTER(2x1), 1}},
+                                   {384, {TILE(128x96), CLUSTER(1x1), 1}},
+                                   {512, {TILE(128x128), CLUSTER(2x1), 1}},
+                                   {640, {TILE(128x160), CLUSTER(2x1), 1}},
+                                   {768, {TILE(128x96), CLUSTER(1x1), 1}},
+                                   {1024, {TILE(128x128), CLUSTER(2x1), 1}},
+                                   {1536, {TILE(192x128), CLUSTER(2x1), 5}},
+                                   {INT_MAX, {TILE(256x128), CLUSTER(1x2), 7}}}};
 // Queries, keys and values.
-static const LtTable NARROW = {6144,
-                               {{32, {TILE(128x16), CLUSTER(1x1), 1}},
-                                {64, {TILE(96x64), CLUSTER(4x1), 0}},
-                                {128, {TILE(80x128), CLUSTER(4x1), 0}},
-                                {256, {TILE(192x64), CLUSTER(1x1), 1}},
-                                {320, {TILE(128x160), CLUSTER(4x1), 1}},
-                                {384, {TILE(80x128), CLUSTER(4x1), 0}},
-                                {512, {TILE(192x128), CLUSTER(2x1), 5}},
-                                {640, {TILE(128x128), CLUSTER(2x1), 1}},
-                                {768, {TILE(96x128), CLUSTER(2x1), 0}},
-                                {2048, {TILE(128x128), CLUSTER(2x1), 1}},
-                                {INT_MAX, {TILE(256x128), CLUSTER(1x2), 7}}}};
+static const LtTable QKV_TABLE = {6144,
+                                  {{32, {TILE(128x16), CLUSTER(1x1), 1}},
+                                   {64, {TILE(96x64), CLUSTER(4x1), 0}},
+                                   {128, {TILE(80x128), CLUSTER(4x1), 0}},
+                                   {256, {TILE(192x64), CLUSTER(1x1), 1}},
+                                   {320, {TILE(128x160), CLUSTER(4x1), 1}},
+                                   {384, {TILE(80x128), CLUSTER(4x1), 0}},
+                                   {512, {TILE(192x128), CLUSTER(2x1), 5}},
+                                   {640, {TILE(128x128), CLUSTER(2x1), 1}},
+                                   {768, {TILE(96x128), CLUSTER(2x1), 0}},
+                                   {2048, {TILE(128x128), CLUSTER(2x1), 1}},
+                                   {INT_MAX, {TILE(256x128), CLUSTER(1x2), 7}}}};
 // Gate and up; logits.
-static const LtTable WIDE = {28672,
-                             {{16, {TILE(128x16), CLUSTER(1x1), 1}},
-                              {32, {TILE(128x32), CLUSTER(1x1), 1}},
-                              {64, {TILE(144x64), CLUSTER(4x1), 0}},
-                              {128, {TILE(80x128), CLUSTER(4x1), 0}},
-                              {192, {TILE(128x192), CLUSTER(4x1), 4}},
-                              {256, {TILE(80x128), CLUSTER(4x1), 0}},
-                              {320, {TILE(128x160), CLUSTER(4x1), 1}},
-                              {384, {TILE(96x128), CLUSTER(2x1), 0}},
-                              {480, {TILE(128x160), CLUSTER(4x1), 1}},
-                              {512, {TILE(96x128), CLUSTER(2x1), 0}},
-                              {640, {TILE(128x160), CLUSTER(2x1), 1}},
-                              {1024, {TILE(96x128), CLUSTER(2x1), 0}},
-                              {2048, {TILE(128x160), CLUSTER(2x1), 1}},
-                              {4096, {TILE(320x128), CLUSTER(1x2), 7}},
-                              {INT_MAX, {TILE(168x128), CLUSTER(1x2), 2}}}};
+static const LtTable GATE_UP_TABLE = {28672,
+                                      {{16, {TILE(128x16), CLUSTER(1x1), 1}},
+                                       {32, {TILE(128x32), CLUSTER(1x1), 1}},
+                                       {64, {TILE(144x64), CLUSTER(4x1), 0}},
+                                       {128, {TILE(80x128), CLUSTER(4x1), 0}},
+                                       {192, {TILE(128x192), CLUSTER(4x1), 4}},
+                                       {256, {TILE(80x128), CLUSTER(4x1), 0}},
+                                       {320, {TILE(128x160), CLUSTER(4x1), 1}},
+                                       {384, {TILE(96x128), CLUSTER(2x1), 0}},
+                                       {480, {TILE(128x160), CLUSTER(4x1), 1}},
+                                       {512, {TILE(96x128), CLUSTER(2x1), 0}},
+                                       {640, {TILE(128x160), CLUSTER(2x1), 1}},
+                                       {1024, {TILE(96x128), CLUSTER(2x1), 0}},
+                                       {2048, {TILE(128x160), CLUSTER(2x1), 1}},
+                                       {4096, {TILE(320x128), CLUSTER(1x2), 7}},
+                                       {INT_MAX, {TILE(168x128), CLUSTER(1x2), 2}}}};
 #undef TILE
 #undef CLUSTER
 
+// The table of a product with so many rows of weights. Out and down add to the stream, those of quantised weights are
+// scaled first. (Adding or not, a kernel is loaded twice. Keys and values of the last layer alone have few rows, too, but
+// for one product in a prompt QKV's kernels will do.)
+static const LtTable *lt_table(const CudaState *s, int rows, bool adds) {
+    const bool quantised = s->widening.slab_bytes > 0;
+    return adds || (quantised && rows <= OUT_TABLE.reference) ? &OUT_TABLE
+           : rows <= 2 * QKV_TABLE.reference                  ? &QKV_TABLE
+                                                              : &GATE_UP_TABLE;
+}
+
 // The table's kernel for a product. What counts is how many tiles there are for the SMs: half the rows of weights are as
 // half the rows of the input. (But up to 64 rows the tile should not be higher than the input.)
-static const LtKernel *lt_kernel(const MatrixSeries *w, int T, bool adds) {
+static const LtKernel *lt_kernel(const CudaState *s, const MatrixSeries *w, int T, bool adds) {
     const int outputs = w->first.rows * w->count;
-    const LtTable *table = adds ? &ADDING : outputs <= 2 * NARROW.reference ? &NARROW : &WIDE;
+    const LtTable *table = lt_table(s, outputs, adds);
     const long long scaled = ((long long)T * outputs + table->reference - 1) / table->reference;
     const long long rows = T > 64 || scaled < T ? scaled : T;
     const LtRange *range = table->ranges;
@@ -305,7 +316,7 @@ static const cublasLtMatmulAlgo_t *lt_algorithm(CudaState *s, const MatrixSeries
                                                 unsigned alignment, float beta, Error *err) {
     enum { ALIGNMENT = 16 };
     if (alignment >= ALIGNMENT && lt_table_holds()) {
-        const GemmPlan *plan = lt_plan(s, w, lt_kernel(w, T, beta != 0), T, pitch, ALIGNMENT, err);
+        const GemmPlan *plan = lt_plan(s, w, lt_kernel(s, w, T, beta != 0), T, pitch, ALIGNMENT, err);
         if (!plan) return NULL;
         if (plan->found) return &plan->algo;
     }
@@ -350,14 +361,18 @@ static bool load_kernel(CudaState *s, const LtKernel *kernel, float beta, Error 
     return true;
 }
 
+static bool load_table(CudaState *s, const LtTable *table, float beta, Error *err) {
+    for (const LtRange *range = table->ranges;; range++) {
+        if (!load_kernel(s, &range->kernel, beta, err)) return false;
+        if (range->last == INT_MAX) return true;
+    }
+}
+
 bool load_product_kernels(CudaState *s, Error *err) {
     if (!s->one_order || !lt_table_holds()) return true;
-    for (const LtTable *table : {&ADDING, &NARROW, &WIDE})
-        for (const LtRange *range = table->ranges;; range++) {
-            if (!load_kernel(s, &range->kernel, table == &ADDING ? 1 : 0, err)) return false;
-            if (range->last == INT_MAX) break;
-        }
-    return true;
+    return load_table(s, &OUT_TABLE, 1, err) &&
+           (lt_table(s, 1, false) != &OUT_TABLE || load_table(s, &OUT_TABLE, 0, err)) &&
+           load_table(s, &QKV_TABLE, 0, err) && load_table(s, &GATE_UP_TABLE, 0, err);
 }
 
 // ---- products -------------------------------------------------------------------------------------------------------
