@@ -207,7 +207,7 @@ static bool warm_up(Model *m, Error *err) {
     int slot = 0, zeros[512] = {0};
     s->warming_up = true;
     s->table_changes[0] = {0, 0}; // as connect has it
-    if (!load_product_kernels(s, err) || !change_table(s, 1, err)) return false;
+    if (!load_product_kernels(s, err) || !load_sample_kernel(err) || !change_table(s, 1, err)) return false;
     for (int i = 0; i < n && lengths[i] <= m->max_rows && lengths[i] <= m->kv.max_len; i++) {
         int start[2] = {0, lengths[i]}, last = lengths[i] - 1;
         Batch b = {lengths[i], 1, 1, 0, zeros, &slot, start, &last, false};
