@@ -197,28 +197,39 @@ static bool connect(Model *m, CudaState *s, Error *err) {
     return true;
 }
 
-// Computes two short prompts on whatever is in memory, so that the first real one does not wait for cuBLAS's kernels to
-// be loaded, which takes longer than to run them. Nothing of it stays: no position is counted.
+// Computes on whatever is in memory, so that the first real prompt does not wait until kernels are loaded, which takes
+// longer than to run them. Where products have a table of kernels, they are loaded by it, and all others by a prompt of
+// any length; else two lengths load some of cuBLAS's. Nothing of it stays: no position is counted.
 static bool warm_up(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
     static const int lengths[] = {12, 512};
-    s->warming_up = true;
+    const int n = s->one_order ? 1 : 2;
     int slot = 0, zeros[512] = {0};
-    for (int i = 0; i < 2 && lengths[i] <= m->max_rows && lengths[i] <= m->kv.max_len; i++) {
+    s->warming_up = true;
+    s->table_changes[0] = {0, 0}; // as connect has it
+    if (!load_product_kernels(s, err) || !load_sample_kernel(err) || !change_table(s, 1, err)) return false;
+    for (int i = 0; i < n && lengths[i] <= m->max_rows && lengths[i] <= m->kv.max_len; i++) {
         int start[2] = {0, lengths[i]}, last = lengths[i] - 1;
         Batch b = {lengths[i], 1, 1, 0, zeros, &slot, start, &last, false};
-        if (!forward_prompt(m, &b, 0, err)) return false;
+        if (!forward_prompt(m, &b, 0, err) || !publish_argmax(s, 1, NULL, err)) return false;
         CUDA_TRY(cudaStreamSynchronize(s->stream));
     }
     s->warming_up = false;
     return true;
 }
 
-bool open_cuda(Model *m, bool for_fused, Error *err) {
+// What the first upload thread does.
+static bool meanwhile(Model *m, Error *err) {
+    const CudaState *s = (CudaState *)m->state;
+    return warm_up(m, err) && (!s->prepare || s->prepare(m, err));
+}
+
+bool open_cuda(Model *m, bool (*prepare)(Model *m, Error *err), Error *err) {
     CudaState *s = (CudaState *)calloc(1, sizeof *s);
     m->state = s;
     if (!s) return fail(err, "out of memory: the engine's state");
-    choose_types(m, s, for_fused);
+    choose_types(m, s, prepare != NULL);
+    s->prepare = prepare;
     s->enqueue_step = enqueue_step_cublas;
     Plan plan;
     Buffer buffers[N_BUFFERS];
@@ -236,7 +247,7 @@ bool open_cuda(Model *m, bool for_fused, Error *err) {
         ok = fail(err, "GPU memory: %.2f GB of weights", (double)plan.bytes * 1e-9);
     ok = ok && place_tensors(&plan, err);
     if (ok && s->type == DTYPE_F32) s->qkv_in = s->qkv;
-    ok = ok && connect(m, s, err) && upload_weights(&plan, warm_up, err);
+    ok = ok && connect(m, s, err) && upload_weights(&plan, meanwhile, err);
     m->weights.bytes = plan.bytes;
     m->buffer_bytes = 0;
     for (int i = 0; i < n_buffers; i++) m->buffer_bytes += buffers[i].bytes;
@@ -279,7 +290,7 @@ void close_cuda(Model *m) {
 }
 
 static bool open_cublas(Model *m, Error *err) {
-    return open_cuda(m, false, err);
+    return open_cuda(m, NULL, err);
 }
 
 extern "C" const Engine engine_cublas = {"cublas",     usable_cuda,      open_cublas, close_cuda,

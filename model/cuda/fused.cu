@@ -338,9 +338,12 @@ static int step_rows_fused(const Model *m, int n_slots, Error *err) {
     return 0;
 }
 
+// Beside the upload, which no step's kernel waits for.
 static bool prepare_fused(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
-    FusedState *f = s->fused;
+    FusedState *f = s->fused = (FusedState *)calloc(1, sizeof *f);
+    if (!f) return fail(err, "out of memory: the engine's state");
+    s->enqueue_step = enqueue_step_fused;
     if (!size_fused(m, f, err)) return false;
     if (!wide_open(m, &f->wide, err)) return false;
     CUDA_TRY(cudaMalloc(&f->h, (size_t)MAX_ACT_ROWS * m->config.hidden_dim * 2));
@@ -356,7 +359,7 @@ static bool prepare_fused(Model *m, Error *err) {
                 return true;
             }))
             return false;
-    return true;
+    return prepare_steps(m, err);
 }
 
 static void close_fused(Model *m) {
@@ -373,11 +376,8 @@ static void close_fused(Model *m) {
 }
 
 static bool open_fused(Model *m, Error *err) {
-    if (!open_cuda(m, true, err)) return false;
-    CudaState *s = (CudaState *)m->state;
-    if (!(s->fused = (FusedState *)calloc(1, sizeof *s->fused))) return fail(err, "out of memory: the engine's state");
-    s->enqueue_step = enqueue_step_fused;
-    if (!prepare_fused(m, err)) return false;
+    if (!open_cuda(m, prepare_fused, err)) return false;
+    const CudaState *s = (CudaState *)m->state;
     // Rows of prompts have the order of sums of engine cublas's steps, and only of these.
     m->two_passes = s->fused->terms > 1 || model_sequences(m) <= s->fused->max_rows || steps_are_wide(m);
     return true;

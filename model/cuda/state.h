@@ -43,11 +43,13 @@ struct FusedState;
 
 // cuBLASLt's kernels for the products that came up last, by their shape (gemm.cu).
 enum { GEMM_PLANS = 256 };
+struct LtKernel;
 struct GemmPlan {
-    int rows, cols, count; // of the weights; matrices of that shape
-    int T;                 // rows of the input that it was chosen for; 0: nothing is here
-    int pitch;             // elements from one row of the output to the next
-    unsigned alignment;    // bytes, of all addresses
+    int rows, cols, count;  // of the weights; matrices of that shape
+    int T;                  // rows of the input that it was chosen for; 0: nothing is here
+    int pitch;              // elements from one row of the output to the next
+    unsigned alignment;     // bytes, of all addresses
+    const LtKernel *kernel; // of the table; NULL: cuBLAS's choice for T rows
     bool found;
     cublasLtMatmulAlgo_t algo;
 };
@@ -122,7 +124,8 @@ struct CudaState {
     bool (*enqueue_step)(Model *m, int n, bool several, Error *err);
     // --verbose: what has been logged; whether what is computed is for nobody.
     bool logged_prefill, logged_decode, warming_up;
-    struct FusedState *fused; // engine fused's own
+    bool (*prepare)(Model *m, Error *err); // open_cuda's
+    struct FusedState *fused;              // engine fused's own
 };
 
 // Calls body with a value of the type that a dtype of 16 or 32 bits has in kernels, and returns what it returns.
@@ -151,9 +154,9 @@ inline uint64_t device_row_bytes(const Matrix *m) {
 // ---- engine.cu ------------------------------------------------------------------------------------------------------
 
 bool usable_cuda(const Model *m, Error *err);
-// for_fused: matrices stay in 16 bits on the device where the file has them so, whatever the precision, and 16-bit
-// products have one order of sums.
-bool open_cuda(Model *m, bool for_fused, Error *err);
+// prepare: what engine fused adds beside the upload, NULL for engine cublas. With it matrices stay in 16 bits on the
+// device where the file has them so, whatever the precision, and 16-bit products have one order of sums.
+bool open_cuda(Model *m, bool (*prepare)(Model *m, Error *err), Error *err);
 void close_cuda(Model *m);
 
 // ---- forward.cu -----------------------------------------------------------------------------------------------------
@@ -174,6 +177,8 @@ bool first_launch(const Model *m, bool *logged);
 
 // ---- step.cu --------------------------------------------------------------------------------------------------------
 
+// Makes the graphs of a step of one row, before any step is asked for, after one that computes for nobody.
+bool prepare_steps(Model *m, Error *err);
 // Engine.forward, Engine.read_logits and Engine.sample of both GPU engines.
 bool forward_cuda(Model *m, const Batch *b, int first_logit, Error *err);
 bool read_logits_cuda(Model *m, Error *err);
