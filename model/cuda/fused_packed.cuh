@@ -1,7 +1,7 @@
 // Engine fused: the consumers' part where weights are quantised (packed.h). Included by fused_kernel.cuh, in its
 // namespace. Codes are widened in registers to bf16, exactly up to a power of two and an offset (fused.h says how), and
-// meet the tensor cores as 16-bit weights do: a lane's 8 columns of a row are four registers. What has to be multiplied by one scale is one chain of mmas, whose sum is then
-// multiplied; sums are rounded to nearest in float32 from there on.
+// meet the tensor cores as 16-bit weights do: a lane's 8 columns of a row are four registers. What has to be multiplied
+// by one scale is one chain of mmas, whose sum is then multiplied; sums are rounded to nearest in float32 from there on.
 
 // (x & MASK) ^ BITS, in one instruction.
 template <uint32_t MASK, uint32_t BITS = 0> __device__ __forceinline__ uint32_t and_xor(uint32_t x) {
