@@ -531,6 +531,7 @@ static bool run(const Options *o, double start, Error *err) {
         return false;
     }
     bool ok = o->synthetic ? open_synthetic(o, &model, err) : checkpoint_open(&model, o->model, tokenizer_only, err);
+    model.gpus = o->gpus;
     if (ok) {
         if (!o->quiet) flags_print_notes(o);
         ok = tokenizer_only  ? run_tokenizer(o, &model, &text, err)

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "parallel/shard.h"
+
 // ---- engines: the only #ifdef ---------------------------------------------------------------------------------------
 
 extern const Engine engine_cpu;
@@ -48,6 +50,7 @@ void config_derive(Config *c) {
 
 bool model_choose(Model *m, const char *engine, Precision precision, Error *err) {
     m->precision = precision;
+    if (m->gpus > 1 && !shard_check(&m->config, m->gpus, err)) return false;
     for (int i = 0; i < N_ENGINES && !m->engine; i++) {
         Error why = {""};
         if (engine && strcmp(engine, engines[i]->name) != 0) continue;
@@ -58,7 +61,9 @@ bool model_choose(Model *m, const char *engine, Precision precision, Error *err)
         else if (!m->not_used.text[0])
             m->not_used = why;
     }
-    return m->engine || fail(err, "--engine %s: this build has: %s", engine, model_engines());
+    if (m->engine) return true;
+    if (!engine) return fail(err, "--gpus %d: %s", m->gpus, m->not_used.text); // engine cpu is usable without
+    return fail(err, "--engine %s: this build has: %s", engine, model_engines());
 }
 
 bool model_start(Model *m, const char *engine, Precision precision, int n_slots, int max_len, Error *err) {

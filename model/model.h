@@ -70,6 +70,18 @@ typedef struct {
     uint64_t bytes;        // of all tensors, norms and weights, where the engine holds them
 } Weights;
 
+// Rows [first, first + n) of a matrix, or of the heads.
+typedef struct {
+    int first, n;
+} Rows;
+
+// What a GPU holds of a model that several compute together (parallel/shard.h).
+typedef struct {
+    int rank, count;
+    Rows kv_heads;           // of the cache; of wk and wv, each of head_dim rows; of wq, each of group × head_dim
+    Rows dim, hidden, vocab; // of wo and w2; of w1 and w3; of the output matrix
+} Shard;
+
 typedef struct Model Model;
 
 // A Model.kv_memory: as much as all slots can use, or the start is refused.
@@ -118,6 +130,8 @@ struct Model {
     Tokenizer tokenizer;
     KVCache kv;
     uint64_t kv_memory; // bytes for keys and values together, to be set before a start; 0: the engine's default
+    int gpus;           // that compute it together, to be set before an engine is chosen; 0: one, or none
+    Shard shard;        // what this one holds: of a model that is started
     void **spare_pages; // [n_spare_pages]: host memory that saved pages gave back, for those to come
     int n_spare_pages, max_spare_pages;
     float *rope_freq;          // [head_dim/2], radians per position
@@ -144,7 +158,8 @@ struct Model {
     const volatile sig_atomic_t *interrupted; // non-zero: stop loading and computing. NULL: never
 };
 
-// Chooses an engine for that precision (NULL: the fastest here), unless one is chosen already.
+// Chooses an engine for that precision (NULL: the fastest here), unless one is chosen already. For several GPUs: one
+// that computes on GPUs, or none.
 bool model_choose(Model *model, const char *engine, Precision precision, Error *err);
 // The same, and gives it a cache of n_slots sequences of at most max_len positions. (kv.n_pages says for how many
 // positions of all of them there is memory.)
