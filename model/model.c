@@ -69,6 +69,7 @@ bool model_choose(Model *m, const char *engine, Precision precision, Error *err)
 bool model_start(Model *m, const char *engine, Precision precision, int n_slots, int max_len, Error *err) {
     const Config *c = &m->config;
     if (!model_choose(m, engine, precision, err)) return false;
+    m->shard = shard_of(c, 0, m->gpus > 1 ? m->gpus : 1);
     m->kv = (KVCache){.n_slots = n_slots, .max_len = max_len};
     m->rope_freq = malloc((size_t)c->head_dim / 2 * sizeof *m->rope_freq);
     if (!m->rope_freq) return fail(err, "out of memory: RoPE frequencies");

@@ -129,10 +129,12 @@ struct Model {
     Weights weights;
     Tokenizer tokenizer;
     KVCache kv;
-    uint64_t kv_memory; // bytes for keys and values together, to be set before a start; 0: the engine's default
-    int gpus;           // that compute it together, to be set before an engine is chosen; 0: one, or none
-    Shard shard;        // what this one holds: of a model that is started
-    void **spare_pages; // [n_spare_pages]: host memory that saved pages gave back, for those to come
+    uint64_t kv_memory;  // bytes for keys and values together, to be set before a start; 0: the engine's default
+    int gpus;            // that compute it together, to be set before an engine is chosen; 0: one, or none
+    bool one_gpu;        // for tests: the parts of so many GPUs are all on the first
+    uint64_t gpu_memory; // for tests: bytes that a GPU has free, at most; 0: what it has
+    Shard shard;         // what this one holds: of a model that is started
+    void **spare_pages;  // [n_spare_pages]: host memory that saved pages gave back, for those to come
     int n_spare_pages, max_spare_pages;
     float *rope_freq;          // [head_dim/2], radians per position
     int argmax[MAX_STEP_ROWS]; // of each row with logits the most likely token, the lowest id of equals; -1: not all

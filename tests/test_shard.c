@@ -52,8 +52,8 @@ static bool check_tensor(void *context, const Weight *w, Error *err) {
         if (strcmp(name, "w1") == 0) t->hidden[r] = own;
         if (strcmp(name, "w2") == 0 && !same_rows(own, t->dim[r])) test_fail("w2 is cut in another way than wo");
         if (strcmp(name, "w3") == 0 && !same_rows(own, t->hidden[r])) test_fail("w3 is cut in another way than w1");
-        if (strcmp(name, "wq") == 0 && (own.first != s.kv_heads.first * c->group * c->head_dim ||
-                                        own.n != s.kv_heads.n * c->group * c->head_dim))
+        if (strcmp(name, "wq") == 0 &&
+            (own.first != s.kv_heads.first * c->group * c->head_dim || own.n != s.kv_heads.n * c->group * c->head_dim))
             test_fail("wq: heads that are not those of the K/V heads");
     }
     if (!whole && at != rows) test_fail("%s: %d rows of %d have an owner", w->name, at, rows);
@@ -69,7 +69,8 @@ static void test_every_row_has_one_owner(void) {
             Model m;
             Error err = {""};
             CHECK(synthetic_open(&m, shapes[i < 4 ? i : 0], 1, &err));
-            if (i >= 4) m.config.dim = odd[i - 4][0], m.config.hidden_dim = odd[i - 4][1], m.config.vocab_size = odd[i - 4][2];
+            if (i >= 4)
+                m.config.dim = odd[i - 4][0], m.config.hidden_dim = odd[i - 4][1], m.config.vocab_size = odd[i - 4][2];
             m.config.tie_embeddings = false;
             Tables t = {.config = &m.config, .count = count};
             if (!shard_check(&m.config, count, &err)) test_fail("%s", err.text);
@@ -115,8 +116,10 @@ static void test_refusals_name_what_would_do(void) {
     check_refused(c, 2, "K/V heads, which so many do not divide; expected 1");
     c.n_kv_heads = 8;
     c.dim = 64;
-    check_refused(c, 8, "--gpus 8: each takes at least 16 rows of dim 64, hidden_dim 14336 and vocab_size 128256; expected 1, "
-                        "2 or 4");
+    check_refused(
+        c, 8,
+        "--gpus 8: each takes at least 16 rows of dim 64, hidden_dim 14336 and vocab_size 128256; expected 1, "
+        "2 or 4");
     m.gpus = 3; // before any engine is looked at
     CHECK(!model_choose(&m, NULL, PRECISION_BF16, &err) && strstr(err.text, "--gpus 3: the model has 8 K/V heads"));
     model_close(&m);
@@ -129,7 +132,8 @@ static void test_engine_cpu_has_no_gpus(void) {
     CHECK(synthetic_open(&m, "llama-3.2-1b", 1, &err));
     m.gpus = 2;
     CHECK(!model_choose(&m, "cpu", PRECISION_F32, &err));
-    if (strcmp(err.text, "--engine cpu: engine cpu computes on no GPU, expected --gpus 1") != 0) test_fail("%s", err.text);
+    if (strcmp(err.text, "--engine cpu: engine cpu computes on no GPU, expected --gpus 1") != 0)
+        test_fail("%s", err.text);
     m.gpus = 1;
     CHECK(model_choose(&m, "cpu", PRECISION_F32, &err));
     model_close(&m);
@@ -164,15 +168,15 @@ static Matrix cut(const Matrix *w, Rows rows) {
     Matrix part = *w;
     part.data = (const char *)w->data + (uint64_t)rows.first * matrix_row_bytes(w);
     if (matrix_is_quantised(w))
-        part.scale = (const char *)w->scale + (size_t)rows.first * (size_t)quant_groups(w->group, w->cols) *
-                                                  (size_t)dtype_bytes[w->scale_dtype];
+        part.scale = (const char *)w->scale +
+                     (size_t)rows.first * (size_t)quant_groups(w->group, w->cols) * (size_t)dtype_bytes[w->scale_dtype];
     part.rows = rows.n;
     return part;
 }
 
 // y[T][the shard's rows] = x[T][cols] · wᵀ.
-static void product(const Ops *ops, const Part *p, const Config *c, float *y, const float *x, Matrix *w, const char *name,
-                    int T, bool decode) {
+static void product(const Ops *ops, const Part *p, const Config *c, float *y, const float *x, Matrix *w,
+                    const char *name, int T, bool decode) {
     Matrix part = cut(w, shard_rows(&p->shard, c, &(Weight){.name = name, .matrix = w}));
     (decode ? ops->matmul_step : ops->matmul)(y, x, &part, T);
 }
@@ -192,13 +196,14 @@ static void append(const Config *c, float *cache, const float *rows, int heads, 
     size_t head_dim = (size_t)c->head_dim;
     for (int t = 0; t < T; t++)
         for (int h = 0; h < heads; h++)
-            memcpy(cache + ((size_t)((pos + t) / KV_PAGE * heads + h) * KV_PAGE + (size_t)((pos + t) % KV_PAGE)) * head_dim,
+            memcpy(cache +
+                       ((size_t)((pos + t) / KV_PAGE * heads + h) * KV_PAGE + (size_t)((pos + t) % KV_PAGE)) * head_dim,
                    rows + (size_t)(t * heads + h) * head_dim, head_dim * sizeof *rows);
 }
 
 // Queries, keys and values of a shard's heads, and their attention.
-static void attend(const Ops *ops, Model *m, const Part *p, const Whole *all, LayerWeights *l, int layer, int pos, int T,
-                   const float *cosines, const float *sines, bool decode) {
+static void attend(const Ops *ops, Model *m, const Part *p, const Whole *all, LayerWeights *l, int layer, int pos,
+                   int T, const float *cosines, const float *sines, bool decode) {
     static const int pages[PAGES] = {0, 1};
     const Config *c = &m->config;
     int kv = p->shard.kv_heads.n, heads = kv * c->group;
@@ -214,7 +219,8 @@ static void attend(const Ops *ops, Model *m, const Part *p, const Whole *all, La
 }
 
 // T tokens after pos of one sequence, as model/cpu/forward.c computes them; logits of the last into all->logits.
-static void forward(Model *m, const Ops *ops, Part *parts, const Whole *all, const int *tokens, int pos, int T, bool decode) {
+static void forward(Model *m, const Ops *ops, Part *parts, const Whole *all, const int *tokens, int pos, int T,
+                    bool decode) {
     const Config *c = &m->config;
     int count = parts[0].shard.count, half = c->head_dim / 2, dim = c->dim;
     float *cosines = floats((size_t)(T * half)), *sines = floats((size_t)(T * half));
@@ -228,7 +234,8 @@ static void forward(Model *m, const Ops *ops, Part *parts, const Whole *all, con
                    (const char *)table->data + (size_t)tokens[t] * matrix_row_bytes(table), table->dtype, dim);
     for (Part *p = parts; p < parts + count; p++) // each keeps its own columns of the residual stream
         for (int t = 0; t < T; t++)
-            memcpy(p->x + t * p->shard.dim.n, all->x + t * dim + p->shard.dim.first, (size_t)p->shard.dim.n * sizeof(float));
+            memcpy(p->x + t * p->shard.dim.n, all->x + t * dim + p->shard.dim.first,
+                   (size_t)p->shard.dim.n * sizeof(float));
     for (int i = 0; i < c->n_layers; i++) {
         LayerWeights *l = &m->weights.layers[i];
         ops->rmsnorm(all->xb, all->x, l->attention_norm, c->norm_eps, T, dim);

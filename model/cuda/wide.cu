@@ -98,7 +98,7 @@ template <int N, int C> static size_t wide_shared(const WideState *w) {
 }
 
 // Whether the kernels take the model on this GPU: wgmma is Hopper's alone, in sm_90a's code; f16 has not the range for what is not
-// normalised; every part of K is whole panels.
+// normalised; every part of K is whole panels; squares are added up by the clusters of one GPU.
 static bool wide_takes(const Model *m, bool *takes, Error *err) {
     const Config *c = &m->config;
     int device = 0, major = 0;
@@ -106,10 +106,10 @@ static bool wide_takes(const Model *m, bool *takes, Error *err) {
     CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     cudaFuncAttributes kernel;
     CUDA_TRY(cudaFuncGetAttributes(&kernel, (const void *)wide_products_kernel<8, 2>));
-    *takes = major == 9 && kernel.maxThreadsPerBlock == WIDE_THREADS && m->precision == PRECISION_BF16 &&
-             !weights_are_quantised(m) && m->weights.dtype != DTYPE_F16 && c->dim % (4 * WIDE_COLUMNS) == 0 &&
-             c->q_dim % (4 * WIDE_COLUMNS) == 0 && c->hidden_dim % (4 * WIDE_COLUMNS) == 0 && c->head_dim % 16 == 0 &&
-             c->vocab_size % 16 == 0;
+    *takes = m->gpus <= 1 && major == 9 && kernel.maxThreadsPerBlock == WIDE_THREADS &&
+             m->precision == PRECISION_BF16 && !weights_are_quantised(m) && m->weights.dtype != DTYPE_F16 &&
+             c->dim % (4 * WIDE_COLUMNS) == 0 && c->q_dim % (4 * WIDE_COLUMNS) == 0 &&
+             c->hidden_dim % (4 * WIDE_COLUMNS) == 0 && c->head_dim % 16 == 0 && c->vocab_size % 16 == 0;
     return true;
 }
 

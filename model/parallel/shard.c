@@ -25,8 +25,8 @@ bool shard_check(const Config *c, int count, Error *err) {
     if (c->n_kv_heads % count)
         return fail(err, "--gpus %d: the model has %d K/V heads, which so many do not divide; expected %s", count,
                     c->n_kv_heads, counts);
-    return fail(err, "--gpus %d: each takes at least %d rows of dim %d, hidden_dim %d and vocab_size %d; expected %s", count,
-                SHARD_UNIT, c->dim, c->hidden_dim, c->vocab_size, counts);
+    return fail(err, "--gpus %d: each takes at least %d rows of dim %d, hidden_dim %d and vocab_size %d; expected %s",
+                count, SHARD_UNIT, c->dim, c->hidden_dim, c->vocab_size, counts);
 }
 
 // Of n units rank's first one; of rank `count` the end.
