@@ -82,14 +82,18 @@ static bool project_qkv(Model *m, const Matrix *first, int T, int n_q, int n_kv,
     return n == 0 || round_to_type(s, s->qkv_in, s->qkv, n, err);
 }
 
-// Attention of T rows' queries, whose sequences and lengths are on the device: s->att.
-static bool attend_step(Model *m, int T, bool several, int layer, bool verbose, Error *err) {
-    CudaState *s = (CudaState *)m->state;
-    if (!project_qkv(m, &m->weights.layers[layer].wq, T, own_heads(m), own_kv_heads(m), -1, err)) return false;
-    AttentionArgs a = attention_args(m, s, T, T, layer);
+bool attend_step_rows(const Model *m, CudaState *s, int layer, int first, int n, bool several, bool verbose,
+                      Error *err) {
+    AttentionArgs a = attention_args(m, s, n, n, layer);
     a.verbose = verbose;
-    attention_step(&a, m, s, 0, T, several);
+    attention_step(&a, m, s, first, n, several);
     return attention_decode(&a, s->stream) == 0 || fail(err, "%s", attention_error());
+}
+
+// Attention of T rows, whose sequences and lengths are on the device, from the normalised stream on: s->att.
+static bool attend_step(Model *m, int T, bool several, int layer, bool verbose, Error *err) {
+    return project_qkv(m, &m->weights.layers[layer].wq, T, own_heads(m), own_kv_heads(m), -1, err) &&
+           attend_step_rows(m, (CudaState *)m->state, layer, 0, T, several, verbose, err);
 }
 
 // Attention of the queries s->qkv_in [n_heads][T], whose keys and values are in the cache: s->att. The first n_decode

@@ -17,7 +17,6 @@ struct FusedState {
     float *down_partial;           // [MAX_ACT_ROWS][own dim]
     unsigned *done;                // [n_layers + 1][MAX_PRODUCTS]; after them as many counters next_tile
     int2 *best;                    // [MAX_ACT_ROWS][n_blocks]
-    WideState *wide;               // steps of many rows; NULL: they are engine cublas's
 };
 
 // Calls visit(matrix) for the matrices of products, one for those that are alike: of QKV, of gate and up.
@@ -191,15 +190,6 @@ static bool embed_pass(const Model *m, CudaState *s, int first, int n, Error *er
     return true;
 }
 
-// The attention of a layer in such a pass.
-static bool attend_pass(const Model *m, CudaState *s, int layer, int first, int n, bool several, bool verbose,
-                        Error *err) {
-    AttentionArgs a = attention_args(m, s, n, n, layer);
-    attention_step(&a, m, s, first, n, several);
-    a.verbose = verbose;
-    return attention_decode(&a, s->stream) == 0 || fail(err, "%s", attention_error());
-}
-
 // A pass over n rows from row `first` of the batch on: the chain of kernels in fused.h.
 template <typename N>
 static bool decode_pass(Model *m, const FusedPlan *plan, int first, int n, bool several, Error *err) {
@@ -210,7 +200,7 @@ static bool decode_pass(Model *m, const FusedPlan *plan, int first, int n, bool 
     if (!embed_pass(m, s, first, n, err)) return false;
     for (int i = 0; i <= c->n_layers; i++) {
         // (every layer is launched alike)
-        if (i > 0 && !attend_pass(m, s, i - 1, first, n, several, verbose && i == 1, err)) return false;
+        if (i > 0 && !attend_step_rows(m, s, i - 1, first, n, several, verbose && i == 1, err)) return false;
         FusedParams p = fused_params(m, s, plan, i, first, n);
         if (verbose && i <= 1)
             fprintf(stderr,
@@ -294,7 +284,7 @@ static bool decode_pass_by_shards(Model *m, const FusedPlan *plan, int first, in
     for (int i = 0; i < c->n_layers; i++) {
         if (!product(i, PRODUCT_QKV)) return false;
         if (!for_shards(m, err, [&](Model *m, CudaState *s) {
-                return attend_pass(m, s, i, first, n, several, verbose && i == 0 && m->shard.rank == 0, err);
+                return attend_step_rows(m, s, i, first, n, several, verbose && i == 0 && m->shard.rank == 0, err);
             }))
             return false;
         if (!gather_att(m, n, err) || !product(i + 1, PRODUCT_OUT) || !product(i + 1, PRODUCT_GATE_UP) ||
@@ -321,9 +311,9 @@ template <class Body> static bool for_numbers(const Model *m, int tile_rows, Bod
 
 // Whether the run's steps are those of wide.h: see enqueue_step_fused.
 static bool steps_are_wide(const Model *m) {
-    const FusedState *f = ((CudaState *)m->state)->fused;
+    const CudaState *s = (const CudaState *)m->state;
     const int sequences = model_sequences(m);
-    return f->terms == 1 && sequences > f->max_rows && sequences <= MAX_WIDE_ROWS && f->wide;
+    return s->fused->terms == 1 && sequences > s->fused->max_rows && sequences <= MAX_WIDE_ROWS && s->wide;
 }
 
 // A step of n rows. Steps of few rows, of many (wide.h) and of more (engine cublas) have other orders of sums; a
@@ -334,7 +324,7 @@ static bool enqueue_step_fused(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
     const bool many = model_sequences(m) > f->max_rows;
-    if (steps_are_wide(m)) return enqueue_step_wide(m, f->wide, n, several, err);
+    if (steps_are_wide(m)) return enqueue_step_wide(m, n, several, err);
     if (f->terms == 1 ? many || n > f->max_rows : n > 8) return enqueue_step_cublas(m, n, several, err);
     for (int first = 0; first < n; first += f->max_rows) {
         int rows = fused_min(n - first, f->max_rows);
@@ -435,7 +425,7 @@ static bool prepare_fused(Model *m, CudaState *s, Error *err) {
     FusedState *f = s->fused = (FusedState *)calloc(1, sizeof *s->fused);
     if (!f) return fail(err, "out of memory: the engine's state");
     if (!size_fused(m, f, err)) return false;
-    if (!wide_open(m, &f->wide, err)) return false;
+    if (!wide_open(m, s, err)) return false;
     CUDA_TRY(cudaMalloc(&f->h, (size_t)MAX_ACT_ROWS * m->shard.hidden.n * 2));
     f->h_all = f->h;
     if (s->comm) CUDA_TRY(cudaMalloc(&f->h_all, (size_t)MAX_ACT_ROWS * m->config.hidden_dim * 2));
@@ -461,19 +451,22 @@ static void free_fused(FusedState *f) {
     cudaFree(f->down_partial);
     cudaFree(f->done);
     cudaFree(f->best);
-    wide_close(f->wide);
     free(f);
 }
 
 static void close_fused(Model *m) {
-    FusedState *states[MAX_SHARDS] = {};
+    FusedState *fused[MAX_SHARDS] = {};
+    WideState *wide[MAX_SHARDS] = {};
     CudaState *s = (CudaState *)m->state;
     for (int r = 0; s && r < (s->peers ? m->shard.count : 1); r++) {
         const CudaState *rank = (const CudaState *)model_of_rank(m, r)->state;
-        if (rank) states[r] = rank->fused;
+        if (rank) fused[r] = rank->fused, wide[r] = rank->wide;
     }
     close_cuda(m); // after which nothing runs
-    for (FusedState *f : states) free_fused(f);
+    for (int r = 0; r < MAX_SHARDS; r++) {
+        free_fused(fused[r]);
+        wide_close(wide[r]);
+    }
 }
 
 static bool open_fused(Model *m, Error *err) {

@@ -47,6 +47,7 @@ struct TableChange {
 };
 
 struct FusedState;
+struct WideState;
 
 // cuBLASLt's kernels for the products that came up last, by their shape (gemm.cu).
 enum { GEMM_PLANS = 256 };
@@ -138,6 +139,7 @@ struct CudaState {
     // --verbose: what has been logged; whether what is computed is for nobody.
     bool logged_prefill, logged_decode, warming_up;
     struct FusedState *fused; // engine fused's own
+    struct WideState *wide;   // its steps of many rows (wide.h); NULL: they are engine cublas's
 };
 
 // Calls body with a value of the type that a dtype of 16 or 32 bits has in kernels, and returns what it returns.
@@ -240,6 +242,9 @@ bool enqueue_step_cublas(Model *m, int n, bool several, Error *err);
 void attention_step(AttentionArgs *a, const Model *m, const CudaState *s, int first, int n, bool several);
 // The attention of one layer for T rows of n_seq sequences, on the state's buffers.
 AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int T, int layer);
+// The attention of a layer for a step's n rows from row `first` on, whose queries, keys and values are in s->qkv_in.
+bool attend_step_rows(const Model *m, CudaState *s, int layer, int first, int n, bool several, bool verbose,
+                      Error *err);
 // attention.h's number for a dtype.
 int attention_dtype(DType dtype);
 // With --verbose, whether this is the first prompt or step, whose launches are logged.
