@@ -8,6 +8,7 @@
 
 #include "cli/converse.h"
 #include "cli/flags.h"
+#include "cli/fresh_prompt.h"
 #include "cli/input.h"
 #include "cli/interrupt.h"
 #include "cli/output.h"
@@ -466,7 +467,18 @@ static bool run_compare(const Options *o, Model *m, Error *err) {
     return ok;
 }
 
+typedef struct {
+    const Options *options;
+    const char *engine;
+} Fresh;
+
+static bool measure_fresh_prompt(void *context, int tokens, double *seconds, Error *err) {
+    const Fresh *f = context;
+    return fresh_prompt(f->options, f->engine, tokens, seconds, err);
+}
+
 static bool run_bench(const Options *o, Model *m, Error *err) {
+    Fresh fresh = {.options = o};
     BenchOptions options = {.version = version_number,
                             .engine = o->engine,
                             .synthetic = o->synthetic,
@@ -475,9 +487,12 @@ static bool run_bench(const Options *o, Model *m, Error *err) {
                             .batch = o->batch,
                             .sampler = o->sampler,
                             .json = o->json,
-                            .progress = isatty(STDERR_FILENO) && !o->quiet};
+                            .progress = isatty(STDERR_FILENO) && !o->quiet,
+                            .fresh_prompt = measure_fresh_prompt,
+                            .fresh_context = &fresh};
     m->interrupted = &interrupted;
     if (!model_choose(m, o->engine, options.precision, err)) return false;
+    fresh.engine = m->engine->name;
     print_engine_notes(o, m);
     return bench_run(m, platform_of(m->engine), &options, stdout, err) && flush_output(err);
 }

@@ -13,6 +13,8 @@ enum { ROOM = 600000 };
 
 static struct {
     int opened, closed, filled, prompts, steps, draws, longest, not_finite_from, fail_from;
+    int processes, no_process_of,
+        interrupt_at; // of first prompts: started; tokens that fail; the one that is interrupted
     volatile sig_atomic_t interrupted;
 } fake;
 
@@ -85,6 +87,15 @@ static bool measure(Roofline *r, Error *err) {
 static bool fill(const Model *m, Error *err) {
     (void)m, (void)err;
     fake.filled++;
+    return true;
+}
+
+static bool fresh_prompt(void *context, int tokens, double *seconds, Error *err) {
+    CHECK(context == &fake && fake.opened == fake.closed); // no engine holds memory meanwhile
+    if (++fake.processes == fake.interrupt_at) fake.interrupted = 1;
+    if (fake.interrupted) return fail_interrupted(err);
+    if (tokens == fake.no_process_of) return fail(err, "a \"process\" of %d tokens", tokens);
+    *seconds = 0.25 * (1 + fake.processes % 3);
     return true;
 }
 
@@ -197,6 +208,38 @@ static void test_bench_says_what_does_not_fit(void) {
     test_end("test_bench_says_what_does_not_fit");
 }
 
+static void test_bench_first_prompts_of_processes(void) {
+    Error err;
+    BenchOptions options = {.json = true, .context = 512, .batch = 1, .fresh_prompt = fresh_prompt};
+    options.fresh_context = &fake;
+    fake.no_process_of = 64;
+    fake.processes = 0;
+    char *text = bench(options, true, &err);
+    CHECK(fake.processes == 3 + 3 + 1 + 3); // 1000 tokens are beyond -c
+    CHECK(strstr(text, "\"first_prompt_of_a_process\": [\n  {\"tokens\": 1, \"ms\": {\"median\": 500, \"min\": 250, "
+                       "\"max\": 750, \"samples\": 3}, \"warm_ms\": {\"median\": "));
+    CHECK(strstr(text, "{\"tokens\": 64, \"not_run\": \"a \\\"process\\\" of 64 tokens\"},\n  {\"tokens\": 200, "));
+    CHECK(count(text, "\"warm_ms\"") == 3 && count(text, "\"not_run\"") == 1);
+    free(text);
+
+    options.json = false;
+    options.context = 0;
+    text = bench(options, true, &err);
+    const char *table = strstr(text, "\nfirst prompt of a process\n");
+    CHECK(table && strstr(table, "\n              64   not run: a \"process\" of 64 tokens\n"));
+    CHECK(table && strstr(table, "\n            1000       500.00 [250.00, 750.00]"));
+    free(text);
+    fake.no_process_of = 0;
+
+    fake.processes = 0;
+    fake.interrupt_at = 5;
+    text = bench(options, false, &err);
+    CHECK(strcmp(err.text, "interrupted") == 0 && fake.processes == 5 && fake.opened == 0 && !*text);
+    free(text);
+    fake.interrupt_at = 0;
+    test_end("test_bench_first_prompts_of_processes");
+}
+
 static void test_bench_limits(void) {
     Error err;
     char *text = bench((BenchOptions){.json = true, .context = 2048, .batch = 5}, true, &err);
@@ -252,6 +295,7 @@ int main(void) {
     test_bench_figures();
     test_bench_weights_read();
     test_bench_says_what_does_not_fit();
+    test_bench_first_prompts_of_processes();
     test_bench_limits();
     test_bench_draws_tokens();
     test_bench_failures_end_it();

@@ -49,7 +49,7 @@ def test_bench_json():
     printed = bench()
     result = json.loads(printed)
     assert list(result) == ["program", "engine", "precision", "machine", "model", "read", "product", "load",
-                            "first_token", "prefill", "decode"], list(result)
+                            "first_token", "first_prompt_of_a_process", "prefill", "decode"], list(result)
     assert (result["engine"], result["precision"]) == ("cpu", "f32"), result["engine"]
     assert set(result["machine"]) == {"name", "software", "memory_bytes"}, result["machine"]
     model = result["model"]
@@ -63,6 +63,11 @@ def test_bench_json():
     for row in result["prefill"] + result["decode"]:
         figure(row["ms"])
         assert row["ms"]["samples"] >= 3 and row["share"] > 0, row
+    fresh = result["first_prompt_of_a_process"]
+    assert [row["tokens"] for row in fresh] == [1, 17, 64], fresh  # -c has no room for the others
+    for row in fresh:
+        figure(row["ms"])
+        figure(row["warm_ms"])
     for row in result["prefill"]:
         assert abs(row["tokens_s"] * row["ms"]["median"] / 1e3 / row["tokens"] - 1) < 1e-3, row
     for row in result["decode"]:

@@ -206,7 +206,9 @@ static void test_fused_plan_of_quantised_weights(void) {
                         CHECK(p.stage_bytes == tile * pitch && p.stage_bytes % 128 == 0);
                         CHECK(p.scales_offset >= p.residuals_offset + RESIDUAL_BUFFERS * rows * tile * 4 &&
                               p.scales_offset % 16 == 0);
-                        CHECK(p.ring_offset >= p.scales_offset + RESIDUAL_BUFFERS * tile * 4);
+                        CHECK(p.code_sums_offset >= p.scales_offset + RESIDUAL_BUFFERS * tile * 4 &&
+                              p.code_sums_offset % 16 == 0);
+                        CHECK(p.ring_offset >= p.code_sums_offset + 4 * code_sums_floats(fused_max(dim, down), rows));
                         CHECK(p.ring_offset % 128 == 0);
                         CHECK(p.shared_bytes == (size_t)(p.ring_offset + p.n_stages * p.stage_bytes) &&
                               p.shared_bytes <= s.shared_bytes);

@@ -130,6 +130,12 @@ static bool multiply(CudaState *s, const Case &c, const Matrix *first, float *ou
     return matmul_heads(s, &config, out, first, T, c.count, err);
 }
 
+static bool is_hopper(void) {
+    int major = 0;
+    CHECK_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+    return major == 9;
+}
+
 // One shape and kind; every number of rows against the first rows of MOST.
 static void check_case(const Case &c, const Kind &kind) {
     CudaState *s = (CudaState *)calloc(1, sizeof *s);
@@ -172,8 +178,9 @@ static void check_case(const Case &c, const Kind &kind) {
     if (!widen_open(s, &err)) test_fail("%s", err.text);
     matrix.data = w_device;
     matrix.scale = kind.group == WHOLE_ROW ? scales_device : NULL;
-    static const int sizes[] = {MOST, 1,  2,  7,   8,   9,   15,  16,  17,  31,  32, 33,
-                                63,   64, 65, 100, 127, 128, 129, 256, 300, 511, 512};
+    static const int sizes[] = {MOST, 1,   2,   7,   8,   9,   15,  16,  17,  31,  32,  33,
+                                63,   64,  65,  100, 127, 128, 129, 171, 192, 193, 216, 217,
+                                256,  257, 300, 320, 321, 384, 385, 480, 481, 511, 512, 641};
     for (int T : sizes) {
         size_t bytes = (size_t)T * c.rows * c.count * 4;
         std::vector<float> &to = T == MOST ? whole : some;
@@ -192,6 +199,11 @@ static void check_case(const Case &c, const Kind &kind) {
                                  (size_t)c.rows * 4) != 0;
         if (differ) test_fail("%d x %d, %d rows: %zu rows have other bits", c.rows, c.cols, T, differ);
     }
+    // products of large matrices take the kernels that are loaded beforehand, and do not ask cuBLAS
+    if (kind.group == 0 && c.rows >= 2048 && is_hopper() && cublasLtGetVersion() / 10000 == 13)
+        for (const GemmPlan &plan : s->gemm_plans.plans)
+            if (plan.T && !(plan.kernel && plan.found))
+                test_fail("%d x %d, %d rows: not a kernel of the table", c.rows, c.cols, plan.T);
     double worst = 0;
     bool scaled = matrix.scale && c.count != 2; // of gate and up swiglu applies the scales
     for (int r = 0; r < c.rows * c.count; r += 17)
@@ -225,11 +237,13 @@ static void check_case(const Case &c, const Kind &kind) {
 }
 
 int main(void) {
-    // The first are of numbers alone: to prepare codes takes a CPU long.
-    static const Case cases[] = {{4096, 14336, 1}, {14336, 4096, 2}, {8192, 2048, 2}, {6144, 4096, 1}, {4096, 4096, 1},
-                                 {2048, 8192, 1},  {1024, 512, 1},   {288, 768, 1},   {200, 328, 1},   {64, 64, 1},
-                                 {72, 1000, 1},    {768, 288, 2},    {3584, 1024, 2}, {128, 4096, 48}, {64, 328, 7}};
-    enum { N_CASES = sizeof cases / sizeof *cases, OF_NUMBERS = 4 };
+    // The first are of numbers alone: to prepare codes takes a CPU long. Of these the first two have so many rows of
+    // weights that few rows of the input take the kernels of long prompts.
+    static const Case cases[] = {{24576, 512, 1}, {43008, 128, 2}, {4096, 14336, 1}, {14336, 4096, 2}, {8192, 2048, 2},
+                                 {6144, 4096, 1}, {4096, 4096, 1}, {2048, 8192, 1},  {1024, 512, 1},   {288, 768, 1},
+                                 {200, 328, 1},   {64, 64, 1},     {72, 1000, 1},    {768, 288, 2},    {3584, 1024, 2},
+                                 {128, 4096, 48}, {64, 328, 7}};
+    enum { N_CASES = sizeof cases / sizeof *cases, OF_NUMBERS = 6 };
     static const Kind kinds[] = {{"bf16", DTYPE_BF16, DTYPE_BF16, 0},
                                  {"f16", DTYPE_F16, DTYPE_F16, 0},
                                  {"fp8", DTYPE_BF16, DTYPE_F8_E4M3, WHOLE_ROW},

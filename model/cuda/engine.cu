@@ -313,25 +313,32 @@ static bool connect_host(Model *m, CudaState *s, Error *err) {
     return true;
 }
 
-// Computes two short prompts on whatever is in memory, so that the first real one does not wait for cuBLAS's kernels to
-// be loaded, which takes longer than to run them. Nothing of it stays: no position is counted.
+// Computes on whatever is in memory, so that the first real prompt does not wait until kernels are loaded, which takes
+// longer than to run them. Where products have a table of kernels, they are loaded by it, and all others by a prompt of
+// any length; else two lengths load some of cuBLAS's. Nothing of it stays: no position is counted.
 static bool warm_up(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
     static const int lengths[] = {12, 512};
-    s->warming_up = true;
+    const int n = s->one_order ? 1 : 2;
     int slot = 0, zeros[512] = {0};
-    for (int i = 0; i < 2 && lengths[i] <= m->max_rows && lengths[i] <= m->kv.max_len; i++) {
+    s->warming_up = true;
+    s->table_changes[0] = {0, 0}; // as connect has it
+    if (!load_sample_kernel(err) || !for_shards(m, err, [&](Model *, CudaState *s) {
+            return load_product_kernels(s, err) && change_table(s, 1, err);
+        }))
+        return false;
+    for (int i = 0; i < n && lengths[i] <= m->max_rows && lengths[i] <= m->kv.max_len; i++) {
         int start[2] = {0, lengths[i]}, last = lengths[i] - 1;
         Batch b = {lengths[i], 1, 1, 0, zeros, &slot, start, &last, false};
-        if (!forward_prompt(m, &b, 0, err)) return false;
-        CUDA_TRY(cudaStreamSynchronize(s->stream));
+        if (!forward_prompt(m, &b, 0, err) || !publish_argmax(s, 1, NULL, err) || !wait_for_shards(m, err))
+            return false;
     }
     s->warming_up = false;
     return true;
 }
 
 // A state for each rank and, beyond rank 0, a Model: a copy of the caller's with its own shard, weights and cache.
-static bool open_ranks(Model *m, bool for_fused, Error *err) {
+static bool open_ranks(Model *m, bool (*prepare)(Model *m, Error *err), Error *err) {
     const int count = m->shard.count;
     CudaState *first = NULL;
     for (int r = 0; r < count; r++) {
@@ -353,7 +360,8 @@ static bool open_ranks(Model *m, bool for_fused, Error *err) {
             if (!(own->weights.layers = (LayerWeights *)malloc(layers))) return fail(err, "out of memory: rank %d", r);
             memcpy(own->weights.layers, m->weights.layers, layers);
         }
-        choose_types(m, s, for_fused);
+        choose_types(m, s, prepare != NULL);
+        s->prepare = prepare;
         s->enqueue_step = enqueue_step_cublas;
     }
     return true;
@@ -417,18 +425,24 @@ static bool log_rank(Model *m, CudaState *s, const Plan *plan, Error *err) {
     return true;
 }
 
-bool open_cuda(Model *m, bool for_fused, Error *err) {
+// What the first upload thread does.
+static bool meanwhile(Model *m, Error *err) {
+    const CudaState *s = (CudaState *)m->state;
+    return warm_up(m, err) && (!s->prepare || s->prepare(m, err));
+}
+
+bool open_cuda(Model *m, bool (*prepare)(Model *m, Error *err), Error *err) {
     const int count = m->shard.count;
     Plan plans[MAX_SHARDS];
     memset(plans, 0, sizeof plans);
-    bool ok = open_ranks(m, for_fused, err) && for_shards(m, err, [&](Model *own, CudaState *s) {
+    bool ok = open_ranks(m, prepare, err) && for_shards(m, err, [&](Model *own, CudaState *s) {
                   Plan *plan = &plans[own->shard.rank];
                   return plan_weights(plan, own, s, err) && (plan->first = m, size_state(own, s, err));
               });
     ok = ok && size_cache(m, plans, err) && for_shards(m, err, [&](Model *own, CudaState *s) {
              return allocate_rank(own, s, &plans[own->shard.rank], err);
          });
-    ok = ok && connect_ranks(m, err) && upload_weights(plans, count, warm_up, err);
+    ok = ok && connect_ranks(m, err) && upload_weights(plans, count, meanwhile, err);
     m->weights.bytes = m->buffer_bytes = 0;
     ok = ok && for_shards(m, err, [&](Model *own, CudaState *s) {
              const Plan *plan = &plans[own->shard.rank];
@@ -499,7 +513,7 @@ void close_cuda(Model *m) {
 }
 
 static bool open_cublas(Model *m, Error *err) {
-    return open_cuda(m, false, err);
+    return open_cuda(m, NULL, err);
 }
 
 extern "C" const Engine engine_cublas = {"cublas",     usable_cuda,      open_cublas, close_cuda,

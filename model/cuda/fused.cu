@@ -149,6 +149,7 @@ static FusedParams fused_params(const Model *m, const CudaState *s, const FusedP
     p.rope_offset = plan->rope_offset;
     p.residuals_offset = plan->residuals_offset;
     p.scales_offset = plan->scales_offset;
+    p.code_sums_offset = plan->code_sums_offset;
     p.n_heads = own_heads(m);
     p.n_kv_heads = own_kv_heads(m);
     p.head_dim = c->head_dim;
@@ -212,8 +213,8 @@ static bool decode_pass(Model *m, const FusedPlan *plan, int first, int n, bool 
                                s->stream, p));
     }
     CUDA_TRY(launch_kernel(decode_argmax_kernel, 1, 32 * MAX_ACT_ROWS, 0, true, s->stream, (const int2 *)f->best,
-                           f->n_blocks, c->vocab_size, s->argmax + first, s->argmax_host + first, s->step, first, n,
-                           f->done, n_counters(m)));
+                           f->n_blocks * EPILOGUE_WARPS, c->vocab_size, s->argmax + first, s->argmax_host + first,
+                           s->step, first, n, f->done, n_counters(m)));
     return true;
 }
 
@@ -421,9 +422,10 @@ static int step_rows_fused(const Model *m, int n_slots, Error *err) {
 }
 
 // What engine fused has beside engine cublas's state, of one rank.
-static bool prepare_fused(Model *m, CudaState *s, Error *err) {
-    FusedState *f = s->fused = (FusedState *)calloc(1, sizeof *s->fused);
+static bool prepare_rank(Model *m, CudaState *s, Error *err) {
+    FusedState *f = s->fused = (FusedState *)calloc(1, sizeof *f);
     if (!f) return fail(err, "out of memory: the engine's state");
+    s->enqueue_step = enqueue_step_fused;
     if (!size_fused(m, f, err)) return false;
     if (!wide_open(m, s, err)) return false;
     CUDA_TRY(cudaMalloc(&f->h, (size_t)MAX_ACT_ROWS * m->shard.hidden.n * 2));
@@ -431,7 +433,7 @@ static bool prepare_fused(Model *m, CudaState *s, Error *err) {
     if (s->comm) CUDA_TRY(cudaMalloc(&f->h_all, (size_t)MAX_ACT_ROWS * m->config.hidden_dim * 2));
     CUDA_TRY(cudaMalloc((void **)&f->down_partial, (size_t)MAX_ACT_ROWS * m->shard.dim.n * sizeof(float)));
     CUDA_TRY(cudaMalloc((void **)&f->done, n_counters(m) * sizeof *f->done));
-    CUDA_TRY(cudaMalloc((void **)&f->best, (size_t)MAX_ACT_ROWS * f->n_blocks * sizeof(int2)));
+    CUDA_TRY(cudaMalloc((void **)&f->best, (size_t)MAX_ACT_ROWS * f->n_blocks * EPILOGUE_WARPS * sizeof(int2)));
     // Once; every step leaves them so.
     CUDA_TRY(cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream));
     for (int groups = 1; groups <= MAX_TILE_GROUPS; groups++)
@@ -442,6 +444,11 @@ static bool prepare_fused(Model *m, CudaState *s, Error *err) {
             }))
             return false;
     return true;
+}
+
+// Beside the upload, which no step's kernel waits for.
+static bool prepare_fused(Model *m, Error *err) {
+    return for_shards(m, err, [&](Model *m, CudaState *s) { return prepare_rank(m, s, err); }) && prepare_steps(m, err);
 }
 
 static void free_fused(FusedState *f) {
@@ -470,10 +477,8 @@ static void close_fused(Model *m) {
 }
 
 static bool open_fused(Model *m, Error *err) {
-    if (!open_cuda(m, true, err)) return false;
-    CudaState *s = (CudaState *)m->state;
-    s->enqueue_step = enqueue_step_fused;
-    if (!for_shards(m, err, [&](Model *m, CudaState *s) { return prepare_fused(m, s, err); })) return false;
+    if (!open_cuda(m, prepare_fused, err)) return false;
+    const CudaState *s = (CudaState *)m->state;
     // Rows of prompts have the order of sums of engine cublas's steps, and only of these.
     m->two_passes = s->fused->terms > 1 || model_sequences(m) <= s->fused->max_rows || steps_are_wide(m);
     return true;

@@ -8,10 +8,10 @@
 //
 //   kernel                       grid × block    may start when                      may start the next when
 //   decode_embed_kernel          n_rows × 256    the kernel before is complete       at once
-//   decode_products_kernel 0     SMs × 320       embed has started  (PDL)            its consumers are past their wait
+//   decode_products_kernel 0     SMs × 352       embed has started  (PDL)            its consumers are past their wait
 //   for each layer:
 //     decode attention           ≤ 2 SMs × 128   products is past its wait  (PDL)    its blocks are past their wait
-//     decode_products_kernel i   SMs × 320       attention is past its wait  (PDL)   its consumers are past their wait
+//     decode_products_kernel i   SMs × 352       attention is past its wait  (PDL)   its consumers are past their wait
 //   decode_argmax_kernel         1 × 256         products is past its wait  (PDL)    it is complete
 //
 // PDL: programmatic dependent launch; "its wait" is griddepcontrol.wait, which returns when the kernel before is
@@ -21,12 +21,13 @@
 // of the next layer. Kernel 0 has qkv alone; the last one ends with lm_head in place of qkv. Down is several products,
 // each of some columns of K, where its activations would not leave room for a ring (split_down).
 //
-// ---- A block of decode_products_kernel: ten warps, one block on every SM --------------------------------------------
+// ---- A block of decode_products_kernel: eleven warps, one block on every SM -----------------------------------------
 //
 //   producer (1 warp)    copies the block's tiles of weights to a ring in shared memory, over all products without a
 //                        stop. Weights depend on nothing, so it starts before the kernel before is complete
 //   consumers (8 warps)  bring the product's activations to shared memory; each multiplies its columns of every K slice
-//   epilogue (1 warp)    adds up the partial sums of a tile and does what follows: residual sum, SwiGLU, RoPE, argmax
+//   epilogue (2 warps)   each every second tile: adds up its partial sums and does what follows: residual sum, SwiGLU,
+//                        RoPE, argmax
 //
 // A tile is 4 rows (one group) or 8, or 16 where weights are quantised, its columns in K slices, one stage of the ring
 // each. The first tile of a product is given (first_tile), the next ones go to whichever block asks first (an atomic
@@ -36,14 +37,17 @@
 //   full[stage], mbarrier        1: producer lane 0; the bytes copied  consumers, producer   stage, stage_tile
 //   empty[stage], mbarrier       8: lane 0 of each consumer warp       producer              the same
 //   partials full[4], mbarrier   8: lane 0 of each consumer warp       epilogue              partials, partial_tile
-//   partials empty[4], mbarrier  1: epilogue lane 0                    consumers             the same
+//   partials empty[4], mbarrier  1: lane 0 of the tile's epilogue warp consumers             the same
 //   BARRIER_FUSED_CONSUMERS      256: consumer threads                 the same              activations, squares
-//   BARRIER_FUSED_SETUP          320: producer arrives, others sync    consumers, epilogue   mbarriers, `started`
+//   BARRIER_FUSED_EPILOGUE       64: epilogue threads                  the same              RoPE table, x, h
+//   BARRIER_FUSED_SETUP          352: producer arrives, others sync    consumers, epilogue   mbarriers, `started`
 //   done[product], global        1: epilogue lane 0 of every block     consumer thread 0     x, h (below)
 //
 // The producer waits for `full` too, of the oldest copies, so that few are in flight. `empty` is arrived at when the
 // warp's sums exist (mbarrier_arrive_after): its loads are complete then. A product ends with END_OF_PRODUCT in
-// stage_tile and, by way of the consumers, in partial_tile: one stage and one buffer without a tile.
+// stage_tile and, by way of the consumers, in partial_tile: one stage, and a buffer for each epilogue warp, without a
+// tile. The epilogue warps meet at the end of a product: so none waits for a buffer of the next one that may still be
+// full of the one before, and one thread counts for both.
 //
 // ---- Shared memory, LLaMA 3.1 8B, bf16, one token (fused_plan; static_assert below) ---------------------------------
 //
@@ -140,11 +144,19 @@
 // The stream carries codes and scales as they are packed (packed.h): a K slice is whole blocks of 1024 columns, of whose
 // chunks of 128 each consumer warp takes every eighth. A lane's bytes of a row are in the order in which an mma wants
 // them, so that its left operand is 16 whole rows and its right one up to 8 activation rows: nothing is wasted, and a
-// step of 8 tokens costs the instructions of one (fused_packed.cuh). Codes become bf16 in registers: an int4 is 128 +
-// code as one bitwise operation makes it, less 136; an int8 128 + its lower bits, less 128 or 256; an e4m3 its bits in
-// bf16's places, times 2^120. All of it is exact. A group's scale multiplies the sum of the group's mmas, in the consumer
-// warp; a row's multiplies the finished sum, in the epilogue warp: it comes with the tile, as residuals do. A kernel's
-// products may have weights of different types, 16-bit ones too.
+// step of 8 tokens costs the instructions of one (fused_packed.cuh).
+//
+// Codes become bf16 by being alone in their 16 bits. A byte u as the low half of a bf16 is u × 2^-133: the last bit of the
+// exponent counts on where the mantissa ends, and tensor cores take subnormal numbers. So of an int4 one bitwise operation
+// gives two codes, or two times 16, which the sum of their mmas is divided by; an int8 has its sign bit inverted besides;
+// an e4m3 has its bits in bf16's places, times 2^-120. All of it is exact. What codes then have too much, 8 or 128, times
+// the sum of the activations that they meet, is taken from the sum: a warp prepares these sums, and activations times
+// 2^16, of its chunks, before a product's first tile. (Products of numbers so small keep their bits: float32 goes down to
+// 2^-149, and activations of 2^-12 and more have 24 bits above that.)
+//
+// A group's scale multiplies the sum of the group's mmas, in the consumer warp; a row's multiplies the finished sum, in
+// the epilogue warp: it comes with the tile, as residuals do. A kernel's products may have weights of different types,
+// 16-bit ones too.
 //
 // ---- Numerics -------------------------------------------------------------------------------------------------------
 //
@@ -165,12 +177,14 @@
 //     marked to leave first (1 %), and what runs once in a launch is short (attention's combine: 5 us to 3)
 //   - fetching ahead into L2, while the ring is full or after a kernel's last copy, costs what it brings
 //   - no gain: a product's activations in registers; stages that only some products have room for
-//   - quantised: int4 2.28 ms, fp8 2.77, where reading takes 0.9 and 1.6; without any arithmetic, but with 16 consumer
-//     warps, 1.61 and 2.21. Of a layer's 70 us with int4 (16 warps) 22 are waits, attention among them, and 5 the input
-//     of products; with bf16 18 and 4, and its ring hides most of them. A tile of int4 takes 1.5 us, where memory brings
-//     one in 1.0: why, is not known. Little or no gain: 16 warps for 8; fewer instructions to widen (braided e4m3); fewer
-//     loads of activations. Operands that are a quarter used, as those of 16 bits, took as long at one token of int4, and
-//     1.4 times as long at eight
+//   - quantised: int4 2.10 ms, fp8 2.79, where reading takes 0.9 and 1.6; without any arithmetic 1.61 and 2.21. By a
+//     profile of a kernel (int4, 60 us): consumers are in tiles for half of the time, 8 us they wait for other blocks, 6
+//     bring input, 6 prepare it, 2 start. Every launch begins without its instructions, which come from L2 behind the
+//     stream: what has more of them loses what it gains (chunks unrolled four times, sums of activations taken where
+//     input is brought, functions that are not inlined: 2.12 to 2.32 ms). A second epilogue warp brought 3 %; one alone
+//     took 1.7 us for a tile of 16 rows, where memory brings one in 1.0. Addresses that a loop keeps, and does not
+//     compute again from the number of the thread, brought 3 %; codes widened by one instruction a pair where there were
+//     three, 2 %
 #ifndef FUSED_H
 #define FUSED_H
 
@@ -215,7 +229,7 @@ struct FusedParams {
     int tile_rows;          // from here to scales_offset: see FusedPlan
     int n_stages, stage_bytes, partial_floats;
     int stages_in_flight, stages_ahead;
-    int ring_offset, partials_offset, rope_offset, residuals_offset, scales_offset;
+    int ring_offset, partials_offset, rope_offset, residuals_offset, scales_offset, code_sums_offset;
     int n_heads, n_kv_heads, head_dim, dim, hidden_dim, q_dim, vocab_size;
     unsigned head_dim_inverse; // 2^32 / head_dim, rounded up: row / head_dim is the upper half of their product
     float eps;
@@ -233,7 +247,7 @@ struct FusedParams {
 
 // A kernel has 4 KB of parameters on every architecture and driver.
 static_assert(sizeof(FusedParams) <= 4096, "parameters of a kernel");
-static_assert(FUSED_THREADS == 320 && CONSUMER_THREADS == 256, "the table of barriers");
+static_assert(FUSED_THREADS == 352 && CONSUMER_THREADS == 256, "the table of barriers");
 static_assert(RESIDUAL_BUFFERS > MAX_STAGES + PARTIAL_BUFFERS, "a residual buffer is filled anew before it is read");
 static_assert(SLICE_UNIT == 512 && MAX_SLICE % SLICE_UNIT == 0, "every consumer warp has whole mmas of a slice");
 static_assert(MAX_SLICE % (MAX_TILE_GROUPS * SLICE_UNIT) == 0, "the same where a slice is half as long");

@@ -83,6 +83,7 @@ struct Block {
     float2 *rope;                   // [n_rows][head_dim/2]: cosine and sine
     float4 *residuals;              // [RESIDUAL_BUFFERS][n_rows][groups]: what a tile of PRODUCT_OUT is added to
     float *scales;                  // [RESIDUAL_BUFFERS][tile rows]: what a tile's sums are multiplied by
+    float *code_sums;               // sums of activations that meet one scale: prepare_activations
     volatile int *started;          // products whose input the consumers have
 };
 
@@ -99,7 +100,8 @@ template <int TILE> __device__ __forceinline__ const char *tile_row(const Produc
     return f.weights + (size_t)(tile * TILE + row) * f.row_bytes + f.first_byte;
 }
 
-constexpr int END_OF_PRODUCT = -1; // in place of a tile
+// In place of a tile. Every epilogue warp gets one: END_OF_PRODUCT, END_OF_PRODUCT - 1, ..
+constexpr int END_OF_PRODUCT = -1;
 
 // What a lane copies of a K slice of a tile: rows that are as close in a stage as in memory, or one row.
 struct CopyRange {
@@ -408,35 +410,45 @@ template <int GROUPS> struct PendingTile {
     }
 };
 
-// The epilogue warp finishes every tile of this block. When a product is done it counts the block in done[product].
+__device__ __forceinline__ void epilogue_sync() {
+    named_barrier_sync(BARRIER_FUSED_EPILOGUE, 32 * EPILOGUE_WARPS);
+}
+
+// The epilogue warps finish the tiles of this block, each every EPILOGUE_WARPSth of a product. When a product is done they
+// count the block in done[product].
 template <typename N> __device__ __forceinline__ void epilogue(const FusedParams &s, const Block &block, Ring ring) {
     constexpr int GROUPS = N::GROUPS, TILE = N::TILE;
-    int lane = threadIdx.x % 32, n_residuals = 0, n_scales = 0;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 - EPILOGUE_WARP;
+    int first = 0, first_scales = 0; // buffers, and tiles with scales, of the products before
     const int act_rows = s.n_rows * N::TERMS;
     EpilogueLane<N> own;
     own.n = lane % MMA_WEIGHT_ROWS;
     own.b = lane / MMA_WEIGHT_ROWS;
     own.in_batch = own.b < s.n_rows;
     wait_for_previous_kernel();
-    for (int i = lane; i < s.n_rows * (s.head_dim / 2); i += 32) block.rope[i] = s.rope[i];
-    __syncwarp();
+    for (int i = threadIdx.x - 32 * EPILOGUE_WARP; i < s.n_rows * (s.head_dim / 2); i += 32 * EPILOGUE_WARPS)
+        block.rope[i] = s.rope[i];
+    epilogue_sync();
     for (int i = 0; i < s.n_products; i++) {
         const Product &f = s.product[i];
         const ProductKind kind = f.kind;
         const int rows = f.rows, n_sums = (f.n_slices + f.slices_per_sum - 1) / f.slices_per_sum;
         float *to = (f.leaves_partial ? s.down_partial : s.x) + (size_t)own.b * s.dim + own.n;
         float best = -INFINITY;
-        int best_row = rows;
+        int best_row = rows, n_tiles;
         PendingTile<GROUPS> pending = {};
-        for (;;) {
+        for (int k = warp;; k += EPILOGUE_WARPS) {
+            ring.slot = (first + k) % PARTIAL_BUFFERS, ring.parity = (first + k) / PARTIAL_BUFFERS % 2;
             ring.wait_full();
             int tile = *(volatile const int *)(block.partial_tile + ring.slot), row = tile * TILE + own.n;
-            if (tile == END_OF_PRODUCT) break;
+            if (tile <= END_OF_PRODUCT) {
+                n_tiles = k - (END_OF_PRODUCT - tile);
+                break;
+            }
             float x[GROUPS] = {}, sum[GROUPS] = {}, scale[GROUPS], all = 0;
             if (kind == PRODUCT_OUT && own.in_batch) {
                 const float *from =
-                    (const float *)(block.residuals + (n_residuals++ % RESIDUAL_BUFFERS * s.n_rows + own.b) * GROUPS) +
-                    own.n;
+                    (const float *)(block.residuals + (k % RESIDUAL_BUFFERS * s.n_rows + own.b) * GROUPS) + own.n;
 #pragma unroll
                 for (int g = 0; g < GROUPS; g++) x[g] = from[g * MMA_WEIGHT_ROWS];
             }
@@ -448,7 +460,7 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
                         sum[g] = load_l2(s.down_partial + (size_t)own.b * s.dim + row + g * MMA_WEIGHT_ROWS);
                 }
             if (N::PACKED && f.scales) {
-                const float *from = block.scales + n_scales++ % RESIDUAL_BUFFERS * TILE + own.n;
+                const float *from = block.scales + (first_scales + k) % RESIDUAL_BUFFERS * TILE + own.n;
 #pragma unroll
                 for (int g = 0; g < GROUPS; g++) scale[g] = from[g * MMA_WEIGHT_ROWS];
             }
@@ -461,7 +473,6 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
             for (int g = 0; g < GROUPS; g++) all += sum[g];
             __syncwarp();
             if (lane == 0) mbarrier_arrive_after(ring.empty + 8 * ring.slot, all);
-            ring.next();
             if (kind == PRODUCT_OUT)
                 own.out(to, tile, x, sum);
             else if (kind == PRODUCT_DOWN) {
@@ -482,11 +493,14 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
             for (int step = 1; step < MMA_WEIGHT_ROWS; step *= 2)
                 take_best(best, best_row, __shfl_xor_sync(~0u, best, step), __shfl_xor_sync(~0u, best_row, step));
             if (own.in_batch && own.n == 0)
-                s.best[own.b * gridDim.x + blockIdx.x] = make_int2(__float_as_int(best), best_row);
+                s.best[(own.b * gridDim.x + blockIdx.x) * EPILOGUE_WARPS + warp] =
+                    make_int2(__float_as_int(best), best_row);
         }
         if (lane == 0) mbarrier_arrive(ring.empty + 8 * ring.slot);
-        ring.next();
-        if (lane == 0 && i + 1 < s.n_products && !f.leaves_partial) reduce_add_release(s.done + i, 1);
+        first += n_tiles + EPILOGUE_WARPS;
+        if (N::PACKED && f.scales) first_scales += n_tiles;
+        epilogue_sync(); // none goes on while another still looks for the end of this product
+        if (warp == 0 && lane == 0 && i + 1 < s.n_products && !f.leaves_partial) reduce_add_release(s.done + i, 1);
     }
 }
 
@@ -524,6 +538,17 @@ __device__ __forceinline__ void multiply(float (&acc)[N::GROUPS][PAIRS][2][4], u
                 }
             }
         }
+}
+
+// The end of a product, to the other epilogue warps.
+__device__ __forceinline__ void end_product(const Block &block, Ring &partials_ring) {
+    for (int e = 1; e < EPILOGUE_WARPS; e++) {
+        partials_ring.wait_empty();
+        if (threadIdx.x == 0) *(volatile int *)(block.partial_tile + partials_ring.slot) = END_OF_PRODUCT - e;
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) mbarrier_arrive(partials_ring.full + 8 * partials_ring.slot);
+        partials_ring.next();
+    }
 }
 
 // The tiles of a product. Every warp has its columns of every K slice. PAIRS of activation rows; in place of rows that
@@ -600,7 +625,10 @@ __device__ __forceinline__ void consume_tiles(const FusedParams &s, const Produc
         __syncwarp();
         if (lane == 0) mbarrier_arrive(partials_ring.full + 8 * partials_ring.slot);
         partials_ring.next();
-        if (tile == END_OF_PRODUCT) return;
+        if (tile == END_OF_PRODUCT) {
+            end_product(block, partials_ring);
+            return;
+        }
     }
 }
 
@@ -698,6 +726,7 @@ __global__ void __launch_bounds__(FUSED_THREADS, 1) decode_products_kernel(const
                    (float2 *)(shared + s.rope_offset),
                    (float4 *)(shared + s.residuals_offset),
                    (float *)(shared + s.scales_offset),
+                   (float *)(shared + s.code_sums_offset),
                    &started};
     Ring ring = {first, first + 8 * MAX_STAGES, s.n_stages, 0, 0};
     Ring partials_ring = {first + 16 * MAX_STAGES, first + 16 * MAX_STAGES + 8 * PARTIAL_BUFFERS, PARTIAL_BUFFERS, 0,
@@ -723,7 +752,7 @@ __global__ void __launch_bounds__(FUSED_THREADS, 1) decode_products_kernel(const
         return;
     }
     named_barrier_sync(BARRIER_FUSED_SETUP, FUSED_THREADS);
-    if (warp == EPILOGUE_WARP)
+    if (warp >= EPILOGUE_WARP)
         epilogue<N>(s, block, partials_ring);
     else
         consume<N>(s, block, ring, partials_ring);

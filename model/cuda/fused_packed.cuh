@@ -1,46 +1,35 @@
 // Engine fused: the consumers' part where weights are quantised (packed.h). Included by fused_kernel.cuh, in its
-// namespace. Codes are widened in registers to bf16, exactly, and meet the tensor cores as 16-bit weights do: a lane's
-// 8 columns of a row are four registers. What has to be multiplied by one scale is one chain of mmas, whose sum is then
-// multiplied; sums are rounded to nearest in float32 from there on.
+// namespace. Codes are widened in registers to bf16, exactly up to a power of two and an offset (fused.h says how), and
+// meet the tensor cores as 16-bit weights do: a lane's 8 columns of a row are four registers. What has to be multiplied
+// by one scale is one chain of mmas, whose sum is then multiplied; sums are rounded to nearest in float32 from there on.
 
-// (x & mask) | bits, in one instruction.
-template <uint32_t MASK, uint32_t BITS> __device__ __forceinline__ uint32_t and_or(uint32_t x) {
+// (x & MASK) ^ BITS, in one instruction.
+template <uint32_t MASK, uint32_t BITS = 0> __device__ __forceinline__ uint32_t and_xor(uint32_t x) {
     uint32_t y;
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "n"(MASK), "n"(BITS));
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(y) : "r"(x), "n"(MASK), "n"(BITS));
     return y;
 }
-__device__ __forceinline__ uint32_t subtract2(uint32_t a, uint32_t b) {
-    __nv_bfloat162 x = __hsub2(*(__nv_bfloat162 *)&a, *(__nv_bfloat162 *)&b);
-    return *(uint32_t *)&x;
-}
 
-// How codes are widened. LOADS: of 16 bytes, for what a lane has of a row's chunk; `widen` gives, of its 8 columns of 32,
-// columns 0 and 1, 2 and 3, 4 and 5, 6 and 7.
+// How codes are widened. A byte as the low half of a bf16 is its value times 2^-133, as the last bit of the exponent goes
+// on where the mantissa ends; so an unsigned code is a bf16 as soon as it is alone. LOADS: of 16 bytes, for what a lane
+// has of a row's chunk; `widen` gives, of its 8 columns of 32, columns 0 and 1, 2 and 3, 4 and 5, 6 and 7. What they give
+// is (code + OFFSET) × 2^EXPONENT, the second and the last times 2^SECOND besides.
 struct CodesFp8 {
-    static constexpr int BITS = 8, LOADS = 2;
-    // Exponent and mantissa of e4m3 in bf16's places (packed_fp8): the value, subnormal or not, times 2^-120.
-    static __device__ __forceinline__ uint32_t times_2_120(uint32_t v) {
-        const uint32_t scale = 0x7b807b80u;
-        __nv_bfloat162 x = __hmul2(*(__nv_bfloat162 *)&v, *(const __nv_bfloat162 *)&scale);
-        return *(uint32_t *)&x;
-    }
-    static __device__ __forceinline__ uint32_t first(uint32_t codes) {
-        return times_2_120(codes & 0x87f087f0u);
-    }
+    static constexpr int BITS = 8, LOADS = 2, OFFSET = 0, EXPONENT = -120, SECOND = 0;
+    // Exponent and mantissa of e4m3 in bf16's places (packed_fp8).
     static __device__ __forceinline__ uint32_t second(uint32_t codes) {
-        return times_2_120((codes << 4 & 0x80f080f0u) | (codes >> 4 & 0x07000700u));
+        return and_xor<0x80f080f0u>(codes << 4) | and_xor<0x07000700u>(codes >> 4);
     }
     static __device__ __forceinline__ void widen(const uint32_t (&codes)[8], int j, uint32_t (&w)[4]) {
         uint32_t a = codes[2 * j], b = codes[2 * j + 1];
-        w[0] = first(a), w[1] = second(a), w[2] = first(b), w[3] = second(b);
+        w[0] = and_xor<0x87f087f0u>(a), w[1] = second(a), w[2] = and_xor<0x87f087f0u>(b), w[3] = second(b);
     }
 };
 
 struct CodesInt8 {
-    static constexpr int BITS = 8, LOADS = 2;
-    // 128 + the lower seven bits, less 128, or 256 for a negative one: both are bf16 numbers with seven bits of mantissa.
+    static constexpr int BITS = 8, LOADS = 2, OFFSET = 128, EXPONENT = -133, SECOND = 0;
     static __device__ __forceinline__ uint32_t widen2(uint32_t low) {
-        return subtract2(and_or<0x007f007fu, 0x43004300u>(low), and_or<0x00800080u, 0x43004300u>(low));
+        return and_xor<0x00ff00ffu, 0x00800080u>(low);
     }
     static __device__ __forceinline__ void widen(const uint32_t (&codes)[8], int j, uint32_t (&w)[4]) {
         uint32_t a = codes[2 * j], b = codes[2 * j + 1];
@@ -49,123 +38,245 @@ struct CodesInt8 {
 };
 
 struct CodesInt4 {
-    static constexpr int BITS = 4, LOADS = 1;
-    // 128 + the code, less 136.
-    static __device__ __forceinline__ uint32_t widen2(uint32_t low) {
-        return subtract2(and_or<0x000f000fu, 0x43004300u>(low), 0x43084308u);
-    }
+    static constexpr int BITS = 4, LOADS = 1, OFFSET = 8, EXPONENT = -133, SECOND = 4;
     static __device__ __forceinline__ void widen(const uint32_t (&codes)[4], int j, uint32_t (&w)[4]) {
-        uint32_t a = codes[j];
-        w[0] = widen2(a), w[1] = widen2(a >> 4), w[2] = widen2(a >> 8), w[3] = widen2(a >> 12);
+        uint32_t a = codes[j], b = a >> 8;
+        w[0] = and_xor<0x000f000fu>(a), w[1] = and_xor<0x00f000f0u>(a);
+        w[2] = and_xor<0x000f000fu>(b), w[3] = and_xor<0x00f000f0u>(b);
     }
 };
+
+constexpr int ACT_EXPONENT = 16; // of what activations are multiplied by, so that products with codes are no subnormals
+__device__ __forceinline__ float power_of_two(int e) {
+    return __int_as_float((127 + e) << 23);
+}
+
+// An mma whose sum starts at zero.
+__device__ __forceinline__ void first_mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                          uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(0.0f));
+}
+
+// Of the warp's chunks of every activation row: the activations × 2^ACT_EXPONENT; and their sums × -OFFSET, of 128 columns
+// or, in groups of 32, of each 32: sums[chunk][EACH][even number of rows]. An mma with weights of 1 adds up a lane's two
+// rows.
+template <int EACH, int OFFSET>
+__device__ __forceinline__ void prepare_activations(const Product &f, const Block &block, int act_rows) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, n_chunks = (f.cols + PACK_CHUNK - 1) / PACK_CHUNK,
+              rows = act_rows + act_rows % 2;
+    const __nv_bfloat162 factor = __float2bfloat162_rn(power_of_two(ACT_EXPONENT));
+    const uint32_t one = 0x3f803f80u;
+#pragma unroll(1)
+    for (int chunk = threadIdx.x / 32; chunk < n_chunks; chunk += CONSUMER_WARPS) {
+        char *at = block.shared + min(g, act_rows - 1) * f.act_pitch + chunk * (PACK_CHUNK * 2) + t * 16;
+        float sums[2][4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            uint4 v = *(const uint4 *)(at + j * 64);
+            if (OFFSET) {
+                if (EACH == 4 || j == 0) {
+                    first_mma(sums[0], one, one, one, one, v.x, v.y);
+                    first_mma(sums[1], one, one, one, one, v.z, v.w);
+                } else {
+                    mma_16x8x16<bf16>(sums[0], one, one, one, one, v.x, v.y);
+                    mma_16x8x16<bf16>(sums[1], one, one, one, one, v.z, v.w);
+                }
+                if ((EACH == 4 || j == 3) && g == 0 && 2 * t < rows)
+                    *(float2 *)(block.code_sums + (chunk * EACH + (EACH == 4 ? j : 0)) * rows + 2 * t) =
+                        make_float2(-OFFSET * (sums[0][0] + sums[1][0]), -OFFSET * (sums[0][1] + sums[1][1]));
+            }
+            uint32_t *words = &v.x;
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                __nv_bfloat162 x = __hmul2(*(__nv_bfloat162 *)&words[i], factor);
+                words[i] = *(uint32_t *)&x;
+            }
+            __syncwarp(); // lanes without a row of their own have read this one
+            if (g < act_rows) *(uint4 *)(at + j * 64) = v;
+        }
+    }
+    __syncwarp();
+}
+
+// What a lane has of a product that no tile changes.
+struct PackedLane {
+    uint32_t codes, scales[4]; // addresses in the first stage: of row g's codes and scales, of the warp's first chunk
+    uint32_t lower;            // from there to row g + 8
+    uint32_t act, sums;        // addresses of activation row g, and of the sums of rows 2t and 2t + 1
+    int block_bytes, sum_pitch;
+};
+
+__device__ __forceinline__ float load_scale(uint32_t address, bf16) {
+    uint16_t v;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(address) : "memory");
+    return __uint_as_float((uint32_t)v << 16);
+}
+__device__ __forceinline__ float load_scale(uint32_t address, float) {
+    float v;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
+    return v;
+}
+
+// sum += N chunks of a warp, one of each block.
+template <class Codes, int SCALES, typename Scale, int N>
+__device__ __forceinline__ void multiply_chunks(float (&sum)[4], const PackedLane &of, uint32_t stage, uint32_t act,
+                                                uint32_t sums) {
+    constexpr int EACH = SCALES == 4 ? 4 : 1, CHUNKS = PACK_COLUMNS / PACK_CHUNK;
+    const float FIRST = power_of_two(-Codes::EXPONENT - ACT_EXPONENT),
+                SECOND = power_of_two(-Codes::EXPONENT - ACT_EXPONENT - Codes::SECOND);
+    uint32_t codes[N][2][4 * Codes::LOADS];
+    float scale[N][2][SCALES > 0 ? SCALES : 1];
+#pragma unroll
+    for (int c = 0; c < N; c++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) { // rows g and g + 8
+            const uint32_t at = stage + c * of.block_bytes + half * of.lower;
+#pragma unroll
+            for (int i = 0; i < Codes::LOADS; i++) {
+                uint4 v = load_shared16(of.codes + at + i * 64);
+                codes[c][half][4 * i] = v.x, codes[c][half][4 * i + 1] = v.y, codes[c][half][4 * i + 2] = v.z,
+                                   codes[c][half][4 * i + 3] = v.w;
+            }
+#pragma unroll
+            for (int j = 0; j < SCALES; j++) scale[c][half][j] = load_scale(of.scales[j] + at, Scale());
+        }
+#pragma unroll
+    for (int c = 0; c < N; c++) {
+        float acc[2][4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const uint4 a = load_shared16(act + c * (CHUNKS * PACK_CHUNK * 2) + j * 64);
+            uint32_t upper[4], lower[4];
+            Codes::widen(codes[c][0], j, upper);
+            Codes::widen(codes[c][1], j, lower);
+            if (SCALES == 4 || j == 0) {
+                first_mma(acc[0], upper[0], lower[0], upper[2], lower[2], a.x, a.y);
+                first_mma(acc[1], upper[1], lower[1], upper[3], lower[3], a.z, a.w);
+            } else {
+                mma_16x8x16<bf16>(acc[0], upper[0], lower[0], upper[2], lower[2], a.x, a.y);
+                mma_16x8x16<bf16>(acc[1], upper[1], lower[1], upper[3], lower[3], a.z, a.w);
+            }
+            if (SCALES < 4 && j < 3) continue;
+            float2 offset = make_float2(0, 0);
+            if (Codes::OFFSET)
+                offset = load_shared_float2(sums + (c * CHUNKS * EACH + (SCALES == 4 ? j : 0)) * of.sum_pitch);
+#pragma unroll
+            for (int i = 0; i < 4; i++) { // rows g, g, g + 8, g + 8
+                float first = Codes::OFFSET ? fmaf(acc[0][i], FIRST, i % 2 ? offset.y : offset.x) : acc[0][i] * FIRST;
+                float chain = fmaf(acc[1][i], SECOND, first);
+                sum[i] = SCALES == 0 ? sum[i] + chain : fmaf(chain, scale[c][i / 2][SCALES == 4 ? j : 0], sum[i]);
+            }
+        }
+    }
+}
 
 // The tiles of a product of quantised weights. An mma m16n8k16 takes the tile's 16 rows and up to 8 activation rows; lane
 // 4g + t has weight rows g and g + 8 and activation row g. What a chunk is made of, for each of its 32 columns: two mmas,
 // of a lane's columns 8t + 0, 1, 4, 5 and 8t + 2, 3, 6, 7, since activations have words 1 and 2 of every four exchanged
 // (permuted_index). SCALES of a chunk that a row has: none, where there is one for the whole row; 1; or 4, of which the
 // first two may be one and the last two another.
-template <typename N, class Codes, int SCALES>
+template <typename N, class Codes, int SCALES, typename Scale>
 __device__ __forceinline__ void consume_packed_tiles(const FusedParams &s, const Product &f, const Block &block,
                                                      Ring &ring, Ring &partials_ring) {
     constexpr int TILE = N::TILE, WARPS = CONSUMER_WARPS, CODE_BYTES = PACK_COLUMNS * Codes::BITS / 8,
                   CHUNK_BYTES = PACK_CHUNK * Codes::BITS / 8, CHUNKS = PACK_COLUMNS / PACK_CHUNK,
-                  UNROLL = Codes::BITS == 4 && SCALES < 4 ? 2 : 1; // as registers allow
-    static_assert(TILE == 16 && MAX_ACT_ROWS == 8 && WARPS % CHUNKS == 0, "whole mmas; a warp's chunk of every block");
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+                  EACH = SCALES == 4 ? 4 : 1, STEP = Codes::BITS == 4 && SCALES < 4 ? 2 : 1; // chunks at once
+    static_assert(TILE == 16 && MAX_ACT_ROWS == 8 && WARPS == CHUNKS, "whole mmas; a warp's chunk of every block");
+    const int lane = held(threadIdx.x % 32), warp = held_uniform(threadIdx.x / 32), g = lane / 4, t = lane % 4;
     const int act_rows = s.n_rows * N::TERMS, n_slices = f.n_slices, slice_chunks = f.slice / PACK_CHUNK,
-              slices_per_sum = f.slices_per_sum, pitch = f.weight_pitch, block_bytes = f.block_bytes,
-              scale_bytes = f.scale_bytes, n_chunks = (f.cols + PACK_CHUNK - 1) / PACK_CHUNK;
-    const int sum_floats = WARPS * act_rows * TILE, partial_floats = s.partial_floats, stage_bytes = s.stage_bytes;
-    const int scale_shift = scale_bytes == 2 ? 16 : 0; // from what is loaded to a float32
-    // The warp's first chunk of a slice; the next one is WARPS chunks, whole blocks, further on.
-    const uint32_t row = block.stages + g * pitch + warp / CHUNKS * block_bytes;
-    const uint32_t codes_at = row + warp % CHUNKS * CHUNK_BYTES + t * 16, scales_at = row + CODE_BYTES;
-    const uint32_t act = block.act + g * f.act_pitch + t * 16;
-    const bool there = g < act_rows; // lanes without an activation row load nothing
-    uint32_t scale_at[4];
+              slices_per_sum = f.slices_per_sum,
+              left_chunks = (f.cols + PACK_CHUNK - 1) / PACK_CHUNK - warp + WARPS - 1;
+    const int sum_bytes = WARPS * act_rows * TILE * 4, partial_bytes = s.partial_floats * 4,
+              stage_bytes = s.stage_bytes;
+    // In place of activation rows that are not there a lane takes the last one again: no one reads those sums.
+    const int sum_rows = act_rows + act_rows % 2;
+    const uint32_t row = block.stages + g * f.weight_pitch;
+    PackedLane of;
+    of.codes = row + warp * CHUNK_BYTES + t * 16;
+    of.lower = 8 * f.weight_pitch;
 #pragma unroll
     for (int j = 0; j < SCALES; j++)
-        scale_at[j] = scales_at + (warp % CHUNKS * PACK_CHUNK + j * 32 >> f.group_log2) * scale_bytes;
-    float *partials = block.partials + (warp * act_rows + 2 * t) * TILE + partial_place<N>(g);
+        of.scales[j] = row + CODE_BYTES + (warp * PACK_CHUNK + j * 32 >> f.group_log2) * (int)sizeof(Scale);
+    of.block_bytes = f.block_bytes;
+    of.sum_pitch = sum_rows * 4;
+    of.act = block.act + min(g, act_rows - 1) * f.act_pitch + t * 16 + warp * PACK_CHUNK * 2;
+    of.sums = shared_address(block.code_sums) + min(2 * t, sum_rows - 2) * 4 + warp * EACH * of.sum_pitch;
+    const uint32_t partials = held(shared_address(block.partials) +
+                                   ((warp * act_rows + 2 * t) * TILE + partial_place<N>(g)) * 4),
+                   stage_tile = held_uniform(shared_address(block.stage_tile)),
+                   partial_tile = held_uniform(shared_address(block.partial_tile)), full = held_uniform(ring.full),
+                   partial_full = held_uniform(partials_ring.full);
+    const bool has_first = 2 * t < act_rows, has_second = 2 * t + 1 < act_rows;
+    int slot = ring.slot, parity = ring.parity, to = partials_ring.slot, to_parity = partials_ring.parity;
+    prepare_activations<EACH, Codes::OFFSET>(f, block, act_rows);
     for (;;) {
-        int tile = 0, in_sum = 0, part = 0;
+        int tile = 0, in_sum = 0;
+        uint32_t sums_at = partials + to * partial_bytes;
         float sum[4] = {};
         for (int p = 0; p < n_slices; p++) {
-            const int chunks = min(slice_chunks, n_chunks - p * slice_chunks);
-            ring.wait_full();
-            if (p == 0) tile = *(volatile const int *)(block.stage_tile + ring.slot);
-            const uint32_t stage = ring.slot * stage_bytes, input = act + p * slice_chunks * PACK_CHUNK * 2;
-#pragma unroll(UNROLL)
-            for (int chunk = warp, at = stage; chunk < chunks; chunk += WARPS, at += WARPS / CHUNKS * block_bytes) {
-                uint32_t codes[2][4 * Codes::LOADS], scale[2][4];
-                uint4 a[4];
-#pragma unroll
-                for (int half = 0; half < 2; half++) { // rows g and g + 8
-#pragma unroll
-                    for (int i = 0; i < Codes::LOADS; i++) {
-                        uint4 v = load_shared16(codes_at + at + half * 8 * pitch + i * 64);
-                        codes[half][4 * i] = v.x, codes[half][4 * i + 1] = v.y, codes[half][4 * i + 2] = v.z,
-                                        codes[half][4 * i + 3] = v.w;
-                    }
-#pragma unroll
-                    for (int j = 0; j < SCALES; j++)
-                        scale[half][j] = load_shared_2_or_4(scale_at[j] + at + half * 8 * pitch, scale_bytes == 2);
-                }
-#pragma unroll
-                for (int j = 0; j < 4; j++) a[j] = load_shared16(input + chunk * PACK_CHUNK * 2 + j * 64, there);
-                float acc[2][4] = {};
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    uint32_t upper[4], lower[4];
-                    Codes::widen(codes[0], j, upper);
-                    Codes::widen(codes[1], j, lower);
-                    mma_16x8x16<bf16>(acc[0], upper[0], lower[0], upper[2], lower[2], a[j].x, a[j].y);
-                    mma_16x8x16<bf16>(acc[1], upper[1], lower[1], upper[3], lower[3], a[j].z, a[j].w);
-                    if (SCALES < 4 && j < 3) continue;
-#pragma unroll
-                    for (int i = 0; i < 4; i++) { // rows g, g, g + 8, g + 8
-                        float chain = acc[0][i] + acc[1][i];
-                        sum[i] = SCALES == 0
-                                     ? sum[i] + chain
-                                     : fmaf(chain, __uint_as_float(scale[i / 2][SCALES == 4 ? j : 0] << scale_shift),
-                                            sum[i]);
-                        acc[0][i] = acc[1][i] = 0;
-                    }
-                }
+            const int n = min(slice_chunks, left_chunks - p * slice_chunks) / WARPS;
+            uint32_t stage = slot * stage_bytes, act = of.act + p * slice_chunks * PACK_CHUNK * 2,
+                     sums = of.sums + p * slice_chunks * EACH * of.sum_pitch;
+            const uint32_t full_at = full + 8 * slot;
+            mbarrier_wait(full_at, parity);
+            if (p == 0) tile = (int)load_shared4(stage_tile + 4 * slot);
+            int c = 0;
+#pragma unroll(1)
+            for (; c + STEP <= n; c += STEP) {
+                multiply_chunks<Codes, SCALES, Scale, STEP>(sum, of, stage, act, sums);
+                stage += STEP * of.block_bytes;
+                act += STEP * CHUNKS * PACK_CHUNK * 2;
+                sums += STEP * CHUNKS * EACH * of.sum_pitch;
             }
-            if (lane == 0) mbarrier_arrive_after(ring.empty + 8 * ring.slot, (sum[0] + sum[1]) + (sum[2] + sum[3]));
-            ring.next();
+            if (STEP > 1 && c < n) multiply_chunks<Codes, SCALES, Scale, 1>(sum, of, stage, act, sums);
+            if (lane == 0)
+                mbarrier_arrive_after(full_at + (ring.empty - ring.full), (sum[0] + sum[1]) + (sum[2] + sum[3]));
+            if (++slot == ring.n) slot = 0, parity ^= 1;
             if (p == 0) {
-                partials_ring.wait_empty();
-                if (threadIdx.x == 0) *(volatile int *)(block.partial_tile + partials_ring.slot) = tile;
+                mbarrier_wait(partial_full + 8 * PARTIAL_BUFFERS + 8 * to, to_parity ^ 1);
+                if (warp == 0 && lane == 0) store_shared(partial_tile + 4 * to, (uint32_t)tile);
                 if (tile == END_OF_PRODUCT) break; // what was computed is of no tile
             }
             if (++in_sum < slices_per_sum && p + 1 < n_slices) continue;
-            float *to = partials + partials_ring.slot * partial_floats + part++ * sum_floats;
             in_sum = 0;
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                if (2 * t + i % 2 < act_rows) to[i % 2 * TILE + partial_place<N>(i / 2 * 8)] = sum[i];
-                sum[i] = 0;
-            }
+            constexpr int LOWER = 2; // partial_place of row g + 8 is that of g, and 2
+            if (has_first)
+                store_shared(sums_at, __float_as_uint(sum[0])),
+                    store_shared(sums_at + 4 * LOWER, __float_as_uint(sum[2]));
+            if (has_second)
+                store_shared(sums_at + 4 * TILE, __float_as_uint(sum[1])),
+                    store_shared(sums_at + 4 * (TILE + LOWER), __float_as_uint(sum[3]));
+            sum[0] = sum[1] = sum[2] = sum[3] = 0;
+            sums_at += sum_bytes;
         }
         __syncwarp();
-        if (lane == 0) mbarrier_arrive(partials_ring.full + 8 * partials_ring.slot);
-        partials_ring.next();
-        if (tile == END_OF_PRODUCT) return;
+        if (lane == 0) mbarrier_arrive(partial_full + 8 * to);
+        if (++to == PARTIAL_BUFFERS) to = 0, to_parity ^= 1;
+        if (tile == END_OF_PRODUCT) break;
     }
+    ring.slot = slot, ring.parity = parity, partials_ring.slot = to, partials_ring.parity = to_parity;
+    end_product(block, partials_ring);
 }
 
+template <typename N, class Codes, typename Scale>
+__device__ __forceinline__ void consume_grouped_codes(const FusedParams &s, const Product &f, const Block &block,
+                                                      Ring &ring, Ring &partials_ring) {
+    if (1 << f.group_log2 == PACK_CHUNK)
+        consume_packed_tiles<N, Codes, 1, Scale>(s, f, block, ring, partials_ring);
+    else
+        consume_packed_tiles<N, Codes, 4, Scale>(s, f, block, ring, partials_ring);
+}
 template <typename N, class Codes>
 __device__ __forceinline__ void consume_codes(const FusedParams &s, const Product &f, const Block &block, Ring &ring,
                                               Ring &partials_ring) {
     if (f.scale_bytes == 0)
-        consume_packed_tiles<N, Codes, 0>(s, f, block, ring, partials_ring);
-    else if (1 << f.group_log2 == PACK_CHUNK)
-        consume_packed_tiles<N, Codes, 1>(s, f, block, ring, partials_ring);
+        consume_packed_tiles<N, Codes, 0, float>(s, f, block, ring, partials_ring);
+    else if (f.scale_bytes == 2)
+        consume_grouped_codes<N, Codes, bf16>(s, f, block, ring, partials_ring);
     else
-        consume_packed_tiles<N, Codes, 4>(s, f, block, ring, partials_ring);
+        consume_grouped_codes<N, Codes, float>(s, f, block, ring, partials_ring);
 }
 
 // Columns from cols on to the end of their chunk are zero: so are the codes there, but a number that is left over may be
@@ -180,7 +291,7 @@ template <typename N>
 __device__ __forceinline__ void consume_packed_product(const FusedParams &s, const Product &f, const Block &block,
                                                        Ring &ring, Ring &partials_ring) {
     if (f.codes == CODES_FP8) // a scale for each row
-        consume_packed_tiles<N, CodesFp8, 0>(s, f, block, ring, partials_ring);
+        consume_packed_tiles<N, CodesFp8, 0, float>(s, f, block, ring, partials_ring);
     else if (f.codes == CODES_INT8)
         consume_codes<N, CodesInt8>(s, f, block, ring, partials_ring);
     else

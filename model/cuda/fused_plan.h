@@ -9,11 +9,12 @@
 #include "rule.h"
 
 enum {
-    // Warps of a block: consumers multiply, one epilogue warp finishes tiles, one producer warp copies weights.
+    // Warps of a block: consumers multiply, epilogue warps finish tiles, one producer warp copies weights.
     CONSUMER_WARPS = 8,
-    EPILOGUE_WARP = CONSUMER_WARPS,
-    PRODUCER_WARP = CONSUMER_WARPS + 1,
-    FUSED_WARPS = CONSUMER_WARPS + 2,
+    EPILOGUE_WARPS = 2,
+    EPILOGUE_WARP = CONSUMER_WARPS, // the first of them
+    PRODUCER_WARP = EPILOGUE_WARP + EPILOGUE_WARPS,
+    FUSED_WARPS = PRODUCER_WARP + 1,
     FUSED_THREADS = 32 * FUSED_WARPS,
     CONSUMER_THREADS = 32 * CONSUMER_WARPS,
 
@@ -78,7 +79,7 @@ typedef struct FusedPlan {
     int tile_rows;      // rows of weights in a tile
     bool split_down;    // is down split over K, a product for each slice?
     int partial_floats; // of one buffer of partial sums
-    int partials_offset, rope_offset, residuals_offset, scales_offset, ring_offset;
+    int partials_offset, rope_offset, residuals_offset, scales_offset, code_sums_offset, ring_offset;
     int stage_bytes, n_stages;
     int stages_in_flight; // copies under way at most, while a product is computed
     int stages_ahead;     // and while the consumers wait for its input
@@ -152,6 +153,11 @@ RULE int packed_act_pitch(int cols) {
     return fused_ceil(cols, 128) * 256 + 64;
 }
 
+// Sums of activations that meet codes: four of each 128 columns at most, of an even number of rows.
+RULE int code_sums_floats(int cols, int act_rows) {
+    return fused_ceil(cols, 128) * 4 * fused_ceil(act_rows, 2) * 2;
+}
+
 // The plan with `groups` in a tile, down whole or split over K. Returns whether the ring has min_stages.
 RULE bool fused_plan_with(const FusedShape *s, int groups, bool split_down, int min_stages, FusedPlan *p) {
     int act_rows = s->n_rows * s->terms, down_cols = split_down ? fused_min(s->hidden_dim, p->slice) : s->hidden_dim;
@@ -168,7 +174,9 @@ RULE bool fused_plan_with(const FusedShape *s, int groups, bool split_down, int 
     p->residuals_offset = p->rope_offset + s->n_rows * s->head_dim * (int)sizeof(float);
     p->scales_offset = p->residuals_offset + RESIDUAL_BUFFERS * s->n_rows * p->tile_rows * (int)sizeof(float);
     int scales_bytes = s->packed_pitch ? RESIDUAL_BUFFERS * p->tile_rows * (int)sizeof(float) : 0;
-    p->ring_offset = fused_ceil(p->scales_offset + scales_bytes, 128) * 128;
+    p->code_sums_offset = p->scales_offset + scales_bytes;
+    int sums_bytes = s->packed_pitch ? code_sums_floats(most_cols, act_rows) * (int)sizeof(float) : 0;
+    p->ring_offset = fused_ceil(p->code_sums_offset + sums_bytes, 128) * 128;
     p->stage_bytes = s->packed_pitch ? p->tile_rows * s->packed_pitch : p->tile_rows * 2 * p->slice;
     p->n_stages = fused_min(((int)s->shared_bytes - p->ring_offset) / p->stage_bytes, MAX_STAGES);
     p->stages_in_flight = fused_min(fused_ceil(MAX_BYTES_IN_FLIGHT, p->stage_bytes), p->n_stages);

@@ -1,5 +1,6 @@
 #include "gemm.h"
 
+#include <limits.h>
 #include <stdint.h>
 
 #include "ops.h"
@@ -96,26 +97,35 @@ template <class T> static T lt_config(const cublasLtMatmulAlgo_t *algo, cublasLt
     return value;
 }
 
+static bool lt_checked(cublasLtHandle_t lt, LtProduct *p, const cublasLtMatmulAlgo_t *algo) {
+    cublasLtMatmulHeuristicResult_t checked;
+    return cublasLtMatmulAlgoCheck(lt, &p->product, &p->w, &p->in, &p->out, &p->out, algo, &checked) ==
+               CUBLAS_STATUS_SUCCESS &&
+           checked.workspaceSize <= BLAS_WORKSPACE_BYTES;
+}
+
+template <class T>
+static bool lt_configure(cublasLtMatmulAlgo_t *algo, cublasLtMatmulAlgoConfigAttributes_t which, T value) {
+    return cublasLtMatmulAlgoConfigSetAttribute(algo, which, &value, sizeof value) == CUBLAS_STATUS_SUCCESS;
+}
+
+// Tile and cluster of a kernel that does not cut K.
+static bool lt_set_tile(cublasLtMatmulAlgo_t *algo, int tile, int cluster) {
+    return lt_configure(algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, (int32_t)1) &&
+           lt_configure(algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, (uint32_t)CUBLASLT_REDUCTION_SCHEME_NONE) &&
+           lt_configure(algo, CUBLASLT_ALGO_CONFIG_TILE_ID, (int32_t)tile) &&
+           lt_configure(algo, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, (uint16_t)cluster);
+}
+
 // The kernel in place of one that cuts K: its family, in tiles of 64 rows of weights and all rows of the input, or half
 // of them, which two neighbours in a cluster take. False: cuBLAS has none.
 static bool lt_uncut(cublasLtHandle_t lt, LtProduct *p, int T, cublasLtMatmulAlgo_t *algo) {
-    const int one = 1, tile = T <= 8     ? CUBLASLT_MATMUL_TILE_64x8
-                              : T <= 32  ? CUBLASLT_MATMUL_TILE_64x32
-                              : T <= 128 ? CUBLASLT_MATMUL_TILE_64x64
-                                         : CUBLASLT_MATMUL_TILE_64x128;
-    const uint32_t none = CUBLASLT_REDUCTION_SCHEME_NONE;
-    const uint16_t cluster = T <= 64 ? CUBLASLT_CLUSTER_SHAPE_1x1x1 : CUBLASLT_CLUSTER_SHAPE_1x2x1;
-    cublasLtMatmulHeuristicResult_t checked;
-    auto set = [&](cublasLtMatmulAlgoConfigAttributes_t which, const void *value, size_t bytes) {
-        return cublasLtMatmulAlgoConfigSetAttribute(algo, which, value, bytes) == CUBLAS_STATUS_SUCCESS;
-    };
-    return set(CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &one, sizeof one) &&
-           set(CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &none, sizeof none) &&
-           set(CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof tile) &&
-           set(CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, &cluster, sizeof cluster) &&
-           cublasLtMatmulAlgoCheck(lt, &p->product, &p->w, &p->in, &p->out, &p->out, algo, &checked) ==
-               CUBLAS_STATUS_SUCCESS &&
-           checked.workspaceSize <= BLAS_WORKSPACE_BYTES;
+    const int tile = T <= 8     ? CUBLASLT_MATMUL_TILE_64x8
+                     : T <= 32  ? CUBLASLT_MATMUL_TILE_64x32
+                     : T <= 128 ? CUBLASLT_MATMUL_TILE_64x64
+                                : CUBLASLT_MATMUL_TILE_64x128;
+    return lt_set_tile(algo, tile, T <= 64 ? CUBLASLT_CLUSTER_SHAPE_1x1x1 : CUBLASLT_CLUSTER_SHAPE_1x2x1) &&
+           lt_checked(lt, p, algo);
 }
 
 // Chooses the kernel for a product of T rows: cuBLAS's choice, if it cuts nothing. Where it would have cut K, its best
@@ -149,22 +159,169 @@ static int plan_rows(int T) {
     return (T + unit - 1) / unit * unit;
 }
 
-// The kernel for a product, found once for each shape as long as GEMM_PLANS last. NULL: cuBLAS has none.
-static const cublasLtMatmulAlgo_t *lt_plan(CudaState *s, const MatrixSeries *w, int T, int pitch, unsigned alignment,
-                                           Error *err) {
+// ---- the table of kernels --------------------------------------------------------------------------------------------
+//
+// To ask cuBLAS takes 0.3 ms for each shape and number of rows, and 2 ms more where the kernel that it names was not
+// loaded yet: several such waits are more than a short prompt takes. So engine fused names the kernels itself, by tables
+// of 26 in all (of 33 for quantised weights). They are loaded while the weights are on their way (load_product_kernels),
+// and no prompt or step waits for another. They are of one family and add up in the order of K, as those do that cuBLAS
+// names.
+//
+// The tables are for the shapes of 8B and an H200, by the time of every kernel that cuBLAS has for them (bf16, weights
+// past L2). A layer's four products in us, cuBLAS's own choice / the table's: 1 row 117.6 / 117.2; 33 rows 135.8 / 124.0;
+// 65 rows 175.0 / 142.1; 128 rows 144.3 / 140.2; 129 rows 204.9 / 159.0; 200 rows 214.3 / 187.1; 256 rows 195.3 / 186.8;
+// 400 rows 442.4 / 306.1; 512 rows 332.7 / 333.5; 768 rows 536.5 / 482.6; 1000 rows 672.8 / 638.6; 1500 rows 953.0 /
+// 933.0. From 2049 rows on they name what cuBLAS names.
+
+// A kernel of cuBLASLt's family 66 on Hopper, which multiplies tiles by wgmma and copies them by TMA.
+struct LtKernel {
+    int tile, cluster;
+    uint32_t
+        custom; // bits: 1 the layout of the tile, 2 tiles in the order of the input's rows, 4 two warpgroups a tile
+};
+enum { LT_FAMILY = 66, LT_VERSION = 13 }; // cuBLASLt's major version, whose numbers these are
+
+// The kernel for up to so many rows.
+struct LtRange {
+    int last;
+    LtKernel kernel;
+};
+// Those of one kind of product, by the rows of a product of `reference` rows of weights.
+struct LtTable {
+    int reference;
+    LtRange ranges[16];
+};
+
+#define TILE(shape) CUBLASLT_MATMUL_TILE_##shape
+#define CLUSTER(shape) CUBLASLT_CLUSTER_SHAPE_##shape##x1
+// Out and down.
+static const LtTable OUT_TABLE = {4096,
+                                  {{32, {TILE(64x16), CLUSTER(1x1), 1}},
+                                   {64, {TILE(64x64), CLUSTER(4x1), 1}},
+                                   {128, {TILE(96x64), CLUSTER(4x2), 2}},
+                                   {216, {TILE(128x72), CLUSTER(4x1), 1}},
+                                   {256, {TILE(128x64), CLUSTER(2x1), 1}},
+                                   {320, {TILE(128x80), CLUSTER(2x1), 1}},
+                                   {384, {TILE(128x96), CLUSTER(1x1), 1}},
+                                   {512, {TILE(128x128), CLUSTER(2x1), 1}},
+                                   {640, {TILE(128x160), CLUSTER(2x1), 1}},
+                                   {768, {TILE(128x96), CLUSTER(1x1), 1}},
+                                   {1024, {TILE(128x128), CLUSTER(2x1), 1}},
+                                   {1536, {TILE(192x128), CLUSTER(2x1), 5}},
+                                   {INT_MAX, {TILE(256x128), CLUSTER(1x2), 7}}}};
+// Queries, keys and values.
+static const LtTable QKV_TABLE = {6144,
+                                  {{32, {TILE(128x16), CLUSTER(1x1), 1}},
+                                   {64, {TILE(96x64), CLUSTER(4x1), 0}},
+                                   {128, {TILE(80x128), CLUSTER(4x1), 0}},
+                                   {256, {TILE(192x64), CLUSTER(1x1), 1}},
+                                   {320, {TILE(128x160), CLUSTER(4x1), 1}},
+                                   {384, {TILE(80x128), CLUSTER(4x1), 0}},
+                                   {512, {TILE(192x128), CLUSTER(2x1), 5}},
+                                   {640, {TILE(128x128), CLUSTER(2x1), 1}},
+                                   {768, {TILE(96x128), CLUSTER(2x1), 0}},
+                                   {2048, {TILE(128x128), CLUSTER(2x1), 1}},
+                                   {INT_MAX, {TILE(256x128), CLUSTER(1x2), 7}}}};
+// Gate and up; logits.
+static const LtTable GATE_UP_TABLE = {28672,
+                                      {{16, {TILE(128x16), CLUSTER(1x1), 1}},
+                                       {32, {TILE(128x32), CLUSTER(1x1), 1}},
+                                       {64, {TILE(144x64), CLUSTER(4x1), 0}},
+                                       {128, {TILE(80x128), CLUSTER(4x1), 0}},
+                                       {192, {TILE(128x192), CLUSTER(4x1), 4}},
+                                       {256, {TILE(80x128), CLUSTER(4x1), 0}},
+                                       {320, {TILE(128x160), CLUSTER(4x1), 1}},
+                                       {384, {TILE(96x128), CLUSTER(2x1), 0}},
+                                       {480, {TILE(128x160), CLUSTER(4x1), 1}},
+                                       {512, {TILE(96x128), CLUSTER(2x1), 0}},
+                                       {640, {TILE(128x160), CLUSTER(2x1), 1}},
+                                       {1024, {TILE(96x128), CLUSTER(2x1), 0}},
+                                       {2048, {TILE(128x160), CLUSTER(2x1), 1}},
+                                       {4096, {TILE(320x128), CLUSTER(1x2), 7}},
+                                       {INT_MAX, {TILE(168x128), CLUSTER(1x2), 2}}}};
+#undef TILE
+#undef CLUSTER
+
+// The table of a product with so many rows of weights. Out and down add to the stream, those of quantised weights are
+// scaled first. (Adding or not, a kernel is loaded twice. Keys and values of the last layer alone have few rows, too, but
+// for one product in a prompt QKV's kernels will do.)
+static const LtTable *lt_table(const CudaState *s, int rows, bool adds) {
+    const bool quantised = s->widening.slab_bytes > 0;
+    return adds || (quantised && rows <= OUT_TABLE.reference) ? &OUT_TABLE
+           : rows <= 2 * QKV_TABLE.reference                  ? &QKV_TABLE
+                                                              : &GATE_UP_TABLE;
+}
+
+// The table's kernel for a product. What counts is how many tiles there are for the SMs: half the rows of weights are as
+// half the rows of the input. (But up to 64 rows the tile should not be higher than the input.)
+static const LtKernel *lt_kernel(const CudaState *s, const MatrixSeries *w, int T, bool adds) {
+    const int outputs = w->first.rows * w->count;
+    const LtTable *table = lt_table(s, outputs, adds);
+    const long long scaled = ((long long)T * outputs + table->reference - 1) / table->reference;
+    const long long rows = T > 64 || scaled < T ? scaled : T;
+    const LtRange *range = table->ranges;
+    while (rows > range->last) range++;
+    return &range->kernel;
+}
+
+// Whether the numbers in the table are this GPU's and this library's.
+static bool lt_table_holds(void) {
+    static const bool holds = [] {
+        int device = 0, major = 0;
+        return cudaGetDevice(&device) == cudaSuccess &&
+               cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major == 9 &&
+               cublasLtGetVersion() / 10000 == LT_VERSION;
+    }();
+    return holds;
+}
+
+// False: cuBLAS does not take the kernel for that product.
+static bool lt_take(cublasLtHandle_t lt, LtProduct *p, DType dtype, const LtKernel *kernel,
+                    cublasLtMatmulAlgo_t *algo) {
+    const cudaDataType_t type = cuda_type(dtype);
+    return cublasLtMatmulAlgoInit(lt, CUBLAS_COMPUTE_32F, CUDA_R_32F, type, type, CUDA_R_32F, CUDA_R_32F, LT_FAMILY,
+                                  algo) == CUBLAS_STATUS_SUCCESS &&
+           lt_set_tile(algo, kernel->tile, kernel->cluster) &&
+           lt_configure(algo, CUBLASLT_ALGO_CONFIG_STAGES_ID, (uint32_t)CUBLASLT_MATMUL_STAGES_64xAUTO) &&
+           lt_configure(algo, CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING, (uint32_t)0) &&
+           lt_configure(algo, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION, kernel->custom) &&
+           lt_configure(algo, CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID, (uint16_t)CUBLASLT_MATMUL_INNER_SHAPE_UNDEFINED) &&
+           lt_checked(lt, p, algo);
+}
+
+// The plan for a product by a kernel of the table, or (NULL) by cuBLAS's choice, as long as GEMM_PLANS last. NULL: an
+// error.
+static const GemmPlan *lt_plan(CudaState *s, const MatrixSeries *w, const LtKernel *kernel, int T, int pitch,
+                               unsigned alignment, Error *err) {
+    const cublasLtHandle_t lt = (cublasLtHandle_t)s->blas; // as cuBLAS's manual allows
     GemmPlans *all = &s->gemm_plans;
-    const int rows = w->first.rows, cols = w->first.cols;
+    const GemmPlan key = {w->first.rows, w->first.cols, w->count, kernel ? 1 : plan_rows(T), pitch, alignment,
+                          kernel,        false,         {}};
     LtProduct p;
-    T = plan_rows(T);
-    for (GemmPlan &plan : all->plans)
-        if (plan.T == T && plan.rows == rows && plan.cols == cols && plan.count == w->count && plan.pitch == pitch &&
-            plan.alignment == alignment)
-            return plan.found ? &plan.algo : NULL;
-    if (!lt_product(&p, s->type, w, T, pitch, err)) return NULL;
+    for (const GemmPlan &plan : all->plans)
+        if (plan.T == key.T && plan.rows == key.rows && plan.cols == key.cols && plan.count == key.count &&
+            plan.pitch == pitch && plan.alignment == alignment && plan.kernel == kernel)
+            return &plan;
+    if (!lt_product(&p, s->type, w, kernel ? T : key.T, pitch, err)) return NULL;
     GemmPlan *plan = &all->plans[all->next++ % GEMM_PLANS];
-    *plan = {rows, cols, w->count, T, pitch, alignment, false, {}};
-    plan->found = lt_choose((cublasLtHandle_t)s->blas, &p, w, T, alignment, &plan->algo); // as cuBLAS's manual allows
-    return plan->found ? &plan->algo : NULL;
+    *plan = key;
+    plan->found =
+        kernel ? lt_take(lt, &p, s->type, kernel, &plan->algo) : lt_choose(lt, &p, w, key.T, alignment, &plan->algo);
+    return plan;
+}
+
+// The kernel for a product: the table's, where that holds and addresses are aligned as its kernels count on, else
+// cuBLAS's choice. NULL: cuBLAS has none.
+static const cublasLtMatmulAlgo_t *lt_algorithm(CudaState *s, const MatrixSeries *w, int T, int pitch,
+                                                unsigned alignment, float beta, Error *err) {
+    enum { ALIGNMENT = 16 };
+    if (alignment >= ALIGNMENT && lt_table_holds()) {
+        const GemmPlan *plan = lt_plan(s, w, lt_kernel(s, w, T, beta != 0), T, pitch, ALIGNMENT, err);
+        if (!plan) return NULL;
+        if (plan->found) return &plan->algo;
+    }
+    const GemmPlan *plan = lt_plan(s, w, NULL, T, pitch, alignment, err);
+    return plan && plan->found ? &plan->algo : NULL;
 }
 
 // The largest power of two up to 256 that divides all addresses: kernels differ in what they count on.
@@ -182,11 +339,40 @@ static bool product_16bit(CudaState *s, float *out, int pitch, const MatrixSerie
     if (!lt_product(&p, s->type, w, T, pitch, err)) return false;
     unsigned alignment = alignment_of((uintptr_t)w->first.data | (uintptr_t)(w->stride * (long long)s->element) |
                                       (uintptr_t)in | (uintptr_t)out);
-    const cublasLtMatmulAlgo_t *algo = lt_plan(s, w, T, pitch, alignment, err);
+    const cublasLtMatmulAlgo_t *algo = lt_algorithm(s, w, T, pitch, alignment, beta, err);
     if (!algo) return fail(err, "cuBLAS has no product of %d x %d and %d rows", w->first.rows, w->first.cols, T);
     CUBLAS_TRY(cublasLtMatmul((cublasLtHandle_t)s->blas, &p.product, &one, w->first.data, &p.w, in, &p.in, &beta, out,
                               &p.out, out, &p.out, algo, s->blas_workspace, BLAS_WORKSPACE_BYTES, s->stream));
     return true;
+}
+
+// A small product by a kernel of the table, which loads it: the kernel is the same for all shapes, another where it adds.
+static bool load_kernel(CudaState *s, const LtKernel *kernel, float beta, Error *err) {
+    const float one = 1;
+    MatrixSeries w = {{}, 0, 1};
+    w.first.rows = w.first.cols = 64;
+    LtProduct p;
+    cublasLtMatmulAlgo_t algo;
+    if (!lt_product(&p, s->type, &w, 1, w.first.rows, err)) return false;
+    if (!lt_take((cublasLtHandle_t)s->blas, &p, s->type, kernel, &algo)) return true;
+    CUBLAS_TRY(cublasLtMatmul((cublasLtHandle_t)s->blas, &p.product, &one, s->weights, &p.w, s->xb, &p.in, &beta,
+                              s->gate_up, &p.out, s->gate_up, &p.out, &algo, s->blas_workspace, BLAS_WORKSPACE_BYTES,
+                              s->stream));
+    return true;
+}
+
+static bool load_table(CudaState *s, const LtTable *table, float beta, Error *err) {
+    for (const LtRange *range = table->ranges;; range++) {
+        if (!load_kernel(s, &range->kernel, beta, err)) return false;
+        if (range->last == INT_MAX) return true;
+    }
+}
+
+bool load_product_kernels(CudaState *s, Error *err) {
+    if (!s->one_order || !lt_table_holds()) return true;
+    return load_table(s, &OUT_TABLE, 1, err) &&
+           (lt_table(s, 1, false) != &OUT_TABLE || load_table(s, &OUT_TABLE, 0, err)) &&
+           load_table(s, &QKV_TABLE, 0, err) && load_table(s, &GATE_UP_TABLE, 0, err);
 }
 
 // ---- products -------------------------------------------------------------------------------------------------------

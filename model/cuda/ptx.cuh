@@ -65,14 +65,21 @@ __device__ __forceinline__ void mbarrier_arrive_after(uint32_t barrier, float re
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint32_t barrier, int bytes) {
     ASM_SM90("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
+// A value that the compiler may not compute again, as it does with what special registers give: it is the same in all
+// lanes, or each lane's own.
+__device__ __forceinline__ uint32_t held_uniform(uint32_t x) {
+    return __shfl_sync(~0u, x, 0);
+}
+__device__ __forceinline__ uint32_t held(uint32_t x) {
+    return __shfl_sync(~0u, x, threadIdx.x % 32);
+}
 // Waits until the phase of this parity has completed. Acquire, for the block: arrivals' writes and the bytes copied are
 // visible.
 __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, int parity) {
-    asm volatile(
-        "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::
-            "r"(barrier),
-        "r"(parity)
-        : "memory");
+    asm volatile("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1, "
+                 "1000000;\n@!done bra again;\n}" ::"r"(barrier),
+                 "r"(parity)
+                 : "memory");
 }
 // The same for what other blocks of the cluster sent or arrived with: acquire, for the cluster.
 __device__ __forceinline__ void mbarrier_wait_cluster(uint32_t barrier, int parity) {
@@ -101,6 +108,7 @@ enum NamedBarrier {
     BARRIER_ALL_THREADS = 0,     // __syncthreads
     BARRIER_FUSED_CONSUMERS = 1, // fused_kernel.cuh: among the consumer warps
     BARRIER_FUSED_SETUP = 2,     // once, when the mbarriers are initialised
+    BARRIER_FUSED_EPILOGUE = 3,  // among the epilogue warps
     BARRIER_WIDE_EPILOGUE = 1,   // wide_kernel.cuh: among the epilogue warps
     BARRIER_PREFILL_TURN_0 = 1,  // prefill_sm90.cuh: consumer warpgroup 0 may issue its products
     BARRIER_PREFILL_TURN_1 = 2,  // and warpgroup 1
@@ -287,6 +295,11 @@ __device__ __forceinline__ unsigned load_acquire(const unsigned *from) {
 // ---- shared memory --------------------------------------------------------------------------------------------------
 // 8 or 16 bytes at a multiple of as much; not valid: zeros, by a predicate.
 
+__device__ __forceinline__ uint32_t load_shared4(uint32_t address) {
+    uint32_t v;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+    return v;
+}
 __device__ __forceinline__ uint4 load_shared16(uint32_t address) {
     uint4 v;
     asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"

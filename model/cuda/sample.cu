@@ -399,3 +399,9 @@ bool sample_rows(const SampleBuffers *b, const float *logits, int vocab, const i
     memcpy(ids, b->ids_host, (size_t)n * sizeof *ids);
     return true;
 }
+
+bool load_sample_kernel(Error *err) {
+    cudaFuncAttributes attributes;
+    CUDA_TRY(cudaFuncGetAttributes(&attributes, sample_kernel));
+    return true;
+}

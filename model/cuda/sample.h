@@ -35,5 +35,7 @@ struct SampleBuffers {
 // on the stream, and waits for it. argmax: of each row of logits, on the host.
 bool sample_rows(const SampleBuffers *buffers, const float *logits, int vocab, const int *argmax, const SampleRow *rows,
                  int n, int *ids, cudaStream_t stream, Error *err);
+// Loads that kernel.
+bool load_sample_kernel(Error *err);
 
 #endif

@@ -75,3 +75,10 @@ bool fork_shards(Model *m, Error *err) {
     Comm *comm = ((CudaState *)m->state)->comm;
     return !comm || comm_fork(comm, err);
 }
+
+bool wait_for_shards(Model *m, Error *err) {
+    return for_shards(m, err, [&](Model *, CudaState *s) {
+        CUDA_TRY(cudaStreamSynchronize(s->stream));
+        return true;
+    });
+}

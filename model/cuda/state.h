@@ -51,11 +51,13 @@ struct WideState;
 
 // cuBLASLt's kernels for the products that came up last, by their shape (gemm.cu).
 enum { GEMM_PLANS = 256 };
+struct LtKernel;
 struct GemmPlan {
-    int rows, cols, count; // of the weights; matrices of that shape
-    int T;                 // rows of the input that it was chosen for; 0: nothing is here
-    int pitch;             // elements from one row of the output to the next
-    unsigned alignment;    // bytes, of all addresses
+    int rows, cols, count;  // of the weights; matrices of that shape
+    int T;                  // rows of the input that it was chosen for; 0: nothing is here
+    int pitch;              // elements from one row of the output to the next
+    unsigned alignment;     // bytes, of all addresses
+    const LtKernel *kernel; // of the table; NULL: cuBLAS's choice for T rows
     bool found;
     cublasLtMatmulAlgo_t algo;
 };
@@ -138,8 +140,9 @@ struct CudaState {
     bool (*enqueue_step)(Model *m, int n, bool several, Error *err);
     // --verbose: what has been logged; whether what is computed is for nobody.
     bool logged_prefill, logged_decode, warming_up;
-    struct FusedState *fused; // engine fused's own
-    struct WideState *wide;   // its steps of many rows (wide.h); NULL: they are engine cublas's
+    bool (*prepare)(Model *m, Error *err); // open_cuda's
+    struct FusedState *fused;              // engine fused's own
+    struct WideState *wide;                // its steps of many rows (wide.h); NULL: they are engine cublas's
 };
 
 // Calls body with a value of the type that a dtype of 16 or 32 bits has in kernels, and returns what it returns.
@@ -222,13 +225,15 @@ bool take_own_x(const Model *m, CudaState *s, int T, Error *err);
 // Rank 0's stream goes on after all others' so far; theirs after rank 0's. Nothing on one GPU.
 bool join_shards(Model *m, Error *err);
 bool fork_shards(Model *m, Error *err);
+// Waits on the host until all that was enqueued has been computed.
+bool wait_for_shards(Model *m, Error *err);
 
 // ---- engine.cu ------------------------------------------------------------------------------------------------------
 
 bool usable_cuda(const Model *m, Error *err);
-// for_fused: matrices stay in 16 bits on the device where the file has them so, whatever the precision, and 16-bit
-// products have one order of sums.
-bool open_cuda(Model *m, bool for_fused, Error *err);
+// prepare: what engine fused adds beside the upload, NULL for engine cublas. With it matrices stay in 16 bits on the
+// device where the file has them so, whatever the precision, and 16-bit products have one order of sums.
+bool open_cuda(Model *m, bool (*prepare)(Model *m, Error *err), Error *err);
 void close_cuda(Model *m);
 
 // ---- forward.cu -----------------------------------------------------------------------------------------------------
@@ -255,6 +260,8 @@ bool first_launch(const Model *m, bool *logged);
 // What a step ends with: the argmax of its n rows to the host and, unless they are several of a sequence, as the next
 // step's input.
 bool publish_step(Model *m, int n, bool several, Error *err);
+// Makes the graphs of a step of one row, before any step is asked for, after one that computes for nobody.
+bool prepare_steps(Model *m, Error *err);
 // Engine.forward, Engine.read_logits and Engine.sample of both GPU engines.
 bool forward_cuda(Model *m, const Batch *b, int first_logit, Error *err);
 bool read_logits_cuda(Model *m, Error *err);

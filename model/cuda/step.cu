@@ -135,9 +135,9 @@ static bool enqueue_step(Model *m, int n, bool several, Error *err) {
            ((CudaState *)m->state)->enqueue_step(m, n, several, err);
 }
 
-// The second step of so many rows is captured into a graph, and replayed from then on: launching 500 kernels one by one
-// would take longer than running them. Of several GPUs one graph has all: their streams join rank 0's capture at its
-// beginning, and rank 0's stream waits for them at its end.
+// A step of so many rows as a graph, which is replayed from then on: launching 500 kernels one by one would take longer
+// than running them. Of several GPUs one graph has all: their streams join rank 0's capture at its beginning, and rank
+// 0's stream waits for them at its end.
 static bool capture_step(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
     cudaGraph_t graph = NULL;
@@ -149,6 +149,7 @@ static bool capture_step(Model *m, int n, bool several, Error *err) {
     ended = cudaGraphInstantiate(&s->graphs[several][s->buffer][n], graph, 0);
     cudaGraphDestroy(graph);
     CUDA_TRY(ended);
+    CUDA_TRY(cudaGraphUpload(s->graphs[several][s->buffer][n], s->stream));
     return true;
 }
 
@@ -171,9 +172,9 @@ static int graph_rows(const Model *m, int n) {
     return rows < m->kv.n_slots ? rows : m->kv.n_slots; // as many as there is memory for
 }
 
+// n: graph_rows, if not several. The first of so many rows is launched kernel by kernel: its graph is made while it runs.
 static bool launch_step(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
-    if (!several) n = graph_rows(m, n);
     if (!s->ran[several][n]) {
         s->ran[several][n] = true;
         return enqueue_step(m, n, several, err);
@@ -213,16 +214,35 @@ static bool upload_step(Model *m, const Batch *b, Error *err) {
     });
 }
 
+bool prepare_steps(Model *m, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    const int none = 0;
+    Batch b = {};
+    b.start = &none;                        // no row is a sequence's
+    s->warming_up = model_sequences(m) > 1; // else its launches are those that are logged
+    if (!upload_step(m, &b, err) || !launch_step(m, 1, false, err)) return false;
+    for (int buffer = 0; buffer < 2; buffer++)
+        if (!capture_step(m, 1, false, err) || !for_shards(m, err, switch_buffers)) return false;
+    s->warming_up = false;
+    return wait_for_shards(m, err);
+}
+
+// The rows that are computed for a batch's decode rows.
+static int rows_of_step(const Model *m, const Batch *b) {
+    const int n = b->n_decode, rows = b->start[n];
+    return rows > n ? rows : graph_rows(m, n);
+}
+
 // Enqueues the decode rows of a batch, unless they run already.
 static bool enqueue_decode_rows(Model *m, const Batch *b, bool predicted, Error *err) {
-    int n = b->n_decode, rows = b->start[n];
     if (predicted && ((CudaState *)m->state)->next_step.running) return true;
-    return upload_step(m, b, err) && launch_step(m, rows, rows > n, err);
+    return upload_step(m, b, err) && launch_step(m, rows_of_step(m, b), b->start[b->n_decode] > b->n_decode, err);
 }
 
 static bool step_cuda(Model *m, const Batch *b, Error *err) {
     CudaState *s = (CudaState *)m->state;
-    int n = b->n_decode;
+    const int n = b->n_decode, rows = rows_of_step(m, b);
+    const bool several = b->start[n] > n;
     // Where the next step may have candidates, or has other sequences, none is predicted.
     bool predicted = is_predicted_step(m, s, b), room = !m->speculates && !b->ends;
     if (!enqueue_decode_rows(m, b, predicted, err)) return false;
@@ -236,10 +256,13 @@ static bool step_cuda(Model *m, const Batch *b, Error *err) {
     }
     // A step that was predicted predicts the next: who samples, or changes the batch, never has a step run in vain twice.
     // (A draw may well be the argmax; but the next one would wait until the step that runs ahead leaves SMs free.)
-    s->next_step.running = predicted && room && !s->next_step.sampled && s->graphs[0][s->buffer][graph_rows(m, n)];
+    s->next_step.running = predicted && room && !s->next_step.sampled && s->graphs[0][s->buffer][rows];
     s->next_step.sampled = false;
     if (!record_argmax(m, err)) return false;
-    if (s->next_step.running && (!for_shards(m, err, switch_buffers) || !launch_step(m, n, false, err))) return false;
+    if (s->next_step.running) {
+        if (!for_shards(m, err, switch_buffers) || !launch_step(m, rows, false, err)) return false;
+    } else if (!s->graphs[several][s->buffer][rows] && !capture_step(m, rows, several, err))
+        return false;
     return wait_for_argmax(m, b->start[n], err);
 }
 

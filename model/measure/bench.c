@@ -14,6 +14,10 @@ enum {
 static const double PROMPT_SECONDS = 1.5, STEP_SECONDS = 0.8; // for a row, after its warm-up, if that is enough
 // After a start nothing counts for so long: a driver may still be wiping the memory that was given back before it.
 static const double SETTLE_SECONDS = 0.3;
+// Tokens of the first prompts of processes. Each is measured in so many processes, or fewer where they take long.
+static const int FRESH_PROMPTS[BENCH_FRESH] = {1, 17, 64, 200, 1000};
+enum { FRESH_SAMPLES = 3 };
+static const double FRESH_SECONDS = 10;
 
 typedef struct {
     Model *m;
@@ -54,8 +58,8 @@ static void show(Bench *b, const char *what, const BenchRow *row) {
     if (!b->o->progress) return;
     fprintf(stderr, "\r\033[K");
     if (!row) return;
-    fprintf(stderr, "llama: measuring %d of %d: %s %d", ++b->n_measured, 1 + b->r.n_prompts + b->r.n_steps, what,
-            row->length);
+    fprintf(stderr, "llama: measuring %d of %d: %s %d", ++b->n_measured,
+            1 + 2 * b->r.n_fresh + b->r.n_prompts + b->r.n_steps, what, row->length);
     if (row->batch > 1) fprintf(stderr, ", batch %d", row->batch);
 }
 
@@ -96,6 +100,20 @@ static bool measure_prompt(Bench *b, BenchRow *row, Error *err) {
         if (!time_prompt(b, row->length, &samples[n], err)) return false;
     row->seconds = statistic_of(samples, n);
     row->work = prompt_operations(&b->m->config, row->length);
+    return true;
+}
+
+// In processes of their own, while this one has no engine: there may be no memory for two.
+static bool measure_fresh(Bench *b, BenchRow *row, Error *err) {
+    double samples[FRESH_SAMPLES] = {0}, start = clock_seconds();
+    int n = 0;
+    show(b, "the first prompt of a process, of", row);
+    while (n < FRESH_SAMPLES && (n == 0 || clock_seconds() - start < FRESH_SECONDS)) {
+        if (!check_interrupt(b, err)) return false;
+        if (!b->o->fresh_prompt(b->o->fresh_context, row->length, &samples[n++], &row->why))
+            return check_interrupt(b, err); // else the row says why
+    }
+    row->seconds = statistic_of(samples, n);
     return true;
 }
 
@@ -172,13 +190,17 @@ static bool start_with(Bench *b, int slots, int max_len, Error *err) {
 // All prompts with one cache, of the longest that there is memory for. What does not fit at all fails here.
 static bool measure_prompts(Bench *b, Error *err) {
     bool started = false;
+    int least = b->r.n_fresh ? b->r.warm[b->r.n_fresh - 1].length : 0;
     for (int i = b->r.n_prompts; i >= 0 && !started; i--) {
         BenchRow *row = i > 0 ? &b->r.prompts[i - 1] : &b->r.first;
-        started = !row->why.text[0] && start_with(b, 1, row->length, &row->why);
+        int length = row->length < least ? least : row->length;
+        started = !row->why.text[0] && start_with(b, 1, length, &row->why);
     }
     if (!started) return fail(err, "%s", b->r.first.why.text);
     if (!time_prompt(b, BENCH_FIRST_PROMPT, &b->r.first_seconds, err) || !measure_prompt(b, &b->r.first, err))
         return false;
+    for (int i = 0; i < b->r.n_fresh; i++)
+        if (!measure_prompt(b, &b->r.warm[i], err)) return false;
     for (int i = 0; i < b->r.n_prompts; i++)
         if (!b->r.prompts[i].why.text[0] && !measure_prompt(b, &b->r.prompts[i], err)) return false;
     return true;
@@ -199,6 +221,8 @@ static bool measure_context(Bench *b, BenchRow *rows, int n, Error *err) {
 }
 
 static bool measure(Bench *b, Error *err) {
+    for (int i = 0; i < b->r.n_fresh; i++)
+        if (!measure_fresh(b, &b->r.fresh[i], err)) return false;
     if (!b->platform->measure(&b->r.roofline, err) || !measure_prompts(b, err)) return false;
     for (int i = 0, n; i < b->r.n_steps; i += n) {
         for (n = 1; i + n < b->r.n_steps && b->r.steps[i + n].length == b->r.steps[i].length;) n++;
@@ -228,6 +252,12 @@ static bool plan(Bench *b, Error *err) {
         return fail(err, "--bench measures contexts from %d on, the model's longest is %d", platform->contexts[0],
                     c->max_seq_len);
     add_row(b, &b->r.first, &n, BENCH_FIRST_PROMPT, 1);
+    int longest = b->o->context ? context : c->max_seq_len;
+    for (int i = 0; i < BENCH_FRESH && b->o->fresh_prompt && FRESH_PROMPTS[i] <= longest; i++) {
+        int at = b->r.n_fresh;
+        add_row(b, b->r.warm, &at, FRESH_PROMPTS[i], 1);
+        add_row(b, b->r.fresh, &b->r.n_fresh, FRESH_PROMPTS[i], 1);
+    }
     for (const int *at = platform->prompts; *at && (!b->o->context || *at <= context); at++)
         add_row(b, b->r.prompts, &b->r.n_prompts, *at, 1);
     for (const int *at = platform->contexts; *at && (!b->o->context || *at <= context); at++)

@@ -57,6 +57,18 @@ static void json_prompt(const BenchResult *b, FILE *out, const BenchRow *row) {
     fprintf(out, "}");
 }
 
+static void json_fresh(FILE *out, const BenchRow *fresh, const BenchRow *warm) {
+    fprintf(out, "  {\"tokens\": %d, ", fresh->length);
+    if (fresh->seconds.n == 0) {
+        json_text(out, "not_run", fresh->why.text);
+    } else {
+        json_statistic(out, "ms", fresh->seconds, 1e-3);
+        fprintf(out, ", ");
+        json_statistic(out, "warm_ms", warm->seconds, 1e-3);
+    }
+    fprintf(out, "}");
+}
+
 static void json_step(const BenchResult *b, FILE *out, const BenchRow *row) {
     fprintf(out, "  {\"context\": %d, \"batch\": %d, ", row->length, row->batch);
     if (row->seconds.n == 0) {
@@ -103,7 +115,11 @@ void bench_report_json(const Model *m, const BenchOptions *o, const BenchResult 
     }
     fprintf(out, " \"first_token\": {\"tokens\": %d, \"first_ms\": %.6g, ", BENCH_FIRST_PROMPT, b->first_seconds * 1e3);
     json_statistic(out, "ms", b->first.seconds, 1e-3);
-    fprintf(out, "},\n \"prefill\": [\n");
+    fprintf(out, "},\n");
+    if (b->n_fresh) fprintf(out, " \"first_prompt_of_a_process\": [\n");
+    for (int i = 0; i < b->n_fresh; i++, fprintf(out, i < b->n_fresh ? ",\n" : "],\n"))
+        json_fresh(out, &b->fresh[i], &b->warm[i]);
+    fprintf(out, " \"prefill\": [\n");
     for (int i = 0; i < b->n_prompts; i++, fprintf(out, i < b->n_prompts ? ",\n" : ""))
         json_prompt(b, out, &b->prompts[i]);
     fprintf(out, "],\n \"decode\": [\n");
@@ -138,6 +154,24 @@ static void table_head(const Model *m, const BenchOptions *o, const BenchResult 
     fprintf(out, "first token, of %2d    %10.2f ms [%.2f, %.2f]; the first time %.1f ms\n", BENCH_FIRST_PROMPT,
             b->first.seconds.median * 1e3, b->first.seconds.least * 1e3, b->first.seconds.most * 1e3,
             b->first_seconds * 1e3);
+}
+
+static void table_fresh(const BenchResult *b, FILE *out) {
+    char range[48];
+    if (b->n_fresh)
+        fprintf(out, "\nfirst prompt of a process\n%16s %12s %-20s %14s %10s\n", "prompt", "ms", "[smallest, largest]",
+                "warm, ms", "ratio");
+    for (int i = 0; i < b->n_fresh; i++) {
+        const BenchRow *row = &b->fresh[i];
+        if (row->seconds.n == 0) {
+            fprintf(out, "%16d   not run: %s\n", row->length, row->why.text);
+            continue;
+        }
+        double warm = b->warm[i].seconds.median;
+        snprintf(range, sizeof range, "[%.2f, %.2f]", row->seconds.least * 1e3, row->seconds.most * 1e3);
+        fprintf(out, "%16d %12.2f %-20s %14.2f %10.2f\n", row->length, row->seconds.median * 1e3, range, warm * 1e3,
+                row->seconds.median / warm);
+    }
 }
 
 static void table_prompts(const BenchResult *b, FILE *out) {
@@ -179,6 +213,7 @@ static void table_steps(const BenchResult *b, FILE *out) {
 
 void bench_report_table(const Model *m, const BenchOptions *o, const BenchResult *b, FILE *out) {
     table_head(m, o, b, out);
+    table_fresh(b, out);
     table_prompts(b, out);
     table_steps(b, out);
 }

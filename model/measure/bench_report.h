@@ -4,7 +4,7 @@
 
 #include "bench.h"
 
-enum { BENCH_FIRST_PROMPT = 12, BENCH_MAX_LISTED = 8, BENCH_MAX_LOADS = 2 * BENCH_MAX_LISTED };
+enum { BENCH_FIRST_PROMPT = 12, BENCH_FRESH = 5, BENCH_MAX_LISTED = 8, BENCH_MAX_LOADS = 2 * BENCH_MAX_LISTED };
 
 // One line of the result: a prompt, or a step of some sequences.
 typedef struct {
@@ -16,8 +16,10 @@ typedef struct {
 
 typedef struct {
     Roofline roofline;
-    BenchRow first;       // a prompt of BENCH_FIRST_PROMPT tokens
-    double first_seconds; // of the first such prompt, before any warm-up
+    BenchRow first;                                 // a prompt of BENCH_FIRST_PROMPT tokens
+    double first_seconds;                           // of the first such prompt, before any warm-up
+    BenchRow fresh[BENCH_FRESH], warm[BENCH_FRESH]; // the first prompt of a process; the same when all is warm
+    int n_fresh;
     BenchRow prompts[BENCH_MAX_LISTED], steps[BENCH_MAX_LISTED * BENCH_MAX_LISTED];
     int n_prompts, n_steps, n_loads;
     double loads[BENCH_MAX_LOADS]; // seconds; the first may have come from the disk
