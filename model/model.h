@@ -42,7 +42,8 @@ typedef struct {
     const void *scale; // [rows][(cols + group - 1) / group] of scale_dtype: what codes are multiplied by (quant.h)
     DType dtype, scale_dtype;
     int rows, cols;
-    int group; // columns that share a scale, WHOLE_ROW where a row has one; 0: data are numbers, there are no scales
+    int all_rows; // GPU engines: of the whole matrix, of which `rows` are a GPU's or a slab's
+    int group;    // columns that share a scale, WHOLE_ROW where a row has one; 0: data are numbers, there are no scales
 } Matrix;
 
 static inline bool matrix_is_quantised(const Matrix *m) {

@@ -1034,7 +1034,8 @@ static void step_by_step(int slots, const char *shape, const int *slot, int n_se
     model_close(&m);
 }
 
-// gpus: of the run with candidates; the other has one.
+// beside_prompt: with a prompt in another slot, so of more than CANDIDATE_SEQS. gpus: of the run with candidates; the
+// other has one.
 static void check_candidates(int slots, const char *shape, bool beside_prompt, int gpus = 1) {
     Model m;
     Error err = {""};
@@ -1067,7 +1068,10 @@ static void check_candidates(int slots, const char *shape, bool beside_prompt, i
             start[++n_batch] = n_rows;
         }
         Batch b = {n_rows, n_batch, n_logits, n_seq, batch, slot, start, rows, false};
-        if (!model_forward(&m, &b, &err) || !m.engine->read_logits(&m, &err)) test_fail("%s", err.text);
+        if (!model_forward(&m, &b, &err) || !m.engine->read_logits(&m, &err)) {
+            test_fail("%d slots: %s", slots, err.text);
+            break;
+        }
         if (n_batch > n_seq) kv_reset(&m.kv, slot[n_seq]);
         for (int i = 0; i < n_seq; i++) {
             int right = start[i + 1] - start[i] - (start[i + 1] - start[i] > 2 && turn % 2);
@@ -1142,23 +1146,27 @@ static void test_draws_equal_sample_token(void) {
 
 enum { TRACE_STEPS = 14, TRACE_SEQUENCES = 40 };
 
-// The logits of a run, in the order in which they come: compared with those of another, or kept; and its tokens, which
-// the others take.
+// The logits of a run, in the order in which they come, and keys and values: compared with those of another, or kept; and
+// its tokens, which the others take.
 struct Trace {
     float *logits;
+    char *pages; // as SavedPages has them, one after another
     int tokens[TRACE_STEPS][TRACE_SEQUENCES];
     size_t n, at;
     bool compares;
     double error, size; // sums of squares, of differences and of what was expected
     bool same;
+    char logits_differ[128], pages_differ[128]; // where first: of a product before the last, both do
 
     void begin(bool compare) {
         compares = compare;
         at = 0;
         error = size = 0;
         same = true;
+        logits_differ[0] = pages_differ[0] = 0;
     }
-    void add(const Model *m, int rows) {
+    // what, number: what was computed.
+    void add(const Model *m, int rows, const char *what, int number) {
         size_t count = (size_t)rows * (size_t)m->config.vocab_size;
         if (!compares) {
             logits = (float *)realloc(logits, (at + count) * sizeof *logits);
@@ -1167,14 +1175,40 @@ struct Trace {
         } else if (at + count > n) {
             same = false;
         } else {
-            same = same && memcmp(logits + at, m->logits, count * sizeof *logits) == 0;
             for (size_t i = 0; i < count; i++) {
+                if (memcmp(logits + at + i, m->logits + i, sizeof *logits) != 0 && same) {
+                    const int vocab = m->config.vocab_size;
+                    snprintf(logits_differ, sizeof logits_differ, "; %s %d, row %d of %d, from logit %d on", what,
+                             number, (int)i / vocab, rows, (int)i % vocab);
+                    same = false;
+                }
                 double d = (double)m->logits[i] - (double)logits[at + i];
                 error += d * d;
                 size += (double)logits[at + i] * (double)logits[at + i];
             }
         }
         at += count;
+    }
+    // Keys and values in bf16, of a sequence that has left. (A layer's depend on all products of the layers before.)
+    void add_pages(const Model *m, const SavedPages *saved) {
+        const Config *c = &m->config;
+        const size_t row = (size_t)c->head_dim * 2, layer = kv_page_elements(c->n_kv_heads, c->head_dim) * 2,
+                     page = 2 * (size_t)c->n_layers * layer;
+        if (!compares) pages = (char *)calloc((size_t)saved->n, page);
+        for (int i = 0; i < saved->n && !compares; i++) memcpy(pages + (size_t)i * page, saved->pages[i], page);
+        for (int l = 0; l < c->n_layers; l++)
+            for (int pos = 0; pos < saved->len; pos++)
+                for (int k = 0; k < 2 * c->n_kv_heads; k++) {
+                    const bool value = k >= c->n_kv_heads;
+                    const size_t at = (size_t)(value * c->n_layers + l) * layer +
+                                      (size_t)(k % c->n_kv_heads * KV_PAGE + pos % KV_PAGE) * row;
+                    if (memcmp(pages + (size_t)(pos / KV_PAGE) * page + at, (char *)saved->pages[pos / KV_PAGE] + at,
+                               row) == 0 ||
+                        pages_differ[0])
+                        continue;
+                    snprintf(pages_differ, sizeof pages_differ, "; %s of layer %d, head %d, position %d of %d",
+                             value ? "values" : "keys", l, k % c->n_kv_heads, pos, saved->len);
+                }
     }
 };
 
@@ -1190,34 +1224,40 @@ static void run_of_shards(const char *shape, Precision precision, int slots, int
     SavedPages saved = {};
     int tokens[LONGEST], batch[MOST + 50], slot[MOST + 1], rows[MOST + 2], start_at[MOST + 2];
     if (start_shape(&m, shape, engine, precision, slots + beside, LONGEST + STEPS + 8, 0, gpus)) {
-        auto compute = [&](const Batch &b) {
-            if (!model_forward(&m, &b, &err) || !m.engine->read_logits(&m, &err)) test_fail("%s", err.text);
-            trace->add(&m, b.n_logits);
+        auto compute = [&](const Batch &b, const char *what, int number) {
+            if (!model_forward(&m, &b, &err) || !m.engine->read_logits(&m, &err)) {
+                test_fail("%s: %s %d: %s", called(shape), what, number, err.text);
+                return;
+            }
+            trace->add(&m, b.n_logits, what, number);
             for (int i = 0; i < b.n_logits; i++)
                 CHECK(m.argmax[i] == argmax(m.logits + (size_t)i * m.config.vocab_size, m.config.vocab_size));
         };
         random_tokens(tokens, LONGEST, &m);
         for (int i = 0; i <= slots; i++) slot[i] = i, rows[i] = start_at[i] = i;
-        for (int i = 0; i < slots; i++) {
+        for (int i = 0; i < slots && !err.text[0]; i++) {
             int n = lengths[(i + 5) % 8], cut = n / 3, last = n - cut - 1, start[2] = {0, n - cut}, at = slot[i];
             if (cut && !model_prefill(&m, at, tokens, cut, i % 2, &err)) test_fail("%s", err.text);
-            compute({n - cut, 1, 1, 0, tokens + cut, &at, start, &last, false});
+            compute({n - cut, 1, 1, 0, tokens + cut, &at, start, &last, false}, "prompt", i);
             if (!trace->compares) trace->tokens[0][i] = m.argmax[0];
         }
         for (int k = 0; k < STEPS && !err.text[0]; k++) {
             memcpy(batch, trace->tokens[k], (size_t)slots * sizeof(int));
             if (k == 8) { // sequence 0 leaves, and comes back
                 CHECK(model_save_pages(&m, 0, &saved, &err) && m.kv.held[0] == 0);
+                cudaDeviceSynchronize(); // the pages are on their way
+                if (precision == PRECISION_BF16) trace->add_pages(&m, &saved);
                 CHECK(model_restore_pages(&m, 0, &saved, &err));
             }
             if (k == 10 && beside) { // a prompt, whose last two rows have logits
                 for (int i = 0; i < 50; i++) batch[slots + i] = tokens[i];
                 rows[slots] = slots + 48, rows[slots + 1] = slots + 49;
                 start_at[slots + 1] = slots + 50;
-                compute({slots + 50, slots + 1, slots + 2, slots, batch, slot, start_at, rows, false});
+                compute({slots + 50, slots + 1, slots + 2, slots, batch, slot, start_at, rows, false},
+                        "a prompt beside step", k);
                 kv_reset(&m.kv, slots);
             } else
-                compute({slots, slots, slots, slots, batch, slot, start_at, rows, false});
+                compute({slots, slots, slots, slots, batch, slot, start_at, rows, false}, "step", k);
             if (!trace->compares && k + 1 < STEPS) memcpy(trace->tokens[k + 1], m.argmax, (size_t)slots * sizeof(int));
         }
         model_free_pages(&m, &saved);
@@ -1232,14 +1272,17 @@ static void check_shards(const char *shape, Precision precision, int slots, int 
     for (int gpus = 1; gpus <= most && !test_failure[0]; gpus *= 2) {
         trace.begin(gpus > 1);
         run_of_shards(shape, precision, slots, gpus, &trace);
-        if (trace.at != trace.n)
+        if (test_failure[0])
+            break;
+        else if (trace.at != trace.n)
             test_fail("%s, %d GPUs: %zu logits, expected %zu", called(shape), gpus, trace.at, trace.n);
         else if (exact ? !trace.same : !(trace.error <= bound * bound * trace.size) && gpus > 1)
-            test_fail("%s, %s, %d sequences, %d GPUs: other logits than one GPU's, %.2g of their size off",
+            test_fail("%s, %s, %d sequences, %d GPUs: other logits than one GPU's, %.2g of their size off%s%s",
                       called(shape), precision == PRECISION_F32 ? "f32" : "bf16", slots, gpus,
-                      sqrt(trace.error / trace.size));
+                      sqrt(trace.error / trace.size), trace.logits_differ, trace.pages_differ);
     }
     free(trace.logits);
+    free(trace.pages);
 }
 
 static void test_shards_have_the_bits_of_one_gpu(void) {
@@ -1271,10 +1314,37 @@ static void test_candidates_by_shards(void) {
     static const char *const shapes[] = {"odd", "stories int8:32/int8"};
     for (const char *shape : shapes) {
         check_candidates(1, shape, false, 2);
-        check_candidates(3, shape, true, 2);
+        check_candidates(4, shape, true, 2);
     }
     check_candidates(3, "odd", false, 8);
     end("candidates_by_shards");
+}
+
+// Bytes that this process has read of files; 0: the system does not say.
+static unsigned long long bytes_read(void) {
+    unsigned long long bytes = 0;
+    FILE *f = fopen("/proc/self/io", "r");
+    if (f && fscanf(f, "rchar: %llu", &bytes) != 1) bytes = 0;
+    if (f) fclose(f);
+    return bytes;
+}
+
+// However many GPUs there are, also of what all of them have (embeddings, norms).
+static void test_shards_read_every_byte_once(void) {
+    unsigned long long once = 0, slack = 256 << 10; // the driver reads, too
+    if (bytes_read() == 0) test_fail("/proc/self/io does not say what was read");
+    for (int gpus : {1, 1, 2}) { // the first start loads libraries
+        Model m;
+        unsigned long long before = bytes_read();
+        if (start_shape(&m, NULL, engine, PRECISION_BF16, 1, 64, 0, gpus)) {
+            unsigned long long bytes = bytes_read() - before;
+            if (gpus == 2 && (bytes > once + slack || bytes + slack < once))
+                test_fail("%llu bytes on 2 GPUs, %llu on one", bytes, once);
+            once = bytes;
+        }
+        model_close(&m);
+    }
+    end("shards_read_every_byte_once");
 }
 
 // A model that does not fit: the message says on how many GPUs it would; on more, with what there is, it starts.
@@ -1332,6 +1402,7 @@ int main(void) {
         {"prompts_have_the_same_bits_in_any_batch", test_prompts_have_the_same_bits_in_any_batch},
         {"shards_have_the_bits_of_one_gpu", test_shards_have_the_bits_of_one_gpu},
         {"candidates_by_shards", test_candidates_by_shards},
+        {"shards_read_every_byte_once", test_shards_read_every_byte_once},
         {"message_says_how_many_gpus_would_do", test_message_says_how_many_gpus_would_do}};
     const char *engines[] = {"cublas", "fused"};
     int n = 0;

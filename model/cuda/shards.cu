@@ -1,5 +1,13 @@
 // The ranks of a model on several GPUs: what they gather, and in which order they go on (parallel/comm.h).
+#include <stdio.h>
+
 #include "state.h"
+
+void name_gpu(const CudaState *s, Error *err) {
+    const Error why = *err;
+    if (is_interrupt(err) || is_out_of_memory(err)) return;
+    snprintf(err->text, sizeof err->text, "GPU %d: %.480s", s->device, why.text);
+}
 
 bool gather(Model *m, int rows, int columns, OwnColumns (*of)(const Model *m), Error *err) {
     CudaState *s = (CudaState *)m->state;

@@ -52,11 +52,14 @@ struct WideState;
 // cuBLASLt's kernels for the products that came up last, by their shape (gemm.cu).
 enum { GEMM_PLANS = 256 };
 struct LtKernel;
+struct LtAlignment {
+    unsigned in, out; // bytes, of addresses and rows
+};
 struct GemmPlan {
     int rows, cols, count;  // of the weights; matrices of that shape
     int T;                  // rows of the input that it was chosen for; 0: nothing is here
     int pitch;              // elements from one row of the output to the next
-    unsigned alignment;     // bytes, of all addresses
+    LtAlignment alignment;  // that the kernel may count on
     const LtKernel *kernel; // of the table; NULL: cuBLAS's choice for T rows
     bool found;
     cublasLtMatmulAlgo_t algo;
@@ -185,8 +188,10 @@ inline size_t own_layer_elements(const Model *m) {
     return (size_t)m->kv.n_pages * kv_page_elements(own_kv_heads(m), m->config.head_dim);
 }
 
+// Puts the rank's GPU in front of a failure, whose cause may be there; not of one that is nobody's.
+void name_gpu(const CudaState *s, Error *err);
 // Calls body(the rank's Model, its CudaState) for all ranks in turn, each with its GPU as the current one; rank 0's is
-// that afterwards. Ends at the first that returns false, and returns that.
+// that afterwards. Ends at the first that returns false, and returns that; of several the message names the GPU.
 template <class Body> bool for_shards(Model *m, Error *err, Body body) {
     const CudaState *first = (const CudaState *)m->state;
     if (m->shard.count == 1) return body(m, (CudaState *)m->state);
@@ -196,6 +201,7 @@ template <class Body> bool for_shards(Model *m, Error *err, Body body) {
         CudaState *s = (CudaState *)own->state;
         CUDA_TRY(cudaSetDevice(s->device));
         ok = body(own, s);
+        if (!ok) name_gpu(s, err);
     }
     CUDA_TRY(cudaSetDevice(first->device));
     return ok;

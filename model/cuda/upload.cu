@@ -214,7 +214,7 @@ static bool plan_tensor(void *context, const Weight *w, Error *err) {
     t.synthetic = synthetic_next(&p->synthetic, w); // of all rows
     const Rows own = shard_rows(&p->model->shard, &p->model->config, w);
     t.whole = !matrix || own.n == matrix->rows;
-    if (matrix) matrix->rows = own.n;
+    if (matrix) matrix->all_rows = matrix->rows, matrix->rows = own.n;
     t.rows = (uint64_t)own.n;
     t.first_row = (uint64_t)own.first;
     t.cols = matrix ? (uint64_t)matrix->cols : (uint64_t)w->n;
