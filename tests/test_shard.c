@@ -225,7 +225,8 @@ static void forward(Model *m, const Ops *ops, Part *parts, const Whole *all, con
     int count = parts[0].shard.count, half = c->head_dim / 2, dim = c->dim;
     float *cosines = floats((size_t)(T * half)), *sines = floats((size_t)(T * half));
     for (int i = 0; i < T * half; i++) {
-        float angle = (float)(pos + i / half) * m->rope_freq[i % half];
+        int position = pos + i / half;
+        float angle = (float)position * m->rope_freq[i % half];
         cosines[i] = (float)cos((double)angle), sines[i] = (float)sin((double)angle);
     }
     const Matrix *table = &m->weights.tok_embeddings;
