@@ -547,6 +547,7 @@ static bool run(const Options *o, double start, Error *err) {
     }
     bool ok = o->synthetic ? open_synthetic(o, &model, err) : checkpoint_open(&model, o->model, tokenizer_only, err);
     if (ok) {
+        model.gpus = o->gpus;
         if (!o->quiet) flags_print_notes(o);
         ok = tokenizer_only  ? run_tokenizer(o, &model, &text, err)
              : o->chat       ? prompt ? run_message(o, &model, &text, start, err) : run_chat(o, &model, err)

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "../model/model.h"
+#include "../model/parallel/shard.h"
 #include "../model/quant.h"
 #include "../model/synthetic.h"
 #include "../model/thread_count.h"
@@ -128,6 +129,8 @@ const Flag flags[] = {
     {SECTION_MACHINE, "-t", "--threads", "N",
      "threads of engine cpu (what OMP_NUM_THREADS says, or the CPUs that this process may use)",
      FLAG_INT, FIELD(threads), 1, MAX_THREADS, RUNS_COMPUTE | RUN_QUANTIZE, 0, NEEDS_NOTHING},
+    {SECTION_MACHINE, "--gpus", NULL, "N", "GPUs of this machine that share the model, each with a part of every matrix: the same output (1)",
+     FLAG_INT, FIELD(gpus), 1, MAX_SHARDS, RUNS_COMPUTE, 0, NEEDS_NOTHING},
     {SECTION_MACHINE, "--lookup", NULL, NULL,
      "guess tokens from what followed the same text before, and verify several at once: the same output, sooner",
      FLAG_SWITCH, FIELD(lookup), 0, 0, RUNS_ANSWER, ~RUNS_ANSWER, NEEDS_NEW},
@@ -174,7 +177,7 @@ const char *flag_choices(const Flag *flag) {
 }
 
 Options flags_default(void) {
-    return (Options){.sampler = {.top_p = 1, .repetition_penalty = 1}, .n = DEFAULT_NEW};
+    return (Options){.sampler = {.top_p = 1, .repetition_penalty = 1}, .n = DEFAULT_NEW, .gpus = 1};
 }
 
 // ---- help -----------------------------------------------------------------------------------------------------------

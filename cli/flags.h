@@ -23,7 +23,8 @@ typedef struct {
         *precision, *system, *date, *windows, *draft, *quantize, *output, *output_weights, *weights;
     int n_stops, n; // n: new tokens at most; NO_LIMIT: what the context has room for
     int context, batch, logprobs, stride;
-    int threads;              // of engine cpu; 0: as many as without -t
+    int threads; // of engine cpu; 0: as many as without -t
+    int gpus;
     uint64_t seed, kv_memory; // kv_memory: bytes; 0: the engine's default
     SamplerConfig sampler;
     bool chat, ids, tokenize, detokenize, hex, special, ignore_eos, echo, json, bench, lookup, verbose, quiet, version,

@@ -155,6 +155,10 @@ bool flags_check(const Options *o, Error *err) {
         return fail(err, "--precision %s: expected bf16 or f32", o->precision);
     if (o->engine && !model_has_engine(o->engine))
         return fail(err, "--engine %s: this build has: %s", o->engine, model_engines());
+    if (o->gpus > 1 && (run & RUNS_COMPUTE) && !model_has_engine("cublas"))
+        return fail(err, "--gpus %d: this build has no engine for GPUs, only: %s", o->gpus, model_engines());
+    if (o->gpus > 1 && o->engine && strcmp(o->engine, "cpu") == 0)
+        return fail(err, "--gpus %d goes with engines for GPUs, not with --engine cpu", o->gpus);
     if (o->synthetic && !model_has_shape(o->synthetic))
         return fail(err, "--synthetic %s: unknown shape, expected one of: %s", o->synthetic, model_shapes());
     return true;

@@ -42,7 +42,8 @@ typedef struct {
     const void *scale; // [rows][(cols + group - 1) / group] of scale_dtype: what codes are multiplied by (quant.h)
     DType dtype, scale_dtype;
     int rows, cols;
-    int group; // columns that share a scale, WHOLE_ROW where a row has one; 0: data are numbers, there are no scales
+    int all_rows; // GPU engines: of the whole matrix, of which `rows` are a GPU's or a slab's
+    int group;    // columns that share a scale, WHOLE_ROW where a row has one; 0: data are numbers, there are no scales
 } Matrix;
 
 static inline bool matrix_is_quantised(const Matrix *m) {
@@ -69,6 +70,18 @@ typedef struct {
     Matrix output;         // [vocab_size][dim]; the embeddings again when tied
     uint64_t bytes;        // of all tensors, norms and weights, where the engine holds them
 } Weights;
+
+// Rows [first, first + n) of a matrix, or of the heads.
+typedef struct {
+    int first, n;
+} Rows;
+
+// What a GPU holds of a model that several compute together (parallel/shard.h).
+typedef struct {
+    int rank, count;
+    Rows kv_heads;           // of the cache; of wk and wv, each of head_dim rows; of wq, each of group × head_dim
+    Rows dim, hidden, vocab; // of wo and w2; of w1 and w3; of the output matrix
+} Shard;
 
 typedef struct Model Model;
 
@@ -117,8 +130,12 @@ struct Model {
     Weights weights;
     Tokenizer tokenizer;
     KVCache kv;
-    uint64_t kv_memory; // bytes for keys and values together, to be set before a start; 0: the engine's default
-    void **spare_pages; // [n_spare_pages]: host memory that saved pages gave back, for those to come
+    uint64_t kv_memory;  // bytes for keys and values together, to be set before a start; 0: the engine's default
+    int gpus;            // that compute it together, to be set before an engine is chosen; 0: one, or none
+    bool one_gpu;        // for tests: the parts of so many GPUs are all on the first
+    uint64_t gpu_memory; // for tests: bytes that a GPU has free, at most; 0: what it has
+    Shard shard;         // what this one holds: of a model that is started
+    void **spare_pages;  // [n_spare_pages]: host memory that saved pages gave back, for those to come
     int n_spare_pages, max_spare_pages;
     float *rope_freq;          // [head_dim/2], radians per position
     int argmax[MAX_STEP_ROWS]; // of each row with logits the most likely token, the lowest id of equals; -1: not all
@@ -144,7 +161,8 @@ struct Model {
     const volatile sig_atomic_t *interrupted; // non-zero: stop loading and computing. NULL: never
 };
 
-// Chooses an engine for that precision (NULL: the fastest here), unless one is chosen already.
+// Chooses an engine for that precision (NULL: the fastest here), unless one is chosen already. For several GPUs: one
+// that computes on GPUs, or none.
 bool model_choose(Model *model, const char *engine, Precision precision, Error *err);
 // The same, and gives it a cache of n_slots sequences of at most max_len positions. (kv.n_pages says for how many
 // positions of all of them there is memory.)

@@ -25,13 +25,22 @@ static const Matrix *layer_matrix(const LayerWeights *l, int i) {
     return matrices[i];
 }
 
+// Bytes of a matrix with so many rows, of which an engine may hold a part.
+static uint64_t bytes_of_rows(const Matrix *m, int rows) {
+    Matrix whole = *m;
+    whole.rows = rows;
+    return matrix_bytes(&whole);
+}
+
 uint64_t weights_read(const Model *m, int batch) {
     const Config *c = &m->config;
     const Weights *w = &m->weights;
-    uint64_t bytes = matrix_bytes(&w->output);
+    const int rows[LAYER_MATRICES] = {c->q_dim,      c->kv_dim, c->kv_dim,    c->dim,
+                                      c->hidden_dim, c->dim,    c->hidden_dim}; // as layer_matrix has them
+    uint64_t bytes = bytes_of_rows(&w->output, c->vocab_size);
     if (!c->tie_embeddings) bytes += (uint64_t)batch * matrix_row_bytes(&w->tok_embeddings);
     for (int i = 0; i < c->n_layers; i++) {
-        for (int k = 0; k < LAYER_MATRICES; k++) bytes += matrix_bytes(layer_matrix(&w->layers[i], k));
+        for (int k = 0; k < LAYER_MATRICES; k++) bytes += bytes_of_rows(layer_matrix(&w->layers[i], k), rows[k]);
     }
     return bytes;
 }

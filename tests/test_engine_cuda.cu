@@ -15,6 +15,7 @@ extern "C" {
 #include "check.h"
 
 static const char *skip_reason, *engine; // engine: under test
+static int n_gpus;                       // of this machine
 
 static void end(const char *what) {
     char name[128];
@@ -29,6 +30,8 @@ static void end(const char *what) {
 //   "SHAPE"                     a synthetic model of two layers, in BF16
 //   "SHAPE TYPE+TYPE/OUTPUT"    with weights of these types, which the matrices of the layers have in turn
 //   "small ..."                 the same of rows of 448, 512 and 688 columns, which end within a group of 128
+//   "odd ..."                   the same of 8 K/V heads, with a dim, a hidden_dim and a vocabulary that 8 GPUs do not
+//                               divide, nor their units of rows
 // Types are what --quantize takes, or bf16; without /OUTPUT the output matrix stays as it is.
 
 static QuantType type_of(const char *name) {
@@ -95,11 +98,12 @@ static bool open_model(Model *m, const char *text, Error *err) {
         m->file.fd = -1;
         return path && checkpoint_open(m, path, false, err);
     }
-    bool small = strcmp(name, "small") == 0;
-    if (!synthetic_open(m, small ? "llama-3.2-1b" : name, 1, err)) return false;
+    bool small = strcmp(name, "small") == 0, odd = strcmp(name, "odd") == 0;
+    if (!synthetic_open(m, small || odd ? "llama-3.2-1b" : name, 1, err)) return false;
     Config *c = &m->config;
     c->n_layers = 2;
     if (small) c->dim = 448, c->n_heads = 8, c->n_kv_heads = 2, c->hidden_dim = 688, c->vocab_size = 1000;
+    if (odd) c->dim = types[0] ? 1040 : 1032, c->n_heads = 24, c->hidden_dim = 1416, c->vocab_size = 2001;
     config_derive(c);
     return !types[0] || mix_types(m, types, output, err);
 }
@@ -108,12 +112,14 @@ static const char *called(const char *text) {
     return text ? text : "stories";
 }
 
-// kv_memory: bytes; 0: as much as the slots can use.
+// kv_memory: bytes; 0: as much as the slots can use. gpus: parts of the model, all on one GPU if the machine has fewer.
 static bool start_shape(Model *m, const char *shape, const char *name, Precision precision, int slots, int max_len,
-                        uint64_t kv_memory = 0) {
+                        uint64_t kv_memory = 0, int gpus = 0) {
     Error err = {""};
     bool ok = open_model(m, shape, &err);
     m->kv_memory = kv_memory;
+    m->gpus = gpus;
+    m->one_gpu = gpus > n_gpus;
     if (ok && model_start(m, name, precision, slots, max_len, &err)) return true;
     test_fail("%s: %s", called(shape), err.text);
     return false;
@@ -342,6 +348,14 @@ static void test_bad_codes_and_scales_are_named(void) {
          {0x7F},
          1,
          ": tensor layers.3.w2: the code of row 5, column 17 is NaN"},
+        {"stories fp8/fp8", // the second of two GPUs has it
+         "layers.3.w2",
+         250,
+         600,
+         false,
+         {0x7F},
+         1,
+         ": tensor layers.3.w2: the code of row 250, column 600 is NaN"},
         {"stories fp8/fp8",
          "output",
          511,
@@ -378,8 +392,14 @@ static void test_bad_codes_and_scales_are_named(void) {
         if (!file || fseek(file, place, SEEK_SET) != 0 || fread(before, 1, (size_t)c.n_bytes, file) == 0)
             test_fail("%s cannot be read", m.file.path);
         write_bytes(c.bytes);
-        if (model_start(&m, engine, PRECISION_BF16, 1, 16, &err)) test_fail("%s: it started", c.expected);
-        if (!strstr(err.text, c.expected)) test_fail("%s, expected %s", err.text, c.expected);
+        for (int gpus = 1; gpus <= 2; gpus++) {
+            err = {""};
+            m.gpus = gpus;
+            m.one_gpu = true;
+            if (model_start(&m, engine, PRECISION_BF16, 1, 16, &err)) test_fail("%s: it started", c.expected);
+            if (!strstr(err.text, c.expected)) test_fail("%s, expected %s", err.text, c.expected);
+            model_stop(&m);
+        }
         write_bytes(before);
         if (file) fclose(file);
         model_close(&m);
@@ -428,12 +448,12 @@ static void test_cache_is_filled_for_the_benchmark(void) {
 }
 
 // Stopped and started with caches of other sizes, one of them refused: the same token each time, and no memory lost.
-static void starts_again_with_another_cache(const char *shape) {
+static void starts_again_with_another_cache(const char *shape, int gpus) {
     Model m;
     Error err = {""};
     int token = 300, choice = -1;
     size_t before = 0, after = 0, total;
-    if (start_shape(&m, shape, engine, PRECISION_BF16, 1, 100)) {
+    if (start_shape(&m, shape, engine, PRECISION_BF16, 1, 100, 0, gpus)) {
         for (int i = 0; i < 6; i++) {
             Error refused = {""};
             model_stop(&m);
@@ -457,7 +477,9 @@ static void starts_again_with_another_cache(const char *shape) {
 
 static void test_starts_again_with_another_cache(void) {
     static const char *const shapes[] = {NULL, "stories int8/int8", "llama-3.2-1b int4:64+bf16/int8"};
-    for (const char *shape : shapes) starts_again_with_another_cache(shape);
+    for (const char *shape : shapes) starts_again_with_another_cache(shape, 1);
+    starts_again_with_another_cache(NULL, 2);
+    starts_again_with_another_cache("llama-3.2-1b int4:64+bf16/int8", 4);
     end("starts_again_with_another_cache");
 }
 
@@ -977,9 +999,11 @@ static void test_decode_rows_beside_prompts(void) {
 
 // Candidates: a step of several rows of each sequence, some of which are then rejected, gives every row the bits that
 // one step after another gives.
-static bool start_speculating(Model *m, const char *shape, int slots, int max_len) {
+static bool start_speculating(Model *m, const char *shape, int slots, int max_len, int gpus) {
     Error err = {""};
     bool ok = open_model(m, shape, &err);
+    m->gpus = gpus;
+    m->one_gpu = gpus > n_gpus;
     if (ok && model_choose(m, engine, PRECISION_BF16, &err) && speculation_prepare(m, slots, &err) &&
         model_start(m, engine, PRECISION_BF16, slots, max_len, &err))
         return true;
@@ -1011,7 +1035,9 @@ static void step_by_step(int slots, const char *shape, const int *slot, int n_se
     model_close(&m);
 }
 
-static void check_candidates(int slots, const char *shape, bool beside_prompt) {
+// beside_prompt: with a prompt in another slot, so of more than CANDIDATE_SEQS. gpus: of the run with candidates; the
+// other has one.
+static void check_candidates(int slots, const char *shape, bool beside_prompt, int gpus = 1) {
     Model m;
     Error err = {""};
     int slot[CANDIDATE_SEQS + 1] = {slots - 1, 0, slots / 2, 1},
@@ -1019,7 +1045,7 @@ static void check_candidates(int slots, const char *shape, bool beside_prompt) {
     int length = CANDIDATE_PROMPT + CANDIDATE_TOKENS, tokens[CANDIDATE_SEQS * (CANDIDATE_PROMPT + CANDIDATE_TOKENS)];
     int batch[MAX_STEP_ROWS], start[CANDIDATE_SEQS + 2] = {0}, rows[MAX_STEP_ROWS], done[CANDIDATE_SEQS] = {0},
                                                      turn = 0;
-    if (!start_speculating(&m, shape, slots, length + 8)) return;
+    if (!start_speculating(&m, shape, slots, length + 8, gpus)) return;
     size_t vocab = (size_t)m.config.vocab_size;
     float *expected = (float *)malloc((size_t)CANDIDATE_SEQS * CANDIDATE_TOKENS * vocab * sizeof *expected);
     random_tokens(tokens, CANDIDATE_SEQS * length, &m);
@@ -1043,7 +1069,10 @@ static void check_candidates(int slots, const char *shape, bool beside_prompt) {
             start[++n_batch] = n_rows;
         }
         Batch b = {n_rows, n_batch, n_logits, n_seq, batch, slot, start, rows, false};
-        if (!model_forward(&m, &b, &err) || !m.engine->read_logits(&m, &err)) test_fail("%s", err.text);
+        if (!model_forward(&m, &b, &err) || !m.engine->read_logits(&m, &err)) {
+            test_fail("%d slots: %s", slots, err.text);
+            break;
+        }
         if (n_batch > n_seq) kv_reset(&m.kv, slot[n_seq]);
         for (int i = 0; i < n_seq; i++) {
             int right = start[i + 1] - start[i] - (start[i + 1] - start[i] > 2 && turn % 2);
@@ -1112,6 +1141,238 @@ static void test_draws_equal_sample_token(void) {
     end("draws_equal_sample_token");
 }
 
+// ---- several GPUs ---------------------------------------------------------------------------------------------------
+// The parts of a model that N GPUs have; all on one, if the machine has fewer: what each computes, what they gather and in
+// which order is the same. tests/test_shard.c has the cuts.
+
+enum { TRACE_STEPS = 14, TRACE_SEQUENCES = 40 };
+
+// The logits of a run, in the order in which they come, and keys and values: compared with those of another, or kept; and
+// its tokens, which the others take.
+struct Trace {
+    float *logits;
+    char *pages; // as SavedPages has them, one after another
+    int tokens[TRACE_STEPS][TRACE_SEQUENCES];
+    size_t n, at;
+    bool compares;
+    double error, size; // sums of squares, of differences and of what was expected
+    bool same;
+    char logits_differ[128], pages_differ[128]; // where first: of a product before the last, both do
+
+    void begin(bool compare) {
+        compares = compare;
+        at = 0;
+        error = size = 0;
+        same = true;
+        logits_differ[0] = pages_differ[0] = 0;
+    }
+    // what, number: what was computed.
+    void add(const Model *m, int rows, const char *what, int number) {
+        size_t count = (size_t)rows * (size_t)m->config.vocab_size;
+        if (!compares) {
+            logits = (float *)realloc(logits, (at + count) * sizeof *logits);
+            n = at + count;
+            memcpy(logits + at, m->logits, count * sizeof *logits);
+        } else if (at + count > n) {
+            same = false;
+        } else {
+            for (size_t i = 0; i < count; i++) {
+                if (memcmp(logits + at + i, m->logits + i, sizeof *logits) != 0 && same) {
+                    const int vocab = m->config.vocab_size;
+                    snprintf(logits_differ, sizeof logits_differ, "; %s %d, row %d of %d, from logit %d on", what,
+                             number, (int)i / vocab, rows, (int)i % vocab);
+                    same = false;
+                }
+                double d = (double)m->logits[i] - (double)logits[at + i];
+                error += d * d;
+                size += (double)logits[at + i] * (double)logits[at + i];
+            }
+        }
+        at += count;
+    }
+    // Keys and values in bf16, of a sequence that has left. (A layer's depend on all products of the layers before.)
+    void add_pages(const Model *m, const SavedPages *saved) {
+        const Config *c = &m->config;
+        const size_t row = (size_t)c->head_dim * 2, layer = kv_page_elements(c->n_kv_heads, c->head_dim) * 2,
+                     page = 2 * (size_t)c->n_layers * layer;
+        if (!compares) pages = (char *)calloc((size_t)saved->n, page);
+        for (int i = 0; i < saved->n && !compares; i++) memcpy(pages + (size_t)i * page, saved->pages[i], page);
+        for (int l = 0; l < c->n_layers; l++)
+            for (int pos = 0; pos < saved->len; pos++)
+                for (int k = 0; k < 2 * c->n_kv_heads; k++) {
+                    const bool value = k >= c->n_kv_heads;
+                    const size_t at = (size_t)(value * c->n_layers + l) * layer +
+                                      (size_t)(k % c->n_kv_heads * KV_PAGE + pos % KV_PAGE) * row;
+                    if (memcmp(pages + (size_t)(pos / KV_PAGE) * page + at, (char *)saved->pages[pos / KV_PAGE] + at,
+                               row) == 0 ||
+                        pages_differ[0])
+                        continue;
+                    snprintf(pages_differ, sizeof pages_differ, "; %s of layer %d, head %d, position %d of %d",
+                             value ? "values" : "keys", l, k % c->n_kv_heads, pos, saved->len);
+                }
+    }
+};
+
+// `slots` sequences with prompts of other lengths, in parts; steps that go on with what the model takes, so that graphs
+// replay and steps run ahead; in the middle a sequence that leaves for host memory and comes back and, but with 8
+// sequences, which have no slot beside them, a step beside a prompt. All logits go to the trace.
+static void run_of_shards(const char *shape, Precision precision, int slots, int gpus, Trace *trace) {
+    enum { STEPS = TRACE_STEPS, LONGEST = 700, MOST = TRACE_SEQUENCES };
+    const bool beside = slots != 8; // a ninth would give the run another order of sums
+    static const int lengths[] = {1, 65, 3, 300, 17, LONGEST, 2, 128};
+    Model m;
+    Error err = {""};
+    SavedPages saved = {};
+    int tokens[LONGEST], batch[MOST + 50], slot[MOST + 1], rows[MOST + 2], start_at[MOST + 2];
+    if (start_shape(&m, shape, engine, precision, slots + beside, LONGEST + STEPS + 8, 0, gpus)) {
+        auto compute = [&](const Batch &b, const char *what, int number) {
+            if (!model_forward(&m, &b, &err) || !m.engine->read_logits(&m, &err)) {
+                test_fail("%s: %s %d: %s", called(shape), what, number, err.text);
+                return;
+            }
+            trace->add(&m, b.n_logits, what, number);
+            for (int i = 0; i < b.n_logits; i++)
+                CHECK(m.argmax[i] == argmax(m.logits + (size_t)i * m.config.vocab_size, m.config.vocab_size));
+        };
+        random_tokens(tokens, LONGEST, &m);
+        for (int i = 0; i <= slots; i++) slot[i] = i, rows[i] = start_at[i] = i;
+        for (int i = 0; i < slots && !err.text[0]; i++) {
+            int n = lengths[(i + 5) % 8], cut = n / 3, last = n - cut - 1, start[2] = {0, n - cut}, at = slot[i];
+            if (cut && !model_prefill(&m, at, tokens, cut, i % 2, &err)) test_fail("%s", err.text);
+            compute({n - cut, 1, 1, 0, tokens + cut, &at, start, &last, false}, "prompt", i);
+            if (!trace->compares) trace->tokens[0][i] = m.argmax[0];
+        }
+        for (int k = 0; k < STEPS && !err.text[0]; k++) {
+            memcpy(batch, trace->tokens[k], (size_t)slots * sizeof(int));
+            if (k == 8) { // sequence 0 leaves, and comes back
+                CHECK(model_save_pages(&m, 0, &saved, &err) && m.kv.held[0] == 0);
+                cudaDeviceSynchronize(); // the pages are on their way
+                if (precision == PRECISION_BF16) trace->add_pages(&m, &saved);
+                CHECK(model_restore_pages(&m, 0, &saved, &err));
+            }
+            if (k == 10 && beside) { // a prompt, whose last two rows have logits
+                for (int i = 0; i < 50; i++) batch[slots + i] = tokens[i];
+                rows[slots] = slots + 48, rows[slots + 1] = slots + 49;
+                start_at[slots + 1] = slots + 50;
+                compute({slots + 50, slots + 1, slots + 2, slots, batch, slot, start_at, rows, false},
+                        "a prompt beside step", k);
+                kv_reset(&m.kv, slots);
+            } else
+                compute({slots, slots, slots, slots, batch, slot, start_at, rows, false}, "step", k);
+            if (!trace->compares && k + 1 < STEPS) memcpy(trace->tokens[k + 1], m.argmax, (size_t)slots * sizeof(int));
+        }
+        model_free_pages(&m, &saved);
+    }
+    model_close(&m);
+}
+
+static void check_shards(const char *shape, Precision precision, int slots, int most) {
+    Trace trace = {};
+    const bool exact = strcmp(engine, "fused") == 0 && precision == PRECISION_BF16;
+    const double bound = precision == PRECISION_F32 ? 1e-4 : 0.03; // of other orders of sums
+    for (int gpus = 1; gpus <= most && !test_failure[0]; gpus *= 2) {
+        trace.begin(gpus > 1);
+        run_of_shards(shape, precision, slots, gpus, &trace);
+        if (test_failure[0])
+            break;
+        else if (trace.at != trace.n)
+            test_fail("%s, %d GPUs: %zu logits, expected %zu", called(shape), gpus, trace.at, trace.n);
+        else if (exact ? !trace.same : !(trace.error <= bound * bound * trace.size) && gpus > 1)
+            test_fail("%s, %s, %d sequences, %d GPUs: other logits than one GPU's, %.2g of their size off%s%s",
+                      called(shape), precision == PRECISION_F32 ? "f32" : "bf16", slots, gpus,
+                      sqrt(trace.error / trace.size), trace.logits_differ, trace.pages_differ);
+    }
+    free(trace.logits);
+    free(trace.pages);
+}
+
+static void test_shards_have_the_bits_of_one_gpu(void) {
+    static const struct {
+        const char *shape;
+        int most;
+        bool
+            large; // fewer runs, of the sizes that have kernels of their own: wide.h takes 16-bit weights of these shapes
+    } shapes[] = {{NULL, 2, false},
+                  {"odd", 8, false},
+                  {"stories fp8/fp8", 2, false},
+                  {"odd int8+fp8+bf16/int8", 8, false},
+                  {"odd int4:32+int8:64/int4:128", 8, false},
+                  {"llama-3.2-1b", 4, true},
+                  {"llama-3.1-8b", 2, true},
+                  {"llama-3.1-8b int4/int8", 2, true}};
+    for (const auto &shape : shapes) {
+        for (int slots : {1, 8, 12, 20, 40})
+            if (!shape.large || (slots != 8 && slots != 40))
+                check_shards(shape.shape, PRECISION_BF16, slots, shape.most);
+        check_shards(shape.shape, PRECISION_F32, 1, shape.most);
+        if (!shape.large) check_shards(shape.shape, PRECISION_F32, 8, shape.most);
+    }
+    end("shards_have_the_bits_of_one_gpu");
+}
+
+// Several rows of a sequence in a step.
+static void test_candidates_by_shards(void) {
+    static const char *const shapes[] = {"odd", "stories int8:32/int8"};
+    for (const char *shape : shapes) {
+        check_candidates(1, shape, false, 2);
+        check_candidates(4, shape, true, 2);
+    }
+    check_candidates(3, "odd", false, 8);
+    end("candidates_by_shards");
+}
+
+// Bytes that this process has read of files; 0: the system does not say.
+static unsigned long long bytes_read(void) {
+    unsigned long long bytes = 0;
+    FILE *f = fopen("/proc/self/io", "r");
+    if (f && fscanf(f, "rchar: %llu", &bytes) != 1) bytes = 0;
+    if (f) fclose(f);
+    return bytes;
+}
+
+// However many GPUs there are, also of what all of them have (embeddings, norms).
+static void test_shards_read_every_byte_once(void) {
+    unsigned long long once = 0, slack = 256 << 10; // the driver reads, too
+    if (bytes_read() == 0) test_fail("/proc/self/io does not say what was read");
+    for (int gpus : {1, 1, 2}) { // the first start loads libraries
+        Model m;
+        unsigned long long before = bytes_read();
+        if (start_shape(&m, NULL, engine, PRECISION_BF16, 1, 64, 0, gpus)) {
+            unsigned long long bytes = bytes_read() - before;
+            if (gpus == 2 && (bytes > once + slack || bytes + slack < once))
+                test_fail("%llu bytes on 2 GPUs, %llu on one", bytes, once);
+            once = bytes;
+        }
+        model_close(&m);
+    }
+    end("shards_read_every_byte_once");
+}
+
+// A model that does not fit: the message says on how many GPUs it would; on more, with what there is, it starts.
+static void test_message_says_how_many_gpus_would_do(void) {
+    const uint64_t limit = 3100000000;
+    Model m;
+    for (int gpus : {1, 2}) {
+        Error err = {""};
+        CHECK(open_model(&m, "llama-3.1-8b", &err)); // 2.97 GB of weights, 2.01 GB each on two
+        m.gpus = gpus;
+        m.one_gpu = true;
+        m.gpu_memory = limit * (uint64_t)gpus; // of one that has the parts of two
+        bool ok = model_start(&m, engine, PRECISION_BF16, 1, 64, &err);
+        if (gpus == 1 && (ok || !strstr(err.text, "; on 2 GPUs it would fit (--gpus 2)"))) test_fail("%s", err.text);
+        if (gpus == 2 && !ok) test_fail("%s", err.text);
+        model_close(&m);
+    }
+    Error err = {""};
+    CHECK(open_model(&m, "llama-3.2-1b", &err));
+    m.gpus = 8;
+    if (n_gpus < 8 &&
+        (model_start(&m, engine, PRECISION_BF16, 1, 64, &err) || !strstr(err.text, "--gpus 8: this machine has ")))
+        test_fail("%s", err.text);
+    model_close(&m);
+    end("message_says_how_many_gpus_would_do");
+}
+
 int main(void) {
     static const struct {
         const char *name;
@@ -1137,11 +1398,14 @@ int main(void) {
         {"draws_equal_sample_token", test_draws_equal_sample_token},
         {"same_bits_alone_and_among_others", test_same_bits_alone_and_among_others},
         {"candidates_have_the_bits_of_one_step_after_another", test_candidates_have_the_bits_of_one_step_after_another},
-        {"prompts_have_the_same_bits_in_any_batch", test_prompts_have_the_same_bits_in_any_batch}};
+        {"prompts_have_the_same_bits_in_any_batch", test_prompts_have_the_same_bits_in_any_batch},
+        {"shards_have_the_bits_of_one_gpu", test_shards_have_the_bits_of_one_gpu},
+        {"candidates_by_shards", test_candidates_by_shards},
+        {"shards_read_every_byte_once", test_shards_read_every_byte_once},
+        {"message_says_how_many_gpus_would_do", test_message_says_how_many_gpus_would_do}};
     const char *engines[] = {"cublas", "fused"};
-    int n = 0;
-    cudaError_t status = cudaGetDeviceCount(&n);
-    if (status != cudaSuccess || n == 0) skip_reason = "no GPU";
+    cudaError_t status = cudaGetDeviceCount(&n_gpus);
+    if (status != cudaSuccess || n_gpus == 0) skip_reason = "no GPU";
     snprintf(folder, sizeof folder, "/tmp/test_engine_cuda.XXXXXX");
     if (!skip_reason && !mkdtemp(folder)) folder[0] = 0;
     for (int e = 0; e < 2; e++) {
@@ -1155,10 +1419,11 @@ int main(void) {
         }
         for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
             char name[128];
-            if (e == 0 && (tests[i].run == test_same_bits_alone_and_among_others ||
-                           tests[i].run == test_candidates_have_the_bits_of_one_step_after_another ||
-                           tests[i].run == test_pages_shared_have_the_same_bits ||
-                           tests[i].run == test_prompts_have_the_same_bits_in_any_batch))
+            if (e == 0 &&
+                (tests[i].run == test_same_bits_alone_and_among_others || tests[i].run == test_candidates_by_shards ||
+                 tests[i].run == test_candidates_have_the_bits_of_one_step_after_another ||
+                 tests[i].run == test_pages_shared_have_the_same_bits ||
+                 tests[i].run == test_prompts_have_the_same_bits_in_any_batch))
                 continue;
             snprintf(name, sizeof name, "test_%s_%s", engine, tests[i].name);
             if (!test_wanted(name)) continue;

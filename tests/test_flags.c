@@ -182,6 +182,7 @@ static const struct {
     {"--engine", "cpu", "....nnnn...n"},
     {"--precision", "f32", "....nnnn...n"},
     {"-t", "2", "....nnnn...."},
+    {"--gpus", "1", "....nnnn...n"}, // no more than without it
     {"--verbose", NULL, "....n.nn..nn"},
     {"--kv-memory", "9M", "....rrrr..rr"}, // of what memory there is, --bench takes what it needs
     {"--lookup", NULL, "....rrrrrrrr"},

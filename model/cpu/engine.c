@@ -178,9 +178,8 @@ static bool allocate_state(Model *m, CpuState *s, Error *err) {
     return true;
 }
 
-static bool usable_cpu(const Model *m, Error *err) { // always
-    (void)m, (void)err;
-    return true;
+static bool usable_cpu(const Model *m, Error *err) {
+    return m->gpus <= 1 || fail(err, "engine cpu computes on no GPU, expected --gpus 1");
 }
 
 static bool open_cpu(Model *m, Error *err) {

@@ -18,28 +18,42 @@ struct Buffer {
     uint64_t bytes;
 };
 
-enum { N_BUFFERS = 32 };
+enum { N_BUFFERS = 36 };
+
+// Of a rank's cache: bytes of K, or of V, and of a page of both.
+static uint64_t own_cache_bytes(const Model *m) {
+    return m->kv.bytes / 2 / (uint64_t)m->config.n_kv_heads * (uint64_t)own_kv_heads(m);
+}
+static uint64_t own_page_bytes(const Model *m, const CudaState *s) {
+    return cache_page_bytes(&m->config, s->element) / (uint64_t)m->config.n_kv_heads * (uint64_t)own_kv_heads(m);
+}
 
 static uint64_t table_bytes(const Model *m) {
     return (uint64_t)m->kv.n_slots * (uint64_t)kv_pages(m->kv.max_len) * sizeof(int);
 }
 
-// Every buffer but the weights, sized for the context; fills list and returns how many.
+// Every buffer of a rank but the weights, sized for the context; fills list and returns how many.
 static int list_buffers(Model *m, CudaState *s, Buffer *list) {
     const Config *c = &m->config;
-    uint64_t T = (uint64_t)m->max_rows, e = s->element;
-    uint64_t kv = m->kv.bytes / 2;
+    const bool several = m->shard.count > 1, first = m->shard.rank == 0;
+    const uint64_t T = (uint64_t)m->max_rows, e = s->element, L = (uint64_t)s->max_logits;
+    const uint64_t own_dim = (uint64_t)m->shard.dim.n, own_hidden = (uint64_t)m->shard.hidden.n;
+    const uint64_t q = (uint64_t)own_heads(m) * c->head_dim, qkv = q + 2 * (uint64_t)own_kv_heads(m) * c->head_dim;
     const Buffer all[] = {
-        {&m->kv.k, kv},
-        {&m->kv.v, kv},
+        {&m->kv.k, own_cache_bytes(m)},
+        {&m->kv.v, own_cache_bytes(m)},
         {(void **)&s->rope_freq, (uint64_t)c->head_dim / 2 * 4},
-        {(void **)&s->x, T * (uint64_t)c->dim * 4},
+        {(void **)&s->x, T * own_dim * 4},
         {&s->xb, T * (uint64_t)c->dim * e},
-        {(void **)&s->qkv, T * (uint64_t)(c->q_dim + 2 * c->kv_dim) * 4},
-        {s->type == DTYPE_F32 ? NULL : &s->qkv_in, T * (uint64_t)(c->q_dim + 2 * c->kv_dim) * e},
-        {&s->att, T * (uint64_t)c->q_dim * e},
-        {(void **)&s->gate_up, T * (uint64_t)(2 * c->hidden_dim > c->dim ? 2 * c->hidden_dim : c->dim) * 4},
-        {&s->h, T * (uint64_t)c->hidden_dim * e},
+        {(void **)&s->qkv, T * qkv * 4},
+        {s->type == DTYPE_F32 ? NULL : &s->qkv_in, T * qkv * e},
+        {&s->att, T * q * e},
+        {(void **)&s->gate_up, T * (2 * own_hidden > (uint64_t)c->dim ? 2 * own_hidden : (uint64_t)c->dim) * 4},
+        {&s->h, T * own_hidden * e},
+        {several ? (void **)&s->x_all : NULL, T * (uint64_t)c->dim * 4},
+        {several ? &s->att_all : NULL, T * (uint64_t)c->q_dim * e},
+        {several ? &s->h_all : NULL, T * (uint64_t)c->hidden_dim * e},
+        {several ? (void **)&s->own_logits : NULL, L * (uint64_t)m->shard.vocab.n * 4},
         {(void **)&s->rope_table, T * (uint64_t)c->head_dim / 2 * 8},
         {(void **)&s->tokens, T * 4},
         {(void **)&s->pos, T * 4},
@@ -47,11 +61,11 @@ static int list_buffers(Model *m, CudaState *s, Buffer *list) {
         {(void **)&s->logit_rows, MAX_STEP_ROWS * 4},
         {(void **)&s->logit_pos, MAX_STEP_ROWS * 4},
         {(void **)&s->logit_slots, MAX_STEP_ROWS * 4},
-        {(void **)&s->logits, (uint64_t)s->max_logits * (uint64_t)c->vocab_size * 4},
-        {(void **)&s->other_logits, (uint64_t)s->max_logits * (uint64_t)c->vocab_size * 4},
+        {(void **)&s->logits, L * (uint64_t)c->vocab_size * 4},
+        {(void **)&s->other_logits, L * (uint64_t)c->vocab_size * 4},
         {(void **)&s->argmax, MAX_STEP_ROWS * 4},
-        {(void **)&s->sample.bins, (uint64_t)s->max_logits * sizeof *s->sample.bins},
-        {(void **)&s->sample.jobs, (uint64_t)s->max_logits * sizeof *s->sample.jobs},
+        {first ? (void **)&s->sample.bins : NULL, L * sizeof *s->sample.bins},
+        {first ? (void **)&s->sample.jobs : NULL, L * sizeof *s->sample.jobs},
         {(void **)&s->step, sizeof *s->step},
         {(void **)&s->slots, MAX_SLOTS * 4},
         {(void **)&s->block_table, table_bytes(m)},
@@ -67,6 +81,13 @@ static int list_buffers(Model *m, CudaState *s, Buffer *list) {
     return n;
 }
 
+static uint64_t buffer_bytes(Model *m, CudaState *s) {
+    Buffer list[N_BUFFERS];
+    uint64_t bytes = 0;
+    for (int n = list_buffers(m, s, list), i = 0; i < n; i++) bytes += list[i].bytes;
+    return bytes;
+}
+
 static bool size_state(Model *m, CudaState *s, Error *err) {
     const Config *c = &m->config;
     uint64_t positions = (uint64_t)m->kv.n_slots * (uint64_t)m->kv.max_len;
@@ -76,8 +97,8 @@ static bool size_state(Model *m, CudaState *s, Error *err) {
     memset(&a, 0, sizeof a);
     a.dtype = attention_dtype(s->type);
     a.n_seq = m->kv.n_slots;
-    a.n_heads = c->n_heads;
-    a.n_kv_heads = c->n_kv_heads;
+    a.n_heads = own_heads(m);
+    a.n_kv_heads = own_kv_heads(m);
     a.head_dim = c->head_dim;
     a.cache_max_len = m->kv.max_len;
     for (int n_new = 1; n_new <= (m->speculates ? MAX_CANDIDATES + 1 : 1); n_new++) {
@@ -90,25 +111,90 @@ static bool size_state(Model *m, CudaState *s, Error *err) {
     return true;
 }
 
-// Compares what is needed with what is free before anything is allocated, and sizes the cache. Without kv_memory it has
-// pages for all that the slots may hold or, where that does not fit beside the rest, those that leave SPARE, and at
-// least one sequence's.
-static bool size_cache(Model *m, const CudaState *s, uint64_t weights, const Buffer *list, int n, Error *err) {
-    const uint64_t RESERVE = 256 << 20, SPARE = 1000000000; // RESERVE: the upload's staging, kernels' own needs
-    size_t free_bytes, total;
-    CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
-    uint64_t buffers = 0, page = cache_page_bytes(&m->config, s->element);
-    for (int i = 0; i < n; i++) buffers += list[i].bytes;
-    uint64_t needed = weights + buffers + RESERVE, room = needed < free_bytes ? (free_bytes - needed) / page : 0;
+// Bytes that a GPU has to hold, and has.
+struct GpuNeeds {
+    uint64_t weights, buffers, page; // page: of the cache, of both K and V
+    uint64_t free, total;
+};
+static const uint64_t RESERVE = 256 << 20; // the upload's staging, kernels' own needs; in GpuNeeds.buffers
+
+static uint64_t pages_that_fit(const GpuNeeds *g) {
+    uint64_t needed = g->weights + g->buffers;
+    return needed < g->free ? (g->free - needed) / g->page : 0;
+}
+
+// What each GPU needs and has; fills needs, and returns how many there are (0: an error).
+static int list_needs(Model *m, const Plan *plans, GpuNeeds *needs, Error *err) {
+    const int n = m->one_gpu ? 1 : m->shard.count;
+    memset(needs, 0, (size_t)n * sizeof *needs);
+    bool ok = for_shards(m, err, [&](Model *m, CudaState *s) {
+        GpuNeeds *g = &needs[m->one_gpu ? 0 : m->shard.rank];
+        size_t free_bytes, total;
+        CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
+        g->free = m->gpu_memory && m->gpu_memory < free_bytes ? m->gpu_memory : free_bytes;
+        g->total = total;
+        if (g->buffers == 0) g->buffers = RESERVE;
+        g->weights += plans[m->shard.rank].bytes;
+        g->buffers += buffer_bytes(m, s);
+        g->page += own_page_bytes(m, s);
+        return true;
+    });
+    return ok ? n : 0;
+}
+
+// The fewest GPUs with as much memory free as that one, more than there are now, on which the model would fit with so
+// many pages. 0: none.
+static int gpus_that_fit(const Model *m, const CudaState *s, uint64_t free_bytes, uint64_t pages) {
+    const size_t layers = (size_t)m->config.n_layers * sizeof *m->weights.layers;
+    Model part = *m;
+    Error err = {""};
+    int fit = 0;
+    if (!(part.weights.layers = (LayerWeights *)malloc(layers))) return 0;
+    for (int n = m->shard.count + 1; !fit && n <= MAX_SHARDS; n++) {
+        CudaState state = *s;
+        Plan plan;
+        if (!shard_check(&m->config, n, &err)) continue;
+        memcpy(part.weights.layers, m->weights.layers, layers);
+        part.shard = shard_of(&m->config, 0, n); // no other has more
+        if (plan_weights(&plan, &part, &state, &err)) {
+            GpuNeeds needs = {plan.bytes, buffer_bytes(&part, &state) + RESERVE, own_page_bytes(&part, s), free_bytes,
+                              0};
+            if (pages_that_fit(&needs) >= pages) fit = n;
+        }
+        plan_free(&plan);
+    }
+    free(part.weights.layers);
+    return fit;
+}
+
+// Compares what is needed with what is free before anything is allocated, and sizes the cache: by the GPU that has room
+// for the fewest pages. Without kv_memory it has pages for all that the slots may hold or, where that does not fit beside
+// the rest, those that leave SPARE, and at least one sequence's.
+static bool size_cache(Model *m, const Plan *plans, Error *err) {
+    const uint64_t SPARE = 1000000000;
+    const CudaState *s = (const CudaState *)m->state;
+    GpuNeeds needs[MAX_SHARDS];
+    int n = list_needs(m, plans, needs, err), tightest = 0;
+    if (n == 0) return false;
+    for (int i = 1; i < n; i++)
+        if (pages_that_fit(&needs[i]) < pages_that_fit(&needs[tightest])) tightest = i;
+    const GpuNeeds *g = &needs[tightest];
+    const uint64_t page = cache_page_bytes(&m->config, s->element), room = pages_that_fit(g);
     uint64_t one = (uint64_t)kv_pages(m->kv.max_len), all = (uint64_t)m->kv.n_slots * one;
     bool whole = m->kv_memory == KV_MEMORY_ALL, asked = m->kv_memory && !whole;
     uint64_t least = whole ? all : asked ? m->kv_memory / page : one;
     if (least > all) least = all;
-    double gb_weights = (double)weights * 1e-9, gb_buffers = (double)(buffers + RESERVE) * 1e-9,
-           gb_free = (double)free_bytes * 1e-9;
+    double gb_weights = (double)g->weights * 1e-9, gb_buffers = (double)g->buffers * 1e-9,
+           gb_free = (double)g->free * 1e-9;
+    char where[32] = "GPU memory", more[48] = "";
+    if (n > 1) snprintf(where, sizeof where, "memory of GPU %d", tightest);
+    if (least > room && !asked) {
+        int gpus = gpus_that_fit(m, s, g->free, room == 0 ? 1 : least);
+        if (gpus) snprintf(more, sizeof more, "; on %d GPUs it would fit (--gpus %d)", gpus, gpus);
+    }
     if (room == 0)
-        return fail(err, "GPU memory: %.2f GB of weights and %.2f GB of buffers, %.2f GB are free of %.2f", gb_weights,
-                    gb_buffers, gb_free, (double)total * 1e-9);
+        return fail(err, "%s: %.2f GB of weights and %.2f GB of buffers, %.2f GB are free of %.2f%s", where, gb_weights,
+                    gb_buffers, gb_free, (double)g->total * 1e-9, more);
     if (least > room && asked)
         return fail(err,
                     "--kv-memory %" PRIu64
@@ -116,15 +202,38 @@ static bool size_cache(Model *m, const CudaState *s, uint64_t weights, const Buf
                     m->kv_memory, gb_weights, gb_buffers, gb_free, room * page);
     if (least > room)
         return fail(err,
-                    "GPU memory: %.2f GB of weights, %.2f GB of cache and %.2f GB of buffers, %.2f GB are free; a "
-                    "context of %" PRIu64 " would fit (-c)",
-                    gb_weights, (double)(least * page) * 1e-9, gb_buffers, gb_free, room / (least / one) * KV_PAGE);
-    uint64_t spare = (SPARE - RESERVE) / page + 1, pages = all;
+                    "%s: %.2f GB of weights, %.2f GB of cache and %.2f GB of buffers, %.2f GB are free; a context of "
+                    "%" PRIu64 " would fit (-c)%s",
+                    where, gb_weights, (double)(least * g->page) * 1e-9, gb_buffers, gb_free,
+                    room / (least / one) * KV_PAGE, more);
+    uint64_t spare = (SPARE - RESERVE) / g->page + 1, pages = all;
     if (all > room) pages = room > one + spare ? room - spare : one;
     return model_size_cache(m, s->element, (int64_t)pages, err);
 }
 
 // ---- the engine -----------------------------------------------------------------------------------------------------
+
+// Whether the first `gpus` of n GPUs can compute a model together: they are alike, so that all have the same kernels, and
+// each reaches the others' memory.
+static bool can_share(int gpus, int n, Error *err) {
+    cudaDeviceProp first, other;
+    if (gpus > n) return fail(err, "--gpus %d: this machine has %d", gpus, n);
+    CUDA_TRY(cudaGetDeviceProperties(&first, 0));
+    for (int i = 1; i < gpus; i++) {
+        CUDA_TRY(cudaGetDeviceProperties(&other, i));
+        if (strcmp(first.name, other.name) != 0)
+            return fail(err, "--gpus %d: GPU %d is an %.100s, GPU 0 an %.100s, expected GPUs that are alike", gpus, i,
+                        other.name, first.name);
+    }
+    for (int i = 0; i < gpus; i++)
+        for (int j = 0; j < gpus; j++) {
+            int reaches = 1;
+            if (i != j) CUDA_TRY(cudaDeviceCanAccessPeer(&reaches, i, j));
+            if (!reaches)
+                return fail(err, "--gpus %d: GPU %d cannot reach the memory of GPU %d (peer access)", gpus, i, j);
+        }
+    return true;
+}
 
 bool usable_cuda(const Model *m, Error *err) {
     int n = 0, driver = 0, device = 0;
@@ -137,6 +246,7 @@ bool usable_cuda(const Model *m, Error *err) {
     }
     if (status != cudaSuccess || n == 0)
         return fail(err, "no GPU (%s)", status != cudaSuccess ? cudaGetErrorString(status) : "none is visible");
+    if (m->gpus > 1 && !m->one_gpu && !can_share(m->gpus, n, err)) return false;
     cudaFuncAttributes attributes;
     cudaDeviceProp properties;
     CUDA_TRY(cudaGetDevice(&device));
@@ -167,33 +277,39 @@ static void choose_types(const Model *m, CudaState *s, bool for_fused) {
     s->widening.slab_bytes = widens ? widen_slab_bytes((uint64_t)c->hidden_dim * c->dim, most_cols, s->element) : 0;
 }
 
-// Stream, cuBLAS handle, pinned memory, RoPE's frequencies.
+// A rank's stream, cuBLAS handle, tables, RoPE's frequencies.
 static bool connect(Model *m, CudaState *s, Error *err) {
     cudaFuncAttributes attributes;
     CUDA_TRY(kernel_attributes(&attributes));
-    s->pdl = attributes.ptxVersion >= 90; // not code for older GPUs that the driver compiled for this one
+    // Not code for older GPUs that the driver compiled for this one. (Of several GPUs a kernel may follow a gather.)
+    s->pdl = attributes.ptxVersion >= 90 && m->shard.count == 1;
     CUDA_TRY(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking));
     CUBLAS_TRY(cublasCreate(&s->blas));
     CUBLAS_TRY(cublasSetStream(s->blas, s->stream));
     CUBLAS_TRY(cublasSetWorkspace(s->blas, s->blas_workspace, BLAS_WORKSPACE_BYTES));
     if (!widen_open(s, err)) return false;
     CUBLAS_TRY(cublasSetMathMode(s->blas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)); // every sum in float32
-    CUDA_TRY(cudaMallocHost((void **)&s->step_host, sizeof *s->step_host));
-    CUDA_TRY(cudaStreamCreateWithFlags(&s->side, cudaStreamNonBlocking));
-    CUDA_TRY(cudaEventCreateWithFlags(&s->argmax_ready, cudaEventDisableTiming));
     CUDA_TRY(cudaMallocHost((void **)&s->argmax_host, MAX_STEP_ROWS * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&s->other_argmax_host, MAX_STEP_ROWS * sizeof(int)));
-    CUDA_TRY(cudaMallocHost((void **)&s->table_changes, table_bytes(m) / sizeof(int) * sizeof *s->table_changes));
     CUDA_TRY(cudaMemset(s->block_table, 0, table_bytes(m))); // the warm-up's sequence has all its positions on page 0
-    CUDA_TRY(cudaMallocHost((void **)&s->sample.jobs_host, (size_t)s->max_logits * sizeof *s->sample.jobs_host));
-    CUDA_TRY(cudaMallocHost((void **)&s->sample.ids_host, (size_t)s->max_logits * sizeof *s->sample.ids_host));
-    CUDA_TRY(cudaMallocHost((void **)&s->pos_host, 2 * (size_t)m->max_rows * sizeof(int)));
-    CUDA_TRY(cudaMallocHost((void **)&m->logits, (size_t)s->max_logits * (size_t)m->config.vocab_size * sizeof(float)));
-    // Once; every call leaves them ready.
+    // Once; every call leaves it ready.
     CUDA_TRY(cudaMemset(s->attention_workspace, 0, s->attention_workspace_bytes));
-    CUDA_TRY(cudaMemset(s->sample.bins, 0, (size_t)s->max_logits * sizeof *s->sample.bins));
     CUDA_TRY(
         cudaMemcpy(s->rope_freq, m->rope_freq, (size_t)m->config.head_dim / 2 * sizeof(float), cudaMemcpyHostToDevice));
+    return true;
+}
+
+// What rank 0 has for all: pinned memory, which every GPU reads, and what is read back.
+static bool connect_host(Model *m, CudaState *s, Error *err) {
+    CUDA_TRY(cudaStreamCreateWithFlags(&s->side, cudaStreamNonBlocking));
+    CUDA_TRY(cudaEventCreateWithFlags(&s->argmax_ready, cudaEventDisableTiming));
+    CUDA_TRY(cudaMallocHost((void **)&s->step_host, sizeof *s->step_host));
+    CUDA_TRY(cudaMallocHost((void **)&s->pos_host, 2 * (size_t)m->max_rows * sizeof(int)));
+    CUDA_TRY(cudaMallocHost((void **)&s->table_changes, table_bytes(m) / sizeof(int) * sizeof *s->table_changes));
+    CUDA_TRY(cudaMallocHost((void **)&s->sample.jobs_host, (size_t)s->max_logits * sizeof *s->sample.jobs_host));
+    CUDA_TRY(cudaMallocHost((void **)&s->sample.ids_host, (size_t)s->max_logits * sizeof *s->sample.ids_host));
+    CUDA_TRY(cudaMallocHost((void **)&m->logits, (size_t)s->max_logits * (size_t)m->config.vocab_size * sizeof(float)));
+    CUDA_TRY(cudaMemset(s->sample.bins, 0, (size_t)s->max_logits * sizeof *s->sample.bins)); // as the workspace
     return true;
 }
 
@@ -207,14 +323,105 @@ static bool warm_up(Model *m, Error *err) {
     int slot = 0, zeros[512] = {0};
     s->warming_up = true;
     s->table_changes[0] = {0, 0}; // as connect has it
-    if (!load_product_kernels(s, err) || !load_sample_kernel(err) || !change_table(s, 1, err)) return false;
+    if (!load_sample_kernel(err) || !for_shards(m, err, [&](Model *, CudaState *s) {
+            return load_product_kernels(s, err) && change_table(s, 1, err);
+        }))
+        return false;
     for (int i = 0; i < n && lengths[i] <= m->max_rows && lengths[i] <= m->kv.max_len; i++) {
         int start[2] = {0, lengths[i]}, last = lengths[i] - 1;
         Batch b = {lengths[i], 1, 1, 0, zeros, &slot, start, &last, false};
-        if (!forward_prompt(m, &b, 0, err) || !publish_argmax(s, 1, NULL, err)) return false;
-        CUDA_TRY(cudaStreamSynchronize(s->stream));
+        if (!forward_prompt(m, &b, 0, err) || !publish_argmax(s, 1, NULL, err) || !wait_for_shards(m, err))
+            return false;
     }
     s->warming_up = false;
+    return true;
+}
+
+// A state for each rank and, beyond rank 0, a Model: a copy of the caller's with its own shard, weights and cache.
+static bool open_ranks(Model *m, bool (*prepare)(Model *m, Error *err), Error *err) {
+    const int count = m->shard.count;
+    CudaState *first = NULL;
+    for (int r = 0; r < count; r++) {
+        CudaState *s = (CudaState *)calloc(1, sizeof *s);
+        Model *own = m;
+        if (!s) return fail(err, "out of memory: the engine's state");
+        if (r == 0) {
+            m->state = first = s;
+            CUDA_TRY(cudaGetDevice(&s->device));
+            if (count > 1 && !(s->peers = (Model *)calloc((size_t)count - 1, sizeof *s->peers)))
+                return fail(err, "out of memory: %d ranks", count);
+        } else {
+            const size_t layers = (size_t)m->config.n_layers * sizeof *m->weights.layers;
+            own = &first->peers[r - 1];
+            *own = *m;
+            own->state = s;
+            own->shard = shard_of(&m->config, r, count);
+            s->device = m->one_gpu ? first->device : r;
+            if (!(own->weights.layers = (LayerWeights *)malloc(layers))) return fail(err, "out of memory: rank %d", r);
+            memcpy(own->weights.layers, m->weights.layers, layers);
+        }
+        choose_types(m, s, prepare != NULL);
+        s->prepare = prepare;
+        s->enqueue_step = enqueue_step_cublas;
+    }
+    return true;
+}
+
+// A rank's memory, and what needs it.
+static bool allocate_rank(Model *m, CudaState *s, Plan *plan, Error *err) {
+    const CudaState *first = (const CudaState *)plan->first->state;
+    Buffer buffers[N_BUFFERS];
+    if (m->shard.rank > 0) {
+        m->kv = plan->first->kv; // lengths and pages are those of rank 0
+        m->kv.k = m->kv.v = NULL;
+    }
+    int n = list_buffers(m, s, buffers);
+    for (int i = 0; i < n; i++) {
+        cudaError_t status = cudaMalloc(buffers[i].at, buffers[i].bytes ? buffers[i].bytes : 16);
+        if (status != cudaSuccess)
+            return fail(err, "GPU memory: %.2f GB: %s", (double)buffers[i].bytes * 1e-9, cudaGetErrorString(status));
+    }
+    if (cudaMalloc((void **)&s->weights, plan->bytes) != cudaSuccess)
+        return fail(err, "GPU memory: %.2f GB of weights", (double)plan->bytes * 1e-9);
+    if (s->type == DTYPE_F32) s->qkv_in = s->qkv;
+    if (m->shard.count == 1) s->x_all = s->x, s->att_all = s->att, s->h_all = s->h;
+    if (!place_tensors(plan, err) || !connect(m, s, err)) return false;
+    if (m->shard.rank == 0) return connect_host(m, s, err);
+    s->step_host = first->step_host;
+    s->pos_host = first->pos_host;
+    s->table_changes = first->table_changes;
+    return true;
+}
+
+static bool connect_ranks(Model *m, Error *err) {
+    int devices[MAX_SHARDS];
+    cudaStream_t streams[MAX_SHARDS];
+    Comm *comm = NULL;
+    if (m->shard.count == 1) return true;
+    for (int r = 0; r < m->shard.count; r++) {
+        const CudaState *s = (const CudaState *)model_of_rank(m, r)->state;
+        devices[r] = s->device;
+        streams[r] = s->stream;
+    }
+    bool ok = comm_open(&comm, m->shard.count, devices, streams, err);
+    for (int r = 0; r < m->shard.count; r++) ((CudaState *)model_of_rank(m, r)->state)->comm = comm;
+    return ok;
+}
+
+// What is where: with --verbose, of several GPUs.
+static bool log_rank(Model *m, CudaState *s, const Plan *plan, Error *err) {
+    const Shard *shard = &m->shard;
+    cudaDeviceProp properties;
+    CUDA_TRY(cudaGetDeviceProperties(&properties, s->device));
+    fprintf(
+        stderr,
+        "GPU %d (%s): rank %d of %d, K/V heads %d to %d, rows from %d of dim, %d of hidden_dim, %d of the vocabulary: "
+        "%.3f GB of weights, %.3f GB of keys and values, %.3f GB of buffers; results to %s\n",
+        s->device, properties.name, shard->rank, shard->count, shard->kv_heads.first,
+        shard->kv_heads.first + shard->kv_heads.n - 1, shard->dim.first, shard->hidden.first, shard->vocab.first,
+        (double)plan->bytes * 1e-9, (double)own_cache_bytes(m) * 2e-9,
+        (double)(buffer_bytes(m, s) - 2 * own_cache_bytes(m)) * 1e-9,
+        m->one_gpu ? "the others on the same GPU" : "the others' memory, directly");
     return true;
 }
 
@@ -225,44 +432,37 @@ static bool meanwhile(Model *m, Error *err) {
 }
 
 bool open_cuda(Model *m, bool (*prepare)(Model *m, Error *err), Error *err) {
-    CudaState *s = (CudaState *)calloc(1, sizeof *s);
-    m->state = s;
-    if (!s) return fail(err, "out of memory: the engine's state");
-    choose_types(m, s, prepare != NULL);
-    s->prepare = prepare;
-    s->enqueue_step = enqueue_step_cublas;
-    Plan plan;
-    Buffer buffers[N_BUFFERS];
-    int n_buffers = 0;
-    bool ok = plan_weights(&plan, m, s, err) && size_state(m, s, err);
-    if (ok) n_buffers = list_buffers(m, s, buffers);
-    ok = ok && size_cache(m, s, plan.bytes, buffers, n_buffers, err);
-    if (ok) n_buffers = list_buffers(m, s, buffers); // now with the cache
-    for (int i = 0; ok && i < n_buffers; i++) {
-        cudaError_t status = cudaMalloc(buffers[i].at, buffers[i].bytes ? buffers[i].bytes : 16);
-        if (status != cudaSuccess)
-            ok = fail(err, "GPU memory: %.2f GB: %s", (double)buffers[i].bytes * 1e-9, cudaGetErrorString(status));
-    }
-    if (ok && cudaMalloc((void **)&s->weights, plan.bytes) != cudaSuccess)
-        ok = fail(err, "GPU memory: %.2f GB of weights", (double)plan.bytes * 1e-9);
-    ok = ok && place_tensors(&plan, err);
-    if (ok && s->type == DTYPE_F32) s->qkv_in = s->qkv;
-    ok = ok && connect(m, s, err) && upload_weights(&plan, meanwhile, err);
-    m->weights.bytes = plan.bytes;
-    m->buffer_bytes = 0;
-    for (int i = 0; i < n_buffers; i++) m->buffer_bytes += buffers[i].bytes;
-    m->buffer_bytes -= n_buffers ? m->kv.bytes : 0;
+    const int count = m->shard.count;
+    Plan plans[MAX_SHARDS];
+    memset(plans, 0, sizeof plans);
+    bool ok = open_ranks(m, prepare, err) && for_shards(m, err, [&](Model *own, CudaState *s) {
+                  Plan *plan = &plans[own->shard.rank];
+                  return plan_weights(plan, own, s, err) && (plan->first = m, size_state(own, s, err));
+              });
+    ok = ok && size_cache(m, plans, err) && for_shards(m, err, [&](Model *own, CudaState *s) {
+             return allocate_rank(own, s, &plans[own->shard.rank], err);
+         });
+    ok = ok && connect_ranks(m, err) && upload_weights(plans, count, meanwhile, err);
+    m->weights.bytes = m->buffer_bytes = 0;
+    ok = ok && for_shards(m, err, [&](Model *own, CudaState *s) {
+             const Plan *plan = &plans[own->shard.rank];
+             m->weights.bytes += plan->bytes;
+             m->buffer_bytes += buffer_bytes(own, s) - 2 * own_cache_bytes(own);
+             return count == 1 || !m->verbose || log_rank(own, s, plan, err);
+         });
     cudaDeviceProp properties;
-    if (ok && cudaGetDeviceProperties(&properties, 0) == cudaSuccess)
-        snprintf(m->note, sizeof m->note, "%.60s", properties.name);
-    plan_free(&plan);
+    if (ok && cudaGetDeviceProperties(&properties, ((CudaState *)m->state)->device) == cudaSuccess) {
+        if (count == 1)
+            snprintf(m->note, sizeof m->note, "%.60s", properties.name);
+        else
+            snprintf(m->note, sizeof m->note, "%d x %.56s", count, properties.name);
+    }
+    for (Plan &plan : plans) plan_free(&plan);
     return ok;
 }
 
-void close_cuda(Model *m) {
-    CudaState *s = (CudaState *)m->state;
-    if (!s) return;
-    if (s->stream) cudaStreamSynchronize(s->stream);
+// (Pinned memory is rank 0's, but for the argmax.)
+static void close_rank(Model *m, CudaState *s) {
     for (auto &buffers : s->graphs)
         for (auto &graphs : buffers)
             for (cudaGraphExec_t graph : graphs)
@@ -275,17 +475,40 @@ void close_cuda(Model *m) {
     int n = list_buffers(m, s, buffers);
     for (int i = 0; i < n; i++) cudaFree(*buffers[i].at);
     cudaFree(s->weights);
-    cudaFreeHost(s->step_host);
     cudaFreeHost(s->argmax_host);
     cudaFreeHost(s->other_argmax_host);
-    cudaFreeHost(s->pos_host);
-    cudaFreeHost(s->table_changes);
-    cudaFreeHost(s->sample.jobs_host);
-    cudaFreeHost(s->sample.ids_host);
-    cudaFreeHost(m->logits);
     if (s->stream) cudaStreamDestroy(s->stream);
+    if (m->shard.rank == 0) {
+        cudaFreeHost(s->step_host);
+        cudaFreeHost(s->pos_host);
+        cudaFreeHost(s->table_changes);
+        cudaFreeHost(s->sample.jobs_host);
+        cudaFreeHost(s->sample.ids_host);
+        cudaFreeHost(m->logits);
+    } else
+        free(m->weights.layers);
     cudaGetLastError(); // an allocation that was refused is no error of what comes next
     free(s);
+}
+
+void close_cuda(Model *m) {
+    CudaState *first = (CudaState *)m->state;
+    if (!first) return;
+    const int count = first->peers ? m->shard.count : 1;
+    Model *peers = first->peers;
+    for (int r = 0; r < count; r++) {
+        const CudaState *s = (const CudaState *)model_of_rank(m, r)->state;
+        if (s && s->stream) cudaStreamSynchronize(s->stream);
+    }
+    comm_close(first->comm);
+    for (int r = count - 1; r >= 0; r--) {
+        Model *own = model_of_rank(m, r);
+        CudaState *s = (CudaState *)own->state;
+        if (!s) continue;
+        if (count > 1) cudaSetDevice(s->device);
+        close_rank(own, s);
+    }
+    free(peers);
     m->state = NULL;
 }
 

@@ -25,24 +25,24 @@ int attention_dtype(DType dtype) {
 
 AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int T, int layer) {
     const Config *c = &m->config;
-    size_t at = (size_t)layer * m->kv.n_pages * kv_page_elements(c->n_kv_heads, c->head_dim) * s->element;
+    size_t at = (size_t)layer * own_layer_elements(m) * s->element;
     AttentionArgs a;
     memset(&a, 0, sizeof a);
     a.dtype = attention_dtype(s->type);
     a.n_seq = n_seq;
-    a.n_heads = c->n_heads;
-    a.n_kv_heads = c->n_kv_heads;
+    a.n_heads = own_heads(m);
+    a.n_kv_heads = own_kv_heads(m);
     a.head_dim = c->head_dim;
     a.causal = 1;
     a.append = 1;
     size_t head = (size_t)T * (size_t)c->head_dim * s->element;
     a.q = s->qkv_in;
-    a.k_new = (char *)s->qkv_in + (size_t)c->n_heads * head;
-    a.v_new = (char *)s->qkv_in + (size_t)(c->n_heads + c->n_kv_heads) * head;
+    a.k_new = (char *)s->qkv_in + (size_t)a.n_heads * head;
+    a.v_new = (char *)s->qkv_in + (size_t)(a.n_heads + a.n_kv_heads) * head;
     a.q_token_stride = a.k_token_stride = a.v_token_stride = c->head_dim;
     a.q_head_stride = a.k_head_stride = a.v_head_stride = (int64_t)T * c->head_dim;
     a.out = s->att;
-    a.out_token_stride = c->q_dim;
+    a.out_token_stride = a.n_heads * c->head_dim;
     a.out_head_stride = c->head_dim;
     a.k_cache = (char *)m->kv.k + at;
     a.v_cache = (char *)m->kv.v + at;
@@ -82,15 +82,18 @@ static bool project_qkv(Model *m, const Matrix *first, int T, int n_q, int n_kv,
     return n == 0 || round_to_type(s, s->qkv_in, s->qkv, n, err);
 }
 
-// Attention of T rows' queries, whose sequences and lengths are on the device: s->att.
-static bool attend_step(Model *m, int T, bool several, int layer, bool verbose, Error *err) {
-    const Config *c = &m->config;
-    CudaState *s = (CudaState *)m->state;
-    if (!project_qkv(m, &m->weights.layers[layer].wq, T, c->n_heads, c->n_kv_heads, -1, err)) return false;
-    AttentionArgs a = attention_args(m, s, T, T, layer);
+bool attend_step_rows(const Model *m, CudaState *s, int layer, int first, int n, bool several, bool verbose,
+                      Error *err) {
+    AttentionArgs a = attention_args(m, s, n, n, layer);
     a.verbose = verbose;
-    attention_step(&a, m, s, 0, T, several);
+    attention_step(&a, m, s, first, n, several);
     return attention_decode(&a, s->stream) == 0 || fail(err, "%s", attention_error());
+}
+
+// Attention of T rows, whose sequences and lengths are on the device, from the normalised stream on: s->att.
+static bool attend_step(Model *m, int T, bool several, int layer, bool verbose, Error *err) {
+    return project_qkv(m, &m->weights.layers[layer].wq, T, own_heads(m), own_kv_heads(m), -1, err) &&
+           attend_step_rows(m, (CudaState *)m->state, layer, 0, T, several, verbose, err);
 }
 
 // Attention of the queries s->qkv_in [n_heads][T], whose keys and values are in the cache: s->att. The first n_decode
@@ -113,7 +116,7 @@ static bool attend_rows(Model *m, int T, int n_decode, int n_seq, const int *sta
     a.verbose = verbose;
     a.append = 0;
     a.q = (const char *)a.q + (size_t)n_decode * m->config.head_dim * s->element;
-    a.out = (char *)a.out + (size_t)n_decode * m->config.q_dim * s->element;
+    a.out = (char *)a.out + (size_t)n_decode * a.out_token_stride * s->element;
     a.block_rows = block_rows;
     a.q_start = q_start;
     a.seq_lens = lens;
@@ -122,28 +125,28 @@ static bool attend_rows(Model *m, int T, int n_decode, int n_seq, const int *sta
 
 // The same for the rows of prompts, and of a step beside them, from the normalised stream on.
 static bool attend_prompt(Model *m, const Batch *b, const int *lens, int layer, bool verbose, Error *err) {
-    const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
     int T = b->n_rows;
-    if (!project_qkv(m, &m->weights.layers[layer].wq, T, c->n_heads, c->n_kv_heads, layer, err)) return false;
+    if (!project_qkv(m, &m->weights.layers[layer].wq, T, own_heads(m), own_kv_heads(m), layer, err)) return false;
     int n = b->n_decode;
     return attend_rows(m, T, n, b->n_seq - n, b->start + n, lens + n, s->slots + n, layer, verbose, err);
 }
 
 // The same in the last layer, where some rows have no logits: their keys and values are all that is still needed of
-// them. From here on only rows with logits are in x, by way of gate_up; for attention each of a prompt is a sequence
-// with one new token.
+// them. From here on only rows with logits are in x and x_all, by way of gate_up; for attention each of a prompt is a
+// sequence with one new token.
 static bool attend_logits(Model *m, const Batch *b, const int *lens, int layer, bool verbose, Error *err) {
     const Config *c = &m->config;
     const LayerWeights *l = &m->weights.layers[layer];
     CudaState *s = (CudaState *)m->state;
     int T = b->n_rows, n = b->n_logits, n_decode = b->n_decode, start[MAX_STEP_ROWS + 1], pos[MAX_STEP_ROWS];
-    if (!project_qkv(m, &l->wk, T, 0, c->n_kv_heads, layer, err)) return false;
+    if (!project_qkv(m, &l->wk, T, 0, own_kv_heads(m), layer, err)) return false;
     if (n == 0) return true;
-    if (!gather_rows(s, n, c->dim, err)) return false;
+    if (!keep_logit_rows(s, s->x_all, n, c->dim, err)) return false;
+    if (s->comm && !keep_logit_rows(s, s->x, n, m->shard.dim.n, err)) return false;
     if (!rmsnorm(s, l->attention_norm, c->norm_eps, n, c->dim, err)) return false;
     if (!rope_table(s, c, s->logit_pos, n, err)) return false;
-    if (!project_qkv(m, &l->wq, n, c->n_heads, 0, layer, err)) return false;
+    if (!project_qkv(m, &l->wq, n, own_heads(m), 0, layer, err)) return false;
     for (int i = 0, seq = 0; i < n; i++) {
         while (b->logit_rows[i] >= b->start[seq + 1]) seq++;
         start[i] = i;
@@ -157,37 +160,53 @@ static bool attend_logits(Model *m, const Batch *b, const int *lens, int layer, 
 // The steps of cpu/forward.c over T rows whose tokens and positions are on the device. host: the batch, for prefill;
 // NULL: a step, one row for each of T sequences, or several. After the last attention of a prompt only rows with logits
 // are in x.
-static bool forward_rows(Model *m, const Batch *host, const int *host_lens, const int *tokens, const int *pos, int T,
-                         bool several, Error *err) {
+static bool forward_rows(Model *m, const Batch *host, const int *host_lens, int T, bool several, Error *err) {
     const Config *c = &m->config;
-    const Weights *w = &m->weights;
-    CudaState *s = (CudaState *)m->state;
-    bool verbose = first_launch(m, host ? &s->logged_prefill : &s->logged_decode);
+    bool verbose =
+        first_launch(m, host ? &((CudaState *)m->state)->logged_prefill : &((CudaState *)m->state)->logged_decode);
 
-    if (!widen_begin(s, err)) return false;
-    if (!embed(s, m, tokens, T, err)) return false;
-    if (!rope_table(s, c, pos, T, err)) return false;
+    if (!for_shards(m, err, [&](Model *m, CudaState *s) {
+            const int *tokens = host ? s->tokens : s->step->tokens, *pos = host ? s->pos : s->step->lens;
+            return widen_begin(s, err) && embed(s, m, tokens, T, err) && take_own_x(m, s, T, err) &&
+                   rope_table(s, c, pos, T, err);
+        }))
+        return false;
 
     for (int i = 0; i < c->n_layers; i++) {
-        const LayerWeights *l = &w->layers[i];
-        bool log = verbose && i == 0; // every layer is launched alike, but a prompt's last
+        bool some = host && i + 1 == c->n_layers && host->n_logits < T; // the others are of no use any more
 
         // attention: every token, of the normalised stream, to itself and to all before it
-        if (!rmsnorm(s, l->attention_norm, c->norm_eps, T, c->dim, err)) return false;
-        if (host && i + 1 == c->n_layers && host->n_logits < T) {
-            if (!attend_logits(m, host, host_lens, i, log, err)) return false;
-            T = host->n_logits;
-            if (T == 0) return true;
-        } else if (!(host ? attend_prompt(m, host, host_lens, i, log, err) : attend_step(m, T, several, i, log, err)))
+        if (!for_shards(m, err, [&](Model *m, CudaState *s) {
+                bool log = verbose && i == 0 && m->shard.rank == 0; // all are launched alike, but a prompt's last layer
+                return rmsnorm(s, m->weights.layers[i].attention_norm, c->norm_eps, T, c->dim, err) &&
+                       (some   ? attend_logits(m, host, host_lens, i, log, err)
+                        : host ? attend_prompt(m, host, host_lens, i, log, err)
+                               : attend_step(m, T, several, i, log, err));
+            }))
             return false;
+        if (some) T = host->n_logits;
+        if (T == 0) return true;
+        if (!gather_att(m, T, err)) return false;
         // back to the stream
-        if (!matmul(s, s->x, &l->wo, s->att, T, 1, err)) return false;
+        if (!for_shards(m, err, [&](Model *m, CudaState *s) {
+                return matmul(s, s->x, &m->weights.layers[i].wo, s->att_all, T, 1, err);
+            }))
+            return false;
+        if (!gather_x(m, T, err)) return false;
 
         // feed-forward: down(silu(gate) * up)
-        if (!rmsnorm(s, l->ffn_norm, c->norm_eps, T, c->dim, err)) return false;
-        if (!matmul_gate_up(s, l, T, err)) return false;
-        if (!swiglu(s, l, T, err)) return false;
-        if (!matmul(s, s->x, &l->w2, s->h, T, 1, err)) return false;
+        if (!for_shards(m, err, [&](Model *m, CudaState *s) {
+                const LayerWeights *l = &m->weights.layers[i];
+                return rmsnorm(s, l->ffn_norm, c->norm_eps, T, c->dim, err) && matmul_gate_up(s, l, T, err) &&
+                       swiglu(s, l, T, err);
+            }))
+            return false;
+        if (!gather_h(m, T, err)) return false;
+        if (!for_shards(m, err, [&](Model *m, CudaState *s) {
+                return matmul(s, s->x, &m->weights.layers[i].w2, s->h_all, T, 1, err);
+            }))
+            return false;
+        if (!gather_x(m, T, err)) return false;
     }
     return true;
 }
@@ -195,11 +214,13 @@ static bool forward_rows(Model *m, const Batch *host, const int *host_lens, cons
 // Logits, and their argmax, of the n rows in x, from row `first` of the logits on.
 static bool lm_head(Model *m, int first, int n, Error *err) {
     const Config *c = &m->config;
-    CudaState *s = (CudaState *)m->state;
-    float *logits = s->logits + (size_t)first * c->vocab_size;
-    if (!rmsnorm(s, m->weights.norm, c->norm_eps, n, c->dim, err)) return false;
-    if (!matmul(s, logits, &m->weights.output, s->xb, n, 0, err)) return false;
-    return argmax_rows(s, first, n, c->vocab_size, err);
+    return for_shards(m, err,
+                      [&](Model *m, CudaState *s) {
+                          return rmsnorm(s, m->weights.norm, c->norm_eps, n, c->dim, err) &&
+                                 matmul(s, own_logits(m, s, first), &m->weights.output, s->xb, n, 0, err);
+                      }) &&
+           gather_logits(m, first, n, err) &&
+           for_shards(m, err, [&](Model *, CudaState *s) { return argmax_rows(s, first, n, c->vocab_size, err); });
 }
 
 bool forward_prompt(Model *m, const Batch *b, int first_logit, Error *err) {
@@ -212,18 +233,20 @@ bool forward_prompt(Model *m, const Batch *b, int first_logit, Error *err) {
             slots[r] = b->slot[i];
         }
     }
-    CUDA_TRY(cudaMemcpyAsync(s->tokens, b->tokens, (size_t)b->n_rows * sizeof(int), cudaMemcpyHostToDevice, s->stream));
-    CUDA_TRY(cudaMemcpyAsync(s->pos, pos, (size_t)b->n_rows * sizeof(int), cudaMemcpyHostToDevice, s->stream));
-    CUDA_TRY(cudaMemcpyAsync(s->row_slots, slots, (size_t)b->n_rows * sizeof(int), cudaMemcpyHostToDevice, s->stream));
-    CUDA_TRY(cudaMemcpyAsync(s->slots, b->slot, (size_t)b->n_seq * sizeof(int), cudaMemcpyHostToDevice, s->stream));
-    CUDA_TRY(cudaMemcpyAsync(s->logit_rows, b->logit_rows, (size_t)b->n_logits * sizeof(int), cudaMemcpyHostToDevice,
-                             s->stream));
-    if (!forward_rows(m, b, lens, s->tokens, s->pos, b->n_rows, false, err)) return false;
+    if (!for_shards(m, err, [&](Model *, CudaState *s) {
+            auto upload = [&](int *to, const int *from, int n) {
+                CUDA_TRY(cudaMemcpyAsync(to, from, (size_t)n * sizeof *to, cudaMemcpyHostToDevice, s->stream));
+                return true;
+            };
+            return upload(s->tokens, b->tokens, b->n_rows) && upload(s->pos, pos, b->n_rows) &&
+                   upload(s->row_slots, slots, b->n_rows) && upload(s->slots, b->slot, b->n_seq) &&
+                   upload(s->logit_rows, b->logit_rows, b->n_logits);
+        }))
+        return false;
+    if (!forward_rows(m, b, lens, b->n_rows, false, err)) return false;
     return b->n_logits == 0 || lm_head(m, first_logit, b->n_logits, err);
 }
 
 bool enqueue_step_cublas(Model *m, int n, bool several, Error *err) {
-    CudaState *s = (CudaState *)m->state;
-    return forward_rows(m, NULL, NULL, s->step->tokens, s->step->lens, n, several, err) && lm_head(m, 0, n, err) &&
-           publish_argmax(s, n, several ? NULL : s->step, err);
+    return forward_rows(m, NULL, NULL, n, several, err) && lm_head(m, 0, n, err) && publish_step(m, n, several, err);
 }

@@ -12,11 +12,11 @@ struct FusedState {
     int n_blocks, max_rows, terms; // max_rows: tokens of one pass over the weights
     bool packed;                   // is a matrix quantised?
     size_t shared_limit;           // dynamic shared memory that a block may have
-    void *h;                       // 16-bit [MAX_ACT_ROWS][hidden_dim]
-    float *down_partial;           // [MAX_ACT_ROWS][dim]
+    void *h;                       // 16-bit [MAX_ACT_ROWS][own hidden_dim]
+    void *h_all;                   // 16-bit [MAX_ACT_ROWS][hidden_dim], gathered; on one GPU h
+    float *down_partial;           // [MAX_ACT_ROWS][own dim]
     unsigned *done;                // [n_layers + 1][MAX_PRODUCTS]; after them as many counters next_tile
     int2 *best;                    // [MAX_ACT_ROWS][n_blocks]
-    WideState *wide;               // steps of many rows; NULL: they are engine cublas's
 };
 
 // Calls visit(matrix) for the matrices of products, one for those that are alike: of QKV, of gate and up.
@@ -119,16 +119,16 @@ static void add_products(const Model *m, const FusedState *f, const FusedPlan *p
     };
     if (i > 0) {
         const LayerWeights *l = &w->layers[i - 1];
-        add(PRODUCT_OUT, &l->wo, NULL, NULL, c->dim);
-        add(PRODUCT_GATE_UP, &l->w1, &l->w3, l->ffn_norm, 2 * c->hidden_dim);
-        add(PRODUCT_DOWN, &l->w2, NULL, NULL, c->dim);
+        add(PRODUCT_OUT, &l->wo, NULL, NULL, l->wo.rows);
+        add(PRODUCT_GATE_UP, &l->w1, &l->w3, l->ffn_norm, 2 * l->w1.rows);
+        add(PRODUCT_DOWN, &l->w2, NULL, NULL, l->w2.rows);
         if (plan->split_down) split_last_product(p);
     }
     if (i < c->n_layers) {
         const LayerWeights *l = &w->layers[i];
-        add(PRODUCT_QKV, &l->wq, NULL, l->attention_norm, c->q_dim + 2 * c->kv_dim);
+        add(PRODUCT_QKV, &l->wq, NULL, l->attention_norm, l->wq.rows + 2 * l->wk.rows);
     } else
-        add(PRODUCT_LM_HEAD, &w->output, NULL, w->norm, c->vocab_size);
+        add(PRODUCT_LM_HEAD, &w->output, NULL, w->norm, w->output.rows);
 }
 
 // The parameters of kernel i of a pass over n rows from row `first` of the batch on.
@@ -150,22 +150,22 @@ static FusedParams fused_params(const Model *m, const CudaState *s, const FusedP
     p.residuals_offset = plan->residuals_offset;
     p.scales_offset = plan->scales_offset;
     p.code_sums_offset = plan->code_sums_offset;
-    p.n_heads = c->n_heads;
-    p.n_kv_heads = c->n_kv_heads;
+    p.n_heads = own_heads(m);
+    p.n_kv_heads = own_kv_heads(m);
     p.head_dim = c->head_dim;
     p.head_dim_inverse = 0xffffffffu / (unsigned)c->head_dim + 1;
     p.dim = c->dim;
     p.hidden_dim = c->hidden_dim;
     p.q_dim = c->q_dim;
-    p.vocab_size = c->vocab_size;
+    p.vocab_size = m->shard.vocab.n;
     p.eps = c->norm_eps;
     p.x = s->x;
     p.qkv = s->qkv_in;
-    p.att = s->att;
+    p.att = s->att_all;
     p.h = f->h;
     p.down_partial = f->down_partial;
     p.rope = s->rope_table;
-    p.logits = s->logits + (size_t)first * c->vocab_size;
+    p.logits = own_logits(m, s, first);
     p.best = f->best;
     p.done = f->done + i * MAX_PRODUCTS;
     p.next_tile = (int *)f->done + (c->n_layers + 1 + i) * MAX_PRODUCTS;
@@ -178,6 +178,19 @@ static int n_counters(const Model *m) {
     return 2 * (m->config.n_layers + 1) * MAX_PRODUCTS;
 }
 
+// What a pass over n rows from row `first` of the batch on begins with: their embeddings and RoPE table.
+static bool embed_pass(const Model *m, CudaState *s, int first, int n, Error *err) {
+    const Config *c = &m->config;
+    const Matrix *table = &m->weights.tok_embeddings;
+    CUDA_TRY(with_type(table->dtype, [&](auto type) {
+        return launch_kernel(decode_embed_kernel<decltype(type)>, n, 256, 0, false, s->stream, s->x_all,
+                             (const decltype(type) *)table->data, (const int *)s->step->tokens + first, c->dim,
+                             s->rope_table, (const int *)s->step->lens + first, (const float *)s->rope_freq,
+                             c->head_dim / 2);
+    }));
+    return true;
+}
+
 // A pass over n rows from row `first` of the batch on: the chain of kernels in fused.h.
 template <typename N>
 static bool decode_pass(Model *m, const FusedPlan *plan, int first, int n, bool several, Error *err) {
@@ -185,20 +198,10 @@ static bool decode_pass(Model *m, const FusedPlan *plan, int first, int n, bool 
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
     bool verbose = first_launch(m, &s->logged_decode);
-    const Matrix *table = &m->weights.tok_embeddings;
-    CUDA_TRY(with_type(table->dtype, [&](auto type) {
-        return launch_kernel(decode_embed_kernel<decltype(type)>, n, 256, 0, false, s->stream, s->x,
-                             (const decltype(type) *)table->data, (const int *)s->step->tokens + first, c->dim,
-                             s->rope_table, (const int *)s->step->lens + first, (const float *)s->rope_freq,
-                             c->head_dim / 2);
-    }));
+    if (!embed_pass(m, s, first, n, err)) return false;
     for (int i = 0; i <= c->n_layers; i++) {
-        if (i > 0) {
-            AttentionArgs a = attention_args(m, s, n, n, i - 1);
-            attention_step(&a, m, s, first, n, several);
-            a.verbose = verbose && i == 1; // every layer is launched alike
-            if (attention_decode(&a, s->stream) != 0) return fail(err, "%s", attention_error());
-        }
+        // (every layer is launched alike)
+        if (i > 0 && !attend_step_rows(m, s, i - 1, first, n, several, verbose && i == 1, err)) return false;
         FusedParams p = fused_params(m, s, plan, i, first, n);
         if (verbose && i <= 1)
             fprintf(stderr,
@@ -213,6 +216,84 @@ static bool decode_pass(Model *m, const FusedPlan *plan, int first, int n, bool 
                            f->n_blocks * EPILOGUE_WARPS, c->vocab_size, s->argmax + first, s->argmax_host + first,
                            s->step, first, n, f->done, n_counters(m)));
     return true;
+}
+
+// ---- several GPUs ---------------------------------------------------------------------------------------------------
+//
+// The same kernels over a shard's rows, but one product in each launch: what it needs of other GPUs is gathered between
+// two, where blocks of one GPU would count in `done`. A row's sums have the same order in whichever tile of whichever
+// GPU it is, so all bits are those of the chain in fused.h.
+
+// Of the parameters of a kernel with all products between two attentions, those of a launch with the n from number k on:
+// one, or the parts of down. Activations that are added to or written are the shard's own, those that enter the product
+// were gathered.
+static FusedParams params_of_launch(const Model *m, const CudaState *s, const FusedParams &all, int k, int n) {
+    const FusedState *f = s->fused;
+    FusedParams p = all;
+    const ProductKind kind = all.product[k].kind;
+    const bool adds = kind == PRODUCT_OUT || kind == PRODUCT_DOWN;
+    p.n_products = n;
+    for (int i = 0; i < n; i++) p.product[i] = all.product[k + i];
+    p.x = adds ? s->x : s->x_all;
+    p.dim = adds ? m->shard.dim.n : m->config.dim;
+    p.h = kind == PRODUCT_GATE_UP ? f->h : f->h_all;
+    p.hidden_dim = m->shard.hidden.n;
+    p.done = all.done + k;
+    p.next_tile = all.next_tile + k;
+    return p;
+}
+
+static OwnColumns own_fused_h(const Model *m) {
+    const FusedState *f = ((const CudaState *)m->state)->fused;
+    return {f->h, f->h_all, m->shard.hidden, 2};
+}
+
+// The product of a kind between the attention of layer i - 1 and that of layer i, on all GPUs, and what follows it: its
+// results to all of them.
+template <typename N>
+static bool product_by_shards(Model *m, const FusedPlan *plan, int i, ProductKind kind, int first, int n, Error *err) {
+    if (!for_shards(m, err, [&](Model *m, CudaState *s) {
+            const FusedParams all = fused_params(m, s, plan, i, first, n);
+            int k = 0, parts = 0;
+            while (all.product[k].kind != kind) k++;
+            while (k + parts < all.n_products && all.product[k + parts].kind == kind) parts++;
+            CUDA_TRY(launch_kernel(decode_products_kernel<N>, s->fused->n_blocks, FUSED_THREADS, plan->shared_bytes,
+                                   false, s->stream, params_of_launch(m, s, all, k, parts)));
+            return true;
+        }))
+        return false;
+    return kind == PRODUCT_QKV       ? true
+           : kind == PRODUCT_GATE_UP ? gather(m, n * N::TERMS, m->config.hidden_dim, own_fused_h, err)
+           : kind == PRODUCT_LM_HEAD ? gather_logits(m, first, n, err)
+                                     : gather_x(m, n, err);
+}
+
+// decode_pass on several GPUs. The argmax of all passes is taken after the last.
+template <typename N>
+static bool decode_pass_by_shards(Model *m, const FusedPlan *plan, int first, int n, bool several, Error *err) {
+    const Config *c = &m->config;
+    const bool verbose = first_launch(m, &((CudaState *)m->state)->logged_decode);
+    auto product = [&](int i, ProductKind kind) { return product_by_shards<N>(m, plan, i, kind, first, n, err); };
+    if (verbose)
+        fprintf(stderr, "decode: decode_products_kernel on %d GPUs, a launch for each product, %d rows, tiles of %d\n",
+                m->shard.count, n, plan->tile_rows);
+    if (!for_shards(m, err, [&](Model *m, CudaState *s) {
+            CUDA_TRY(cudaMemsetAsync(s->fused->done, 0, n_counters(m) * sizeof *s->fused->done, s->stream));
+            return embed_pass(m, s, first, n, err) && take_own_x(m, s, n, err);
+        }))
+        return false;
+    for (int i = 0; i < c->n_layers; i++) {
+        if (!product(i, PRODUCT_QKV)) return false;
+        if (!for_shards(m, err, [&](Model *m, CudaState *s) {
+                return attend_step_rows(m, s, i, first, n, several, verbose && i == 0 && m->shard.rank == 0, err);
+            }))
+            return false;
+        if (!gather_att(m, n, err) || !product(i + 1, PRODUCT_OUT) || !product(i + 1, PRODUCT_GATE_UP) ||
+            !product(i + 1, PRODUCT_DOWN))
+            return false;
+    }
+    return product(c->n_layers, PRODUCT_LM_HEAD) &&
+           for_shards(m, err, [&](Model *, CudaState *s) { return argmax_rows(s, first, n, c->vocab_size, err); });
 }
 
 // Calls body with the Numbers for the model's weights and precision, and tiles of so many rows.
@@ -231,9 +312,9 @@ template <class Body> static bool for_numbers(const Model *m, int tile_rows, Bod
 
 // Whether the run's steps are those of wide.h: see enqueue_step_fused.
 static bool steps_are_wide(const Model *m) {
-    const FusedState *f = ((CudaState *)m->state)->fused;
+    const CudaState *s = (const CudaState *)m->state;
     const int sequences = model_sequences(m);
-    return f->terms == 1 && sequences > f->max_rows && sequences <= MAX_WIDE_ROWS && f->wide;
+    return s->fused->terms == 1 && sequences > s->fused->max_rows && sequences <= MAX_WIDE_ROWS && s->wide;
 }
 
 // A step of n rows. Steps of few rows, of many (wide.h) and of more (engine cublas) have other orders of sums; a
@@ -244,7 +325,7 @@ static bool enqueue_step_fused(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
     const bool many = model_sequences(m) > f->max_rows;
-    if (steps_are_wide(m)) return enqueue_step_wide(m, f->wide, n, several, err);
+    if (steps_are_wide(m)) return enqueue_step_wide(m, n, several, err);
     if (f->terms == 1 ? many || n > f->max_rows : n > 8) return enqueue_step_cublas(m, n, several, err);
     for (int first = 0; first < n; first += f->max_rows) {
         int rows = fused_min(n - first, f->max_rows);
@@ -253,14 +334,16 @@ static bool enqueue_step_fused(Model *m, int n, bool several, Error *err) {
         if (!fused_plan(&shape, &plan))
             return fail(err, "%d rows do not fit in %zu bytes of shared memory", rows, f->shared_limit);
         if (for_numbers(m, plan.tile_rows, [&](auto numbers) {
-                return decode_pass<decltype(numbers)>(m, &plan, first, rows, several, err);
+                typedef decltype(numbers) N;
+                return s->comm ? decode_pass_by_shards<N>(m, &plan, first, rows, several, err)
+                               : decode_pass<N>(m, &plan, first, rows, several, err);
             }))
             continue;
         // No argmax kernel follows what was launched.
         cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream);
         return false;
     }
-    return true;
+    return !s->comm || publish_step(m, n, several, err);
 }
 
 // What the device gives, and how many rows of this model one pass takes: 0 if it has no room for one.
@@ -338,16 +421,17 @@ static int step_rows_fused(const Model *m, int n_slots, Error *err) {
     return 0;
 }
 
-// Beside the upload, which no step's kernel waits for.
-static bool prepare_fused(Model *m, Error *err) {
-    CudaState *s = (CudaState *)m->state;
+// What engine fused has beside engine cublas's state, of one rank.
+static bool prepare_rank(Model *m, CudaState *s, Error *err) {
     FusedState *f = s->fused = (FusedState *)calloc(1, sizeof *f);
     if (!f) return fail(err, "out of memory: the engine's state");
     s->enqueue_step = enqueue_step_fused;
     if (!size_fused(m, f, err)) return false;
-    if (!wide_open(m, &f->wide, err)) return false;
-    CUDA_TRY(cudaMalloc(&f->h, (size_t)MAX_ACT_ROWS * m->config.hidden_dim * 2));
-    CUDA_TRY(cudaMalloc((void **)&f->down_partial, (size_t)MAX_ACT_ROWS * m->config.dim * sizeof(float)));
+    if (!wide_open(m, s, err)) return false;
+    CUDA_TRY(cudaMalloc(&f->h, (size_t)MAX_ACT_ROWS * m->shard.hidden.n * 2));
+    f->h_all = f->h;
+    if (s->comm) CUDA_TRY(cudaMalloc(&f->h_all, (size_t)MAX_ACT_ROWS * m->config.hidden_dim * 2));
+    CUDA_TRY(cudaMalloc((void **)&f->down_partial, (size_t)MAX_ACT_ROWS * m->shard.dim.n * sizeof(float)));
     CUDA_TRY(cudaMalloc((void **)&f->done, n_counters(m) * sizeof *f->done));
     CUDA_TRY(cudaMalloc((void **)&f->best, (size_t)MAX_ACT_ROWS * f->n_blocks * EPILOGUE_WARPS * sizeof(int2)));
     // Once; every step leaves them so.
@@ -359,20 +443,37 @@ static bool prepare_fused(Model *m, Error *err) {
                 return true;
             }))
             return false;
-    return prepare_steps(m, err);
+    return true;
 }
 
-static void close_fused(Model *m) {
-    CudaState *s = (CudaState *)m->state;
-    FusedState *f = s ? s->fused : NULL;
-    close_cuda(m);
+// Beside the upload, which no step's kernel waits for.
+static bool prepare_fused(Model *m, Error *err) {
+    return for_shards(m, err, [&](Model *m, CudaState *s) { return prepare_rank(m, s, err); }) && prepare_steps(m, err);
+}
+
+static void free_fused(FusedState *f) {
     if (!f) return;
+    if (f->h_all != f->h) cudaFree(f->h_all);
     cudaFree(f->h);
     cudaFree(f->down_partial);
     cudaFree(f->done);
     cudaFree(f->best);
-    wide_close(f->wide);
     free(f);
+}
+
+static void close_fused(Model *m) {
+    FusedState *fused[MAX_SHARDS] = {};
+    WideState *wide[MAX_SHARDS] = {};
+    CudaState *s = (CudaState *)m->state;
+    for (int r = 0; s && r < (s->peers ? m->shard.count : 1); r++) {
+        const CudaState *rank = (const CudaState *)model_of_rank(m, r)->state;
+        if (rank) fused[r] = rank->fused, wide[r] = rank->wide;
+    }
+    close_cuda(m); // after which nothing runs
+    for (int r = 0; r < MAX_SHARDS; r++) {
+        free_fused(fused[r]);
+        wide_close(wide[r]);
+    }
 }
 
 static bool open_fused(Model *m, Error *err) {

@@ -66,7 +66,7 @@ bool project_qkv_fused(Model *m, const Matrix *first, int T, int n_q, int n_kv, 
         p.n_kv = n_kv;
         p.head_dim = c->head_dim;
         if (layer >= 0) {
-            size_t at = (size_t)layer * m->kv.n_pages * kv_page_elements(c->n_kv_heads, c->head_dim);
+            size_t at = (size_t)layer * own_layer_elements(m);
             p.k = (N *)m->kv.k + at;
             p.v = (N *)m->kv.v + at;
             p.pos = s->pos;

@@ -21,6 +21,13 @@ static Matrix matrix_rows(const Matrix *w, int first, int n) {
     return rows;
 }
 
+// The same as a matrix of its own.
+static Matrix head_of(const Matrix *w, int rows) {
+    Matrix head = matrix_rows(w, 0, rows);
+    head.all_rows = rows;
+    return head;
+}
+
 // Several matrices of one shape and of s->type, equally far apart in memory, whose products have one input.
 struct MatrixSeries {
     Matrix first;
@@ -37,6 +44,11 @@ struct MatrixSeries {
 // faster; from there to 256 rows only down is slower. (H200, out and down of 8B in bf16, weights past L2, us, cuBLAS's
 // own choice / this: 32 rows 14.7, 34.5 / 13.2, 32.4; 64 rows 13.5, 38.1 / 13.5, 33.6; 128 rows 15.7, 39.2 / 15.5,
 // 40.5; 192 rows 18.7, 47.5 / 18.6, 56.1; 256 rows 20.2, 50.1 / 20.3, 52.5.)
+//
+// Families of kernels differ in their sums, and what cuBLAS offers depends on the rows of weights and on the alignment of
+// the output's rows. A GPU that has some of a matrix's rows, and a slab of them, take what is chosen for the whole matrix
+// (Matrix.all_rows): a vocabulary of odd length has kernels of one family where it is whole, and others where its first
+// half is a multiple of 16.
 
 // A product as cuBLASLt sees it, or several of equal shape: w `stride` elements apart, one input, one output after
 // another, whose rows are `pitch` elements apart.
@@ -66,7 +78,7 @@ static bool lt_product(LtProduct *p, DType type, const MatrixSeries *w, int T, i
 }
 
 // What cuBLAS offers for a product, best first by its own estimate; no_split: nothing that cuts K. Returns how many.
-static int lt_offers(cublasLtHandle_t lt, LtProduct *p, bool no_split, unsigned alignment, int most,
+static int lt_offers(cublasLtHandle_t lt, LtProduct *p, bool no_split, LtAlignment alignment, int most,
                      cublasLtMatmulHeuristicResult_t *offers) {
     const size_t workspace = BLAS_WORKSPACE_BYTES;
     const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_NONE;
@@ -77,10 +89,10 @@ static int lt_offers(cublasLtHandle_t lt, LtProduct *p, bool no_split, unsigned 
         return cublasLtMatmulPreferenceSetAttribute(&limits, which, value, bytes) == CUBLAS_STATUS_SUCCESS;
     };
     if (!limit(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace) ||
-        !limit(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &alignment, sizeof alignment) ||
-        !limit(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &alignment, sizeof alignment) ||
-        !limit(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &alignment, sizeof alignment) ||
-        !limit(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &alignment, sizeof alignment) ||
+        !limit(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &alignment.in, sizeof alignment.in) ||
+        !limit(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &alignment.in, sizeof alignment.in) ||
+        !limit(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &alignment.out, sizeof alignment.out) ||
+        !limit(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &alignment.out, sizeof alignment.out) ||
         (no_split && !limit(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes, sizeof schemes)) ||
         cublasLtMatmulAlgoGetHeuristic(lt, &p->product, &p->w, &p->in, &p->out, &p->out, &limits, most, offers, &n) !=
             CUBLAS_STATUS_SUCCESS)
@@ -133,7 +145,7 @@ static bool lt_uncut(cublasLtHandle_t lt, LtProduct *p, int T, cublasLtMatmulAlg
 // lt_uncut. For gate and up of so many rows that the GPU's power is the limit, what costs least of it is fastest: tiles
 // of 168 × 128, if cuBLAS offers them. (H200, 8B, 8192 rows, call after call: 2.6 % less time than in its own choice of
 // 320 × 128.)
-static bool lt_choose(cublasLtHandle_t lt, LtProduct *p, const MatrixSeries *w, int T, unsigned alignment,
+static bool lt_choose(cublasLtHandle_t lt, LtProduct *p, const MatrixSeries *w, int T, LtAlignment alignment,
                       cublasLtMatmulAlgo_t *algo) {
     const bool hot = T >= LONG_PROMPT && w->count == 2;
     cublasLtMatmulHeuristicResult_t offers[16], cut;
@@ -292,7 +304,7 @@ static bool lt_take(cublasLtHandle_t lt, LtProduct *p, DType dtype, const LtKern
 // The plan for a product by a kernel of the table, or (NULL) by cuBLAS's choice, as long as GEMM_PLANS last. NULL: an
 // error.
 static const GemmPlan *lt_plan(CudaState *s, const MatrixSeries *w, const LtKernel *kernel, int T, int pitch,
-                               unsigned alignment, Error *err) {
+                               LtAlignment alignment, Error *err) {
     const cublasLtHandle_t lt = (cublasLtHandle_t)s->blas; // as cuBLAS's manual allows
     GemmPlans *all = &s->gemm_plans;
     const GemmPlan key = {w->first.rows, w->first.cols, w->count, kernel ? 1 : plan_rows(T), pitch, alignment,
@@ -300,7 +312,8 @@ static const GemmPlan *lt_plan(CudaState *s, const MatrixSeries *w, const LtKern
     LtProduct p;
     for (const GemmPlan &plan : all->plans)
         if (plan.T == key.T && plan.rows == key.rows && plan.cols == key.cols && plan.count == key.count &&
-            plan.pitch == pitch && plan.alignment == alignment && plan.kernel == kernel)
+            plan.pitch == pitch && plan.alignment.in == alignment.in && plan.alignment.out == alignment.out &&
+            plan.kernel == kernel)
             return &plan;
     if (!lt_product(&p, s->type, w, kernel ? T : key.T, pitch, err)) return NULL;
     GemmPlan *plan = &all->plans[all->next++ % GEMM_PLANS];
@@ -310,35 +323,48 @@ static const GemmPlan *lt_plan(CudaState *s, const MatrixSeries *w, const LtKern
     return plan;
 }
 
-// The kernel for a product: the table's, where that holds and addresses are aligned as its kernels count on, else
-// cuBLAS's choice. NULL: cuBLAS has none.
+enum { ALIGNMENT = 16 }; // bytes: the most that kernels count on
+
+// The matrices of which w are some rows.
+static MatrixSeries whole_series(const MatrixSeries *w) {
+    MatrixSeries whole = *w;
+    whole.first.rows = w->first.all_rows;
+    if (w->count > 1) whole.stride = (long long)w->first.all_rows * w->first.cols;
+    return whole;
+}
+
+// The kernel for a product: the table's, where that holds and what it counts on is aligned, else cuBLAS's choice for the
+// whole matrix. NULL: cuBLAS has none.
 static const cublasLtMatmulAlgo_t *lt_algorithm(CudaState *s, const MatrixSeries *w, int T, int pitch,
-                                                unsigned alignment, float beta, Error *err) {
-    enum { ALIGNMENT = 16 };
-    if (alignment >= ALIGNMENT && lt_table_holds()) {
-        const GemmPlan *plan = lt_plan(s, w, lt_kernel(s, w, T, beta != 0), T, pitch, ALIGNMENT, err);
+                                                LtAlignment alignment, float beta, Error *err) {
+    if (alignment.in >= ALIGNMENT && alignment.out >= ALIGNMENT && lt_table_holds()) {
+        const GemmPlan *plan = lt_plan(s, w, lt_kernel(s, w, T, beta != 0), T, pitch, alignment, err);
         if (!plan) return NULL;
         if (plan->found) return &plan->algo;
     }
-    const GemmPlan *plan = lt_plan(s, w, NULL, T, pitch, alignment, err);
+    const MatrixSeries whole = whole_series(w);
+    const GemmPlan *plan = lt_plan(s, &whole, NULL, T, whole.first.rows, alignment, err);
     return plan && plan->found ? &plan->algo : NULL;
 }
 
-// The largest power of two up to 256 that divides all addresses: kernels differ in what they count on.
+// The largest power of two up to ALIGNMENT that divides all addresses and sizes.
 static unsigned alignment_of(uintptr_t addresses) {
-    unsigned alignment = 256;
+    unsigned alignment = ALIGNMENT;
     while (addresses % alignment) alignment /= 2;
     return alignment;
 }
 
-// `product` for a type of 16 bits.
+// `product` for a type of 16 bits. (All parts of a matrix are aligned alike: they begin at a multiple of 16 rows, and
+// before their ends, which are multiples of 16 or the whole's, so do the rows of their outputs.)
 static bool product_16bit(CudaState *s, float *out, int pitch, const MatrixSeries *w, const void *in, int T, float beta,
                           Error *err) {
     const float one = 1;
     LtProduct p;
     if (!lt_product(&p, s->type, w, T, pitch, err)) return false;
-    unsigned alignment = alignment_of((uintptr_t)w->first.data | (uintptr_t)(w->stride * (long long)s->element) |
-                                      (uintptr_t)in | (uintptr_t)out);
+    const uintptr_t stride = (uintptr_t)w->stride * s->element, in_row = (uintptr_t)w->first.cols * s->element,
+                    out_row = (uintptr_t)w->first.all_rows * sizeof *out;
+    const LtAlignment alignment = {alignment_of((uintptr_t)w->first.data | stride | (uintptr_t)in | in_row),
+                                   alignment_of((uintptr_t)out | out_row)};
     const cublasLtMatmulAlgo_t *algo = lt_algorithm(s, w, T, pitch, alignment, beta, err);
     if (!algo) return fail(err, "cuBLAS has no product of %d x %d and %d rows", w->first.rows, w->first.cols, T);
     CUBLAS_TRY(cublasLtMatmul((cublasLtHandle_t)s->blas, &p.product, &one, w->first.data, &p.w, in, &p.in, &beta, out,
@@ -420,6 +446,7 @@ bool matmul(CudaState *s, float *out, const Matrix *w, const void *in, int T, fl
 bool matmul_heads_by_row(CudaState *s, const Config *c, float *out, const Matrix *first, int T, int n_heads,
                          Error *err) {
     Matrix all = matrix_rows(first, 0, n_heads * c->head_dim);
+    all.all_rows = all.rows * (first->all_rows / first->rows); // GPUs have equally many heads
     return matmul(s, out, &all, s->xb, T, 0, err);
 }
 
@@ -428,7 +455,7 @@ bool matmul_heads(CudaState *s, const Config *c, float *out, const Matrix *first
     const int rows = c->head_dim;
     const long long stride = (long long)rows * c->dim;
     Matrix all = matrix_rows(first, 0, n_heads * rows);
-    MatrixSeries heads = {matrix_rows(first, 0, rows), stride, n_heads};
+    MatrixSeries heads = {head_of(first, rows), stride, n_heads};
     if (T == 1) return matmul_heads_by_row(s, c, out, first, 1, n_heads, err);
     if (first->dtype == s->type) return product(s, out, rows, &heads, s->xb, T, 0, err);
     const int slab = widen_rows(s, &all, rows) / rows;
@@ -436,7 +463,7 @@ bool matmul_heads(CudaState *s, const Config *c, float *out, const Matrix *first
         int n = n_heads - head < slab ? n_heads - head : slab;
         Matrix part = matrix_rows(&all, head * rows, n * rows), wide;
         if (!widen(s, &wide, &part, err)) return false;
-        heads = {matrix_rows(&wide, 0, rows), stride, n};
+        heads = {head_of(&wide, rows), stride, n};
         if (!product(s, out + (size_t)head * T * rows, rows, &heads, s->xb, T, 0, err) || !widen_end(s, err))
             return false;
     }

@@ -235,7 +235,7 @@ static unsigned blocks_for(size_t n) { // of 256 threads with four elements each
 bool embed(CudaState *s, const Model *m, const int *tokens, int T, Error *err) {
     const Matrix *table = &m->weights.tok_embeddings;
     with_type(table->dtype, [&](auto type) {
-        embed_kernel<<<T, 256, 0, s->stream>>>(s->x, (const decltype(type) *)table->data, tokens, table->cols);
+        embed_kernel<<<T, 256, 0, s->stream>>>(s->x_all, (const decltype(type) *)table->data, tokens, table->cols);
     });
     CUDA_TRY(cudaGetLastError());
     return true;
@@ -244,7 +244,7 @@ bool embed(CudaState *s, const Model *m, const int *tokens, int T, Error *err) {
 bool rmsnorm(CudaState *s, const float *weight, float eps, int T, int dim, Error *err) {
     CUDA_TRY(with_type(s->type, [&](auto type) {
         return launch_kernel(rmsnorm_kernel<decltype(type)>, T, 512, 0, s->pdl, s->stream, (decltype(type) *)s->xb,
-                             (const float *)s->x, weight, eps, dim);
+                             (const float *)s->x_all, weight, eps, dim);
     }));
     return true;
 }
@@ -259,13 +259,12 @@ bool round_to_type(CudaState *s, void *out, const float *in, size_t n, Error *er
 }
 
 bool append_kv(const Model *m, CudaState *s, const float *in, int T, int layer, Error *err) {
-    const Config *c = &m->config;
-    size_t at = (size_t)layer * m->kv.n_pages * kv_page_elements(c->n_kv_heads, c->head_dim);
+    size_t at = (size_t)layer * own_layer_elements(m);
     CUDA_TRY(with_type(s->type, [&](auto type) {
         return launch_kernel(append_kv_kernel<decltype(type)>, T, 256, 0, s->pdl, s->stream,
                              (decltype(type) *)m->kv.k + at, (decltype(type) *)m->kv.v + at, in, (const int *)s->pos,
-                             (const int *)s->row_slots, (const int *)s->block_table, m->kv.table_width, c->n_kv_heads,
-                             c->head_dim);
+                             (const int *)s->row_slots, (const int *)s->block_table, m->kv.table_width, own_kv_heads(m),
+                             m->config.head_dim);
     }));
     return true;
 }
@@ -312,12 +311,12 @@ bool rope_table(CudaState *s, const Config *c, const int *pos, int T, Error *err
     return true;
 }
 
-bool gather_rows(CudaState *s, int n, int dim, Error *err) {
+bool keep_logit_rows(CudaState *s, float *x, int n, int dim, Error *err) {
     size_t row = (size_t)dim * sizeof(float);
-    gather_kernel<<<n, 256, 0, s->stream>>>((uint4 *)s->gate_up, (const uint4 *)s->x, (int)(row / 16), s->logit_pos,
+    gather_kernel<<<n, 256, 0, s->stream>>>((uint4 *)s->gate_up, (const uint4 *)x, (int)(row / 16), s->logit_pos,
                                             s->pos, s->logit_slots, s->row_slots, s->logit_rows);
     CUDA_TRY(cudaGetLastError());
-    CUDA_TRY(cudaMemcpyAsync(s->x, s->gate_up, n * row, cudaMemcpyDeviceToDevice, s->stream));
+    CUDA_TRY(cudaMemcpyAsync(x, s->gate_up, n * row, cudaMemcpyDeviceToDevice, s->stream));
     return true;
 }
 

@@ -4,29 +4,30 @@
 
 #include "state.h"
 
-// x[T][dim] = the embedding of each token, widened to float32.
+// s->x_all[T][dim] = the embedding of each token, widened to float32.
 bool embed(CudaState *s, const Model *m, const int *tokens, int T, Error *err);
 // s->rope_table[T][head_dim/2]: cosine and sine for the positions pos [T], by which rope() rotates from here on.
 bool rope_table(CudaState *s, const Config *c, const int *pos, int T, Error *err);
-// s->xb[T][dim] = x / sqrt(mean(x²) + eps) * weight, rounded to s->type (Zhang & Sennrich 2019).
+// s->xb[T][dim] = x / sqrt(mean(x²) + eps) * weight of x = s->x_all, rounded to s->type (Zhang & Sennrich 2019).
 bool rmsnorm(CudaState *s, const float *weight, float eps, int T, int dim, Error *err);
 // out[n] = in[n] rounded to s->type; nothing to do in float32, where out is in.
 bool round_to_type(CudaState *s, void *out, const float *in, size_t n, Error *err);
 // A prompt's keys and values in[2][n_kv_heads][T][head_dim], rounded to s->type, to their positions in the cache.
 bool append_kv(const Model *m, CudaState *s, const float *in, int T, int layer, Error *err);
-// The first n of s->table_changes are in s->block_table, for all that is launched after it.
+// The first n of the pinned s->table_changes are in s->block_table, for all that is launched after it.
 bool change_table(CudaState *s, int n, Error *err);
 // s->step_table: the rows of s->block_table that the step's n_seq sequences have, `width` entries each, in their order.
 bool gather_table(CudaState *s, int n_seq, int width, bool several, Error *err);
-// s->h[T][hidden_dim] = gate / (1 + exp(-gate)) * up of s->gate_up[2][T][hidden_dim], each times its matrix's scales if
+// s->h[T][own hidden_dim] = gate / (1 + exp(-gate)) * up of s->gate_up[2][T][own hidden_dim], each times its matrix's scales if
 // it has any (Matrix.scale), rounded to s->type (Shazeer 2020).
 bool swiglu(CudaState *s, const LayerWeights *l, int T, Error *err);
 // y[count][T][rows] *= scale[count][rows].
 bool scale_rows(CudaState *s, float *y, const float *scale, int count, int T, int rows, Error *err);
 // x[T][rows] += y[T][rows] * scale[rows].
 bool add_scaled(CudaState *s, float *x, const float *y, const float *scale, int T, int rows, Error *err);
-// Of x[T][dim] only the n rows with logits stay, with their positions and slots in s->logit_pos and s->logit_slots.
-bool gather_rows(CudaState *s, int n, int dim, Error *err);
+// Of x[T][dim] only the n rows with logits stay, with their positions and slots in s->logit_pos and s->logit_slots. By
+// way of s->gate_up.
+bool keep_logit_rows(CudaState *s, float *x, int n, int dim, Error *err);
 // s->argmax[first .. first + n) of the logits' rows: the lowest id of equals; -1: not all are finite.
 bool argmax_rows(CudaState *s, int first, int n, int vocab, Error *err);
 // Sends argmax [n] to the host, s->argmax_host. step: it becomes the next step's input, too (NULL: no).

@@ -1,5 +1,10 @@
 // What the GPU engines share: the state on the device, and what engine fused takes from engine cublas. Who calls whom:
 // engine.cu (memory) > step.cu (graphs, run-ahead) > forward.cu (the paper) > gemm.cu, ops.cu (launches).
+//
+// Several GPUs (--gpus): the caller's Model is that of rank 0; each other rank has a Model and a CudaState of its own in
+// CudaState.peers, with the rows of its Shard in its weights and the keys and values of its heads in its cache. Lengths,
+// pages and host memory are rank 0's. One thread enqueues for all ranks, part by part (for_shards), and what a part
+// needs of the others is gathered in between (gather, parallel/comm.h). On one GPU there is one rank and no gather.
 #ifndef CUDA_STATE_H
 #define CUDA_STATE_H
 
@@ -7,9 +12,11 @@ extern "C" {
 #include "../attention/attention.h"
 #include "../measure/bench.h"
 #include "../model.h"
+#include "../parallel/shard.h"
 #include "../synthetic.h"
 #include "../threads.h"
 }
+#include "../parallel/comm.h"
 #include "check.h"
 #include "packed.h"
 #include "ptx.cuh"
@@ -40,15 +47,19 @@ struct TableChange {
 };
 
 struct FusedState;
+struct WideState;
 
 // cuBLASLt's kernels for the products that came up last, by their shape (gemm.cu).
 enum { GEMM_PLANS = 256 };
 struct LtKernel;
+struct LtAlignment {
+    unsigned in, out; // bytes, of addresses and rows
+};
 struct GemmPlan {
     int rows, cols, count;  // of the weights; matrices of that shape
     int T;                  // rows of the input that it was chosen for; 0: nothing is here
     int pitch;              // elements from one row of the output to the next
-    unsigned alignment;     // bytes, of all addresses
+    LtAlignment alignment;  // that the kernel may count on
     const LtKernel *kernel; // of the table; NULL: cuBLAS's choice for T rows
     bool found;
     cublasLtMatmulAlgo_t algo;
@@ -67,8 +78,12 @@ struct Widening {
     int turn; // the slab that comes next
 };
 
-// What the GPU engines keep. T: rows of one call, at most Model.max_rows. `type`: what enters a product.
+// What the GPU engines keep. T: rows of one call, at most Model.max_rows. `type`: what enters a product. "Own": of this
+// rank's shard; on one GPU that is all.
 struct CudaState {
+    int device;
+    Comm *comm;   // of all ranks; NULL: there is one
+    Model *peers; // [shard.count - 1], rank 0's: the other ranks
     cublasHandle_t blas;
     GemmPlans gemm_plans;
     cudaStream_t stream;
@@ -81,13 +96,17 @@ struct CudaState {
     bool one_order;     // products of 16-bit numbers add up in one order, whatever the number of rows (gemm.cu)
     Widening widening;  // of matrices whose dtype is not type
     // Activations, on the device.
-    float *x;           // [T][dim]: the residual stream
+    float *x;           // [T][own dim]: the residual stream
     void *xb;           // type [T][dim]: normalised
-    float *qkv;         // [n_heads + 2 × n_kv_heads][T][head_dim]: queries, keys, values
+    float *qkv;         // [own heads + 2 × own K/V heads][T][head_dim]: queries, keys, values
     void *qkv_in;       // type, the same: rotated and rounded, as they enter attention; of a prompt queries only
-    void *att;          // type [T][q_dim]
-    float *gate_up;     // [2][T][hidden_dim], and at least [T][dim]
-    void *h;            // type [T][hidden_dim]
+    void *att;          // type [T][own heads × head_dim]
+    float *gate_up;     // [2][T][own hidden_dim], and at least [T][dim]
+    void *h;            // type [T][own hidden_dim]
+    float *x_all;       // [T][dim], gathered; on one GPU x
+    void *att_all;      // type [T][q_dim], gathered; on one GPU att
+    void *h_all;        // type [T][hidden_dim], gathered; on one GPU h
+    float *own_logits;  // [max_logits][own vocab_size], before they are gathered; several GPUs only
     float *rope_freq;   // [head_dim/2]
     float2 *rope_table; // [T][head_dim/2]: cosine and sine
     int *tokens, *pos;  // [T]
@@ -126,6 +145,7 @@ struct CudaState {
     bool logged_prefill, logged_decode, warming_up;
     bool (*prepare)(Model *m, Error *err); // open_cuda's
     struct FusedState *fused;              // engine fused's own
+    struct WideState *wide;                // its steps of many rows (wide.h); NULL: they are engine cublas's
 };
 
 // Calls body with a value of the type that a dtype of 16 or 32 bits has in kernels, and returns what it returns.
@@ -151,6 +171,69 @@ inline uint64_t device_row_bytes(const Matrix *m) {
     return matrix_is_quantised(m) ? (uint64_t)matrix_packing(m).row_bytes : matrix_row_bytes(m);
 }
 
+// ---- shards.cu: the ranks of a model ---------------------------------------------------------------------------------
+
+inline Model *model_of_rank(Model *m, int rank) {
+    return rank == 0 ? m : ((CudaState *)m->state)->peers + rank - 1;
+}
+// Query heads, K/V heads that are this rank's.
+inline int own_heads(const Model *m) {
+    return m->shard.kv_heads.n * m->config.group;
+}
+inline int own_kv_heads(const Model *m) {
+    return m->shard.kv_heads.n;
+}
+// Elements of K, or of V, of a layer of this rank's cache.
+inline size_t own_layer_elements(const Model *m) {
+    return (size_t)m->kv.n_pages * kv_page_elements(own_kv_heads(m), m->config.head_dim);
+}
+
+// Puts the rank's GPU in front of a failure, whose cause may be there; not of one that is nobody's.
+void name_gpu(const CudaState *s, Error *err);
+// Calls body(the rank's Model, its CudaState) for all ranks in turn, each with its GPU as the current one; rank 0's is
+// that afterwards. Ends at the first that returns false, and returns that; of several the message names the GPU.
+template <class Body> bool for_shards(Model *m, Error *err, Body body) {
+    const CudaState *first = (const CudaState *)m->state;
+    if (m->shard.count == 1) return body(m, (CudaState *)m->state);
+    bool ok = true;
+    for (int r = 0; ok && r < m->shard.count; r++) {
+        Model *own = model_of_rank(m, r);
+        CudaState *s = (CudaState *)own->state;
+        CUDA_TRY(cudaSetDevice(s->device));
+        ok = body(own, s);
+        if (!ok) name_gpu(s, err);
+    }
+    CUDA_TRY(cudaSetDevice(first->device));
+    return ok;
+}
+
+// What a rank has of the columns of some rows, and where it has all of them: [rows][own], [rows][columns].
+struct OwnColumns {
+    const void *own;
+    void *all;
+    Rows columns;   // in elements
+    size_t element; // bytes
+};
+// Enqueues for all ranks: every rank has all columns of `rows` rows, of `columns` each. Nothing on one GPU. of(model)
+// says what a rank has.
+bool gather(Model *m, int rows, int columns, OwnColumns (*of)(const Model *m), Error *err);
+// The engine's buffers x, att and h, of T rows; logits from row `first` on, from own_logits.
+bool gather_x(Model *m, int T, Error *err);
+bool gather_att(Model *m, int T, Error *err);
+bool gather_h(Model *m, int T, Error *err);
+bool gather_logits(Model *m, int first, int n, Error *err);
+// Where the output matrix's product goes, of rows from `first` on.
+inline float *own_logits(const Model *m, const CudaState *s, int first) {
+    return s->comm ? s->own_logits : s->logits + (size_t)first * m->config.vocab_size;
+}
+// x = this rank's columns of x_all [T][dim]: what the residual stream begins with.
+bool take_own_x(const Model *m, CudaState *s, int T, Error *err);
+// Rank 0's stream goes on after all others' so far; theirs after rank 0's. Nothing on one GPU.
+bool join_shards(Model *m, Error *err);
+bool fork_shards(Model *m, Error *err);
+// Waits on the host until all that was enqueued has been computed.
+bool wait_for_shards(Model *m, Error *err);
+
 // ---- engine.cu ------------------------------------------------------------------------------------------------------
 
 bool usable_cuda(const Model *m, Error *err);
@@ -170,6 +253,9 @@ bool enqueue_step_cublas(Model *m, int n, bool several, Error *err);
 void attention_step(AttentionArgs *a, const Model *m, const CudaState *s, int first, int n, bool several);
 // The attention of one layer for T rows of n_seq sequences, on the state's buffers.
 AttentionArgs attention_args(const Model *m, const CudaState *s, int n_seq, int T, int layer);
+// The attention of a layer for a step's n rows from row `first` on, whose queries, keys and values are in s->qkv_in.
+bool attend_step_rows(const Model *m, CudaState *s, int layer, int first, int n, bool several, bool verbose,
+                      Error *err);
 // attention.h's number for a dtype.
 int attention_dtype(DType dtype);
 // With --verbose, whether this is the first prompt or step, whose launches are logged.
@@ -177,6 +263,9 @@ bool first_launch(const Model *m, bool *logged);
 
 // ---- step.cu --------------------------------------------------------------------------------------------------------
 
+// What a step ends with: the argmax of its n rows to the host and, unless they are several of a sequence, as the next
+// step's input.
+bool publish_step(Model *m, int n, bool several, Error *err);
 // Makes the graphs of a step of one row, before any step is asked for, after one that computes for nobody.
 bool prepare_steps(Model *m, Error *err);
 // Engine.forward, Engine.read_logits and Engine.sample of both GPU engines.

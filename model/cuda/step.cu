@@ -22,7 +22,8 @@
 // - Graphs hold the table's address, which never changes, and read its entries as they are when they run.
 
 // Brings to the device what has changed in the tables of a batch's slots. The changes are in pinned memory, which is
-// written again at the next call at the earliest: by then a batch's argmax has been waited for, which came after them.
+// written again at the next call at the earliest: by then a batch's argmax has been waited for, which came after them
+// (on all GPUs: record_argmax).
 static bool update_table(Model *m, const Batch *b, Error *err) {
     CudaState *s = (CudaState *)m->state;
     int n = 0;
@@ -31,7 +32,7 @@ static bool update_table(Model *m, const Batch *b, Error *err) {
         for (int j = first; j < first + count; j++)
             s->table_changes[n++] = {slot * m->kv.table_width + j, kv_slot_pages(&m->kv, slot)[j]};
     }
-    return n == 0 || change_table(s, n, err);
+    return n == 0 || for_shards(m, err, [&](Model *, CudaState *s) { return change_table(s, n, err); });
 }
 
 void *allocate_pinned(size_t bytes) {
@@ -46,16 +47,19 @@ void free_pinned(void *memory) {
     cudaFreeHost(memory);
 }
 
-bool copy_pages_cuda(Model *m, const int *pages, int n, void *const *host, bool to_host, Error *err) {
-    CudaState *s = (CudaState *)m->state;
-    size_t bytes = kv_page_elements(m->config.n_kv_heads, m->config.head_dim) * s->element; // of one layer, K or V
+// Of a page's heads in host memory, which are those of the whole model, each rank copies its own.
+static bool copy_own_heads(const Model *m, const CudaState *s, const int *pages, int n, void *const *host, bool to_host,
+                           Error *err) {
+    const Config *c = &m->config;
+    size_t whole = kv_page_elements(c->n_kv_heads, c->head_dim) * s->element; // of one layer, K or V
+    size_t bytes = kv_page_elements(own_kv_heads(m), c->head_dim) * s->element;
+    size_t first = kv_page_elements(m->shard.kv_heads.first, c->head_dim) * s->element;
     size_t layer = m->kv.n_pages * bytes;
     char *caches[] = {(char *)m->kv.k, (char *)m->kv.v};
-    s->next_step.n = 0; // no step is the predicted one from here on
     for (int i = 0; i < n; i++) {
-        char *saved = (char *)host[i];
+        char *saved = (char *)host[i] + first;
         for (char *cache : caches)
-            for (int l = 0; l < m->config.n_layers; l++, saved += bytes) {
+            for (int l = 0; l < c->n_layers; l++, saved += whole) {
                 char *page = cache + l * layer + pages[i] * bytes;
                 CUDA_TRY(cudaMemcpyAsync(to_host ? saved : page, to_host ? page : saved, bytes,
                                          to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice, s->stream));
@@ -64,12 +68,34 @@ bool copy_pages_cuda(Model *m, const int *pages, int n, void *const *host, bool 
     return true;
 }
 
+// (The join is for free_pinned, which waits for rank 0's GPU.)
+bool copy_pages_cuda(Model *m, const int *pages, int n, void *const *host, bool to_host, Error *err) {
+    ((CudaState *)m->state)->next_step.n = 0; // no step is the predicted one from here on
+    return for_shards(m, err,
+                      [&](Model *m, CudaState *s) { return copy_own_heads(m, s, pages, n, host, to_host, err); }) &&
+           join_shards(m, err);
+}
+
 // ---- steps ----------------------------------------------------------------------------------------------------------
+
+bool publish_step(Model *m, int n, bool several, Error *err) {
+    return for_shards(m, err,
+                      [&](Model *, CudaState *s) { return publish_argmax(s, n, several ? NULL : s->step, err); });
+}
+
+// What has been enqueued so far, on all GPUs, comes before argmax_ready.
+static bool record_argmax(Model *m, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    if (!join_shards(m, err)) return false;
+    CUDA_TRY(cudaEventRecord(s->argmax_ready, s->stream));
+    return true;
+}
 
 // Waits for the argmax of n_logits rows.
 static bool wait_for_argmax(Model *m, int n_logits, Error *err) {
     CudaState *s = (CudaState *)m->state;
     s->n_logits = n_logits;
+    if (s->comm && !comm_wait(s->comm, s->argmax_ready, err)) return false;
     CUDA_TRY(cudaEventSynchronize(s->argmax_ready));
     memcpy(m->argmax, s->next_step.running ? s->other_argmax_host : s->argmax_host, (size_t)n_logits * sizeof(int));
     return true;
@@ -84,12 +110,11 @@ static bool prompt_cuda(Model *m, const Batch *b, int first_logit, Error *err) {
     s->next_step.n = 0;
     if (!forward_prompt(m, b, first_logit, err)) return false;
     if (n_logits > 0 && !publish_argmax(s, n_logits, NULL, err)) return false;
-    CUDA_TRY(cudaEventRecord(s->argmax_ready, s->stream));
-    return wait_for_argmax(m, n_logits, err);
+    return record_argmax(m, err) && wait_for_argmax(m, n_logits, err);
 }
 
 // The last step's logits and argmax stay as they are; what comes next writes the other buffer.
-static void switch_buffers(CudaState *s) {
+static bool switch_buffers(Model *, CudaState *s) {
     float *logits = s->logits;
     int *argmax = s->argmax_host;
     s->logits = s->other_logits;
@@ -97,21 +122,27 @@ static void switch_buffers(CudaState *s) {
     s->other_logits = logits;
     s->other_argmax_host = argmax;
     s->buffer ^= 1;
+    return true;
+}
+
+static bool gather_tables(Model *m, int n_seq, bool several, Error *err) {
+    return for_shards(m, err,
+                      [&](Model *, CudaState *s) { return gather_table(s, n_seq, m->kv.table_width, several, err); });
 }
 
 static bool enqueue_step(Model *m, int n, bool several, Error *err) {
-    CudaState *s = (CudaState *)m->state;
-    return gather_table(s, several ? m->kv.n_slots : n, m->kv.table_width, several, err) &&
-           s->enqueue_step(m, n, several, err);
+    return gather_tables(m, several ? m->kv.n_slots : n, several, err) &&
+           ((CudaState *)m->state)->enqueue_step(m, n, several, err);
 }
 
 // A step of so many rows as a graph, which is replayed from then on: launching 500 kernels one by one would take longer
-// than running them.
+// than running them. Of several GPUs one graph has all: their streams join rank 0's capture at its beginning, and rank
+// 0's stream waits for them at its end.
 static bool capture_step(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
     cudaGraph_t graph = NULL;
     CUDA_TRY(cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal));
-    bool ok = enqueue_step(m, n, several, err);
+    bool ok = fork_shards(m, err) && enqueue_step(m, n, several, err) && join_shards(m, err);
     cudaError_t ended = cudaStreamEndCapture(s->stream, &graph);
     if (!ok) return false;
     CUDA_TRY(ended);
@@ -150,8 +181,9 @@ static bool launch_step(Model *m, int n, bool several, Error *err) {
     }
     cudaGraphExec_t *graph = &s->graphs[several][s->buffer][n];
     if (!*graph && !capture_step(m, n, several, err)) return false;
+    if (!join_shards(m, err)) return false; // the graph is in rank 0's stream
     CUDA_TRY(cudaGraphLaunch(*graph, s->stream));
-    return true;
+    return fork_shards(m, err);
 }
 
 // Brings the decode rows of a batch to the device: s->step.
@@ -176,8 +208,10 @@ static bool upload_step(Model *m, const Batch *b, Error *err) {
         step->tokens[r] = 0;
         step->lens[r] = m->kv.max_len;
     }
-    CUDA_TRY(cudaMemcpyAsync(s->step, step, sizeof *step, cudaMemcpyHostToDevice, s->stream));
-    return true;
+    return for_shards(m, err, [&](Model *, CudaState *s) {
+        CUDA_TRY(cudaMemcpyAsync(s->step, step, sizeof *step, cudaMemcpyHostToDevice, s->stream));
+        return true;
+    });
 }
 
 bool prepare_steps(Model *m, Error *err) {
@@ -187,13 +221,10 @@ bool prepare_steps(Model *m, Error *err) {
     b.start = &none;                        // no row is a sequence's
     s->warming_up = model_sequences(m) > 1; // else its launches are those that are logged
     if (!upload_step(m, &b, err) || !launch_step(m, 1, false, err)) return false;
-    for (int buffer = 0; buffer < 2; buffer++) {
-        if (!capture_step(m, 1, false, err)) return false;
-        switch_buffers(s);
-    }
+    for (int buffer = 0; buffer < 2; buffer++)
+        if (!capture_step(m, 1, false, err) || !for_shards(m, err, switch_buffers)) return false;
     s->warming_up = false;
-    CUDA_TRY(cudaStreamSynchronize(s->stream));
-    return true;
+    return wait_for_shards(m, err);
 }
 
 // The rows that are computed for a batch's decode rows.
@@ -227,10 +258,9 @@ static bool step_cuda(Model *m, const Batch *b, Error *err) {
     // (A draw may well be the argmax; but the next one would wait until the step that runs ahead leaves SMs free.)
     s->next_step.running = predicted && room && !s->next_step.sampled && s->graphs[0][s->buffer][rows];
     s->next_step.sampled = false;
-    CUDA_TRY(cudaEventRecord(s->argmax_ready, s->stream));
+    if (!record_argmax(m, err)) return false;
     if (s->next_step.running) {
-        switch_buffers(s);
-        if (!launch_step(m, rows, false, err)) return false;
+        if (!for_shards(m, err, switch_buffers) || !launch_step(m, rows, false, err)) return false;
     } else if (!s->graphs[several][s->buffer][rows] && !capture_step(m, rows, several, err))
         return false;
     return wait_for_argmax(m, b->start[n], err);
@@ -245,7 +275,7 @@ static bool mixed_cuda(Model *m, const Batch *b, Error *err) {
     int n = b->n_decode;
     bool predicted = is_predicted_step(m, s, b);
     if (!m->two_passes && b->start[n] == n && !(predicted && s->next_step.running))
-        return upload_step(m, b, err) && gather_table(s, n, m->kv.table_width, false, err) && prompt_cuda(m, b, 0, err);
+        return upload_step(m, b, err) && gather_tables(m, n, false, err) && prompt_cuda(m, b, 0, err);
     batch_part(b, b->start[n], b->n_rows - b->start[n], &prompts);
     return enqueue_decode_rows(m, b, predicted, err) && prompt_cuda(m, &prompts.batch, b->start[n], err);
 }

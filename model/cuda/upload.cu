@@ -38,17 +38,19 @@ __global__ void place_rows_kernel(D *dst, const S *src, uint64_t first, uint64_t
         dst[to * cols + c] = from_float<D>(to_float(src[(uint64_t)blockIdx.x * cols + c]));
 }
 
-// Computes: a synthetic tensor (synthetic.h), its rows in their order on the device; ones where range is 0.
+// Computes: a synthetic tensor (synthetic.h) from its element `first` on, its rows in their order on the device; ones
+//           where range is 0.
 // Reads:    nothing.
 // Writes:   dst [n/cols][cols].
 // Grid:     any × 256, strided.
-// Requires: none.
+// Requires: first a multiple of cols.
 template <typename D>
-__global__ void synthesize_kernel(D *dst, uint64_t n, uint64_t cols, float range, uint32_t salt, int head_dim) {
+__global__ void synthesize_kernel(D *dst, uint64_t n, uint64_t cols, uint64_t first, float range, uint32_t salt,
+                                  int head_dim) {
     for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (uint64_t)gridDim.x * blockDim.x) {
         uint64_t row = i / cols;
         dst[placed_row(row, head_dim) * cols + i % cols] =
-            from_float<D>(range == 0 ? 1.0f : __uint_as_float(synthetic_bits(i, salt, range)));
+            from_float<D>(range == 0 ? 1.0f : __uint_as_float(synthetic_bits(first + i, salt, range)));
     }
 }
 
@@ -63,7 +65,7 @@ struct PackedRows {
     float *scales; // [rows], of a matrix with a scale for each row; else NULL
     Packing packing;
     bool fp8;
-    uint64_t cols, first; // first: the row of the matrix that comes first
+    uint64_t cols, first; // first: the row that comes first, of those that go there
     int head_dim;         // placed_row's
 };
 
@@ -95,23 +97,24 @@ template <class S> struct FileCodes {
     }
 };
 
-// The same of a synthetic matrix.
+// The same of a synthetic matrix, of which row first_row is the first that goes there.
 struct SyntheticCodes {
     SyntheticTensor tensor;
+    uint64_t first_row;
 
     __device__ uint64_t eight(const PackedRows &to, uint64_t row, uint64_t c) const {
-        uint64_t at = (to.first + row) * to.cols + c;
+        uint64_t at = (first_row + to.first + row) * to.cols + c;
         if (to.packing.bits == 4) return synthetic_codes(at / 8, &tensor);
         return synthetic_codes(at / 4, &tensor) | (uint64_t)synthetic_codes(at / 4 + 1, &tensor) << 32;
     }
     __device__ float scale(const PackedRows &to, uint64_t row, uint64_t g, uint64_t n) const {
-        return __uint_as_float(synthetic_scale_bits((to.first + row) * n + g, &tensor));
+        return __uint_as_float(synthetic_scale_bits((first_row + to.first + row) * n + g, &tensor));
     }
 };
 
 // Computes: rows of a quantised matrix, packed; columns that the last block has too many are codes and scales of zero.
 // Reads:    what Source says.
-// Writes:   to.rows and to.scales, the whole matrix: the rows from to.first on, in their order (placed_row).
+// Writes:   to.rows and to.scales: the rows from to.first on, in their order (placed_row).
 // Grid:     rows × blocks of 1024 columns, 64 threads; a thread owns the 16 codes of a lane of a chunk.
 // Requires: cols % 8 = 0; the file's rows aligned to 8 codes.
 template <class Source> __global__ void pack_kernel(PackedRows to, Source from) {
@@ -157,14 +160,16 @@ template <class Source> __global__ void pack_kernel(PackedRows to, Source from) 
 
 // ---- where tensors go -----------------------------------------------------------------------------------------------
 
-// One tensor on its way to the device.
+// One tensor on its way to the device: the rank's rows of it.
 struct Placement {
     Weight weight;       // its matrix or norm gets the address; the name is not kept
     uint64_t rows, cols; // a norm: one row
+    uint64_t first_row;  // of the tensor, the first of them
+    bool whole;          // every rank has all rows
     DType from, to;      // in the file, and on the device: a norm is float32 in both, codes are what they are
-    uint64_t file_begin; // in the file's data; a synthetic model has none
+    uint64_t file_begin; // of the first of the rows, in the file's data; a synthetic model has none
     uint64_t file_row_bytes, row_bytes;    // of a row there, without its scales, and on the device
-    uint64_t scale_begin, scale_row_bytes; // of a quantised matrix, in the file's data
+    uint64_t scale_begin, scale_row_bytes; // of a quantised matrix, in the file's data: as file_begin
     SyntheticTensor synthetic;
     char *at, *scales; // on the device; scales: of a quantised matrix with one for each row, float32 [rows]
     int head_dim;      // of wq and wk, whose rows are interleaved; else 0
@@ -191,8 +196,8 @@ static const Tensor *find_in_file(const Plan *p, const char *name, const char *s
     return model_is_synthetic(p->model) ? NULL : safetensors_find(&p->model->file, whole);
 }
 
-// WeightVisitor: where every tensor goes, 128-byte aligned, which leaves no gap between wq, wk and wv: they are heads of
-// 64, 96 or 128 rows, of a multiple of 16 bytes each.
+// WeightVisitor: where the rank's rows of every tensor go, 128-byte aligned, which leaves no gap between wq, wk and wv:
+// they are heads of 64, 96 or 128 rows, of a multiple of 16 bytes each.
 static bool plan_tensor(void *context, const Weight *w, Error *err) {
     Plan *p = (Plan *)context;
     Matrix *matrix = w->matrix;
@@ -206,7 +211,12 @@ static bool plan_tensor(void *context, const Weight *w, Error *err) {
     memset(&t, 0, sizeof t);
     t.weight = *w;
     snprintf(t.name, sizeof t.name, "%s", w->name);
-    t.rows = matrix ? (uint64_t)matrix->rows : 1;
+    t.synthetic = synthetic_next(&p->synthetic, w); // of all rows
+    const Rows own = shard_rows(&p->model->shard, &p->model->config, w);
+    t.whole = !matrix || own.n == matrix->rows;
+    if (matrix) matrix->all_rows = matrix->rows, matrix->rows = own.n;
+    t.rows = (uint64_t)own.n;
+    t.first_row = (uint64_t)own.first;
     t.cols = matrix ? (uint64_t)matrix->cols : (uint64_t)w->n;
     t.from = t.to = DTYPE_F32;
     t.file_row_bytes = t.row_bytes = t.cols * sizeof(float);
@@ -219,12 +229,11 @@ static bool plan_tensor(void *context, const Weight *w, Error *err) {
     }
     if (is_packed(&t)) {
         const Tensor *scales = find_in_file(p, w->name, ".scale");
-        t.scale_begin = scales ? scales->begin : 0;
         t.scale_row_bytes =
             (uint64_t)quant_groups(matrix->group, matrix->cols) * (uint64_t)dtype_bytes[matrix->scale_dtype];
+        t.scale_begin = scales ? scales->begin + t.first_row * t.scale_row_bytes : 0;
     }
-    t.file_begin = in_file ? in_file->begin : 0;
-    t.synthetic = synthetic_next(&p->synthetic, w);
+    t.file_begin = in_file ? in_file->begin + t.first_row * t.file_row_bytes : 0;
     t.at = (char *)p->bytes; // an offset, until there is memory
     t.head_dim = rotated ? p->model->config.head_dim : 0;
     p->bytes += (t.rows * t.row_bytes + 127) / 128 * 128;
@@ -277,7 +286,12 @@ bool place_tensors(Plan *p, Error *err) {
             *t->weight.norm = (const float *)t->at;
         }
     }
-    if (m->config.tie_embeddings) m->weights.output = m->weights.tok_embeddings;
+    if (m->config.tie_embeddings) {
+        Matrix *output = &m->weights.output;
+        *output = m->weights.tok_embeddings; // of which the shard multiplies its own rows
+        output->data = (const char *)output->data + (uint64_t)m->shard.vocab.first * device_row_bytes(output);
+        output->rows = m->shard.vocab.n;
+    }
     for (int i = 0; i < m->config.n_layers; i++) {
         const LayerWeights *l = &m->weights.layers[i];
         if (!follows(&l->wq, &l->wk) || !follows(&l->wk, &l->wv) || !alike(&l->w1, &l->w3))
@@ -321,28 +335,74 @@ static bool place(const Placement *t, const void *staged, uint64_t first, unsign
 
 // ---- from the file --------------------------------------------------------------------------------------------------
 
-// One thread's way from the file to the device: it reads into one pinned buffer while the other is being copied.
+// One thread's way from the file to the devices: it reads into one pinned buffer while the other is being copied.
 struct Stager {
-    cudaStream_t stream;
-    char *host[2], *device[2]; // of the upload's two blocks
-    cudaEvent_t copied[2];
+    char *host[2]; // of the upload's blocks, as device
+    struct {
+        cudaStream_t stream;
+        char *device[2];
+        cudaEvent_t copied[2];
+    } to[MAX_SHARDS]; // of each rank
     int turn;
 };
 
-static bool stager_open(Stager *g, char *host, char *device, uint64_t bytes, Error *err) {
-    CUDA_TRY(cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking));
-    for (int i = 0; i < 2; i++) {
-        g->host[i] = host + (uint64_t)i * bytes;
-        g->device[i] = device + (uint64_t)i * bytes;
-        CUDA_TRY(cudaEventCreateWithFlags(&g->copied[i], cudaEventDisableTiming));
+// The unit of work for one thread: whole rows, at most a buffer's worth.
+struct UploadUnit {
+    size_t tensor;
+    int rank; // that has the rows; -1: all have them
+    uint64_t first, rows;
+};
+
+// What the reading threads share.
+struct Upload {
+    const Plan *plans; // [count], of the ranks
+    int count;
+    bool (*meanwhile)(Model *model, Error *err); // the first thread's
+    const UploadUnit *units;
+    size_t n_units;
+    char *host;                          // two buffers for each thread
+    char *device[MAX_SHARDS];            // the same
+    unsigned long long *bad[MAX_SHARDS]; // on the devices: what FileCodes reports
+    uint64_t buffer_bytes;
+    std::atomic<size_t> next; // unit
+    std::mutex lock;          // of the following
+    uint64_t sent, total;     // bytes
+    Error *err;
+};
+
+// A rank's GPU becomes this thread's current one.
+static bool enter_rank(const Upload *u, int rank, Error *err) {
+    if (u->count > 1) CUDA_TRY(cudaSetDevice(u->plans[rank].state->device));
+    return true;
+}
+
+static bool stager_open(Stager *g, const Upload *u, int thread, Error *err) {
+    for (int r = 0; r < u->count; r++) {
+        auto &to = g->to[r];
+        if (!enter_rank(u, r, err)) return false;
+        CUDA_TRY(cudaStreamCreateWithFlags(&to.stream, cudaStreamNonBlocking));
+        for (int i = 0; i < 2; i++) {
+            uint64_t at = (uint64_t)(2 * thread + i) * u->buffer_bytes;
+            g->host[i] = u->host + at;
+            to.device[i] = u->device[r] + at;
+            CUDA_TRY(cudaEventCreateWithFlags(&to.copied[i], cudaEventDisableTiming));
+        }
     }
     return true;
 }
 
-static void stager_close(Stager *g) {
-    for (int i = 0; i < 2; i++)
-        if (g->copied[i]) cudaEventDestroy(g->copied[i]);
-    if (g->stream) cudaStreamDestroy(g->stream);
+// Waits for what was sent. False: it failed.
+static bool stager_close(Stager *g, const Upload *u, Error *err) {
+    cudaError_t failed = cudaSuccess;
+    for (int r = 0; r < u->count; r++) {
+        auto &to = g->to[r];
+        cudaError_t status = to.stream ? cudaStreamSynchronize(to.stream) : cudaSuccess;
+        if (failed == cudaSuccess) failed = status;
+        for (int i = 0; i < 2; i++)
+            if (to.copied[i]) cudaEventDestroy(to.copied[i]);
+        if (to.stream) cudaStreamDestroy(to.stream);
+    }
+    return failed == cudaSuccess || fail(err, "uploading the weights: %s", cudaGetErrorString(failed));
 }
 
 // Bytes that are read of the file for a tensor's row.
@@ -350,85 +410,77 @@ static uint64_t read_row_bytes(const Placement *t) {
     return t->file_row_bytes + t->scale_row_bytes;
 }
 
-// Rows first .. first+rows of a tensor; of a quantised matrix the codes, and after them the scales.
-static bool stager_send(Stager *g, const Plan *p, const Placement *t, uint64_t first, uint64_t rows,
-                        unsigned long long *bad, Error *err) {
-    const SafeTensors *file = &p->model->file;
-    uint64_t bytes = rows * t->file_row_bytes, scale_bytes = rows * t->scale_row_bytes;
+// Rows of a tensor to the rank that has them, or to all; of a quantised matrix the codes, and after them the scales.
+static bool stager_send(Stager *g, const Upload *u, const UploadUnit *unit, Error *err) {
+    const int from = unit->rank < 0 ? 0 : unit->rank, end = unit->rank < 0 ? u->count : unit->rank + 1;
+    const Placement *t = &u->plans[from].tensors[unit->tensor];
+    const SafeTensors *file = &u->plans[from].model->file;
+    uint64_t first = unit->first, rows = unit->rows, bytes = rows * t->file_row_bytes,
+             scale_bytes = rows * t->scale_row_bytes;
     int i = g->turn;
     g->turn ^= 1;
-    CUDA_TRY(cudaEventSynchronize(g->copied[i])); // an event not yet recorded counts as done
+    for (int r = 0; r < u->count; r++)
+        CUDA_TRY(cudaEventSynchronize(g->to[r].copied[i])); // an event not yet recorded counts as done
     if (!safetensors_read(file, g->host[i], t->file_begin + first * t->file_row_bytes, bytes, err)) return false;
     if (scale_bytes &&
         !safetensors_read(file, g->host[i] + bytes, t->scale_begin + first * t->scale_row_bytes, scale_bytes, err))
         return false;
-    CUDA_TRY(cudaMemcpyAsync(g->device[i], g->host[i], bytes + scale_bytes, cudaMemcpyHostToDevice, g->stream));
-    if (!(is_packed(t) ? pack(p, t, g->device[i], first, rows, bad, g->stream, err)
-                       : place(t, g->device[i], first, (unsigned)rows, g->stream, err)))
-        return false;
-    CUDA_TRY(cudaEventRecord(g->copied[i], g->stream));
+    for (int r = from; r < end; r++) {
+        const Plan *p = &u->plans[r];
+        auto &to = g->to[r];
+        t = &p->tensors[unit->tensor];
+        if (!enter_rank(u, r, err)) return false;
+        CUDA_TRY(cudaMemcpyAsync(to.device[i], g->host[i], bytes + scale_bytes, cudaMemcpyHostToDevice, to.stream));
+        if (!(is_packed(t) ? pack(p, t, to.device[i], first, rows, u->bad[r], to.stream, err)
+                           : place(t, to.device[i], first, (unsigned)rows, to.stream, err)))
+            return false;
+        CUDA_TRY(cudaEventRecord(to.copied[i], to.stream));
+    }
     return true;
 }
 
-// The unit of work for one thread: whole rows, at most a buffer's worth.
-struct UploadUnit {
-    const Placement *tensor;
-    uint64_t first, rows;
-};
-
-// What the reading threads share.
-struct Upload {
-    const Plan *plan;
-    bool (*meanwhile)(Model *model, Error *err); // the first thread's
-    const UploadUnit *units;
-    size_t n_units;
-    char *host, *device;     // two buffers for each thread
-    unsigned long long *bad; // on the device: what FileCodes reports
-    uint64_t buffer_bytes;
-    std::atomic<size_t> next; // unit
-    std::mutex lock;          // of the following
-    uint64_t sent;            // bytes
-    Error *err;
-};
-
 static void upload_thread(void *upload, int thread) {
     Upload *u = (Upload *)upload;
-    Model *m = u->plan->model;
+    Model *m = u->plans[0].model;
     Error own = {""};
     Stager g;
     memset(&g, 0, sizeof g);
-    uint64_t mine = 2 * u->buffer_bytes * (uint64_t)thread;
-    bool ok = stager_open(&g, u->host + mine, u->device + mine, u->buffer_bytes, &own);
+    bool ok = stager_open(&g, u, thread, &own);
     if (ok && thread == 0) ok = u->meanwhile(m, &own);
     for (size_t i; ok && (i = u->next++) < u->n_units;) {
         const UploadUnit *unit = &u->units[i];
         if (model_interrupted(m)) ok = fail_interrupted(&own);
-        ok = ok && stager_send(&g, u->plan, unit->tensor, unit->first, unit->rows, u->bad, &own);
+        ok = ok && stager_send(&g, u, unit, &own);
         if (!ok || !m->progress) continue;
         std::lock_guard<std::mutex> locked(u->lock);
-        u->sent += unit->rows * unit->tensor->row_bytes;
-        m->progress("loading", u->sent, u->plan->bytes);
+        u->sent += unit->rows * u->plans[0].tensors[unit->tensor].row_bytes;
+        m->progress("loading", u->sent, u->total);
     }
-    cudaError_t last = g.stream ? cudaStreamSynchronize(g.stream) : cudaSuccess;
-    if (ok && last != cudaSuccess) ok = fail(&own, "uploading the weights: %s", cudaGetErrorString(last));
-    stager_close(&g);
+    ok = stager_close(&g, u, &own) && ok;
+    enter_rank(u, 0, &own); // one of the threads is the caller's
     if (ok) return;
     u->next = u->n_units; // the others need not go on
     std::lock_guard<std::mutex> locked(u->lock);
     fail(u->err, "%s", own.text);
 }
 
-// Cuts the tensors into units of at most buffer_bytes, or one row. NULL: no memory.
-static UploadUnit *cut_units(const Plan *p, uint64_t buffer_bytes, size_t *n_units) {
+// Cuts the tensors into units of at most buffer_bytes, or one row; sets n_units and total. NULL: no memory.
+static UploadUnit *cut_units(Upload *u) {
     UploadUnit *units = NULL;
     for (int pass = 0; pass < 2; pass++) { // count, then fill
-        if (pass == 1 && !(units = (UploadUnit *)malloc((*n_units + 1) * sizeof *units))) return NULL;
-        *n_units = 0;
-        for (size_t i = 0; i < p->n; i++) {
-            const Placement *t = &p->tensors[i];
-            uint64_t step = buffer_bytes / read_row_bytes(t);
-            for (uint64_t first = 0; first < t->rows; first += step, ++*n_units)
-                if (pass == 1) units[*n_units] = UploadUnit{t, first, t->rows - first < step ? t->rows - first : step};
+        if (pass == 1 && !(units = (UploadUnit *)malloc((u->n_units + 1) * sizeof *units))) return NULL;
+        u->n_units = u->total = 0;
+        for (size_t i = 0; i < u->plans[0].n; i++) {
+            const bool whole = u->plans[0].tensors[i].whole;
+            for (int r = 0; r < (whole ? 1 : u->count); r++) {
+                const Placement *t = &u->plans[r].tensors[i];
+                uint64_t step = u->buffer_bytes / read_row_bytes(t);
+                u->total += t->rows * t->row_bytes;
+                for (uint64_t first = 0; first < t->rows; first += step, ++u->n_units)
+                    if (pass == 1)
+                        units[u->n_units] =
+                            UploadUnit{i, whole ? -1 : r, first, t->rows - first < step ? t->rows - first : step};
+            }
         }
     }
     return units;
@@ -437,44 +489,65 @@ static UploadUnit *cut_units(const Plan *p, uint64_t buffer_bytes, size_t *n_uni
 // The message for what FileCodes has reported.
 static bool fail_bad(const Plan *p, unsigned long long bad, Error *err) {
     const Placement *t = &p->tensors[bad >> BAD_TENSOR_SHIFT];
-    int64_t at = (int64_t)(bad & ((1ull << BAD_CODE_SHIFT) - 1));
-    if (bad >> BAD_CODE_SHIFT & 1) return fail_code_is_nan(p->model, t->name, (int)t->cols, at, err);
-    DType dtype = t->weight.matrix->scale_dtype;
-    uint64_t bytes = (uint64_t)dtype_bytes[dtype];
+    const Matrix *m = t->weight.matrix;
+    int64_t at = (int64_t)(bad & ((1ull << BAD_CODE_SHIFT) - 1)), first = (int64_t)t->first_row;
+    if (bad >> BAD_CODE_SHIFT & 1) return fail_code_is_nan(p->model, t->name, m->cols, first * m->cols + at, err);
+    uint64_t bytes = (uint64_t)dtype_bytes[m->scale_dtype];
     uint32_t scale = 0;
     return safetensors_read(&p->model->file, (char *)&scale, t->scale_begin + (uint64_t)at * bytes, bytes, err) &&
-           fail_scale_not_finite(p->model, t->name, at, quant_number(&scale, dtype, 0), err);
+           fail_scale_not_finite(p->model, t->name, first * quant_groups(m->group, m->cols) + at,
+                                 quant_number(&scale, m->scale_dtype, 0), err);
 }
 
-static bool upload(const Plan *p, bool (*meanwhile)(Model *model, Error *err), Error *err) {
+// The first of what is wrong, on any rank: of a tensor's scales or codes a lower rank has the lower rows.
+static bool find_bad(const Upload *u, Error *err) {
+    unsigned long long first = NOTHING_BAD;
+    int rank = 0;
+    for (int r = 0; r < u->count; r++) {
+        unsigned long long bad;
+        CUDA_TRY(cudaMemcpy(&bad, u->bad[r], sizeof bad, cudaMemcpyDeviceToHost));
+        if (bad >> BAD_CODE_SHIFT < first >> BAD_CODE_SHIFT) first = bad, rank = r;
+    }
+    return first == NOTHING_BAD || fail_bad(&u->plans[rank], first, err);
+}
+
+static bool allocate_staging(Upload *u, uint64_t staging, Error *err) {
+    cudaError_t status = cudaMallocHost((void **)&u->host, staging);
+    for (int r = 0; r < u->count && status == cudaSuccess; r++) {
+        if (!enter_rank(u, r, err)) return false;
+        status = cudaMalloc((void **)&u->device[r], staging);
+        if (status == cudaSuccess) status = cudaMalloc((void **)&u->bad[r], sizeof **u->bad);
+        if (status == cudaSuccess)
+            status = cudaMemcpy(u->bad[r], &NOTHING_BAD, sizeof **u->bad, cudaMemcpyHostToDevice);
+    }
+    return status == cudaSuccess
+               ? enter_rank(u, 0, err)
+               : fail(err, "%.2f GB to stage the weights: %s", (double)staging * 1e-9, cudaGetErrorString(status));
+}
+
+static bool upload(const Plan *plans, int count, bool (*meanwhile)(Model *model, Error *err), Error *err) {
     Upload u = {};
-    u.plan = p;
+    u.plans = plans;
+    u.count = count;
     u.meanwhile = meanwhile;
     u.err = err;
     u.buffer_bytes = UPLOAD_BYTES;
-    for (size_t i = 0; i < p->n; i++)
-        if (read_row_bytes(&p->tensors[i]) > u.buffer_bytes) u.buffer_bytes = read_row_bytes(&p->tensors[i]);
-    UploadUnit *units = cut_units(p, u.buffer_bytes, &u.n_units);
+    for (size_t i = 0; i < plans->n; i++)
+        if (read_row_bytes(&plans->tensors[i]) > u.buffer_bytes) u.buffer_bytes = read_row_bytes(&plans->tensors[i]);
+    UploadUnit *units = cut_units(&u);
     if (!units) return fail(err, "out of memory: %zu units of the weights", u.n_units);
     u.units = units;
     u.buffer_bytes = (u.buffer_bytes + 15) / 16 * 16;
-    uint64_t staging = 2 * UPLOAD_THREADS * u.buffer_bytes;
-    unsigned long long bad = NOTHING_BAD;
-    cudaError_t status = cudaMallocHost((void **)&u.host, staging);
-    if (status == cudaSuccess) status = cudaMalloc((void **)&u.device, staging);
-    if (status == cudaSuccess) status = cudaMalloc((void **)&u.bad, sizeof bad);
-    if (status == cudaSuccess) status = cudaMemcpy(u.bad, &bad, sizeof bad, cudaMemcpyHostToDevice);
-    if (status == cudaSuccess) {
+    if (allocate_staging(&u, 2 * UPLOAD_THREADS * u.buffer_bytes, err)) {
         threads_run(UPLOAD_THREADS, upload_thread, &u);
-        status = cudaMemcpy(&bad, u.bad, sizeof bad, cudaMemcpyDeviceToHost);
-        if (!err->text[0] && status != cudaSuccess) fail(err, "uploading the weights: %s", cudaGetErrorString(status));
-        if (!err->text[0] && bad != NOTHING_BAD) fail_bad(p, bad, err);
-    } else
-        fail(err, "%.2f GB to stage the weights: %s", (double)staging * 1e-9, cudaGetErrorString(status));
+        if (!err->text[0]) find_bad(&u, err);
+    }
     free(units);
     cudaFreeHost(u.host);
-    cudaFree(u.device);
-    cudaFree(u.bad);
+    for (int r = 0; r < count; r++) {
+        cudaFree(u.device[r]);
+        cudaFree(u.bad[r]);
+    }
     return !err->text[0];
 }
 
@@ -486,12 +559,13 @@ static bool synthesize(const Plan *p, Error *err) {
         unsigned blocks = n / 256 < 8192 ? (unsigned)(n / 256 + 1) : 8192;
         if (is_packed(t)) {
             PackedRows to = packed_rows(t, 0);
-            SyntheticCodes from = {t->synthetic};
+            SyntheticCodes from = {t->synthetic, t->first_row};
             pack_kernel<<<(unsigned)t->rows * to.packing.blocks, 64, 0, s->stream>>>(to, from);
         } else {
             with_type(t->to, [&](auto type) {
                 synthesize_kernel<<<blocks, 256, 0, s->stream>>>((decltype(type) *)t->at, n, t->cols,
-                                                                 t->synthetic.range, t->synthetic.salt, t->head_dim);
+                                                                 t->first_row * t->cols, t->synthetic.range,
+                                                                 t->synthetic.salt, t->head_dim);
             });
         }
         CUDA_TRY(cudaGetLastError());
@@ -500,7 +574,9 @@ static bool synthesize(const Plan *p, Error *err) {
     return true;
 }
 
-bool upload_weights(const Plan *p, bool (*meanwhile)(Model *model, Error *err), Error *err) {
-    if (model_is_synthetic(p->model)) return synthesize(p, err) && meanwhile(p->model, err);
-    return upload(p, meanwhile, err);
+bool upload_weights(const Plan *plans, int count, bool (*meanwhile)(Model *model, Error *err), Error *err) {
+    Model *m = plans->model;
+    if (!model_is_synthetic(m)) return upload(plans, count, meanwhile, err);
+    return for_shards(m, err, [&](Model *own, CudaState *) { return synthesize(&plans[own->shard.rank], err); }) &&
+           meanwhile(m, err);
 }

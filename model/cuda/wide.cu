@@ -18,8 +18,11 @@ struct WidePlan {
 struct WideState {
     size_t shared_limit; // dynamic shared memory that a block may have
     WidePlan pairs, quads;
-    float *squares; // [MAX_WIDE_ROWS][blocks]
-    unsigned *done; // [n_layers + 1][MAX_WIDE_PRODUCTS]
+    float *squares; // [MAX_WIDE_ROWS][dim / WIDE_SQUARES]
+    // Several GPUs: this one's part, of which `squares` and CudaState.xb have all. NULL: there is one.
+    float *own_squares; // [MAX_WIDE_ROWS][own dim / WIDE_SQUARES]
+    bf16 *own_in;       // [MAX_WIDE_ROWS][own dim]
+    unsigned *done;     // [n_layers + 1][MAX_WIDE_PRODUCTS]
 };
 
 typedef CUresult (*EncodeTiled)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
@@ -46,8 +49,7 @@ static bool encode_map(CUtensorMap *map, const void *base, int rank, const cuuin
 }
 
 // Rows of a tile of a matrix, a multiple of 16: as many as leave the cluster that has most the least to copy; what it
-// copies of activations in each pass counts as 16 rows. (Not as many as there are: the order of the squares depends on
-// the tiles.)
+// copies of activations in each pass counts as 16 rows.
 static int wide_tile_rows(int rows, int clusters) {
     int best = 0, least = 0;
     for (int tile = WIDE_TILE; tile >= 16; tile -= 16) {
@@ -120,6 +122,11 @@ int wide_most_rows(const Model *m, int sequences) {
     return sequences <= MAX_PAIR_ROWS ? MAX_PAIR_ROWS : MAX_WIDE_ROWS;
 }
 
+// Rows of this rank's queries, keys and values.
+static int qkv_rows(const Model *m) {
+    return (own_heads(m) + 2 * own_kv_heads(m)) * m->config.head_dim;
+}
+
 // How the matrices are cut for clusters of so many blocks.
 static bool make_plan(const Model *m, const WideState *w, int cluster, WidePlan *plan, Error *err) {
     const Config *c = &m->config;
@@ -139,27 +146,28 @@ static bool make_plan(const Model *m, const WideState *w, int cluster, WidePlan 
                 return true;
             }))
             return false;
-        if (clusters == 0 || fit < clusters) clusters = fit; // one number for all: the order of the squares
+        if (clusters == 0 || fit < clusters) clusters = fit; // one number for all sizes
     }
     if (clusters == 0) return fail(err, "no cluster of %d blocks fits the GPU", cluster);
     plan->blocks = clusters * cluster;
     plan->weights = (CUtensorMap *)aligned_alloc(alignof(CUtensorMap), (c->n_layers * 4 + 1) * sizeof(CUtensorMap));
     if (!plan->weights) return fail(err, "out of memory: tensor maps");
-    int *rows = plan->tile_rows, qkv_rows = c->q_dim + 2 * c->kv_dim;
-    rows[WIDE_QKV] = wide_tile_rows(qkv_rows, clusters);
-    rows[WIDE_OUT] = rows[WIDE_DOWN] = wide_tile_rows(c->dim, clusters); // x's owners are the same
-    rows[WIDE_GATE_UP] = wide_tile_rows(2 * c->hidden_dim, clusters);
-    rows[WIDE_LM_HEAD] = wide_tile_rows(c->vocab_size, clusters);
+    const Shard *own = &m->shard;
+    int *rows = plan->tile_rows;
+    rows[WIDE_QKV] = wide_tile_rows(qkv_rows(m), clusters);
+    rows[WIDE_OUT] = rows[WIDE_DOWN] = wide_tile_rows(own->dim.n, clusters); // x's owners are the same
+    rows[WIDE_GATE_UP] = wide_tile_rows(2 * own->hidden.n, clusters);
+    rows[WIDE_LM_HEAD] = wide_tile_rows(own->vocab.n, clusters);
     for (int i = 0; i < c->n_layers; i++) {
         const LayerWeights *l = &m->weights.layers[i];
         CUtensorMap *map = plan->weights + 4 * i;
-        if (!weights_map(map, l->wq.data, NULL, qkv_rows, c->dim, rows[WIDE_QKV], err) ||
-            !weights_map(map + 1, l->wo.data, NULL, c->dim, c->q_dim, rows[WIDE_OUT], err) ||
-            !weights_map(map + 2, l->w1.data, l->w3.data, c->hidden_dim, c->dim, rows[WIDE_GATE_UP], err) ||
-            !weights_map(map + 3, l->w2.data, NULL, c->dim, c->hidden_dim, rows[WIDE_DOWN], err))
+        if (!weights_map(map, l->wq.data, NULL, qkv_rows(m), c->dim, rows[WIDE_QKV], err) ||
+            !weights_map(map + 1, l->wo.data, NULL, own->dim.n, c->q_dim, rows[WIDE_OUT], err) ||
+            !weights_map(map + 2, l->w1.data, l->w3.data, own->hidden.n, c->dim, rows[WIDE_GATE_UP], err) ||
+            !weights_map(map + 3, l->w2.data, NULL, own->dim.n, c->hidden_dim, rows[WIDE_DOWN], err))
             return false;
     }
-    return weights_map(plan->weights + 4 * c->n_layers, m->weights.output.data, NULL, c->vocab_size, c->dim,
+    return weights_map(plan->weights + 4 * c->n_layers, m->weights.output.data, NULL, own->vocab.n, c->dim,
                        rows[WIDE_LM_HEAD], err);
 }
 
@@ -169,19 +177,22 @@ static bool prepare_wide(Model *m, WideState *w, Error *err) {
     CUDA_TRY(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     w->shared_limit = (size_t)limit - 1024; // the kernel's own variables
     if (!make_plan(m, w, 2, &w->pairs, err) || !make_plan(m, w, 4, &w->quads, err)) return false;
-    int blocks = w->pairs.blocks > w->quads.blocks ? w->pairs.blocks : w->quads.blocks;
-    CUDA_TRY(cudaMalloc((void **)&w->squares, (size_t)MAX_WIDE_ROWS * blocks * sizeof(float)));
+    CUDA_TRY(cudaMalloc((void **)&w->squares, (size_t)MAX_WIDE_ROWS * (m->config.dim / WIDE_SQUARES) * sizeof(float)));
+    if (m->shard.count > 1) {
+        size_t n = (size_t)MAX_WIDE_ROWS * m->shard.dim.n;
+        CUDA_TRY(cudaMalloc((void **)&w->own_squares, n / WIDE_SQUARES * sizeof(float)));
+        CUDA_TRY(cudaMalloc((void **)&w->own_in, n * sizeof(bf16)));
+    }
     CUDA_TRY(cudaMalloc((void **)&w->done, (m->config.n_layers + 1) * MAX_WIDE_PRODUCTS * sizeof(unsigned)));
     return true;
 }
 
-bool wide_open(Model *m, WideState **wide, Error *err) {
+bool wide_open(Model *m, CudaState *s, Error *err) {
     bool takes = false;
-    *wide = NULL;
     if (!wide_takes(m, &takes, err)) return false;
     if (!takes) return true;
-    if (!(*wide = (WideState *)calloc(1, sizeof **wide))) return fail(err, "out of memory: the engine's state");
-    return prepare_wide(m, *wide, err);
+    if (!(s->wide = (WideState *)calloc(1, sizeof *s->wide))) return fail(err, "out of memory: the engine's state");
+    return prepare_wide(m, s->wide, err);
 }
 
 void wide_close(WideState *w) {
@@ -189,6 +200,8 @@ void wide_close(WideState *w) {
     free(w->pairs.weights);
     free(w->quads.weights);
     cudaFree(w->squares);
+    cudaFree(w->own_squares);
+    cudaFree(w->own_in);
     cudaFree(w->done);
     free(w);
 }
@@ -211,16 +224,17 @@ static bool add_product(WideParams *p, const WidePlan *plan, WideKind kind, cons
 static bool wide_params(const Model *m, const WideState *w, const WidePlan *plan, int i, int n, int box_rows,
                         WideParams *p, Error *err) {
     const Config *c = &m->config;
+    const Shard *own = &m->shard;
     const CudaState *s = (const CudaState *)m->state;
     const Weights *all = &m->weights;
     memset(p, 0, sizeof *p);
     p->n_rows = n;
-    p->n_heads = c->n_heads;
-    p->n_kv_heads = c->n_kv_heads;
+    p->n_heads = own_heads(m);
+    p->n_kv_heads = own_kv_heads(m);
     p->head_dim = c->head_dim;
     p->dim = c->dim;
-    p->hidden_dim = c->hidden_dim;
-    p->vocab_size = c->vocab_size;
+    p->hidden_dim = own->hidden.n;
+    p->vocab_size = own->vocab.n;
     p->eps = c->norm_eps;
     p->x = s->x;
     p->in = (bf16 *)s->xb;
@@ -228,59 +242,136 @@ static bool wide_params(const Model *m, const WideState *w, const WidePlan *plan
     p->h = (bf16 *)s->h;
     p->qkv = (bf16 *)s->qkv_in;
     p->rope = s->rope_table;
-    p->logits = s->logits;
+    p->logits = own_logits(m, s, 0);
     p->done = w->done + i * MAX_WIDE_PRODUCTS;
-    const float *next = i < c->n_layers ? all->layers[i].attention_norm : all->norm;
+    const float *next = (i < c->n_layers ? all->layers[i].attention_norm : all->norm) + own->dim.first;
     const CUtensorMap *before = plan->weights + 4 * (i - 1);
     if (i > 0 &&
-        !(add_product(p, plan, WIDE_OUT, before + 1, s->att, n, box_rows, all->layers[i - 1].ffn_norm, c->dim, c->q_dim,
-                      err) &&
-          add_product(p, plan, WIDE_GATE_UP, before + 2, s->xb, n, box_rows, NULL, 2 * c->hidden_dim, c->dim, err) &&
-          add_product(p, plan, WIDE_DOWN, before + 3, s->h, n, box_rows, next, c->dim, c->hidden_dim, err)))
+        !(add_product(p, plan, WIDE_OUT, before + 1, s->att_all, n, box_rows,
+                      all->layers[i - 1].ffn_norm + own->dim.first, own->dim.n, c->q_dim, err) &&
+          add_product(p, plan, WIDE_GATE_UP, before + 2, s->xb, n, box_rows, NULL, 2 * own->hidden.n, c->dim, err) &&
+          add_product(p, plan, WIDE_DOWN, before + 3, s->h_all, n, box_rows, next, own->dim.n, c->hidden_dim, err)))
         return false;
     if (i < c->n_layers)
-        return add_product(p, plan, WIDE_QKV, plan->weights + 4 * i, s->xb, n, box_rows, NULL, c->q_dim + 2 * c->kv_dim,
-                           c->dim, err);
-    return add_product(p, plan, WIDE_LM_HEAD, plan->weights + 4 * i, s->xb, n, box_rows, NULL, c->vocab_size, c->dim,
+        return add_product(p, plan, WIDE_QKV, plan->weights + 4 * i, s->xb, n, box_rows, NULL, qkv_rows(m), c->dim,
+                           err);
+    return add_product(p, plan, WIDE_LM_HEAD, plan->weights + 4 * i, s->xb, n, box_rows, NULL, own->vocab.n, c->dim,
                        err);
 }
 
-bool enqueue_step_wide(Model *m, WideState *w, int n, bool several, Error *err) {
+// How this rank's matrices are cut in the run at hand: its order of sums.
+static const WidePlan *plan_of_run(const Model *m, const WideState *w) {
+    return model_sequences(m) <= MAX_PAIR_ROWS ? &w->pairs : &w->quads;
+}
+
+// What a step begins with.
+static bool embed_wide(const Model *m, CudaState *s, int n, Error *err) {
     const Config *c = &m->config;
-    CudaState *s = (CudaState *)m->state;
     const Matrix *table = &m->weights.tok_embeddings;
-    const WidePlan *plan = model_sequences(m) <= MAX_PAIR_ROWS ? &w->pairs : &w->quads; // of the run: the order of sums
-    bool verbose = first_launch(m, &s->logged_decode);
     CUDA_TRY(with_type(table->dtype, [&](auto type) {
-        return launch_kernel(wide_embed_kernel<decltype(type)>, n, 256, 0, false, s->stream, s->x, (bf16 *)s->xb,
-                             w->squares, plan->blocks, (const decltype(type) *)table->data,
-                             m->weights.layers[0].attention_norm, (const int *)s->step->tokens, c->dim, s->rope_table,
-                             (const int *)s->step->lens, (const float *)s->rope_freq, c->head_dim / 2, w->done,
+        return launch_kernel(wide_embed_kernel<decltype(type)>, n, 256, 0, false, s->stream, s->x_all, (bf16 *)s->xb,
+                             s->wide->squares, (const decltype(type) *)table->data, m->weights.layers[0].attention_norm,
+                             (const int *)s->step->tokens, c->dim, s->rope_table, (const int *)s->step->lens,
+                             (const float *)s->rope_freq, c->head_dim / 2, s->wide->done,
                              (c->n_layers + 1) * MAX_WIDE_PRODUCTS);
     }));
-    for (int i = 0; i <= c->n_layers; i++) {
-        if (i > 0) {
-            AttentionArgs a = attention_args(m, s, n, n, i - 1);
-            attention_step(&a, m, s, 0, n, several);
-            a.verbose = verbose && i == 1; // every layer is launched alike
-            if (attention_decode(&a, s->stream) != 0) return fail(err, "%s", attention_error());
-        }
-        if (!with_sizes(plan, n, [&](auto rows, auto blocks) {
-                constexpr int N = decltype(rows)::value, C = decltype(blocks)::value;
-                WideParams p;
-                if (!wide_params(m, w, plan, i, n, N, &p, err)) return false;
-                p.n_stages = wide_stages<N, C>(w);
-                if (verbose && i <= 1)
-                    fprintf(stderr,
-                            "decode: wide_products_kernel %d products, %d rows of %d, grid %d, clusters of %d, block "
-                            "%d, shared %zu: a ring of %d x %d bytes\n",
-                            p.n_products, n, N, plan->blocks, C, WIDE_THREADS, wide_shared<N, C>(w), p.n_stages,
-                            WIDE_STAGE<N, C>);
-                CUDA_TRY(launch_kernel(wide_products_kernel<N, C>, plan->blocks, WIDE_THREADS, wide_shared<N, C>(w),
-                                       true, s->stream, p));
-                return true;
+    return true;
+}
+
+// The products between the attention of layer i - 1 and that of layer i, in one launch. adjust(&params): before it.
+template <class Adjust>
+static bool launch_wide(const Model *m, CudaState *s, int i, int n, bool pdl, bool verbose, Adjust adjust, Error *err) {
+    const WideState *w = s->wide;
+    const WidePlan *plan = plan_of_run(m, w);
+    return with_sizes(plan, n, [&](auto rows, auto blocks) {
+        constexpr int N = decltype(rows)::value, C = decltype(blocks)::value;
+        WideParams p;
+        if (!wide_params(m, w, plan, i, n, N, &p, err)) return false;
+        p.n_stages = wide_stages<N, C>(w);
+        adjust(&p);
+        if (verbose)
+            fprintf(
+                stderr,
+                "decode: wide_products_kernel %d products, %d rows of %d, grid %d, clusters of %d, block %d, shared "
+                "%zu: a ring of %d x %d bytes\n",
+                p.n_products, n, N, plan->blocks, C, WIDE_THREADS, wide_shared<N, C>(w), p.n_stages, WIDE_STAGE<N, C>);
+        CUDA_TRY(launch_kernel(wide_products_kernel<N, C>, plan->blocks, WIDE_THREADS, wide_shared<N, C>(w), pdl,
+                               s->stream, p));
+        return true;
+    });
+}
+
+// ---- several GPUs: a product in each launch, gathers between them, as fused.cu has it ---------------------------------
+
+static OwnColumns own_wide_in(const Model *m) {
+    const CudaState *s = (const CudaState *)m->state;
+    return {s->wide->own_in, s->xb, m->shard.dim, sizeof(bf16)};
+}
+
+static OwnColumns own_wide_squares(const Model *m) {
+    const WideState *w = ((const CudaState *)m->state)->wide;
+    const Rows own = m->shard.dim;
+    return {w->own_squares, w->squares, {own.first / WIDE_SQUARES, own.n / WIDE_SQUARES}, sizeof(float)};
+}
+
+// The parameters of a launch with the product of that kind alone: what it adds to and writes is the shard's own.
+static void keep_product(const Model *m, const CudaState *s, WideKind kind, WideParams *p) {
+    int k = 0;
+    while (p->product[k].kind != kind) k++;
+    if (k > 0) p->product[0] = p->product[k];
+    p->n_products = 1;
+    if (kind != WIDE_OUT && kind != WIDE_DOWN) return;
+    p->dim = m->shard.dim.n;
+    p->in = s->wide->own_in;
+    p->squares = s->wide->own_squares;
+}
+
+static bool product_by_shards(Model *m, int i, WideKind kind, int n, Error *err) {
+    const Config *c = &m->config;
+    if (!for_shards(m, err, [&](Model *m, CudaState *s) {
+            return launch_wide(m, s, i, n, false, false, [&](WideParams *p) { keep_product(m, s, kind, p); }, err);
+        }))
+        return false;
+    return kind == WIDE_QKV       ? true
+           : kind == WIDE_GATE_UP ? gather_h(m, n, err)
+           : kind == WIDE_LM_HEAD
+               ? gather_logits(m, 0, n, err)
+               : gather(m, n, c->dim, own_wide_in, err) && gather(m, n, c->dim / WIDE_SQUARES, own_wide_squares, err);
+}
+
+static bool step_by_shards(Model *m, int n, bool several, Error *err) {
+    const Config *c = &m->config;
+    bool verbose = first_launch(m, &((CudaState *)m->state)->logged_decode);
+    if (verbose)
+        fprintf(stderr, "decode: wide_products_kernel on %d GPUs, a launch for each product, %d rows\n", m->shard.count,
+                n);
+    if (!for_shards(m, err,
+                    [&](Model *m, CudaState *s) { return embed_wide(m, s, n, err) && take_own_x(m, s, n, err); }))
+        return false;
+    for (int i = 0; i < c->n_layers; i++) {
+        if (!product_by_shards(m, i, WIDE_QKV, n, err) || !for_shards(m, err, [&](Model *m, CudaState *s) {
+                return attend_step_rows(m, s, i, 0, n, several, verbose && i == 0 && m->shard.rank == 0, err);
             }))
             return false;
+        if (!gather_att(m, n, err) || !product_by_shards(m, i + 1, WIDE_OUT, n, err) ||
+            !product_by_shards(m, i + 1, WIDE_GATE_UP, n, err) || !product_by_shards(m, i + 1, WIDE_DOWN, n, err))
+            return false;
+    }
+    return product_by_shards(m, c->n_layers, WIDE_LM_HEAD, n, err) &&
+           for_shards(m, err, [&](Model *, CudaState *s) { return argmax_rows(s, 0, n, c->vocab_size, err); });
+}
+
+// ---- one GPU --------------------------------------------------------------------------------------------------------
+
+bool enqueue_step_wide(Model *m, int n, bool several, Error *err) {
+    const Config *c = &m->config;
+    CudaState *s = (CudaState *)m->state;
+    if (s->comm) return step_by_shards(m, n, several, err) && publish_step(m, n, several, err);
+    bool verbose = first_launch(m, &s->logged_decode);
+    if (!embed_wide(m, s, n, err)) return false;
+    for (int i = 0; i <= c->n_layers; i++) { // every layer is launched alike
+        if (i > 0 && !attend_step_rows(m, s, i - 1, 0, n, several, verbose && i == 1, err)) return false;
+        if (!launch_wide(m, s, i, n, true, verbose && i <= 1, [](WideParams *) {}, err)) return false;
     }
     return argmax_rows(s, 0, n, c->vocab_size, err) && publish_argmax(s, n, s->step, err);
 }

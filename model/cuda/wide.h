@@ -29,14 +29,14 @@
 //   sums_full[tile]          1: an epilogue warp; the bytes sent        epilogue            sums[tile]
 //   sums_empty[tile][block]  2: the epilogue warps of that block        consumers           sums[tile] of that block
 //   ready                    1: the input producer                      epilogue            squares; once a product
-//   BARRIER_WIDE_EPILOGUE    192: epilogue threads                      the same            scale, squares of a block
+//   BARRIER_WIDE_EPILOGUE    192: epilogue threads                      the same            scale
 //   done[product], global    1: the epilogue of every block             input producer      x, in, h
 //
 // ---- Norms ----------------------------------------------------------------------------------------------------------
 //
 // RMSNorm is x · w / rms(x), and rms(x) is a number for each token: it can follow the product. So whoever finishes x
-// writes x · w, rounded to bf16 (the same relative error), and the squares of its part of x; who needs the product
-// multiplies it by 1 / rms(x). So no block ever reads all of x. (f16 has not the range for what is not normalised.)
+// writes x · w, rounded to bf16 (the same relative error), and the sum of the squares of each 16 columns of x; who needs
+// the product adds these up and multiplies it by 1 / rms(x). So no block ever reads all of x. (f16 has not the range for what is not normalised.)
 //
 // ---- Order ----------------------------------------------------------------------------------------------------------
 //
@@ -49,7 +49,7 @@
 //     and what a product waits for is the one before. Partial sums wait for room in another block, whose epilogue waits
 //     for sums of the pass before only
 //
-// A row's bits depend on K, C and the number of clusters (squares), not on how many rows there are or which. C is the
+// A row's bits depend on K and C, not on how many rows there are or which, nor on the number of clusters or GPUs. C is the
 // run's: pairs up to MAX_PAIR_ROWS, then quads.
 //
 // ---- What was measured (H200, 8B; shares of what memory gives) ------------------------------------------------------
@@ -74,6 +74,7 @@ enum {
     WIDE_TILE = 64,     // rows of weights, at most: those of a wgmma
     WIDE_TILES = 3,     // of a pass
     WIDE_COLUMNS = 64,  // of a panel: 128 bytes, the width of the swizzle
+    WIDE_SQUARES = 16,  // columns of x whose squares are added up by one warp: rows of a fragment
     WIDE_MAX_STAGES = 16,
     // Stages of weights on their way at once; while a product waits for its input. With more, every other access waits
     // behind them, the input's too.
@@ -105,7 +106,7 @@ struct WideParams {
     float eps;
     float *x;           // [n_rows][dim]: the residual stream
     bf16 *in;           // [n_rows][dim]: x × the norm's weight
-    float *squares;     // [n_rows][blocks]: sums of squares of x
+    float *squares;     // [n_rows][dim / WIDE_SQUARES]: sums of squares of x
     bf16 *h;            // [n_rows][hidden_dim]
     bf16 *qkv;          // [n_heads + 2 n_kv_heads][n_rows][head_dim]
     const float2 *rope; // [n_rows][head_dim/2]: cosine and sine
@@ -116,15 +117,14 @@ static_assert(sizeof(WideParams) <= 4096, "parameters of a kernel");
 
 // ---- wide.cu --------------------------------------------------------------------------------------------------------
 
-struct WideState;
 // Rows that a step may have in the order of sums of a run of so many sequences, more than engine fused's kernels for few
 // rows take; MAX_STEP_ROWS: those steps are engine cublas's. Of a model that is not open yet.
 int wide_most_rows(const Model *m, int sequences);
-// The state for the model's steps of up to MAX_WIDE_ROWS rows; NULL in *wide where the GPU, the shapes or the dtypes are
-// not what the kernel takes.
-bool wide_open(Model *m, WideState **wide, Error *err);
+// s->wide, of a rank, for the model's steps of up to MAX_WIDE_ROWS rows; it stays NULL where the GPU, the shapes or the
+// dtypes are not what the kernel takes.
+bool wide_open(Model *m, CudaState *s, Error *err);
 void wide_close(WideState *wide);
 // Enqueues a step of n rows, as CudaState.enqueue_step.
-bool enqueue_step_wide(Model *m, WideState *wide, int n, bool several, Error *err);
+bool enqueue_step_wide(Model *m, int n, bool several, Error *err);
 
 #endif

@@ -16,7 +16,7 @@ template <int N, int C> constexpr int WIDE_STAGE = WIDE_STAGE_WEIGHTS + WIDE_PAN
 template <int N> constexpr int WIDE_FRAGMENT = 16 * N * 4;
 // What a block is sent: 64 rows of each tile in all, shared out among the C blocks of the cluster, by each of them.
 template <int N> constexpr int WIDE_SUMS = WIDE_TILES * (WIDE_TILE / 16) * WIDE_FRAGMENT<N>;
-template <int N> constexpr int WIDE_SHARED_FIXED = 1024 + WIDE_SUMS<N> + (1 + WIDE_EPILOGUE_WARPS) * N * 4;
+template <int N> constexpr int WIDE_SHARED_FIXED = 1024 + WIDE_SUMS<N> + N * 4;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
@@ -49,7 +49,6 @@ struct WideBlock {
     uint32_t sums_full, sums_empty; // barriers [tile], [tile][block]
     uint32_t ready;
     float *scale;          // [N]
-    float *squares;        // [epilogue warp][N]
     volatile int *started; // products whose input is there
     int rank;
 };
@@ -202,12 +201,16 @@ __device__ __forceinline__ void wide_epilogue_sync() {
     named_barrier_sync(BARRIER_WIDE_EPILOGUE, 32 * WIDE_EPILOGUE_WARPS);
 }
 
-// scale[token] = 1 / rms(x), from the squares that every block left: a warp a token, lanes in steps of 32, then a tree.
+// scale[token] = 1 / rms(x), from the squares of every 16 columns of x: a warp a token, lanes in steps of 32 × 4, then a
+// tree.
 __device__ __forceinline__ void wide_scales(const WideParams &s, float *scale, int warp, int lane) {
-    const int blocks = gridDim.x;
+    const int n = s.dim / WIDE_SQUARES; // a multiple of 16 (wide_takes)
     for (int b = warp; b < s.n_rows; b += WIDE_EPILOGUE_WARPS) {
         float sum = 0;
-        for (int i = lane; i < blocks; i += 32) sum += load_l2(s.squares + (size_t)b * blocks + i);
+        for (int i = 4 * lane; i < n; i += 128) {
+            uint4 v = load_l2_16(s.squares + (size_t)b * n + i, true);
+            sum += (__uint_as_float(v.x) + __uint_as_float(v.y)) + (__uint_as_float(v.z) + __uint_as_float(v.w));
+        }
         sum = warp_sum(sum);
         if (lane == 0) scale[b] = 1.0f / sqrtf(sum / (float)s.dim + s.eps);
     }
@@ -234,7 +237,6 @@ __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlo
         const WideTiles tiles = wide_tiles<C>(f);
         const WideKind kind = f.kind;
         const bool adds = kind == WIDE_OUT || kind == WIDE_DOWN;
-        float squares[BLOCKS][2] = {};
         mbarrier_wait(block.ready, i & 1);
         if (!adds) {
             wide_scales(s, block.scale, warp, lane);
@@ -280,6 +282,7 @@ __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlo
             __syncwarp();
             if (lane < C) mbarrier_arrive_cluster(sums_empty);
             if (!has_sums || tile * f.tile_rows + fragment * 16 >= f.rows) continue;
+            float squares[BLOCKS][2];
 #pragma unroll
             for (int j = 0; j < BLOCKS; j++)
 #pragma unroll
@@ -289,9 +292,9 @@ __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlo
                     float lower = v[j][c], upper = v[j][2 + c];
                     if (adds) {
                         lower += other[j][c], upper += other[j][2 + c];
+                        squares[j][c] = lower * lower + upper * upper;
                         if (there) {
                             size_t at = (size_t)b * s.dim + row;
-                            squares[j][c] += lower * lower + upper * upper;
                             s.x[at] = lower, s.x[at + 8] = upper;
                             s.in[at] = from_float<bf16>(lower * norm[0]);
                             s.in[at + 8] = from_float<bf16>(upper * norm[1]);
@@ -319,23 +322,18 @@ __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlo
                         logits[0] = lower, logits[8] = upper;
                     }
                 }
-        }
-        if (adds) { // the squares of this block's rows: over the 8 lanes of a column, then the tiles of a pass
+            if (!adds) continue;
 #pragma unroll
             for (int j = 0; j < BLOCKS; j++)
 #pragma unroll
-                for (int c = 0; c < 2; c++) {
+                for (int c = 0; c < 2; c++) { // the squares of the 16 rows, over the 8 lanes of a column
+                    const int b = token + 8 * j + c;
                     float sum = squares[j][c];
                     for (int step = 4; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
-                    if (r == 0 && has_columns) block.squares[(BY_COLUMNS ? own : warp) * N + token + 8 * j + c] = sum;
+                    if (r == 0 && b < s.n_rows)
+                        s.squares[(size_t)b * (s.dim / WIDE_SQUARES) +
+                                  (tile * f.tile_rows + fragment * 16) / WIDE_SQUARES] = sum;
                 }
-            wide_epilogue_sync();
-            for (int b = threadIdx.x - 32 * WIDE_EPILOGUE_WARP; b < s.n_rows; b += 32 * WIDE_EPILOGUE_WARPS) {
-                float sum = 0;
-                for (int w = 0; w < (BY_COLUMNS ? WIDE_TILES : WIDE_EPILOGUE_WARPS); w++)
-                    sum += block.squares[w * N + b];
-                s.squares[(size_t)b * gridDim.x + blockIdx.x] = sum;
-            }
         }
         fence_proxy_async_global();
         wide_epilogue_sync();
@@ -366,7 +364,6 @@ __global__ void __cluster_dims__(C, 1, 1) __launch_bounds__(WIDE_THREADS, 1)
     block.sums_empty = block.sums_full + 8 * WIDE_TILES;
     block.ready = block.sums_empty + 8 * WIDE_TILES * C;
     block.scale = (float *)(dynamic + offset + WIDE_SUMS<N>);
-    block.squares = block.scale + N;
     block.started = &started;
     block.rank = rank_in_cluster();
     if (threadIdx.x == 0) {
@@ -417,11 +414,11 @@ template <int N, int C> __global__ void wide_products_kernel(const __grid_consta
 // Computes: what a step begins with: the embedding of each token, what the first product needs of it, and the RoPE table
 //           of its position; the counters at zero.
 // Reads:    table [vocab][dim] bf16, norm [dim], tokens, pos [n_rows], freq [half].
-// Writes:   x, in [n_rows][dim], squares [n_rows][blocks], rope [n_rows][half], done [n_done].
+// Writes:   x, in [n_rows][dim], squares [n_rows][dim / WIDE_SQUARES], rope [n_rows][half], done [n_done].
 // Grid:     n_rows × 256 threads; a block owns a token.
 // Requires: launched without PDL: the kernels before are complete.
 template <typename W>
-__global__ void wide_embed_kernel(float *x, bf16 *in, float *squares, int blocks, const W *table, const float *norm,
+__global__ void wide_embed_kernel(float *x, bf16 *in, float *squares, const W *table, const float *norm,
                                   const int *tokens, int dim, float2 *rope, const int *pos, const float *freq, int half,
                                   unsigned *done, int n_done) {
     __shared__ float sums[8];
@@ -438,10 +435,10 @@ __global__ void wide_embed_kernel(float *x, bf16 *in, float *squares, int blocks
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
     __syncthreads();
-    for (int i = threadIdx.x; i < blocks; i += 256) {
+    for (int i = threadIdx.x, n = dim / WIDE_SQUARES; i < n; i += 256) { // (the first stands for all)
         float all = 0;
         for (int w = 0; w < 8; w++) all += sums[w];
-        squares[(size_t)blockIdx.x * blocks + i] = i == 0 ? all : 0;
+        squares[(size_t)blockIdx.x * n + i] = i == 0 ? all : 0;
     }
     for (int i = threadIdx.x; i < half; i += 256)
         rope[(size_t)blockIdx.x * half + i] = rope_angle(pos[blockIdx.x], freq[i]);

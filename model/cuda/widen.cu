@@ -171,6 +171,7 @@ bool widen(CudaState *s, Matrix *wide, const Matrix *rows, Error *err) {
     wide->data = slab;
     wide->dtype = s->type;
     wide->rows = rows->rows;
+    wide->all_rows = rows->all_rows;
     wide->cols = rows->cols;
     return true;
 }

@@ -24,7 +24,7 @@ typedef struct {
 typedef struct {
     bool (*measure)(Roofline *roofline, Error *err);
     // Random numbers into the whole cache, as long conversations would have left it. The lengths are the caller's.
-    bool (*fill_cache)(const Model *model, Error *err);
+    bool (*fill_cache)(Model *model, Error *err);
     // What is worth measuring here, each list ascending and ended by a 0: tokens of a prompt, tokens in the cache
     // before a step, sequences of a step.
     int prompts[8], contexts[8], batches[12];

@@ -74,7 +74,7 @@ static bool measure_cpu(Roofline *r, Error *err) {
     return true;
 }
 
-static bool fill_cache_cpu(const Model *m, Error *err) {
+static bool fill_cache_cpu(Model *m, Error *err) {
     (void)err;
     float *caches[] = {m->kv.k, m->kv.v};
     size_t n = m->kv.bytes / 2 / sizeof(float);

@@ -4,9 +4,8 @@
 extern "C" {
 #include "peak.h"
 }
-#include "../cuda/check.h"
 #include "../cuda/numbers.cuh"
-#include "../cuda/ptx.cuh"
+#include "../cuda/state.h"
 
 constexpr int CHUNK = 32768, STAGES = 6;
 // Before reading counts, a tenth of a second or more: a driver may still be wiping memory that another program gave
@@ -184,17 +183,15 @@ static bool measure_cuda(Roofline *r, Error *err) {
     return true;
 }
 
-static bool fill_cache_cuda(const Model *m, Error *err) {
-    bool f32 = m->precision == PRECISION_F32;
-    uint64_t n = m->kv.bytes / 2 / (f32 ? 4 : 2); // elements of each
-    void *caches[] = {m->kv.k, m->kv.v};
-    for (int i = 0; i < 2; i++) {
-        bool ok = f32                             ? fill_random<float>(caches[i], n, err)
-                  : m->weights.dtype == DTYPE_F16 ? fill_random<__half>(caches[i], n, err)
-                                                  : fill_random<__nv_bfloat16>(caches[i], n, err);
-        if (!ok) return false;
-    }
-    return true;
+static bool fill_cache_cuda(Model *m, Error *err) {
+    return for_shards(m, err, [&](Model *m, CudaState *s) {
+        uint64_t n = (uint64_t)m->config.n_layers * own_layer_elements(m); // of each
+        for (void *cache : {m->kv.k, m->kv.v}) {
+            bool ok = with_type(s->type, [&](auto type) { return fill_random<decltype(type)>(cache, n, err); });
+            if (!ok) return false;
+        }
+        return true;
+    });
 }
 
 extern "C" const Platform platform_cuda = {measure_cuda,

@@ -1,0 +1,63 @@
+// What the GPUs that share a model exchange. Two kinds of builds and starts ask for more than one way; an engine sees this
+// header alone:
+//
+//   one GPU        no Comm at all (NULL): a shard's part is the whole, and nothing is enqueued. CudaState points x_all at x
+//   comm_peer.cu   the GPUs of one process (--gpus): one thread enqueues for all of them, and kernels store into each
+//                  other's memory
+//
+// Who owns what: a Comm has the ranks' devices, their streams (the engine's) and an event of each. Buffers are the
+// engine's: a CommPart says where a rank's part is, and where the whole of it goes.
+//
+// ---- Order ----------------------------------------------------------------------------------------------------------
+//
+// A gather is, on the stream of each rank: a kernel that stores the rank's columns to all ranks; an event; waits for the
+// events of all others. So what a rank enqueues afterwards finds every part, and by then it has finished whatever it had
+// enqueued before. Why a part never overwrites what another rank still reads: a rank stores to a buffer for the second
+// time only after it has waited for a gather between the two, of another buffer, whose event each rank records after it
+// has read the first:
+//
+//   buffer     read by                          before that rank's part of    which its owner waits for before it writes
+//   att_all    wo's product                     x (after attention)           att_all of the next layer
+//   x_all      the norm before gate and up      h                             x (after feed-forward)
+//   h_all      w2's product                     x (after feed-forward)        h of the next layer
+//   x_all      the norm before QKV, lm_head     att_all of the next layer,    x of the next layer, or of the next batch
+//                                               or the logits
+//   logits     argmax; rank 0: the host         att_all of the next batch     the next batch's logits, at its end
+//
+// The embedding is no gather: each rank writes its own x_all, after waiting for the last gather that stored to it. A rank
+// whose batch ends without logits has gathered nothing in its last layer, and reads nothing that others store to.
+//
+// Nothing polls: all waits are the stream's, so that several ranks can share one GPU (tests), and a CUDA graph captures a
+// step of all ranks, with these edges in it.
+#ifndef COMM_H
+#define COMM_H
+
+extern "C" {
+#include "shard.h"
+}
+#include <cuda_runtime.h>
+
+struct Comm;
+
+// What one rank gives to a gather, and where it wants the whole: all bytes are multiples of 4, addresses too.
+struct CommPart {
+    const void *own; // on its device [rows][bytes]
+    size_t bytes;    // of a row
+    size_t at;       // where they begin in a whole row
+    void *all;       // on its device [rows][the whole row's bytes]
+};
+
+// Ranks 0 .. count - 1 with these devices and streams, the engine's. Ranks may share a device; of two that do not, each
+// must reach the other's memory (usable_cuda asks).
+bool comm_open(Comm **comm, int count, const int *devices, const cudaStream_t *streams, Error *err);
+void comm_close(Comm *comm);
+
+// Enqueues for all ranks: every rank has all parts [count] of `rows` rows of row_bytes.
+bool comm_gather(Comm *comm, const CommPart *parts, int rows, size_t row_bytes, Error *err);
+// What the others are given from here on comes after what rank 0 was given; and the other way around.
+bool comm_fork(Comm *comm, Error *err);
+bool comm_join(Comm *comm, Error *err);
+// Waits on the host for an event of rank 0 that comes after a join; fails, and names the GPU, when one of them does.
+bool comm_wait(Comm *comm, cudaEvent_t event, Error *err);
+
+#endif
