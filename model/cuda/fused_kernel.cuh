@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "codes.cuh"
 #include "fused.h"
 #include "ops.h"
 

@@ -1,0 +1,124 @@
+// Products of quantised weights: the launches. What they launch: packed_product_kernel.cuh, by the protocol in
+// packed_product.h.
+#include "packed_product.h"
+
+#include <string.h>
+
+#include "packed_product_kernel.cuh"
+#include "tensor_map.h"
+
+// Calls body with the types of a matrix's codes and of the tile for N rows of activations, and whether groups have scales.
+template <class Body> static auto with_tile(int n, Body body) {
+    return n == 16    ? body(PackedTile<16>())
+           : n == 32  ? body(PackedTile<32>())
+           : n == 64  ? body(PackedTile<64>())
+           : n == 128 ? body(PackedTile<128>())
+                      : body(PackedTile<256>());
+}
+template <class Body> static auto with_codes(DType dtype, bool groups, Body body) {
+    if (dtype == DTYPE_F8_E4M3) return body(CodesFp8(), std::false_type()); // a scale for each row
+    if (dtype == DTYPE_I8) return groups ? body(CodesInt8(), std::true_type()) : body(CodesInt8(), std::false_type());
+    return groups ? body(CodesInt4(), std::true_type()) : body(CodesInt4(), std::false_type());
+}
+
+bool packed_open(CudaState *s, Error *err) {
+    int device = 0, major = 0;
+    s->packed_rows = 0;
+    CUDA_TRY(cudaGetDevice(&device));
+    CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    if (major != 9 || s->type != DTYPE_BF16) return true;
+    // wgmma is Hopper's alone, in sm_90a's code.
+    cudaFuncAttributes kernel;
+    CUDA_TRY(cudaFuncGetAttributes(&kernel, (const void *)packed_product_kernel<CodesInt4, true, PackedTile<16>>));
+    if (kernel.maxThreadsPerBlock != PackedTile<16>::THREADS) return true;
+    for (DType dtype : {DTYPE_F8_E4M3, DTYPE_I8, DTYPE_U8})
+        for (bool groups : {false, true})
+            for (int n = 16; n <= 256; n *= 2)
+                CUDA_TRY(with_codes(dtype, groups, [&](auto codes, auto in_groups) {
+                    return with_tile(n, [&](auto tile) {
+                        typedef decltype(tile) Tile;
+                        return cudaFuncSetAttribute(
+                            (const void *)packed_product_kernel<decltype(codes), decltype(in_groups)::value, Tile>,
+                            cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::SHARED);
+                    });
+                }));
+    s->packed_rows = PACKED_ROWS;
+    return true;
+}
+
+// Rows of activations of a tile: the least that has all of them. Of more than 128: 256 beside 128 rows of weights, where
+// there are enough such tiles for all SMs, since then codes are widened once; else 128 beside 64.
+static int packed_tile_rows(int T, int rows) {
+    for (int n = 16; n <= 128; n *= 2)
+        if (T <= n) return n;
+    return (rows + 127) / 128 * ((T + 255) / 256) >= PACKED_LARGE_BLOCKS ? 256 : 128;
+}
+
+// What is the matrices' in a kernel's parameters.
+static bool set_matrices(PackedParams *p, const Matrix *w, const Matrix *other, int tile_rows, Error *err) {
+    const Packing packing = matrix_packing(w);
+    p->matrices = other ? 2 : 1;
+    p->rows = w->rows;
+    p->cols = w->cols;
+    p->tiles = (w->rows + tile_rows - 1) / tile_rows;
+    p->block_bytes = packing.block_bytes;
+    p->code_bytes = PACK_COLUMNS * packing.bits / 8;
+    p->scale_bytes = packing.scale_bytes;
+    p->scale_pitch = packing.block_bytes - p->code_bytes;
+    while (1 << p->group_log2 < packing.group) p->group_log2++;
+    const cuuint64_t dims[2] = {(cuuint64_t)packing.row_bytes, (cuuint64_t)w->rows},
+                     strides[1] = {(cuuint64_t)packing.row_bytes};
+    const cuuint32_t codes_box[2] = {PACKED_SLICE_BYTES, (cuuint32_t)tile_rows},
+                     scales_box[2] = {(cuuint32_t)p->scale_pitch, (cuuint32_t)tile_rows};
+    for (int i = 0; i < p->matrices; i++) {
+        const void *data = i == 0 ? w->data : other->data;
+        if (!tensor_map(&p->codes[i], CU_TENSOR_MAP_DATA_TYPE_UINT8, data, 2, dims, strides, codes_box,
+                        PACKED_SLICE_BYTES, err) ||
+            (p->scale_pitch > 0 && !tensor_map(&p->scales[i], CU_TENSOR_MAP_DATA_TYPE_UINT8, data, 2, dims, strides,
+                                               scales_box, p->scale_pitch, err)))
+            return false;
+    }
+    return true;
+}
+
+// As many stages of codes as there is room for, and their buffers of scales. Returns the bytes that a block takes.
+template <class Codes, class Tile> static size_t set_stages(PackedParams *p) {
+    const int scales_stage = Tile::ROWS * p->scale_pitch;
+    size_t bytes;
+    p->n_codes = PACKED_MAX_STAGES + 1;
+    do {
+        p->n_codes--;
+        p->n_scales = p->scale_pitch > 0 ? packed_scale_buffers(p->n_codes, PACKED_SLICES<Codes>) : 0;
+        bytes = 1024 + (size_t)p->n_codes * Tile::CODES_STAGE + (size_t)p->n_scales * scales_stage +
+                (size_t)Tile::INPUTS * Tile::INPUT_STAGE;
+    } while (bytes > Tile::SHARED);
+    return bytes;
+}
+
+bool packed_product(CudaState *s, float *out, int pitch, const Matrix *w, const Matrix *other, const float *row_scales,
+                    const void *in, int T, float beta, Error *err) {
+    PackedParams p;
+    memset(&p, 0, sizeof p);
+    p.out = out;
+    p.row_scales = row_scales;
+    p.T = T;
+    p.pitch = pitch;
+    p.adds = beta != 0;
+    const int n = packed_tile_rows(T, w->rows * (other ? 2 : 1));
+    return with_tile(n, [&](auto tile) {
+        typedef decltype(tile) Tile;
+        const cuuint64_t dims[2] = {(cuuint64_t)w->cols, (cuuint64_t)T}, strides[1] = {(cuuint64_t)w->cols * 2};
+        const cuuint32_t box[2] = {PACKED_PANEL, Tile::N / Tile::C};
+        if (!set_matrices(&p, w, other, Tile::ROWS, err) ||
+            !tensor_map(&p.input, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, in, 2, dims, strides, box, PACKED_PANEL * 2, err))
+            return false;
+        p.token_tiles = (T + Tile::N - 1) / Tile::N;
+        const int clusters = (p.tiles * p.matrices + Tile::C - 1) / Tile::C * p.token_tiles;
+        CUDA_TRY(with_codes(w->dtype, p.scale_pitch > 0, [&](auto codes, auto groups) {
+            const size_t shared = set_stages<decltype(codes), Tile>(&p);
+            return launch_kernel(packed_product_kernel<decltype(codes), decltype(groups)::value, Tile>,
+                                 (unsigned)(clusters * Tile::C), Tile::THREADS, shared, s->pdl, s->stream, p);
+        }));
+        return true;
+    });
+}
