@@ -7,7 +7,7 @@
 #include "packed_product_kernel.cuh"
 #include "tensor_map.h"
 
-// Calls body with the types of a matrix's codes and of the tile for N rows of activations, and whether groups have scales.
+// Calls body with the tile for n rows of activations; with the type of a matrix's codes and the bytes of a group's scale.
 template <class Body> static auto with_tile(int n, Body body) {
     return n == 16    ? body(PackedTile<16>())
            : n == 32  ? body(PackedTile<32>())
@@ -15,10 +15,18 @@ template <class Body> static auto with_tile(int n, Body body) {
            : n == 128 ? body(PackedTile<128>())
                       : body(PackedTile<256>());
 }
-template <class Body> static auto with_codes(DType dtype, bool groups, Body body) {
-    if (dtype == DTYPE_F8_E4M3) return body(CodesFp8(), std::false_type()); // a scale for each row
-    if (dtype == DTYPE_I8) return groups ? body(CodesInt8(), std::true_type()) : body(CodesInt8(), std::false_type());
-    return groups ? body(CodesInt4(), std::true_type()) : body(CodesInt4(), std::false_type());
+template <class Body> static auto with_codes(DType dtype, int scale_bytes, Body body) {
+    typedef std::integral_constant<int, 0> None; // a scale for each row
+    typedef std::integral_constant<int, 2> Two;
+    typedef std::integral_constant<int, 4> Four;
+    if (dtype == DTYPE_F8_E4M3) return body(CodesFp8(), None());
+    if (dtype == DTYPE_I8)
+        return scale_bytes == 0   ? body(CodesInt8(), None())
+               : scale_bytes == 2 ? body(CodesInt8(), Two())
+                                  : body(CodesInt8(), Four());
+    return scale_bytes == 0   ? body(CodesInt4(), None())
+           : scale_bytes == 2 ? body(CodesInt4(), Two())
+                              : body(CodesInt4(), Four());
 }
 
 bool packed_open(CudaState *s, Error *err) {
@@ -29,16 +37,16 @@ bool packed_open(CudaState *s, Error *err) {
     if (major != 9 || s->type != DTYPE_BF16) return true;
     // wgmma is Hopper's alone, in sm_90a's code.
     cudaFuncAttributes kernel;
-    CUDA_TRY(cudaFuncGetAttributes(&kernel, (const void *)packed_product_kernel<CodesInt4, true, PackedTile<16>>));
+    CUDA_TRY(cudaFuncGetAttributes(&kernel, (const void *)packed_product_kernel<CodesInt4, 0, PackedTile<16>>));
     if (kernel.maxThreadsPerBlock != PackedTile<16>::THREADS) return true;
     for (DType dtype : {DTYPE_F8_E4M3, DTYPE_I8, DTYPE_U8})
-        for (bool groups : {false, true})
+        for (int scale_bytes : {0, 2, 4})
             for (int n = 16; n <= 256; n *= 2)
-                CUDA_TRY(with_codes(dtype, groups, [&](auto codes, auto in_groups) {
+                CUDA_TRY(with_codes(dtype, scale_bytes, [&](auto codes, auto scales) {
                     return with_tile(n, [&](auto tile) {
                         typedef decltype(tile) Tile;
                         return cudaFuncSetAttribute(
-                            (const void *)packed_product_kernel<decltype(codes), decltype(in_groups)::value, Tile>,
+                            (const void *)packed_product_kernel<decltype(codes), decltype(scales)::value, Tile>,
                             cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::SHARED);
                     });
                 }));
@@ -63,7 +71,6 @@ static bool set_matrices(PackedParams *p, const Matrix *w, const Matrix *other, 
     p->tiles = (w->rows + tile_rows - 1) / tile_rows;
     p->block_bytes = packing.block_bytes;
     p->code_bytes = PACK_COLUMNS * packing.bits / 8;
-    p->scale_bytes = packing.scale_bytes;
     p->scale_pitch = packing.block_bytes - p->code_bytes;
     while (1 << p->group_log2 < packing.group) p->group_log2++;
     const cuuint64_t dims[2] = {(cuuint64_t)packing.row_bytes, (cuuint64_t)w->rows},
@@ -114,9 +121,9 @@ bool packed_product(CudaState *s, float *out, int pitch, const Matrix *w, const 
             return false;
         p.token_tiles = (T + Tile::N - 1) / Tile::N;
         const int clusters = (p.tiles * p.matrices + Tile::C - 1) / Tile::C * p.token_tiles;
-        CUDA_TRY(with_codes(w->dtype, p.scale_pitch > 0, [&](auto codes, auto groups) {
+        CUDA_TRY(with_codes(w->dtype, matrix_packing(w).scale_bytes, [&](auto codes, auto scales) {
             const size_t shared = set_stages<decltype(codes), Tile>(&p);
-            return launch_kernel(packed_product_kernel<decltype(codes), decltype(groups)::value, Tile>,
+            return launch_kernel(packed_product_kernel<decltype(codes), decltype(scales)::value, Tile>,
                                  (unsigned)(clusters * Tile::C), Tile::THREADS, shared, s->pdl, s->stream, p);
         }));
         return true;

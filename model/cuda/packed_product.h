@@ -72,8 +72,7 @@ struct PackedParams {
     int tiles, token_tiles;              // of a matrix; of the activations
     bool adds;                           // to out
     int block_bytes, code_bytes;         // of a block of 1024 columns; of its codes
-    int group_log2, scale_bytes;         // of a group's scale: 2, 4, or 0
-    int scale_pitch;                     // bytes of a block's scales: 16, 32, 64 or 128
+    int group_log2, scale_pitch;         // bytes of a block's scales: 16, 32, 64 or 128; 0: none
     int n_codes, n_scales;               // stages of codes; buffers of scales
 };
 

@@ -40,6 +40,9 @@ struct PackedRing {
     __device__ __forceinline__ uint32_t empty_barrier() const {
         return empty + 8 * slot;
     }
+    __device__ __forceinline__ bool is_full() const {
+        return mbarrier_is_complete(full_barrier(), parity);
+    }
     __device__ __forceinline__ void wait_full() const {
         mbarrier_wait(full_barrier(), parity);
     }
@@ -130,12 +133,16 @@ template <class Codes> __device__ __forceinline__ PackedLane packed_lane(const P
     own.scales = row * p.scale_pitch;
     own.scales_swizzle = p.scale_pitch == 0 ? 0 : (own.scales >> 7 & (p.scale_pitch / 16 - 1)) << 4;
     own.t = t;
+    // So that the compiler keeps what it could compute anew for every panel.
+#pragma unroll
+    for (int r = 0; r < 4; r++) asm("" : "+r"(own.runs[r]));
+    asm("" : "+r"(own.scales), "+r"(own.scales_swizzle));
     return own;
 }
 
 // Loads panel `half` of a pair of panels (a chunk): `chunk` is its number in the slice, `column` the panel's first one in
 // its block of 1024.
-template <class Codes, bool GROUPS>
+template <class Codes, int SCALE_BYTES>
 __device__ __forceinline__ void load_panel(PackedPanel &panel, const PackedParams &p, const PackedLane &own,
                                            uint32_t stage, int chunk, int half, uint32_t scales, int column) {
     constexpr int ROWS_8 = 8 * PACKED_SLICE_BYTES;
@@ -156,18 +163,18 @@ __device__ __forceinline__ void load_panel(PackedPanel &panel, const PackedParam
                 for (int j = 0; j < 2; j++) panel.words[i][r][j] = load_shared4(at + i * ROWS_8 + j * 8);
         }
     }
-    if constexpr (GROUPS) {
+    if constexpr (SCALE_BYTES > 0) {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             if (j == 1 && p.group_log2 > 5) { // a panel has one group
                 panel.scales[0][1] = panel.scales[0][0], panel.scales[1][1] = panel.scales[1][0];
                 continue;
             }
-            const uint32_t in_row = ((column + j * 32) >> p.group_log2) * p.scale_bytes,
+            const uint32_t in_row = ((column + j * 32) >> p.group_log2) * SCALE_BYTES,
                            at = scales + ((own.scales + in_row) ^ own.scales_swizzle);
 #pragma unroll
             for (int i = 0; i < 2; i++)
-                panel.scales[i][j] = load_shared_2_or_4(at + i * 8 * p.scale_pitch, p.scale_bytes == 2);
+                panel.scales[i][j] = load_shared_2_or_4(at + i * 8 * p.scale_pitch, SCALE_BYTES == 2);
         }
     }
 }
@@ -179,28 +186,25 @@ __device__ __forceinline__ uint32_t times_float(uint32_t pair, float scale) {
 }
 
 // w: of each of the panel's four steps of 16 columns, what wgmma takes of a lane.
-template <class Codes, bool GROUPS>
-__device__ __forceinline__ void widen_panel(uint32_t (&w)[4][4], const PackedPanel &panel, const PackedParams &p,
-                                            int t) {
+template <class Codes, int SCALE_BYTES>
+__device__ __forceinline__ void widen_panel(uint32_t (&w)[4][4], const PackedPanel &panel, int t) {
 #pragma unroll
     for (int s = 0; s < 4; s++)
 #pragma unroll
         for (int r = 0; r < 2; r++)
 #pragma unroll
             for (int i = 0; i < 2; i++) w[s][2 * r + i] = Codes::pair(panel.words[i][s % 2 * 2 + r][s / 2], t);
-    if constexpr (GROUPS) {
-        if (p.scale_bytes == 2) {
-            uint32_t both[2][2];
+    if constexpr (SCALE_BYTES == 2) {
+        uint32_t both[2][2];
 #pragma unroll
-            for (int i = 0; i < 4; i++) both[i / 2][i % 2] = __byte_perm(panel.scales[i / 2][i % 2], 0, 0x1010);
+        for (int i = 0; i < 4; i++) both[i / 2][i % 2] = __byte_perm(panel.scales[i / 2][i % 2], 0, 0x1010);
 #pragma unroll
-            for (int i = 0; i < 16; i++) w[i / 4][i % 4] = multiply2(w[i / 4][i % 4], both[i % 2][i / 8]);
-        } else {
-#pragma unroll
-            for (int i = 0; i < 16; i++)
-                w[i / 4][i % 4] = times_float(w[i / 4][i % 4], __uint_as_float(panel.scales[i % 2][i / 8]));
-        }
+        for (int i = 0; i < 16; i++) w[i / 4][i % 4] = multiply2(w[i / 4][i % 4], both[i % 2][i / 8]);
     }
+    if constexpr (SCALE_BYTES == 4)
+#pragma unroll
+        for (int i = 0; i < 16; i++)
+            w[i / 4][i % 4] = times_float(w[i / 4][i % 4], __uint_as_float(panel.scales[i % 2][i / 8]));
 }
 
 // The sums of a tile to out. A lane has rows g and g + 8, of every 8 tokens 2t and 2t + 1.
@@ -239,7 +243,7 @@ __device__ __forceinline__ void packed_store(const PackedParams &p, const Packed
     }
 }
 
-template <class Codes, bool GROUPS, class Tile>
+template <class Codes, int SCALE_BYTES, class Tile>
 __device__ __forceinline__ void packed_consume(const PackedParams &p, const PackedPlace &place, PackedRing codes,
                                                uint32_t scales, PackedRing input) {
     constexpr int PER_SLICE = PACKED_PANELS<Codes> / 2; // pairs of panels
@@ -252,12 +256,13 @@ __device__ __forceinline__ void packed_consume(const PackedParams &p, const Pack
     uint32_t w[2][4][4];
     PackedPanel panel;
     codes.wait_full();
-    load_panel<Codes, GROUPS>(panel, p, own, codes.stage(), 0, 0, scales, 0);
+    load_panel<Codes, SCALE_BYTES>(panel, p, own, codes.stage(), 0, 0, scales, 0);
     for (int pair = 0; pair < pairs; pair++) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            widen_panel<Codes, GROUPS>(w[half], panel, p, own.t);
-            input.wait_full();
+            const bool full = input.is_full(); // asked before, so that the answer is not waited for
+            widen_panel<Codes, SCALE_BYTES>(w[half], panel, own.t);
+            if (!full) input.wait_full();
             const uint64_t in = wgmma_operand(input.stage(), 1024);
             wgmma_fence();
 #pragma unroll
@@ -265,9 +270,9 @@ __device__ __forceinline__ void packed_consume(const PackedParams &p, const Pack
             wgmma_commit();
             // The next panel's codes, on their way while wgmma works.
             if (half == 0)
-                load_panel<Codes, GROUPS>(panel, p, own, codes.stage(), pair % PER_SLICE, 1,
-                                          scales + scales_slot * scales_stage,
-                                          pair * PACK_CHUNK % PACK_COLUMNS + PACKED_PANEL);
+                load_panel<Codes, SCALE_BYTES>(panel, p, own, codes.stage(), pair % PER_SLICE, 1,
+                                               scales + scales_slot * scales_stage,
+                                               pair * PACK_CHUNK % PACK_COLUMNS + PACKED_PANEL);
             else if (pair + 1 < pairs) {
                 if ((pair + 1) % PER_SLICE == 0) {
                     if (lane == 0) mbarrier_arrive(codes.empty_barrier());
@@ -275,8 +280,9 @@ __device__ __forceinline__ void packed_consume(const PackedParams &p, const Pack
                     codes.wait_full();
                 }
                 if ((pair + 1) * PACK_CHUNK % PACK_COLUMNS == 0 && ++scales_slot == p.n_scales) scales_slot = 0;
-                load_panel<Codes, GROUPS>(panel, p, own, codes.stage(), (pair + 1) % PER_SLICE, 0,
-                                          scales + scales_slot * scales_stage, (pair + 1) * PACK_CHUNK % PACK_COLUMNS);
+                load_panel<Codes, SCALE_BYTES>(panel, p, own, codes.stage(), (pair + 1) % PER_SLICE, 0,
+                                               scales + scales_slot * scales_stage,
+                                               (pair + 1) * PACK_CHUNK % PACK_COLUMNS);
             }
             wgmma_wait<1>(); // so the panel before is complete
             if (pair + half > 0 && lane < Tile::C) mbarrier_arrive_read(before);
@@ -295,7 +301,7 @@ __device__ __forceinline__ void packed_consume(const PackedParams &p, const Pack
 // Writes:   out float32.
 // Grid:     (tiles of all matrices, rounded up to C, × token_tiles) × Tile::THREADS; a block owns a tile.
 // Requires: cols % 8 = 0; at least two stages in each ring.
-template <class Codes, bool GROUPS, class Tile>
+template <class Codes, int SCALE_BYTES, class Tile>
 __global__ void __cluster_dims__(Tile::C, 1, 1) __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
     packed_product_kernel(const __grid_constant__ PackedParams p) {
     extern __shared__ __align__(1024) char dynamic[];
@@ -337,7 +343,7 @@ __global__ void __cluster_dims__(Tile::C, 1, 1) __launch_bounds__(Tile::THREADS,
     } else {
         if constexpr (Tile::MOVES_REGISTERS) increase_registers<232>();
         if constexpr (Tile::C > 1) cluster_wait();
-        packed_consume<Codes, GROUPS, Tile>(p, place, codes, scales, input);
+        packed_consume<Codes, SCALE_BYTES, Tile>(p, place, codes, scales, input);
     }
     // Others may still send to this block's shared memory, or arrive at its barriers.
     __syncwarp();
@@ -350,7 +356,7 @@ __global__ void __cluster_dims__(Tile::C, 1, 1) __launch_bounds__(Tile::THREADS,
 #else
 
 // In code for other GPUs, without launch bounds: packed_product.cu knows it by that, and never launches it.
-template <class Codes, bool GROUPS, class Tile>
+template <class Codes, int SCALE_BYTES, class Tile>
 __global__ void packed_product_kernel(const __grid_constant__ PackedParams p) {
 }
 

@@ -74,6 +74,14 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, int parity) {
         "r"(parity)
         : "memory");
 }
+// Whether it has; if so, as if waited for.
+__device__ __forceinline__ bool mbarrier_is_complete(uint32_t barrier, int parity) {
+    int complete = 0;
+    ASM_SM90("{\n.reg .pred done;\nmbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\nselp.b32 %0, 1, 0, "
+             "done;\n}" : "=r"(complete) : "r"(barrier),
+             "r"(parity) : "memory");
+    return complete;
+}
 // The same for what other blocks of the cluster sent or arrived with: acquire, for the cluster.
 __device__ __forceinline__ void mbarrier_wait_cluster(uint32_t barrier, int parity) {
     ASM_SM90("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], "
