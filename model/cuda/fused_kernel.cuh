@@ -3,7 +3,6 @@
 
 #include <type_traits>
 
-#include "codes.cuh"
 #include "fused.h"
 #include "ops.h"
 

@@ -225,7 +225,7 @@ static bool product_widened(CudaState *s, float *out, const Matrix *w, const voi
 
 // Whether a product takes quantised weights as they are.
 static bool stays_packed(const CudaState *s, const Matrix *w, int T) {
-    return T <= s->packed_rows && matrix_is_quantised(w);
+    return T <= s->packed_rows && packed_takes(w);
 }
 
 bool matmul(CudaState *s, float *out, const Matrix *w, const void *in, int T, float beta, Error *err) {

@@ -7,13 +7,18 @@
 #include "packed_product_kernel.cuh"
 #include "tensor_map.h"
 
-// Calls body with the tile for n rows of activations; with the type of a matrix's codes and the bytes of a group's scale.
-template <class Body> static auto with_tile(int n, Body body) {
-    return n == 16    ? body(PackedTile<16>())
-           : n == 32  ? body(PackedTile<32>())
-           : n == 64  ? body(PackedTile<64>())
-           : n == 128 ? body(PackedTile<128>())
-                      : body(PackedTile<256>());
+// The tiles that there are: rows of weights x of activations.
+enum PackedShape { SHAPE_32x16, SHAPE_32x32, SHAPE_64x32, SHAPE_128x16, SHAPE_128x32, SHAPE_128x64, SHAPE_128x256, N_SHAPES };
+
+// Calls body with a tile; with the type of a matrix's codes and the bytes of a group's scale.
+template <class Body> static auto with_tile(PackedShape shape, Body body) {
+    return shape == SHAPE_32x16    ? body(PackedWarps<32, 16, 1, 8>())
+           : shape == SHAPE_32x32  ? body(PackedWarps<32, 32, 1, 6>())
+           : shape == SHAPE_64x32  ? body(PackedWarps<64, 32, 1, 6>())
+           : shape == SHAPE_128x16 ? body(PackedWarps<128, 16, 1, 6>())
+           : shape == SHAPE_128x32 ? body(PackedWarps<128, 32, 1, 4>())
+           : shape == SHAPE_128x64 ? body(PackedWarps<128, 64, 2, 3>())
+                                   : body(PackedWarpgroups<128, 256, 4>());
 }
 template <class Body> static auto with_codes(DType dtype, int scale_bytes, Body body) {
     typedef std::integral_constant<int, 0> None; // a scale for each row
@@ -36,14 +41,15 @@ bool packed_open(CudaState *s, Error *err) {
     CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     if (major != 9 || s->type != DTYPE_BF16) return true;
     // wgmma is Hopper's alone, in sm_90a's code.
+    typedef PackedWarpgroups<128, 256, 4> Largest;
     cudaFuncAttributes kernel;
-    CUDA_TRY(cudaFuncGetAttributes(&kernel, (const void *)packed_product_kernel<CodesInt4, 0, PackedTile<16>>));
-    if (kernel.maxThreadsPerBlock != PackedTile<16>::THREADS) return true;
+    CUDA_TRY(cudaFuncGetAttributes(&kernel, (const void *)packed_product_kernel<CodesInt4, 0, Largest>));
+    if (kernel.maxThreadsPerBlock != Largest::THREADS) return true;
     for (DType dtype : {DTYPE_F8_E4M3, DTYPE_I8, DTYPE_U8})
         for (int scale_bytes : {0, 2, 4})
-            for (int n = 16; n <= 256; n *= 2)
+            for (int shape = 0; shape < N_SHAPES; shape++)
                 CUDA_TRY(with_codes(dtype, scale_bytes, [&](auto codes, auto scales) {
-                    return with_tile(n, [&](auto tile) {
+                    return with_tile((PackedShape)shape, [&](auto tile) {
                         typedef decltype(tile) Tile;
                         return cudaFuncSetAttribute(
                             (const void *)packed_product_kernel<decltype(codes), decltype(scales)::value, Tile>,
@@ -54,12 +60,18 @@ bool packed_open(CudaState *s, Error *err) {
     return true;
 }
 
-// Rows of activations of a tile: the least that has all of them. Of more than 128: 256 beside 128 rows of weights, where
-// there are enough such tiles for all SMs, since then codes are widened once; else 128 beside 64.
-static int packed_tile_rows(int T, int rows) {
-    for (int n = 16; n <= 128; n *= 2)
-        if (T <= n) return n;
-    return (rows + 127) / 128 * ((T + 255) / 256) >= PACKED_LARGE_BLOCKS ? 256 : 128;
+bool packed_takes(const Matrix *w) {
+    return matrix_is_quantised(w) && w->rows % PACKED_UNIT == 0 && w->cols % PACKED_UNIT == 0;
+}
+
+// The tile for T rows of activations and so many of weights. Of few weights a tile is small, so that there are some for all
+// SMs; of more, codes are widened once for up to 64 activations, and for 256 where there are enough such tiles.
+static PackedShape packed_shape(int T, int rows) {
+    const bool small = rows <= PACKED_FEW_ROWS;
+    if (T <= 16) return small ? SHAPE_32x16 : SHAPE_128x16;
+    if (T <= 32) return small ? SHAPE_32x32 : SHAPE_128x32;
+    if (T <= 64) return small ? SHAPE_64x32 : SHAPE_128x64;
+    return T > 128 && (rows + 127) / 128 * ((T + 255) / 256) >= PACKED_LARGE_BLOCKS ? SHAPE_128x256 : SHAPE_128x64;
 }
 
 // What is the matrices' in a kernel's parameters.
@@ -111,8 +123,7 @@ bool packed_product(CudaState *s, float *out, int pitch, const Matrix *w, const 
     p.T = T;
     p.pitch = pitch;
     p.adds = beta != 0;
-    const int n = packed_tile_rows(T, w->rows * (other ? 2 : 1));
-    return with_tile(n, [&](auto tile) {
+    return with_tile(packed_shape(T, w->rows * (other ? 2 : 1)), [&](auto tile) {
         typedef decltype(tile) Tile;
         const cuuint64_t dims[2] = {(cuuint64_t)w->cols, (cuuint64_t)T}, strides[1] = {(cuuint64_t)w->cols * 2};
         const cuuint32_t box[2] = {PACKED_PANEL, Tile::N / Tile::C};

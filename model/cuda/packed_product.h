@@ -58,6 +58,8 @@ enum {
     PACKED_SLICE_BYTES = 128,
     PACKED_MAX_STAGES = 16,
     PACKED_MATRICES = 2,
+    PACKED_UNIT = 64,          // of rows and columns, see packed_takes
+    PACKED_FEW_ROWS = 8192,    // of weights: up to there tiles are small
     PACKED_LARGE_BLOCKS = 128, // blocks of 128 rows of weights x 256 of activations that are worth their size
 };
 
@@ -86,6 +88,9 @@ RULE int packed_scale_buffers(int n_codes, int slices) {
 
 // s->packed_rows: PACKED_ROWS where these kernels can run and s->type is bf16; else 0.
 bool packed_open(CudaState *s, Error *err);
+// Whether these kernels take a matrix: it is quantised, and its rows and columns are multiples of PACKED_UNIT. Of others
+// cuBLASLt has kernels whose steps are other columns.
+bool packed_takes(const Matrix *w);
 // out[matrices][T][pitch] (+)= in[T][cols] · wᵀ, of w and, unless it is NULL, of `other`, which is alike (dtype, shape,
 // group); in bf16, aligned to 16 bytes, out float32. The sums are multiplied by row_scales [rows], unless that is NULL.
 // beta: 1 adds to out, rounding once; 0 does not read it. Any T > 0; cols % 8 = 0.
