@@ -12,26 +12,31 @@ enum PackedShape { SHAPE_32x16, SHAPE_32x32, SHAPE_64x32, SHAPE_128x16, SHAPE_12
 
 // Calls body with a tile; with the type of a matrix's codes and the bytes of a group's scale.
 template <class Body> static auto with_tile(PackedShape shape, Body body) {
-    return shape == SHAPE_32x16    ? body(PackedWarps<32, 16, 1, 8>())
-           : shape == SHAPE_32x32  ? body(PackedWarps<32, 32, 1, 6>())
-           : shape == SHAPE_64x32  ? body(PackedWarps<64, 32, 1, 6>())
-           : shape == SHAPE_128x16 ? body(PackedWarps<128, 16, 1, 6>())
-           : shape == SHAPE_128x32 ? body(PackedWarps<128, 32, 1, 4>())
-           : shape == SHAPE_128x64 ? body(PackedWarps<128, 64, 2, 3>())
+    return shape == SHAPE_32x16    ? body(PackedWarps<32, 16, 1>())
+           : shape == SHAPE_32x32  ? body(PackedWarps<32, 32, 1>())
+           : shape == SHAPE_64x32  ? body(PackedWarps<64, 32, 1>())
+           : shape == SHAPE_128x16 ? body(PackedWarps<128, 16, 1>())
+           : shape == SHAPE_128x32 ? body(PackedWarps<128, 32, 1>())
+           : shape == SHAPE_128x64 ? body(PackedWarps<128, 64, 2>())
                                    : body(PackedWarpgroups<128, 256, 4>());
 }
-template <class Body> static auto with_codes(DType dtype, int scale_bytes, Body body) {
-    typedef std::integral_constant<int, 0> None; // a scale for each row
-    typedef std::integral_constant<int, 2> Two;
-    typedef std::integral_constant<int, 4> Four;
-    if (dtype == DTYPE_F8_E4M3) return body(CodesFp8(), None());
-    if (dtype == DTYPE_I8)
-        return scale_bytes == 0   ? body(CodesInt8(), None())
-               : scale_bytes == 2 ? body(CodesInt8(), Two())
-                                  : body(CodesInt8(), Four());
-    return scale_bytes == 0   ? body(CodesInt4(), None())
-           : scale_bytes == 2 ? body(CodesInt4(), Two())
-                              : body(CodesInt4(), Four());
+template <PackedScales SCALES> using Scales = std::integral_constant<PackedScales, SCALES>;
+template <class Codes, class Body> static auto with_scales(PackedScales scales, Body body) {
+    return scales == SCALES_OF_ROWS      ? body(Codes(), Scales<SCALES_OF_ROWS>())
+           : scales == SCALES_BF16_OF_32 ? body(Codes(), Scales<SCALES_BF16_OF_32>())
+           : scales == SCALES_BF16       ? body(Codes(), Scales<SCALES_BF16>())
+                                         : body(Codes(), Scales<SCALES_FLOAT32>());
+}
+template <class Body> static auto with_codes(DType dtype, PackedScales scales, Body body) {
+    return dtype == DTYPE_F8_E4M3 ? body(CodesFp8(), Scales<SCALES_OF_ROWS>())
+           : dtype == DTYPE_I8    ? with_scales<CodesInt8>(scales, body)
+                                  : with_scales<CodesInt4>(scales, body);
+}
+static PackedScales packed_scales(const Packing *packing) {
+    return packing->group == 0         ? SCALES_OF_ROWS
+           : packing->scale_bytes == 4 ? SCALES_FLOAT32
+           : packing->group == 32      ? SCALES_BF16_OF_32
+                                       : SCALES_BF16;
 }
 
 bool packed_open(CudaState *s, Error *err) {
@@ -43,12 +48,12 @@ bool packed_open(CudaState *s, Error *err) {
     // wgmma is Hopper's alone, in sm_90a's code.
     typedef PackedWarpgroups<128, 256, 4> Largest;
     cudaFuncAttributes kernel;
-    CUDA_TRY(cudaFuncGetAttributes(&kernel, (const void *)packed_product_kernel<CodesInt4, 0, Largest>));
+    CUDA_TRY(cudaFuncGetAttributes(&kernel, (const void *)packed_product_kernel<CodesInt4, SCALES_OF_ROWS, Largest>));
     if (kernel.maxThreadsPerBlock != Largest::THREADS) return true;
     for (DType dtype : {DTYPE_F8_E4M3, DTYPE_I8, DTYPE_U8})
-        for (int scale_bytes : {0, 2, 4})
+        for (PackedScales kind : {SCALES_OF_ROWS, SCALES_BF16_OF_32, SCALES_BF16, SCALES_FLOAT32})
             for (int shape = 0; shape < N_SHAPES; shape++)
-                CUDA_TRY(with_codes(dtype, scale_bytes, [&](auto codes, auto scales) {
+                CUDA_TRY(with_codes(dtype, kind, [&](auto codes, auto scales) {
                     return with_tile((PackedShape)shape, [&](auto tile) {
                         typedef decltype(tile) Tile;
                         return cudaFuncSetAttribute(
@@ -100,22 +105,27 @@ static bool set_matrices(PackedParams *p, const Matrix *w, const Matrix *other, 
     return true;
 }
 
-// As many stages of codes as there is room for, and their buffers of scales. Returns the bytes that a block takes.
+// As many stages as there is room for, and their buffers of scales. Returns the bytes that a block takes.
 template <class Codes, class Tile> static size_t set_stages(PackedParams *p) {
     const int scales_stage = Tile::ROWS * p->scale_pitch;
     size_t bytes;
     p->n_codes = PACKED_MAX_STAGES + 1;
     do {
         p->n_codes--;
+        if constexpr (Tile::BY_WARP)
+            p->n_inputs = p->n_codes;
+        else
+            p->n_inputs = Tile::INPUTS;
         p->n_scales = p->scale_pitch > 0 ? packed_scale_buffers(p->n_codes, PACKED_SLICES<Codes>) : 0;
         bytes = 1024 + (size_t)p->n_codes * Tile::CODES_STAGE + (size_t)p->n_scales * scales_stage +
-                (size_t)Tile::INPUTS * Tile::INPUT_STAGE;
+                (size_t)p->n_inputs * PACKED_INPUT_STAGE<Codes, Tile>;
     } while (bytes > Tile::SHARED);
     return bytes;
 }
 
 bool packed_product(CudaState *s, float *out, int pitch, const Matrix *w, const Matrix *other, const float *row_scales,
                     const void *in, int T, float beta, Error *err) {
+    const Packing packing = matrix_packing(w);
     PackedParams p;
     memset(&p, 0, sizeof p);
     p.out = out;
@@ -132,7 +142,7 @@ bool packed_product(CudaState *s, float *out, int pitch, const Matrix *w, const 
             return false;
         p.token_tiles = (T + Tile::N - 1) / Tile::N;
         const int clusters = (p.tiles * p.matrices + Tile::C - 1) / Tile::C * p.token_tiles;
-        CUDA_TRY(with_codes(w->dtype, matrix_packing(w).scale_bytes, [&](auto codes, auto scales) {
+        CUDA_TRY(with_codes(w->dtype, packed_scales(&packing), [&](auto codes, auto scales) {
             const size_t shared = set_stages<decltype(codes), Tile>(&p);
             return launch_kernel(packed_product_kernel<decltype(codes), decltype(scales)::value, Tile>,
                                  (unsigned)(clusters * Tile::C), Tile::THREADS, shared, s->pdl, s->stream, p);

@@ -63,6 +63,9 @@ enum {
     PACKED_LARGE_BLOCKS = 128, // blocks of 128 rows of weights x 256 of activations that are worth their size
 };
 
+// Whose scales are multiplied into the weights: of groups, or none, since rows have them.
+enum PackedScales { SCALES_OF_ROWS, SCALES_BF16_OF_32, SCALES_BF16, SCALES_FLOAT32 }; // of groups of 32; 64 or 128; any
+
 struct PackedParams {
     CUtensorMap codes[PACKED_MATRICES];  // bytes [rows][row_bytes], in boxes of PACKED_SLICE_BYTES x 64 W
     CUtensorMap scales[PACKED_MATRICES]; // the same in boxes of scale_pitch x 64 W; of no use if that is 0
@@ -75,7 +78,7 @@ struct PackedParams {
     bool adds;                           // to out
     int block_bytes, code_bytes;         // of a block of 1024 columns; of its codes
     int group_log2, scale_pitch;         // bytes of a block's scales: 16, 32, 64 or 128; 0: none
-    int n_codes, n_scales;               // stages of codes; buffers of scales
+    int n_codes, n_inputs, n_scales;     // stages of codes and of activations; buffers of scales
 };
 
 // Buffers of scales for so many stages of codes, `slices` to a block of 1024 columns: the last slice of a block has been

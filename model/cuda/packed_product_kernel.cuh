@@ -10,34 +10,34 @@ template <class Codes> constexpr int PACKED_PANELS = PACKED_SLICE_BYTES * 8 / Co
 template <class Codes> constexpr int PACKED_SLICES = PACK_COLUMNS / PACKED_PANEL / PACKED_PANELS<Codes>;  // of a block
 
 // ---- tiles ----------------------------------------------------------------------------------------------------------
-// Rows of weights and of activations, who multiplies, and what a block takes: blocks of a cluster, blocks of an SM, panels
-// of a stage of the ring of inputs and its stages, warps that multiply, threads. (Boxes of 8 rows of activations or more: a
-// swizzle's period.)
+// Rows of weights and of activations, who multiplies, and what a block takes: blocks of a cluster and of an SM, warps that
+// multiply, threads, dynamic shared memory. (Boxes of 8 rows of activations or more: a swizzle's period.)
 
-template <int ROWS_, int N_, int CONSUMERS_> struct PackedTile {
-    static constexpr int ROWS = ROWS_, N = N_, CONSUMERS = CONSUMERS_;
+template <int ROWS_, int N_, int C_, int CONSUMERS_> struct PackedTile {
+    static constexpr int ROWS = ROWS_, N = N_, C = C_, CONSUMERS = CONSUMERS_;
     static constexpr int CODES_STAGE = ROWS * PACKED_SLICE_BYTES, PANEL = N * PACKED_PANEL * 2;
+    static_assert(N / C >= 8 && N % C == 0, "boxes");
 };
-// By mma.sync: each warp has M times 16 of the rows, and all of the activations.
-template <int ROWS, int N, int M_, int INPUTS_> struct PackedWarps : PackedTile<ROWS, N, 2 * ROWS / M_> {
-    typedef PackedTile<ROWS, N, 2 * ROWS / M_> Base;
+// By mma.sync: each warp has M times 16 of the rows, and all of the activations. A stage has a slice of codes and the
+// activations of as many columns.
+template <int ROWS, int N, int M_>
+struct PackedWarps : PackedTile<ROWS, N, N == 16 ? 2 : 4, 2 * ROWS / M_> {
     static constexpr bool BY_WARP = true, MOVES_REGISTERS = false;
-    static constexpr int M = M_, C = N == 16 ? 2 : 4, BLOCKS = 2, PANELS = 2, INPUTS = INPUTS_;
-    static constexpr int THREADS = Base::CONSUMERS + 64, INPUT_STAGE = PANELS * Base::PANEL;
-    // Dynamic shared memory of a block, of 228 KB that an SM has; each block takes one more, and its barriers.
+    static constexpr int M = M_, BLOCKS = 2, THREADS = 2 * ROWS / M + 64;
+    // Of 228 KB that an SM has; each block takes one more, and its barriers.
     static constexpr int SHARED = 112 << 10;
-    static_assert(N / C >= 8 && N % C == 0 && INPUTS <= PACKED_MAX_STAGES, "boxes and barriers");
+    template <class Codes> static constexpr int PANELS = PACKED_PANELS<Codes>;
 };
-// By wgmma: each warpgroup has 64 of the rows.
-template <int ROWS, int N, int INPUTS_> struct PackedWarpgroups : PackedTile<ROWS, N, 2 * ROWS> {
-    typedef PackedTile<ROWS, N, 2 * ROWS> Base;
+// By wgmma: each warpgroup has 64 of the rows. Codes and activations have stages of their own, of a slice and of a panel.
+template <int ROWS, int N, int INPUTS_> struct PackedWarpgroups : PackedTile<ROWS, N, 2, 2 * ROWS> {
     // Of 128 accumulators a thread there is room for if producers give their registers away, a warpgroup at a time.
     static constexpr bool BY_WARP = false, MOVES_REGISTERS = true;
-    static constexpr int C = 2, BLOCKS = 1, PANELS = 1, INPUTS = INPUTS_;
-    static constexpr int THREADS = Base::CONSUMERS + 128, INPUT_STAGE = PANELS * Base::PANEL;
+    static constexpr int INPUTS = INPUTS_, BLOCKS = 1, THREADS = 2 * ROWS + 128;
     static constexpr int SHARED = 226 << 10;
-    static_assert(N / C >= 8 && N % C == 0 && INPUTS <= PACKED_MAX_STAGES, "boxes and barriers");
+    template <class Codes> static constexpr int PANELS = 1;
+    static_assert(INPUTS <= PACKED_MAX_STAGES, "barriers");
 };
+template <class Codes, class Tile> constexpr int PACKED_INPUT_STAGE = Tile::template PANELS<Codes> * Tile::PANEL;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
@@ -110,16 +110,16 @@ __device__ __forceinline__ void packed_produce_codes(const PackedParams &p, cons
     }
 }
 
-template <class Tile>
+template <class Codes, class Tile>
 __device__ __forceinline__ void packed_produce_input(const PackedParams &p, const PackedPlace &place, PackedRing ring) {
-    constexpr int PART = Tile::N / Tile::C; // rows
+    constexpr int PART = Tile::N / Tile::C, PANELS = Tile::template PANELS<Codes>;
     const int n = 2 * packed_pairs(p), row = place.token + place.rank * PART;
-    for (int first = 0; first < n; first += Tile::PANELS, ring.next()) {
+    for (int first = 0; first < n; first += PANELS, ring.next()) {
         const uint32_t full = ring.full_barrier(), to = ring.stage() + place.rank * PART * PACKED_PANEL * 2;
         mbarrier_wait(ring.empty_barrier(), ring.parity ^ 1);
-        mbarrier_arrive_expect_tx(full, Tile::INPUT_STAGE);
+        mbarrier_arrive_expect_tx(full, PANELS * Tile::PANEL);
 #pragma unroll
-        for (int i = 0; i < Tile::PANELS; i++)
+        for (int i = 0; i < PANELS; i++)
             copy_tensor_2d_to_blocks(to + i * Tile::PANEL, &p.input, (first + i) * PACKED_PANEL, row, full,
                                      (1 << Tile::C) - 1);
     }
@@ -176,12 +176,8 @@ __device__ __forceinline__ int packed_line(int g) {
     return g % 4 * 2 + g / 4;
 }
 
-// What a lane has of a panel's codes: for each of its four steps the word with its 4 columns; and their scales.
-template <int M> struct PackedQuads {
-    uint32_t words[M][2][4], scales[M][2][2]; // [16 rows][row, the one 8 further on][step]; [32 columns]
-};
-// Where it is in a stage: for even and odd steps in the first row's first chunk; scales as in PackedLane; in a panel of
-// activations, for each of the four steps.
+// Where a lane's part is: of codes in a stage, for even and odd steps in the first row's first chunk; of the first row's
+// scales in their buffer, and what their addresses are xored with; of activations in a panel, for each of its four steps.
 struct PackedQuadLane {
     uint32_t codes[2], scales, scales_swizzle, input[4];
     int shift;
@@ -205,34 +201,23 @@ template <class Codes, class Tile> __device__ __forceinline__ PackedQuadLane pac
     return own;
 }
 
-// Loads panel `half` of a chunk: `chunk` is its number in the slice, `column` the panel's first one in its block of 1024.
-template <class Codes, int SCALE_BYTES, int M>
-__device__ __forceinline__ void load_quads(PackedQuads<M> &panel, const PackedParams &p, const PackedQuadLane &own,
-                                           uint32_t stage, int chunk, int half, uint32_t scales, int column) {
-    if constexpr (SCALE_BYTES > 0) {
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            if (j == 1 && p.group_log2 > 5) { // a panel has one group
-#pragma unroll
-                for (int i = 0; i < 2 * M; i++) panel.scales[i / 2][i % 2][1] = panel.scales[i / 2][i % 2][0];
-                continue;
-            }
-            const uint32_t in_row = ((column + j * 32) >> p.group_log2) * SCALE_BYTES,
-                           at = scales + ((own.scales + in_row) ^ own.scales_swizzle);
-#pragma unroll
-            for (int i = 0; i < 2 * M; i++)
-                panel.scales[i / 2][i % 2][j] = load_shared_2_or_4(at + i * 8 * p.scale_pitch, SCALE_BYTES == 2);
-        }
-    }
+// What a lane has of a panel's codes: of M times 16 rows, in its row and the one 8 further on, for each step of 16 columns
+// the word with its 4 columns.
+template <int M> struct PackedQuads {
+    uint32_t words[M][2][4];
+};
+template <class Codes, int M>
+__device__ __forceinline__ void load_quads(PackedQuads<M> &quads, const PackedQuadLane &own, uint32_t stage,
+                                           int panel) {
 #pragma unroll
     for (int u = 0; u < 2; u++) {
-        const uint32_t at = stage + (own.codes[u] ^ (Codes::BITS == 4 ? chunk * 64 : half * 64));
+        const uint32_t at = stage + (own.codes[u] ^ (Codes::BITS == 4 ? panel / 2 * 64 : panel * 64));
 #pragma unroll
         for (int i = 0; i < 2 * M; i++) {
-            uint32_t(&words)[4] = panel.words[i / 2][i % 2];
+            uint32_t(&words)[4] = quads.words[i / 2][i % 2];
             const uint32_t in_row = at + i * 8 * PACKED_SLICE_BYTES;
             if constexpr (Codes::BITS == 4) {
-                const uint2 v = load_shared8(in_row + half * 8);
+                const uint2 v = load_shared8(in_row + panel % 2 * 8);
                 words[u] = v.x, words[2 + u] = v.y;
             } else {
                 words[u] = load_shared4(in_row);
@@ -242,123 +227,149 @@ __device__ __forceinline__ void load_quads(PackedQuads<M> &panel, const PackedPa
     }
 }
 
-// Scales as weights are multiplied by them: times QUAD_FACTOR, of two bytes in both halves of a word.
-template <class Codes, int SCALE_BYTES, int M> __device__ __forceinline__ void prepare_scales(PackedQuads<M> &panel) {
+// A slice's scales of a lane's rows, as they are in memory: of two bytes all, or of groups of 64 and 128 columns those in
+// the 8 bytes around; of four bytes those of one panel, which are loaded for each.
+template <class Codes, PackedScales SCALES, int M> struct PackedQuadScales {
+    static constexpr int WORDS = SCALES == SCALES_BF16_OF_32 && Codes::BITS == 4 ? 4 : 2;
+    uint32_t words[2 * M][WORDS];
+};
+template <class Codes, PackedScales SCALES, int M>
+__device__ __forceinline__ void load_quad_scales(PackedQuadScales<Codes, SCALES, M> &scales, const PackedParams &p,
+                                                 const PackedQuadLane &own, uint32_t buffer, int column) {
+    const int group = column >> p.group_log2, bytes = SCALES == SCALES_BF16 ? (group & ~3) * 2 : group * 2;
+    const uint32_t at = buffer + ((own.scales + bytes) ^ own.scales_swizzle);
 #pragma unroll
-    for (int i = 0; i < 4 * M; i++) {
-        uint32_t &scale = panel.scales[i / 4][i / 2 % 2][i % 2];
-        if constexpr (SCALE_BYTES == 2) scale = multiply2(__byte_perm(scale, 0, 0x1010), 0x42804280u); // 64
-        if constexpr (SCALE_BYTES == 4) scale = __float_as_uint(__uint_as_float(scale) * Codes::QUAD_FACTOR);
-    }
-}
-
-// w: what mma takes of a lane of 16 rows and step s of a panel; without scales times 1 / QUAD_FACTOR.
-template <class Codes, int SCALE_BYTES, int M>
-__device__ __forceinline__ void widen_quads(uint32_t (&w)[4], const PackedQuads<M> &panel, int m, int s, int shift) {
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        uint32_t word = panel.words[m][i][s], scale = panel.scales[m][i][s / 2];
-        if constexpr (Codes::BITS == 4) word >>= shift;
-        Codes::quad(word, w[i], w[2 + i]);
-#pragma unroll
-        for (int j = i; j < 4; j += 2) {
-            if constexpr (SCALE_BYTES == 2) w[j] = multiply2(w[j], scale);
-            if constexpr (SCALE_BYTES == 4) w[j] = times_float(w[j], __uint_as_float(scale));
+    for (int i = 0; i < 2 * M; i++) {
+        uint32_t(&words)[scales.WORDS] = scales.words[i];
+        if constexpr (scales.WORDS == 4) {
+            const uint4 v = load_shared16(at + i * 8 * p.scale_pitch);
+            words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
+        } else {
+            const uint2 v = load_shared8(at + i * 8 * p.scale_pitch);
+            words[0] = v.x, words[1] = v.y;
         }
     }
 }
+// by[row][32 columns]: of a panel of a slice, two bytes in both halves of a word.
+template <class Codes, PackedScales SCALES, int M>
+__device__ __forceinline__ void panel_scales(uint32_t (&by)[2 * M][2],
+                                             const PackedQuadScales<Codes, SCALES, M> &scales, const PackedParams &p,
+                                             const PackedQuadLane &own, uint32_t buffer, int column, int panel) {
+    const int first = column >> p.group_log2, next = (panel * PACKED_PANEL) >> p.group_log2;
+#pragma unroll
+    for (int i = 0; i < 2 * M; i++) {
+        if constexpr (SCALES == SCALES_BF16)
+            by[i][0] = by[i][1] = __byte_perm(scales.words[i][0], scales.words[i][1],
+                                              0x1010 + 0x2222 * ((first & 3) + next));
+        if constexpr (SCALES == SCALES_BF16_OF_32)
+            by[i][0] = __byte_perm(scales.words[i][panel], 0, 0x1010),
+            by[i][1] = __byte_perm(scales.words[i][panel], 0, 0x3232);
+        if constexpr (SCALES == SCALES_FLOAT32)
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const int group = (column + panel * PACKED_PANEL + j * 32) >> p.group_log2;
+                by[i][j] = load_shared4(buffer + ((own.scales + group * 4) ^ own.scales_swizzle) + i * 8 * p.scale_pitch);
+            }
+    }
+}
 
-template <class Codes, int SCALE_BYTES, class Tile>
+// w: what mma takes of a lane of step s of a panel, times 1 / QUAD_FACTOR.
+template <class Codes, PackedScales SCALES, int M>
+__device__ __forceinline__ void widen_quads(uint32_t (&w)[M][4], const PackedQuads<M> &quads,
+                                            const uint32_t (&by)[2 * M][2], int s, int shift) {
+#pragma unroll
+    for (int i = 0; i < 2 * M; i++) {
+        uint32_t word = quads.words[i / 2][i % 2][s], scale = by[i][s / 2];
+        if constexpr (Codes::BITS == 4) word >>= shift;
+        uint32_t quad[2];
+        Codes::quad(word, quad[0], quad[1]);
+#pragma unroll
+        for (int j = 0; j < 2; j++)
+            w[i / 2][2 * j + i % 2] = SCALES == SCALES_OF_ROWS      ? quad[j]
+                                      : SCALES == SCALES_FLOAT32 ? times_float(quad[j], __uint_as_float(scale))
+                                                                 : multiply2(quad[j], scale);
+    }
+}
+
+// Everything is loaded, and codes are widened, before what is in front of it is multiplied: words a panel ahead,
+// activations a group of up to 32 tokens, widened codes a step.
+template <class Codes, PackedScales SCALES, class Tile>
 __device__ __forceinline__ void packed_consume_by_warp(const PackedParams &p, const PackedPlace &place, PackedRing codes,
-                                                       uint32_t scales, PackedRing input) {
-    constexpr int PER_SLICE = PACKED_PANELS<Codes> / 2; // chunks
-    constexpr int M = Tile::M, N = Tile::N, B = N / 8 < 4 ? N / 8 : 4, GROUPS = N / 8 / B, LAST = 8 * GROUPS - 1;
-    const int lane = threadIdx.x % 32, chunks = packed_pairs(p), scales_stage = Tile::ROWS * p.scale_pitch;
+                                                       uint32_t scales, uint32_t inputs) {
+    constexpr int M = Tile::M, N = Tile::N, B = N / 8 < 4 ? N / 8 : 4, GROUPS = N / 8 / B;
+    constexpr int PANELS = PACKED_PANELS<Codes>, STEPS = 4 * PANELS, LAST = STEPS * GROUPS - 1;
+    constexpr bool GROUPED = SCALES == SCALES_BF16 || SCALES == SCALES_BF16_OF_32;
+    const int lane = threadIdx.x % 32, scales_stage = Tile::ROWS * p.scale_pitch,
+              slices = (packed_pairs(p) + PANELS / 2 - 1) / (PANELS / 2);
     const PackedQuadLane own = packed_quad_lane<Codes, Tile>(p);
-    const uint32_t emptied = address_in_block(input.empty, lane % Tile::C);
-    int scales_slot = 0;
+    const uint32_t emptied = address_in_block(codes.empty, lane % Tile::C);
+    uint32_t buffer = scales, input = inputs;
+    const uint32_t buffers_end = scales + p.n_scales * scales_stage;
     float acc[M][N / 2] = {};
-    PackedQuads<M> panels[2];
+    PackedQuads<M> quads[2];
+    PackedQuadScales<Codes, SCALES, M> raw;
+    uint32_t by[2 * M][2], w[2][M][4];
     uint2 in[2][B];
-    // Group `at` of activations in a chunk: of step at / GROUPS, 8 B tokens.
+    // Group `at` of activations in a stage: of step at / GROUPS, 8 B tokens.
     auto load_in = [&](uint2(&to)[B], uint32_t stage, int at) {
         const int step = at / GROUPS;
-        const uint32_t from = stage + step / 4 * Tile::PANEL + own.input[step % 4];
+        const uint32_t from = stage + own.input[step % 4] + step / 4 * Tile::PANEL;
 #pragma unroll
         for (int i = 0; i < B; i++) to[i] = load_shared8(from + (at % GROUPS * B + i) * 8 * PACKED_PANEL * 2);
     };
     codes.wait_full();
-    load_quads<Codes, SCALE_BYTES>(panels[0], p, own, codes.stage(), 0, 0, scales, 0);
-    input.wait_full();
-    load_in(in[0], input.stage(), 0);
-    for (int chunk = 0; chunk < chunks; chunk++) {
-        const bool more = chunk + 1 < chunks, slice_ends = (chunk + 1) % PER_SLICE == 0;
-        const int column = chunk * PACK_CHUNK % PACK_COLUMNS;
-        const uint32_t stage = input.stage(), released = emptied + 8 * input.slot;
-        PackedRing next_codes = codes;
-        if (slice_ends) next_codes.next();
-        input.next();
-        // Asked before, so that the answer is not waited for.
-        const bool codes_full = !more || !slice_ends || __all_sync(~0u, next_codes.is_full());
-        const bool input_full = !more || __all_sync(~0u, input.is_full());
+    if constexpr (GROUPED) load_quad_scales<Codes, SCALES, M>(raw, p, own, buffer, 0);
+    load_quads<Codes, M>(quads[0], own, codes.stage(), 0);
+    load_in(in[0], input, 0);
+    panel_scales<Codes, SCALES, M>(by, raw, p, own, buffer, 0, 0);
+    widen_quads<Codes, SCALES, M>(w[0], quads[0], by, 0, own.shift);
+    int column = 0;
+    for (int slice = 0; slice < slices; slice++) {
+        const uint32_t stage = codes.stage(), in_stage = input, released = emptied + 8 * codes.slot;
+        // Of the last slice the next one is itself, loaded once more and not used.
+        if (slice + 1 < slices) codes.next();
+        input = inputs + codes.slot * PACKED_INPUT_STAGE<Codes, Tile>;
+        const int next_column = (column + PANELS * PACKED_PANEL) % PACK_COLUMNS;
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            prepare_scales<Codes, SCALE_BYTES>(panels[half]);
-            // The next panel's codes.
-            if (half == 0)
-                load_quads<Codes, SCALE_BYTES>(panels[1], p, own, codes.stage(), chunk % PER_SLICE, 1,
-                                               scales + scales_slot * scales_stage, column + PACKED_PANEL);
-            else {
-                if (slice_ends) {
-                    uint32_t all = 0; // loads of this slice have come
+        for (int q = 0; q < STEPS; q++) {
+            if (q == STEPS - 4) {
+                codes.wait_full();
+                if (next_column == 0) buffer = buffer + scales_stage == buffers_end ? scales : buffer + scales_stage;
+                column = next_column;
+                if constexpr (GROUPED) load_quad_scales<Codes, SCALES, M>(raw, p, own, buffer, column);
+                load_quads<Codes, M>(quads[0], own, codes.stage(), 0);
+            } else if (q % 4 == 0)
+                load_quads<Codes, M>(quads[(q / 4 + 1) % 2], own, stage, q / 4 + 1);
+            const int next = q + 1;
+            if (next % 4 == 0)
+                panel_scales<Codes, SCALES, M>(by, raw, p, own, buffer, column, next / 4 % PANELS);
+            widen_quads<Codes, SCALES, M>(w[next % 2], quads[next / 4 % 2], by, next % 4, own.shift);
 #pragma unroll
-                    for (int i = 0; i < 8 * M; i++) all |= panels[1].words[i / 8][i / 4 % 2][i % 4];
-                    if (lane == 0) mbarrier_arrive_after(codes.empty_barrier(), __uint_as_float(all));
-                    __syncwarp();
-                }
-                codes = next_codes;
-                if (more) {
-                    if (!codes_full) codes.wait_full();
-                    if (column + PACK_CHUNK == PACK_COLUMNS && ++scales_slot == p.n_scales) scales_slot = 0;
-                    load_quads<Codes, SCALE_BYTES>(panels[0], p, own, codes.stage(), (chunk + 1) % PER_SLICE, 0,
-                                                   scales + scales_slot * scales_stage,
-                                                   (column + PACK_CHUNK) % PACK_COLUMNS);
-                }
-            }
+            for (int group = 0; group < GROUPS; group++) {
+                const int at = q * GROUPS + group;
+                if (at < LAST)
+                    load_in(in[(at + 1) % 2], in_stage, at + 1);
+                else
+                    load_in(in[0], input, 0);
 #pragma unroll
-            for (int s = 0; s < 4; s++) {
-                uint32_t w[M][4];
+                for (int i = 0; i < B; i++)
 #pragma unroll
-                for (int m = 0; m < M; m++) widen_quads<Codes, SCALE_BYTES>(w[m], panels[half], m, s, own.shift);
-#pragma unroll
-                for (int group = 0; group < GROUPS; group++) {
-                    const int at = (half * 4 + s) * GROUPS + group;
-                    if (at < LAST)
-                        load_in(in[(at + 1) % 2], stage, at + 1);
-                    else if (more) {
-                        if (!input_full) input.wait_full();
-                        load_in(in[0], input.stage(), 0);
-                    }
-#pragma unroll
-                    for (int i = 0; i < B; i++)
-#pragma unroll
-                        for (int m = 0; m < M; m++)
-                            mma_16x8x16<bf16>(&acc[m][4 * (group * B + i)], w[m], in[at % 2][i].x, in[at % 2][i].y);
-                }
+                    for (int m = 0; m < M; m++)
+                        mma_16x8x16<bf16>(&acc[m][4 * (group * B + i)], w[q % 2][m], in[at % 2][i].x, in[at % 2][i].y);
             }
         }
         uint32_t all = 0; // loads of this stage have come
 #pragma unroll
         for (int i = 0; i < B; i++) all |= in[LAST % 2][i].x;
         if (lane < Tile::C) mbarrier_arrive_read_after(released, all);
-        __syncwarp();
     }
+    __syncwarp();
     wait_for_previous_kernel();
     const int t = lane % 4;
 #pragma unroll
     for (int m = 0; m < M; m++)
         packed_store<N>(p, place.matrix, place.row + (threadIdx.x / 32 * M + m) * 16 + packed_line(lane / 4),
-                        place.token + packed_line(2 * t), 2, SCALE_BYTES > 0 ? 1 : Codes::QUAD_FACTOR, acc[m]);
+                        place.token + packed_line(2 * t), 2, Codes::QUAD_FACTOR, acc[m]);
 }
 
 // ---- consumers by wgmma ---------------------------------------------------------------------------------------------
@@ -451,10 +462,11 @@ __device__ __forceinline__ void widen_panel(uint32_t (&w)[4][4], const PackedPan
             w[i / 4][i % 4] = times_float(w[i / 4][i % 4], __uint_as_float(panel.scales[i % 2][i / 8]));
 }
 
-template <class Codes, int SCALE_BYTES, class Tile>
+template <class Codes, PackedScales SCALES, class Tile>
 __device__ __forceinline__ void packed_consume_by_warpgroup(const PackedParams &p, const PackedPlace &place, PackedRing codes,
                                                uint32_t scales, PackedRing input) {
     constexpr int PER_SLICE = PACKED_PANELS<Codes> / 2; // pairs of panels
+    constexpr int SCALE_BYTES = SCALES == SCALES_OF_ROWS ? 0 : SCALES == SCALES_FLOAT32 ? 4 : 2;
     const int lane = threadIdx.x % 32, pairs = packed_pairs(p), scales_stage = Tile::ROWS * p.scale_pitch;
     const PackedLane own = packed_lane<Codes>(p);
     const uint32_t emptied = address_in_block(input.empty, Tile::C > 1 ? lane % Tile::C : 0);
@@ -510,56 +522,59 @@ __device__ __forceinline__ void packed_consume_by_warpgroup(const PackedParams &
 // Writes:   out float32.
 // Grid:     (tiles of all matrices, rounded up to C, × token_tiles) × Tile::THREADS; a block owns a tile.
 // Requires: cols % 8 = 0; at least two stages in each ring.
-template <class Codes, int SCALE_BYTES, class Tile>
+template <class Codes, PackedScales SCALES, class Tile>
 __global__ void __cluster_dims__(Tile::C, 1, 1) __launch_bounds__(Tile::THREADS, Tile::BLOCKS)
     packed_product_kernel(const __grid_constant__ PackedParams p) {
     extern __shared__ __align__(1024) char dynamic[];
     __shared__ uint64_t barriers[4 * PACKED_MAX_STAGES];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint32_t first = shared_address(barriers), base = (shared_address(dynamic) + 1023) & ~1023u,
-                   inputs = base + p.n_codes * Tile::CODES_STAGE, scales = inputs + Tile::INPUTS * Tile::INPUT_STAGE;
+                   inputs = base + p.n_codes * Tile::CODES_STAGE,
+                   scales = inputs + p.n_inputs * PACKED_INPUT_STAGE<Codes, Tile>;
+    const uint32_t input_first = Tile::BY_WARP ? first : first + 16 * PACKED_MAX_STAGES; // one barrier for both, or two
     const PackedRing codes = {first, first + 8 * PACKED_MAX_STAGES, base, p.n_codes, Tile::CODES_STAGE},
-                     input = {first + 16 * PACKED_MAX_STAGES, first + 24 * PACKED_MAX_STAGES, inputs, Tile::INPUTS,
-                              Tile::INPUT_STAGE};
+                     input = {input_first, input_first + 8 * PACKED_MAX_STAGES, inputs, p.n_inputs,
+                              PACKED_INPUT_STAGE<Codes, Tile>};
     const PackedPlace place = packed_place_of<Tile>(p);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < p.n_codes; i++) {
-            mbarrier_init(codes.full + 8 * i, 1);
-            mbarrier_init(codes.empty + 8 * i, Tile::CONSUMERS / 32);
-        }
-        for (int i = 0; i < Tile::INPUTS; i++) {
-            mbarrier_init(input.full + 8 * i, 1);
+        for (int i = 0; i < p.n_inputs; i++) {
+            mbarrier_init(input.full + 8 * i, Tile::BY_WARP ? 2 : 1);
             mbarrier_init(input.empty + 8 * i, Tile::CONSUMERS / 32 * Tile::C);
         }
+        if constexpr (!Tile::BY_WARP)
+            for (int i = 0; i < p.n_codes; i++) {
+                mbarrier_init(codes.full + 8 * i, 1);
+                mbarrier_init(codes.empty + 8 * i, Tile::CONSUMERS / 32);
+            }
         fence_mbarrier_init();
     }
     __syncthreads();
     let_next_kernel_start(); // it waits for all of this one
-    if constexpr (Tile::C > 1) cluster_arrive();
+    cluster_arrive();
     if (threadIdx.x >= Tile::CONSUMERS) {
         if constexpr (Tile::MOVES_REGISTERS) decrease_registers<40>();
         if (warp == Tile::CONSUMERS / 32) { // waits for nobody: its barriers are this block's
             if (lane == 0) packed_produce_codes<Codes, Tile>(p, place, codes, scales);
             __syncwarp();
         }
-        if constexpr (Tile::C > 1) cluster_wait();
+        cluster_wait();
         if (warp == Tile::CONSUMERS / 32 + 1) {
             wait_for_previous_kernel();
             fence_proxy_async_global();
-            if (lane == 0) packed_produce_input<Tile>(p, place, input);
+            if (lane == 0) packed_produce_input<Codes, Tile>(p, place, input);
             __syncwarp();
         }
     } else {
         if constexpr (Tile::MOVES_REGISTERS) increase_registers<232>();
-        if constexpr (Tile::C > 1) cluster_wait();
+        cluster_wait();
         if constexpr (Tile::BY_WARP)
-            packed_consume_by_warp<Codes, SCALE_BYTES, Tile>(p, place, codes, scales, input);
+            packed_consume_by_warp<Codes, SCALES, Tile>(p, place, codes, scales, inputs);
         else
-            packed_consume_by_warpgroup<Codes, SCALE_BYTES, Tile>(p, place, codes, scales, input);
+            packed_consume_by_warpgroup<Codes, SCALES, Tile>(p, place, codes, scales, input);
     }
     // Others may still send to this block's shared memory, or arrive at its barriers.
     __syncwarp();
-    if constexpr (Tile::C > 1) {
+    {
         cluster_arrive_release();
         cluster_wait();
     }
@@ -568,7 +583,7 @@ __global__ void __cluster_dims__(Tile::C, 1, 1) __launch_bounds__(Tile::THREADS,
 #else
 
 // In code for other GPUs, without launch bounds: packed_product.cu knows it by that, and never launches it.
-template <class Codes, int SCALE_BYTES, class Tile>
+template <class Codes, PackedScales SCALES, class Tile>
 __global__ void packed_product_kernel(const __grid_constant__ PackedParams p) {
 }
 
