@@ -91,9 +91,9 @@ static float factor(const Kind &kind, const Case &c, int row, int col) {
                                    : in_bf16(value * group_scale(kind, (unsigned)row * groups + col / kind.group));
 }
 
-// All rows as they are on the device, from the first matrix on.
-static std::vector<char> rows_on_device(const Kind &kind, const Case &c, const Matrix *m) {
-    const size_t rows = (size_t)c.rows * c.count, row_bytes = device_row_bytes(m);
+// Rows as they are on the device, from the first matrix's first on.
+static std::vector<char> rows_on_device(const Kind &kind, const Case &c, const Matrix *m, size_t rows) {
+    const size_t row_bytes = device_row_bytes(m);
     std::vector<char> all(rows * row_bytes, 0);
     if (kind.group == 0) {
         uint16_t *numbers = (uint16_t *)all.data();
@@ -151,7 +151,9 @@ struct Setup {
     float *out_device, *scratch; // of as many as start has
 };
 
-static Setup setup_open(const Case &c, const Kind &kind) {
+// different: so many rows of weights, which are repeated from there on (0: all).
+static Setup setup_open(const Case &c, const Kind &kind, int different) {
+    static cublasHandle_t blas;
     CudaState *s = (CudaState *)calloc(1, sizeof *s);
     Error err = {""};
     Setup all = {};
@@ -162,7 +164,9 @@ static Setup setup_open(const Case &c, const Kind &kind) {
     matrix.rows = c.rows;
     matrix.cols = c.cols;
     const size_t n_in = (size_t)MOST * c.cols, n_out = (size_t)MOST * c.rows * c.count;
-    std::vector<char> weights = rows_on_device(kind, c, &matrix);
+    const size_t rows = (size_t)c.rows * c.count, row_bytes = device_row_bytes(&matrix);
+    const size_t made = different == 0 || rows < (size_t)different ? rows : (size_t)different;
+    std::vector<char> weights = rows_on_device(kind, c, &matrix, made);
     std::vector<uint16_t> in(n_in);
     all.s = s;
     all.start.resize(n_out);
@@ -172,14 +176,18 @@ static Setup setup_open(const Case &c, const Kind &kind) {
     for (size_t i = 0; i < all.scales.size(); i++) all.scales[i] = scale((unsigned)i) / 3;
     CHECK_CUDA(cudaStreamCreate(&s->stream));
     CHECK_CUDA(cudaMalloc(&s->blas_workspace, BLAS_WORKSPACE_BYTES));
-    CHECK_CUDA(cudaMalloc(&all.w_device, weights.size()));
+    CHECK_CUDA(cudaMalloc(&all.w_device, rows * row_bytes));
     CHECK_CUDA(cudaMalloc(&all.scales_device, all.scales.size() * 4));
     CHECK_CUDA(cudaMalloc(&s->xb, n_in * 2));
     CHECK_CUDA(cudaMalloc((void **)&all.out_device, n_out * 4));
     CHECK_CUDA(cudaMalloc((void **)&all.scratch, n_out * 4));
-    if (cublasCreate(&s->blas) != CUBLAS_STATUS_SUCCESS) test_fail("no cuBLAS");
+    if (!blas && cublasCreate(&blas) != CUBLAS_STATUS_SUCCESS) test_fail("no cuBLAS");
+    s->blas = blas;
     cublasSetStream(s->blas, s->stream);
     CHECK_CUDA(cudaMemcpy(all.w_device, weights.data(), weights.size(), cudaMemcpyHostToDevice));
+    for (size_t have = made; have < rows; have *= 2) // a multiple of made: the pattern goes on
+        CHECK_CUDA(cudaMemcpy((char *)all.w_device + have * row_bytes, all.w_device,
+                              (rows - have < have ? rows - have : have) * row_bytes, cudaMemcpyDeviceToDevice));
     CHECK_CUDA(cudaMemcpy(all.scales_device, all.scales.data(), all.scales.size() * 4, cudaMemcpyHostToDevice));
     CHECK_CUDA(cudaMemcpy(s->xb, in.data(), n_in * 2, cudaMemcpyHostToDevice));
     s->type = kind.type;
@@ -187,7 +195,8 @@ static Setup setup_open(const Case &c, const Kind &kind) {
     s->pdl = s->one_order = true;
     s->gate_up = c.count == 2 ? all.out_device : all.scratch;
     if (kind.group != 0) {
-        s->widening.slab_bytes = widen_slab_bytes(1, c.cols, s->element); // several slabs, as short as they come
+        // several slabs, as short as they come; of weights that are repeated as large as in the program
+        s->widening.slab_bytes = widen_slab_bytes(different == 0 ? 1 : (uint64_t)c.rows * c.cols, c.cols, s->element);
         CHECK_CUDA(cudaMalloc((void **)&s->widening.slabs, 2 * s->widening.slab_bytes));
         if (!packed_open(s, &err)) test_fail("%s", err.text);
     }
@@ -200,7 +209,6 @@ static Setup setup_open(const Case &c, const Kind &kind) {
 static void setup_close(Setup *all) {
     CudaState *s = all->s;
     widen_close(s);
-    cublasDestroy(s->blas);
     cudaFree(all->w_device);
     cudaFree(all->scales_device);
     cudaFree(s->xb);
@@ -215,7 +223,7 @@ static void setup_close(Setup *all) {
 // One shape and kind; every number of rows against the first rows of MOST.
 static void check_case(const Case &c, const Kind &kind) {
     Error err = {""};
-    Setup all = setup_open(c, kind);
+    Setup all = setup_open(c, kind, 0);
     CudaState *s = all.s;
     const Matrix &matrix = all.matrix;
     const std::vector<float> &start = all.start, &scales = all.scales;
@@ -265,32 +273,44 @@ static void check_case(const Case &c, const Kind &kind) {
 
 // ---- codes that are widened on their way into the product ------------------------------------------------------------
 
-// Rows of `got`, `pitch` apart, against those of `right`, without a gap: the first element that has other bits.
-static void check_bits(const char *what, const Case &c, int T, const float *got, int pitch, const float *right) {
-    for (int t = 0; t < T; t++)
+// Differences of a shape's results: how many, among how many, and the first.
+struct Differences {
+    size_t n, of;
+    char first[256];
+};
+
+// Rows of `got`, `pitch` apart, against those of `right`, without a gap.
+static void compare_bits(Differences *all, const char *what, const Case &c, int T, const float *got, int pitch,
+                         const float *right) {
+    for (int t = 0; t < T; t++) {
+        all->of += (size_t)c.rows;
+        if (memcmp(&got[(size_t)t * pitch], &right[(size_t)t * c.rows], (size_t)c.rows * 4) == 0) continue;
         for (int r = 0; r < c.rows; r++) {
             uint32_t bits[2];
             memcpy(&bits[0], &got[(size_t)t * pitch + r], 4);
             memcpy(&bits[1], &right[(size_t)t * c.rows + r], 4);
-            if (bits[0] != bits[1])
-                test_fail("%s, %d x %d, %d rows: row %d, column %d is %.9g (%08x), expected %.9g (%08x)", what, c.rows,
-                          c.cols, T, t, r, (double)got[(size_t)t * pitch + r], bits[0],
-                          (double)right[(size_t)t * c.rows + r], bits[1]);
+            if (bits[0] == bits[1]) continue;
+            if (all->n++ == 0)
+                snprintf(all->first, sizeof all->first,
+                         "%s, %d rows: row %d, column %d is %.9g (%08x), not %.9g (%08x)", what, T, t, r,
+                         (double)got[(size_t)t * pitch + r], bits[0], (double)right[(size_t)t * c.rows + r], bits[1]);
         }
+    }
 }
 
 // A product, or the pair of gate and up, against what comes of matrices that are widened in memory. False: this GPU has
 // no other way.
-static bool check_packed(const Case &c, const Kind &kind) {
-    enum { GAP = 12 }; // elements between two rows of a padded output
-    static const int sizes[] = {1, 7, 8, 9, 16, 17, 33, 64, 100, 128, 200, 256, 257, 300};
-    Setup all = setup_open(c, kind);
+static bool check_packed(const Case &c, const Kind &kind, const std::vector<int> &sizes, int *n_differ) {
+    enum { GAP = 12, DIFFERENT = 251 }; // elements between two rows of a padded output; rows of weights
+    Setup all = setup_open(c, kind, DIFFERENT);
     CudaState *s = all.s;
     Error err = {""};
-    const int pitch = c.rows + GAP, packed_rows = s->packed_rows;
+    Differences differences = {};
+    const bool taken = packed_takes(&all.matrix);
+    const int pitch = c.rows + GAP, packed_rows = s->packed_rows, most = sizes.back();
     const float *row_scales = (const float *)all.matrix.scale;
-    std::vector<float> right(all.start.size()), got(all.start.size()), padded((size_t)300 * pitch),
-        before((size_t)300 * pitch);
+    const size_t n_most = (size_t)most * c.rows * c.count;
+    std::vector<float> right(n_most), got(n_most), padded((size_t)most * pitch), before((size_t)most * pitch);
     float *padded_device;
     CHECK_CUDA(cudaMalloc((void **)&padded_device, padded.size() * 4));
     for (size_t i = 0; i < before.size(); i++)
@@ -299,8 +319,8 @@ static bool check_packed(const Case &c, const Kind &kind) {
         const size_t n = (size_t)T * c.rows * c.count;
         if (packed_rows == 0) break;
         for (float beta : {0.0f, 1.0f}) {
-            auto compute = [&](int most) {
-                s->packed_rows = most;
+            auto compute = [&](int rows) {
+                s->packed_rows = rows;
                 if (beta == 1)
                     CHECK_CUDA(cudaMemcpy(all.out_device, all.start.data(), n * 4, cudaMemcpyHostToDevice));
                 else
@@ -317,15 +337,17 @@ static bool check_packed(const Case &c, const Kind &kind) {
             compute(MOST);
             CHECK_CUDA(cudaMemcpy(got.data(), all.out_device, n * 4, cudaMemcpyDeviceToHost));
             for (int m = 0; m < c.count; m++)
-                check_bits(beta == 1      ? "added"
-                           : c.count == 2 ? "gate and up"
-                                          : "product",
-                           c, T, &got[(size_t)m * T * c.rows], c.rows, &right[(size_t)m * T * c.rows]);
-            if (c.count == 2) continue;
+                compare_bits(&differences,
+                             beta == 1      ? "added"
+                             : c.count == 2 ? "gate and up"
+                                            : "product",
+                             c, T, &got[(size_t)m * T * c.rows], c.rows, &right[(size_t)m * T * c.rows]);
+            if (c.count == 2 || !taken) continue;
             // Rows with gaps, from a graph.
+            const size_t n_padded = (size_t)T * pitch, n_after = (size_t)(most - T < 2 ? most - T : 2) * pitch;
             cudaGraph_t graph;
             cudaGraphExec_t exec;
-            CHECK_CUDA(cudaMemcpy(padded_device, before.data(), padded.size() * 4, cudaMemcpyHostToDevice));
+            CHECK_CUDA(cudaMemcpy(padded_device, before.data(), (n_padded + n_after) * 4, cudaMemcpyHostToDevice));
             CHECK_CUDA(cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal));
             if (!packed_product(s, padded_device, pitch, &all.matrix, NULL, row_scales, s->xb, T, beta, &err))
                 test_fail("%s", err.text);
@@ -333,18 +355,45 @@ static bool check_packed(const Case &c, const Kind &kind) {
             CHECK_CUDA(cudaGraphInstantiate(&exec, graph, 0));
             CHECK_CUDA(cudaGraphLaunch(exec, s->stream));
             CHECK_CUDA(cudaStreamSynchronize(s->stream));
-            CHECK_CUDA(cudaMemcpy(padded.data(), padded_device, padded.size() * 4, cudaMemcpyDeviceToHost));
+            CHECK_CUDA(cudaMemcpy(padded.data(), padded_device, (n_padded + n_after) * 4, cudaMemcpyDeviceToHost));
             cudaGraphExecDestroy(exec);
             cudaGraphDestroy(graph);
-            check_bits("rows with gaps", c, T, padded.data(), pitch, right.data());
-            for (size_t i = 0; i < padded.size(); i++)
-                if (((int)(i / pitch) >= T || (int)(i % pitch) >= c.rows) && padded[i] != before[i])
+            compare_bits(&differences, "rows with gaps", c, T, padded.data(), pitch, right.data());
+            for (size_t i = 0; i < n_padded + n_after; i++)
+                if ((i >= n_padded || (int)(i % pitch) >= c.rows) && padded[i] != before[i])
                     test_fail("%d x %d, %d rows: wrote row %zu, column %zu", c.rows, c.cols, T, i / pitch, i % pitch);
         }
+    }
+    if (differences.n > 0) {
+        const int slab = widen_rows(s, &all.matrix, SLAB_ROWS);
+        printf("  %s, %d x %d%s, widened %s (%d rows): %zu of %zu differ; %s\n", kind.name, c.rows, c.cols,
+               taken ? "" : " (not taken)", slab < c.rows ? "in slabs" : "at once", slab < c.rows ? slab : c.rows,
+               differences.n, differences.of, differences.first);
+        ++*n_differ;
     }
     cudaFree(padded_device);
     setup_close(&all);
     return packed_rows > 0;
+}
+
+// Which matrices the kernels take: whole units of rows and columns alone.
+static void test_packed_takes_whole_units(void) {
+    static const struct {
+        int rows, cols;
+        bool taken;
+    } cases[] = {{64, 64, true},    {4096, 14336, true}, {128256, 4096, true}, {132, 448, false},  {60, 1024, false},
+                 {72, 1024, false}, {4, 4096, false},    {256, 1000, false},   {256, 1032, false}, {320, 288, false}};
+    for (DType dtype : {DTYPE_F8_E4M3, DTYPE_I8, DTYPE_U8, DTYPE_BF16})
+        for (const auto &c : cases) {
+            Matrix w = {};
+            w.dtype = dtype;
+            w.group = dtype == DTYPE_BF16 ? 0 : WHOLE_ROW;
+            w.rows = c.rows;
+            w.cols = c.cols;
+            if (packed_takes(&w) != (c.taken && dtype != DTYPE_BF16))
+                test_fail("%d x %d: %s", c.rows, c.cols, c.taken ? "not taken" : "taken");
+        }
+    test_end("test_packed_takes_whole_units");
 }
 
 int main(void) {
@@ -361,9 +410,15 @@ int main(void) {
                                  {"int4", DTYPE_BF16, DTYPE_U8, WHOLE_ROW, DTYPE_F32},
                                  {"int4_groups_of_64", DTYPE_BF16, DTYPE_U8, 64, DTYPE_BF16},
                                  {"int4_groups_of_128", DTYPE_BF16, DTYPE_U8, 128, DTYPE_BF16}};
-    // Parts of a tile, of a panel, of a slice and of a block; more blocks than one; tiles of 256 rows of activations.
-    static const Case packed_cases[] = {{64, 192, 1},    {132, 448, 1}, {200, 688, 1},  {72, 1000, 1},  {320, 4096, 1},
-                                        {128, 14336, 1}, {60, 1032, 2}, {448, 1024, 2}, {16444, 192, 1}};
+    // Parts of a tile, of a slice and of a block; more blocks than one; small and large tiles, of 256 rows of activations,
+    // too; then what is not taken. Of 8B qkv, out, down, gate and up.
+    static const Case packed_cases[] = {{64, 192, 1},    {128, 448, 1},  {192, 1088, 1}, {320, 4096, 1},
+                                        {128, 14336, 1}, {448, 1024, 2}, {8256, 320, 1}, {16448, 192, 1},
+                                        {132, 448, 1},   {200, 688, 1},  {72, 1000, 1},  {60, 1032, 2}},
+                      real_cases[] = {{6144, 4096, 1}, {4096, 4096, 1}, {4096, 14336, 1}, {14336, 4096, 2}};
+    static const std::vector<int> packed_sizes = {1,  7,   8,   9,   16,  17,  32,  33, 64,
+                                                  65, 100, 128, 129, 200, 256, 257, 300},
+                                  real_sizes = {1, 8, 16, 17, 32, 33, 64, 100, 128, 129, 256};
     static const Kind packed_kinds[] = {{"fp8", DTYPE_BF16, DTYPE_F8_E4M3, WHOLE_ROW, DTYPE_F32},
                                         {"int8", DTYPE_BF16, DTYPE_I8, WHOLE_ROW, DTYPE_F32},
                                         {"int8_groups_of_32", DTYPE_BF16, DTYPE_I8, 32, DTYPE_BF16},
@@ -389,12 +444,16 @@ int main(void) {
         for (int i = kind.group == 0 ? 0 : OF_NUMBERS; i < N_CASES; i++) check_case(cases[i], kind);
         test_end(name);
     }
+    test_packed_takes_whole_units();
     for (const Kind &kind : packed_kinds) {
         char name[80];
         snprintf(name, sizeof name, "test_packed_products_same_bits_as_widened_%s", kind.name);
         if (!test_wanted(name)) continue;
         bool checked = !skip_reason;
-        for (const Case &c : packed_cases) checked = checked && check_packed(c, kind);
+        int differ = 0, n_cases = 0;
+        for (const Case &c : packed_cases) n_cases++, checked = checked && check_packed(c, kind, packed_sizes, &differ);
+        for (const Case &c : real_cases) n_cases++, checked = checked && check_packed(c, kind, real_sizes, &differ);
+        if (differ > 0) test_fail("%d of %d shapes have other bits", differ, n_cases);
         if (checked)
             test_end(name);
         else

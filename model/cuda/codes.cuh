@@ -8,7 +8,7 @@
 //
 // A byte u in the lower half of a bf16 is u × 2^-133: as a subnormal number, or with its highest bit as the exponent of
 // the smallest normal one, without a gap between them. One fma makes of it (u - offset) / 64, which is exact: 2^127 is the
-// largest power of two that it can be multiplied by.
+// largest power of two that it can be multiplied by. (So is what comes of it, times a scale, of weights of 2^-120 and more.)
 #pragma once
 
 #include "numbers.cuh"

@@ -8,7 +8,16 @@
 #include "tensor_map.h"
 
 // The tiles that there are: rows of weights x of activations.
-enum PackedShape { SHAPE_32x16, SHAPE_32x32, SHAPE_64x32, SHAPE_128x16, SHAPE_128x32, SHAPE_128x64, SHAPE_128x256, N_SHAPES };
+enum PackedShape {
+    SHAPE_32x16,
+    SHAPE_32x32,
+    SHAPE_64x32,
+    SHAPE_128x16,
+    SHAPE_128x32,
+    SHAPE_128x64,
+    SHAPE_128x256,
+    N_SHAPES
+};
 
 // Calls body with a tile; with the type of a matrix's codes and the bytes of a group's scale.
 template <class Body> static auto with_tile(PackedShape shape, Body body) {
@@ -70,13 +79,16 @@ bool packed_takes(const Matrix *w) {
 }
 
 // The tile for T rows of activations and so many of weights. Of few weights a tile is small, so that there are some for all
-// SMs; of more, codes are widened once for up to 64 activations, and for 256 where there are enough such tiles.
-static PackedShape packed_shape(int T, int rows) {
+// SMs; of more, codes are widened once for up to 64 activations, unless their scales leave no room for two stages of so
+// many, and for 256 where there are enough such tiles.
+static PackedShape packed_shape(int T, int rows, const Packing *packing) {
     const bool small = rows <= PACKED_FEW_ROWS;
+    const int scales = packing->block_bytes - PACK_COLUMNS * packing->bits / 8;
     if (T <= 16) return small ? SHAPE_32x16 : SHAPE_128x16;
     if (T <= 32) return small ? SHAPE_32x32 : SHAPE_128x32;
-    if (T <= 64) return small ? SHAPE_64x32 : SHAPE_128x64;
-    return T > 128 && (rows + 127) / 128 * ((T + 255) / 256) >= PACKED_LARGE_BLOCKS ? SHAPE_128x256 : SHAPE_128x64;
+    if (T <= 64 && small) return SHAPE_64x32;
+    if (T > 128 && (rows + 127) / 128 * ((T + 255) / 256) >= PACKED_LARGE_BLOCKS) return SHAPE_128x256;
+    return packing->bits == 4 && scales >= 64 ? SHAPE_128x32 : SHAPE_128x64;
 }
 
 // What is the matrices' in a kernel's parameters.
@@ -133,7 +145,7 @@ bool packed_product(CudaState *s, float *out, int pitch, const Matrix *w, const 
     p.T = T;
     p.pitch = pitch;
     p.adds = beta != 0;
-    return with_tile(packed_shape(T, w->rows * (other ? 2 : 1)), [&](auto tile) {
+    return with_tile(packed_shape(T, w->rows * (other ? 2 : 1), &packing), [&](auto tile) {
         typedef decltype(tile) Tile;
         const cuuint64_t dims[2] = {(cuuint64_t)w->cols, (cuuint64_t)T}, strides[1] = {(cuuint64_t)w->cols * 2};
         const cuuint32_t box[2] = {PACKED_PANEL, Tile::N / Tile::C};
@@ -144,6 +156,7 @@ bool packed_product(CudaState *s, float *out, int pitch, const Matrix *w, const 
         const int clusters = (p.tiles * p.matrices + Tile::C - 1) / Tile::C * p.token_tiles;
         CUDA_TRY(with_codes(w->dtype, packed_scales(&packing), [&](auto codes, auto scales) {
             const size_t shared = set_stages<decltype(codes), Tile>(&p);
+            if (p.n_codes < 2) return cudaErrorInvalidConfiguration; // see packed_shape
             return launch_kernel(packed_product_kernel<decltype(codes), decltype(scales)::value, Tile>,
                                  (unsigned)(clusters * Tile::C), Tile::THREADS, shared, s->pdl, s->stream, p);
         }));

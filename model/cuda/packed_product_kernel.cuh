@@ -20,8 +20,7 @@ template <int ROWS_, int N_, int C_, int CONSUMERS_> struct PackedTile {
 };
 // By mma.sync: each warp has M times 16 of the rows, and all of the activations. A stage has a slice of codes and the
 // activations of as many columns.
-template <int ROWS, int N, int M_>
-struct PackedWarps : PackedTile<ROWS, N, N == 16 ? 2 : 4, 2 * ROWS / M_> {
+template <int ROWS, int N, int M_> struct PackedWarps : PackedTile<ROWS, N, N == 16 ? 2 : 4, 2 * ROWS / M_> {
     static constexpr bool BY_WARP = true, MOVES_REGISTERS = false;
     static constexpr int M = M_, BLOCKS = 2, THREADS = 2 * ROWS / M + 64;
     // Of 228 KB that an SM has; each block takes one more, and its barriers.
@@ -252,15 +251,15 @@ __device__ __forceinline__ void load_quad_scales(PackedQuadScales<Codes, SCALES,
 }
 // by[row][32 columns]: of a panel of a slice, two bytes in both halves of a word.
 template <class Codes, PackedScales SCALES, int M>
-__device__ __forceinline__ void panel_scales(uint32_t (&by)[2 * M][2],
-                                             const PackedQuadScales<Codes, SCALES, M> &scales, const PackedParams &p,
-                                             const PackedQuadLane &own, uint32_t buffer, int column, int panel) {
+__device__ __forceinline__ void panel_scales(uint32_t (&by)[2 * M][2], const PackedQuadScales<Codes, SCALES, M> &scales,
+                                             const PackedParams &p, const PackedQuadLane &own, uint32_t buffer,
+                                             int column, int panel) {
     const int first = column >> p.group_log2, next = (panel * PACKED_PANEL) >> p.group_log2;
 #pragma unroll
     for (int i = 0; i < 2 * M; i++) {
         if constexpr (SCALES == SCALES_BF16)
-            by[i][0] = by[i][1] = __byte_perm(scales.words[i][0], scales.words[i][1],
-                                              0x1010 + 0x2222 * ((first & 3) + next));
+            by[i][0] = by[i][1] =
+                __byte_perm(scales.words[i][0], scales.words[i][1], 0x1010 + 0x2222 * ((first & 3) + next));
         if constexpr (SCALES == SCALES_BF16_OF_32)
             by[i][0] = __byte_perm(scales.words[i][panel], 0, 0x1010),
             by[i][1] = __byte_perm(scales.words[i][panel], 0, 0x3232);
@@ -268,7 +267,8 @@ __device__ __forceinline__ void panel_scales(uint32_t (&by)[2 * M][2],
 #pragma unroll
             for (int j = 0; j < 2; j++) {
                 const int group = (column + panel * PACKED_PANEL + j * 32) >> p.group_log2;
-                by[i][j] = load_shared4(buffer + ((own.scales + group * 4) ^ own.scales_swizzle) + i * 8 * p.scale_pitch);
+                by[i][j] =
+                    load_shared4(buffer + ((own.scales + group * 4) ^ own.scales_swizzle) + i * 8 * p.scale_pitch);
             }
     }
 }
@@ -285,7 +285,7 @@ __device__ __forceinline__ void widen_quads(uint32_t (&w)[M][4], const PackedQua
         Codes::quad(word, quad[0], quad[1]);
 #pragma unroll
         for (int j = 0; j < 2; j++)
-            w[i / 2][2 * j + i % 2] = SCALES == SCALES_OF_ROWS      ? quad[j]
+            w[i / 2][2 * j + i % 2] = SCALES == SCALES_OF_ROWS   ? quad[j]
                                       : SCALES == SCALES_FLOAT32 ? times_float(quad[j], __uint_as_float(scale))
                                                                  : multiply2(quad[j], scale);
     }
@@ -294,8 +294,8 @@ __device__ __forceinline__ void widen_quads(uint32_t (&w)[M][4], const PackedQua
 // Everything is loaded, and codes are widened, before what is in front of it is multiplied: words a panel ahead,
 // activations a group of up to 32 tokens, widened codes a step.
 template <class Codes, PackedScales SCALES, class Tile>
-__device__ __forceinline__ void packed_consume_by_warp(const PackedParams &p, const PackedPlace &place, PackedRing codes,
-                                                       uint32_t scales, uint32_t inputs) {
+__device__ __forceinline__ void packed_consume_by_warp(const PackedParams &p, const PackedPlace &place,
+                                                       PackedRing codes, uint32_t scales, uint32_t inputs) {
     constexpr int M = Tile::M, N = Tile::N, B = N / 8 < 4 ? N / 8 : 4, GROUPS = N / 8 / B;
     constexpr int PANELS = PACKED_PANELS<Codes>, STEPS = 4 * PANELS, LAST = STEPS * GROUPS - 1;
     constexpr bool GROUPED = SCALES == SCALES_BF16 || SCALES == SCALES_BF16_OF_32;
@@ -341,8 +341,7 @@ __device__ __forceinline__ void packed_consume_by_warp(const PackedParams &p, co
             } else if (q % 4 == 0)
                 load_quads<Codes, M>(quads[(q / 4 + 1) % 2], own, stage, q / 4 + 1);
             const int next = q + 1;
-            if (next % 4 == 0)
-                panel_scales<Codes, SCALES, M>(by, raw, p, own, buffer, column, next / 4 % PANELS);
+            if (next % 4 == 0) panel_scales<Codes, SCALES, M>(by, raw, p, own, buffer, column, next / 4 % PANELS);
             widen_quads<Codes, SCALES, M>(w[next % 2], quads[next / 4 % 2], by, next % 4, own.shift);
 #pragma unroll
             for (int group = 0; group < GROUPS; group++) {
@@ -463,8 +462,8 @@ __device__ __forceinline__ void widen_panel(uint32_t (&w)[4][4], const PackedPan
 }
 
 template <class Codes, PackedScales SCALES, class Tile>
-__device__ __forceinline__ void packed_consume_by_warpgroup(const PackedParams &p, const PackedPlace &place, PackedRing codes,
-                                               uint32_t scales, PackedRing input) {
+__device__ __forceinline__ void packed_consume_by_warpgroup(const PackedParams &p, const PackedPlace &place,
+                                                            PackedRing codes, uint32_t scales, PackedRing input) {
     constexpr int PER_SLICE = PACKED_PANELS<Codes> / 2; // pairs of panels
     constexpr int SCALE_BYTES = SCALES == SCALES_OF_ROWS ? 0 : SCALES == SCALES_FLOAT32 ? 4 : 2;
     const int lane = threadIdx.x % 32, pairs = packed_pairs(p), scales_stage = Tile::ROWS * p.scale_pitch;
@@ -513,8 +512,8 @@ __device__ __forceinline__ void packed_consume_by_warpgroup(const PackedParams &
     wgmma_wait<0>();
     wgmma_pin(acc);
     wait_for_previous_kernel();
-    packed_store<Tile::N>(p, place.matrix, place.row + threadIdx.x / 32 * 16 + lane / 4, place.token + lane % 4 * 2, 1, 1,
-                          acc);
+    packed_store<Tile::N>(p, place.matrix, place.row + threadIdx.x / 32 * 16 + lane / 4, place.token + lane % 4 * 2, 1,
+                          1, acc);
 }
 
 // Computes: out (+)= in · wᵀ, times the rows' scales.

@@ -100,7 +100,8 @@ __device__ __forceinline__ void mbarrier_arrive_read(uint32_t barrier) {
 // The same once `read` has come from shared memory (as mbarrier_arrive_after).
 __device__ __forceinline__ void mbarrier_arrive_read_after(uint32_t barrier, uint32_t read) {
     ASM_SM90("{\n.reg .b32 count;\nor.b32 count, %1, 1;\nmin.u32 count, count, 1;\nmbarrier.arrive.shared::cluster.b64 "
-             "_, [%0], count;\n}" ::"r"(barrier), "r"(read) : "memory");
+             "_, [%0], count;\n}" ::"r"(barrier),
+             "r"(read) : "memory");
 }
 // What this thread wrote to global memory, or others before it acquired that, before what the asynchronous proxy (bulk
 // copies) reads there.
