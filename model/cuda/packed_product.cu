@@ -79,14 +79,14 @@ bool packed_takes(const Matrix *w) {
 }
 
 // The tile for T rows of activations and so many of weights. Of few weights a tile is small, so that there are some for all
-// SMs; of more, codes are widened once for up to 64 activations, unless their scales leave no room for two stages of so
-// many, and for 256 where there are enough such tiles.
+// SMs, as long as one of 128 x 64 would leave many idle. Of more, codes are widened once for up to 64 activations, unless
+// their scales leave no room for two stages of so many, and for 256 where there are enough such tiles.
 static PackedShape packed_shape(int T, int rows, const Packing *packing) {
     const bool small = rows <= PACKED_FEW_ROWS;
     const int scales = packing->block_bytes - PACK_COLUMNS * packing->bits / 8;
     if (T <= 16) return small ? SHAPE_32x16 : SHAPE_128x16;
     if (T <= 32) return small ? SHAPE_32x32 : SHAPE_128x32;
-    if (T <= 64 && small) return SHAPE_64x32;
+    if (T <= 128 && small) return SHAPE_64x32;
     if (T > 128 && (rows + 127) / 128 * ((T + 255) / 256) >= PACKED_LARGE_BLOCKS) return SHAPE_128x256;
     return packing->bits == 4 && scales >= 64 ? SHAPE_128x32 : SHAPE_128x64;
 }
