@@ -1,11 +1,13 @@
-// Matrix products of the GPU's engines: a row has the same bits in any number of rows, and is the sum of its products to
-// what float32 sums may be off. Weights are numbers of 16 bits, or codes with scales.
+// Matrix products of the GPU's engines: a row has the same bits in any number of rows, whether codes are widened in memory
+// or on their way into the product, and is the sum of its products to what float32 sums may be off. Weights are numbers of
+// 16 bits, or codes with scales.
 #include <math.h>
 #include <string.h>
 
 #include <vector>
 
 #include "../model/cuda/gemm.h"
+#include "../model/cuda/packed_product.h"
 #include "../model/cuda/widen.h"
 extern "C" {
 #include "../model/quant.h"
@@ -47,6 +49,7 @@ struct Kind {
     const char *name;
     DType type, dtype; // of the inputs; of the weights
     int group;         // a Matrix.group
+    DType scale_dtype; // a Matrix.scale_dtype, where there are scales
 };
 
 enum { MOST = 700 }; // rows of the input
@@ -65,6 +68,9 @@ static float scale(unsigned i) { // exact in bf16
     unsigned h = hash(i ^ 0x5ca1e0u);
     return (float)(1 + h % 128) * (h & 128 ? -0x1p-7f : 0x1p-7f);
 }
+static float group_scale(const Kind &kind, unsigned i) {
+    return kind.scale_dtype == DTYPE_BF16 ? scale(i) : scale(i) / 3;
+}
 static float in_bf16(float x) { // nearest, of two the even one
     uint32_t bits;
     memcpy(&bits, &x, 4);
@@ -81,12 +87,13 @@ static float factor(const Kind &kind, const Case &c, int row, int col) {
     float value = kind.dtype == DTYPE_U8   ? (float)bits - 8
                   : kind.dtype == DTYPE_I8 ? (float)(int8_t)bits
                                            : quant_fp8_value((uint8_t)bits);
-    return kind.group == WHOLE_ROW ? value : in_bf16(value * scale((unsigned)row * groups + col / kind.group));
+    return kind.group == WHOLE_ROW ? value
+                                   : in_bf16(value * group_scale(kind, (unsigned)row * groups + col / kind.group));
 }
 
-// All rows as they are on the device, from the first matrix on.
-static std::vector<char> rows_on_device(const Kind &kind, const Case &c, const Matrix *m) {
-    const size_t rows = (size_t)c.rows * c.count, row_bytes = device_row_bytes(m);
+// Rows as they are on the device, from the first matrix's first on.
+static std::vector<char> rows_on_device(const Kind &kind, const Case &c, const Matrix *m, size_t rows) {
+    const size_t row_bytes = device_row_bytes(m);
     std::vector<char> all(rows * row_bytes, 0);
     if (kind.group == 0) {
         uint16_t *numbers = (uint16_t *)all.data();
@@ -107,8 +114,12 @@ static std::vector<char> rows_on_device(const Kind &kind, const Case &c, const M
                 at[-1] = (char)both, at[0] = (char)(both >> 8);
             }
             if (packing.group == 0 || col % packing.group != 0 || col >= c.cols) continue;
-            uint16_t stored = in_16_bits(scale((unsigned)r * groups + col / packing.group), DTYPE_BF16);
-            memcpy(row + packed_scale(&packing, col), &stored, sizeof stored);
+            const float of_group = group_scale(kind, (unsigned)r * groups + col / packing.group);
+            const uint16_t stored = in_16_bits(of_group, DTYPE_BF16);
+            if (packing.scale_bytes == 2)
+                memcpy(row + packed_scale(&packing, col), &stored, sizeof stored);
+            else
+                memcpy(row + packed_scale(&packing, col), &of_group, sizeof of_group);
         }
     return all;
 }
@@ -136,48 +147,94 @@ static bool is_hopper(void) {
     return major == 9;
 }
 
-// One shape and kind; every number of rows against the first rows of MOST.
-static void check_case(const Case &c, const Kind &kind) {
+// What the products of a shape and kind are computed with: inputs, matrices and their scales on the device.
+struct Setup {
+    CudaState *s;
+    Matrix matrix;             // the first
+    std::vector<float> scales; // of rows
+    std::vector<float> start;  // what products are added to
+    void *w_device, *scales_device;
+    float *out_device, *scratch; // of as many as start has
+};
+
+// different: so many rows of weights, which are repeated from there on (0: all).
+static Setup setup_open(const Case &c, const Kind &kind, int different) {
+    static cublasHandle_t blas;
     CudaState *s = (CudaState *)calloc(1, sizeof *s);
     Error err = {""};
-    Matrix matrix = {};
+    Setup all = {};
+    Matrix &matrix = all.matrix;
     matrix.dtype = kind.dtype;
     matrix.group = kind.group;
-    matrix.scale_dtype = kind.group == WHOLE_ROW ? DTYPE_F32 : DTYPE_BF16;
+    matrix.scale_dtype = kind.scale_dtype;
     matrix.rows = matrix.all_rows = c.rows;
     matrix.cols = c.cols;
     const size_t n_in = (size_t)MOST * c.cols, n_out = (size_t)MOST * c.rows * c.count;
-    std::vector<char> weights = rows_on_device(kind, c, &matrix);
+    const size_t rows = (size_t)c.rows * c.count, row_bytes = device_row_bytes(&matrix);
+    const size_t made = different == 0 || rows < (size_t)different ? rows : (size_t)different;
+    std::vector<char> weights = rows_on_device(kind, c, &matrix, made);
     std::vector<uint16_t> in(n_in);
-    std::vector<float> whole(n_out), some(n_out), start(n_out), scales((size_t)c.rows * c.count);
+    all.s = s;
+    all.start.resize(n_out);
+    all.scales.resize((size_t)c.rows * c.count);
     for (size_t i = 0; i < n_in; i++) in[i] = in_16_bits(number((unsigned)i, 2), kind.type);
-    for (size_t i = 0; i < n_out; i++) start[i] = number((unsigned)i, 3) / 3;
-    for (size_t i = 0; i < scales.size(); i++) scales[i] = scale((unsigned)i) / 3;
-    void *w_device, *scales_device;
-    float *out_device, *scratch;
+    for (size_t i = 0; i < n_out; i++) all.start[i] = number((unsigned)i, 3) / 3;
+    for (size_t i = 0; i < all.scales.size(); i++) all.scales[i] = scale((unsigned)i) / 3;
     CHECK_CUDA(cudaStreamCreate(&s->stream));
     CHECK_CUDA(cudaMalloc(&s->blas_workspace, BLAS_WORKSPACE_BYTES));
-    CHECK_CUDA(cudaMalloc(&w_device, weights.size()));
-    CHECK_CUDA(cudaMalloc(&scales_device, scales.size() * 4));
+    CHECK_CUDA(cudaMalloc(&all.w_device, rows * row_bytes));
+    CHECK_CUDA(cudaMalloc(&all.scales_device, all.scales.size() * 4));
     CHECK_CUDA(cudaMalloc(&s->xb, n_in * 2));
-    CHECK_CUDA(cudaMalloc((void **)&out_device, n_out * 4));
-    CHECK_CUDA(cudaMalloc((void **)&scratch, n_out * 4));
-    if (cublasCreate(&s->blas) != CUBLAS_STATUS_SUCCESS) test_fail("no cuBLAS");
+    CHECK_CUDA(cudaMalloc((void **)&all.out_device, n_out * 4));
+    CHECK_CUDA(cudaMalloc((void **)&all.scratch, n_out * 4));
+    if (!blas && cublasCreate(&blas) != CUBLAS_STATUS_SUCCESS) test_fail("no cuBLAS");
+    s->blas = blas;
     cublasSetStream(s->blas, s->stream);
-    CHECK_CUDA(cudaMemcpy(w_device, weights.data(), weights.size(), cudaMemcpyHostToDevice));
-    CHECK_CUDA(cudaMemcpy(scales_device, scales.data(), scales.size() * 4, cudaMemcpyHostToDevice));
+    CHECK_CUDA(cudaMemcpy(all.w_device, weights.data(), weights.size(), cudaMemcpyHostToDevice));
+    for (size_t have = made; have < rows; have *= 2) // a multiple of made: the pattern goes on
+        CHECK_CUDA(cudaMemcpy((char *)all.w_device + have * row_bytes, all.w_device,
+                              (rows - have < have ? rows - have : have) * row_bytes, cudaMemcpyDeviceToDevice));
+    CHECK_CUDA(cudaMemcpy(all.scales_device, all.scales.data(), all.scales.size() * 4, cudaMemcpyHostToDevice));
     CHECK_CUDA(cudaMemcpy(s->xb, in.data(), n_in * 2, cudaMemcpyHostToDevice));
     s->type = kind.type;
     s->element = 2;
     s->pdl = s->one_order = true;
-    s->gate_up = c.count == 2 ? out_device : scratch;
+    s->gate_up = c.count == 2 ? all.out_device : all.scratch;
     if (kind.group != 0) {
-        s->widening.slab_bytes = widen_slab_bytes(1, c.cols, s->element); // several slabs, as short as they come
+        // several slabs, as short as they come; of weights that are repeated as large as in the program
+        s->widening.slab_bytes = widen_slab_bytes(different == 0 ? 1 : (uint64_t)c.rows * c.cols, c.cols, s->element);
         CHECK_CUDA(cudaMalloc((void **)&s->widening.slabs, 2 * s->widening.slab_bytes));
+        if (!packed_open(s, &err)) test_fail("%s", err.text);
     }
     if (!widen_open(s, &err)) test_fail("%s", err.text);
-    matrix.data = w_device;
-    matrix.scale = kind.group == WHOLE_ROW ? scales_device : NULL;
+    matrix.data = all.w_device;
+    matrix.scale = kind.group == WHOLE_ROW ? all.scales_device : NULL;
+    return all;
+}
+
+static void setup_close(Setup *all) {
+    CudaState *s = all->s;
+    widen_close(s);
+    cudaFree(all->w_device);
+    cudaFree(all->scales_device);
+    cudaFree(s->xb);
+    cudaFree(all->out_device);
+    cudaFree(all->scratch);
+    cudaFree(s->widening.slabs);
+    cudaFree(s->blas_workspace);
+    cudaStreamDestroy(s->stream);
+    free(s);
+}
+
+// One shape and kind; every number of rows against the first rows of MOST.
+static void check_case(const Case &c, const Kind &kind) {
+    Error err = {""};
+    Setup all = setup_open(c, kind, 0);
+    CudaState *s = all.s;
+    const Matrix &matrix = all.matrix;
+    const std::vector<float> &start = all.start, &scales = all.scales;
+    float *out_device = all.out_device;
+    std::vector<float> whole(start.size()), some(start.size());
     static const int sizes[] = {MOST, 1,   2,   7,   8,   9,   15,  16,  17,  31,  32,  33,
                                 63,   64,  65,  100, 127, 128, 129, 171, 192, 193, 216, 217,
                                 256,  257, 300, 320, 321, 384, 385, 480, 481, 511, 512, 641};
@@ -223,17 +280,132 @@ static void check_case(const Case &c, const Kind &kind) {
     double bound = (c.cols / 16 + 2) * 0x1p-22;
     if (!(worst <= bound))
         test_fail("%d x %d: off by %.3g of the sum of sizes, bound %.3g", c.rows, c.cols, worst, bound);
-    widen_close(s);
-    cublasDestroy(s->blas);
-    cudaFree(w_device);
-    cudaFree(scales_device);
-    cudaFree(s->xb);
-    cudaFree(out_device);
-    cudaFree(scratch);
-    cudaFree(s->widening.slabs);
-    cudaFree(s->blas_workspace);
-    cudaStreamDestroy(s->stream);
-    free(s);
+    setup_close(&all);
+}
+
+// ---- codes that are widened on their way into the product ------------------------------------------------------------
+
+// Differences of a shape's results: how many, among how many, and the first.
+struct Differences {
+    size_t n, of;
+    char first[256];
+};
+
+// Rows of `got`, `pitch` apart, against those of `right`, without a gap.
+static void compare_bits(Differences *all, const char *what, const Case &c, int T, const float *got, int pitch,
+                         const float *right) {
+    for (int t = 0; t < T; t++) {
+        all->of += (size_t)c.rows;
+        if (memcmp(&got[(size_t)t * pitch], &right[(size_t)t * c.rows], (size_t)c.rows * 4) == 0) continue;
+        for (int r = 0; r < c.rows; r++) {
+            uint32_t bits[2];
+            memcpy(&bits[0], &got[(size_t)t * pitch + r], 4);
+            memcpy(&bits[1], &right[(size_t)t * c.rows + r], 4);
+            if (bits[0] == bits[1]) continue;
+            if (all->n++ == 0)
+                snprintf(all->first, sizeof all->first,
+                         "%s, %d rows: row %d, column %d is %.9g (%08x), not %.9g (%08x)", what, T, t, r,
+                         (double)got[(size_t)t * pitch + r], bits[0], (double)right[(size_t)t * c.rows + r], bits[1]);
+        }
+    }
+}
+
+// A product, or the pair of gate and up, against what comes of matrices that are widened in memory. False: this GPU has
+// no other way.
+static bool check_packed(const Case &c, const Kind &kind, const std::vector<int> &sizes, int *n_differ) {
+    enum { GAP = 12, DIFFERENT = 251 }; // elements between two rows of a padded output; rows of weights
+    Setup all = setup_open(c, kind, DIFFERENT);
+    CudaState *s = all.s;
+    Error err = {""};
+    Differences differences = {};
+    const bool taken = packed_takes(&all.matrix);
+    const int pitch = c.rows + GAP, packed_rows = s->packed_rows, most = sizes.back();
+    const float *row_scales = (const float *)all.matrix.scale;
+    const size_t n_most = (size_t)most * c.rows * c.count;
+    std::vector<float> right(n_most), got(n_most), padded((size_t)most * pitch), before((size_t)most * pitch);
+    float *padded_device;
+    CHECK_CUDA(cudaMalloc((void **)&padded_device, padded.size() * 4));
+    for (size_t i = 0; i < before.size(); i++)
+        before[i] = (int)(i % pitch) < c.rows ? all.start[i / pitch * c.rows + i % pitch] : -1;
+    for (int T : sizes) {
+        const size_t n = (size_t)T * c.rows * c.count;
+        if (packed_rows == 0) break;
+        for (float beta : {0.0f, 1.0f}) {
+            auto compute = [&](int rows) {
+                s->packed_rows = rows;
+                if (beta == 1)
+                    CHECK_CUDA(cudaMemcpy(all.out_device, all.start.data(), n * 4, cudaMemcpyHostToDevice));
+                else
+                    CHECK_CUDA(cudaMemset(all.out_device, 0xff, n * 4));
+                if (!widen_begin(s, &err) ||
+                    !(c.count == 2 ? multiply(s, c, &all.matrix, all.out_device, T, &err)
+                                   : matmul(s, all.out_device, &all.matrix, s->xb, T, beta, &err)))
+                    test_fail("%s", err.text);
+                CHECK_CUDA(cudaStreamSynchronize(s->stream));
+            };
+            if (c.count == 2 && beta == 1) continue;
+            compute(0);
+            CHECK_CUDA(cudaMemcpy(right.data(), all.out_device, n * 4, cudaMemcpyDeviceToHost));
+            compute(MOST);
+            CHECK_CUDA(cudaMemcpy(got.data(), all.out_device, n * 4, cudaMemcpyDeviceToHost));
+            for (int m = 0; m < c.count; m++)
+                compare_bits(&differences,
+                             beta == 1      ? "added"
+                             : c.count == 2 ? "gate and up"
+                                            : "product",
+                             c, T, &got[(size_t)m * T * c.rows], c.rows, &right[(size_t)m * T * c.rows]);
+            if (c.count == 2 || !taken) continue;
+            // Rows with gaps, from a graph.
+            const size_t n_padded = (size_t)T * pitch, n_after = (size_t)(most - T < 2 ? most - T : 2) * pitch;
+            cudaGraph_t graph;
+            cudaGraphExec_t exec;
+            CHECK_CUDA(cudaMemcpy(padded_device, before.data(), (n_padded + n_after) * 4, cudaMemcpyHostToDevice));
+            CHECK_CUDA(cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal));
+            if (!packed_product(s, padded_device, pitch, &all.matrix, NULL, row_scales, s->xb, T, beta, &err))
+                test_fail("%s", err.text);
+            CHECK_CUDA(cudaStreamEndCapture(s->stream, &graph));
+            CHECK_CUDA(cudaGraphInstantiate(&exec, graph, 0));
+            CHECK_CUDA(cudaGraphLaunch(exec, s->stream));
+            CHECK_CUDA(cudaStreamSynchronize(s->stream));
+            CHECK_CUDA(cudaMemcpy(padded.data(), padded_device, (n_padded + n_after) * 4, cudaMemcpyDeviceToHost));
+            cudaGraphExecDestroy(exec);
+            cudaGraphDestroy(graph);
+            compare_bits(&differences, "rows with gaps", c, T, padded.data(), pitch, right.data());
+            for (size_t i = 0; i < n_padded + n_after; i++)
+                if ((i >= n_padded || (int)(i % pitch) >= c.rows) && padded[i] != before[i])
+                    test_fail("%d x %d, %d rows: wrote row %zu, column %zu", c.rows, c.cols, T, i / pitch, i % pitch);
+        }
+    }
+    if (differences.n > 0) {
+        const int slab = widen_rows(s, &all.matrix, SLAB_ROWS);
+        printf("  %s, %d x %d%s, widened %s (%d rows): %zu of %zu differ; %s\n", kind.name, c.rows, c.cols,
+               taken ? "" : " (not taken)", slab < c.rows ? "in slabs" : "at once", slab < c.rows ? slab : c.rows,
+               differences.n, differences.of, differences.first);
+        ++*n_differ;
+    }
+    cudaFree(padded_device);
+    setup_close(&all);
+    return packed_rows > 0;
+}
+
+// Which matrices the kernels take: whole units of rows and columns alone.
+static void test_packed_takes_whole_units(void) {
+    static const struct {
+        int rows, cols;
+        bool taken;
+    } cases[] = {{64, 64, true},    {4096, 14336, true}, {128256, 4096, true}, {132, 448, false},  {60, 1024, false},
+                 {72, 1024, false}, {4, 4096, false},    {256, 1000, false},   {256, 1032, false}, {320, 288, false}};
+    for (DType dtype : {DTYPE_F8_E4M3, DTYPE_I8, DTYPE_U8, DTYPE_BF16})
+        for (const auto &c : cases) {
+            Matrix w = {};
+            w.dtype = dtype;
+            w.group = dtype == DTYPE_BF16 ? 0 : WHOLE_ROW;
+            w.rows = c.rows;
+            w.cols = c.cols;
+            if (packed_takes(&w) != (c.taken && dtype != DTYPE_BF16))
+                test_fail("%d x %d: %s", c.rows, c.cols, c.taken ? "not taken" : "taken");
+        }
+    test_end("test_packed_takes_whole_units");
 }
 
 int main(void) {
@@ -244,14 +416,35 @@ int main(void) {
                                  {288, 768, 1},   {200, 328, 1},   {64, 64, 1},     {72, 1000, 1},    {768, 288, 2},
                                  {3584, 1024, 2}, {128, 4096, 48}, {64, 328, 7}};
     enum { N_CASES = sizeof cases / sizeof *cases, OF_NUMBERS = 7 };
-    static const Kind kinds[] = {{"bf16", DTYPE_BF16, DTYPE_BF16, 0},
-                                 {"f16", DTYPE_F16, DTYPE_F16, 0},
-                                 {"fp8", DTYPE_BF16, DTYPE_F8_E4M3, WHOLE_ROW},
-                                 {"int8", DTYPE_BF16, DTYPE_I8, WHOLE_ROW},
-                                 {"int8_groups_of_32", DTYPE_BF16, DTYPE_I8, 32},
-                                 {"int4", DTYPE_BF16, DTYPE_U8, WHOLE_ROW},
-                                 {"int4_groups_of_64", DTYPE_BF16, DTYPE_U8, 64},
-                                 {"int4_groups_of_128", DTYPE_BF16, DTYPE_U8, 128}};
+    static const Kind kinds[] = {{"bf16", DTYPE_BF16, DTYPE_BF16, 0, DTYPE_F32},
+                                 {"f16", DTYPE_F16, DTYPE_F16, 0, DTYPE_F32},
+                                 {"fp8", DTYPE_BF16, DTYPE_F8_E4M3, WHOLE_ROW, DTYPE_F32},
+                                 {"int8", DTYPE_BF16, DTYPE_I8, WHOLE_ROW, DTYPE_F32},
+                                 {"int8_groups_of_32", DTYPE_BF16, DTYPE_I8, 32, DTYPE_BF16},
+                                 {"int4", DTYPE_BF16, DTYPE_U8, WHOLE_ROW, DTYPE_F32},
+                                 {"int4_groups_of_64", DTYPE_BF16, DTYPE_U8, 64, DTYPE_BF16},
+                                 {"int4_groups_of_128", DTYPE_BF16, DTYPE_U8, 128, DTYPE_BF16}};
+    // Parts of a tile, of a slice and of a block; more blocks than one; small and large tiles, of 256 rows of activations,
+    // too; then what is not taken. Of 8B qkv, out, down, gate and up.
+    static const Case packed_cases[] = {{64, 192, 1},    {128, 448, 1},  {192, 1088, 1}, {320, 4096, 1},
+                                        {128, 14336, 1}, {448, 1024, 2}, {8256, 320, 1}, {16448, 192, 1},
+                                        {132, 448, 1},   {200, 688, 1},  {72, 1000, 1},  {60, 1032, 2}},
+                      real_cases[] = {{6144, 4096, 1}, {4096, 4096, 1}, {4096, 14336, 1}, {14336, 4096, 2}};
+    static const std::vector<int> packed_sizes = {1,  7,   8,   9,   16,  17,  32,  33, 64,
+                                                  65, 100, 128, 129, 200, 256, 257, 300},
+                                  real_sizes = {1, 8, 16, 17, 32, 33, 64, 100, 128, 129, 256};
+    static const Kind packed_kinds[] = {{"fp8", DTYPE_BF16, DTYPE_F8_E4M3, WHOLE_ROW, DTYPE_F32},
+                                        {"int8", DTYPE_BF16, DTYPE_I8, WHOLE_ROW, DTYPE_F32},
+                                        {"int8_groups_of_32", DTYPE_BF16, DTYPE_I8, 32, DTYPE_BF16},
+                                        {"int8_groups_of_64", DTYPE_BF16, DTYPE_I8, 64, DTYPE_BF16},
+                                        {"int8_groups_of_128", DTYPE_BF16, DTYPE_I8, 128, DTYPE_BF16},
+                                        {"int8_groups_of_32_float32", DTYPE_BF16, DTYPE_I8, 32, DTYPE_F32},
+                                        {"int4", DTYPE_BF16, DTYPE_U8, WHOLE_ROW, DTYPE_F32},
+                                        {"int4_groups_of_32", DTYPE_BF16, DTYPE_U8, 32, DTYPE_BF16},
+                                        {"int4_groups_of_64", DTYPE_BF16, DTYPE_U8, 64, DTYPE_BF16},
+                                        {"int4_groups_of_128", DTYPE_BF16, DTYPE_U8, 128, DTYPE_BF16},
+                                        {"int4_groups_of_32_float32", DTYPE_BF16, DTYPE_U8, 32, DTYPE_F32},
+                                        {"int4_groups_of_128_float32", DTYPE_BF16, DTYPE_U8, 128, DTYPE_F32}};
     int n = 0;
     if (cudaGetDeviceCount(&n) != cudaSuccess || n == 0) skip_reason = "no GPU";
     for (const Kind &kind : kinds) {
@@ -264,6 +457,21 @@ int main(void) {
         }
         for (int i = kind.group == 0 ? 0 : OF_NUMBERS; i < N_CASES; i++) check_case(cases[i], kind);
         test_end(name);
+    }
+    test_packed_takes_whole_units();
+    for (const Kind &kind : packed_kinds) {
+        char name[80];
+        snprintf(name, sizeof name, "test_packed_products_same_bits_as_widened_%s", kind.name);
+        if (!test_wanted(name)) continue;
+        bool checked = !skip_reason;
+        int differ = 0, n_cases = 0;
+        for (const Case &c : packed_cases) n_cases++, checked = checked && check_packed(c, kind, packed_sizes, &differ);
+        for (const Case &c : real_cases) n_cases++, checked = checked && check_packed(c, kind, real_sizes, &differ);
+        if (differ > 0) test_fail("%d of %d shapes have other bits", differ, n_cases);
+        if (checked)
+            test_end(name);
+        else
+            test_skip(name, skip_reason ? skip_reason : "needs a Hopper GPU");
     }
     return tests_summary();
 }

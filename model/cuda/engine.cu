@@ -6,6 +6,7 @@
 
 #include "gemm.h"
 #include "ops.h"
+#include "packed_product.h"
 #include "upload.h"
 #include "widen.h"
 
@@ -287,7 +288,7 @@ static bool connect(Model *m, CudaState *s, Error *err) {
     CUBLAS_TRY(cublasCreate(&s->blas));
     CUBLAS_TRY(cublasSetStream(s->blas, s->stream));
     CUBLAS_TRY(cublasSetWorkspace(s->blas, s->blas_workspace, BLAS_WORKSPACE_BYTES));
-    if (!widen_open(s, err)) return false;
+    if (!widen_open(s, err) || (s->one_order && weights_are_quantised(m) && !packed_open(s, err))) return false;
     CUBLAS_TRY(cublasSetMathMode(s->blas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)); // every sum in float32
     CUDA_TRY(cudaMallocHost((void **)&s->argmax_host, MAX_STEP_ROWS * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&s->other_argmax_host, MAX_STEP_ROWS * sizeof(int)));

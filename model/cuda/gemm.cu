@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "ops.h"
+#include "packed_product.h"
 #include "widen.h"
 
 enum { LONG_PROMPT = 4097 }; // rows: see lt_choose
@@ -434,10 +435,17 @@ static bool product_widened(CudaState *s, float *out, const Matrix *w, const voi
     return true;
 }
 
+// Whether a product takes quantised weights as they are.
+static bool stays_packed(const CudaState *s, const Matrix *w, int T) {
+    return T <= (w->rows <= PACKED_FEW_ROWS ? min(s->packed_rows, PACKED_ROWS_OF_FEW) : s->packed_rows) &&
+           packed_takes(w);
+}
+
 bool matmul(CudaState *s, float *out, const Matrix *w, const void *in, int T, float beta, Error *err) {
     const MatrixSeries only = {*w, 0, 1};
     if (w->dtype == s->type) return product(s, out, w->rows, &only, in, T, beta, err);
     const float *scales = scales_after_product(s, w);
+    if (stays_packed(s, w, T)) return packed_product(s, out, w->rows, w, NULL, scales, in, T, beta, err);
     if (!scales) return product_widened(s, out, w, in, T, beta, err);
     if (beta == 0) return product_widened(s, out, w, in, T, 0, err) && scale_rows(s, out, scales, 1, T, w->rows, err);
     return product_widened(s, s->gate_up, w, in, T, 0, err) && add_scaled(s, out, s->gate_up, scales, T, w->rows, err);
@@ -476,6 +484,7 @@ bool matmul_gate_up(CudaState *s, const LayerWeights *l, int T, Error *err) {
     long long bytes = (const char *)up->data - (const char *)gate->data;
     MatrixSeries both = {*gate, bytes / (long long)s->element, 2};
     if (gate->dtype == s->type) return product(s, s->gate_up, gate->rows, &both, s->xb, T, 0, err);
+    if (stays_packed(s, gate, T)) return packed_product(s, s->gate_up, gate->rows, gate, up, NULL, s->xb, T, 0, err);
     return product_widened(s, s->gate_up, gate, s->xb, T, 0, err) &&
            product_widened(s, s->gate_up + (size_t)T * gate->rows, up, s->xb, T, 0, err);
 }

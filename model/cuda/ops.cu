@@ -24,6 +24,7 @@ template <typename T> __global__ void rmsnorm_kernel(T *y, const float *x, const
     constexpr int HELD = 4; // of a thread's float4s in registers: up to a dim of 8192 x is read once
     const int n = dim / 4, first = threadIdx.x;
     float4 v[HELD], w[HELD];
+    let_next_kernel_start(); // a product, whose weights depend on nothing
     for (int j = 0; j < HELD; j++)
         if (first + j * 512 < n) w[j] = ((const float4 *)weight)[first + j * 512];
     wait_for_previous_kernel();
@@ -124,6 +125,7 @@ __device__ static float4 times(float4 a, float4 b) {
 template <typename T>
 __global__ void swiglu_kernel(T *h, const float *gate, const float *up, const float *gate_scale, const float *up_scale,
                               size_t n, unsigned rows) {
+    let_next_kernel_start(); // a product, whose weights depend on nothing
     wait_for_previous_kernel();
     size_t i = 8 * ((size_t)newest_first() * blockDim.x + threadIdx.x);
     if (i >= n) return;

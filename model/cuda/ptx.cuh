@@ -81,6 +81,14 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, int parity) {
                  "r"(parity)
                  : "memory");
 }
+// Whether it has; if so, as if waited for.
+__device__ __forceinline__ bool mbarrier_is_complete(uint32_t barrier, int parity) {
+    int complete = 0;
+    ASM_SM90("{\n.reg .pred done;\nmbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\nselp.b32 %0, 1, 0, "
+             "done;\n}" : "=r"(complete) : "r"(barrier),
+             "r"(parity) : "memory");
+    return complete;
+}
 // The same for what other blocks of the cluster sent or arrived with: acquire, for the cluster.
 __device__ __forceinline__ void mbarrier_wait_cluster(uint32_t barrier, int parity) {
     ASM_SM90("{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], "
@@ -90,6 +98,17 @@ __device__ __forceinline__ void mbarrier_wait_cluster(uint32_t barrier, int pari
 // One arrival at a barrier of another block of the cluster (a .shared::cluster address). Release, for the cluster.
 __device__ __forceinline__ void mbarrier_arrive_cluster(uint32_t barrier) {
     ASM_SM90("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// The same where nothing that was written is to be seen there: what this thread has read, or a wgmma that is complete,
+// comes before what a waiter has copied to that place. (A release for the cluster waits for every access under way.)
+__device__ __forceinline__ void mbarrier_arrive_read(uint32_t barrier) {
+    ASM_SM90("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// The same once `read` has come from shared memory (as mbarrier_arrive_after).
+__device__ __forceinline__ void mbarrier_arrive_read_after(uint32_t barrier, uint32_t read) {
+    ASM_SM90("{\n.reg .b32 count;\nor.b32 count, %1, 1;\nmin.u32 count, count, 1;\nmbarrier.arrive.shared::cluster.b64 "
+             "_, [%0], count;\n}" ::"r"(barrier),
+             "r"(read) : "memory");
 }
 // What this thread wrote to global memory, or others before it acquired that, before what the asynchronous proxy (bulk
 // copies) reads there.
@@ -224,6 +243,23 @@ __device__ __forceinline__ void copy_tensor_2d(uint32_t dst, const void *map, in
         "l"(map), "r"(x), "r"(y), "r"(barrier)
         : "memory");
 }
+__device__ __forceinline__ void copy_tensor_2d(uint32_t dst, const void *map, int x, int y, uint32_t barrier,
+                                               uint64_t policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, "
+        "{%2, %3}], [%4], %5;" ::"r"(dst),
+        "l"(map), "r"(x), "r"(y), "r"(barrier), "l"(policy)
+        : "memory");
+}
+// The same to every block of the cluster whose bit is in `blocks`: at the same place, and counted at the same barrier, in
+// each of them.
+__device__ __forceinline__ void copy_tensor_2d_to_blocks(uint32_t dst, const void *map, int x, int y, uint32_t barrier,
+                                                         int blocks) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+                 "[%1, {%2, %3}], [%4], %5;" ::"r"(dst),
+                 "l"(map), "r"(x), "r"(y), "r"(barrier), "h"((uint16_t)blocks)
+                 : "memory");
+}
 __device__ __forceinline__ void copy_tensor_4d(uint32_t dst, const void *map, int x, int y, int z, int w,
                                                uint32_t barrier, uint64_t policy) {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
@@ -293,7 +329,7 @@ __device__ __forceinline__ unsigned load_acquire(const unsigned *from) {
 }
 
 // ---- shared memory --------------------------------------------------------------------------------------------------
-// 8 or 16 bytes at a multiple of as much; not valid: zeros, by a predicate.
+// 4, 8 or 16 bytes at a multiple of as much; not valid: zeros, by a predicate.
 
 __device__ __forceinline__ uint32_t load_shared4(uint32_t address) {
     uint32_t v;
@@ -325,6 +361,16 @@ __device__ __forceinline__ uint2 load_shared8(uint32_t address, bool valid) {
                  : "=&r"(v.x), "=&r"(v.y)
                  : "r"(address), "r"((int)valid)
                  : "memory");
+    return v;
+}
+__device__ __forceinline__ uint32_t load_shared4(uint32_t address) {
+    uint32_t v;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+    return v;
+}
+__device__ __forceinline__ uint2 load_shared8(uint32_t address) {
+    uint2 v;
+    asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
     return v;
 }
 // Two bytes, or four.
@@ -450,12 +496,20 @@ __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, int panel_by
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define ACC_0_47 ACC_0_31 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define ACC_0_63 ACC_0_47 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define ACC_64_127 \
+    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, " \
+    "%86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, " \
+    "%107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, " \
+    "%125, %126, %127"
 #define REGS_8(x, i) \
     "+f"(x[i]), "+f"(x[i + 1]), "+f"(x[i + 2]), "+f"(x[i + 3]), "+f"(x[i + 4]), "+f"(x[i + 5]), "+f"(x[i + 6]), \
         "+f"(x[i + 7])
 #define REGS_32(x) REGS_8(x, 0), REGS_8(x, 8), REGS_8(x, 16), REGS_8(x, 24)
 #define REGS_48(x) REGS_32(x), REGS_8(x, 32), REGS_8(x, 40)
 #define REGS_64(x) REGS_48(x), REGS_8(x, 48), REGS_8(x, 56)
+#define REGS_128(x) \
+    REGS_64(x), REGS_8(x, 64), REGS_8(x, 72), REGS_8(x, 80), REGS_8(x, 88), REGS_8(x, 96), REGS_8(x, 104), \
+        REGS_8(x, 112), REGS_8(x, 120)
 
 // x[64 rows x N] += w[64 x 16] in[N x 16]^T, both in shared memory, for one of these N
 #define WGMMA_ROWS(n, acc, regs, a, b) \
@@ -468,6 +522,23 @@ template <int N> __device__ __forceinline__ void wgmma_rows(float (&x)[N / 2], u
         WGMMA_ROWS("8", "%0, %1, %2, %3", "+f"(x[0])COMMA "+f"(x[1])COMMA "+f"(x[2])COMMA "+f"(x[3]), "%4", "%5");
     if constexpr (N == 16) WGMMA_ROWS("16", ACC_0_7, REGS_8(x, 0), "%8", "%9");
     if constexpr (N == 32) WGMMA_ROWS("32", ACC_0_15, REGS_8(x, 0) COMMA REGS_8(x, 8), "%16", "%17");
+}
+
+// The same with w in registers: each warp has 16 of the rows, in registers as mma's a.
+#define WGMMA_HELD_ROWS(n, acc, regs, a0, a1, a2, a3, b) \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16 {" acc "}, {" a0 "," a1 "," a2 "," a3 \
+                 "}, " b ", 1, 1, 1, 0;" \
+                 : regs \
+                 : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(in))
+template <int N> __device__ __forceinline__ void wgmma_rows(float (&x)[N / 2], const uint32_t (&w)[4], uint64_t in) {
+    static_assert(N == 16 || N == 32 || N == 64 || N == 128 || N == 256, "rows of activations");
+    if constexpr (N == 16) WGMMA_HELD_ROWS("16", ACC_0_7, REGS_8(x, 0), "%8", "%9", "%10", "%11", "%12");
+    if constexpr (N == 32)
+        WGMMA_HELD_ROWS("32", ACC_0_15, REGS_8(x, 0) COMMA REGS_8(x, 8), "%16", "%17", "%18", "%19", "%20");
+    if constexpr (N == 64) WGMMA_HELD_ROWS("64", ACC_0_31, REGS_32(x), "%32", "%33", "%34", "%35", "%36");
+    if constexpr (N == 128) WGMMA_HELD_ROWS("128", ACC_0_63, REGS_64(x), "%64", "%65", "%66", "%67", "%68");
+    if constexpr (N == 256)
+        WGMMA_HELD_ROWS("256", ACC_0_63 ACC_64_127, REGS_128(x), "%128", "%129", "%130", "%131", "%132");
 }
 
 // s[64 rows x 128 keys] (+)= q[64 x 16] k[128 x 16]^T, both in shared memory

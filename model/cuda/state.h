@@ -95,6 +95,7 @@ struct CudaState {
     bool keeps_16_bits; // with --precision f32, of matrices that the file has in 16 bits
     bool one_order;     // products of 16-bit numbers add up in one order, whatever the number of rows (gemm.cu)
     Widening widening;  // of matrices whose dtype is not type
+    int packed_rows;    // products of quantised weights and up to so many rows are packed_product.h's
     // Activations, on the device.
     float *x;           // [T][own dim]: the residual stream
     void *xb;           // type [T][dim]: normalised

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "ops.h"
+#include "tensor_map.h"
 #include "wide_kernel.cuh"
 
 // How the matrices are cut for clusters of one size.
@@ -24,29 +25,6 @@ struct WideState {
     bf16 *own_in;       // [MAX_WIDE_ROWS][own dim]
     unsigned *done;     // [n_layers + 1][MAX_WIDE_PRODUCTS]
 };
-
-typedef CUresult (*EncodeTiled)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
-                                const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
-                                CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-// A tensor map of bf16 numbers whose box is 64 of the first dimension wide, in the 128-byte swizzle. stride_bytes: of
-// the dimensions after the first.
-static bool encode_map(CUtensorMap *map, const void *base, int rank, const cuuint64_t *dims,
-                       const cuuint64_t *stride_bytes, const cuuint32_t *box, Error *err) {
-    static EncodeTiled encode; // found once, without linking the driver's library
-    cuuint32_t unit[4] = {1, 1, 1, 1};
-    if (!encode) {
-        void *found = NULL;
-        cudaDriverEntryPointQueryResult result;
-        CUDA_TRY(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result));
-        if (!found) return fail(err, "the driver has no cuTensorMapEncodeTiled");
-        encode = (EncodeTiled)found;
-    }
-    CUresult status = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank, (void *)base, dims, stride_bytes, box, unit,
-                             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    return status == CUDA_SUCCESS || fail(err, "cuTensorMapEncodeTiled failed: driver error %d", (int)status);
-}
 
 // Rows of a tile of a matrix, a multiple of 16: as many as leave the cluster that has most the least to copy; what it
 // copies of activations in each pass counts as 16 rows.
@@ -69,13 +47,13 @@ static bool weights_map(CUtensorMap *map, const void *data, const void *other, i
     cuuint64_t strides[3] = {pitch, other ? (cuuint64_t)((const char *)other - (const char *)data) : 8 * pitch,
                              (other ? 8 : 16) * pitch};
     cuuint32_t box[4] = {WIDE_COLUMNS, 8, 2, (cuuint32_t)tile_rows / 16};
-    return encode_map(map, data, 4, dims, strides, box, err);
+    return tensor_map(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, data, 4, dims, strides, box, WIDE_COLUMNS * 2, err);
 }
 
 static bool input_map(CUtensorMap *map, const void *data, int rows, int box_rows, int cols, Error *err) {
     cuuint64_t dims[2] = {(cuuint64_t)cols, (cuuint64_t)rows}, strides[1] = {(cuuint64_t)cols * 2};
     cuuint32_t box[2] = {WIDE_COLUMNS, (cuuint32_t)box_rows};
-    return encode_map(map, data, 2, dims, strides, box, err);
+    return tensor_map(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, data, 2, dims, strides, box, WIDE_COLUMNS * 2, err);
 }
 
 // Calls body with the rows that a kernel for n tokens computes, and the blocks of its clusters. Pairs leave no SM idle
