@@ -363,11 +363,6 @@ __device__ __forceinline__ uint2 load_shared8(uint32_t address, bool valid) {
                  : "memory");
     return v;
 }
-__device__ __forceinline__ uint32_t load_shared4(uint32_t address) {
-    uint32_t v;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
-    return v;
-}
 __device__ __forceinline__ uint2 load_shared8(uint32_t address) {
     uint2 v;
     asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
