@@ -10,7 +10,7 @@ static Ops ops_avx512;
 static pthread_once_t made = PTHREAD_ONCE_INIT;
 
 static void step(float *y, const float *x, const Matrix *w, int T) {
-    (matrix_is_quantised(w) ? step_avx512 : ops_avx2.matmul_step)(y, x, w, T);
+    step_avx512(y, x, w, T);
 }
 
 static void make_avx512(void) {
