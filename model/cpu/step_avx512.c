@@ -227,7 +227,7 @@ INLINE void multiply(Block *b, int row, int t, int col, int n, DType dtype, bool
         for (int r = 0; r < R; r++) {
             if (grouped)
                 scale[r] = _mm512_permutexvar_ps(group_of_lane, _mm512_loadu_ps(&b->scales[r][i >> shift]));
-            _mm_prefetch(at[r] + ahead, _MM_HINT_T0);
+            _mm_prefetch(at[r] + ahead, _MM_HINT_T1);
         }
         multiply_line(sum, at, x + i, x_stride, scale, dtype, grouped, R, C);
         for (int r = 0; r < R; r++) at[r] += LINE;
@@ -314,7 +314,7 @@ void step_avx512(float *y, const float *x, const Matrix *w, int T) {
     int stride = (w->cols + MAX_UNIT - 1) / MAX_UNIT * MAX_UNIT, most = X_FLOATS / stride;
     if (most > X_ROWS) most = X_ROWS;
     int64_t blocks = (w->rows + W_ROWS - 1) / W_ROWS;
-    int row = (int)matrix_row_bytes(w), ahead = ((MIN_AHEAD + row - 1) / row + 1) / 2 * 2;
+    int row = (int)matrix_row_bytes(w), ahead = ((MIN_AHEAD + row - 1) / row + 3) / 4 * 4;
     for (int t = 0; t < T; t += most) {
         int n = T - t < most ? T - t : most;
         int64_t cost = (int64_t)n * W_ROWS * w->cols;
