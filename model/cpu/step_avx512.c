@@ -47,26 +47,22 @@ INLINE Line load_line(const char *at, DType dtype) {
     return (Line){line, dtype == DTYPE_U8 || dtype == DTYPE_I8 ? _mm512_srli_epi32(line, 16) : line};
 }
 
-// The whole number in n bits of each lane from bit `low` on, with its bits `flip` inverted, less `offset`. The bits become the
-// fraction of a float whose exponent makes the lowest of them one; what that float is too large is subtracted, exactly.
-INLINE __m512 field(__m512i line, int low, int n, int flip, int offset) {
-    const __m512i mask = _mm512_set1_epi32(((1 << n) - 1) << low),
-                  with = _mm512_set1_epi32((127 + 23 - low) << 23 | flip << low);
-    __m512i bits = _mm512_ternarylogic_epi32(line, mask, with, 0x6A); // line & mask ^ with
-    return _mm512_sub_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps((float)((1 << (23 - low)) + offset)));
-}
-
 // Vector j of a line, exact. Codes of FP8 are 2^-8 times what they stand for: as float16, which has three bits of exponent
 // more, they are their own bits.
 INLINE __m512 widen(Line line, int j, DType dtype) {
     if (dtype == DTYPE_U8) {
         const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
         __m512i half = j < 4 ? line.low : line.high;
-        if (j % 4 == 0) return _mm512_permutexvar_ps(half, values); // takes the low four bits
-        if (j % 4 == 2) return _mm512_permutexvar_ps(_mm512_srli_epi32(half, 8), values);
-        return field(half, 4 * (j % 4), 4, 0, 8);
+        return _mm512_permutexvar_ps(_mm512_srli_epi32(half, j % 4 * 4), values); // takes the low four bits
     }
-    if (dtype == DTYPE_I8) return field(j < 2 ? line.low : line.high, 8 * (j % 2), 8, 128, 128);
+    if (dtype == DTYPE_I8) {
+        // Code + 128 becomes the fraction of a float whose exponent makes the lowest of its bits one: 2^23 and, 8 bits higher, 2^15
+        // are too much, and 128.
+        const int low = j % 2 * 8;
+        const __m512i mask = _mm512_set1_epi32(255 << low), with = _mm512_set1_epi32((150 - low) << 23 | 128 << low);
+        __m512i bits = _mm512_ternarylogic_epi32(j < 2 ? line.low : line.high, mask, with, 0x6A); // code & mask ^ with
+        return _mm512_sub_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps((float)((1 << (23 - low)) + 128)));
+    }
     if (dtype == DTYPE_F8_E4M3) {
         // halves of the line: j 0 and 1 are the even and the odd bytes of its first 32, j 2 and 3 of the others
         __m256i bytes = j < 2 ? _mm512_castsi512_si256(line.low) : _mm512_extracti64x4_epi64(line.low, 1);
@@ -136,30 +132,45 @@ typedef struct {
 typedef struct {
     const Product *p;
     int first, rows;
-    int shift;             // of a column, to its group ...
-    __m512i group_of_lane; // ... beyond that of the line's first
+    int shift;                     // of a column, to its group ...
+    __m512i group_of_lane;         // ... beyond that of the line's first
+    __m512i spread;                // the bytes of the scale of each lane's group, if there are four in BF16
     __m512 sums[W_ROWS][X_ROWS];
     float scales[4][X_NEAR / 32 + LANES];
 } Block;
 
-// n <= LANES scales from number i on as floats, zeros after them.
-INLINE __m512 load_scales(const Matrix *w, size_t i, int n) {
-    const __mmask16 mask = (__mmask16)((1u << n) - 1);
-    if (w->scale_dtype == DTYPE_F32) return _mm512_maskz_loadu_ps(mask, (const float *)w->scale + i);
-    __m256i halves = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)w->scale + i);
-    if (w->scale_dtype == DTYPE_F16) return _mm512_cvtph_ps(halves);
+// Scales from number i on, those that the mask names, as floats; 0 in the places of the others.
+INLINE __m512 load_scales(const void *scales, DType dtype, size_t i, __mmask16 mask) {
+    if (dtype == DTYPE_F32) return _mm512_maskz_loadu_ps(mask, (const float *)scales + i);
+    __m256i halves = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)scales + i);
+    if (dtype == DTYPE_F16) return _mm512_cvtph_ps(halves);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
 
-// Those of n columns from `col` on of rows `row` to row + R of the block, zeros after them.
-INLINE void widen_scales(Block *b, int row, int col, int n, int R) {
+// n of them, zeros after them.
+INLINE void widen_scales(float *out, const void *scales, DType dtype, size_t i, int n) {
+    for (; n >= LANES; n -= LANES, i += LANES, out += LANES)
+        _mm512_storeu_ps(out, load_scales(scales, dtype, i, 0xFFFF));
+    _mm512_storeu_ps(out, load_scales(scales, dtype, i, (__mmask16)((1u << n) - 1)));
+}
+
+// Whether scales are used from where they are: they are read four at a time, so that as many must follow.
+INLINE bool scales_at_hand(const Block *b, int row, int R) {
+    const Matrix *w = b->p->w;
+    int64_t groups = (w->cols + w->group - 1) >> b->shift;
+    return w->scale_dtype == DTYPE_BF16 && (w->rows - (b->first + row + R)) * groups >= 4;
+}
+
+// Those of n columns from `col` on of rows `row` to row + R of the block.
+INLINE void load_block_scales(Block *b, int row, int col, int n, int R) {
     const Matrix *w = b->p->w;
     int groups = (w->cols + w->group - 1) >> b->shift, count = (n + w->group - 1) >> b->shift;
-    for (int r = 0; r < R; r++) {
-        size_t at = (size_t)(b->first + row + r) * (size_t)groups + (size_t)(col >> b->shift);
-        for (int i = 0; i <= count; i += LANES)
-            _mm512_storeu_ps(&b->scales[r][i],
-                             load_scales(w, at + (size_t)i, count - i < LANES ? count - i : LANES));
+    for (int r = 0; r < R && !scales_at_hand(b, row, R); r++) {
+        size_t i = (size_t)(b->first + row + r) * (size_t)groups + (size_t)(col >> b->shift);
+        if (w->scale_dtype == DTYPE_BF16)
+            widen_scales(b->scales[r], w->scale, DTYPE_BF16, i, count);
+        else
+            widen_scales(b->scales[r], w->scale, w->scale_dtype, i, count);
     }
 }
 
@@ -204,18 +215,31 @@ INLINE void multiply_line(__m512 sum[4][4], const char *const *at, const float *
                 grouped ? _mm512_fmadd_ps(s.sum[r][c], scale[r], sum[r][c]) : _mm512_add_ps(sum[r][c], s.sum[r][c]);
 }
 
+// The scale of each lane of the line that begins at column i of the block.
+INLINE __m512 line_scale(const Block *b, const uint16_t *at_hand, int r, int i) {
+    int group = i >> b->shift;
+    if (!at_hand) return _mm512_permutexvar_ps(b->group_of_lane, _mm512_loadu_ps(&b->scales[r][group]));
+    long long four;
+    memcpy(&four, at_hand + group, sizeof four);
+    return _mm512_castsi512_ps(_mm512_shuffle_epi8(_mm512_set1_epi64(four), b->spread));
+}
+
 // Rows `row` to row + R of the block by rows t to t + C of x, over n columns from `col` on.
 INLINE void multiply(Block *b, int row, int t, int col, int n, DType dtype, bool grouped, int R, int C) {
     const Matrix *w = b->p->w;
-    const int unit = columns_of_line(dtype), shift = b->shift;
+    const int unit = columns_of_line(dtype);
     const size_t stride = row_bytes(w, dtype), x_stride = (size_t)b->p->x_stride,
                  ahead = t == 0 ? (size_t)b->p->ahead * stride : 0;
-    const __m512i group_of_lane = b->group_of_lane;
+    const bool at_hand = grouped && scales_at_hand(b, row, R);
+    const size_t groups = grouped ? (size_t)(w->cols + w->group - 1) >> b->shift : 0;
+    const uint16_t *scales[4] = {0};
     const float *x = b->p->x + (size_t)t * x_stride + col;
     const char *at[4];
     __m512 sum[4][4], scale[4];
     for (int r = 0; r < R; r++) {
         at[r] = (const char *)w->data + (size_t)(b->first + row + r) * stride + (size_t)col / (size_t)unit * LINE;
+        if (at_hand)
+            scales[r] = (const uint16_t *)w->scale + (size_t)(b->first + row + r) * groups + (size_t)(col >> b->shift);
         for (int c = 0; c < C; c++) sum[r][c] = col == 0 ? _mm512_setzero_ps() : b->sums[row + r][t + c];
     }
     for (int i = 0; i < n; i += unit) {
@@ -225,8 +249,7 @@ INLINE void multiply(Block *b, int row, int t, int col, int n, DType dtype, bool
             for (int r = 0; r < R; r++) at[r] = memcpy(tail[r], at[r], (size_t)(n - i) * LINE / (size_t)unit);
         }
         for (int r = 0; r < R; r++) {
-            if (grouped)
-                scale[r] = _mm512_permutexvar_ps(group_of_lane, _mm512_loadu_ps(&b->scales[r][i >> shift]));
+            if (grouped) scale[r] = line_scale(b, scales[r], r, i);
             _mm_prefetch(at[r] + ahead, _MM_HINT_T1);
         }
         multiply_line(sum, at, x + i, x_stride, scale, dtype, grouped, R, C);
@@ -238,7 +261,7 @@ INLINE void multiply(Block *b, int row, int t, int col, int n, DType dtype, bool
 
 INLINE void multiply_rows(Block *b, int row, int col, int n, DType dtype, bool grouped, int R) {
     int t = 0, T = b->p->T;
-    if (grouped) widen_scales(b, row, col, n, R);
+    if (grouped) load_block_scales(b, row, col, n, R);
     for (; t + 4 <= T; t += 4) multiply(b, row, t, col, n, dtype, grouped, R, 4);
     if (T - t == 3) multiply(b, row, t, col, n, dtype, grouped, R, 3);
     if (T - t == 2) multiply(b, row, t, col, n, dtype, grouped, R, 2);
@@ -258,7 +281,7 @@ INLINE void multiply_block(Block *b, DType dtype, bool grouped) {
     for (int col = 0; col < cols; col += near) {
         int n = cols - col < near ? cols - col : near, row = 0;
         for (; T == 1 && row + 4 <= b->rows; row += 4) {
-            if (grouped) widen_scales(b, row, col, n, 4);
+            if (grouped) load_block_scales(b, row, col, n, 4);
             multiply(b, row, 0, col, n, dtype, grouped, 4, 1);
         }
         for (; row + 2 <= b->rows; row += 2) multiply_rows(b, row, col, n, dtype, grouped, 2);
@@ -267,7 +290,8 @@ INLINE void multiply_block(Block *b, DType dtype, bool grouped) {
     for (int r = 0; r < b->rows; r++)
         for (int t = 0; t < T; t++) {
             float sum = sum_lanes(b->sums[r][t]) * (dtype == DTYPE_F8_E4M3 ? 256.0f : 1.0f);
-            if (w->group == WHOLE_ROW) sum *= _mm512_cvtss_f32(load_scales(w, (size_t)(b->first + r), 1));
+            if (w->group == WHOLE_ROW)
+                sum *= _mm512_cvtss_f32(load_scales(w->scale, w->scale_dtype, (size_t)(b->first + r), 1));
             b->p->y[(size_t)t * (size_t)w->rows + (size_t)(b->first + r)] = sum;
         }
 }
@@ -293,6 +317,8 @@ static WITH_AVX512 void multiply_part(void *product, int64_t begin, int64_t end)
     b.group_of_lane =
         _mm512_srlv_epi32(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(b.p->w->dtype == DTYPE_U8 ? 8 : 4)),
                           _mm512_set1_epi32(b.shift));
+    b.spread = _mm512_add_epi32(_mm512_mullo_epi32(b.group_of_lane, _mm512_set1_epi32(0x02020000)),
+                                _mm512_set1_epi32(0x01008080));
     for (int64_t block = begin; block < end; block++) {
         b.first = (int)block * W_ROWS;
         b.rows = b.p->w->rows - b.first < W_ROWS ? b.p->w->rows - b.first : W_ROWS;
