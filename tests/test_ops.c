@@ -903,7 +903,7 @@ static void test_table(const Ops *ops) {
 }
 
 // What AVX-512 has of its own.
-static void test_steps(const Ops *ops) {
+static void test_products(const Ops *ops) {
     random_state = 1;
     for (int dtype = 0; dtype <= DTYPE_F32; dtype++) test_matmul_at_awkward_sizes(ops, (DType)dtype);
     test_matmul_propagates_nan_and_inf(ops);
@@ -923,9 +923,9 @@ int main(void) {
     else
         test_skip("all operations (AVX2)", "this processor has no AVX2 with FMA");
     if (ops_select() != &ops_portable && ops_select() != &ops_avx2)
-        test_steps(ops_select());
+        test_products(ops_select());
     else
-        test_skip("steps (AVX-512)", "this processor has no AVX-512");
+        test_skip("products (AVX-512)", "this processor has no AVX-512");
 #else
     test_skip("all operations (AVX2)", "not an x86-64 processor");
 #endif
