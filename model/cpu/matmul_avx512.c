@@ -4,9 +4,9 @@
 #include "widen_avx512.h"
 
 enum {
-    W_ROWS = 16,     // rows of a panel ...
-    K_BLOCK = 512,   // ... and columns: 32 KB
-    X_TILE = 6,      // rows of x that are multiplied at a time, by W_TILE rows of W: so many sums stay in registers
+    W_ROWS = 16,   // rows of a panel ...
+    K_BLOCK = 512, // ... and columns: 32 KB
+    X_TILE = 6,    // rows of x that are multiplied at a time, by W_TILE rows of W: so many sums stay in registers
     W_TILE = 4,
     ALONE = 1 << 18, // multiply-adds that one thread does sooner than it wakes the others ...
     PART = 1 << 20   // ... and those that a thread takes at a time
@@ -55,8 +55,8 @@ INLINE void widen_line(__m512 *v, const char *at, DType dtype) {
     }
 }
 
-// n columns of a row of W from `col` on, a multiple of K_BLOCK, as float32; zeros up to a whole line. A quantised weight is code
-// × scale, rounded.
+// n columns of a row of W from `col` on, a multiple of K_BLOCK, as float32; zeros up to a whole line. A quantised weight
+// is code × scale, rounded.
 INLINE void widen_row(float *out, const Matrix *w, int row, int col, int n, DType dtype, bool grouped) {
     const int unit = columns_of_line(dtype), shift = group_shift(w);
     const char *at = (const char *)w->data + (size_t)row * row_bytes(w, dtype) + (size_t)col / (size_t)unit * LINE;
@@ -120,8 +120,8 @@ INLINE void multiply_tile(float *y, size_t y_stride, const float *panel, const f
     if (i < n) multiply_vector(sum, panel + i, x + i, x_stride, (__mmask16)((1u << (n - i)) - 1), R, C);
     const __mmask8 rows = (__mmask8)((1u << R) - 1);
     for (int c = 0; c < C; c++, y += y_stride)
-        _mm_mask_storeu_ps(y, rows, _mm_add_ps(_mm_maskz_loadu_ps(rows, y),
-                                               sum_lanes(sum[0][c], sum[1][c], sum[2][c], sum[3][c])));
+        _mm_mask_storeu_ps(
+            y, rows, _mm_add_ps(_mm_maskz_loadu_ps(rows, y), sum_lanes(sum[0][c], sum[1][c], sum[2][c], sum[3][c])));
 }
 
 INLINE void multiply_columns(float *y, size_t y_stride, const float *panel, int rows, const float *x, size_t x_stride,

@@ -10,7 +10,7 @@
 bool avx512_supported(void);
 
 // matmul_step, of matrices with at most STEP_COLUMNS columns, and matmul. Codes are widened exactly; in a step the scale
-// multiplies the sum of its group, else the code. A row of x has the bits that it has alone.
+// multiplies the sum of its group, in matmul the code.
 enum { STEP_COLUMNS = 1 << 17 };
 void step_avx512(float *y, const float *x, const Matrix *w, int T);
 void matmul_avx512(float *y, const float *x, const Matrix *w, int T);

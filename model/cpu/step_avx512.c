@@ -3,12 +3,13 @@
 #include "widen_avx512.h"
 
 enum {
-    X_ROWS = 8,         // rows of x that are multiplied at a time ...
-    X_FLOATS = STEP_COLUMNS, // ... and numbers of them, at most
-    X_NEAR = 1 << 13,   // numbers of x that stay in the L1 cache, if x has several rows
-    W_ROWS = 32,        // rows of W that a thread takes at a time
-    PART = 1 << 16,    // multiply-adds that are worth a thread ...
-    ALONE = 1 << 18    // ... and those that one does sooner than it wakes the others
+    X_ROWS = 8,       // rows of x that are multiplied at a time ...
+    X_NEAR = 1 << 13, // ... so many numbers of them: 32 KB, which stays in the L1 cache
+    W_ROWS = 32,      // rows of W that a thread takes at a time
+    AHEAD = 4096,     // bytes of W, at least, that are fetched before they are multiplied, and to the L2 cache: int8
+                      // was 1.7 times as fast so as with fetches to L1
+    PART = 1 << 16,   // multiply-adds that are worth a thread ...
+    ALONE = 1 << 18   // ... and those that one does sooner than it wakes the others
 };
 
 // ---- x --------------------------------------------------------------------------------------------------------------
@@ -59,16 +60,16 @@ typedef struct {
     const float *x; // [T][x_stride], arranged
     const Matrix *w;
     int T, x_stride;
-    int ahead; // rows of W that are fetched before they are multiplied
+    int ahead; // rows of W that are fetched before they are multiplied, a multiple of 4
 } Product;
 
-// What a thread works on: rows of W from `first` on.
+// What a thread works on: rows of W from `first` on, by all rows of x, X_NEAR numbers of them at a time.
 typedef struct {
     const Product *p;
     int first, rows;
-    int shift;                     // of a column, to its group ...
-    __m512i group_of_lane;         // ... beyond that of the line's first
-    __m512i spread;                // the bytes of the scale of each lane's group, if there are four in BF16
+    int shift;             // of a column, to its group ...
+    __m512i group_of_lane; // ... beyond that of the line's first
+    __m512i spread;        // the bytes of the scale of each lane's group, if there are four in BF16
     __m512 sums[W_ROWS][X_ROWS];
     float scales[4][X_NEAR / 32 + LANES];
 } Block;
@@ -111,8 +112,8 @@ INLINE void multiply_vector(LineSums *s, const float *x, size_t x_stride, int j,
 }
 
 // sum += scale × the line's sum; scale[r]: of each lane, if it is grouped.
-INLINE void multiply_line(__m512 sum[4][4], const char *const *at, const float *x, size_t x_stride,
-                          const __m512 *scale, DType dtype, bool grouped, int R, int C) {
+INLINE void multiply_line(__m512 sum[4][4], const char *const *at, const float *x, size_t x_stride, const __m512 *scale,
+                          DType dtype, bool grouped, int R, int C) {
     const int n = weights_of_lane(dtype);
     LineSums s;
     for (int r = 0; r < R; r++) s.line[r] = load_line(at[r], dtype);
@@ -157,8 +158,8 @@ INLINE void multiply(Block *b, int row, int t, int col, int n, DType dtype, bool
             scales[r] = (const uint16_t *)w->scale + (size_t)(b->first + row + r) * groups + (size_t)(col >> b->shift);
         for (int c = 0; c < C; c++) sum[r][c] = col == 0 ? _mm512_setzero_ps() : b->sums[row + r][t + c];
     }
+    char tail[4][LINE];
     for (int i = 0; i < n; i += unit) {
-        char tail[4][LINE];
         if (n - i < unit) { // x is 0 beyond
             memset(tail, 0, sizeof tail);
             for (int r = 0; r < R; r++) at[r] = memcpy(tail[r], at[r], (size_t)(n - i) * LINE / (size_t)unit);
@@ -216,9 +217,8 @@ static WITH_AVX512 void multiply_part(void *product, int64_t begin, int64_t end)
     b.p = product;
     b.shift = group_shift(b.p->w);
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    b.group_of_lane =
-        _mm512_srlv_epi32(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(b.p->w->dtype == DTYPE_U8 ? 8 : 4)),
-                          _mm512_set1_epi32(b.shift));
+    b.group_of_lane = _mm512_srlv_epi32(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(b.p->w->dtype == DTYPE_U8 ? 8 : 4)),
+                                        _mm512_set1_epi32(b.shift));
     b.spread = _mm512_add_epi32(_mm512_mullo_epi32(b.group_of_lane, _mm512_set1_epi32(0x02020000)),
                                 _mm512_set1_epi32(0x01008080));
     for (int64_t block = begin; block < end; block++) {
@@ -237,12 +237,12 @@ static WITH_AVX512 void arrange_rows(float *out, int stride, const float *x, con
 }
 
 void step_avx512(float *y, const float *x, const Matrix *w, int T) {
-    float arranged[X_FLOATS] __attribute__((aligned(64)));
-    enum { MIN_AHEAD = 4096 };
-    int stride = (w->cols + MAX_UNIT - 1) / MAX_UNIT * MAX_UNIT, most = X_FLOATS / stride;
-    if (most > X_ROWS) most = X_ROWS;
-    int64_t blocks = (w->rows + W_ROWS - 1) / W_ROWS;
-    int row = (int)matrix_row_bytes(w), ahead = ((MIN_AHEAD + row - 1) / row + 3) / 4 * 4;
+    float arranged[STEP_COLUMNS] __attribute__((aligned(64)));
+    // Rows of x are no multiple of 4 KB apart, or they would want the same places of the L1 cache.
+    int stride = (w->cols + 1023) / 1024 * 1024 + MAX_UNIT, most = STEP_COLUMNS / stride;
+    most = most > X_ROWS ? X_ROWS : most < 1 ? 1 : most;
+    int64_t blocks = (w->rows + W_ROWS - 1) / W_ROWS, row = (int64_t)matrix_row_bytes(w);
+    int ahead = (int)((AHEAD + 4 * row - 1) / (4 * row)) * 4;
     for (int t = 0; t < T; t += most) {
         int n = T - t < most ? T - t : most;
         int64_t cost = (int64_t)n * W_ROWS * w->cols;

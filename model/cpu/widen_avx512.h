@@ -39,7 +39,7 @@ INLINE Line load_line(const char *at, DType dtype) {
     return (Line){line, dtype == DTYPE_U8 || dtype == DTYPE_I8 ? _mm512_srli_epi32(line, 16) : line};
 }
 
-// Vector j of a line, exact. Codes of FP8 are 2^-8 times what they stand for: as float16, which has three bits of exponent
+// Vector j of a line, exact. Codes of FP8 are 2^-8 times what they stand for: as float16, which has one bit of exponent
 // more, they are their own bits.
 INLINE __m512 widen(Line line, int j, DType dtype) {
     if (dtype == DTYPE_U8) {
@@ -48,8 +48,8 @@ INLINE __m512 widen(Line line, int j, DType dtype) {
         return _mm512_permutexvar_ps(_mm512_srli_epi32(half, j % 4 * 4), values); // takes the low four bits
     }
     if (dtype == DTYPE_I8) {
-        // Code + 128 becomes the fraction of a float whose exponent makes the lowest of its bits one: 2^23 and, 8 bits higher, 2^15
-        // are too much, and 128.
+        // Code + 128 becomes the fraction of a float whose exponent makes the lowest of its bits one: 2^23 is too much
+        // (2^15 of a byte 8 bits higher), and 128.
         const int low = j % 2 * 8;
         const __m512i mask = _mm512_set1_epi32(255 << low), with = _mm512_set1_epi32((150 - low) << 23 | 128 << low);
         __m512i bits = _mm512_ternarylogic_epi32(j < 2 ? line.low : line.high, mask, with, 0x6A); // code & mask ^ with
@@ -96,13 +96,32 @@ INLINE void widen_scales(float *out, const void *scales, DType dtype, size_t i, 
 // CALL(D, G) with D and G for the dtype of a matrix and whether groups of columns have scales, constants.
 #define WITH_TYPE(w, CALL) \
     switch ((w)->dtype) { \
-    case DTYPE_BF16: CALL(DTYPE_BF16, false); break; \
-    case DTYPE_F16: CALL(DTYPE_F16, false); break; \
-    case DTYPE_F32: CALL(DTYPE_F32, false); break; \
-    case DTYPE_F8_E4M3: CALL(DTYPE_F8_E4M3, false); break; \
-    case DTYPE_I8: if ((w)->group == WHOLE_ROW) CALL(DTYPE_I8, false); else CALL(DTYPE_I8, true); break; \
-    case DTYPE_U8: if ((w)->group == WHOLE_ROW) CALL(DTYPE_U8, false); else CALL(DTYPE_U8, true); break; \
-    default: break; /* others are not of matrices */ \
+    case DTYPE_BF16: \
+        CALL(DTYPE_BF16, false); \
+        break; \
+    case DTYPE_F16: \
+        CALL(DTYPE_F16, false); \
+        break; \
+    case DTYPE_F32: \
+        CALL(DTYPE_F32, false); \
+        break; \
+    case DTYPE_F8_E4M3: \
+        CALL(DTYPE_F8_E4M3, false); \
+        break; \
+    case DTYPE_I8: \
+        if ((w)->group == WHOLE_ROW) \
+            CALL(DTYPE_I8, false); \
+        else \
+            CALL(DTYPE_I8, true); \
+        break; \
+    case DTYPE_U8: \
+        if ((w)->group == WHOLE_ROW) \
+            CALL(DTYPE_U8, false); \
+        else \
+            CALL(DTYPE_U8, true); \
+        break; \
+    default: \
+        break; /* others are not of matrices */ \
     }
 
 #endif
