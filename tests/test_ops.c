@@ -912,6 +912,7 @@ static void test_products(const Ops *ops) {
     test_matmul_of_codes_has_decoded_weights(ops);
     test_matmul_gives_a_row_the_bits_that_it_has_alone(ops);
     test_threads_change_no_bit(ops);
+    test_benchmark_loops_do_what_they_say(ops);
 }
 
 int main(void) {

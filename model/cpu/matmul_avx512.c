@@ -163,3 +163,16 @@ void matmul_avx512(float *y, const float *x, const Matrix *w, int T) {
     parallel_for(panels, panels * cost <= ALONE ? panels : (PART + cost - 1) / cost, multiply_part,
                  &(Product){y, x, w, T});
 }
+
+// ---- what the machine gives -----------------------------------------------------------------------------------------
+
+WITH_AVX512 double multiply_add_avx512(int64_t rounds, float *sink) {
+    enum { SUMS = 12 }; // more than latency × issue width asks for, and few enough for registers
+    __m512 sum[SUMS], a = _mm512_set1_ps(0.999f), b = _mm512_set1_ps(*sink);
+    for (int i = 0; i < SUMS; i++) sum[i] = _mm512_set1_ps((float)i);
+    for (int64_t round = 0; round < rounds; round++)
+        for (int i = 0; i < SUMS; i++) sum[i] = _mm512_fmadd_ps(sum[i], a, b);
+    for (int i = 1; i < SUMS; i++) sum[0] = _mm512_add_ps(sum[0], sum[i]);
+    *sink = _mm512_reduce_add_ps(sum[0]);
+    return (double)rounds * SUMS * LANES * 2;
+}

@@ -18,6 +18,7 @@ static void make_avx512(void) {
     ops_avx512.name = "AVX-512";
     ops_avx512.matmul = matmul_avx512;
     ops_avx512.matmul_step = step;
+    ops_avx512.multiply_add = multiply_add_avx512;
 }
 
 bool avx512_supported(void) {

@@ -1,4 +1,4 @@
-// The products of ops.h with AVX-512; a table has them in the place of those of ops.c.
+// The products of ops.h with AVX-512, and its multiply_add; a table has them in the place of those of ops.c.
 #ifndef PRODUCTS_AVX512_H
 #define PRODUCTS_AVX512_H
 
@@ -14,5 +14,6 @@ bool avx512_supported(void);
 enum { STEP_COLUMNS = 1 << 17 };
 void step_avx512(float *y, const float *x, const Matrix *w, int T);
 void matmul_avx512(float *y, const float *x, const Matrix *w, int T);
+double multiply_add_avx512(int64_t rounds, float *sink);
 
 #endif
