@@ -111,12 +111,12 @@ INLINE void multiply_vector(LineSums *s, const float *x, size_t x_stride, int j,
     }
 }
 
-// sum += scale × the line's sum; scale[r]: of each lane, if it is grouped.
-INLINE void multiply_line(__m512 sum[4][4], const char *const *at, const float *x, size_t x_stride, const __m512 *scale,
-                          DType dtype, bool grouped, int R, int C) {
+// sum += scale × the line's sum; scale[r]: of each lane, if it is grouped. at: of the first row, `stride` bytes before the next.
+INLINE void multiply_line(__m512 sum[4][4], const char *at, size_t stride, const float *x, size_t x_stride,
+                          const __m512 *scale, DType dtype, bool grouped, int R, int C) {
     const int n = weights_of_lane(dtype);
     LineSums s;
-    for (int r = 0; r < R; r++) s.line[r] = load_line(at[r], dtype);
+    for (int r = 0; r < R; r++) s.line[r] = load_line(at + (size_t)r * stride, dtype);
     multiply_vector(&s, x, x_stride, 0, dtype, R, C);
     if (n > 1) multiply_vector(&s, x, x_stride, 1, dtype, R, C);
     if (n > 2) multiply_vector(&s, x, x_stride, 2, dtype, R, C);
@@ -131,12 +131,15 @@ INLINE void multiply_line(__m512 sum[4][4], const char *const *at, const float *
                 grouped ? _mm512_fmadd_ps(s.sum[r][c], scale[r], sum[r][c]) : _mm512_add_ps(sum[r][c], s.sum[r][c]);
 }
 
-// The scale of each lane of the line that begins at column i of the block.
-INLINE __m512 line_scale(const Block *b, const uint16_t *at_hand, int r, int i) {
-    int group = i >> b->shift;
-    if (!at_hand) return _mm512_permutexvar_ps(b->group_of_lane, _mm512_loadu_ps(&b->scales[r][group]));
+// The scale of each lane of a line of row r of those whose scales were loaded; group: the first of the line's.
+INLINE __m512 loaded_scale(const Block *b, int r, int group) {
+    return _mm512_permutexvar_ps(b->group_of_lane, _mm512_loadu_ps(&b->scales[r][group]));
+}
+
+// The same from where the scales are.
+INLINE __m512 scale_at_hand(const Block *b, const uint16_t *first) {
     long long four;
-    memcpy(&four, at_hand + group, sizeof four);
+    memcpy(&four, first, sizeof four);
     return _mm512_castsi512_ps(_mm512_shuffle_epi8(_mm512_set1_epi64(four), b->spread));
 }
 
@@ -144,32 +147,36 @@ INLINE __m512 line_scale(const Block *b, const uint16_t *at_hand, int r, int i) 
 INLINE void multiply(Block *b, int row, int t, int col, int n, DType dtype, bool grouped, int R, int C) {
     const Matrix *w = b->p->w;
     const int unit = columns_of_line(dtype);
-    const size_t stride = row_bytes(w, dtype), x_stride = (size_t)b->p->x_stride,
+    const size_t stride = row_bytes(w, dtype), x_stride = (size_t)b->p->x_stride, first = (size_t)(b->first + row),
                  ahead = t == 0 ? (size_t)b->p->ahead * stride : 0;
+    const char *at = (const char *)w->data + first * stride + (size_t)col / (size_t)unit * LINE;
+    const float *x = b->p->x + (size_t)t * x_stride + col;
     const bool at_hand = grouped && scales_at_hand(b, row, R);
     const size_t groups = grouped ? (size_t)(w->cols + w->group - 1) >> b->shift : 0;
-    const uint16_t *scales[4] = {0};
-    const float *x = b->p->x + (size_t)t * x_stride + col;
-    const char *at[4];
+    const uint16_t *scales = at_hand ? (const uint16_t *)w->scale + first * groups + (col >> b->shift) : NULL;
     __m512 sum[4][4], scale[4];
-    for (int r = 0; r < R; r++) {
-        at[r] = (const char *)w->data + (size_t)(b->first + row + r) * stride + (size_t)col / (size_t)unit * LINE;
-        if (at_hand)
-            scales[r] = (const uint16_t *)w->scale + (size_t)(b->first + row + r) * groups + (size_t)(col >> b->shift);
+    for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) sum[r][c] = col == 0 ? _mm512_setzero_ps() : b->sums[row + r][t + c];
-    }
-    char tail[4][LINE];
-    for (int i = 0; i < n; i += unit) {
+    if (at_hand && ahead && col == 0)
+        for (const char *p = (const char *)scales, *end = p + 2 * R * groups; p < end; p += LINE)
+            _mm_prefetch(p + 2 * (size_t)b->p->ahead * groups, _MM_HINT_T1);
+    char tail[4 * LINE];
+    for (int i = 0; i < n; i += unit, at += LINE) {
+        size_t apart = stride;
         if (n - i < unit) { // x is 0 beyond
             memset(tail, 0, sizeof tail);
-            for (int r = 0; r < R; r++) at[r] = memcpy(tail[r], at[r], (size_t)(n - i) * LINE / (size_t)unit);
+            for (int r = 0; r < R; r++)
+                memcpy(tail + r * LINE, at + (size_t)r * stride, (size_t)(n - i) * LINE / (size_t)unit);
+            at = tail;
+            apart = LINE;
         }
         for (int r = 0; r < R; r++) {
-            if (grouped) scale[r] = line_scale(b, scales[r], r, i);
-            _mm_prefetch(at[r] + ahead, _MM_HINT_T1);
+            if (grouped)
+                scale[r] = at_hand ? scale_at_hand(b, scales + (size_t)r * groups + (i >> b->shift))
+                                   : loaded_scale(b, r, i >> b->shift);
+            _mm_prefetch(at + (size_t)r * stride + ahead, _MM_HINT_T1);
         }
-        multiply_line(sum, at, x + i, x_stride, scale, dtype, grouped, R, C);
-        for (int r = 0; r < R; r++) at[r] += LINE;
+        multiply_line(sum, at, apart, x + i, x_stride, scale, dtype, grouped, R, C);
     }
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) b->sums[row + r][t + c] = sum[r][c];
