@@ -128,3 +128,7 @@ def compare(args, shape):
             print("| %s, %s and %s | %.1f (%.1f) | %.1f (%.1f) | %.2f × (%.2f ×) |" %
                   (what, weights, name, mine, min(ours), other, min(theirs), other / mine, min(theirs) / min(ours)),
                   flush=True)
+
+
+if __name__ == "__main__":
+    print(__doc__)
