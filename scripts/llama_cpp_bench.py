@@ -16,7 +16,10 @@ def stop(text):
 
 def run(command):
     """What it prints, or the end."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+    except OSError as error:
+        stop("%s: %s" % (command[0], error.strerror))
     if done.returncode:
         stop("%s: exit status %d: %s" % (command[0], done.returncode, done.stderr.strip()[-300:]))
     return done.stdout
@@ -113,6 +116,8 @@ def time_theirs(args, path, prompt):
 
 def compare(args, shape):
     """Prints the table; a ratio above 1 means that llama is faster."""
+    if shape["vocab"] is None:
+        stop("--shape %s: engine cpu makes no weights of that shape" % args.shape)
     paths = gguf_files(args, shape)
     print("%s's shape, %d threads; ms, medians (smallest) of %d runs in turns\n" % (args.shape, args.threads, args.turns))
     print("| | llama | llama.cpp | llama.cpp / llama |")
