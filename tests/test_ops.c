@@ -903,14 +903,16 @@ static void test_table(const Ops *ops) {
 }
 
 // What AVX-512 has of its own.
-static void test_steps_of_codes(const Ops *ops) {
+static void test_products(const Ops *ops) {
     random_state = 1;
-    test_matmul_at_awkward_sizes(ops, DTYPE_BF16);
+    for (int dtype = 0; dtype <= DTYPE_F32; dtype++) test_matmul_at_awkward_sizes(ops, (DType)dtype);
+    test_matmul_propagates_nan_and_inf(ops);
     test_matmul_of_codes_at_awkward_sizes(ops);
     test_matmul_of_codes_of_many_columns(ops);
     test_matmul_of_codes_has_decoded_weights(ops);
     test_matmul_gives_a_row_the_bits_that_it_has_alone(ops);
     test_threads_change_no_bit(ops);
+    test_benchmark_loops_do_what_they_say(ops);
 }
 
 int main(void) {
@@ -922,9 +924,9 @@ int main(void) {
     else
         test_skip("all operations (AVX2)", "this processor has no AVX2 with FMA");
     if (ops_select() != &ops_portable && ops_select() != &ops_avx2)
-        test_steps_of_codes(ops_select());
+        test_products(ops_select());
     else
-        test_skip("steps of quantised weights (AVX-512)", "this processor has no AVX-512");
+        test_skip("products (AVX-512)", "this processor has no AVX-512");
 #else
     test_skip("all operations (AVX2)", "not an x86-64 processor");
 #endif

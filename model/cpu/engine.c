@@ -41,11 +41,12 @@ static bool sample_cpu(Model *m, const SampleRow *rows, int n, int *ids, Error *
     return true;
 }
 
-// Memory for weights: on large pages, for a token walks through all of it.
-static char *allocate_weights(uint64_t bytes) {
+// Memory for weights, keys and values: on large pages, for a token walks through all of it.
+static void *allocate_large(uint64_t bytes) {
     enum { HUGE_PAGE = 2 << 20 };
     void *p;
-    if (posix_memalign(&p, HUGE_PAGE, bytes ? bytes : 1) != 0) return NULL;
+    if (bytes < HUGE_PAGE) return malloc(bytes ? bytes : 1);
+    if (posix_memalign(&p, HUGE_PAGE, bytes) != 0) return NULL;
     madvise(p, bytes, MADV_HUGEPAGE); // a hint: without it everything works, a little slower
     return p;
 }
@@ -127,7 +128,7 @@ static bool load_weights(Model *m, CpuState *s, Error *err) {
         if (!weights_visit(m, measure_synthetic, &y, err)) return false;
         m->weights.bytes = y.cursor.at;
     }
-    s->weights = y.base = allocate_weights(m->weights.bytes);
+    s->weights = y.base = allocate_large(m->weights.bytes);
     if (!s->weights)
         return fail(err, "out of memory: %.2f GB of weights, this machine has %.2f GB in all",
                     (double)m->weights.bytes * 1e-9,
@@ -163,8 +164,9 @@ static bool allocate_state(Model *m, CpuState *s, Error *err) {
                    {(float **)&m->kv.v, 1, kv}};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) {
         size_t bytes;
+        bool cache = buffers[i].buffer == (float **)&m->kv.k || buffers[i].buffer == (float **)&m->kv.v;
         if (!__builtin_mul_overflow(buffers[i].rows * sizeof(float), buffers[i].columns, &bytes))
-            *buffers[i].buffer = malloc(bytes);
+            *buffers[i].buffer = cache ? allocate_large(bytes) : malloc(bytes);
         if (!*buffers[i].buffer)
             return fail(
                 err,

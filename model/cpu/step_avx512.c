@@ -1,153 +1,194 @@
-#include "step_avx512.h"
-
-#include <immintrin.h>
-#include <string.h>
-
 #include "../threads.h"
+#include "products_avx512.h"
+#include "widen_avx512.h"
 
 enum {
-    LANES = 16,
-    CHUNK = 32,     // columns whose codes are widened together: any group has a whole number of chunks, but its last
-    W_ROWS = 32,    // rows of W that a thread takes at a time ...
-    X_ROWS = 8,     // ... by so many rows of x ...
-    COLUMNS = 4096, // ... this many columns of them
-    AHEAD = 4,      // rows of W that are fetched before they are multiplied: 1.4 times as fast
-    PART = 1 << 16, // multiply-adds that are worth a thread ...
-    ALONE = 1 << 18 // ... and those that one does sooner than it wakes the others
+    X_ROWS = 8,       // rows of x that are multiplied at a time ...
+    X_NEAR = 1 << 13, // ... so many numbers of them: 32 KB, which stays in the L1 cache
+    W_ROWS = 32,      // rows of W that a thread takes at a time
+    AHEAD = 4096,     // bytes of W, at least, that are fetched before they are multiplied, and to the L2 cache: int8
+                      // was 1.7 times as fast so as with fetches to L1
+    PART = 1 << 16,   // multiply-adds that are worth a thread ...
+    ALONE = 1 << 18   // ... and those that one does sooner than it wakes the others
 };
 
-#define WITH_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
-#define INLINE static inline __attribute__((always_inline)) WITH_AVX512
+// ---- x --------------------------------------------------------------------------------------------------------------
 
-typedef struct {
-    __m512 first, second;
-} Pair;
-
-bool step_avx512_supported(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
-
-// ---- codes ----------------------------------------------------------------------------------------------------------
-
-INLINE int chunk_bytes(DType dtype) {
-    return dtype == DTYPE_U8 ? CHUNK / 2 : CHUNK;
-}
-
-// The codes of a chunk as numbers, exact: of int4 the even and the odd columns, else the first and the second half. Those of FP8
-// are 2^-8 times what they stand for: as float16, which has three bits of exponent more, they are their own bits.
-INLINE Pair widen_chunk(const char *codes, DType dtype) {
-    if (dtype == DTYPE_U8) {
-        const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-        __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)codes));
-        return (Pair){_mm512_permutexvar_ps(bytes, values), // takes the low four bits
-                      _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), values)};
-    }
-    if (dtype == DTYPE_I8)
-        return (Pair){_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)codes))),
-                      _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(codes + LANES))))};
-    __m512i halves = _mm512_slli_epi16(_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)codes)), 7);
-    halves = _mm512_and_si512(halves, _mm512_set1_epi16((short)0xBF80));
-    return (Pair){_mm512_cvtph_ps(_mm512_castsi512_si256(halves)),
-                  _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1))};
-}
-
-// n columns of x in the order of widen_chunk, zeros up to a whole chunk.
-INLINE void arrange_columns(float *out, const float *x, int n, DType dtype) {
-    for (int i = 0; i < n; i += CHUNK, out += CHUNK) {
-        float padded[CHUNK] = {0};
-        int now = n - i < CHUNK ? n - i : CHUNK;
-        memcpy(padded, x + i, (size_t)now * sizeof *x);
-        __m512 a = _mm512_loadu_ps(padded), b = _mm512_loadu_ps(padded + LANES), first = a, second = b;
-        if (dtype == DTYPE_U8) {
-            const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-            first = _mm512_permutex2var_ps(a, even, b);
-            second = _mm512_permutex2var_ps(a, _mm512_or_si512(even, _mm512_set1_epi32(1)), b);
+// n vectors, a power of two, to n vectors of which number j has elements j, n + j, 2 n + j, ...
+INLINE void take_apart(__m512 *v, int n) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
+                  odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
+    for (int stride = 1; stride < n; stride *= 2) {
+        __m512 from[8];
+        for (int i = 0; i < n; i++) from[i] = v[i];
+        for (int i = 0; i < n / 2; i++) {
+            v[i] = _mm512_permutex2var_ps(from[2 * i], even, from[2 * i + 1]);
+            v[n / 2 + i] = _mm512_permutex2var_ps(from[2 * i], odd, from[2 * i + 1]);
         }
-        _mm512_storeu_ps(out, first);
-        _mm512_storeu_ps(out + LANES, second);
     }
 }
 
-// n <= LANES scales from number i on, zeros after them.
-INLINE __m512 widen_scales(const Matrix *w, size_t i, int n) {
-    const __mmask16 mask = (__mmask16)((1u << n) - 1);
-    if (w->scale_dtype == DTYPE_F32) return _mm512_maskz_loadu_ps(mask, (const float *)w->scale + i);
-    __m256i halves = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)w->scale + i);
-    if (w->scale_dtype == DTYPE_F16) return _mm512_cvtph_ps(halves);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+// The columns of a line in the order of widen.
+INLINE void arrange_line(float *out, const float *x, DType dtype) {
+    __m512 v[8];
+    int n = weights_of_lane(dtype);
+    for (int j = 0; j < n; j++) v[j] = _mm512_loadu_ps(x + j * LANES);
+    if (dtype == DTYPE_F8_E4M3) {
+        take_apart(v, 2);
+        take_apart(v + 2, 2);
+    } else if (dtype != DTYPE_F16) {
+        take_apart(v, n);
+    }
+    for (int j = 0; j < n; j++) _mm512_store_ps(out + j * LANES, v[j]);
+}
+
+// n columns, zeros up to a whole line.
+INLINE void arrange(float *out, const float *x, int n, DType dtype) {
+    const int unit = columns_of_line(dtype);
+    int i = 0;
+    for (; i + unit <= n; i += unit) arrange_line(out + i, x + i, dtype);
+    if (i == n) return;
+    float padded[MAX_UNIT] = {0};
+    memcpy(padded, x + i, (size_t)(n - i) * sizeof *x);
+    arrange_line(out + i, padded, dtype);
 }
 
 // ---- products -------------------------------------------------------------------------------------------------------
 
-// What a thread works on: a block of rows of W by rows of x.
 typedef struct {
+    float *y;
+    const float *x; // [T][x_stride], arranged
     const Matrix *w;
-    int first, rows, T;       // rows of W, rows of x
-    float x[X_ROWS][COLUMNS]; // columns in the order of widen_chunk
+    int T, x_stride;
+    int ahead; // rows of W that are fetched before they are multiplied, a multiple of 4
+} Product;
+
+// What a thread works on: rows of W from `first` on, by all rows of x, X_NEAR numbers of them at a time.
+typedef struct {
+    const Product *p;
+    int first, rows;
+    int shift;             // of a column, to its group ...
+    __m512i group_of_lane; // ... beyond that of the line's first
+    __m512i spread;        // the bytes of the scale of each lane's group, if there are four in BF16
     __m512 sums[W_ROWS][X_ROWS];
-    float scales[4][COLUMNS / CHUNK]; // of each chunk of up to four rows of W
+    float scales[4][X_NEAR / 32 + LANES];
 } Block;
 
-// Scales of n chunks from column `col` on, which begins a group, for R rows from `row` of the block on.
-INLINE void load_scales(Block *b, int row, int col, int n, int R) {
-    const Matrix *w = b->w;
-    int per_group = w->group / CHUNK, shift = per_group == 4 ? 2 : per_group - 1,
-        groups = (w->cols + w->group - 1) / w->group;
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i group_of_lane = _mm512_srlv_epi32(lanes, _mm512_set1_epi32(shift));
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < n; c += LANES) {
-            int first = (col / CHUNK + c) >> shift, left = groups - first, most = LANES >> shift;
-            size_t at = (size_t)(b->first + row + r) * (size_t)groups + (size_t)first;
-            __m512 scales = widen_scales(w, at, left < most ? left : most);
-            _mm512_storeu_ps(&b->scales[r][c], _mm512_permutexvar_ps(group_of_lane, scales));
-        }
+// Whether scales are used from where they are: they are read four at a time, so that as many must follow.
+INLINE bool scales_at_hand(const Block *b, int row, int R) {
+    const Matrix *w = b->p->w;
+    int64_t groups = (w->cols + w->group - 1) >> b->shift;
+    return w->scale_dtype == DTYPE_BF16 && (w->rows - (b->first + row + R)) * groups >= 4;
 }
 
-// Rows row to row+R of the block by rows t to t+C of x, over n columns from `col` on. A scale for each row waits until the end.
-INLINE void multiply(Block *b, int row, int t, int col, int n, DType dtype, bool grouped, int R, int C) {
-    const Matrix *w = b->w;
-    size_t stride = (size_t)w->cols / (dtype == DTYPE_U8 ? 2 : 1);
-    const char *codes =
-        (const char *)w->data + (size_t)(b->first + row) * stride + (size_t)col / (dtype == DTYPE_U8 ? 2 : 1);
+// Those of n columns from `col` on of rows `row` to row + R of the block.
+INLINE void load_block_scales(Block *b, int row, int col, int n, int R) {
+    const Matrix *w = b->p->w;
+    int groups = (w->cols + w->group - 1) >> b->shift, count = (n + w->group - 1) >> b->shift;
+    for (int r = 0; r < R && !scales_at_hand(b, row, R); r++) {
+        size_t i = (size_t)(b->first + row + r) * (size_t)groups + (size_t)(col >> b->shift);
+        if (w->scale_dtype == DTYPE_BF16)
+            widen_scales(b->scales[r], w->scale, DTYPE_BF16, i, count);
+        else
+            widen_scales(b->scales[r], w->scale, w->scale_dtype, i, count);
+    }
+}
+
+// R rows of W by C rows of x, over a line of columns.
+typedef struct {
+    Line line[4];
     __m512 sum[4][4];
+} LineSums;
+
+// Vector j of the line.
+INLINE void multiply_vector(LineSums *s, const float *x, size_t x_stride, int j, DType dtype, int R, int C) {
+    __m512 w[4];
+    for (int r = 0; r < R; r++) w[r] = widen(s->line[r], j, dtype);
+    for (int c = 0; c < C; c++) {
+        __m512 xc = _mm512_load_ps(x + (size_t)c * x_stride + j * LANES);
+        for (int r = 0; r < R; r++)
+            s->sum[r][c] = j == 0 ? _mm512_mul_ps(w[r], xc) : _mm512_fmadd_ps(w[r], xc, s->sum[r][c]);
+    }
+}
+
+// sum += scale × the line's sum; scale[r]: of each lane, if it is grouped. at: of the first row, `stride` bytes before the next.
+INLINE void multiply_line(__m512 sum[4][4], const char *at, size_t stride, const float *x, size_t x_stride,
+                          const __m512 *scale, DType dtype, bool grouped, int R, int C) {
+    const int n = weights_of_lane(dtype);
+    LineSums s;
+    for (int r = 0; r < R; r++) s.line[r] = load_line(at + (size_t)r * stride, dtype);
+    multiply_vector(&s, x, x_stride, 0, dtype, R, C);
+    if (n > 1) multiply_vector(&s, x, x_stride, 1, dtype, R, C);
+    if (n > 2) multiply_vector(&s, x, x_stride, 2, dtype, R, C);
+    if (n > 2) multiply_vector(&s, x, x_stride, 3, dtype, R, C);
+    if (n > 4) multiply_vector(&s, x, x_stride, 4, dtype, R, C);
+    if (n > 4) multiply_vector(&s, x, x_stride, 5, dtype, R, C);
+    if (n > 4) multiply_vector(&s, x, x_stride, 6, dtype, R, C);
+    if (n > 4) multiply_vector(&s, x, x_stride, 7, dtype, R, C);
     for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) sum[r][c] = b->sums[row + r][t + c];
-    for (int i = 0; i < n; i += CHUNK) {
-        char tail[4][CHUNK];
-        for (int r = 0; r < R; r++) {
-            const char *at = codes + (size_t)r * stride + (size_t)(i / CHUNK * chunk_bytes(dtype));
-            if (n - i < CHUNK) { // x is 0 beyond
-                memset(tail[r], 0, CHUNK);
-                memcpy(tail[r], at, (size_t)(dtype == DTYPE_U8 ? (n - i) / 2 : n - i));
-                at = tail[r];
-            } else if (t == 0) {
-                _mm_prefetch(at + AHEAD * stride, _MM_HINT_T0);
-            }
-            Pair p = widen_chunk(at, dtype);
-            for (int c = 0; c < C; c++) {
-                __m512 x1 = _mm512_loadu_ps(&b->x[t + c][i]), x2 = _mm512_loadu_ps(&b->x[t + c][i + LANES]);
-                if (grouped) {
-                    __m512 both = _mm512_fmadd_ps(p.second, x2, _mm512_mul_ps(p.first, x1));
-                    sum[r][c] = _mm512_fmadd_ps(both, _mm512_set1_ps(b->scales[r][i / CHUNK]), sum[r][c]);
-                } else {
-                    sum[r][c] = _mm512_fmadd_ps(p.second, x2, _mm512_fmadd_ps(p.first, x1, sum[r][c]));
-                }
-            }
+        for (int c = 0; c < C; c++)
+            sum[r][c] =
+                grouped ? _mm512_fmadd_ps(s.sum[r][c], scale[r], sum[r][c]) : _mm512_add_ps(sum[r][c], s.sum[r][c]);
+}
+
+// The scale of each lane of a line of row r of those whose scales were loaded; group: the first of the line's.
+INLINE __m512 loaded_scale(const Block *b, int r, int group) {
+    return _mm512_permutexvar_ps(b->group_of_lane, _mm512_loadu_ps(&b->scales[r][group]));
+}
+
+// The same from where the scales are.
+INLINE __m512 scale_at_hand(const Block *b, const uint16_t *first) {
+    long long four;
+    memcpy(&four, first, sizeof four);
+    return _mm512_castsi512_ps(_mm512_shuffle_epi8(_mm512_set1_epi64(four), b->spread));
+}
+
+// Rows `row` to row + R of the block by rows t to t + C of x, over n columns from `col` on.
+INLINE void multiply(Block *b, int row, int t, int col, int n, DType dtype, bool grouped, int R, int C) {
+    const Matrix *w = b->p->w;
+    const int unit = columns_of_line(dtype);
+    const size_t stride = row_bytes(w, dtype), x_stride = (size_t)b->p->x_stride, first = (size_t)(b->first + row),
+                 ahead = t == 0 ? (size_t)b->p->ahead * stride : 0;
+    const char *at = (const char *)w->data + first * stride + (size_t)col / (size_t)unit * LINE;
+    const float *x = b->p->x + (size_t)t * x_stride + col;
+    const bool at_hand = grouped && scales_at_hand(b, row, R);
+    const size_t groups = grouped ? (size_t)(w->cols + w->group - 1) >> b->shift : 0;
+    const uint16_t *scales = at_hand ? (const uint16_t *)w->scale + first * groups + (col >> b->shift) : NULL;
+    __m512 sum[4][4], scale[4];
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) sum[r][c] = col == 0 ? _mm512_setzero_ps() : b->sums[row + r][t + c];
+    if (at_hand && ahead && col == 0)
+        for (const char *p = (const char *)scales, *end = p + 2 * R * groups; p < end; p += LINE)
+            _mm_prefetch(p + 2 * (size_t)b->p->ahead * groups, _MM_HINT_T1);
+    char tail[4 * LINE];
+    for (int i = 0; i < n; i += unit, at += LINE) {
+        size_t apart = stride;
+        if (n - i < unit) { // x is 0 beyond
+            memset(tail, 0, sizeof tail);
+            for (int r = 0; r < R; r++)
+                memcpy(tail + r * LINE, at + (size_t)r * stride, (size_t)(n - i) * LINE / (size_t)unit);
+            at = tail;
+            apart = LINE;
         }
+        for (int r = 0; r < R; r++) {
+            if (grouped)
+                scale[r] = at_hand ? scale_at_hand(b, scales + (size_t)r * groups + (i >> b->shift))
+                                   : loaded_scale(b, r, i >> b->shift);
+            _mm_prefetch(at + (size_t)r * stride + ahead, _MM_HINT_T1);
+        }
+        multiply_line(sum, at, apart, x + i, x_stride, scale, dtype, grouped, R, C);
     }
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) b->sums[row + r][t + c] = sum[r][c];
 }
 
 INLINE void multiply_rows(Block *b, int row, int col, int n, DType dtype, bool grouped, int R) {
-    int t = 0;
-    if (grouped) load_scales(b, row, col, (n + CHUNK - 1) / CHUNK, R);
-    for (; t + 4 <= b->T; t += 4) multiply(b, row, t, col, n, dtype, grouped, R, 4);
-    if (b->T - t == 3) multiply(b, row, t, col, n, dtype, grouped, R, 3);
-    if (b->T - t == 2) multiply(b, row, t, col, n, dtype, grouped, R, 2);
-    if (b->T - t == 1) multiply(b, row, t, col, n, dtype, grouped, R, 1);
+    int t = 0, T = b->p->T;
+    if (grouped) load_block_scales(b, row, col, n, R);
+    for (; t + 4 <= T; t += 4) multiply(b, row, t, col, n, dtype, grouped, R, 4);
+    if (T - t == 3) multiply(b, row, t, col, n, dtype, grouped, R, 3);
+    if (T - t == 2) multiply(b, row, t, col, n, dtype, grouped, R, 2);
+    if (T - t == 1) multiply(b, row, t, col, n, dtype, grouped, R, 1);
 }
 
 INLINE float sum_lanes(__m512 v) { // a fixed tree
@@ -157,61 +198,63 @@ INLINE float sum_lanes(__m512 v) { // a fixed tree
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
 }
 
-INLINE void multiply_block(Block *b, float *y, const float *x, DType dtype, bool grouped) {
-    const int cols = b->w->cols, wide = b->T == 1 ? 4 : 2; // rows of W at a time
-    memset(b->sums, 0, sizeof b->sums);
-    for (int col = 0; col < cols; col += COLUMNS) {
-        int n = cols - col < COLUMNS ? cols - col : COLUMNS, row = 0;
-        for (int t = 0; t < b->T; t++) arrange_columns(b->x[t], x + (size_t)t * (size_t)cols + (size_t)col, n, dtype);
-        for (; wide == 4 && row + 4 <= b->rows; row += 4) {
-            if (grouped) load_scales(b, row, col, (n + CHUNK - 1) / CHUNK, 4);
+INLINE void multiply_block(Block *b, DType dtype, bool grouped) {
+    const Matrix *w = b->p->w;
+    const int cols = w->cols, T = b->p->T, near = X_NEAR / T / MAX_UNIT * MAX_UNIT;
+    for (int col = 0; col < cols; col += near) {
+        int n = cols - col < near ? cols - col : near, row = 0;
+        for (; T == 1 && row + 4 <= b->rows; row += 4) {
+            if (grouped) load_block_scales(b, row, col, n, 4);
             multiply(b, row, 0, col, n, dtype, grouped, 4, 1);
         }
         for (; row + 2 <= b->rows; row += 2) multiply_rows(b, row, col, n, dtype, grouped, 2);
         if (row < b->rows) multiply_rows(b, row, col, n, dtype, grouped, 1);
     }
     for (int r = 0; r < b->rows; r++)
-        for (int t = 0; t < b->T; t++) {
+        for (int t = 0; t < T; t++) {
             float sum = sum_lanes(b->sums[r][t]) * (dtype == DTYPE_F8_E4M3 ? 256.0f : 1.0f);
-            if (!grouped) sum *= _mm512_cvtss_f32(widen_scales(b->w, (size_t)(b->first + r), 1));
-            y[(size_t)t * (size_t)b->w->rows + (size_t)(b->first + r)] = sum;
+            if (w->group == WHOLE_ROW)
+                sum *= _mm512_cvtss_f32(load_scales(w->scale, w->scale_dtype, (size_t)(b->first + r), 1));
+            b->p->y[(size_t)t * (size_t)w->rows + (size_t)(b->first + r)] = sum;
         }
 }
 
-typedef struct {
-    float *y;
-    const float *x;
-    const Matrix *w;
-    int T;
-} Product;
-
 static WITH_AVX512 void multiply_part(void *product, int64_t begin, int64_t end) {
-    const Product *p = product;
-    const Matrix *w = p->w;
-    for (int64_t block = begin; block < end; block++)
-        for (int t = 0; t < p->T; t += X_ROWS) {
-            Block b;
-            float *y = p->y + (size_t)t * (size_t)w->rows;
-            const float *x = p->x + (size_t)t * (size_t)w->cols;
-            b.w = w;
-            b.first = (int)block * W_ROWS;
-            b.rows = w->rows - b.first < W_ROWS ? w->rows - b.first : W_ROWS;
-            b.T = p->T - t < X_ROWS ? p->T - t : X_ROWS;
-            if (w->dtype == DTYPE_F8_E4M3)
-                multiply_block(&b, y, x, DTYPE_F8_E4M3, false);
-            else if (w->dtype == DTYPE_I8 && w->group == WHOLE_ROW)
-                multiply_block(&b, y, x, DTYPE_I8, false);
-            else if (w->dtype == DTYPE_I8)
-                multiply_block(&b, y, x, DTYPE_I8, true);
-            else if (w->group == WHOLE_ROW)
-                multiply_block(&b, y, x, DTYPE_U8, false);
-            else
-                multiply_block(&b, y, x, DTYPE_U8, true);
-        }
+    Block b;
+    b.p = product;
+    b.shift = group_shift(b.p->w);
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    b.group_of_lane = _mm512_srlv_epi32(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(b.p->w->dtype == DTYPE_U8 ? 8 : 4)),
+                                        _mm512_set1_epi32(b.shift));
+    b.spread = _mm512_add_epi32(_mm512_mullo_epi32(b.group_of_lane, _mm512_set1_epi32(0x02020000)),
+                                _mm512_set1_epi32(0x01008080));
+    for (int64_t block = begin; block < end; block++) {
+        b.first = (int)block * W_ROWS;
+        b.rows = b.p->w->rows - b.first < W_ROWS ? b.p->w->rows - b.first : W_ROWS;
+#define BLOCK(D, G) multiply_block(&b, D, G)
+        WITH_TYPE(b.p->w, BLOCK)
+    }
+}
+
+static WITH_AVX512 void arrange_rows(float *out, int stride, const float *x, const Matrix *w, int T) {
+    for (int t = 0; t < T; t++, out += stride, x += w->cols) {
+#define ARRANGE(D, G) arrange(out, x, w->cols, D)
+        WITH_TYPE(w, ARRANGE)
+    }
 }
 
 void step_avx512(float *y, const float *x, const Matrix *w, int T) {
-    int64_t blocks = (w->rows + W_ROWS - 1) / W_ROWS, cost = (int64_t)T * W_ROWS * w->cols;
-    int64_t part = blocks * cost <= ALONE ? blocks : (PART + cost - 1) / cost;
-    parallel_for(blocks, part, multiply_part, &(Product){y, x, w, T});
+    float arranged[STEP_COLUMNS] __attribute__((aligned(64)));
+    // Rows of x are no multiple of 4 KB apart, or they would want the same places of the L1 cache.
+    int stride = (w->cols + 1023) / 1024 * 1024 + MAX_UNIT, most = STEP_COLUMNS / stride;
+    most = most > X_ROWS ? X_ROWS : most < 1 ? 1 : most;
+    int64_t blocks = (w->rows + W_ROWS - 1) / W_ROWS, row = (int64_t)matrix_row_bytes(w);
+    int ahead = (int)((AHEAD + 4 * row - 1) / (4 * row)) * 4;
+    for (int t = 0; t < T; t += most) {
+        int n = T - t < most ? T - t : most;
+        int64_t cost = (int64_t)n * W_ROWS * w->cols;
+        arrange_rows(arranged, stride, x + (size_t)t * (size_t)w->cols, w, n);
+        Product p = {y + (size_t)t * (size_t)w->rows, arranged, w, n, stride, ahead};
+        parallel_for(blocks, blocks * cost <= ALONE ? blocks : (PART + cost - 1) / cost, multiply_part, &p);
+    }
 }

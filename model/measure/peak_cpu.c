@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "../cpu/ops.h"
@@ -11,7 +12,7 @@
 #include "../threads.h"
 #include "peak.h"
 
-enum { ROUNDS = 5 };
+enum { ROUNDS = 5, HUGE_PAGE = 2 << 20 };
 
 typedef struct {
     const Ops *ops;
@@ -53,8 +54,9 @@ static bool measure_cpu(Roofline *r, Error *err) {
     const uint64_t bytes = (uint64_t)1 << 30; // past any cache
     const Ops *ops = ops_select();
     double reads[ROUNDS], rates[ROUNDS];
-    void *data = malloc(bytes);
-    if (!data) return fail(err, "out of memory: a buffer of 1 GiB to read");
+    void *data;
+    if (posix_memalign(&data, HUGE_PAGE, bytes) != 0) return fail(err, "out of memory: a buffer of 1 GiB to read");
+    madvise(data, bytes, MADV_HUGEPAGE); // as weights are: a hint
     memset(data, 1, bytes);
     multiply_add_rate(ops, 1 << 22); // warm-up: threads, clocks
     for (int i = 0; i < ROUNDS; i++) {

@@ -1,0 +1,19 @@
+// The products of ops.h with AVX-512, and its multiply_add; a table has them in the place of those of ops.c.
+#ifndef PRODUCTS_AVX512_H
+#define PRODUCTS_AVX512_H
+
+#include <stdbool.h>
+
+#include "../model.h"
+
+// Whether this processor has the instructions.
+bool avx512_supported(void);
+
+// matmul_step, of matrices with at most STEP_COLUMNS columns, and matmul. Codes are widened exactly; in a step the scale
+// multiplies the sum of its group, in matmul the code.
+enum { STEP_COLUMNS = 1 << 17 };
+void step_avx512(float *y, const float *x, const Matrix *w, int T);
+void matmul_avx512(float *y, const float *x, const Matrix *w, int T);
+double multiply_add_avx512(int64_t rounds, float *sink);
+
+#endif

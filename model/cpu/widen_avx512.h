@@ -1,0 +1,128 @@
+// What the AVX-512 products share: how weights and scales become floats. For files of functions with the attribute
+// WITH_AVX512.
+#ifndef WIDEN_AVX512_H
+#define WIDEN_AVX512_H
+
+#include <immintrin.h>
+#include <string.h>
+
+#include "../model.h"
+
+enum {
+    LANES = 16,
+    LINE = 64,     // bytes of W that are widened together: a cache line, LANES of four bytes
+    MAX_UNIT = 128 // columns of a line, at most
+};
+
+// (tune: loads that two instructions use are kept in registers, which without it are made twice)
+#define WITH_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,tune=icelake-server")))
+#define INLINE static inline __attribute__((always_inline)) WITH_AVX512
+
+// ---- weights --------------------------------------------------------------------------------------------------------
+// A line of W is a vector whose lanes of 32 bits hold 1, 2, 4 or 8 weights each. They are widened to as many vectors of
+// floats: vector j has weight j of each lane, so that no weight crosses a lane. x is put in the same order.
+
+INLINE int weights_of_lane(DType dtype) {
+    return dtype == DTYPE_F32 ? 1 : dtype == DTYPE_BF16 || dtype == DTYPE_F16 ? 2 : dtype == DTYPE_U8 ? 8 : 4;
+}
+
+INLINE int columns_of_line(DType dtype) {
+    return LANES * weights_of_lane(dtype);
+}
+
+// A line and, of whole numbers, the same 16 bits to the right.
+typedef struct {
+    __m512i low, high;
+} Line;
+
+INLINE Line load_line(const char *at, DType dtype) {
+    __m512i line = _mm512_loadu_si512(at);
+    return (Line){line, dtype == DTYPE_U8 || dtype == DTYPE_I8 ? _mm512_srli_epi32(line, 16) : line};
+}
+
+// Vector j of a line, exact. Codes of FP8 are 2^-8 times what they stand for: as float16, which has one bit of exponent
+// more, they are their own bits.
+INLINE __m512 widen(Line line, int j, DType dtype) {
+    if (dtype == DTYPE_U8) {
+        const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+        __m512i half = j < 4 ? line.low : line.high;
+        return _mm512_permutexvar_ps(_mm512_srli_epi32(half, j % 4 * 4), values); // takes the low four bits
+    }
+    if (dtype == DTYPE_I8) {
+        // Code + 128 becomes the fraction of a float whose exponent makes the lowest of its bits one: 2^23 is too much
+        // (2^15 of a byte 8 bits higher), and 128.
+        const int low = j % 2 * 8;
+        const __m512i mask = _mm512_set1_epi32(255 << low), with = _mm512_set1_epi32((150 - low) << 23 | 128 << low);
+        __m512i bits = _mm512_ternarylogic_epi32(j < 2 ? line.low : line.high, mask, with, 0x6A); // code & mask ^ with
+        return _mm512_sub_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps((float)((1 << (23 - low)) + 128)));
+    }
+    if (dtype == DTYPE_F8_E4M3) {
+        // halves of the line: j 0 and 1 are the even and the odd bytes of its first 32, j 2 and 3 of the others
+        __m256i bytes = j < 2 ? _mm512_castsi512_si256(line.low) : _mm512_extracti64x4_epi64(line.low, 1);
+        if (j % 2 == 0) bytes = _mm256_slli_epi16(bytes, 8);
+        return _mm512_cvtph_ps(_mm256_and_si256(_mm256_srai_epi16(bytes, 1), _mm256_set1_epi16((short)0xBF80)));
+    }
+    if (dtype == DTYPE_F16)
+        return _mm512_cvtph_ps(j == 0 ? _mm512_castsi512_si256(line.low) : _mm512_extracti64x4_epi64(line.low, 1));
+    if (dtype == DTYPE_BF16)
+        return _mm512_castsi512_ps(j == 0 ? _mm512_slli_epi32(line.low, 16)
+                                          : _mm512_and_si512(line.low, _mm512_set1_epi32((int)0xFFFF0000)));
+    return _mm512_castsi512_ps(line.low);
+}
+
+INLINE size_t row_bytes(const Matrix *w, DType dtype) {
+    return (size_t)w->cols * LINE / (size_t)columns_of_line(dtype);
+}
+
+// The exponent of 2 of a group of columns that share a scale.
+INLINE int group_shift(const Matrix *w) {
+    return w->group == 32 ? 5 : w->group == 64 ? 6 : 7;
+}
+
+// Scales from number i on, those that the mask names, as floats; 0 in the places of the others.
+INLINE __m512 load_scales(const void *scales, DType dtype, size_t i, __mmask16 mask) {
+    if (dtype == DTYPE_F32) return _mm512_maskz_loadu_ps(mask, (const float *)scales + i);
+    __m256i halves = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)scales + i);
+    if (dtype == DTYPE_F16) return _mm512_cvtph_ps(halves);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+// n of them, zeros after them.
+INLINE void widen_scales(float *out, const void *scales, DType dtype, size_t i, int n) {
+    for (; n >= LANES; n -= LANES, i += LANES, out += LANES)
+        _mm512_storeu_ps(out, load_scales(scales, dtype, i, 0xFFFF));
+    _mm512_storeu_ps(out, load_scales(scales, dtype, i, (__mmask16)((1u << n) - 1)));
+}
+
+// CALL(D, G) with D and G for the dtype of a matrix and whether groups of columns have scales, constants.
+#define WITH_TYPE(w, CALL) \
+    switch ((w)->dtype) { \
+    case DTYPE_BF16: \
+        CALL(DTYPE_BF16, false); \
+        break; \
+    case DTYPE_F16: \
+        CALL(DTYPE_F16, false); \
+        break; \
+    case DTYPE_F32: \
+        CALL(DTYPE_F32, false); \
+        break; \
+    case DTYPE_F8_E4M3: \
+        CALL(DTYPE_F8_E4M3, false); \
+        break; \
+    case DTYPE_I8: \
+        if ((w)->group == WHOLE_ROW) \
+            CALL(DTYPE_I8, false); \
+        else \
+            CALL(DTYPE_I8, true); \
+        break; \
+    case DTYPE_U8: \
+        if ((w)->group == WHOLE_ROW) \
+            CALL(DTYPE_U8, false); \
+        else \
+            CALL(DTYPE_U8, true); \
+        break; \
+    default: \
+        break; /* others are not of matrices */ \
+    }
+
+#endif
