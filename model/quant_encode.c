@@ -24,7 +24,9 @@ typedef double Double4 __attribute__((vector_size(32)));
 typedef int32_t Int8 __attribute__((vector_size(32)));
 typedef int32_t Int4 __attribute__((vector_size(16)));
 typedef uint16_t Pair8 __attribute__((vector_size(16)));
-typedef uint8_t Byte8 __attribute__((vector_size(8)));
+typedef int64_t Long4 __attribute__((vector_size(32)));
+typedef uint8_t Byte32 __attribute__((vector_size(32)));
+typedef uint8_t Byte4 __attribute__((vector_size(4)));
 
 static inline uint32_t float_to_bits(float value) {
     uint32_t bits;
@@ -50,6 +52,20 @@ INLINE void replace(Float8 *v, const Int8 *mask, float number) {
     choose(v, mask, &other);
 }
 
+INLINE void at_least(Int8 *v, int32_t least) {
+    for (int i = 0; i < LANES; i++) (*v)[i] = (*v)[i] > least ? (*v)[i] : least;
+}
+
+INLINE void widen(Double4 *low, Double4 *high, const Float8 *v) {
+    float numbers[LANES];
+    memcpy(numbers, v, sizeof numbers);
+    for (int i = 0; i < 4; i++) (*low)[i] = (double)numbers[i];
+    for (int i = 0; i < 4; i++) (*high)[i] = (double)numbers[i + 4];
+}
+
+// Bits of 1.5 × 2^14, and those that 1.5 × 2^20 has more than 1.
+enum { BITS_1_8P14 = 0x46C00000, POWER_TIMES_1_8P20 = 0x49C00000 - 0x3F800000 };
+
 // Eight numbers become the codes nearest to them, as numbers; of two the even one. Adding and taking away 1.5 × 2^23 leaves
 // whole numbers, and a power of two more that many bits of fraction. Of e4m3 they are three, below 2^-6 multiples of 2^-9.
 INLINE void nearest_codes(Float8 *v, DType dtype, bool clipped) {
@@ -63,9 +79,9 @@ INLINE void nearest_codes(Float8 *v, DType dtype, bool clipped) {
     }
     Float8 magic = (Float8){0} + 0x1.8p23f;
     if (dtype == DTYPE_F8_E4M3) {
-        magic = (Float8)((Int8)*v & 0x7F800000) * 0x1.8p20f;
-        Int8 tiny = magic < 0x1.8p14f;
-        replace(&magic, &tiny, 0x1.8p14f);
+        Int8 bits = ((Int8)*v & 0x7F800000) + POWER_TIMES_1_8P20; // the power of two times 1.5 × 2^20
+        at_least(&bits, BITS_1_8P14);
+        magic = (Float8)bits;
     }
     *v = (*v + magic) - magic;
 }
@@ -315,13 +331,12 @@ INLINE uint64_t pack_codes(const Float8 *q, DType dtype) {
         Int8 is_tiny = magnitude < 0x3C800000, tiny = __builtin_convertvector((Float8)magnitude * 512, Int8);
         codes = ((tiny & is_tiny) | (((magnitude >> 20) - (120 << 3)) & ~is_tiny)) | (bits >> 24 & 0x80);
     }
-    uint64_t bytes = (uint64_t)__builtin_convertvector(__builtin_convertvector(codes & 0xFF, Pair8), Byte8);
-    if (dtype == DTYPE_U8) { // two to a byte, then the bytes together
-        bytes = (bytes | bytes >> 4) & 0x00FF00FF00FF00FF;
-        bytes = (bytes | bytes >> 8) & 0x0000FFFF0000FFFF;
-        bytes |= bytes >> 16;
+    if (dtype == DTYPE_U8) { // the second of two is 32 bits above the first, and goes to 4
+        Long4 pairs = (Long4)codes | (Long4)codes >> 28;
+        Byte4 bytes = __builtin_shufflevector((Byte32)pairs, (Byte32)pairs, 0, 8, 16, 24);
+        return (uint32_t)bytes;
     }
-    return bytes;
+    return (uint64_t)__builtin_shufflevector((Byte32)codes, (Byte32)codes, 0, 4, 8, 12, 16, 20, 24, 28);
 }
 
 // The codes of a group of so many columns, nearest to that scale of its; its squared error, times down².
@@ -335,8 +350,8 @@ INLINE double write_codes(const Group *g, float scale, int columns, uint8_t *cod
         nearest_codes(&q, dtype, true);
         uint64_t packed = pack_codes(&q, dtype);
         x -= q * scale;
-        Double4 low = __builtin_convertvector(__builtin_shufflevector(x, x, 0, 1, 2, 3), Double4);
-        Double4 high = __builtin_convertvector(__builtin_shufflevector(x, x, 4, 5, 6, 7), Double4);
+        Double4 low, high;
+        widen(&low, &high, &x);
         sum += low * low;
         other += high * high;
         if (columns - i >= LANES)
