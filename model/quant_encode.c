@@ -104,19 +104,27 @@ INLINE Fit sum_lanes(const Float8 *error, const Float8 *product, const Float8 *s
     return (Fit){all[0], all[1], all[2]};
 }
 
-// How codes fit x [n, a multiple of LANES] at that scale.
-INLINE Fit fit_codes(const float *x, int n, float scale, DType dtype, bool clipped) {
+// How codes fit x [n, a multiple of LANES] at that scale; importance: of each column, where `weighted`.
+INLINE Fit fit_codes(const float *x, const float *importance, int n, float scale, DType dtype, bool clipped,
+                     bool weighted) {
     Float8 error = {0}, product = {0}, square = {0};
     float inverse = 1 / scale;
     for (int i = 0; i < n; i += LANES) {
-        Float8 e, q;
+        Float8 e, q, counts;
         memcpy(&e, x + i, sizeof e);
         q = e * inverse;
         nearest_codes(&q, dtype, clipped);
         e -= q * scale;
-        error += e * e;
-        product += e * q;
-        square += q * q;
+        if (weighted) {
+            memcpy(&counts, importance + i, sizeof counts);
+            error += counts * e * e;
+            product += counts * e * q;
+            square += counts * q * q;
+        } else {
+            error += e * e;
+            product += e * q;
+            square += q * q;
+        }
     }
     return sum_lanes(&error, &product, &square);
 }
@@ -125,8 +133,9 @@ INLINE Fit fit_codes(const float *x, int n, float scale, DType dtype, bool clipp
 
 // A group, times 2^-exponent.
 typedef struct {
-    const float *x;  // [n]
-    int n;           // columns, and zeros up to a multiple of LANES
+    const float *x;          // [n]
+    const float *importance; // [n] of each column; NULL: 1
+    int n;                   // columns, and zeros up to a multiple of LANES
     float largest;   // the number of the largest magnitude
     double up, down; // 2^exponent and 2^-exponent
     const QuantScan *scan;
@@ -147,8 +156,8 @@ typedef struct {
 
 // Tries the codes that are nearest at that scale: with them the best scale is another, and what counts is the error at
 // that one, rounded. True if it is less than any before.
-INLINE bool try_scale(Search *s, const Group *g, float scale, DType dtype, bool clipped) {
-    Fit fit = fit_codes(g->x, g->n, scale, dtype, clipped);
+INLINE bool try_scale(Search *s, const Group *g, float scale, DType dtype, bool clipped, bool weighted) {
+    Fit fit = fit_codes(g->x, g->importance, g->n, scale, dtype, clipped, weighted);
     if (fit.square == 0) return false;
     float stored = stored_scale((double)scale + (double)fit.product / (double)fit.square, g, s->dtype);
     double step = (double)stored * g->down - (double)scale;
@@ -160,8 +169,8 @@ INLINE bool try_scale(Search *s, const Group *g, float scale, DType dtype, bool 
 }
 
 // Tries that scale, then the better one that it gives, and so on while that helps.
-INLINE void refine(Search *s, const Group *g, float scale, DType dtype) {
-    for (int i = 0; i < REFINEMENTS && try_scale(s, g, scale, dtype, true); i++) {
+INLINE void refine(Search *s, const Group *g, float scale, DType dtype, bool weighted) {
+    for (int i = 0; i < REFINEMENTS && try_scale(s, g, scale, dtype, true, weighted); i++) {
         float better = (float)((double)s->stored * g->down);
         if (better == scale) return;
         scale = better;
@@ -302,7 +311,7 @@ INLINE float search_scale(const Group *g, DType dtype, DType scale_dtype) {
     float scale;
     if (dtype == DTYPE_F8_E4M3) {
         for (size_t i = 0; i < sizeof fp8_quotients / sizeof *fp8_quotients; i++)
-            try_scale(&s, g, fabsf(g->largest) / fp8_quotients[i], dtype, false);
+            try_scale(&s, g, fabsf(g->largest) / fp8_quotients[i], dtype, false, false);
         scale = (float)((double)s.stored * g->down);
     } else {
         const float *quotients = dtype == DTYPE_U8 ? int4_quotients : int8_quotients[0];
@@ -317,7 +326,35 @@ INLINE float search_scale(const Group *g, DType dtype, DType scale_dtype) {
         if (g->n >= MANY && dtype == DTYPE_I8) scan_row(&best, g, int8_quotients[1], largest, dtype);
         scale = best_scale(&best);
     }
-    if (scale != 0) refine(&s, g, scale, dtype);
+    if (scale != 0) refine(&s, g, scale, dtype, false);
+    return s.stored;
+}
+
+// The same where columns count more or less than others. A large weight in a column that counts little may be cut off, so that
+// more quotients are tried.
+static const float cut_off_quotients[] = {14, 16, 18.5f, 21.5f, 25, 30, -9.25f, -11};
+
+INLINE void try_quotients(Search *s, const Group *g, const float *quotients, int n, float by, DType dtype) {
+    float largest = (dtype == DTYPE_U8 ? -g->largest : fabsf(g->largest)) / by;
+    for (int i = 0; i < n; i++) try_scale(s, g, largest / quotients[i], dtype, true, true);
+}
+
+INLINE float search_weighted(const Group *g, DType dtype, DType scale_dtype) {
+    Search s = {.error = INFINITY, .stored = 0, .dtype = scale_dtype};
+    const int n_fp8 = (int)(sizeof fp8_quotients / sizeof *fp8_quotients);
+    const int n_cut_off = (int)(sizeof cut_off_quotients / sizeof *cut_off_quotients);
+    if (dtype == DTYPE_F8_E4M3) try_quotients(&s, g, fp8_quotients, n_fp8, 1, dtype);
+    if (dtype == DTYPE_I8) {
+        try_quotients(&s, g, int8_quotients[0], SCAN_SCALES, 1, dtype);
+        try_quotients(&s, g, int8_quotients[1], SCAN_SCALES, 1, dtype);
+        try_quotients(&s, g, cut_off_quotients, n_cut_off - 2, 150 / 14.0f, dtype);
+    }
+    if (dtype == DTYPE_U8) {
+        try_quotients(&s, g, int4_quotients, SCAN_SCALES, 1, dtype);
+        try_quotients(&s, g, cut_off_quotients, n_cut_off, 1, dtype);
+    }
+    float scale = (float)((double)s.stored * g->down);
+    if (scale != 0) refine(&s, g, scale, dtype, true);
     return s.stored;
 }
 
@@ -364,7 +401,8 @@ INLINE double write_codes(const Group *g, float scale, int columns, uint8_t *cod
 }
 
 INLINE double encode_codes(const Group *g, int columns, uint8_t *codes, float *scale, DType dtype, DType scale_dtype) {
-    *scale = g->largest != 0 ? search_scale(g, dtype, scale_dtype) : 0;
+    *scale = g->importance && g->largest != 0 ? search_weighted(g, dtype, scale_dtype) : 0;
+    if (*scale == 0 && g->largest != 0) *scale = search_scale(g, dtype, scale_dtype);
     return write_codes(g, (float)((double)*scale * g->down), columns, codes, dtype) * g->up * g->up;
 }
 
@@ -427,9 +465,9 @@ INLINE int exponent_of(float x) {
 }
 
 // One group: its codes and its squared error.
-INLINE double encode_group(QuantType type, const float *x, int n, uint8_t *codes, float *scale, float *scratch,
-                           const QuantScan *scan) {
-    Group g = {.x = scratch, .n = (n + LANES - 1) / LANES * LANES, .scan = scan};
+INLINE double encode_group(QuantType type, const float *x, const float *importance, int n, uint8_t *codes, float *scale,
+                           float *scratch, const QuantScan *scan) {
+    Group g = {.x = scratch, .importance = importance, .n = (n + LANES - 1) / LANES * LANES, .scan = scan};
     float largest = find_largest(x, n);
     int exponent = exponent_of(largest);
     g.up = power_of_two(exponent);
@@ -446,14 +484,15 @@ INLINE double encode_group(QuantType type, const float *x, int n, uint8_t *codes
     return encode_any(&g, n, codes, scale, type);
 }
 
-INLINE double encode_row(QuantType type, const float *x, int cols, void *codes, void *scales, float *scratch) {
+INLINE double encode_row(QuantType type, const float *x, int cols, const float *importance, void *codes, void *scales,
+                        float *scratch) {
     const QuantScan *scan = quant_scan_select();
     int width = type.group ? type.group : cols;
     double sum = 0;
     for (int g = 0, first = 0; first < cols; g++, first += width) {
         float scale;
         int n = cols - first < width ? cols - first : width;
-        sum += encode_group(type, x + first, n, (uint8_t *)codes + (type.dtype == DTYPE_U8 ? first / 2 : first), &scale,
+        sum += encode_group(type, x + first, importance ? importance + first : NULL, n, (uint8_t *)codes + (type.dtype == DTYPE_U8 ? first / 2 : first), &scale,
                             scratch, scan);
         if (quant_scale_dtype(type) == DTYPE_F32)
             ((float *)scales)[g] = scale;
@@ -464,12 +503,13 @@ INLINE double encode_row(QuantType type, const float *x, int cols, void *codes, 
 }
 
 // The same twice: without a fused multiply-add both give the same bits.
-static WITH_AVX2 double encode_row_avx2(QuantType type, const float *x, int cols, void *codes, void *scales,
-                                        float *scratch) {
-    return encode_row(type, x, cols, codes, scales, scratch);
+static WITH_AVX2 double encode_row_avx2(QuantType type, const float *x, int cols, const float *importance, void *codes,
+                                        void *scales, float *scratch) {
+    return encode_row(type, x, cols, importance, codes, scales, scratch);
 }
 
-double quant_encode_row(QuantType type, const float *x, int cols, void *codes, void *scales, float *scratch) {
-    return HAS_AVX2 ? encode_row_avx2(type, x, cols, codes, scales, scratch)
-                    : encode_row(type, x, cols, codes, scales, scratch);
+double quant_encode_row(QuantType type, const float *x, int cols, const float *importance, void *codes, void *scales,
+                        float *scratch) {
+    return HAS_AVX2 ? encode_row_avx2(type, x, cols, importance, codes, scales, scratch)
+                    : encode_row(type, x, cols, importance, codes, scales, scratch);
 }

@@ -34,6 +34,7 @@ typedef struct {
     uint64_t shape[4], bytes;
     const Tensor *source; // in the file that is read; NULL: the scales of the matrix before it
     bool quantised;       // from source; else it is copied
+    const float *importance; // of its columns; NULL: all are alike
     QuantType type;
 } Planned;
 
@@ -66,7 +67,9 @@ static void plan_copy(Job *j, const Tensor *t) {
     plan(j, p);
 }
 
-static bool plan_matrix(Job *j, const char *name, const Tensor *source, const Matrix *m, QuantType type, Error *err) {
+// computed: the matrix that it is in the model's products.
+static bool plan_matrix(Job *j, const char *name, const Tensor *source, const Matrix *m, const Matrix *computed,
+                        QuantType type, Error *err) {
     const char *path = j->model->file.path;
     uint64_t rows = (uint64_t)m->rows, groups = (uint64_t)quant_groups(type.group, m->cols);
     bool int4 = type.dtype == DTYPE_U8;
@@ -79,6 +82,7 @@ static bool plan_matrix(Job *j, const char *name, const Tensor *source, const Ma
                      .bytes = rows * (uint64_t)m->cols / (int4 ? 2 : 1),
                      .source = source,
                      .quantised = true,
+                     .importance = importance_of(j->options->importance, computed),
                      .type = type};
     Planned scales = {.dtype = dtype_names[scale],
                       .n_dims = type.group ? 2 : 1,
@@ -106,7 +110,7 @@ static bool plan_weight(void *context, const Weight *w, Error *err) {
         plan_copy(j, t);
         return true;
     }
-    return plan_matrix(j, w->name, t, w->matrix, output ? j->options->output : j->options->layers, err);
+    return plan_matrix(j, w->name, t, w->matrix, w->matrix, output ? j->options->output : j->options->layers, err);
 }
 
 static bool plan_all(Job *j, Error *err) {
@@ -117,7 +121,7 @@ static bool plan_all(Job *j, Error *err) {
     if (!j->tensors) return fail(err, "out of memory: %d tensors", j->most);
     if (!weights_visit(m, plan_weight, j, err)) return false;
     if (j->untied && !plan_matrix(j, "output", safetensors_find(&m->file, "tok_embeddings"), &m->weights.tok_embeddings,
-                                  j->options->output, err))
+                                  &m->weights.output, j->options->output, err))
         return false;
     for (int i = 0; i < 3; i++) plan_copy(j, safetensors_find(&m->file, tokenizer[i]));
     return true;
@@ -395,7 +399,7 @@ static bool quantise_part(const Task *t, const Rows *r, int64_t begin, size_t n,
         t->squares[row] = sum_squares(r->x, m.cols);
         if (!isfinite(t->squares[row])) return fail_not_finite(t, r->x, (int)row, err);
         if (t->scales)
-            t->errors[row] = quant_encode_row(t->codes->type, r->x, m.cols, r->codes + i * t->code_bytes,
+            t->errors[row] = quant_encode_row(t->codes->type, r->x, m.cols, t->codes->importance, r->codes + i * t->code_bytes,
                                               t->scales + row * t->scale_bytes, r->scratch);
     }
     return write_at(t->job, t->scales ? r->codes : r->input, n * t->code_bytes,
