@@ -136,8 +136,8 @@ typedef struct {
     const float *x;          // [n]
     const float *importance; // [n] of each column; NULL: 1
     int n;                   // columns, and zeros up to a multiple of LANES
-    float largest;   // the number of the largest magnitude
-    double up, down; // 2^exponent and 2^-exponent
+    float largest;           // the number of the largest magnitude
+    double up, down;         // 2^exponent and 2^-exponent
     const QuantScan *scan;
 } Group;
 
@@ -485,15 +485,15 @@ INLINE double encode_group(QuantType type, const float *x, const float *importan
 }
 
 INLINE double encode_row(QuantType type, const float *x, int cols, const float *importance, void *codes, void *scales,
-                        float *scratch) {
+                         float *scratch) {
     const QuantScan *scan = quant_scan_select();
     int width = type.group ? type.group : cols;
     double sum = 0;
     for (int g = 0, first = 0; first < cols; g++, first += width) {
         float scale;
         int n = cols - first < width ? cols - first : width;
-        sum += encode_group(type, x + first, importance ? importance + first : NULL, n, (uint8_t *)codes + (type.dtype == DTYPE_U8 ? first / 2 : first), &scale,
-                            scratch, scan);
+        sum += encode_group(type, x + first, importance ? importance + first : NULL, n,
+                            (uint8_t *)codes + (type.dtype == DTYPE_U8 ? first / 2 : first), &scale, scratch, scan);
         if (quant_scale_dtype(type) == DTYPE_F32)
             ((float *)scales)[g] = scale;
         else

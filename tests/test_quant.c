@@ -414,7 +414,8 @@ static double weighted_error(const Row *r, const float *x, const float *importan
     double sum = 0;
     quant_decode_row(out, &r->matrix, 0);
     for (int i = 0; i < cols; i++)
-        sum += (importance ? (double)importance[i] : 1) * ((double)x[i] - (double)out[i]) * ((double)x[i] - (double)out[i]);
+        sum += (importance ? (double)importance[i] : 1) * ((double)x[i] - (double)out[i]) *
+               ((double)x[i] - (double)out[i]);
     return sum;
 }
 

@@ -260,7 +260,8 @@ static void test_calibrate(void) {
     for (int tied = 0; tied < 2; tied++) {
         write_source("BF16", tied);
         for (int i = 0; i < 3; i++) {
-            const char *args[12] = {model_path, "--quantize", "int4:64", "-o", out_path, "--quiet", "-t", threads[i] ? threads[i] : "1"};
+            const char *args[12] = {model_path, "--quantize", "int4:64", "-o",
+                                    out_path,   "--quiet",    "-t",      threads[i] ? threads[i] : "1"};
             if (threads[i]) args[8] = "--calibrate", args[9] = text;
             Run r = run_args(NULL, args);
             check_output(&r, "", 0);
@@ -271,8 +272,8 @@ static void test_calibrate(void) {
         CHECK(n[0] == n[1] && n[0] == n[2] && memcmp(bytes[0], bytes[1], n[0]) == 0);
         CHECK(memcmp(bytes[0], bytes[2], n[0]) != 0);
         for (int i = 0; i < 3; i++) free(bytes[i]);
-        Run r = run_program(NULL, model_path, "--quantize", "int4:64", "-o", out_path, "--calibrate", text, "--json", "--quiet",
-                            NULL);
+        Run r = run_program(NULL, model_path, "--quantize", "int4:64", "-o", out_path, "--calibrate", text, "--json",
+                            "--quiet", NULL);
         Case c = {"int4:64", NULL, "U8", "I8", 64, false, 0.2};
         if (check_status(&r, 0)) check_file(&c, &r, tied);
         run_free(&r);
@@ -409,20 +410,21 @@ static void test_usage(void) {
                    "--quantize int4:64 and --output-weights int8:32: groups of two sizes, expected one size in a file");
     static const struct {
         const char *name, *fragment, *args[8];
-    } usage[] = {{"no_output", "--quantize int8 needs -o FILE, to write to", {model_path, "--quantize", "int8"}},
-                 {"output_alone", "-o goes with --quantize", {model_path, "-p", "a", "-o", out_path}},
-                 {"calibrate_alone", "--calibrate goes with --quantize", {model_path, "-p", "a", "--calibrate", out_path}},
-                 {"output_weights_alone",
-                  "--output-weights goes with --quantize",
-                  {model_path, "-p", "a", "--output-weights", "int8"}},
-                 {"with_bench",
-                  "--bench and --quantize: expected one of them",
-                  {model_path, "--bench", "--quantize", "int8", "-o", out_path}},
-                 {"with_a_prompt", "a prompt, which ", {model_path, "-p", "a", "--quantize", "int8", "-o", out_path}},
-                 {"with_synthetic",
-                  "--quantize and --synthetic: expected a model file",
-                  {"--synthetic", "llama-3.2-1b", "--quantize", "int8", "-o", out_path}},
-                 {"no_type", "--quantize \"\": expected one of: fp8", {model_path, "--quantize", "", "-o", out_path}}};
+    } usage[] = {
+        {"no_output", "--quantize int8 needs -o FILE, to write to", {model_path, "--quantize", "int8"}},
+        {"output_alone", "-o goes with --quantize", {model_path, "-p", "a", "-o", out_path}},
+        {"calibrate_alone", "--calibrate goes with --quantize", {model_path, "-p", "a", "--calibrate", out_path}},
+        {"output_weights_alone",
+         "--output-weights goes with --quantize",
+         {model_path, "-p", "a", "--output-weights", "int8"}},
+        {"with_bench",
+         "--bench and --quantize: expected one of them",
+         {model_path, "--bench", "--quantize", "int8", "-o", out_path}},
+        {"with_a_prompt", "a prompt, which ", {model_path, "-p", "a", "--quantize", "int8", "-o", out_path}},
+        {"with_synthetic",
+         "--quantize and --synthetic: expected a model file",
+         {"--synthetic", "llama-3.2-1b", "--quantize", "int8", "-o", out_path}},
+        {"no_type", "--quantize \"\": expected one of: fp8", {model_path, "--quantize", "", "-o", out_path}}};
     for (size_t i = 0; i < sizeof usage / sizeof *usage; i++) {
         Run r = run_args(NULL, usage[i].args);
         check_status(&r, 2);

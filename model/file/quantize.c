@@ -32,8 +32,8 @@ typedef struct {
     const char *dtype;
     int n_dims;
     uint64_t shape[4], bytes;
-    const Tensor *source; // in the file that is read; NULL: the scales of the matrix before it
-    bool quantised;       // from source; else it is copied
+    const Tensor *source;    // in the file that is read; NULL: the scales of the matrix before it
+    bool quantised;          // from source; else it is copied
     const float *importance; // of its columns; NULL: all are alike
     QuantType type;
 } Planned;
@@ -49,7 +49,7 @@ typedef struct {
     uint64_t header_bytes;
     char *path, *part; // to be written, and under which name at first
     int fd;
-    uint64_t at; // where the next tensor begins in it
+    uint64_t at;            // where the next tensor begins in it
     double squares, errors; // of all matrices: sums of squared weights, and of squared errors
 } Job;
 
@@ -333,20 +333,20 @@ static bool copy_tensor(Job *j, const Tensor *t, Error *err) {
 typedef struct {
     const Job *job;
     const Planned *codes;
-    Matrix source;          // without data: a thread has what it reads in memory
-    uint64_t read_at;       // where it begins in the data of the file that is read
-    uint64_t write_at;      // and in the file that is written
-    int first;              // row of the block that is shared
-    int part_rows;          // that a thread has in memory
-    size_t row_bytes;       // of the source
-    size_t code_bytes;      // of a row of codes, or of what is copied
-    size_t scale_bytes;     // of a row
-    char *scales;           // of all rows; NULL: the matrix is copied
-    double *squares;        // of each row, its sum
-    double *errors;         // the same of the squared errors
-    pthread_mutex_t lock;   // of what follows
-    int64_t failed;         // the first row of the part that failed, of several the lowest; INT64_MAX: none has
-    Error *err;             // why
+    Matrix source;        // without data: a thread has what it reads in memory
+    uint64_t read_at;     // where it begins in the data of the file that is read
+    uint64_t write_at;    // and in the file that is written
+    int first;            // row of the block that is shared
+    int part_rows;        // that a thread has in memory
+    size_t row_bytes;     // of the source
+    size_t code_bytes;    // of a row of codes, or of what is copied
+    size_t scale_bytes;   // of a row
+    char *scales;         // of all rows; NULL: the matrix is copied
+    double *squares;      // of each row, its sum
+    double *errors;       // the same of the squared errors
+    pthread_mutex_t lock; // of what follows
+    int64_t failed;       // the first row of the part that failed, of several the lowest; INT64_MAX: none has
+    Error *err;           // why
 } Task;
 
 static double sum_squares(const float *x, int n) {
@@ -383,15 +383,15 @@ static bool fail_not_finite(const Task *t, const float *x, int row, Error *err) 
     int i = 0;
     while (i + 1 < t->source.cols && isfinite(x[i])) i++;
     return fail(err, "%s: tensor %s: row %d, column %d is %f, expected a finite number", t->job->model->file.path,
-         t->codes->name, row, i, (double)x[i]);
+                t->codes->name, row, i, (double)x[i]);
 }
 
 // Reads n rows, quantises them and writes their codes. A sum of squares in float64 is finite where all numbers are.
 static bool quantise_part(const Task *t, const Rows *r, int64_t begin, size_t n, Error *err) {
     Matrix m = t->source;
     m.data = r->input;
-    if (!safetensors_read(&t->job->model->file, r->input, t->read_at + (uint64_t)begin * t->row_bytes,
-                          n * t->row_bytes, err))
+    if (!safetensors_read(&t->job->model->file, r->input, t->read_at + (uint64_t)begin * t->row_bytes, n * t->row_bytes,
+                          err))
         return false;
     for (size_t i = 0; i < n; i++) {
         size_t row = (size_t)begin + i;
@@ -399,8 +399,9 @@ static bool quantise_part(const Task *t, const Rows *r, int64_t begin, size_t n,
         t->squares[row] = sum_squares(r->x, m.cols);
         if (!isfinite(t->squares[row])) return fail_not_finite(t, r->x, (int)row, err);
         if (t->scales)
-            t->errors[row] = quant_encode_row(t->codes->type, r->x, m.cols, t->codes->importance, r->codes + i * t->code_bytes,
-                                              t->scales + row * t->scale_bytes, r->scratch);
+            t->errors[row] =
+                quant_encode_row(t->codes->type, r->x, m.cols, t->codes->importance, r->codes + i * t->code_bytes,
+                                 t->scales + row * t->scale_bytes, r->scratch);
     }
     return write_at(t->job, t->scales ? r->codes : r->input, n * t->code_bytes,
                     t->write_at + (uint64_t)begin * t->code_bytes, err);

@@ -13,7 +13,7 @@ typedef struct {
         float *columns;       // [cols + 8]
         double *sums;         // [cols], of squares, while they are added up
         int64_t n;            // rows that were
-    } *of; // [n]
+    } *of;                    // [n]
     int n;
 } Importance;
 
