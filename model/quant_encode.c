@@ -387,7 +387,7 @@ INLINE double write_codes(const Group *g, float scale, int columns, uint8_t *cod
         nearest_codes(&q, dtype, true);
         uint64_t packed = pack_codes(&q, dtype);
         x -= q * scale;
-        Double4 low, high;
+        Double4 low = {0}, high = {0};
         widen(&low, &high, &x);
         sum += low * low;
         other += high * high;
