@@ -511,16 +511,39 @@ static QuantType output_type(const Options *o, QuantType layers) {
     return output;
 }
 
+// The activations of a text, by engine cpu, which is stopped then.
+static bool run_calibration(const Options *o, Model *m, Importance *importance, Error *err) {
+    Options run = *o;
+    Bytes text = {0};
+    TokenList ids = {0};
+    int most = m->config.max_seq_len, window = most < CALIBRATE_WINDOW ? most : CALIBRATE_WINDOW;
+    run.engine = "cpu";
+    bool ok = read_file(&text, o->calibrate, err) && encode_prompt(o, m, &text, &ids, err);
+    if (ok && ids.n == 0) ok = fail(err, "%s: no tokens, expected one at least", input_name(o->calibrate));
+    ok = ok && start_model(&run, m, NULL, 1, window, err) && calibrate(m, &ids, importance, err);
+    model_stop(m);
+    clear_progress();
+    tokens_free(&ids);
+    free(text.data);
+    return ok;
+}
+
 static bool run_quantize(const Options *o, Model *m, Error *err) {
     QuantizeOptions options = {.quantises_output = !keeps_output(o)};
     QuantizeSummary summary;
+    Importance importance = {.n = 0};
     double begin = clock_seconds();
     quant_parse(o->quantize, &options.layers);
     options.output = output_type(o, options.layers);
     if (isatty(STDERR_FILENO) && !o->quiet) m->progress = show_progress;
     m->interrupted = &interrupted;
     interrupt_catch_hangup();
-    if (!quantize_model(m, o->output, &options, &summary, err)) return false;
+    const bool calibrated = o->calibrate && !weights_are_quantised(m); // which is refused
+    if (calibrated) options.importance = &importance;
+    bool ok = (!calibrated || run_calibration(o, m, &importance, err)) &&
+              quantize_model(m, o->output, &options, &summary, err);
+    importance_free(&importance);
+    if (!ok) return false;
     clear_progress();
     print_quantised(&summary, m, o, clock_seconds() - begin);
     quantize_free(&summary);

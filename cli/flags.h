@@ -20,7 +20,7 @@ typedef struct {
 
 typedef struct {
     const char *model, *prompt, *prompt_file, *stops[MAX_STOPS], *prompts, *perplexity, *compare, *synthetic, *engine,
-        *precision, *system, *date, *windows, *draft, *quantize, *output, *output_weights, *weights;
+        *precision, *system, *date, *windows, *draft, *quantize, *calibrate, *output, *output_weights, *weights;
     int n_stops, n; // n: new tokens at most; NO_LIMIT: what the context has room for
     int context, batch, logprobs, stride;
     int threads; // of engine cpu; 0: as many as without -t

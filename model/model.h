@@ -158,6 +158,9 @@ struct Model {
     uint64_t buffer_bytes; // of the engine's activations and logits
     // "loading" counts bytes, "prefilling" tokens. NULL: nobody watches.
     void (*progress)(const char *what, uint64_t done, uint64_t total);
+    // Engine cpu tells what each matrix is multiplied by: x [n][matrix->cols]. NULL: nobody watches.
+    void (*watch_inputs)(void *context, const Matrix *matrix, const float *x, int n);
+    void *watch_context;
     const volatile sig_atomic_t *interrupted; // non-zero: stop loading and computing. NULL: never
 };
 

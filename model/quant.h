@@ -48,9 +48,11 @@ void quant_decode_row(float *out, const Matrix *m, int row);
 
 // Quantises x [cols], all finite: codes (fp8, int8: [cols]; int4: [cols/2], cols even) and scales [quant_groups] of
 // quant_scale_dtype. The scale is searched for that gives the least sum of squared errors after it is rounded to its
-// dtype, and each code is the nearest. The sum of squared errors is returned. scratch: [cols + 8] floats. The result
+// dtype, and each code is the nearest. importance [cols + 8]: what the square of a
+// column's error counts in that, not negative and finite; NULL: 1. The sum of squared errors, as they are, is returned. scratch: [cols + 8] floats. The result
 // depends on type and x alone.
-double quant_encode_row(QuantType type, const float *x, int cols, void *codes, void *scales, float *scratch);
+double quant_encode_row(QuantType type, const float *x, int cols, const float *importance, void *codes, void *scales,
+                        float *scratch);
 
 // The first scale of a matrix that is not finite, as row × groups + group, or -1; the first code that is NaN, as an
 // index in [rows][cols], or -1.

@@ -24,7 +24,9 @@ typedef double Double4 __attribute__((vector_size(32)));
 typedef int32_t Int8 __attribute__((vector_size(32)));
 typedef int32_t Int4 __attribute__((vector_size(16)));
 typedef uint16_t Pair8 __attribute__((vector_size(16)));
-typedef uint8_t Byte8 __attribute__((vector_size(8)));
+typedef int64_t Long4 __attribute__((vector_size(32)));
+typedef uint8_t Byte32 __attribute__((vector_size(32)));
+typedef uint8_t Byte4 __attribute__((vector_size(4)));
 
 static inline uint32_t float_to_bits(float value) {
     uint32_t bits;
@@ -50,6 +52,20 @@ INLINE void replace(Float8 *v, const Int8 *mask, float number) {
     choose(v, mask, &other);
 }
 
+INLINE void at_least(Int8 *v, int32_t least) {
+    for (int i = 0; i < LANES; i++) (*v)[i] = (*v)[i] > least ? (*v)[i] : least;
+}
+
+INLINE void widen(Double4 *low, Double4 *high, const Float8 *v) {
+    float numbers[LANES];
+    memcpy(numbers, v, sizeof numbers);
+    for (int i = 0; i < 4; i++) (*low)[i] = (double)numbers[i];
+    for (int i = 0; i < 4; i++) (*high)[i] = (double)numbers[i + 4];
+}
+
+// Bits of 1.5 × 2^14, and those that 1.5 × 2^20 has more than 1.
+enum { BITS_1_8P14 = 0x46C00000, POWER_TIMES_1_8P20 = 0x49C00000 - 0x3F800000 };
+
 // Eight numbers become the codes nearest to them, as numbers; of two the even one. Adding and taking away 1.5 × 2^23 leaves
 // whole numbers, and a power of two more that many bits of fraction. Of e4m3 they are three, below 2^-6 multiples of 2^-9.
 INLINE void nearest_codes(Float8 *v, DType dtype, bool clipped) {
@@ -63,9 +79,9 @@ INLINE void nearest_codes(Float8 *v, DType dtype, bool clipped) {
     }
     Float8 magic = (Float8){0} + 0x1.8p23f;
     if (dtype == DTYPE_F8_E4M3) {
-        magic = (Float8)((Int8)*v & 0x7F800000) * 0x1.8p20f;
-        Int8 tiny = magic < 0x1.8p14f;
-        replace(&magic, &tiny, 0x1.8p14f);
+        Int8 bits = ((Int8)*v & 0x7F800000) + POWER_TIMES_1_8P20; // the power of two times 1.5 × 2^20
+        at_least(&bits, BITS_1_8P14);
+        magic = (Float8)bits;
     }
     *v = (*v + magic) - magic;
 }
@@ -88,19 +104,27 @@ INLINE Fit sum_lanes(const Float8 *error, const Float8 *product, const Float8 *s
     return (Fit){all[0], all[1], all[2]};
 }
 
-// How codes fit x [n, a multiple of LANES] at that scale.
-INLINE Fit fit_codes(const float *x, int n, float scale, DType dtype, bool clipped) {
+// How codes fit x [n, a multiple of LANES] at that scale; importance: of each column, where `weighted`.
+INLINE Fit fit_codes(const float *x, const float *importance, int n, float scale, DType dtype, bool clipped,
+                     bool weighted) {
     Float8 error = {0}, product = {0}, square = {0};
     float inverse = 1 / scale;
     for (int i = 0; i < n; i += LANES) {
-        Float8 e, q;
+        Float8 e, q, counts;
         memcpy(&e, x + i, sizeof e);
         q = e * inverse;
         nearest_codes(&q, dtype, clipped);
         e -= q * scale;
-        error += e * e;
-        product += e * q;
-        square += q * q;
+        if (weighted) {
+            memcpy(&counts, importance + i, sizeof counts);
+            error += counts * e * e;
+            product += counts * e * q;
+            square += counts * q * q;
+        } else {
+            error += e * e;
+            product += e * q;
+            square += q * q;
+        }
     }
     return sum_lanes(&error, &product, &square);
 }
@@ -109,10 +133,11 @@ INLINE Fit fit_codes(const float *x, int n, float scale, DType dtype, bool clipp
 
 // A group, times 2^-exponent.
 typedef struct {
-    const float *x;  // [n]
-    int n;           // columns, and zeros up to a multiple of LANES
-    float largest;   // the number of the largest magnitude
-    double up, down; // 2^exponent and 2^-exponent
+    const float *x;          // [n]
+    const float *importance; // [n] of each column; NULL: 1
+    int n;                   // columns, and zeros up to a multiple of LANES
+    float largest;           // the number of the largest magnitude
+    double up, down;         // 2^exponent and 2^-exponent
     const QuantScan *scan;
 } Group;
 
@@ -131,8 +156,8 @@ typedef struct {
 
 // Tries the codes that are nearest at that scale: with them the best scale is another, and what counts is the error at
 // that one, rounded. True if it is less than any before.
-INLINE bool try_scale(Search *s, const Group *g, float scale, DType dtype, bool clipped) {
-    Fit fit = fit_codes(g->x, g->n, scale, dtype, clipped);
+INLINE bool try_scale(Search *s, const Group *g, float scale, DType dtype, bool clipped, bool weighted) {
+    Fit fit = fit_codes(g->x, g->importance, g->n, scale, dtype, clipped, weighted);
     if (fit.square == 0) return false;
     float stored = stored_scale((double)scale + (double)fit.product / (double)fit.square, g, s->dtype);
     double step = (double)stored * g->down - (double)scale;
@@ -144,8 +169,8 @@ INLINE bool try_scale(Search *s, const Group *g, float scale, DType dtype, bool 
 }
 
 // Tries that scale, then the better one that it gives, and so on while that helps.
-INLINE void refine(Search *s, const Group *g, float scale, DType dtype) {
-    for (int i = 0; i < REFINEMENTS && try_scale(s, g, scale, dtype, true); i++) {
+INLINE void refine(Search *s, const Group *g, float scale, DType dtype, bool weighted) {
+    for (int i = 0; i < REFINEMENTS && try_scale(s, g, scale, dtype, true, weighted); i++) {
         float better = (float)((double)s->stored * g->down);
         if (better == scale) return;
         scale = better;
@@ -286,7 +311,7 @@ INLINE float search_scale(const Group *g, DType dtype, DType scale_dtype) {
     float scale;
     if (dtype == DTYPE_F8_E4M3) {
         for (size_t i = 0; i < sizeof fp8_quotients / sizeof *fp8_quotients; i++)
-            try_scale(&s, g, fabsf(g->largest) / fp8_quotients[i], dtype, false);
+            try_scale(&s, g, fabsf(g->largest) / fp8_quotients[i], dtype, false, false);
         scale = (float)((double)s.stored * g->down);
     } else {
         const float *quotients = dtype == DTYPE_U8 ? int4_quotients : int8_quotients[0];
@@ -301,7 +326,35 @@ INLINE float search_scale(const Group *g, DType dtype, DType scale_dtype) {
         if (g->n >= MANY && dtype == DTYPE_I8) scan_row(&best, g, int8_quotients[1], largest, dtype);
         scale = best_scale(&best);
     }
-    if (scale != 0) refine(&s, g, scale, dtype);
+    if (scale != 0) refine(&s, g, scale, dtype, false);
+    return s.stored;
+}
+
+// The same where columns count more or less than others. A large weight in a column that counts little may be cut off, so that
+// more quotients are tried.
+static const float cut_off_quotients[] = {14, 16, 18.5f, 21.5f, 25, 30, -9.25f, -11};
+
+INLINE void try_quotients(Search *s, const Group *g, const float *quotients, int n, float by, DType dtype) {
+    float largest = (dtype == DTYPE_U8 ? -g->largest : fabsf(g->largest)) / by;
+    for (int i = 0; i < n; i++) try_scale(s, g, largest / quotients[i], dtype, true, true);
+}
+
+INLINE float search_weighted(const Group *g, DType dtype, DType scale_dtype) {
+    Search s = {.error = INFINITY, .stored = 0, .dtype = scale_dtype};
+    const int n_fp8 = (int)(sizeof fp8_quotients / sizeof *fp8_quotients);
+    const int n_cut_off = (int)(sizeof cut_off_quotients / sizeof *cut_off_quotients);
+    if (dtype == DTYPE_F8_E4M3) try_quotients(&s, g, fp8_quotients, n_fp8, 1, dtype);
+    if (dtype == DTYPE_I8) {
+        try_quotients(&s, g, int8_quotients[0], SCAN_SCALES, 1, dtype);
+        try_quotients(&s, g, int8_quotients[1], SCAN_SCALES, 1, dtype);
+        try_quotients(&s, g, cut_off_quotients, n_cut_off - 2, 150 / 14.0f, dtype);
+    }
+    if (dtype == DTYPE_U8) {
+        try_quotients(&s, g, int4_quotients, SCAN_SCALES, 1, dtype);
+        try_quotients(&s, g, cut_off_quotients, n_cut_off, 1, dtype);
+    }
+    float scale = (float)((double)s.stored * g->down);
+    if (scale != 0) refine(&s, g, scale, dtype, true);
     return s.stored;
 }
 
@@ -315,13 +368,12 @@ INLINE uint64_t pack_codes(const Float8 *q, DType dtype) {
         Int8 is_tiny = magnitude < 0x3C800000, tiny = __builtin_convertvector((Float8)magnitude * 512, Int8);
         codes = ((tiny & is_tiny) | (((magnitude >> 20) - (120 << 3)) & ~is_tiny)) | (bits >> 24 & 0x80);
     }
-    uint64_t bytes = (uint64_t)__builtin_convertvector(__builtin_convertvector(codes & 0xFF, Pair8), Byte8);
-    if (dtype == DTYPE_U8) { // two to a byte, then the bytes together
-        bytes = (bytes | bytes >> 4) & 0x00FF00FF00FF00FF;
-        bytes = (bytes | bytes >> 8) & 0x0000FFFF0000FFFF;
-        bytes |= bytes >> 16;
+    if (dtype == DTYPE_U8) { // the second of two is 32 bits above the first, and goes to 4
+        Long4 pairs = (Long4)codes | (Long4)codes >> 28;
+        Byte4 bytes = __builtin_shufflevector((Byte32)pairs, (Byte32)pairs, 0, 8, 16, 24);
+        return (uint32_t)bytes;
     }
-    return bytes;
+    return (uint64_t)__builtin_shufflevector((Byte32)codes, (Byte32)codes, 0, 4, 8, 12, 16, 20, 24, 28);
 }
 
 // The codes of a group of so many columns, nearest to that scale of its; its squared error, times down².
@@ -335,8 +387,8 @@ INLINE double write_codes(const Group *g, float scale, int columns, uint8_t *cod
         nearest_codes(&q, dtype, true);
         uint64_t packed = pack_codes(&q, dtype);
         x -= q * scale;
-        Double4 low = __builtin_convertvector(__builtin_shufflevector(x, x, 0, 1, 2, 3), Double4);
-        Double4 high = __builtin_convertvector(__builtin_shufflevector(x, x, 4, 5, 6, 7), Double4);
+        Double4 low = {0}, high = {0};
+        widen(&low, &high, &x);
         sum += low * low;
         other += high * high;
         if (columns - i >= LANES)
@@ -349,7 +401,8 @@ INLINE double write_codes(const Group *g, float scale, int columns, uint8_t *cod
 }
 
 INLINE double encode_codes(const Group *g, int columns, uint8_t *codes, float *scale, DType dtype, DType scale_dtype) {
-    *scale = g->largest != 0 ? search_scale(g, dtype, scale_dtype) : 0;
+    *scale = g->importance && g->largest != 0 ? search_weighted(g, dtype, scale_dtype) : 0;
+    if (*scale == 0 && g->largest != 0) *scale = search_scale(g, dtype, scale_dtype);
     return write_codes(g, (float)((double)*scale * g->down), columns, codes, dtype) * g->up * g->up;
 }
 
@@ -412,9 +465,9 @@ INLINE int exponent_of(float x) {
 }
 
 // One group: its codes and its squared error.
-INLINE double encode_group(QuantType type, const float *x, int n, uint8_t *codes, float *scale, float *scratch,
-                           const QuantScan *scan) {
-    Group g = {.x = scratch, .n = (n + LANES - 1) / LANES * LANES, .scan = scan};
+INLINE double encode_group(QuantType type, const float *x, const float *importance, int n, uint8_t *codes, float *scale,
+                           float *scratch, const QuantScan *scan) {
+    Group g = {.x = scratch, .importance = importance, .n = (n + LANES - 1) / LANES * LANES, .scan = scan};
     float largest = find_largest(x, n);
     int exponent = exponent_of(largest);
     g.up = power_of_two(exponent);
@@ -431,15 +484,16 @@ INLINE double encode_group(QuantType type, const float *x, int n, uint8_t *codes
     return encode_any(&g, n, codes, scale, type);
 }
 
-INLINE double encode_row(QuantType type, const float *x, int cols, void *codes, void *scales, float *scratch) {
+INLINE double encode_row(QuantType type, const float *x, int cols, const float *importance, void *codes, void *scales,
+                         float *scratch) {
     const QuantScan *scan = quant_scan_select();
     int width = type.group ? type.group : cols;
     double sum = 0;
     for (int g = 0, first = 0; first < cols; g++, first += width) {
         float scale;
         int n = cols - first < width ? cols - first : width;
-        sum += encode_group(type, x + first, n, (uint8_t *)codes + (type.dtype == DTYPE_U8 ? first / 2 : first), &scale,
-                            scratch, scan);
+        sum += encode_group(type, x + first, importance ? importance + first : NULL, n,
+                            (uint8_t *)codes + (type.dtype == DTYPE_U8 ? first / 2 : first), &scale, scratch, scan);
         if (quant_scale_dtype(type) == DTYPE_F32)
             ((float *)scales)[g] = scale;
         else
@@ -449,12 +503,13 @@ INLINE double encode_row(QuantType type, const float *x, int cols, void *codes, 
 }
 
 // The same twice: without a fused multiply-add both give the same bits.
-static WITH_AVX2 double encode_row_avx2(QuantType type, const float *x, int cols, void *codes, void *scales,
-                                        float *scratch) {
-    return encode_row(type, x, cols, codes, scales, scratch);
+static WITH_AVX2 double encode_row_avx2(QuantType type, const float *x, int cols, const float *importance, void *codes,
+                                        void *scales, float *scratch) {
+    return encode_row(type, x, cols, importance, codes, scales, scratch);
 }
 
-double quant_encode_row(QuantType type, const float *x, int cols, void *codes, void *scales, float *scratch) {
-    return HAS_AVX2 ? encode_row_avx2(type, x, cols, codes, scales, scratch)
-                    : encode_row(type, x, cols, codes, scales, scratch);
+double quant_encode_row(QuantType type, const float *x, int cols, const float *importance, void *codes, void *scales,
+                        float *scratch) {
+    return HAS_AVX2 ? encode_row_avx2(type, x, cols, importance, codes, scales, scratch)
+                    : encode_row(type, x, cols, importance, codes, scales, scratch);
 }

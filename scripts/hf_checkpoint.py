@@ -160,7 +160,7 @@ def end_ids(directory, config, vocab_size):
     generation_config.json, and would only stop at the length."""
     for source in (Section.load(directory, "generation_config.json", needed=False), config):
         value = source.get("eos_token_id")
-        if value is not None:
+        if value is not None and value != []:
             ids = value if isinstance(value, list) else [value]
             require(all(is_int(each) and 0 <= each < vocab_size for each in ids), source.where, "eos_token_id",
                     "ids from 0 to %d" % (vocab_size - 1), value)

@@ -204,7 +204,7 @@ def scales_of(scheme, tensor, ours, dtype, shape):
         if tensor.shape == [rows, groups]:      # of one group: a scale for each row
             return Output(name, tensor.dtype, [rows] if groups == 1 else tensor.shape, Scales(tensor))
         expected.append("[%d, %d]" % (rows, groups))
-    if dtype == "F8_E4M3" and len(tensor.shape) == 2:
+    if dtype == "F8_E4M3" and len(tensor.shape) == 2 and tensor.shape != [rows, 1]:
         refuse_blocks("%s: %s" % (path, tensor.name), scheme.block or [-(-size // max(n, 1)) for size, n in
                                                                        zip(shape, tensor.shape)])
     return require(False, path, where, " or ".join(expected) or "none (by config.json)", tensor.shape)

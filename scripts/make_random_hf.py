@@ -4,9 +4,12 @@
     python3 scripts/make_random_hf.py random-8b --shape llama-3.1-8b --tokenizer tokenizer.model
     python3 scripts/make_random_hf.py random-tiny --shape tiny --layers 3 --dtype float16
 
-Weights have standard deviation 1.7/sqrt(fan-in) and norms lie in 0.5 to 1.5, so that attention is far from uniform.
+Weights have standard deviation 1.7/sqrt(fan-in) and norms lie in 0.5 to 1.5, so that attention is far from uniform;
+with --gain 1 it is 1/sqrt(fan-in), and an error in one layer grows less in the next.
 A few channels of the residual stream are much larger than the rest, as in trained models: there bf16 and careless sums
-lose most. Every tensor has a generator of its own, seeded by --seed and its name: the same seed on the same kind of
+lose most. --outlier-columns F makes one column in 64 of every matrix of the layers F times as large, the same ones in all
+that read the residual stream: there weights that share a scale lose most when they are quantised. Every tensor has a
+generator of its own, seeded by --seed and its name: the same seed on the same kind of
 device gives the same values, however many layers or shards there are.
 
 The tokenizer is --tokenizer, a LLaMA 3 ranks file (original/tokenizer.model of a download), or one token per byte;
@@ -138,18 +141,27 @@ def outliers(shape, seed):
     return channels, (shape["dim"] / (3 * n)) ** 0.5
 
 
-def make_tensor(name, size, shape, seed, device):
+def outlier_columns(name, size, seed):
+    """One in 64 columns of a layer's matrix: those of the residual stream, or the matrix's own."""
+    own = name.endswith(("o_proj.weight", "down_proj.weight"))
+    draw = generator(seed, f"columns of {name}" if own else "columns", "cpu")
+    return torch.randperm(size[1], generator=draw)[:max(1, size[1] // 64)]
+
+
+def make_tensor(name, size, shape, seed, device, gain=1.7, column_scale=1.0):
     draw = generator(seed, name, device)
     if len(size) == 1:
         return torch.empty(size, device=device).uniform_(0.5, 1.5, generator=draw)
     embeddings = name == "model.embed_tokens.weight"
-    deviation = 1.0 if embeddings and not shape["tied"] else 1.7 / size[1] ** 0.5
+    deviation = 1.0 if embeddings and not shape["tied"] else gain / size[1] ** 0.5
     values = torch.empty(size, device=device).normal_(0, deviation, generator=draw)
     channels, scale = outliers(shape, seed)
     if name.endswith(("o_proj.weight", "down_proj.weight")):
         values[channels.to(device)] *= scale
     elif embeddings and not shape["tied"]:          # tied, they would outweigh all else in the logits
         values[:, channels.to(device)] *= scale
+    if ".layers." in name and column_scale != 1:
+        values[:, outlier_columns(name, size, seed).to(device)] *= column_scale
     return values
 
 
@@ -181,7 +193,8 @@ def write_shard(path, tensors, shape, args):
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, size, _ in tensors:
-            values = make_tensor(name, size, shape, args.seed, args.device).to(getattr(torch, args.dtype)).cpu()
+            values = make_tensor(name, size, shape, args.seed, args.device, args.gain, args.outlier_columns)
+            values = values.to(getattr(torch, args.dtype)).cpu()
             file.write(values.view(torch.uint8).numpy().data)
 
 
@@ -225,6 +238,8 @@ def main():
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--tokenizer", metavar="FILE", help="LLaMA 3 ranks; without it, one token for each byte")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--gain", type=float, default=1.7, metavar="G", help="weights' deviation times sqrt(fan-in) (1.7)")
+    parser.add_argument("--outlier-columns", type=float, default=1.0, metavar="F", help="one in 64, F times as large (1)")
     parser.add_argument("--device",
                         help="where values are drawn (cuda where there is one)")
     parser.add_argument("--shard-gb", type=float, default=5, metavar="GB", help="the largest file (5)")

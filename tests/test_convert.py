@@ -460,7 +460,8 @@ def test_order_that_aligns():
 def test_end_ids():
     for generation, config, wanted in (({"eos_token_id": 264}, 263, "264"), ({"eos_token_id": [270, 5]}, 5, "270,5"),
                                        ({}, 263, "263"), ({"eos_token_id": None}, [263, 271], "263,271"),
-                                       ({}, None, ""), ({"eos_token_id": [263, 263]}, 1, "263")):
+                                       ({}, None, ""), ({"eos_token_id": [263, 263]}, 1, "263"),
+                                       ({"eos_token_id": []}, [270], "270"), ({"eos_token_id": []}, [], "")):
         checkpoint = Checkpoint(eos_token_id=config)
         checkpoint.generation = generation
         assert converted(checkpoint)[0]["eos_ids"] == wanted, (generation, config)

@@ -418,6 +418,8 @@ REFUSALS = (
      tensor(Q + ".weight_scale", "F16", [1], bytes(2))),
     ("a scale for each row where one is for all", "ct-fp8-tensor", "q_proj.weight_scale: shape, expected [1], found [32]",
      tensor(Q + ".weight_scale", "BF16", [32], bytes(64))),
+    ("a column of scales where one is for all", "ct-fp8-tensor", "q_proj.weight_scale: shape, expected [1], found [32, 1]",
+     tensor(Q + ".weight_scale", "BF16", [32, 1], bytes(64))),
     ("scales of another dtype", "ct-int8-channel", "weight_scale: dtype, expected BF16 or F16 or F32, found \"U8\"",
      tensor(Q + ".weight_scale", "U8", [32, 1], bytes(32))),
     ("a scale that is NaN", "ct-fp8-channel", "q_proj.weight_scale: element 3, expected a finite number, found NaN",

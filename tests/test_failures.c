@@ -29,6 +29,7 @@ static const Scenario scenarios[] = {
     {"perplexity", {"@script.bin", "--perplexity", "@prompt"}, ""},
     {"compare", {"@script.bin", "--compare", "@dump"}, ""},
     {"quantize", {"@wide.bin", "--quantize", "int4", "-o", "@out.bin", "--json"}, ""},
+    {"calibrate", {"@wide.bin", "--quantize", "int8", "-o", "@out.bin", "--calibrate", "@prompt", "--json"}, ""},
     {"help", {"--help"}, ""},
 };
 enum { N_SCENARIOS = sizeof scenarios / sizeof *scenarios };

@@ -135,11 +135,11 @@ typedef struct {
     Matrix matrix;
 } Row;
 
-static Row *encode(QuantType type, const float *x, int cols) {
+static Row *encode_with(QuantType type, const float *x, const float *importance, int cols) {
     static Row r;
     static float scratch[MAX_COLS];
     memset(&r, 0xA5, sizeof r);
-    r.error = quant_encode_row(type, x, cols, r.codes, r.scales, scratch);
+    r.error = quant_encode_row(type, x, cols, importance, r.codes, r.scales, scratch);
     r.matrix = (Matrix){.data = r.codes,
                         .scale = r.scales,
                         .dtype = type.dtype,
@@ -148,6 +148,10 @@ static Row *encode(QuantType type, const float *x, int cols) {
                         .cols = cols,
                         .group = type.group ? type.group : WHOLE_ROW};
     return &r;
+}
+
+static Row *encode(QuantType type, const float *x, int cols) {
+    return encode_with(type, x, NULL, cols);
 }
 
 // Of all codes the least squared error at a scale, of the float32 weights that they stand for.
@@ -405,6 +409,53 @@ static void test_checks_find_what_is_refused(void) {
     test_end("test_checks_find_what_is_refused");
 }
 
+static double weighted_error(const Row *r, const float *x, const float *importance, int cols) {
+    static float out[MAX_COLS];
+    double sum = 0;
+    quant_decode_row(out, &r->matrix, 0);
+    for (int i = 0; i < cols; i++)
+        sum += (importance ? (double)importance[i] : 1) * ((double)x[i] - (double)out[i]) *
+               ((double)x[i] - (double)out[i]);
+    return sum;
+}
+
+// Columns that count more are the more exact; where all count alike, the error is that of a search without; where none
+// does, the row is that one's.
+static void test_importance(void) {
+    static float x[MAX_COLS], skewed[MAX_COLS + 8], alike[MAX_COLS + 8], none[MAX_COLS + 8];
+    enum { COLS = 448 };
+    for (int i = 0; i < COLS; i++) {
+        skewed[i] = i % 5 ? 0.05f : 4.8f;
+        alike[i] = 1;
+    }
+    for (int t = 0; t < N_TYPES; t++) {
+        double with = 0, without = 0, plain = 0, equal = 0;
+        for (int row = 0; row < 40; row++) {
+            fill(x, COLS, row % KINDS);
+            const Row r = *encode(types[t], x, COLS);
+            Row by_definition = r;
+            by_definition.matrix.data = by_definition.codes;
+            by_definition.matrix.scale = by_definition.scales;
+            without += weighted_error(&by_definition, x, skewed, COLS);
+            plain += r.error;
+            const Row *w = encode_with(types[t], x, skewed, COLS);
+            with += weighted_error(w, x, skewed, COLS);
+            CHECK(fabs(w->error / weighted_error(w, x, NULL, COLS) - 1) < 1e-4); // what is returned counts all alike
+            equal += encode_with(types[t], x, alike, COLS)->error;
+            w = encode_with(types[t], x, none, COLS);
+            CHECK(memcmp(w->codes, r.codes, sizeof r.codes) == 0 && memcmp(w->scales, r.scales, sizeof r.scales) == 0);
+        }
+        const double most = types[t].dtype == DTYPE_U8 ? 0.93 : 1;
+        if (!(with < most * without))
+            test_fail("%s in groups of %d: %g of the weighted error, expected below %g", dtype_names[types[t].dtype],
+                      types[t].group, with / without, most);
+        if (!(equal < 1.002 * plain))
+            test_fail("%s in groups of %d: %g of the error where all count alike", dtype_names[types[t].dtype],
+                      types[t].group, equal / plain);
+    }
+    test_end("test_importance");
+}
+
 int main(void) {
     test_fp8_all_codes();
     test_decode_is_the_nearest_float();
@@ -413,6 +464,7 @@ int main(void) {
     test_encode_finds_the_best_scale();
     test_encode_any_magnitude();
     test_encode_of_codes_is_exact();
+    test_importance();
     test_scans_are_the_same_everywhere();
     test_names();
     test_checks_find_what_is_refused();

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Quantised models beside HuggingFace's float32 model of the weights that their codes and scales stand for: stories.bin and
 the reference checkpoints in each type, `llama --compare` in float32. Then changes to codes and scales, which must make
-the comparison fail. And dump_hf.py on checkpoints that are quantised already.
+the comparison fail. And dump_hf.py on checkpoints that are quantised already, and the table of kl_quantised.py.
 
 Engine cpu computes; with --engine cublas or fused those do.
 
@@ -11,6 +11,7 @@ checkpoints are in ../shared/reference, or where REFERENCE says; without them th
 import argparse
 import os
 import random
+import struct
 import subprocess
 import sys
 import tempfile
@@ -128,6 +129,53 @@ def test_checkpoint(dump_hf, name, work):
     report("ok" if good else "FAIL", test, "" if good else "logits up to %g apart" % far)
 
 
+def plain_weights(weights, group):
+    """int4 without a search, in Python's own numbers: a list of rows of code × scale."""
+    rows = []
+    for row in weights:
+        rows.append([])
+        for first in range(0, len(row), group):
+            part = row[first:first + group]
+            bits, = struct.unpack("<I", struct.pack("<f", max(map(abs, part)) / 7))
+            bits = bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000
+            scale, = struct.unpack("<f", struct.pack("<I", bits))
+            rows[-1] += [max(-8, min(7, round(x / scale))) * scale if scale else 0.0 for x in part]
+    return rows
+
+
+def test_plain_codes():
+    """Of kl_quantised.py: a last group that is shorter, one of zeros, and nibbles in their order."""
+    import kl_quantised
+    import torch
+    if not wanted("plain_codes"):
+        return
+    kl_quantised.load_libraries()
+    rng = random.Random(3)
+    weights = [[rng.gauss(0, 1) * (i < 32 or row != 1) for i in range(80)] for row in range(5)]
+    weights = torch.tensor(weights).tolist()
+    codes, scales = kl_quantised.plain_codes(torch.tensor(weights), 32)
+    found = torch.stack([codes & 15, codes >> 4], -1).flatten(1).double() - 8
+    found *= scales.double().repeat_interleave(32, 1)[:, :80]
+    far = (found - torch.tensor(plain_weights(weights, 32), dtype=torch.float64)).abs().max().item()
+    good = list(scales.shape) == [5, 3] and scales.dtype == torch.bfloat16 and far < 1e-6
+    report("ok" if good else "FAIL", "plain_codes", "" if good else "%s, weights up to %g apart" % (list(scales.shape), far))
+
+
+def test_kl_table(work):
+    """Of the story model, which is trained: more bits cost less, a search costs less than none."""
+    if not wanted("kl_table"):
+        return
+    status, out, errors = run(sys.executable, os.path.join(ROOT, "scripts", "kl_quantised.py"), "--program", LLAMA, "--model",
+                              os.path.join(ROOT, "model", "stories.bin"), "--engine", "cpu", "--prompts", "2", "-n", "24",
+                              "--work", work)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
+    kl = {row[0]: float(row[3]) for row in rows[2:]}
+    order = ("16 bits", "int8:32", "int8", "fp8", "int4:32", "int4:128", "int4:128, largest ÷ 7")
+    good = (status == 0 and len(kl) == 10 and all(name in kl for name in order)
+            and all(kl[a] < kl[b] for a, b in zip(order, order[1:])) and kl["16 bits"] < 1e-9 and kl["int4:128"] < 0.2)
+    report("ok" if good else "FAIL", "kl_table", "" if good else (out + errors).strip().replace("\n", "; "))
+
+
 def test_changes(model, dump, work):
     from test_reference import Tensors
     for change in CHANGES:
@@ -159,6 +207,8 @@ def main():
     torch.set_num_threads(1)
     stderr, sys.stderr = sys.stderr, open(os.devnull, "w")
     with tempfile.TemporaryDirectory() as work:
+        test_plain_codes()
+        test_kl_table(work)
         test_model(dump_hf, "stories", os.path.join(ROOT, "model", "stories.bin"), work)
         for name in QUANTISED_CHECKPOINTS:
             test_checkpoint(dump_hf, name, work)

@@ -248,6 +248,39 @@ static void test_report(void) {
     test_end("test_report");
 }
 
+// Scales that a text weighs: another file, the same for any number of threads, which is read and computed with. The output
+// of a tied model is calibrated, too.
+static void test_calibrate(void) {
+    static const char *const threads[] = {"1", "3", NULL};
+    char *bytes[3];
+    size_t n[3];
+    static char text[300];
+    snprintf(text, sizeof text, "%s/text", test_dir);
+    write_file(text, "Columns that are used most", 26);
+    for (int tied = 0; tied < 2; tied++) {
+        write_source("BF16", tied);
+        for (int i = 0; i < 3; i++) {
+            const char *args[12] = {model_path, "--quantize", "int4:64", "-o",
+                                    out_path,   "--quiet",    "-t",      threads[i] ? threads[i] : "1"};
+            if (threads[i]) args[8] = "--calibrate", args[9] = text;
+            Run r = run_args(NULL, args);
+            check_output(&r, "", 0);
+            CHECK(r.n_err == 0);
+            run_free(&r);
+            bytes[i] = read_whole(out_path, &n[i]);
+        }
+        CHECK(n[0] == n[1] && n[0] == n[2] && memcmp(bytes[0], bytes[1], n[0]) == 0);
+        CHECK(memcmp(bytes[0], bytes[2], n[0]) != 0);
+        for (int i = 0; i < 3; i++) free(bytes[i]);
+        Run r = run_program(NULL, model_path, "--quantize", "int4:64", "-o", out_path, "--calibrate", text, "--json",
+                            "--quiet", NULL);
+        Case c = {"int4:64", NULL, "U8", "I8", 64, false, 0.2};
+        if (check_status(&r, 0)) check_file(&c, &r, tied);
+        run_free(&r);
+    }
+    test_end("test_calibrate");
+}
+
 // ---- what is refused ------------------------------------------------------------------------------------------------
 
 // Fails with that message, and leaves neither PATH.part nor a changed file.
@@ -377,19 +410,21 @@ static void test_usage(void) {
                    "--quantize int4:64 and --output-weights int8:32: groups of two sizes, expected one size in a file");
     static const struct {
         const char *name, *fragment, *args[8];
-    } usage[] = {{"no_output", "--quantize int8 needs -o FILE, to write to", {model_path, "--quantize", "int8"}},
-                 {"output_alone", "-o goes with --quantize", {model_path, "-p", "a", "-o", out_path}},
-                 {"output_weights_alone",
-                  "--output-weights goes with --quantize",
-                  {model_path, "-p", "a", "--output-weights", "int8"}},
-                 {"with_bench",
-                  "--bench and --quantize: expected one of them",
-                  {model_path, "--bench", "--quantize", "int8", "-o", out_path}},
-                 {"with_a_prompt", "a prompt, which ", {model_path, "-p", "a", "--quantize", "int8", "-o", out_path}},
-                 {"with_synthetic",
-                  "--quantize and --synthetic: expected a model file",
-                  {"--synthetic", "llama-3.2-1b", "--quantize", "int8", "-o", out_path}},
-                 {"no_type", "--quantize \"\": expected one of: fp8", {model_path, "--quantize", "", "-o", out_path}}};
+    } usage[] = {
+        {"no_output", "--quantize int8 needs -o FILE, to write to", {model_path, "--quantize", "int8"}},
+        {"output_alone", "-o goes with --quantize", {model_path, "-p", "a", "-o", out_path}},
+        {"calibrate_alone", "--calibrate goes with --quantize", {model_path, "-p", "a", "--calibrate", out_path}},
+        {"output_weights_alone",
+         "--output-weights goes with --quantize",
+         {model_path, "-p", "a", "--output-weights", "int8"}},
+        {"with_bench",
+         "--bench and --quantize: expected one of them",
+         {model_path, "--bench", "--quantize", "int8", "-o", out_path}},
+        {"with_a_prompt", "a prompt, which ", {model_path, "-p", "a", "--quantize", "int8", "-o", out_path}},
+        {"with_synthetic",
+         "--quantize and --synthetic: expected a model file",
+         {"--synthetic", "llama-3.2-1b", "--quantize", "int8", "-o", out_path}},
+        {"no_type", "--quantize \"\": expected one of: fp8", {model_path, "--quantize", "", "-o", out_path}}};
     for (size_t i = 0; i < sizeof usage / sizeof *usage; i++) {
         Run r = run_args(NULL, usage[i].args);
         check_status(&r, 2);
@@ -491,6 +526,7 @@ int main(void) {
     test_float32_is_quantised_as_it_is();
     test_threads_change_no_byte();
     test_report();
+    test_calibrate();
     test_refusals();
     test_usage();
     test_file_size_limit();

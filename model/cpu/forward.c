@@ -74,6 +74,7 @@ static void lm_head(Model *m, CpuState *s, const Batch *b, int first_logit) {
         s->ops->rmsnorm(s->xb + (size_t)i * dim, s->x + (size_t)b->logit_rows[i] * dim, m->weights.norm, c->norm_eps, 1,
                         c->dim);
     float *logits = m->logits + (size_t)first_logit * vocab;
+    if (m->watch_inputs) m->watch_inputs(m->watch_context, &m->weights.output, s->xb, b->n_logits);
     s->ops->matmul_step(logits, s->xb, &m->weights.output, b->n_logits);
     for (int i = 0; i < b->n_logits; i++, logits += vocab)
         m->argmax[first_logit + i] = find_not_finite(logits, c->vocab_size) < 0 ? argmax(logits, c->vocab_size) : -1;
@@ -81,7 +82,9 @@ static void lm_head(Model *m, CpuState *s, const Batch *b, int first_logit) {
 
 // y[T][rows] = x[T][cols] · wᵀ for the rows of a batch: the order of a row's sums depends on whether it is decoded, and
 // on nothing else.
-static void product(const CpuState *s, float *y, const float *x, const Matrix *w, const Batch *b) {
+static void product(const Model *m, float *y, const float *x, const Matrix *w, const Batch *b) {
+    const CpuState *s = m->state;
+    if (m->watch_inputs) m->watch_inputs(m->watch_context, w, x, b->n_rows);
     int decoded = b->start[b->n_decode];
     if (decoded) s->ops->matmul_step(y, x, w, decoded);
     if (b->n_rows > decoded)
@@ -108,23 +111,23 @@ bool forward_cpu(Model *m, const Batch *b, int first_logit, Error *err) {
 
         // attention: queries, keys and values of the normalised stream
         ops->rmsnorm(s->xb, s->x, l->attention_norm, c->norm_eps, T, c->dim);
-        product(s, s->q, s->xb, &l->wq, b);
-        product(s, s->k, s->xb, &l->wk, b);
-        product(s, s->v, s->xb, &l->wv, b);
+        product(m, s->q, s->xb, &l->wq, b);
+        product(m, s->k, s->xb, &l->wk, b);
+        product(m, s->v, s->xb, &l->wv, b);
         // positions, as rotations of pairs
         ops->rope(s->q, s->cos, s->sin, T, c->n_heads, c->head_dim);
         ops->rope(s->k, s->cos, s->sin, T, c->n_kv_heads, c->head_dim);
         attend(m, s, b, i);
         // back to the stream
-        product(s, s->xb, s->att, &l->wo, b);
+        product(m, s->xb, s->att, &l->wo, b);
         add(s->x, s->xb, n);
 
         // feed-forward: down(silu(gate) * up)
         ops->rmsnorm(s->xb, s->x, l->ffn_norm, c->norm_eps, T, c->dim);
-        product(s, s->hb, s->xb, &l->w1, b);
-        product(s, s->hb2, s->xb, &l->w3, b);
+        product(m, s->hb, s->xb, &l->w1, b);
+        product(m, s->hb2, s->xb, &l->w3, b);
         ops->swiglu(s->hb, s->hb2, (int64_t)T * c->hidden_dim);
-        product(s, s->xb, s->hb, &l->w2, b);
+        product(m, s->xb, s->hb, &l->w2, b);
         add(s->x, s->xb, n);
     }
 

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,9 +20,9 @@
 enum {
     DATA_ALIGNMENT = 4096,
     WEIGHT_ALIGNMENT = 16,
-    BLOCK_WEIGHTS = 1 << 22, // of a matrix, about so many are in memory at a time: they stay in a last-level cache
-    PART_WEIGHTS = 1 << 16,  // that a thread quantises at a time
-    READ_AHEAD = 4,          // blocks that the disk is asked for
+    PART_WEIGHTS = 1 << 16,  // of a matrix, that a thread reads, quantises and writes: they stay in its core's cache
+    BLOCK_WEIGHTS = 1 << 23, // between two looks at the progress
+    READ_AHEAD = 2,          // blocks that the disk is asked for
     COPY_BYTES = 1 << 25
 };
 
@@ -31,8 +32,9 @@ typedef struct {
     const char *dtype;
     int n_dims;
     uint64_t shape[4], bytes;
-    const Tensor *source; // in the file that is read; NULL: the scales of the matrix before it
-    bool quantised;       // from source; else it is copied
+    const Tensor *source;    // in the file that is read; NULL: the scales of the matrix before it
+    bool quantised;          // from source; else it is copied
+    const float *importance; // of its columns; NULL: all are alike
     QuantType type;
 } Planned;
 
@@ -47,6 +49,7 @@ typedef struct {
     uint64_t header_bytes;
     char *path, *part; // to be written, and under which name at first
     int fd;
+    uint64_t at;            // where the next tensor begins in it
     double squares, errors; // of all matrices: sums of squared weights, and of squared errors
 } Job;
 
@@ -64,7 +67,9 @@ static void plan_copy(Job *j, const Tensor *t) {
     plan(j, p);
 }
 
-static bool plan_matrix(Job *j, const char *name, const Tensor *source, const Matrix *m, QuantType type, Error *err) {
+// computed: the matrix that it is in the model's products.
+static bool plan_matrix(Job *j, const char *name, const Tensor *source, const Matrix *m, const Matrix *computed,
+                        QuantType type, Error *err) {
     const char *path = j->model->file.path;
     uint64_t rows = (uint64_t)m->rows, groups = (uint64_t)quant_groups(type.group, m->cols);
     bool int4 = type.dtype == DTYPE_U8;
@@ -77,6 +82,7 @@ static bool plan_matrix(Job *j, const char *name, const Tensor *source, const Ma
                      .bytes = rows * (uint64_t)m->cols / (int4 ? 2 : 1),
                      .source = source,
                      .quantised = true,
+                     .importance = importance_of(j->options->importance, computed),
                      .type = type};
     Planned scales = {.dtype = dtype_names[scale],
                       .n_dims = type.group ? 2 : 1,
@@ -104,7 +110,7 @@ static bool plan_weight(void *context, const Weight *w, Error *err) {
         plan_copy(j, t);
         return true;
     }
-    return plan_matrix(j, w->name, t, w->matrix, output ? j->options->output : j->options->layers, err);
+    return plan_matrix(j, w->name, t, w->matrix, w->matrix, output ? j->options->output : j->options->layers, err);
 }
 
 static bool plan_all(Job *j, Error *err) {
@@ -115,7 +121,7 @@ static bool plan_all(Job *j, Error *err) {
     if (!j->tensors) return fail(err, "out of memory: %d tensors", j->most);
     if (!weights_visit(m, plan_weight, j, err)) return false;
     if (j->untied && !plan_matrix(j, "output", safetensors_find(&m->file, "tok_embeddings"), &m->weights.tok_embeddings,
-                                  j->options->output, err))
+                                  &m->weights.output, j->options->output, err))
         return false;
     for (int i = 0; i < 3; i++) plan_copy(j, safetensors_find(&m->file, tokenizer[i]));
     return true;
@@ -273,16 +279,23 @@ static bool open_part(Job *j, Error *err) {
     return ftruncate(j->fd, 0) == 0 || fail(err, "%s: %s", j->part, strerror(errno));
 }
 
-static bool write_all(Job *j, const void *data, uint64_t n, Error *err) {
-    for (const char *at = data; n > 0;) {
-        ssize_t wrote = write(j->fd, at, n < COPY_BYTES ? n : COPY_BYTES);
+static bool write_at(const Job *j, const void *data, uint64_t n, uint64_t at, Error *err) {
+    for (const char *from = data; n > 0;) {
+        ssize_t wrote = pwrite(j->fd, from, n < COPY_BYTES ? n : COPY_BYTES, (off_t)at);
         if (wrote < 0 && errno == EINTR && !model_interrupted(j->model)) continue;
         if (wrote < 0 && errno == EINTR) return fail_interrupted(err);
         if (wrote < 0) return fail(err, "%s: %s", j->part, strerror(errno));
-        at += wrote;
+        from += wrote;
+        at += (uint64_t)wrote;
         n -= (uint64_t)wrote;
     }
     return true;
+}
+
+static bool write_next(Job *j, const void *data, uint64_t n, Error *err) {
+    uint64_t at = j->at;
+    j->at += n;
+    return write_at(j, data, n, at, err);
 }
 
 // Bytes of the input that are done with: progress, and whether to go on.
@@ -307,7 +320,7 @@ static bool copy_tensor(Job *j, const Tensor *t, Error *err) {
     bool ok = buffer || fail(err, "out of memory: a part of tensor %s", t->name);
     for (uint64_t at = 0; ok && at < n; at += block) {
         uint64_t now = n - at < block ? n - at : block;
-        ok = safetensors_read(&j->model->file, buffer, t->begin + at, now, err) && write_all(j, buffer, now, err) &&
+        ok = safetensors_read(&j->model->file, buffer, t->begin + at, now, err) && write_next(j, buffer, now, err) &&
              advance(j, now, err);
     }
     free(buffer);
@@ -316,14 +329,25 @@ static bool copy_tensor(Job *j, const Tensor *t, Error *err) {
 
 // ---- matrices -------------------------------------------------------------------------------------------------------
 
-// Rows of a matrix, all of them in memory.
+// A matrix, of which threads quantise rows.
 typedef struct {
-    Matrix source;
-    QuantType type;
-    char *codes, *scales;           // codes NULL: the matrix is only checked
-    size_t code_bytes, scale_bytes; // of a row
-    double *squares, *errors;       // of each row; squares are NAN where there was no memory
-} Block;
+    const Job *job;
+    const Planned *codes;
+    Matrix source;        // without data: a thread has what it reads in memory
+    uint64_t read_at;     // where it begins in the data of the file that is read
+    uint64_t write_at;    // and in the file that is written
+    int first;            // row of the block that is shared
+    int part_rows;        // that a thread has in memory
+    size_t row_bytes;     // of the source
+    size_t code_bytes;    // of a row of codes, or of what is copied
+    size_t scale_bytes;   // of a row
+    char *scales;         // of all rows; NULL: the matrix is copied
+    double *squares;      // of each row, its sum
+    double *errors;       // the same of the squared errors
+    pthread_mutex_t lock; // of what follows
+    int64_t failed;       // the first row of the part that failed, of several the lowest; INT64_MAX: none has
+    Error *err;           // why
+} Task;
 
 static double sum_squares(const float *x, int n) {
     double sum[4] = {0};
@@ -334,91 +358,135 @@ static double sum_squares(const float *x, int n) {
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// A sum of squares in float64 is finite where all numbers are.
-static void quantise_rows(void *block, int64_t begin, int64_t end) {
-    Block *b = block;
-    int cols = b->source.cols;
-    float *x = malloc(2 * ((size_t)cols + 8) * sizeof *x);
-    for (int64_t r = begin; r < end; r++) {
-        b->squares[r] = NAN;
-        b->errors[r] = -1;
-        if (!x) continue;
-        quant_decode_row(x, &b->source, (int)r);
-        b->squares[r] = sum_squares(x, cols);
-        if (isfinite(b->squares[r]) && b->codes)
-            b->errors[r] = quant_encode_row(b->type, x, cols, b->codes + (size_t)r * b->code_bytes,
-                                            b->scales + (size_t)r * b->scale_bytes, x + cols + 8);
-        else
-            b->errors[r] = 0;
-    }
-    free(x);
+// Memory for some rows: what is read, codes, and numbers.
+typedef struct {
+    char *input, *codes;
+    float *x, *scratch; // of one row
+} Rows;
+
+static bool rows_init(Rows *r, const Task *t, size_t n, Error *err) {
+    size_t cols = (size_t)t->source.cols + 8;
+    *r = (Rows){malloc(n * t->row_bytes), t->scales ? malloc(n * t->code_bytes) : NULL, malloc(cols * sizeof(float)),
+                malloc(cols * sizeof(float))};
+    return (r->input && (r->codes || !t->scales) && r->x && r->scratch) ||
+           fail(err, "out of memory: %zu rows of tensor %s", n, t->codes->name);
 }
 
-static bool fail_not_finite(const Job *j, const Block *b, const char *name, int row, int first, Error *err) {
-    float *x = malloc((size_t)b->source.cols * sizeof *x);
-    if (b->errors[row] < 0 || !x) {
-        free(x);
-        return fail(err, "out of memory: rows of tensor %s", name);
-    }
+static void rows_free(Rows *r) {
+    free(r->input);
+    free(r->codes);
+    free(r->x);
+    free(r->scratch);
+}
+
+static bool fail_not_finite(const Task *t, const float *x, int row, Error *err) {
     int i = 0;
-    quant_decode_row(x, &b->source, row);
-    while (i + 1 < b->source.cols && isfinite(x[i])) i++;
-    fail(err, "%s: tensor %s: row %d, column %d is %f, expected a finite number", j->model->file.path, name,
-         first + row, i, (double)x[i]);
-    free(x);
-    return false;
+    while (i + 1 < t->source.cols && isfinite(x[i])) i++;
+    return fail(err, "%s: tensor %s: row %d, column %d is %f, expected a finite number", t->job->model->file.path,
+                t->codes->name, row, i, (double)x[i]);
+}
+
+// Reads n rows, quantises them and writes their codes. A sum of squares in float64 is finite where all numbers are.
+static bool quantise_part(const Task *t, const Rows *r, int64_t begin, size_t n, Error *err) {
+    Matrix m = t->source;
+    m.data = r->input;
+    if (!safetensors_read(&t->job->model->file, r->input, t->read_at + (uint64_t)begin * t->row_bytes, n * t->row_bytes,
+                          err))
+        return false;
+    for (size_t i = 0; i < n; i++) {
+        size_t row = (size_t)begin + i;
+        quant_decode_row(r->x, &m, (int)i);
+        t->squares[row] = sum_squares(r->x, m.cols);
+        if (!isfinite(t->squares[row])) return fail_not_finite(t, r->x, (int)row, err);
+        if (t->scales)
+            t->errors[row] =
+                quant_encode_row(t->codes->type, r->x, m.cols, t->codes->importance, r->codes + i * t->code_bytes,
+                                 t->scales + row * t->scale_bytes, r->scratch);
+    }
+    return write_at(t->job, t->scales ? r->codes : r->input, n * t->code_bytes,
+                    t->write_at + (uint64_t)begin * t->code_bytes, err);
+}
+
+static void add_to_summary(Job *j, const Planned *codes, const Planned *scales, const Task *t) {
+    double squares = 0, errors = 0;
+    for (int r = 0; r < t->source.rows; r++) {
+        squares += t->squares[r];
+        errors += t->errors[r];
+    }
+    QuantizedMatrix *q = &j->summary->matrices[j->summary->n++];
+    *q = (QuantizedMatrix){.bytes = codes->bytes + scales->bytes, .error = squares > 0 ? sqrt(errors / squares) : 0};
+    snprintf(q->name, sizeof q->name, "%.63s", codes->name);
+    quant_name(&(Matrix){.dtype = codes->type.dtype, .group = codes->type.group ? codes->type.group : WHOLE_ROW},
+               q->type);
+    j->squares += squares;
+    j->errors += errors;
+}
+
+// Parts are taken in their order, so that one before another that failed is done or being done: which error is reported
+// does not depend on the threads.
+static void quantise_rows(void *task, int64_t begin, int64_t end) {
+    Task *t = task;
+    Rows r;
+    Error err = {""};
+    begin += t->first;
+    end += t->first;
+    bool ok = rows_init(&r, t, (size_t)(end - begin < t->part_rows ? end - begin : t->part_rows), &err);
+    for (int64_t n; ok && begin < end; begin += n) {
+        n = end - begin < t->part_rows ? end - begin : t->part_rows;
+        pthread_mutex_lock(&t->lock);
+        bool goes_on = begin < t->failed;
+        pthread_mutex_unlock(&t->lock);
+        if (!goes_on) break;
+        ok = quantise_part(t, &r, begin, (size_t)n, &err);
+        if (!ok) break;
+    }
+    rows_free(&r);
+    if (ok) return;
+    pthread_mutex_lock(&t->lock);
+    if (begin < t->failed) {
+        t->failed = begin;
+        *t->err = err;
+    }
+    pthread_mutex_unlock(&t->lock);
 }
 
 // One matrix in blocks of rows: its codes are written as they are made, its scales after them. One that is not
 // quantised is written as it is.
 static bool quantise_matrix(Job *j, const Planned *codes, const Planned *scales, Error *err) {
-    const Tensor *t = codes->source;
-    int rows = (int)t->shape[0], cols = (int)t->shape[1], most = BLOCK_WEIGHTS / cols + 1;
-    bool copied = !codes->quantised;
-    if (most > rows) most = rows;
-    Block b = {.source = {.dtype = t->dtype, .rows = most, .cols = cols},
-               .type = codes->type,
-               .code_bytes = codes->bytes / (uint64_t)rows,
-               .scale_bytes = copied ? 0 : scales->bytes / (uint64_t)rows};
-    uint64_t row_bytes = matrix_row_bytes(&b.source);
-    char *input = malloc((size_t)most * row_bytes), *all_scales = malloc((size_t)rows * b.scale_bytes + 1);
-    b.codes = copied ? NULL : malloc((size_t)most * b.code_bytes);
-    b.squares = malloc(2 * (size_t)most * sizeof *b.squares);
-    b.errors = b.squares + most;
-    b.source.data = input;
-    bool ok = (input && all_scales && (b.codes || copied) && b.squares) ||
-              fail(err, "out of memory: %d rows of tensor %s", most, codes->name);
-    double squares = 0, errors = 0;
-    for (int first = 0; ok && first < rows; first += most) {
-        int n = rows - first < most ? rows - first : most;
-        b.scales = all_scales + (size_t)first * b.scale_bytes;
-        ok = safetensors_read(&j->model->file, input, t->begin + (uint64_t)first * row_bytes, (uint64_t)n * row_bytes,
-                              err);
-        start_disk(j, t->begin + (uint64_t)(first + n) * row_bytes, READ_AHEAD * (uint64_t)most * row_bytes);
-        if (ok) parallel_for(n, PART_WEIGHTS / cols + 1, quantise_rows, &b);
-        for (int r = 0; ok && r < n; r++) {
-            ok = isfinite(b.squares[r]) || fail_not_finite(j, &b, codes->name, r, first, err);
-            squares += b.squares[r];
-            errors += b.errors[r];
-        }
-        ok = ok && write_all(j, copied ? input : b.codes, (uint64_t)n * b.code_bytes, err) &&
-             advance(j, (uint64_t)n * row_bytes, err);
+    const Tensor *source = codes->source;
+    const int rows = (int)source->shape[0], cols = (int)source->shape[1];
+    const bool copied = !codes->quantised;
+    Error failure = {""};
+    Task t = {.job = j,
+              .codes = codes,
+              .source = {.dtype = source->dtype, .rows = rows, .cols = cols},
+              .read_at = source->begin,
+              .write_at = j->at,
+              .part_rows = PART_WEIGHTS / cols + 1,
+              .row_bytes = (source->end - source->begin) / (uint64_t)rows,
+              .code_bytes = codes->bytes / (uint64_t)rows,
+              .scale_bytes = copied ? 0 : scales->bytes / (uint64_t)rows,
+              .scales = copied ? NULL : malloc(scales->bytes),
+              .squares = calloc(2 * (size_t)rows, sizeof(double)),
+              .lock = PTHREAD_MUTEX_INITIALIZER,
+              .failed = INT64_MAX,
+              .err = &failure};
+    t.errors = t.squares + rows;
+    bool ok = ((t.scales || copied) && t.squares) || fail(err, "out of memory: scales of tensor %s", codes->name);
+    const int block = BLOCK_WEIGHTS / cols + 1;
+    for (t.first = 0; ok && t.first < rows; t.first += block) {
+        int n = rows - t.first < block ? rows - t.first : block;
+        start_disk(j, t.read_at + (uint64_t)(t.first + n) * t.row_bytes, READ_AHEAD * (uint64_t)block * t.row_bytes);
+        parallel_for(n, t.part_rows, quantise_rows, &t);
+        ok = (!failure.text[0] || fail(err, "%s", failure.text)) && advance(j, (uint64_t)n * t.row_bytes, err);
     }
-    if (!copied) ok = ok && write_all(j, all_scales, scales->bytes, err);
+    j->at += codes->bytes;
     if (ok && !copied) {
-        QuantizedMatrix *q = &j->summary->matrices[j->summary->n++];
-        *q =
-            (QuantizedMatrix){.bytes = codes->bytes + scales->bytes, .error = squares > 0 ? sqrt(errors / squares) : 0};
-        snprintf(q->name, sizeof q->name, "%.63s", codes->name);
-        quant_name(&(Matrix){.dtype = codes->type.dtype, .group = codes->type.group ? codes->type.group : WHOLE_ROW},
-                   q->type);
-        j->squares += squares;
-        j->errors += errors;
+        ok = write_next(j, t.scales, scales->bytes, err);
+        add_to_summary(j, codes, scales, &t);
     }
-    free(input);
-    free(all_scales);
-    free(b.codes);
-    free(b.squares);
+    free(t.scales);
+    free(t.squares);
     return ok;
 }
 
@@ -439,7 +507,7 @@ static bool write_file(Job *j, Error *err) {
     bool ok = make_header(j, &header, err) && open_part(j, err);
     bool mine = ok;
     j->header_bytes = header.n;
-    ok = ok && check_space(j, header.n + j->bytes, err) && write_all(j, header.data, header.n, err) &&
+    ok = ok && check_space(j, header.n + j->bytes, err) && write_next(j, header.data, header.n, err) &&
          write_tensors(j, err) && safetensors_unchanged(&j->model->file, err);
     if (ok && fsync(j->fd) != 0 && errno != EINVAL) ok = fail(err, "%s: %s", j->part, strerror(errno));
     if (ok && rename(j->part, j->path) != 0) ok = fail(err, "%s: %s", j->path, strerror(errno));

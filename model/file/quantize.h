@@ -2,12 +2,14 @@
 #ifndef QUANTIZE_H
 #define QUANTIZE_H
 
+#include "../measure/calibrate.h"
 #include "../quant.h"
 
 typedef struct {
     QuantType layers; // of all matrices of the layers
     QuantType output; // of the output matrix, where quantises_output: a tied model is written untied then
     bool quantises_output;
+    const Importance *importance; // of the columns; NULL: all are alike
 } QuantizeOptions;
 
 typedef struct {
