@@ -78,7 +78,7 @@ const char *weights_dtypes(const Model *m, char text[WEIGHTS_DTYPES]) {
     const Weights *w = &m->weights;
     int n = layers_dtypes(m, text);
     char output[QUANT_NAME];
-    if (w->embeddings_dtype != w->dtype || matrix_is_quantised(&w->layers[0].wq))
+    if (w->embeddings_dtype != w->dtype || !weights_numbers(m)) // no matrix of the layers says it
         n += snprintf(text + n, (size_t)(WEIGHTS_DTYPES - n), ", embeddings %s", dtype_names[w->embeddings_dtype]);
     if (matrix_is_quantised(&w->output))
         snprintf(text + n, (size_t)(WEIGHTS_DTYPES - n), ", output %s", quant_name(&w->output, output));

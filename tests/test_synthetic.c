@@ -102,7 +102,8 @@ static void test_weights_of_each_type(void) {
         }
         CHECK(memcmp(m.weights.layers[0].w1.data, other.weights.layers[0].w1.data, 64) != 0);
         char text[WEIGHTS_DTYPES], expected[WEIGHTS_DTYPES];
-        snprintf(expected, sizeof expected, "%s, output int8", i < 0 ? "BF16" : name);
+        snprintf(expected, sizeof expected, "%s%s, output int8", i < 0 ? "BF16" : name,
+                 i < 0 ? "" : ", embeddings BF16");
         CHECK(strcmp(weights_dtypes(&m, text), expected) == 0);
         int tokens[20], found[2];
         for (int k = 0; k < 20; k++) tokens[k] = 37 * k % 320;
