@@ -362,17 +362,17 @@ static double sum_squares(const float *x, int n) {
 typedef struct {
     char *input, *codes;
     float *x, *scratch; // of one row
-} Rows;
+} RowMemory;
 
-static bool rows_init(Rows *r, const Task *t, size_t n, Error *err) {
+static bool rows_init(RowMemory *r, const Task *t, size_t n, Error *err) {
     size_t cols = (size_t)t->source.cols + 8;
-    *r = (Rows){malloc(n * t->row_bytes), t->scales ? malloc(n * t->code_bytes) : NULL, malloc(cols * sizeof(float)),
-                malloc(cols * sizeof(float))};
+    *r = (RowMemory){malloc(n * t->row_bytes), t->scales ? malloc(n * t->code_bytes) : NULL,
+                     malloc(cols * sizeof(float)), malloc(cols * sizeof(float))};
     return (r->input && (r->codes || !t->scales) && r->x && r->scratch) ||
            fail(err, "out of memory: %zu rows of tensor %s", n, t->codes->name);
 }
 
-static void rows_free(Rows *r) {
+static void rows_free(RowMemory *r) {
     free(r->input);
     free(r->codes);
     free(r->x);
@@ -387,7 +387,7 @@ static bool fail_not_finite(const Task *t, const float *x, int row, Error *err) 
 }
 
 // Reads n rows, quantises them and writes their codes. A sum of squares in float64 is finite where all numbers are.
-static bool quantise_part(const Task *t, const Rows *r, int64_t begin, size_t n, Error *err) {
+static bool quantise_part(const Task *t, const RowMemory *r, int64_t begin, size_t n, Error *err) {
     Matrix m = t->source;
     m.data = r->input;
     if (!safetensors_read(&t->job->model->file, r->input, t->read_at + (uint64_t)begin * t->row_bytes, n * t->row_bytes,
@@ -426,7 +426,7 @@ static void add_to_summary(Job *j, const Planned *codes, const Planned *scales, 
 // does not depend on the threads.
 static void quantise_rows(void *task, int64_t begin, int64_t end) {
     Task *t = task;
-    Rows r;
+    RowMemory r;
     Error err = {""};
     begin += t->first;
     end += t->first;
