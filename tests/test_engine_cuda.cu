@@ -12,6 +12,8 @@ extern "C" {
 #include <math.h>
 #include <unistd.h>
 
+#include <vector>
+
 #include "check.h"
 
 static const char *skip_reason, *engine; // engine: under test
@@ -51,7 +53,7 @@ static const char *quantised_stories(const char *types, const char *output, Erro
     while (i < MOST - 1 && paths[i][0] && strcmp(paths[i], path) != 0) i++;
     if (strcmp(paths[i], path) == 0) return paths[i];
     Model m;
-    QuantizeOptions options = {type_of(types), type_of(output), strcmp(output, "bf16") != 0};
+    QuantizeOptions options = {type_of(types), type_of(output), strcmp(output, "bf16") != 0, NULL};
     QuantizeSummary summary;
     bool ok = checkpoint_open(&m, "model/stories.bin", false, err) && quantize_model(&m, path, &options, &summary, err);
     if (ok) quantize_free(&summary);
@@ -1348,6 +1350,37 @@ static void test_shards_read_every_byte_once(void) {
     end("shards_read_every_byte_once");
 }
 
+// Where memory is short a prompt comes in smaller parts, and has the same bits in engine fused.
+static void test_prompts_in_smaller_parts_where_memory_is_short(void) {
+    enum { CONTEXT = 4096, LENGTH = 3000, RESERVE = 256 << 20, LESS = 100 << 20 };
+    const char *shape = "llama-3.1-8b int4/int8";
+    Model m;
+    Error err = {""};
+    int tokens[LENGTH], rows = 0;
+    std::vector<float> whole;
+    uint64_t bytes = 0;
+    if (start_shape(&m, shape, engine, PRECISION_BF16, 1, CONTEXT)) {
+        random_tokens(tokens, LENGTH, &m);
+        CHECK(model_prefill(&m, 0, tokens, LENGTH, 1, &err) && m.engine->read_logits(&m, &err));
+        whole.assign(m.logits, m.logits + m.config.vocab_size);
+        rows = m.max_rows;
+        bytes = m.weights.bytes + m.buffer_bytes + m.kv.bytes + RESERVE - LESS;
+    }
+    model_close(&m);
+    if (whole.empty()) return end("prompts_in_smaller_parts_where_memory_is_short");
+    CHECK(open_model(&m, shape, &err));
+    m.gpu_memory = bytes;
+    if (model_start(&m, engine, PRECISION_BF16, 1, CONTEXT, &err)) {
+        CHECK(rows == CONTEXT && m.max_rows < LENGTH && m.max_rows >= 512);
+        CHECK(model_prefill(&m, 0, tokens, LENGTH, 1, &err) && m.engine->read_logits(&m, &err));
+        if (strcmp(engine, "fused") == 0 && memcmp(whole.data(), m.logits, whole.size() * sizeof whole[0]) != 0)
+            test_fail("parts of %d and of %d rows have other logits", rows, m.max_rows);
+    } else
+        test_fail("%s", err.text);
+    model_close(&m);
+    end("prompts_in_smaller_parts_where_memory_is_short");
+}
+
 // A model that does not fit: the message says on how many GPUs it would; on more, with what there is, it starts.
 static void test_message_says_how_many_gpus_would_do(void) {
     const uint64_t limit = 3100000000;
@@ -1402,6 +1435,7 @@ int main(void) {
         {"shards_have_the_bits_of_one_gpu", test_shards_have_the_bits_of_one_gpu},
         {"candidates_by_shards", test_candidates_by_shards},
         {"shards_read_every_byte_once", test_shards_read_every_byte_once},
+        {"prompts_in_smaller_parts_where_memory_is_short", test_prompts_in_smaller_parts_where_memory_is_short},
         {"message_says_how_many_gpus_would_do", test_message_says_how_many_gpus_would_do}};
     const char *engines[] = {"cublas", "fused"};
     cudaError_t status = cudaGetDeviceCount(&n_gpus);

@@ -10,7 +10,10 @@
 #include "upload.h"
 #include "widen.h"
 
-enum { MAX_ROWS = 8192 }; // of one pass over the weights
+enum {
+    MAX_ROWS = 8192,                       // of one pass over the weights
+    LEAST_ROWS = MAX_STEP_ROWS + MAX_SLOTS // where memory is short: a step of all slots, and as many rows of prompts
+};
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
 
@@ -170,21 +173,29 @@ static int gpus_that_fit(const Model *m, const CudaState *s, uint64_t free_bytes
 
 // Compares what is needed with what is free before anything is allocated, and sizes the cache: by the GPU that has room
 // for the fewest pages. Without kv_memory it has pages for all that the slots may hold or, where that does not fit beside
-// the rest, those that leave SPARE, and at least one sequence's.
+// the rest, those that leave SPARE, and at least one sequence's. Before it gives up, prompts come in smaller parts: much of
+// the buffers is of so many rows.
 static bool size_cache(Model *m, const Plan *plans, Error *err) {
     const uint64_t SPARE = 1000000000;
     const CudaState *s = (const CudaState *)m->state;
-    GpuNeeds needs[MAX_SHARDS];
-    int n = list_needs(m, plans, needs, err), tightest = 0;
-    if (n == 0) return false;
-    for (int i = 1; i < n; i++)
-        if (pages_that_fit(&needs[i]) < pages_that_fit(&needs[tightest])) tightest = i;
-    const GpuNeeds *g = &needs[tightest];
-    const uint64_t page = cache_page_bytes(&m->config, s->element), room = pages_that_fit(g);
-    uint64_t one = (uint64_t)kv_pages(m->kv.max_len), all = (uint64_t)m->kv.n_slots * one;
+    const uint64_t page = cache_page_bytes(&m->config, s->element), one = (uint64_t)kv_pages(m->kv.max_len),
+                   all = (uint64_t)m->kv.n_slots * one;
     bool whole = m->kv_memory == KV_MEMORY_ALL, asked = m->kv_memory && !whole;
     uint64_t least = whole ? all : asked ? m->kv_memory / page : one;
     if (least > all) least = all;
+    GpuNeeds needs[MAX_SHARDS];
+    int n, tightest;
+    for (;;) {
+        if ((n = list_needs(m, plans, needs, err)) == 0) return false;
+        tightest = 0;
+        for (int i = 1; i < n; i++)
+            if (pages_that_fit(&needs[i]) < pages_that_fit(&needs[tightest])) tightest = i;
+        if (pages_that_fit(&needs[tightest]) >= least || m->max_rows <= LEAST_ROWS) break;
+        const int rows = m->max_rows / 2 > LEAST_ROWS ? m->max_rows / 2 : LEAST_ROWS; // prompts in smaller parts
+        if (!for_shards(m, err, [&](Model *own, CudaState *) { return own->max_rows = rows, true; })) return false;
+    }
+    const GpuNeeds *g = &needs[tightest];
+    const uint64_t room = pages_that_fit(g);
     double gb_weights = (double)g->weights * 1e-9, gb_buffers = (double)g->buffers * 1e-9,
            gb_free = (double)g->free * 1e-9;
     char where[32] = "GPU memory", more[48] = "";
