@@ -80,9 +80,10 @@
 //      the epilogue warp too, so nothing is overwritten that a kernel before still reads. decode_embed_kernel is
 //      launched without PDL, so that a step, its producers included, begins after the argmax kernel before it has
 //      left the counters at zero.
-//   D  block to block, within a kernel. Writer: stores of the epilogue warp, __syncwarp, red.release.gpu on
-//      done[product] by lane 0. Reader: consumer thread 0 polls with ld.acquire.gpu until all blocks are there, then
-//      BARRIER_FUSED_CONSUMERS. Loads are past L1 (ld.global.cg, cp.async.cg).
+//   D  block to block, within a kernel. Writer: stores of the epilogue warps, BARRIER_FUSED_EPILOGUE, red.release.gpu on
+//      done[product] by one of their threads (release is cumulative: for both warps). Reader: consumer thread 0 polls
+//      with ld.acquire.gpu until all blocks are there, then BARRIER_FUSED_CONSUMERS. Loads are past L1 (ld.global.cg,
+//      cp.async.cg).
 //   B  the epilogue warp reads x in down, which other blocks' epilogue warps wrote in out, without acquiring. The order
 //      is out's stores, D to this block's consumers (before gate_up), program order, their arrival at partials full
 //      (release), its wait for partials full (acquire), its load. Each edge synchronises, so the whole does. It writes
@@ -112,9 +113,10 @@
 //   run-ahead      the producer may be products ahead. It waits for `empty`, which consumers free in that order, and
 //                  for copies, which land by themselves. Tiles that it took early wait in the ring; nobody else needs
 //                  them before the product's turn
-//   rings          a consumer waits for partials empty after it has released the stage, the epilogue warp waits for
-//                  partials full alone: no cycle. stages_in_flight <= n_stages, so the producer never waits for a copy
-//                  that it has not started, and a parity never laps
+//   rings          a consumer waits for partials empty after it has released the stage, an epilogue warp for partials
+//                  full, and at the end of a product for the other one, which then waits for nobody: no cycle.
+//                  stages_in_flight <= n_stages, so the producer never waits for a copy that it has not started, and a
+//                  parity never laps
 //   steps          done and next_tile are zero at the start of a step; one pair for each product, none is used twice
 //
 // ---- How rows meet the tensor cores ---------------------------------------------------------------------------------

@@ -703,7 +703,7 @@ __device__ __forceinline__ void consume(const FusedParams &s, const Block &block
 //           SwiGLU, RoPE, each block's argmax of its logits.
 // Reads:    weights 16-bit, x, att, rope; shapes in FusedParams, who orders what in fused.h.
 // Writes:   x, h, qkv, logits, best, down_partial, done, next_tile.
-// Grid:     SMs × 320 threads: one block on every SM, all resident at once; a tile is one block's.
+// Grid:     SMs × 352 threads: one block on every SM, all resident at once; a tile is one block's.
 // Requires: done = next_tile = 0; cols % 8 = 0; n_rows × terms <= MAX_ACT_ROWS; dynamic shared memory as FusedPlan
 // says.
 template <typename N>
