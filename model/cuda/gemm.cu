@@ -189,7 +189,7 @@ static int plan_rows(int T) {
 // A kernel of cuBLASLt's family 66 on Hopper, which multiplies tiles by wgmma and copies them by TMA.
 struct LtKernel {
     int tile, cluster;
-    uint32_t custom; // bits: 1 the layout of the tile, 2 tiles in the order of the input's rows, 4 two warpgroups to one
+    uint32_t custom; // bits: 1 the tile's layout, 2 tiles in the order of the input's rows, 4 two warpgroups a tile
 };
 enum { LT_FAMILY = 66, LT_VERSION = 13 }; // cuBLASLt's major version, whose numbers these are
 
