@@ -519,7 +519,8 @@ static bool run_calibration(const Options *o, Model *m, Importance *importance, 
     int most = m->config.max_seq_len, window = most < CALIBRATE_WINDOW ? most : CALIBRATE_WINDOW;
     run.engine = "cpu";
     bool ok = read_file(&text, o->calibrate, err) && encode_prompt(o, m, &text, &ids, err);
-    if (ok && ids.n == 0) ok = fail(err, "%s: no tokens, expected one at least", input_name(o->calibrate));
+    if (ok && ids.n < 2) // BOS alone is no text
+        ok = fail(err, "%s: %zu tokens, expected at least 2", input_name(o->calibrate), ids.n);
     ok = ok && start_model(&run, m, NULL, 1, window, err) && calibrate(m, &ids, importance, err);
     model_stop(m);
     clear_progress();

@@ -277,7 +277,14 @@ static void test_calibrate(void) {
         Case c = {"int4:64", NULL, "U8", "I8", 64, false, 0.2};
         if (check_status(&r, 0)) check_file(&c, &r, tied);
         run_free(&r);
+        unlink(out_path);
     }
+    write_file(text, "", 0);
+    Run r = run_program(NULL, model_path, "--quantize", "int4:64", "-o", out_path, "--calibrate", text, NULL);
+    check_status(&r, 1);
+    if (!strstr(r.err, "/text: 1 tokens, expected at least 2\n") || exists(out_path) || exists(part_path))
+        test_fail("of an empty text: %s", r.err);
+    run_free(&r);
     test_end("test_calibrate");
 }
 
