@@ -36,7 +36,8 @@ for keys in "older", "newer":
         (directory / "config.json").write_text(json.dumps(written))
     weights = {}
     for name, shape in [("embed_tokens", (64, 32)), ("norm", (32,)), ("layers.0.input_layernorm", (32,)),
-                        ("layers.0.post_attention_layernorm", (32,)), *(("layers.0.self_attn.%s_proj" % x, (32, 32)) for x in "qkvo"),
+                        ("layers.0.post_attention_layernorm", (32,)),
+                        *(("layers.0.self_attn.%s_proj" % x, (32, 32)) for x in "qkvo"),
                         *(("layers.0.mlp.%s_proj" % x, (64, 32)) for x in ("gate", "up")), ("layers.0.mlp.down_proj", (32, 64))]:
         weights["model.%s.weight" % name] = mx.random.normal(shape, key=mx.random.key(len(weights)))
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
