@@ -60,6 +60,7 @@ static struct {
     alignas(64) atomic_int opened; // counts the works; workers wait for it to change
     atomic_int sleeping;           // workers that have to be woken
     atomic_bool crowded;           // more threads than CPUs: none spins
+    atomic_int n_numbered;         // workers that have a number, from 1 on
     // The caller's own, of whom there is one.
     atomic_flag taken;
     bool no_more;  // a worker could not be started
@@ -127,11 +128,13 @@ static void leave(void) {
     if (atomic_fetch_sub(&pool.state, 1) == (CALLER_SLEEPS | 1)) futex_wake(&pool.state, 1);
 }
 
-static void *worker(void *number) {
+static void *worker(void *unused) {
+    const int number = ++pool.n_numbered;
+    (void)unused;
     for (;;) {
         int opened = pool.opened;
         if (enter()) {
-            take_parts((int)(intptr_t)number);
+            take_parts(number);
             leave();
         }
         for (Spin s = {0}; pool.opened == opened && spin(&s);) continue;
@@ -159,7 +162,7 @@ static void start_workers(int n) {
     if (!pool.n_cpus) pool.n_cpus = available_cpus();
     pthread_t id;
     while (pool.n_workers < n && !pool.no_more) {
-        pool.no_more = !start(&id, worker, (void *)(intptr_t)(pool.n_workers + 1));
+        pool.no_more = !start(&id, worker, NULL);
         if (pool.no_more) break;
         pthread_detach(id);
         pool.n_workers++;
