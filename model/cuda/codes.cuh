@@ -12,18 +12,8 @@
 #pragma once
 
 #include "numbers.cuh"
+#include "ptx.cuh"
 
-// (x & mask) | bits, and (x & mask) ^ bits, in one instruction.
-template <uint32_t MASK, uint32_t BITS> __device__ __forceinline__ uint32_t and_or(uint32_t x) {
-    uint32_t y;
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "n"(MASK), "n"(BITS));
-    return y;
-}
-template <uint32_t MASK, uint32_t BITS> __device__ __forceinline__ uint32_t and_xor(uint32_t x) {
-    uint32_t y;
-    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(y) : "r"(x), "n"(MASK), "n"(BITS));
-    return y;
-}
 __device__ __forceinline__ uint32_t subtract2(uint32_t a, uint32_t b) {
     __nv_bfloat162 x = __hsub2(*(__nv_bfloat162 *)&a, *(__nv_bfloat162 *)&b);
     return *(uint32_t *)&x;

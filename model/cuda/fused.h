@@ -46,7 +46,7 @@
 // The producer waits for `full` too, of the oldest copies, so that few are in flight. `empty` is arrived at when the
 // warp's sums exist (mbarrier_arrive_after): its loads are complete then. A product ends with END_OF_PRODUCT in
 // stage_tile and, by way of the consumers, in partial_tile: one stage, and a buffer for each epilogue warp, without a
-// tile. The epilogue warps meet at the end of a product: so none waits for a buffer of the next one that may still be
+// tile. The epilogue warps wait for each other at the end of a product: so none waits for a buffer of the next one that may still be
 // full of the one before, and one thread counts for both.
 //
 // ---- Shared memory, LLaMA 3.1 8B, bf16, one token (fused_plan; static_assert below) ---------------------------------

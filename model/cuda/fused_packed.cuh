@@ -3,13 +3,6 @@
 // meet the tensor cores as 16-bit weights do: a lane's 8 columns of a row are four registers. What has to be multiplied
 // by one scale is one chain of mmas, whose sum is then multiplied; sums are rounded to nearest in float32 from there on.
 
-// (x & MASK) ^ BITS, in one instruction.
-template <uint32_t MASK, uint32_t BITS = 0> __device__ __forceinline__ uint32_t and_xor(uint32_t x) {
-    uint32_t y;
-    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(y) : "r"(x), "n"(MASK), "n"(BITS));
-    return y;
-}
-
 // How codes are widened. A byte as the low half of a bf16 is its value times 2^-133, as the last bit of the exponent goes
 // on where the mantissa ends; so an unsigned code is a bf16 as soon as it is alone. LOADS: of 16 bytes, for what a lane
 // has of a row's chunk; `widen` gives, of its 8 columns of 32, columns 0 and 1, 2 and 3, 4 and 5, 6 and 7. What they give

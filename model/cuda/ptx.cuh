@@ -328,6 +328,20 @@ __device__ __forceinline__ unsigned load_acquire(const unsigned *from) {
     return x;
 }
 
+// ---- bits -----------------------------------------------------------------------------------------------------------
+
+// (x & MASK) | BITS, and (x & MASK) ^ BITS, in one instruction.
+template <uint32_t MASK, uint32_t BITS> __device__ __forceinline__ uint32_t and_or(uint32_t x) {
+    uint32_t y;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "n"(MASK), "n"(BITS));
+    return y;
+}
+template <uint32_t MASK, uint32_t BITS = 0> __device__ __forceinline__ uint32_t and_xor(uint32_t x) {
+    uint32_t y;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(y) : "r"(x), "n"(MASK), "n"(BITS));
+    return y;
+}
+
 // ---- shared memory --------------------------------------------------------------------------------------------------
 // 4, 8 or 16 bytes at a multiple of as much; not valid: zeros, by a predicate.
 
