@@ -116,11 +116,12 @@ static const char *called(const char *text) {
 
 // kv_memory: bytes; 0: as much as the slots can use. gpus: parts of the model, all on one GPU if the machine has fewer.
 static bool start_shape(Model *m, const char *shape, const char *name, Precision precision, int slots, int max_len,
-                        uint64_t kv_memory = 0, int gpus = 0) {
+                        uint64_t kv_memory = 0, int gpus = 0, bool gathers_only = false) {
     Error err = {""};
     bool ok = open_model(m, shape, &err);
     m->kv_memory = kv_memory;
     m->gpus = gpus;
+    m->gathers_only = gathers_only;
     m->one_gpu = gpus > n_gpus;
     if (ok && model_start(m, name, precision, slots, max_len, &err)) return true;
     test_fail("%s: %s", called(shape), err.text);
@@ -1218,7 +1219,8 @@ struct Trace {
 // `slots` sequences with prompts of other lengths, in parts; steps that go on with what the model takes, so that graphs
 // replay and steps run ahead; in the middle a sequence that leaves for host memory and comes back and, but with 8
 // sequences, which have no slot beside them, a step beside a prompt. All logits go to the trace.
-static void run_of_shards(const char *shape, Precision precision, int slots, int gpus, Trace *trace) {
+static void run_of_shards(const char *shape, Precision precision, int slots, int gpus, bool gathers_only,
+                          Trace *trace) {
     enum { STEPS = TRACE_STEPS, LONGEST = 700, MOST = TRACE_SEQUENCES };
     const bool beside = slots != 8; // a ninth would give the run another order of sums
     static const int lengths[] = {1, 65, 3, 300, 17, LONGEST, 2, 128};
@@ -1226,7 +1228,7 @@ static void run_of_shards(const char *shape, Precision precision, int slots, int
     Error err = {""};
     SavedPages saved = {};
     int tokens[LONGEST], batch[MOST + 50], slot[MOST + 1], rows[MOST + 2], start_at[MOST + 2];
-    if (start_shape(&m, shape, engine, precision, slots + beside, LONGEST + STEPS + 8, 0, gpus)) {
+    if (start_shape(&m, shape, engine, precision, slots + beside, LONGEST + STEPS + 8, 0, gpus, gathers_only)) {
         auto compute = [&](const Batch &b, const char *what, int number) {
             if (!model_forward(&m, &b, &err) || !m.engine->read_logits(&m, &err)) {
                 test_fail("%s: %s %d: %s", called(shape), what, number, err.text);
@@ -1270,20 +1272,22 @@ static void run_of_shards(const char *shape, Precision precision, int slots, int
 
 static void check_shards(const char *shape, Precision precision, int slots, int most) {
     Trace trace = {};
-    const bool exact = strcmp(engine, "fused") == 0 && precision == PRECISION_BF16;
+    const bool fused = strcmp(engine, "fused") == 0, exact = fused && precision == PRECISION_BF16;
     const double bound = precision == PRECISION_F32 ? 1e-4 : 0.03; // of other orders of sums
-    for (int gpus = 1; gpus <= most && !test_failure[0]; gpus *= 2) {
-        trace.begin(gpus > 1);
-        run_of_shards(shape, precision, slots, gpus, &trace);
-        if (test_failure[0])
-            break;
-        else if (trace.at != trace.n)
-            test_fail("%s, %d GPUs: %zu logits, expected %zu", called(shape), gpus, trace.at, trace.n);
-        else if (exact ? !trace.same : !(trace.error <= bound * bound * trace.size) && gpus > 1)
-            test_fail("%s, %s, %d sequences, %d GPUs: other logits than one GPU's, %.2g of their size off%s%s",
-                      called(shape), precision == PRECISION_F32 ? "f32" : "bf16", slots, gpus,
-                      sqrt(trace.error / trace.size), trace.logits_differ, trace.pages_differ);
-    }
+    for (int gpus = 1; gpus <= most && !test_failure[0]; gpus *= 2)
+        for (bool gathers_only : {false, true}) {
+            if (gathers_only && (!fused || gpus != 2)) continue;
+            trace.begin(gpus > 1);
+            run_of_shards(shape, precision, slots, gpus, gathers_only, &trace);
+            if (test_failure[0]) break;
+            if (trace.at != trace.n)
+                test_fail("%s, %d GPUs: %zu logits, expected %zu", called(shape), gpus, trace.at, trace.n);
+            else if (exact ? !trace.same : !(trace.error <= bound * bound * trace.size) && gpus > 1)
+                test_fail("%s, %s, %d sequences, %d GPUs%s: other logits than one GPU's, %.2g of their size off%s%s",
+                          called(shape), precision == PRECISION_F32 ? "f32" : "bf16", slots, gpus,
+                          gathers_only ? ", which gather" : "", sqrt(trace.error / trace.size), trace.logits_differ,
+                          trace.pages_differ);
+        }
     free(trace.logits);
     free(trace.pages);
 }

@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "fused.h"
+#include "fused_exchange.cuh"
 #include "ops.h"
 
 namespace {
@@ -137,7 +137,8 @@ __device__ __forceinline__ int take_tile(int *next_tile) {
 // The producer warp: every K slice of every tile of this block, in order. Its first tile of a product is given, the
 // others go to whoever asks first, as SMs read at different speeds. All that can be known before the last wait is, so
 // that a copy follows at once when another lands.
-template <typename N> __device__ __forceinline__ void produce(const FusedParams &s, const Block &block, Ring ring) {
+template <typename N, class Params>
+__device__ __forceinline__ void produce(const Params &s, const Block &block, Ring ring) {
     constexpr int TILE = N::TILE;
     int lane = threadIdx.x % 32, in_flight = 0, n_residuals = 0, n_scales = 0;
     Ring landed = ring;
@@ -173,7 +174,7 @@ template <typename N> __device__ __forceinline__ void produce(const FusedParams 
                 if (adds && lane < s.n_rows)
                     copy_bulk(shared_address(block.residuals + (n_residuals % RESIDUAL_BUFFERS * s.n_rows + lane) *
                                                                    (TILE / MMA_WEIGHT_ROWS)),
-                              s.x + (size_t)lane * s.dim + tile * TILE, TILE * sizeof(float), full);
+                              own_x(s) + (size_t)lane * s.dim + tile * TILE, TILE * sizeof(float), full);
                 if (adds) n_residuals++;
                 if (scales && lane == 0)
                     copy_scales<TILE>(block.scales + n_scales % RESIDUAL_BUFFERS * TILE, f, tile, full);
@@ -186,10 +187,6 @@ template <typename N> __device__ __forceinline__ void produce(const FusedParams 
 }
 
 // ---- input of a product ---------------------------------------------------------------------------------------------
-
-__device__ __forceinline__ void consumers_sync() {
-    named_barrier_sync(BARRIER_FUSED_CONSUMERS, CONSUMER_THREADS);
-}
 
 __device__ __forceinline__ float squares(float4 v) {
     return (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
@@ -344,26 +341,28 @@ template <typename N> struct EpilogueLane {
     }
 
     // Out: x = x + sum.
-    __device__ __forceinline__ void out(float *to, int tile, const float (&x)[GROUPS],
+    template <class Params>
+    __device__ __forceinline__ void out(const Params &s, float *to, int tile, const float (&x)[GROUPS],
                                         const float (&sum)[GROUPS]) const {
 #pragma unroll
         for (int g = 0; g < GROUPS; g++)
-            if (in_batch) to[tile * TILE + g * MMA_WEIGHT_ROWS] = x[g] + sum[g];
+            if (in_batch) publish(s, to + tile * TILE + g * MMA_WEIGHT_ROWS, x[g] + sum[g]);
     }
 
     // Gate and up: h = SwiGLU. The tile's first half is rows of gate, its second the same rows of up.
-    __device__ __forceinline__ void gate_up(const FusedParams &s, int tile, const float (&sum)[GROUPS]) const {
+    template <class Params>
+    __device__ __forceinline__ void gate_up(const Params &s, int tile, const float (&sum)[GROUPS]) const {
         constexpr int HALF = GROUPS > 1 ? GROUPS / 2 : 1;
 #pragma unroll
         for (int g = 0; g < HALF; g++) {
             float up = GROUPS > 1 ? sum[GROUPS - HALF + g] : __shfl_down_sync(~0u, sum[0], 2),
                   v = sum[g] / (1.0f + expf(-sum[g])) * up;
-            typename N::E *h = (typename N::E *)s.h + (size_t)b * N::TERMS * s.hidden_dim +
+            typename N::E *h = (typename N::E *)own_h(s) + (size_t)b * N::TERMS * s.hidden_dim +
                                permuted_index(tile * (TILE / 2) + g * MMA_WEIGHT_ROWS + n);
             if (in_batch && n < TILE / 2)
 #pragma unroll
                 for (int t = 0; t < N::TERMS; t++) {
-                    h[(size_t)t * s.hidden_dim] = from_float<typename N::E>(v);
+                    publish(s, h + (size_t)t * s.hidden_dim, from_float<typename N::E>(v));
                     v -= to_float(from_float<typename N::E>(v));
                 }
         }
@@ -392,7 +391,7 @@ template <typename N> struct EpilogueLane {
 #pragma unroll
         for (int g = 0; g < GROUPS; g++, row += MMA_WEIGHT_ROWS) {
             if (!in_batch || row >= rows) continue;
-            s.logits[(size_t)b * s.vocab_size + row] = sum[g];
+            s.logits[(size_t)b * s.logits_pitch + row] = sum[g];
             if (!isfinite(sum[g])) best_row = -1;
             if (best_row >= 0 && (sum[g] > best || (sum[g] == best && row < best_row))) best = sum[g], best_row = row;
         }
@@ -403,10 +402,15 @@ template <typename N> struct EpilogueLane {
 template <int GROUPS> struct PendingTile {
     float x[GROUPS], sum[GROUPS];
     float *to;
-    __device__ __forceinline__ void store() const {
+    template <class Params> __device__ __forceinline__ void store(const Params &s, bool is_part) const {
 #pragma unroll
-        for (int g = 0; g < GROUPS; g++)
-            if (to) to[g * MMA_WEIGHT_ROWS] = x[g] + sum[g];
+        for (int g = 0; g < GROUPS; g++) {
+            if (!to) continue;
+            if (is_part)
+                to[g * MMA_WEIGHT_ROWS] = x[g] + sum[g];
+            else
+                publish(s, to + g * MMA_WEIGHT_ROWS, x[g] + sum[g]);
+        }
     }
 };
 
@@ -416,7 +420,8 @@ __device__ __forceinline__ void epilogue_sync() {
 
 // The epilogue warps finish the tiles of this block, each every EPILOGUE_WARPSth of a product. When a product is done they
 // count the block in done[product].
-template <typename N> __device__ __forceinline__ void epilogue(const FusedParams &s, const Block &block, Ring ring) {
+template <typename N, class Params>
+__device__ __forceinline__ void epilogue(const Params &s, const Block &block, Ring ring) {
     constexpr int GROUPS = N::GROUPS, TILE = N::TILE;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 - EPILOGUE_WARP;
     int first = 0, first_scales = 0; // buffers, and tiles with scales, of the products before
@@ -433,7 +438,7 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
         const Product &f = s.product[i];
         const ProductKind kind = f.kind;
         const int rows = f.rows, n_sums = (f.n_slices + f.slices_per_sum - 1) / f.slices_per_sum;
-        float *to = (f.leaves_partial ? s.down_partial : s.x) + (size_t)own.b * s.dim + own.n;
+        float *to = (f.leaves_partial ? s.down_partial : own_x(s)) + (size_t)own.b * s.dim + own.n;
         float best = -INFINITY;
         int best_row = rows, n_tiles;
         PendingTile<GROUPS> pending = {};
@@ -474,9 +479,9 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
             __syncwarp();
             if (lane == 0) mbarrier_arrive_after(ring.empty + 8 * ring.slot, all);
             if (kind == PRODUCT_OUT)
-                own.out(to, tile, x, sum);
+                own.out(s, to, tile, x, sum);
             else if (kind == PRODUCT_DOWN) {
-                pending.store();
+                pending.store(s, f.leaves_partial);
 #pragma unroll
                 for (int g = 0; g < GROUPS; g++) pending.x[g] = x[g], pending.sum[g] = sum[g];
                 pending.to = own.in_batch ? to + tile * TILE : NULL;
@@ -487,20 +492,20 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
             else
                 own.lm_head(s, row, rows, sum, best, best_row);
         }
-        pending.store();
+        pending.store(s, f.leaves_partial);
         __syncwarp();
         if (kind == PRODUCT_LM_HEAD) {
             for (int step = 1; step < MMA_WEIGHT_ROWS; step *= 2)
                 take_best(best, best_row, __shfl_xor_sync(~0u, best, step), __shfl_xor_sync(~0u, best_row, step));
             if (own.in_batch && own.n == 0)
-                s.best[(own.b * gridDim.x + blockIdx.x) * EPILOGUE_WARPS + warp] =
-                    make_int2(__float_as_int(best), best_row);
+                publish(s, s.best + own.b * s.best_pitch + blockIdx.x * EPILOGUE_WARPS + warp,
+                        make_int2(__float_as_int(best), best_row < 0 ? best_row : best_row + s.first_token));
         }
         if (lane == 0) mbarrier_arrive(ring.empty + 8 * ring.slot);
         first += n_tiles + EPILOGUE_WARPS;
         if (N::PACKED && f.scales) first_scales += n_tiles;
         epilogue_sync(); // none goes on while another still looks for the end of this product
-        if (warp == 0 && lane == 0 && i + 1 < s.n_products && !f.leaves_partial) reduce_add_release(s.done + i, 1);
+        if (warp == 0 && lane == 0 && !f.leaves_partial && is_waited_for(s, i)) count_block(s, s.done + i);
     }
 }
 
@@ -635,27 +640,25 @@ __device__ __forceinline__ void consume_tiles(const FusedParams &s, const Produc
 #include "fused_packed.cuh"
 
 // Waits until all blocks have finished a product: edge D in fused.h.
-__device__ __forceinline__ void wait_for_product(const unsigned *done) {
-    if (threadIdx.x == 0) {
-        unsigned n;
-        do n = load_acquire(done);
-        while (n < gridDim.x);
-    }
+template <class Params>
+__device__ __forceinline__ void wait_for_product(const Params &s, const unsigned *done, unsigned step) {
+    if (threadIdx.x == 0) wait_for_blocks(s, done, gridDim.x, step);
     consumers_sync();
 }
 
-template <typename N>
-__device__ __forceinline__ void consume(const FusedParams &s, const Block &block, Ring ring, Ring partials_ring) {
+template <typename N, class Params>
+__device__ __forceinline__ void consume(const Params &s, const Block &block, Ring ring, Ring partials_ring) {
+    const unsigned step = step_of(s);
     for (int i = 0; i < s.n_products; i++) {
         const Product &f = s.product[i];
         auto wait = [&] {
             if (i == 0) {
                 wait_for_previous_kernel();
-                let_next_kernel_start(); // not before: attention relies on it (AttentionArgs.kv_stable)
+                let_next(s); // not before: attention relies on it (AttentionArgs.kv_stable)
             } else if (f.adds_partial)
                 consumers_sync(); // done with the part of K before; h is complete
             else
-                wait_for_product(s.done + i - 1);
+                wait_for_product(s, s.done + i - 1, step);
         };
         auto normalised = [&](auto rows, auto each) {
             float4 w[each.value];
@@ -674,9 +677,10 @@ __device__ __forceinline__ void consume(const FusedParams &s, const Block &block
                            std::integral_constant<int, FUSED_MAX_DIM / 4 / CONSUMER_THREADS>());
         } else {
             wait();
-            if (f.kind == PRODUCT_OUT)
+            if (f.kind == PRODUCT_OUT) {
+                exchange_attention(s, step);
                 store_attention<N>(s, f, block.shared);
-            else
+            } else
                 store_hidden<N>(s, f, block.shared);
         }
         if (N::PACKED && f.codes != CODES_NONE && f.cols % PACK_CHUNK)
@@ -706,8 +710,8 @@ __device__ __forceinline__ void consume(const FusedParams &s, const Block &block
 // Grid:     SMs × 352 threads: one block on every SM, all resident at once; a tile is one block's.
 // Requires: done = next_tile = 0; cols % 8 = 0; n_rows × terms <= MAX_ACT_ROWS; dynamic shared memory as FusedPlan
 // says.
-template <typename N>
-__global__ void __launch_bounds__(FUSED_THREADS, 1) decode_products_kernel(const __grid_constant__ FusedParams s) {
+template <typename N, class Params>
+__global__ void __launch_bounds__(FUSED_THREADS, 1) decode_products_kernel(const __grid_constant__ Params s) {
     extern __shared__ __align__(128) char shared[];
     __shared__ uint64_t barriers[2 * MAX_STAGES + 2 * PARTIAL_BUFFERS];
     __shared__ float sums[4 * CONSUMER_WARPS];
@@ -776,21 +780,30 @@ __global__ void decode_embed_kernel(float *x, const W *table, const int *tokens,
 // Computes: what a step ends with: each row's next token (argmax), -1 if a logit is not finite, to the host and as the
 // next
 //           step's input; the counters at zero for that one.
-// Reads:    best [rows][n_best].
+// Reads:    best [rows][n_best]; of several GPUs (ranks.n > 0), when all of them have written theirs.
 // Writes:   next and next_host [rows]; of step, from row `first` on, tokens and lens; done [n_done], next_tile after
-//           it.
+//           it; of several GPUs the number of steps.
 // Grid:     1 × 32 threads for each row, at least; a warp owns a row.
 // Requires: rows <= MAX_ACT_ROWS.
 __global__ void decode_argmax_kernel(const int2 *best, int n_best, int vocab, int *next, int *next_host,
-                                     StepInput *step, int first, int rows, unsigned *done, int n_done) {
+                                     StepInput *step, int first, int rows, unsigned *done, int n_done,
+                                     RanksToWaitFor ranks) {
     wait_for_previous_kernel();
     int lane = threadIdx.x % 32, b = threadIdx.x / 32;
     for (int i = threadIdx.x; i < n_done; i += blockDim.x) done[i] = 0;
+    if (ranks.n > 0) {
+        if (threadIdx.x == 0) {
+            const unsigned steps = *ranks.step + 1;
+            wait_for_count(ranks.done, steps * ranks.blocks * ranks.n, ranks.wait_limit);
+            *ranks.step = steps;
+        }
+        __syncthreads();
+    }
     if (b >= rows) return;
     float logit = -INFINITY;
     int token = vocab;
     for (int i = lane; i < n_best; i += 32) {
-        int2 x = best[b * n_best + i];
+        int2 x = __ldcg(best + b * n_best + i);
         take_best(logit, token, __int_as_float(x.x), x.y);
     }
 #pragma unroll

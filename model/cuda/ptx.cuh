@@ -328,6 +328,24 @@ __device__ __forceinline__ unsigned load_acquire(const unsigned *from) {
     return x;
 }
 
+// The same among several GPUs: what was stored, by this thread or by others that it has met, before what is stored next.
+__device__ __forceinline__ void fence_system() {
+    asm volatile("fence.acq_rel.sys;" ::: "memory");
+}
+__device__ __forceinline__ void reduce_add_system(unsigned *to, unsigned x) {
+    asm volatile("red.relaxed.sys.global.add.u32 [%0], %1;" ::"l"(to), "r"(x) : "memory");
+}
+__device__ __forceinline__ unsigned load_acquire_system(const unsigned *from) {
+    unsigned x;
+    asm volatile("ld.acquire.sys.u32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
+    return x;
+}
+__device__ __forceinline__ unsigned long long nanoseconds() {
+    unsigned long long x;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(x));
+    return x;
+}
+
 // ---- bits -----------------------------------------------------------------------------------------------------------
 
 // (x & MASK) | BITS, and (x & MASK) ^ BITS, in one instruction.

@@ -136,12 +136,17 @@ struct CudaState {
     size_t attention_workspace_bytes;
     // Steps: step.cu.
     RunAhead next_step;
-    // By whether a sequence has several rows: a step of so many rows into each buffer.
+    // By whether a sequence has several rows: a step of so many rows into each buffer. Rank 0's has all GPUs' kernels,
+    // unless ranks are apart.
     cudaGraphExec_t graphs[2][2][MAX_STEP_ROWS + 1];
     bool ran[2][MAX_STEP_ROWS + 1]; // once without a graph, so that cuBLAS has loaded what it needs
     // Enqueues a step of n rows from `step` to logits, argmax and argmax_host; several: of a sequence. If not, `step` is
     // the next step's then.
     bool (*enqueue_step)(Model *m, int n, bool several, Error *err);
+    // Of several GPUs: whether such a step is enqueued for each by itself, without an order between their streams: its
+    // kernels wait for the others' (fused_exchange.cuh). NULL: never.
+    bool (*ranks_are_apart)(const Model *m, int n);
+    bool last_step_apart;
     // --verbose: what has been logged; whether what is computed is for nobody.
     bool logged_prefill, logged_decode, warming_up;
     bool (*prepare)(Model *m, Error *err); // open_cuda's

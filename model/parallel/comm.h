@@ -54,6 +54,10 @@ void comm_close(Comm *comm);
 
 // Enqueues for all ranks: every rank has all parts [count] of `rows` rows of row_bytes.
 bool comm_gather(Comm *comm, const CommPart *parts, int rows, size_t row_bytes, Error *err);
+// Whether kernels of one rank reach the memory of all others. Where they do, all [count] says where what each rank has at
+// own [count] is reached from every rank's GPU: the start of an allocation.
+bool comm_reaches(const Comm *comm);
+bool comm_reach(Comm *comm, void *const *own, void **all, Error *err);
 // What the others are given from here on comes after what rank 0 was given; and the other way around.
 bool comm_fork(Comm *comm, Error *err);
 bool comm_join(Comm *comm, Error *err);

@@ -75,6 +75,15 @@ void comm_close(Comm *c) {
     free(c);
 }
 
+bool comm_reaches(const Comm *) {
+    return true;
+}
+
+bool comm_reach(Comm *c, void *const *own, void **all, Error *) {
+    for (int r = 0; r < c->count; r++) all[r] = own[r];
+    return true;
+}
+
 static bool record(Comm *c, int rank, Error *err) {
     CUDA_TRY(cudaSetDevice(c->ranks[rank].device));
     CUDA_TRY(cudaEventRecord(c->ranks[rank].event, c->ranks[rank].stream));
