@@ -247,16 +247,17 @@ struct FusedParams {
     int *next_tile;      // [n_products]: tiles taken, after each block's first
 };
 
-// The same where several GPUs exchange what they compute (fused_exchange.cuh). x, h, att and best are the region's, with
-// the columns of all ranks, done too; hidden_dim is the model's, dim always.
+// The same where several GPUs exchange what they compute (fused_exchange.cuh). x and h: dim and hidden_dim are the model's;
+// of x only this rank's columns are kept up to date; best is in the region, with those of all ranks.
 struct SharedParams : FusedParams {
     int n_peers;                           // the other ranks
     ptrdiff_t to_peer[MAX_SHARDS - 1];     // from an address in this rank's region to the same in another's
+    char *sets;                            // [2][set_bytes]: what is exchanged, in a kernel and in the next
+    unsigned set_bytes, x_down, h_all, att_all; // where they begin in a set; x_out is at 0
+    unsigned number, n_layers;             // of the kernel in its step, 0 to n_layers
     int first_x, first_h, first_attention; // this rank's columns: floats, 16-bit elements, 16 bytes
-    const void *own_att;                   // [n_rows] of attention_words × 16 bytes: what this rank's attention left
-    int attention_words, attention_pitch;  // 16 bytes: of a row of own_att, of att
-    unsigned attention_blocks;             // that send it
-    unsigned *done_attention;
+    int attention_words, attention_pitch;  // 16 bytes: of a row of att, which is this rank's alone, and of all ranks'
+    unsigned *finished;                    // blocks of all ranks at the end of a step, in all steps
     const unsigned *step;                  // steps so far
     unsigned long long wait_limit;         // ns
     bool shares_gpu;                       // with other ranks

@@ -15,7 +15,7 @@ static const unsigned long long WAIT_LIMIT = 4000000000; // ns that a kernel wai
 // Where things are in a region: the same on every rank.
 static void lay_out(const Model *m, const FusedState *f, size_t element, Exchange *e) {
     const Config *c = &m->config;
-    const size_t rows = MAX_ACT_ROWS, kernels = (size_t)c->n_layers + 1;
+    const size_t rows = (size_t)fused_min(f->max_rows, model_step_rows(m));
     size_t at = 0;
     auto take = [&](size_t bytes) {
         size_t here = at;
@@ -23,17 +23,15 @@ static void lay_out(const Model *m, const FusedState *f, size_t element, Exchang
         return here;
     };
     take(rows * (size_t)c->dim * sizeof(float));
+    e->x_down = take(rows * (size_t)c->dim * sizeof(float));
+    e->h = take(rows * (size_t)(f->terms * c->hidden_dim) * 2);
     e->att = take(rows * (size_t)c->q_dim * element);
-    e->h = take(rows * (size_t)c->hidden_dim * 2);
+    e->set_bytes = at;
+    at = 2 * e->set_bytes;
     e->best = take(rows * (size_t)(m->shard.count * f->n_blocks * EPILOGUE_WARPS) * sizeof(int2));
-    e->done = take(kernels * MAX_PRODUCTS * sizeof(unsigned));
-    e->done_attention = take(kernels * sizeof(unsigned));
+    e->finished = take(sizeof(unsigned));
     e->step = take(sizeof(unsigned));
     e->bytes = at;
-    // As many as the most rows have pieces; what the largest rank has says how large these are.
-    const Shard first = shard_of(c, 0, m->shard.count);
-    const int bytes = first.kv_heads.n * c->group * c->head_dim * (int)element;
-    e->attention_blocks = fused_min(f->n_blocks, MAX_ACT_ROWS / f->terms * fused_ceil(bytes, 16 * CONSUMER_THREADS));
 }
 
 static SharedParams shared_params(const Model *m, const CudaState *s, const FusedPlan *plan, int i, int first, int n) {
@@ -45,55 +43,54 @@ static SharedParams shared_params(const Model *m, const CudaState *s, const Fuse
     SharedParams p;
     memset(&p, 0, sizeof p);
     (FusedParams &)p = fused_params(m, s, plan, i, first, n);
-    p.x = (float *)e->region;
-    p.att = e->region + e->att;
-    p.h = e->region + e->h;
-    p.hidden_dim = c->hidden_dim;
+    p.x = s->x_all;
+    p.att = s->att;
+    p.h = NULL;
     p.logits = e->logits[s->buffer] + (size_t)first * c->vocab_size + shard->vocab.first;
     p.logits_pitch = c->vocab_size;
     p.best = (int2 *)(e->region + e->best) + shard->rank * p.best_pitch;
     p.best_pitch *= shard->count;
     p.first_token = shard->vocab.first;
-    p.done = (unsigned *)(e->region + e->done) + i * MAX_PRODUCTS;
     for (int r = 0; r < shard->count; r++)
         if (r != shard->rank) p.to_peer[p.n_peers++] = e->regions[r] - e->region;
+    p.sets = e->region;
+    p.set_bytes = (unsigned)e->set_bytes;
+    p.x_down = (unsigned)e->x_down;
+    p.h_all = (unsigned)e->h;
+    p.att_all = (unsigned)e->att;
+    p.number = (unsigned)i;
+    p.n_layers = (unsigned)c->n_layers;
     p.first_x = shard->dim.first;
     p.first_h = shard->hidden.first;
     p.first_attention = shard->kv_heads.first * head_bytes / 16;
-    p.own_att = s->att;
     p.attention_words = shard->kv_heads.n * head_bytes / 16;
     p.attention_pitch = c->n_kv_heads * head_bytes / 16;
-    p.attention_blocks = e->attention_blocks;
-    p.done_attention = (unsigned *)(e->region + e->done_attention) + i;
+    p.finished = (unsigned *)(e->region + e->finished);
     p.step = (const unsigned *)(e->region + e->step);
     p.wait_limit = WAIT_LIMIT;
     p.shares_gpu = m->one_gpu;
     return p;
 }
 
-static RanksToWaitFor ranks_at_the_end(const Model *m, const FusedState *f, const SharedParams &last) {
-    return {(unsigned)m->shard.count, (unsigned)f->n_blocks, last.done + last.n_products - 1, (unsigned *)last.step,
-            WAIT_LIMIT};
-}
-
 static bool decode_pass_of_rank(Model *m, CudaState *s, const FusedPlan *plan, int first, int n, bool several,
                                 bool verbose, Error *err) {
     const FusedState *f = s->fused;
-    const int n_layers = m->config.n_layers;
+    const Exchange *e = f->exchange;
+    const int n_layers = m->config.n_layers, n_best = m->shard.count * f->n_blocks * EPILOGUE_WARPS;
     const bool pdl = !m->one_gpu;
-    SharedParams p;
-    if (!embed_pass(m, s, (float *)f->exchange->region, first, n, err)) return false;
+    const RanksToWaitFor ranks = {(unsigned)m->shard.count, (unsigned)f->n_blocks, (unsigned *)(e->region + e->finished),
+                                  (unsigned *)(e->region + e->step), WAIT_LIMIT};
+    if (!embed_pass(m, s, s->x_all, first, n, err)) return false;
     for (int i = 0; i <= n_layers; i++) {
         if (i > 0 && !attend_step_rows(m, s, i - 1, first, n, several, verbose && i == 1, err)) return false;
-        p = shared_params(m, s, plan, i, first, n);
+        const SharedParams p = shared_params(m, s, plan, i, first, n);
         if (verbose && i <= 1) log_products(&p, plan, f->n_blocks, "; GPUs exchange in it");
         CUDA_TRY(for_numbers(m, plan->tile_rows, [&](auto numbers) {
             return launch_kernel(decode_products_kernel<decltype(numbers), SharedParams>, f->n_blocks, FUSED_THREADS,
                                  plan->shared_bytes, pdl, s->stream, p);
         }));
     }
-    return argmax_pass(m, s, pdl, (const int2 *)(f->exchange->region + f->exchange->best), p.best_pitch, first, n,
-                       ranks_at_the_end(m, f, p), err);
+    return argmax_pass(m, s, pdl, (const int2 *)(e->region + e->best), n_best, first, n, ranks, err);
 }
 
 bool decode_pass_by_exchange(Model *m, const FusedPlan *plan, int first, int n, bool several, Error *err) {
@@ -133,8 +130,9 @@ bool open_exchange(Model *m, Error *err) {
             if (!e) return fail(err, "out of memory: what GPUs exchange");
             lay_out(m, s->fused, s->element, e);
             CUDA_TRY(cudaMalloc((void **)&e->region, e->bytes));
-            CUDA_TRY(cudaMemsetAsync(e->region, 0, e->bytes, s->stream));
-            CUDA_TRY(cudaStreamSynchronize(s->stream)); // before another rank counts in it
+            CUDA_TRY(cudaMemsetAsync(e->region, 0xff, 2 * e->set_bytes, s->stream)); // ABSENT
+            CUDA_TRY(cudaMemsetAsync(e->region + 2 * e->set_bytes, 0, e->bytes - 2 * e->set_bytes, s->stream));
+            CUDA_TRY(cudaStreamSynchronize(s->stream)); // before another rank stores to it
             return load_kernels(m, s->fused, err);
         }))
         return false;

@@ -6,11 +6,11 @@
 
 // What a rank exchanges with others within kernels (fused_exchange.cuh), in one block of memory.
 struct Exchange {
-    char *region;
-    size_t att, h, best, done, done_attention, step, bytes; // where they begin in it; x is at 0
-    char *regions[MAX_SHARDS];                              // of all ranks, as they are reached from this one's GPU
-    float *logits[2];                                       // rank 0's, by CudaState.buffer
-    int attention_blocks;                                   // that send attention's output
+    char *region;                       // two sets are at 0
+    size_t set_bytes, x_down, h, att;   // of a set, and where they begin in it; x_out is at 0
+    size_t best, finished, step, bytes; // where they begin in the region
+    char *regions[MAX_SHARDS];          // of all ranks, as they are reached from this one's GPU
+    float *logits[2];                   // rank 0's, by CudaState.buffer
 };
 
 struct FusedState {
