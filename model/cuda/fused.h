@@ -256,6 +256,8 @@ struct SharedParams : FusedParams {
     unsigned set_bytes, x_down, h_all, att_all; // where they begin in a set; x_out is at 0
     unsigned number, n_layers;             // of the kernel in its step, 0 to n_layers
     int first_x, first_h, first_attention; // this rank's columns: floats, 16-bit elements, 16 bytes
+    int own_x, own_h;                      // how many
+    bool sends_products;                   // in whole rows, when a product is done; else each number at once
     int attention_words, attention_pitch;  // 16 bytes: of a row of att, which is this rank's alone, and of all ranks'
     unsigned *finished;                    // blocks of all ranks at the end of a step, in all steps
     const unsigned *step;                  // steps so far

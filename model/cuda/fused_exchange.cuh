@@ -112,17 +112,25 @@ template <typename T> __device__ __forceinline__ uint32_t never_absent(uint32_t 
         return v ^ (__vcmpeq2(v, ABSENT) & 0x80008000u);
 }
 
-// *to = value, `to` in the rank's own region, on all ranks.
-template <typename T> __device__ __forceinline__ void store_everywhere(const SharedParams &s, T *to, T value) {
-    store_system(to, value);
+// *to = value, `to` in the rank's own region: on the other ranks, on all.
+template <typename T> __device__ __forceinline__ void store_at_peers(const SharedParams &s, T *to, T value) {
 #pragma unroll 1
     for (int r = 0; r < s.n_peers; r++) store_system((T *)((char *)to + s.to_peer[r]), value);
 }
+template <typename T> __device__ __forceinline__ void store_everywhere(const SharedParams &s, T *to, T value) {
+    store_system(to, value);
+    store_at_peers(s, to, value);
+}
+
+// Best, of h: on all ranks, or on this one until send_product.
 template <typename T> __device__ __forceinline__ void publish(const FusedParams &, T *to, T value) {
     *to = value;
 }
 template <typename T> __device__ __forceinline__ void publish(const SharedParams &s, T *to, T value) {
-    store_everywhere(s, to, value);
+    if (s.sends_products && sizeof(T) == 2)
+        *to = value;
+    else
+        store_everywhere(s, to, value);
 }
 
 // ---- what is stored -------------------------------------------------------------------------------------------------
@@ -157,7 +165,11 @@ __device__ __forceinline__ void store_x(const FusedParams &, XPlace, float *to, 
 }
 __device__ __forceinline__ void store_x(const SharedParams &s, XPlace place, float *to, float value) {
     *to = value;
-    if (place.region) store_everywhere(s, (float *)((char *)to + place.region), value);
+    float *all = (float *)((char *)to + place.region);
+    if (place.region && s.sends_products)
+        *all = value;
+    else if (place.region)
+        store_everywhere(s, all, value);
 }
 
 // One more block has come to the end of a step: what its epilogue warps stored before they met is visible to who sees it.
@@ -197,6 +209,31 @@ template <typename KV> __device__ __forceinline__ void send_attention(const Shar
         store_everywhere(s, to + (size_t)row * s.attention_pitch + word, v);
     }
     clear_other_set(s, turn);
+}
+
+// `words` × 16 bytes of each of n rows, from own [n][pitch] on, which are in this rank's region, to the others.
+__device__ __forceinline__ void send_rows(const SharedParams &s, uint4 *own, int words, int pitch, int n) {
+    const int pieces = (words + CONSUMER_THREADS - 1) / CONSUMER_THREADS;
+    for (int i = blockIdx.x; i < n * pieces; i += gridDim.x) {
+        const int word = i % pieces * CONSUMER_THREADS + threadIdx.x;
+        uint4 *at = own + (size_t)(i / pieces) * pitch + word;
+        if (word < words) store_at_peers(s, at, load_l2_16(at, true));
+    }
+}
+
+// What enters product f and the product before left in this rank's region, to the others; by the consumers, when that one
+// is done.
+template <typename N> __device__ __forceinline__ void send_product(const FusedParams &, const Product &, Turn) {
+}
+template <typename N>
+__device__ __forceinline__ void send_product(const SharedParams &s, const Product &f, Turn turn) {
+    if (!s.sends_products) return;
+    char *set = s.sets + turn;
+    if (f.kind == PRODUCT_DOWN)
+        send_rows(s, (uint4 *)(set + s.h_all + s.first_h * 2), s.own_h / 8, s.hidden_dim / 8, s.n_rows * N::TERMS);
+    else
+        send_rows(s, (uint4 *)(set + (f.kind == PRODUCT_GATE_UP ? 0 : s.x_down) + s.first_x * 4), s.own_x / 4, s.dim / 4,
+                  s.n_rows);
 }
 
 // ---- what is read ---------------------------------------------------------------------------------------------------

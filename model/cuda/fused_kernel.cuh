@@ -682,8 +682,10 @@ __device__ __forceinline__ void consume(const Params &s, const Block &block, Rin
                 let_next(s); // not before: attention relies on it (AttentionArgs.kv_stable)
             } else if (f.adds_partial)
                 consumers_sync(); // done with the part of K before; h is complete
-            else
+            else {
                 wait_for_product(s.done + i - 1);
+                send_product<N>(s, f, turn);
+            }
         };
         auto normalised = [&](auto rows, auto each) {
             float4 w[each.value];

@@ -62,6 +62,9 @@ static SharedParams shared_params(const Model *m, const CudaState *s, const Fuse
     p.n_layers = (unsigned)c->n_layers;
     p.first_x = shard->dim.first;
     p.first_h = shard->hidden.first;
+    p.own_x = shard->dim.n;
+    p.own_h = shard->hidden.n;
+    p.sends_products = n * f->terms > 2;
     p.first_attention = shard->kv_heads.first * head_bytes / 16;
     p.attention_words = shard->kv_heads.n * head_bytes / 16;
     p.attention_pitch = c->n_kv_heads * head_bytes / 16;
