@@ -52,7 +52,7 @@ template <typename T> __global__ void rmsnorm_kernel(T *y, const float *x, const
 // ---- e4m3 codes with one scale for a row ----
 //
 // The scale is the largest magnitude / 448 in float32, so that the largest number has the largest code; of a row of zeros
-// (or of nothing that float32 can divide so) it is 1. A code is the nearest to number / scale, which float32 has rounded,
+// it is 1. A code is the nearest to number / scale, which float32 has rounded,
 // of two the even one; beyond 448 it is that, as it is for infinities, whose row has the scale of the largest number. NaN
 // stays NaN. Numbers are those that would enter a bf16 product.
 
