@@ -330,7 +330,8 @@ static void test_fp8_products_of_prompts_alone(void) {
             if (!(of_fp8 <= bound) || !(of_fp8 > 2 * of_bf16))
                 test_fail("%s: logits are off by %.3g of their size, bound %.3g; bf16's by %.3g", shape, of_fp8, bound,
                           of_bf16);
-            printf("   %s: logits after a prompt are off by %.4f of their size, in bf16 by %.4f\n", shape, of_fp8, of_bf16);
+            printf("   %s: logits after a prompt are off by %.4f of their size, in bf16 by %.4f\n", shape, of_fp8,
+                   of_bf16);
             for (int i = 1; i < 3 && ok; i++) ok = model_restore_pages(&models[i], 0, &saved[i], &err);
             for (int k = 0; k < STEPS && ok; k++) {
                 for (int i = 1; i < 3 && ok; i++)
@@ -1366,8 +1367,8 @@ static void check_shards(const char *shape, Precision precision, int slots, int 
             test_fail("%s, %d GPUs: %zu logits, expected %zu", called(shape), gpus, trace.at, trace.n);
         else if (exact ? !trace.same : !(trace.error <= bound * bound * trace.size) && gpus > 1)
             test_fail("%s, %s, %d sequences, %d GPUs: other logits than one GPU's, %.2g of their size off%s%s",
-                      called(shape), precision_names[precision], slots, gpus,
-                      sqrt(trace.error / trace.size), trace.logits_differ, trace.pages_differ);
+                      called(shape), precision_names[precision], slots, gpus, sqrt(trace.error / trace.size),
+                      trace.logits_differ, trace.pages_differ);
     }
     free(trace.logits);
     free(trace.pages);

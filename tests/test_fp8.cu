@@ -94,7 +94,8 @@ static uint8_t nearest_code(float x) {
     if (size >= 448) return sign | 0x7e;
     uint8_t below = 0x7d;
     while ((double)quant_fp8_value(below) > size) below--;
-    const double from_below = size - (double)quant_fp8_value(below), to_above = (double)quant_fp8_value(below + 1) - size;
+    const double from_below = size - (double)quant_fp8_value(below),
+                 to_above = (double)quant_fp8_value(below + 1) - size;
     const bool up = from_below > to_above || (from_below == to_above && below % 2);
     return sign | (uint8_t)(below + up);
 }
@@ -117,18 +118,30 @@ enum { KINDS_OF_ROWS = 12 };
 static uint16_t number_of_kind(int kind, int cols, int i) {
     const unsigned h = hash((unsigned)(kind * 65536 + i));
     switch (kind) {
-    case 0: return h % 2 ? 0x8000 : 0;                                           // zeros of both signs
-    case 1: return to_bf16(uniform(h));                                          // uniform
-    case 2: return to_bf16(uniform(h) * ldexpf(1, (int)(h % 40) - 20));          // of many sizes
-    case 3: return (uint16_t)(h % 3 + (h & 0x8000));                             // the smallest that there are
-    case 4: return (uint16_t)(h % 0x80 + (h & 0x8000));                          // subnormal
-    case 5: return (h & 0x7f80) == 0x7f80 ? 0x7f7f : (uint16_t)h;                // any finite number
-    case 6: return i == cols / 3 ? 0x7f80 : to_bf16(uniform(h));                 // an infinity
-    case 7: return i == cols - 1 ? 0xff80 : (h & 0x7f80) == 0x7f80 ? 0 : (uint16_t)h; // the other, beside huge numbers
-    case 8: return i == 5 ? 0x7fc0 : to_bf16(uniform(h));                        // NaN
-    case 9: return 0x7fc0;                                                       // nothing else
-    case 10: return to_bf16(i == 0 ? -448.0f : (float)(int)(h % 897) - 448.0f);  // scale 1, ties among them
-    default: return i == cols - 2 ? to_bf16(-1e-30f) : 0;                        // one number
+    case 0:
+        return h % 2 ? 0x8000 : 0; // zeros of both signs
+    case 1:
+        return to_bf16(uniform(h)); // uniform
+    case 2:
+        return to_bf16(uniform(h) * ldexpf(1, (int)(h % 40) - 20)); // of many sizes
+    case 3:
+        return (uint16_t)(h % 3 + (h & 0x8000)); // the smallest that there are
+    case 4:
+        return (uint16_t)(h % 0x80 + (h & 0x8000)); // subnormal
+    case 5:
+        return (h & 0x7f80) == 0x7f80 ? 0x7f7f : (uint16_t)h; // any finite number
+    case 6:
+        return i == cols / 3 ? 0x7f80 : to_bf16(uniform(h)); // an infinity
+    case 7:
+        return i == cols - 1 ? 0xff80 : (h & 0x7f80) == 0x7f80 ? 0 : (uint16_t)h; // the other, beside huge numbers
+    case 8:
+        return i == 5 ? 0x7fc0 : to_bf16(uniform(h)); // NaN
+    case 9:
+        return 0x7fc0; // nothing else
+    case 10:
+        return to_bf16(i == 0 ? -448.0f : (float)(int)(h % 897) - 448.0f); // scale 1, ties among them
+    default:
+        return i == cols - 2 ? to_bf16(-1e-30f) : 0; // one number
     }
 }
 
@@ -168,7 +181,8 @@ static void test_codes_of_norms_and_swiglu(void) {
     for (int cols : {16, 288, 4096, 14336, (int)MOST_COLS}) {
         enum { ROWS = 37 };
         std::vector<float> both((size_t)2 * ROWS * cols), weight(cols);
-        for (size_t i = 0; i < both.size(); i++) both[i] = uniform((unsigned)i) * ldexpf(1, (int)(hash((unsigned)i) % 9));
+        for (size_t i = 0; i < both.size(); i++)
+            both[i] = uniform((unsigned)i) * ldexpf(1, (int)(hash((unsigned)i) % 9));
         for (int i = 0; i < cols; i++) weight[i] = uniform((unsigned)i + 77);
         for (int i = 0; i < cols; i++) both[i] = both[(size_t)ROWS * cols + i] = 0; // a row of zeros
         const size_t n = (size_t)ROWS * cols;
@@ -180,7 +194,8 @@ static void test_codes_of_norms_and_swiglu(void) {
         LayerWeights layer = {};
         layer.w1.rows = layer.w3.rows = cols;
         for (bool norm : {true, false}) {
-            if (!(norm ? rmsnorm_codes(s, weight_device, 1e-5f, ROWS, cols, &err) : swiglu_codes(s, &layer, ROWS, &err)))
+            if (!(norm ? rmsnorm_codes(s, weight_device, 1e-5f, ROWS, cols, &err)
+                       : swiglu_codes(s, &layer, ROWS, &err)))
                 test_fail("%s", err.text);
             std::vector<uint8_t> codes = to_host(s->codes, n);
             std::vector<float> scales = to_host(s->code_scales, ROWS);
@@ -259,7 +274,8 @@ static void close_weights(CudaState *s, Weights8 *w) {
 
 static double value_of(uint8_t code) {
     static double values[256];
-    for (int i = 0; values[0xff] == 0 && i < 256; i++) values[i] = (double)quant_fp8_value((uint8_t)i); // the last is NaN
+    for (int i = 0; values[0xff] == 0 && i < 256; i++)
+        values[i] = (double)quant_fp8_value((uint8_t)i); // the last is NaN
     return values[code];
 }
 
@@ -304,8 +320,8 @@ static void check_product(const Shape &c, bool every_size, double *worst, double
                 if (T == MOST && slab == whole_slab)
                     whole[adds] = some;
                 else if (memcmp(some.data(), whole[adds].data(), n * 4) != 0)
-                    test_fail("%d x %d, %d rows, slabs of %zu bytes%s: other bits than among %d rows", c.rows, c.cols, T,
-                              slab, adds ? ", added" : "", MOST);
+                    test_fail("%d x %d, %d rows, slabs of %zu bytes%s: other bits than among %d rows", c.rows, c.cols,
+                              T, slab, adds ? ", added" : "", MOST);
             }
         }
         close_weights(s, &w);
@@ -338,8 +354,8 @@ static void check_product(const Shape &c, bool every_size, double *worst, double
             sizes += sum * by * sum * by;
             if (t == 3 ? whole[0][at] != 0 || whole[1][at] != start[at]
                        : !(fabs(off) <= bound) || !(fabs(off_added) <= bound_added))
-                test_fail("%d x %d: row %d, column %d is %.9g, and %.9g added: off by %.3g and %.3g, bound %.3g", c.rows,
-                          c.cols, t, r, (double)whole[0][at], (double)whole[1][at], off, off_added, bound);
+                test_fail("%d x %d: row %d, column %d is %.9g, and %.9g added: off by %.3g and %.3g, bound %.3g",
+                          c.rows, c.cols, t, r, (double)whole[0][at], (double)whole[1][at], off, off_added, bound);
             if (bound > 0) *worst = fmax(*worst, fabs(off) / bound);
         }
     *rms = fmax(*rms, sqrt(errors / sizes));
@@ -351,8 +367,10 @@ static void check_product(const Shape &c, bool every_size, double *worst, double
 
 static void test_products_of_codes(void) {
     double worst = 0, rms = 0;
-    for (const Shape &c : {Shape{288, 768}, Shape{768, 288}, Shape{1040, 1424}, Shape{64, 64}}) check_product(c, true, &worst, &rms);
-    for (const Shape &c : {Shape{6144, 4096}, Shape{2048, 4096}, Shape{4096, 14336}}) check_product(c, false, &worst, &rms);
+    for (const Shape &c : {Shape{288, 768}, Shape{768, 288}, Shape{1040, 1424}, Shape{64, 64}})
+        check_product(c, true, &worst, &rms);
+    for (const Shape &c : {Shape{6144, 4096}, Shape{2048, 4096}, Shape{4096, 14336}})
+        check_product(c, false, &worst, &rms);
     // By 14 bits the root mean square is near 2^-12 of the results'; sums that are not promoted have 2^-9.6 (K 4096).
     if (!(rms <= 0x1p-10)) test_fail("root mean square of the errors: %.3g of the results', bound %.3g", rms, 0x1p-10);
     test_end("test_products_of_codes");
@@ -365,7 +383,7 @@ static void test_sums_are_promoted(void) {
     CudaState *s = open_state();
     Error err = {""};
     Weights8 w = open_weights(s, ROWS, COLS, (size_t)SLAB_ROWS * COLS, [](unsigned) { return 0x38; }); // 1
-    std::vector<uint8_t> codes((size_t)IN_ROWS * COLS, 0x08);                                           // 1/64
+    std::vector<uint8_t> codes((size_t)IN_ROWS * COLS, 0x08);                                          // 1/64
     std::vector<float> ones(ROWS, 1);
     for (int t = 0; t < IN_ROWS; t++) codes[(size_t)t * COLS + (size_t)t * (COLS - 1) / (IN_ROWS - 1)] = 0x78; // 256
     CHECK_CUDA(cudaMemcpy(s->codes, codes.data(), codes.size(), cudaMemcpyHostToDevice));

@@ -304,7 +304,8 @@ static void choose_types(const Model *m, CudaState *s, bool for_fused) {
     s->one_order = for_fused && !f32;
     s->fp8 = m->precision == PRECISION_FP8;
     bool widens = quantised || (s->keeps_16_bits && m->weights.dtype != DTYPE_F32);
-    s->widening.slab_bytes = widens ? widen_slab_bytes((uint64_t)c->hidden_dim * c->dim, most_columns(c), s->element) : 0;
+    s->widening.slab_bytes =
+        widens ? widen_slab_bytes((uint64_t)c->hidden_dim * c->dim, most_columns(c), s->element) : 0;
 }
 
 // A rank's stream, cuBLAS handle, tables, RoPE's frequencies.

@@ -217,8 +217,7 @@ static bool forward_rows(Model *m, const Batch *host, const int *host_lens, int 
         if (!for_shards(m, err, [&](Model *m, CudaState *s) {
                 const Matrix *w2 = &m->weights.layers[i].w2;
                 if (!codes) return matmul(s, s->x, w2, s->h_all, T, 1, err);
-                return (!s->comm || encode_rows(s, s->h_all, T, w2->cols, err)) &&
-                       matmul_codes(s, s->x, w2, T, 1, err);
+                return (!s->comm || encode_rows(s, s->h_all, T, w2->cols, err)) && matmul_codes(s, s->x, w2, T, 1, err);
             }))
             return false;
         if (!gather_x(m, T, err)) return false;
