@@ -400,8 +400,8 @@ static void close_fused(Model *m) {
 static bool open_fused(Model *m, Error *err) {
     if (!open_cuda(m, prepare_fused, err)) return false;
     const CudaState *s = (CudaState *)m->state;
-    // Rows of prompts have the order of sums of engine cublas's steps, and only of these.
-    m->two_passes = s->fused->terms > 1 || model_sequences(m) <= s->fused->max_rows || steps_are_wide(m);
+    // Rows of prompts have the order of sums of engine cublas's steps, and only of these; FP8 products are of no step.
+    m->two_passes = s->fp8 || s->fused->terms > 1 || model_sequences(m) <= s->fused->max_rows || steps_are_wide(m);
     return true;
 }
 

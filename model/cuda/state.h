@@ -96,6 +96,8 @@ struct CudaState {
     bool one_order;     // products of 16-bit numbers add up in one order, whatever the number of rows (gemm.cu)
     Widening widening;  // of matrices whose dtype is not type
     int packed_rows;    // products of quantised weights and up to so many rows are packed_product.h's
+    bool fp8;           // --precision fp8: inputs of a prompt's products, but the output matrix's, are codes
+    cublasLtMatmulAlgo_t fp8_kernel; // of all of them (gemm.cu)
     // Activations, on the device.
     float *x;           // [T][own dim]: the residual stream
     void *xb;           // type [T][dim]: normalised
@@ -104,6 +106,8 @@ struct CudaState {
     void *att;          // type [T][own heads × head_dim]
     float *gate_up;     // [2][T][own hidden_dim], and at least [T][dim]
     void *h;            // type [T][own hidden_dim]
+    uint8_t *codes;     // e4m3 [T][columns]: the input of an FP8 product, at most as many columns as a matrix has
+    float *code_scales; // [T]: what the codes of each row are multiplied by
     float *x_all;       // [T][dim], gathered; on one GPU x
     void *att_all;      // type [T][q_dim], gathered; on one GPU att
     void *h_all;        // type [T][hidden_dim], gathered; on one GPU h
@@ -171,6 +175,11 @@ inline Packing matrix_packing(const Matrix *m) {
 // float32 product codes are multiplied.)
 inline const float *scales_after_product(const CudaState *s, const Matrix *m) {
     return s->type == DTYPE_F32 ? NULL : (const float *)m->scale;
+}
+// The most columns that a matrix has.
+inline int most_columns(const Config *c) {
+    const int most = c->dim > c->q_dim ? c->dim : c->q_dim;
+    return c->hidden_dim > most ? c->hidden_dim : most;
 }
 // Bytes of a matrix's row.
 inline uint64_t device_row_bytes(const Matrix *m) {
