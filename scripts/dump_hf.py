@@ -137,12 +137,12 @@ def config_of_file(meta):
                        bos_token_id=None, eos_token_id=None, **named)
 
 
-def decode(file, name):
+def decode(file, name, device):
     """A tensor of a model.bin in float32: of a quantised matrix each weight is the float32 nearest to code × scale."""
-    codes = file.get_tensor(name)
+    codes = file.get_tensor(name).to(device)
     if f"{name}.scale" not in file.keys():
         return codes.float()
-    scale = file.get_tensor(f"{name}.scale").float()
+    scale = file.get_tensor(f"{name}.scale").to(device).float()
     if codes.dtype == torch.uint8:              # int4, the lower column in the low nibble
         codes = torch.stack([codes & 15, codes >> 4], -1).flatten(1).to(torch.int8) - 8
     if scale.dim() == 1:
@@ -162,15 +162,18 @@ def load_file(path, device):
         if not meta.get("format", "").startswith("llama-model/") or meta.get("n_layers") == "0":
             raise DumpError(f"{path}: neither a HuggingFace checkpoint directory nor a model.bin with weights")
         config = config_of_file(meta)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
-        weights = {"model.embed_tokens.weight": decode(file, "tok_embeddings"), "model.norm.weight": decode(file, "norm")}
+        with torch.device("meta"):              # without weights of its own, which take a minute to draw for 8B
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+        weights = {"model.embed_tokens.weight": decode(file, "tok_embeddings", device),
+                   "model.norm.weight": decode(file, "norm", device)}
         weights["lm_head.weight"] = (weights["model.embed_tokens.weight"] if config.tie_word_embeddings else
-                                     decode(file, "output"))
+                                     decode(file, "output", device))
         for layer in range(config.num_hidden_layers):
             for name, full in names.items():
-                weights[f"model.layers.{layer}.{full}.weight"] = decode(file, f"layers.{layer}.{name}")
-    model.load_state_dict(weights)
-    return model.to(device).eval()
+                weights[f"model.layers.{layer}.{full}.weight"] = decode(file, f"layers.{layer}.{name}", device)
+    model.load_state_dict(weights, assign=True)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(device)  # its table is no weight
+    return model.eval()
 
 
 def load_quantised(directory, device):
