@@ -295,25 +295,14 @@ __device__ __forceinline__ void store_hidden(const FusedParams &s, const Product
                                  (const uint4 *)s.h + ((size_t)r * f.row_length + f.first_col) / 8 + i);
     copy_async_wait_all();
 }
-// The same, again where something was absent.
 template <typename N>
 __device__ __forceinline__ void store_hidden(const SharedParams &s, const Product &f, Turn turn, char *to) {
-    const char *from = (const char *)s.sets + turn + s.h_all + (size_t)f.first_col * 2;
-    Patience patience(s.wait_limit);
-    bool first = true, absent;
-    do {
-        absent = false;
-        for (int r = 0; r < s.n_rows * N::TERMS; r++)
-            for (int i = threadIdx.x; i < f.cols / 8; i += CONSUMER_THREADS) {
-                char *at = to + (size_t)r * f.act_pitch + i * 16;
-                if (!first && !has_absent<uint16_t>(load_shared16(shared_address(at)))) continue;
-                copy_async16_from_l2(shared_address(at), from + (size_t)r * f.row_length * 2 + i * 16);
-                absent = true;
-            }
-        copy_async_wait_all();
-        first = false;
-        patience.turn();
-    } while (absent);
+    const int rows = s.n_rows * N::TERMS, pitch = f.row_length / 8;
+    auto store = [&](int r, int i, uint4 v) { *(uint4 *)(to + (size_t)r * f.act_pitch + i * 16) = v; };
+    if (rows <= 2)
+        for_rows<1, 7>(input_h(s, f, rows, turn), pitch, f.cols / 8, rows, store);
+    else
+        for_rows<4, 2>(input_h(s, f, rows, turn), pitch, f.cols / 8, rows, store);
 }
 
 // ---- the epilogue warp ----------------------------------------------------------------------------------------------
@@ -453,6 +442,7 @@ __device__ __forceinline__ void epilogue(const Params &s, const Block &block, Ri
     wait_for_previous_kernel();
     for (int i = threadIdx.x - 32 * EPILOGUE_WARP; i < s.n_rows * (s.head_dim / 2); i += 32 * EPILOGUE_WARPS)
         block.rope[i] = s.rope[i];
+    clear_other_set(s, turn);
     epilogue_sync();
     for (int i = 0; i < s.n_products; i++) {
         const Product &f = s.product[i];
@@ -481,7 +471,7 @@ __device__ __forceinline__ void epilogue(const Params &s, const Block &block, Ri
             if (kind == PRODUCT_DOWN && own.in_batch) // dim is a multiple of 8: a tile is whole
 #pragma unroll
                 for (int g = 0; g < GROUPS; g++) {
-                    if (!f.leaves_partial) x[g] = load_l2(to + tile * TILE + g * MMA_WEIGHT_ROWS);
+                    if (!f.leaves_partial) x[g] = after_out(s, turn, to + tile * TILE + g * MMA_WEIGHT_ROWS);
                     if (f.adds_partial)
                         sum[g] = load_l2(s.down_partial + (size_t)own.b * s.dim + row + g * MMA_WEIGHT_ROWS);
                 }
@@ -526,7 +516,7 @@ __device__ __forceinline__ void epilogue(const Params &s, const Block &block, Ri
         first += n_tiles + EPILOGUE_WARPS;
         if (N::PACKED && f.scales) first_scales += n_tiles;
         epilogue_sync(); // none goes on while another still looks for the end of this product
-        if (warp == 0 && lane == 0 && i + 1 < s.n_products && !f.leaves_partial) reduce_add_release(s.done + i, 1);
+        if (warp == 0 && lane == 0 && i + 1 < s.n_products && !f.leaves_partial) count_product(s, s.done + i);
         if (warp == 0 && lane == 0 && kind == PRODUCT_LM_HEAD) count_block(s);
     }
 }
@@ -662,10 +652,11 @@ __device__ __forceinline__ void consume_tiles(const FusedParams &s, const Produc
 #include "fused_packed.cuh"
 
 // Waits until all blocks have finished a product: edge D in fused.h.
-__device__ __forceinline__ void wait_for_product(const unsigned *done) {
+template <class Params>
+__device__ __forceinline__ void wait_for_product(const Params &s, const unsigned *done) {
     if (threadIdx.x == 0) {
         unsigned n;
-        do n = load_acquire(done);
+        do n = blocks_done(s, done);
         while (n < gridDim.x);
     }
     consumers_sync();
@@ -683,7 +674,7 @@ __device__ __forceinline__ void consume(const Params &s, const Block &block, Rin
             } else if (f.adds_partial)
                 consumers_sync(); // done with the part of K before; h is complete
             else {
-                wait_for_product(s.done + i - 1);
+                wait_for_product(s, s.done + i - 1);
                 send_product<N>(s, f, turn);
             }
         };

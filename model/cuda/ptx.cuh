@@ -328,6 +328,16 @@ __device__ __forceinline__ unsigned load_acquire(const unsigned *from) {
     return x;
 }
 
+// Relaxed: in no order with what the thread stored or will load.
+__device__ __forceinline__ void reduce_add_relaxed(unsigned *to, unsigned x) {
+    asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(x) : "memory");
+}
+__device__ __forceinline__ unsigned load_relaxed(const unsigned *from) {
+    unsigned x;
+    asm volatile("ld.relaxed.gpu.u32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
+    return x;
+}
+
 // The same among several GPUs: what was stored, by this thread or by others that it has met, before what is stored next.
 __device__ __forceinline__ void fence_system() {
     asm volatile("fence.acq_rel.sys;" ::: "memory");
@@ -357,6 +367,11 @@ __device__ __forceinline__ void store_system(int2 *to, int2 x) {
 __device__ __forceinline__ void store_system(uint4 *to, uint4 x) {
     asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
                  : "memory");
+}
+__device__ __forceinline__ float load_system(const float *from) {
+    float x;
+    asm volatile("ld.relaxed.sys.global.f32 %0, [%1];" : "=f"(x) : "l"(from) : "memory");
+    return x;
 }
 // 16 bytes, zeros where that is not valid.
 __device__ __forceinline__ uint4 load_system16(const void *p, bool valid) {
