@@ -577,6 +577,6 @@ static bool synthesize(const Plan *p, Error *err) {
 bool upload_weights(const Plan *plans, int count, bool (*meanwhile)(Model *model, Error *err), Error *err) {
     Model *m = plans->model;
     if (!model_is_synthetic(m)) return upload(plans, count, meanwhile, err);
-    return for_shards(m, err, [&](Model *own, CudaState *) { return synthesize(&plans[own->shard.rank], err); }) &&
+    return for_shards(m, err, [&](Model *own, CudaState *) { return synthesize(&plans[local_rank(own)], err); }) &&
            meanwhile(m, err);
 }
