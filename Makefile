@@ -181,6 +181,10 @@ WITH_MPI := $(if $(HAVE_MPI),$(patsubst %/processes_none.o,%/processes_mpi.o,$(L
 $(BUILD)/tests/test_processes: $(BUILD)/tests/test_processes.o $(WITH_MPI) $(BUILD)/tests/llama-mpi
 	$(CC) $(filter %.o,$^) -o $@ $(ALL_LDFLAGS) $(if $(HAVE_MPI),$(MPI_LDFLAGS))
 
+$(BUILD)/tests/test_processes.o: tests/test_processes.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -DMPIRUN='"$(if $(MPICC),$(dir $(MPICC)))mpirun"' -c $< -o $@
+
 $(BUILD)/tests/llama-mpi: $(BUILD)/llama.o $(WITH_MPI)
 	@mkdir -p $(@D)
 	$(CC) $^ -o $@ $(ALL_LDFLAGS) $(if $(HAVE_MPI),$(MPI_LDFLAGS))
@@ -234,7 +238,7 @@ demo: all
 
 # The test files to run: all, or those of TEST. Files that use a GPU run one after the other, before the rest; of the rest those
 # that take long come first.
-LONG     := signals speculate reference chat_template convert
+LONG     := processes signals speculate reference chat_template convert
 ALL_FILES := $(GPU_TESTS) $(TESTS) $(SCRIPT_TESTS)
 files_of = $(filter %/test_$(1) %/test_$(1).sh %/test_$(1).py,$(ALL_FILES))
 CHOSEN   := $(if $(TEST),$(foreach name,$(TEST),$(or $(call files_of,$(name)),$(error TEST: there is no test file of the name $(name); there are: \

@@ -61,7 +61,7 @@ static int take_int(Message *m) {
 
 static void send(MessageKind kind, Message *m) {
     Header header = {kind, (int)m->n};
-    processes_broadcast(&header, sizeof header);
+    processes_send(&header, sizeof header);
     if (m->n) processes_broadcast(m->words, m->n * sizeof *m->words);
     m->n = 0;
 }
@@ -257,7 +257,7 @@ static MessageKind receive(Follower *f) {
     static const sig_atomic_t never;
     Message *m = &f->incoming;
     Header header;
-    if (!processes_wait_broadcast(&header, sizeof header, f->model->interrupted ? f->model->interrupted : &never))
+    if (!processes_receive(&header, sizeof header, f->model->interrupted ? f->model->interrupted : &never))
         processes_abort(&(Error){"interrupted"}, EXIT_INTERRUPTED);
     m->n = m->at = 0;
     make_room(m, (size_t)header.n);

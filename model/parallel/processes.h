@@ -36,9 +36,10 @@ bool processes_agree_so_far(Error *err);
 void processes_broadcast(void *data, size_t bytes);
 // own [bytes] of each rank to all: all [count][bytes].
 void processes_gather(const void *own, void *all, size_t bytes);
-// As processes_broadcast, on the other ranks: it may take long, and does not keep a core busy meanwhile. False: *stop
-// became non-zero, and rank 0 has sent nothing for some time after that.
-bool processes_wait_broadcast(void *data, size_t bytes, const volatile sig_atomic_t *stop);
+// The same of a few bytes that may be long in coming: rank 0 sends, the others receive, and do not keep a core busy
+// meanwhile. False: *stop became non-zero, and rank 0 has not come to its end in the 2 s after that.
+void processes_send(const void *data, size_t bytes);
+bool processes_receive(void *data, size_t bytes, const volatile sig_atomic_t *stop);
 
 // Says what has failed, and ends all processes, wherever they are: the launcher's exit status is that.
 __attribute__((noreturn)) void processes_abort(const Error *err, int status);

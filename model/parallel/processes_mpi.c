@@ -78,20 +78,25 @@ void processes_gather(const void *own, void *all, size_t bytes) {
     MPI_Allgather(own, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, MPI_COMM_WORLD);
 }
 
+void processes_send(const void *data, size_t bytes) {
+    for (int r = 1; r < processes.count; r++) MPI_Send(data, (int)bytes, MPI_BYTE, r, 0, MPI_COMM_WORLD);
+}
+
 // Between two tokens it asks again and again; after that it sleeps.
-bool processes_wait_broadcast(void *data, size_t bytes, const volatile sig_atomic_t *stop) {
+bool processes_receive(void *data, size_t bytes, const volatile sig_atomic_t *stop) {
     const double busy = 0.02, patience = 2;
     const struct timespec pause = {0, 200000};
-    double begin = seconds(), stopped = 0;
+    static double stopped; // when *stop was seen first
+    double begin = seconds();
     MPI_Request request;
-    MPI_Ibcast(data, (int)bytes, MPI_BYTE, 0, MPI_COMM_WORLD, &request);
+    MPI_Irecv(data, (int)bytes, MPI_BYTE, 0, 0, MPI_COMM_WORLD, &request);
     for (;;) {
         int done;
         MPI_Test(&request, &done, MPI_STATUS_IGNORE);
-        if (done) return true;
         double now = seconds();
         if (*stop && stopped == 0) stopped = now;
         if (*stop && now - stopped > patience) return false;
+        if (done) return true;
         if (now - begin < busy)
             sched_yield();
         else
