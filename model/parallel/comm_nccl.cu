@@ -61,28 +61,32 @@ template <typename V> static void unpack(const Unpack &u, cudaStream_t stream) {
     unpack_kernel<V><<<dim3(blocks < MOST_BLOCKS ? blocks : MOST_BLOCKS, processes.count), THREADS, 0, stream>>>(u);
 }
 
-// Parts whose row is the whole, one after another, need no staging.
-static bool is_in_order(const CommPart *parts, int rows) {
-    bool ok = rows == 1;
+// Whether parts are of one size, each after the one before it: of one row they are the whole as they come.
+static bool are_alike(const CommPart *parts) {
+    bool ok = true;
     for (int r = 0; ok && r < processes.count; r++)
         ok = parts[r].bytes == parts[0].bytes && parts[r].at == (size_t)r * parts[0].bytes;
     return ok;
 }
 
-// The first part is the largest (shard.h); of others something that is not read comes after them.
+// The first part is the largest (shard.h). Where one is smaller all are sent from the staging, with something after them
+// that nobody reads.
 static bool gather_rows(NcclComm *c, const CommPart *parts, int rows, size_t row_bytes, Error *err) {
     const CommPart *own = &parts[processes.rank];
-    const size_t largest = (size_t)rows * parts[0].bytes, pitch = (largest + 15) / 16 * 16;
+    const bool alike = are_alike(parts);
+    const size_t largest = (size_t)rows * parts[0].bytes, pitch = alike ? largest : (largest + 15) / 16 * 16;
     char *mine = c->staging + processes.rank * pitch;
+    const void *sent = alike ? own->own : mine;
     Unpack u = {c->staging, (char *)own->all, row_bytes, pitch, {}, {}, rows};
-    size_t aligned = (size_t)own->all | row_bytes;
+    size_t aligned = (size_t)own->all | row_bytes | pitch;
     for (int r = 0; r < processes.count; r++) {
         u.at[r] = (unsigned)parts[r].at;
         u.bytes[r] = (unsigned)parts[r].bytes;
         aligned |= parts[r].at | parts[r].bytes;
     }
-    CUDA_TRY(cudaMemcpyAsync(mine, own->own, (size_t)rows * own->bytes, cudaMemcpyDeviceToDevice, c->stream));
-    NCCL_TRY(ncclAllGather(mine, c->staging, pitch, ncclInt8, c->nccl, c->stream));
+    if (!alike)
+        CUDA_TRY(cudaMemcpyAsync(mine, own->own, (size_t)rows * own->bytes, cudaMemcpyDeviceToDevice, c->stream));
+    NCCL_TRY(ncclAllGather(sent, c->staging, pitch, ncclInt8, c->nccl, c->stream));
     if (aligned % 16)
         unpack<uint>(u, c->stream);
     else
@@ -94,7 +98,7 @@ static bool gather_rows(NcclComm *c, const CommPart *parts, int rows, size_t row
 static bool gather_nccl(Comm *comm, const CommPart *parts, int rows, size_t row_bytes, Error *err) {
     NcclComm *c = (NcclComm *)comm;
     const CommPart *own = &parts[processes.rank];
-    if (is_in_order(parts, rows)) {
+    if (rows == 1 && are_alike(parts)) {
         NCCL_TRY(ncclAllGather(own->own, own->all, own->bytes, ncclInt8, c->nccl, c->stream));
         return true;
     }

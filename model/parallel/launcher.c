@@ -15,6 +15,6 @@ int launcher_rank(void) {
 
 int launcher_count(void) {
     int count = number_in("OMPI_COMM_WORLD_SIZE", number_in("PMI_SIZE", 0));
-    if (count < 1 && getenv("PMIX_RANK")) count = number_in("SLURM_STEP_NUM_TASKS", launcher_rank() + 1);
+    if (count < 1 && getenv("PMIX_RANK")) count = number_in("SLURM_STEP_NUM_TASKS", 2); // MPI will say
     return count > 1 ? count : 1;
 }
