@@ -576,7 +576,7 @@ static bool open_model(const Options *o, Model *m, Error *err) {
     if (ok) m->gpus = o->gpus;
     if (!by_processes(o)) return ok;
     snprintf(program, sizeof program, "llama %s (commit %s)", version_number, version_commit);
-    bool same = lead_agree(ok ? m : NULL, program, err);
+    bool same = lead_agree(ok ? m : NULL, program, err) && ok;
     if (ok && !same) model_close(m);
     if (!same) return false;
     m->gpus = processes.count;

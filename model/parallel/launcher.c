@@ -6,7 +6,7 @@
 
 static int number_in(const char *name, int otherwise) {
     const char *text = getenv(name);
-    return text && *text ? atoi(text) : otherwise;
+    return text && *text ? (int)strtol(text, NULL, 10) : otherwise;
 }
 
 int launcher_rank(void) {

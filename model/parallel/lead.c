@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "processes.h"
+#include "shard.h"
 
 enum { EXIT_FAILED = 1, EXIT_INTERRUPTED = 130 };
 
@@ -32,7 +33,7 @@ typedef struct {
 } Message;
 
 static void make_room(Message *m, size_t n) {
-    if (m->capacity - m->n >= n) return;
+    if (m->words && m->capacity - m->n >= n) return;
     m->capacity = 2 * (m->n + n);
     m->words = realloc(m->words, m->capacity * sizeof *m->words);
     if (!m->words) processes_abort(&(Error){"out of memory: a message between the processes"}, EXIT_FAILED);
@@ -131,15 +132,14 @@ static bool fail_other(int rank, const Identity *first, const Identity *other, E
 static bool others_follow;
 
 bool lead_agree(Model *m, const char *program, Error *err) {
-    Identity own, *all = calloc((size_t)processes.count, sizeof *all);
+    Identity own, all[MAX_SHARDS];
     memset(&own, 0, sizeof own);
     snprintf(own.program, sizeof own.program, "%s", program);
-    bool ok = m && (all || fail(err, "out of memory: what the other processes are")) && identify(m, &own, err);
+    bool ok = m && identify(m, &own, err);
     ok = processes_agree(err) && ok;
     if (ok) processes_gather(&own, all, sizeof own);
     for (int r = 1; ok && r < processes.count; r++)
         if (memcmp(&all[0], &all[r], sizeof own) != 0) ok = fail_other(r, &all[0], &all[r], err);
-    free(all);
     others_follow = ok && processes.rank == 0;
     return ok;
 }
