@@ -325,7 +325,7 @@ static bool copy_following(Follower *f, Error *err) {
     const int *pages = take(in, (size_t)n);
     void **host = malloc((size_t)(n + 1) * sizeof *host);
     bool ok = host || fail(err, "out of memory: %d pages of keys and values", n);
-    for (int i = 0; ok && i < n; i++) {
+    for (int i = 0; host && ok && i < n; i++) {
         uint64_t name;
         memcpy(&name, take(in, sizeof name / sizeof(int)), sizeof name);
         ok = (host[i] = host_page(f, name, err)) != NULL;
