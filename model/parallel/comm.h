@@ -51,7 +51,8 @@ struct CommWay {
     bool (*fork)(Comm *comm, Error *err);
     bool (*join)(Comm *comm, Error *err);
     bool (*wait)(Comm *comm, cudaEvent_t event, Error *err);
-    bool (*peer_pointers)(Comm *comm, void *const *own, void **all, Error *err);
+    bool (*reaches)(const Comm *comm);
+    bool (*reach)(Comm *comm, void *const *own, void **all, Error *err);
     void (*close)(Comm *comm);
 };
 
@@ -95,11 +96,14 @@ inline bool comm_join(Comm *comm, Error *err) {
 inline bool comm_wait(Comm *comm, cudaEvent_t event, Error *err) {
     return comm->way->wait(comm, event, err);
 }
-// Collective: where each rank's exchange region is mapped for kernels here: all [count]. own: of each rank that is here
-// its region, a block that cudaMalloc returned, of one size and layout on all ranks. all[0] is NULL where ranks are on
-// different hosts: none is mapped. They are valid until comm_close, and regions may be freed after that alone.
-inline bool comm_peer_pointers(Comm *comm, void *const *own, void **all, Error *err) {
-    return comm->way->peer_pointers(comm, own, all, err);
+// Whether kernels of one rank reach the memory of all others: of several processes those of one host do. Where they do, all
+// [count] says where what each rank has at own is reached from here: the start of a block of cudaMalloc's; own: of each
+// rank that is here. Collective. What is reached stays so until comm_close, and may be freed after that alone.
+inline bool comm_reaches(const Comm *comm) {
+    return comm->way->reaches(comm);
+}
+inline bool comm_reach(Comm *comm, void *const *own, void **all, Error *err) {
+    return comm->way->reach(comm, own, all, err);
 }
 
 #endif

@@ -14,13 +14,16 @@ extern "C" {
 
 // Of the parts of all ranks on their way, in rows that are cut where these would not fit.
 enum { STAGING_BYTES = 64 << 20 };
+// Blocks of each other rank that are mapped here, at most: 4.
+enum { MAX_MAPPED = 4 * MAX_SHARDS };
 
 struct NcclComm : Comm {
     int device;
     cudaStream_t stream;
     ncclComm_t nccl;
     char *staging;            // [count][rows][the largest part's bytes]
-    void *mapped[MAX_SHARDS]; // other ranks' regions
+    void *mapped[MAX_MAPPED]; // blocks of other ranks
+    int n_mapped;
 };
 
 #define NCCL_TRY(call) \
@@ -191,14 +194,12 @@ bool comm_open_processes(Comm **comm, int device, cudaStream_t stream, Error *er
     return true;
 }
 
-// (Regions are unmapped everywhere before anybody frees one.)
+// (What is mapped is unmapped everywhere before anybody frees it.)
 static void close_nccl(Comm *comm) {
     NcclComm *c = (NcclComm *)comm;
-    bool mapped = false;
-    for (int r = 0; r < MAX_SHARDS; r++)
-        if (c->mapped[r]) cudaIpcCloseMemHandle(c->mapped[r]), mapped = true;
     Error none = {""};
-    if (mapped) processes_agree(&none);
+    for (int i = 0; i < c->n_mapped; i++) cudaIpcCloseMemHandle(c->mapped[i]);
+    if (c->n_mapped) processes_agree(&none);
     if (c->nccl) ncclCommDestroy(c->nccl);
     cudaFree(c->staging);
     free(c);
@@ -206,26 +207,31 @@ static void close_nccl(Comm *comm) {
 
 // ---- the others' memory ---------------------------------------------------------------------------------------------
 
-static bool map_regions(NcclComm *c, void *own, void **all, Error *err) {
+static bool reaches_nccl(const Comm *) {
+    return processes.local_count == processes.count;
+}
+
+static bool map_blocks(NcclComm *c, void *own, void **all, Error *err) {
     cudaIpcMemHandle_t handle, handles[MAX_SHARDS];
     memset(&handle, 0, sizeof handle);
     CUDA_TRY(cudaSetDevice(c->device));
     CUDA_TRY(cudaIpcGetMemHandle(&handle, own));
     processes_gather(&handle, handles, sizeof handle);
     for (int r = 0; r < processes.count; r++) {
-        all[r] = own;
-        if (r == processes.rank) continue;
-        CUDA_TRY(cudaIpcOpenMemHandle(&c->mapped[r], handles[r], cudaIpcMemLazyEnablePeerAccess));
-        all[r] = c->mapped[r];
+        if (r != processes.rank) {
+            if (c->n_mapped == MAX_MAPPED) return fail(err, "more than %d blocks of other GPUs", MAX_MAPPED);
+            CUDA_TRY(cudaIpcOpenMemHandle(&all[r], handles[r], cudaIpcMemLazyEnablePeerAccess));
+            c->mapped[c->n_mapped++] = all[r];
+        } else
+            all[r] = own;
     }
     return true;
 }
 
-static bool map_peer_pointers(Comm *comm, void *const *own, void **all, Error *err) {
-    memset(all, 0, (size_t)processes.count * sizeof *all);
-    if (processes.local_count < processes.count) return true;
-    if (!map_regions((NcclComm *)comm, own[0], all, err)) processes_abort(err, 1);
+static bool reach_nccl(Comm *comm, void *const *own, void **all, Error *err) {
+    if (!map_blocks((NcclComm *)comm, own[0], all, err)) processes_abort(err, 1);
     return true;
 }
 
-const CommWay nccl_way = {gather_nccl, nothing_to_order, nothing_to_order, wait_nccl, map_peer_pointers, close_nccl};
+const CommWay nccl_way = {gather_nccl,  nothing_to_order, nothing_to_order, wait_nccl,
+                          reaches_nccl, reach_nccl,       close_nccl};

@@ -79,6 +79,15 @@ static void close_peers(Comm *comm) {
     free(c);
 }
 
+static bool reaches_peers(const Comm *) {
+    return true;
+}
+
+static bool reach_peers(Comm *comm, void *const *own, void **all, Error *) {
+    for (int r = 0; r < ((PeerComm *)comm)->count; r++) all[r] = own[r];
+    return true;
+}
+
 static bool record(PeerComm *c, int rank, Error *err) {
     CUDA_TRY(cudaSetDevice(c->ranks[rank].device));
     CUDA_TRY(cudaEventRecord(c->ranks[rank].event, c->ranks[rank].stream));
@@ -147,9 +156,5 @@ static bool wait_for_peers(Comm *comm, cudaEvent_t event, Error *err) {
     }
 }
 
-static bool list_peer_pointers(Comm *comm, void *const *own, void **all, Error *) {
-    for (int r = 0; r < ((PeerComm *)comm)->count; r++) all[r] = own[r];
-    return true;
-}
-
-const CommWay peer_way = {gather_peers, fork_peers, join_peers, wait_for_peers, list_peer_pointers, close_peers};
+const CommWay peer_way = {gather_peers,  fork_peers,  join_peers, wait_for_peers,
+                          reaches_peers, reach_peers, close_peers};
