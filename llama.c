@@ -48,7 +48,9 @@ static int new_tokens(int n) {
 }
 
 static Precision precision_of(const Options *o) {
-    return o->precision && strcmp(o->precision, "f32") == 0 ? PRECISION_F32 : PRECISION_BF16;
+    int precision = PRECISION_BF16;
+    while (o->precision && strcmp(o->precision, precision_names[precision]) != 0) precision++; // flags_check knows it
+    return (Precision)precision;
 }
 
 // Says what changes nothing on the engine that runs.
@@ -521,6 +523,7 @@ static bool run_calibration(const Options *o, Model *m, Importance *importance, 
     TokenList ids = {0};
     int most = m->config.max_seq_len, window = most < CALIBRATE_WINDOW ? most : CALIBRATE_WINDOW;
     run.engine = "cpu";
+    run.precision = NULL; // that engine's own
     bool ok = read_file(&text, o->calibrate, err) && encode_prompt(o, m, &text, &ids, err);
     if (ok && ids.n < 2) // BOS alone is no text
         ok = fail(err, "%s: %zu tokens, expected at least 2", input_name(o->calibrate), ids.n);

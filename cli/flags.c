@@ -127,7 +127,8 @@ const Flag flags[] = {
     {SECTION_MACHINE, "--engine", NULL, "NAME", "what computes (the fastest here)",
      FLAG_TEXT, FIELD(engine), 0, 0, RUNS_COMPUTE, 0, NEEDS_NOTHING},
     {SECTION_MACHINE, "--precision", NULL, "P",
-     "bf16 or f32: inputs of products and the cache (bf16; engine cpu is always f32)",
+     "bf16 or f32: inputs of products and the cache (bf16; engine cpu is always f32); fp8: as bf16, but prompts of FP8 weights "
+     "on Hopper by FP8 products",
      FLAG_TEXT, FIELD(precision), 0, 0, RUNS_COMPUTE, 0, NEEDS_NOTHING},
     {SECTION_MACHINE, "-t", "--threads", "N",
      "threads of engine cpu (what OMP_NUM_THREADS says, or the CPUs that this process may use)",
@@ -170,7 +171,7 @@ const char *const flag_sections[N_SECTIONS] = {
 
 const char *flag_choices(const Flag *flag) {
     return flag->offset == FIELD(engine)           ? model_engines()
-           : flag->offset == FIELD(precision)      ? "bf16, f32"
+           : flag->offset == FIELD(precision)      ? "bf16, f32, fp8"
            : flag->offset == FIELD(synthetic)      ? model_shapes()
            : flag->offset == FIELD(windows)        ? "sliding, half"
            : flag->offset == FIELD(quantize)       ? quant_types

@@ -124,6 +124,18 @@ static bool check_weights(const Options *o, Error *err) {
     return o->output || fail(err, "--quantize %s needs -o FILE, to write to", o->quantize);
 }
 
+static bool check_precision(const Options *o, Error *err) {
+    bool known = !o->precision, fp8 = o->precision && strcmp(o->precision, precision_names[PRECISION_FP8]) == 0;
+    for (int i = 0; i < N_PRECISIONS && !known; i++) known = strcmp(o->precision, precision_names[i]) == 0;
+    if (!known) return fail(err, "--precision %s: expected bf16, f32 or fp8", o->precision);
+    if (!fp8 || !(flags_run(o) & RUNS_COMPUTE)) return true;
+    if (o->engine && strcmp(o->engine, "cpu") == 0)
+        return fail(err,
+                    "--precision fp8 goes with engines for GPUs, not with --engine cpu, which computes in float32");
+    return model_has_engine("cublas") ||
+           fail(err, "--precision fp8: this build has no engine for GPUs, only: %s", model_engines());
+}
+
 bool flags_check(const Options *o, Error *err) {
     if (!o->model && !o->synthetic)
         return fail(err, "no model; usage: llama MODEL.bin -p TEXT (--help lists the flags)");
@@ -151,8 +163,7 @@ bool flags_check(const Options *o, Error *err) {
         return fail(err, "--hex and --json: expected one of them with --detokenize");
     if (o->hex && !(run & (RUN_TOKENIZE | RUN_TOKENIZE_CHAT | RUN_DETOKENIZE)))
         return fail(err, "--hex goes with --tokenize or --detokenize of a prompt");
-    if (o->precision && strcmp(o->precision, "bf16") != 0 && strcmp(o->precision, "f32") != 0)
-        return fail(err, "--precision %s: expected bf16 or f32", o->precision);
+    if (!check_precision(o, err)) return false;
     if (o->engine && !model_has_engine(o->engine))
         return fail(err, "--engine %s: this build has: %s", o->engine, model_engines());
     if (o->gpus > 1 && (run & RUNS_COMPUTE) && !model_has_engine("cublas"))

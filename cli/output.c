@@ -170,7 +170,7 @@ bool print_line_error(int index, const PromptLine *line, Error *err) {
 }
 
 void print_engine(const Model *m, const Options *o) {
-    fprintf(stderr, "; engine %s, %s", m->engine->name, m->precision == PRECISION_F32 ? "f32" : "bf16");
+    fprintf(stderr, "; engine %s, %s", m->engine->name, precision_names[m->precision]);
     if (m->not_used.text[0]) fprintf(stderr, " (%s)", m->not_used.text);
     if (o->sampler.temperature > 0) fprintf(stderr, ", seed %" PRIu64, o->seed);
     fprintf(stderr, "\n");
@@ -288,7 +288,10 @@ void print_model(const Model *m, const Options *o) {
             o->engine             ? "as asked"
             : m->not_used.text[0] ? "for "
                                   : "the fastest in this build",
-            m->not_used.text, m->precision == PRECISION_F32 ? "float32" : "bf16 products and cache, float32 sums");
+            m->not_used.text,
+            m->precision == PRECISION_F32   ? "float32"
+            : m->precision == PRECISION_FP8 ? "FP8 products of prompts, else bf16 products and cache, float32 sums"
+                                            : "bf16 products and cache, float32 sums");
     fprintf(stderr,
             "llama: memory: %.3f GB of weights (%s in the file), K/V cache %.3f MB: %d pages of %d positions of %.0f "
             "bytes (with a K/V head for every head %.0f), for %d x %d positions at most",

@@ -9,6 +9,7 @@
 #include "parallel/lead.h"
 #include "parallel/processes.h"
 #include "parallel/shard.h"
+#include "quant.h"
 
 // ---- engines: the only #ifdef ---------------------------------------------------------------------------------------
 
@@ -50,9 +51,19 @@ void config_derive(Config *c) {
     c->group = c->n_heads / c->n_kv_heads;
 }
 
+const char *const precision_names[N_PRECISIONS] = {"bf16", "f32", "fp8"};
+
+static bool check_fp8_weights(const Model *m, Error *err) {
+    char name[MATRIX_NAME], type[QUANT_NAME];
+    const Matrix *other = weights_not_fp8(m, name);
+    return !other || fail(err, "--precision fp8 takes FP8 weights: %s is %s, expected fp8 as --quantize writes it",
+                          name, quant_name(other, type));
+}
+
 bool model_choose(Model *m, const char *engine, Precision precision, Error *err) {
     const char *start = m->by_processes ? "mpirun -n" : "--gpus";
     m->precision = precision;
+    if (precision == PRECISION_FP8 && !check_fp8_weights(m, err)) return false;
     if (m->gpus > 1 && !shard_check(&m->config, start, m->gpus, err)) return false;
     for (int i = 0; i < N_ENGINES && !m->engine; i++) {
         Error why = {""};
@@ -66,7 +77,9 @@ bool model_choose(Model *m, const char *engine, Precision precision, Error *err)
     }
     if (m->engine && m->by_processes && processes.rank == 0) m->engine = lead_engine(m->engine);
     if (m->engine) return true;
-    if (!engine) return fail(err, "%s %d: %s", start, m->gpus, m->not_used.text); // engine cpu is usable without
+    // engine cpu is usable for all that one GPU is asked for but FP8 products
+    if (!engine && precision == PRECISION_FP8) return fail(err, "--precision fp8: %s", m->not_used.text);
+    if (!engine) return fail(err, "%s %d: %s", start, m->gpus, m->not_used.text);
     return fail(err, "--engine %s: this build has: %s", engine, model_engines());
 }
 

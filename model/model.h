@@ -15,7 +15,11 @@
 enum { MAX_EOS = 16, MAX_HEAD_DIM = 256 };
 
 typedef enum { ROPE_DEFAULT, ROPE_LLAMA3, ROPE_LINEAR } RopeType;
-typedef enum { PRECISION_BF16, PRECISION_F32 } Precision;
+// Inputs of products and the cache: in bf16 (f16 for F16 weights), in float32, or in bf16 but for prompts, whose inputs of
+// the layers' products are e4m3 codes with a scale for each row.
+typedef enum { PRECISION_BF16, PRECISION_F32, PRECISION_FP8 } Precision;
+enum { N_PRECISIONS = PRECISION_FP8 + 1 };
+extern const char *const precision_names[N_PRECISIONS]; // as --precision takes them
 
 typedef struct {
     int dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size, max_seq_len;
@@ -134,6 +138,7 @@ struct Model {
     int gpus;            // that compute it together, to be set before an engine is chosen; 0: one, or none
     bool by_processes;   // all but one of these are other processes' (parallel/processes.h); to be set with gpus
     bool one_gpu;        // for tests: the parts of so many GPUs are all on the first
+    bool gathers_only;   // for tests: as if kernels did not reach other GPUs' memory
     uint64_t gpu_memory; // for tests: bytes that a GPU has free, at most; 0: what it has
     Shard shard;         // what this one holds: of a model that is started
     void **spare_pages;  // [n_spare_pages]: host memory that saved pages gave back, for those to come
@@ -165,8 +170,8 @@ struct Model {
     const volatile sig_atomic_t *interrupted; // non-zero: stop loading and computing. NULL: never
 };
 
-// Chooses an engine for that precision (NULL: the fastest here), unless one is chosen already. For several GPUs: one
-// that computes on GPUs, or none.
+// Chooses an engine for that precision (NULL: the fastest here), unless one is chosen already. For several GPUs, and for
+// FP8 products, which take FP8 weights alone: one that computes on GPUs, or none.
 bool model_choose(Model *model, const char *engine, Precision precision, Error *err);
 // The same, and gives it a cache of n_slots sequences of at most max_len positions. (kv.n_pages says for how many
 // positions of all of them there is memory.)
@@ -236,6 +241,9 @@ uint64_t matrix_bytes(const Matrix *m);
 bool weights_are_quantised(const Model *model);
 // The first matrix of the layers that is not; NULL: all are.
 const Matrix *weights_numbers(const Model *model);
+// The first matrix of the layers that is not FP8, and its name in the file; NULL: all are.
+enum { MATRIX_NAME = 32 };
+const Matrix *weights_not_fp8(const Model *model, char name[MATRIX_NAME]);
 // The dtypes in the file, for people: "BF16", or "BF16, embeddings F16, output F32" where they differ; of quantised
 // layers "int4:128", or "int4:128 and others".
 enum { WEIGHTS_DTYPES = 64 };

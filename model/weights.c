@@ -25,6 +25,8 @@ static const Matrix *layer_matrix(const LayerWeights *l, int i) {
     return matrices[i];
 }
 
+static const char *const layer_matrix_names[LAYER_MATRICES] = {"wq", "wk", "wv", "wo", "w1", "w2", "w3"};
+
 // Bytes of a matrix with so many rows, of which an engine may hold a part.
 static uint64_t bytes_of_rows(const Matrix *m, int rows) {
     Matrix whole = *m;
@@ -58,6 +60,17 @@ const Matrix *weights_numbers(const Model *m) {
         for (int k = 0; k < LAYER_MATRICES; k++)
             if (!matrix_is_quantised(layer_matrix(&m->weights.layers[i], k)))
                 return layer_matrix(&m->weights.layers[i], k);
+    return NULL;
+}
+
+const Matrix *weights_not_fp8(const Model *m, char name[MATRIX_NAME]) {
+    for (int i = 0; i < m->config.n_layers; i++)
+        for (int k = 0; k < LAYER_MATRICES; k++) {
+            const Matrix *matrix = layer_matrix(&m->weights.layers[i], k);
+            if (matrix->dtype == DTYPE_F8_E4M3) continue;
+            snprintf(name, MATRIX_NAME, "layers.%d.%s", i, layer_matrix_names[k]);
+            return matrix;
+        }
     return NULL;
 }
 

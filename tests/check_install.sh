@@ -54,9 +54,9 @@ try() { # EXPECTED WORDS...: what completes the last word
 cd "$2" && touch model.bin prompt.txt
 try model.bin llama m
 try "--temp --temperature" llama model.bin --te
-try "bf16 f32" llama model.bin --precision ""
-try f32 llama model.bin --precision = f
-try "bf16 f32" llama model.bin --precision =
+try "bf16 f32 fp8" llama model.bin --precision ""
+try "f32 fp8" llama model.bin --precision = f
+try "bf16 f32 fp8" llama model.bin --precision =
 try prompt.txt llama model.bin -f pro
 try prompt.txt llama model.bin --file = pro
 try "" llama model.bin -n ""

@@ -18,6 +18,7 @@ extern "C" {
 
 static const char *skip_reason, *engine; // engine: under test
 static int n_gpus;                       // of this machine
+static bool has_fp8;                     // it has FP8 products, which are Hopper's
 
 static void end(const char *what) {
     char name[128];
@@ -116,11 +117,12 @@ static const char *called(const char *text) {
 
 // kv_memory: bytes; 0: as much as the slots can use. gpus: parts of the model, all on one GPU if the machine has fewer.
 static bool start_shape(Model *m, const char *shape, const char *name, Precision precision, int slots, int max_len,
-                        uint64_t kv_memory = 0, int gpus = 0) {
+                        uint64_t kv_memory = 0, int gpus = 0, bool gathers_only = false) {
     Error err = {""};
     bool ok = open_model(m, shape, &err);
     m->kv_memory = kv_memory;
     m->gpus = gpus;
+    m->gathers_only = gathers_only;
     m->one_gpu = gpus > n_gpus;
     if (ok && model_start(m, name, precision, slots, max_len, &err)) return true;
     test_fail("%s: %s", called(shape), err.text);
@@ -249,12 +251,12 @@ static void test_some_rows_have_logits(void) {
 
 // A prompt long enough for other matrix products gives what its parts give, to what rounding in bf16 may change; in engine
 // fused the same bits.
-static void long_prompt_equals_its_parts(const char *shape) {
+static void long_prompt_equals_its_parts(const char *shape, Precision precision) {
     enum { LENGTH = 4200 };
     Model m;
     Error err = {""};
     static int tokens[LENGTH];
-    if (start_shape(&m, shape, engine, PRECISION_BF16, 2, LENGTH)) {
+    if (start_shape(&m, shape, engine, precision, 2, LENGTH)) {
         size_t bytes = (size_t)m.config.vocab_size * sizeof(float);
         float *whole = (float *)malloc(bytes);
         double delta = 0, squares = 0;
@@ -278,8 +280,80 @@ static void long_prompt_equals_its_parts(const char *shape) {
 
 static void test_long_prompt_equals_its_parts(void) {
     static const char *const shapes[] = {NULL, "stories fp8/fp8", "stories int4:32/int8"};
-    for (const char *shape : shapes) long_prompt_equals_its_parts(shape);
+    for (const char *shape : shapes) long_prompt_equals_its_parts(shape, PRECISION_BF16);
+    if (has_fp8) long_prompt_equals_its_parts("stories fp8/fp8", PRECISION_FP8);
     end("long_prompt_equals_its_parts");
+}
+
+// The root mean square of what logits are off, over that of what they should be.
+static double error_of_logits(const float *logits, const float *right, int n) {
+    double error = 0, all = 0;
+    for (int i = 0; i < n; i++) {
+        error += pow((double)logits[i] - (double)right[i], 2);
+        all += pow((double)right[i], 2);
+    }
+    return sqrt(error / all);
+}
+
+// --precision fp8: a prompt's logits are engine cpu's to what 4 bits of activations let one expect, and not those of bf16;
+// the steps after it, and the choice, are as in bf16: on the keys and values of a bf16 run they have its bits.
+static void test_fp8_products_of_prompts_alone(void) {
+    enum { LENGTH = 300, STEPS = 3 };
+    static const char *const shapes[] = {"stories fp8/fp8", "llama-3.2-1b fp8"};
+    for (const char *shape : shapes) {
+        Model models[3]; // engine cpu, bf16, FP8
+        const Precision precisions[] = {PRECISION_F32, PRECISION_BF16, PRECISION_FP8};
+        SavedPages saved[3] = {};
+        Error err = {""};
+        int tokens[LENGTH + STEPS];
+        std::vector<float> logits[3];
+        bool ok = true;
+        for (int i = 0; i < 3; i++)
+            ok = start_shape(&models[i], shape, i ? engine : "cpu", precisions[i], 2, LENGTH + STEPS) && ok;
+        if (ok) random_tokens(tokens, LENGTH + STEPS, &models[0]);
+        for (int i = 0; i < 3 && ok; i++) {
+            Model *m = &models[i];
+            CHECK(m->precision == precisions[i]);
+            ok = model_prefill(m, 1, tokens, LENGTH, 1, &err) && m->engine->read_logits(m, &err);
+            if (ok) logits[i].assign(m->logits, m->logits + m->config.vocab_size);
+            ok = ok && (i == 0 || model_save_pages(m, 1, &saved[i], &err));
+        }
+        if (ok) {
+            const int vocab = models[0].config.vocab_size;
+            const double of_bf16 = error_of_logits(logits[1].data(), logits[0].data(), vocab),
+                         of_fp8 = error_of_logits(logits[2].data(), logits[0].data(), vocab);
+            cudaDeviceSynchronize(); // the pages are on their way
+            for (int i = 0; i < saved[1].n; i++)
+                memcpy(saved[2].pages[i], saved[1].pages[i], (size_t)model_page_bytes(&models[1]));
+            // A code is 2^-4 of the number off at most, 0.026 by root mean square; a layer has four such roundings, which
+            // are independent, and no layer makes them much larger.
+            const double bound = 2 * sqrt(4.0 * models[0].config.n_layers) * 0.026;
+            if (!(of_fp8 <= bound) || !(of_fp8 > 2 * of_bf16))
+                test_fail("%s: logits are off by %.3g of their size, bound %.3g; bf16's by %.3g", shape, of_fp8, bound,
+                          of_bf16);
+            printf("   %s: logits after a prompt are off by %.4f of their size, in bf16 by %.4f\n", shape, of_fp8,
+                   of_bf16);
+            for (int i = 1; i < 3 && ok; i++) ok = model_restore_pages(&models[i], 0, &saved[i], &err);
+            for (int k = 0; k < STEPS && ok; k++) {
+                for (int i = 1; i < 3 && ok; i++)
+                    ok = model_decode(&models[i], 0, tokens[LENGTH + k], &err) &&
+                         models[i].engine->read_logits(&models[i], &err);
+                if (ok && memcmp(models[1].logits, models[2].logits, (size_t)vocab * sizeof(float)) != 0)
+                    test_fail("%s: step %d has other bits than in bf16", shape, k);
+            }
+        }
+        if (!ok) test_fail("%s: %s", shape, err.text);
+        for (int i = 0; i < 3; i++) {
+            model_free_pages(&models[i], &saved[i]);
+            model_close(&models[i]);
+        }
+    }
+    Model m; // hidden_dim 1416 is no multiple of 16
+    Error err = {""};
+    CHECK(open_model(&m, "odd fp8", &err) && !model_start(&m, engine, PRECISION_FP8, 1, 64, &err));
+    CHECK(strstr(err.text, "FP8 products need multiples of 16"));
+    model_close(&m);
+    end("fp8_products_of_prompts_alone");
 }
 
 // A decode step after a prompt gives what the same tokens give as one prompt.
@@ -525,7 +599,7 @@ static void same_bits_among(int slots, const char *shape, Precision precision) {
                             memcpy(reference, among + (size_t)i * vocab, bytes);
                         else if (memcmp(reference, among + (size_t)i * vocab, bytes) != 0)
                             test_fail("%s, %s, %d slots: sequence %d, step %d: other bits among %d", called(shape),
-                                      precision == PRECISION_F32 ? "f32" : "bf16", slots, first + i, k, count);
+                                      precision_names[precision], slots, first + i, k, count);
                     }
                 }
         }
@@ -552,6 +626,9 @@ static void test_same_bits_alone_and_among_others(void) {
         same_bits_among(32, shape, PRECISION_BF16);
         same_bits_among(40, shape, PRECISION_BF16);
     }
+    for (int slots : {8, 16, 40})
+        if (has_fp8) same_bits_among(slots, "stories fp8/fp8", PRECISION_FP8);
+    if (has_fp8) same_bits_among(8, "llama-3.1-8b fp8", PRECISION_FP8);
     end("same_bits_alone_and_among_others");
 }
 
@@ -772,14 +849,24 @@ static void test_memory_for_pages(void) {
 // A prompt gets the same bits alone, cut in two, and in one batch with others, which is itself computed in parts: the
 // logits of its last token and, for what it left in the cache, of a step after it.
 static void test_prompts_have_the_same_bits_in_any_batch(void) {
-    const char *const shapes[] = {NULL, "llama-3.2-1b", "llama-3.1-8b", "stories int4:128/int8",
-                                  "llama-3.2-1b int8+int4+fp8/int8:64"};
+    static const struct {
+        const char *shape;
+        Precision precision;
+    } models[] = {{NULL, PRECISION_BF16},
+                  {"llama-3.2-1b", PRECISION_BF16},
+                  {"llama-3.1-8b", PRECISION_BF16},
+                  {"stories int4:128/int8", PRECISION_BF16},
+                  {"llama-3.2-1b int8+int4+fp8/int8:64", PRECISION_BF16},
+                  {"stories fp8/fp8", PRECISION_FP8},
+                  {"llama-3.1-8b fp8", PRECISION_FP8}};
     enum { SEQUENCES = 20, LONGEST = 900 };
     static const int more[] = {300, 257, 256, 255, 2, 640};
-    for (const char *shape : shapes) {
+    for (const auto &model : models) {
+        const char *shape = model.shape;
         Model m;
         Error err = {""};
-        if (start_shape(&m, shape, engine, PRECISION_BF16, SEQUENCES, LONGEST + 1)) {
+        if (model.precision == PRECISION_FP8 && !has_fp8) continue;
+        if (start_shape(&m, shape, engine, model.precision, SEQUENCES, LONGEST + 1)) {
             size_t vocab = (size_t)m.config.vocab_size, bytes = vocab * sizeof(float);
             float *alone = (float *)malloc(2 * SEQUENCES * bytes), *one = (float *)malloc(SEQUENCES * bytes);
             int tokens[LONGEST + 1], slots[SEQUENCES], lens[SEQUENCES], last[SEQUENCES], start_at[SEQUENCES + 1] = {0};
@@ -1218,7 +1305,8 @@ struct Trace {
 // `slots` sequences with prompts of other lengths, in parts; steps that go on with what the model takes, so that graphs
 // replay and steps run ahead; in the middle a sequence that leaves for host memory and comes back and, but with 8
 // sequences, which have no slot beside them, a step beside a prompt. All logits go to the trace.
-static void run_of_shards(const char *shape, Precision precision, int slots, int gpus, Trace *trace) {
+static void run_of_shards(const char *shape, Precision precision, int slots, int gpus, bool gathers_only,
+                          Trace *trace) {
     enum { STEPS = TRACE_STEPS, LONGEST = 700, MOST = TRACE_SEQUENCES };
     const bool beside = slots != 8; // a ninth would give the run another order of sums
     static const int lengths[] = {1, 65, 3, 300, 17, LONGEST, 2, 128};
@@ -1226,7 +1314,7 @@ static void run_of_shards(const char *shape, Precision precision, int slots, int
     Error err = {""};
     SavedPages saved = {};
     int tokens[LONGEST], batch[MOST + 50], slot[MOST + 1], rows[MOST + 2], start_at[MOST + 2];
-    if (start_shape(&m, shape, engine, precision, slots + beside, LONGEST + STEPS + 8, 0, gpus)) {
+    if (start_shape(&m, shape, engine, precision, slots + beside, LONGEST + STEPS + 8, 0, gpus, gathers_only)) {
         auto compute = [&](const Batch &b, const char *what, int number) {
             if (!model_forward(&m, &b, &err) || !m.engine->read_logits(&m, &err)) {
                 test_fail("%s: %s %d: %s", called(shape), what, number, err.text);
@@ -1249,7 +1337,7 @@ static void run_of_shards(const char *shape, Precision precision, int slots, int
             if (k == 8) { // sequence 0 leaves, and comes back
                 CHECK(model_save_pages(&m, 0, &saved, &err) && m.kv.held[0] == 0);
                 cudaDeviceSynchronize(); // the pages are on their way
-                if (precision == PRECISION_BF16) trace->add_pages(&m, &saved);
+                if (precision != PRECISION_F32) trace->add_pages(&m, &saved);
                 CHECK(model_restore_pages(&m, 0, &saved, &err));
             }
             if (k == 10 && beside) { // a prompt, whose last two rows have logits
@@ -1270,20 +1358,22 @@ static void run_of_shards(const char *shape, Precision precision, int slots, int
 
 static void check_shards(const char *shape, Precision precision, int slots, int most) {
     Trace trace = {};
-    const bool exact = strcmp(engine, "fused") == 0 && precision == PRECISION_BF16;
+    const bool fused = strcmp(engine, "fused") == 0, exact = fused && precision != PRECISION_F32;
     const double bound = precision == PRECISION_F32 ? 1e-4 : 0.03; // of other orders of sums
-    for (int gpus = 1; gpus <= most && !test_failure[0]; gpus *= 2) {
-        trace.begin(gpus > 1);
-        run_of_shards(shape, precision, slots, gpus, &trace);
-        if (test_failure[0])
-            break;
-        else if (trace.at != trace.n)
-            test_fail("%s, %d GPUs: %zu logits, expected %zu", called(shape), gpus, trace.at, trace.n);
-        else if (exact ? !trace.same : !(trace.error <= bound * bound * trace.size) && gpus > 1)
-            test_fail("%s, %s, %d sequences, %d GPUs: other logits than one GPU's, %.2g of their size off%s%s",
-                      called(shape), precision == PRECISION_F32 ? "f32" : "bf16", slots, gpus,
-                      sqrt(trace.error / trace.size), trace.logits_differ, trace.pages_differ);
-    }
+    for (int gpus = 1; gpus <= most && !test_failure[0]; gpus *= 2)
+        for (bool gathers_only : {false, true}) {
+            if (gathers_only && (!fused || gpus != 2)) continue;
+            trace.begin(gpus > 1);
+            run_of_shards(shape, precision, slots, gpus, gathers_only, &trace);
+            if (test_failure[0]) break;
+            if (trace.at != trace.n)
+                test_fail("%s, %d GPUs: %zu logits, expected %zu", called(shape), gpus, trace.at, trace.n);
+            else if (exact ? !trace.same : !(trace.error <= bound * bound * trace.size) && gpus > 1)
+                test_fail("%s, %s, %d sequences, %d GPUs%s: other logits than one GPU's, %.2g of their size off%s%s",
+                          called(shape), precision_names[precision], slots, gpus,
+                          gathers_only ? ", which gather" : "", sqrt(trace.error / trace.size), trace.logits_differ,
+                          trace.pages_differ);
+        }
     free(trace.logits);
     free(trace.pages);
 }
@@ -1309,6 +1399,9 @@ static void test_shards_have_the_bits_of_one_gpu(void) {
         check_shards(shape.shape, PRECISION_F32, 1, shape.most);
         if (!shape.large) check_shards(shape.shape, PRECISION_F32, 8, shape.most);
     }
+    for (int slots : {1, 12, 40})
+        if (has_fp8) check_shards("stories fp8/fp8", PRECISION_FP8, slots, 2);
+    if (has_fp8) check_shards("llama-3.2-1b fp8", PRECISION_FP8, 12, 4);
     end("shards_have_the_bits_of_one_gpu");
 }
 
@@ -1415,6 +1508,7 @@ int main(void) {
         {"logits_equal_the_cpus", test_logits_equal_the_cpus},
         {"logits_of_quantised_weights_equal_the_cpus", test_logits_of_quantised_weights_equal_the_cpus},
         {"some_rows_have_logits", test_some_rows_have_logits},
+        {"fp8_products_of_prompts_alone", test_fp8_products_of_prompts_alone},
         {"decode_continues_prefill", test_decode_continues_prefill},
         {"long_prompt_equals_its_parts", test_long_prompt_equals_its_parts},
         {"nan_weight_is_noticed", test_nan_weight_is_noticed},
@@ -1440,6 +1534,9 @@ int main(void) {
     const char *engines[] = {"cublas", "fused"};
     cudaError_t status = cudaGetDeviceCount(&n_gpus);
     if (status != cudaSuccess || n_gpus == 0) skip_reason = "no GPU";
+    int major = 0;
+    has_fp8 = !skip_reason && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess &&
+              major == 9;
     snprintf(folder, sizeof folder, "/tmp/test_engine_cuda.XXXXXX");
     if (!skip_reason && !mkdtemp(folder)) folder[0] = 0;
     for (int e = 0; e < 2; e++) {
@@ -1463,6 +1560,8 @@ int main(void) {
             if (!test_wanted(name)) continue;
             if (skip_reason)
                 test_skip(name, skip_reason);
+            else if (tests[i].run == test_fp8_products_of_prompts_alone && !has_fp8)
+                test_skip(name, "needs a Hopper GPU");
             else
                 tests[i].run();
         }

@@ -187,6 +187,7 @@ for engine in cublas fused; do
     else
         check test_cublas_speculation_is_refused refused "depend on how many rows" $LLAMA $model -p x -n 9 --engine cublas --lookup
     fi
+    check test_${engine}_fp8_products_of_other_weights_are_refused refused "takes FP8 weights: layers.0.wq is BF16" $LLAMA $model -p x -n 1 --engine $engine --precision fp8
     check test_${engine}_with_few_pages_equals_single_runs few_pages
     check test_${engine}_two_runs_are_identical repeatable
     check test_${engine}_embeddings_and_output_of_their_own_dtypes own_dtypes

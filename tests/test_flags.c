@@ -83,7 +83,7 @@ static void test_empty_values(void) {
         {"empty_model", "-m \"\": expected the name of a file", {"-m", "", "-p", "a"}},
         {"empty_file", "--file \"\": expected the name of a file", {script_path, "--file="}},
         {"empty_prompts", "--prompts \"\": expected the name of a file", {script_path, "--prompts="}},
-        {"empty_choice", "--precision \"\": expected one of: bf16, f32", {script_path, "-p", "a", "--precision="}},
+        {"empty_choice", "--precision \"\": expected one of: bf16, f32, fp8", {script_path, "-p", "a", "--precision="}},
         {"empty_number", "--n-predict \"\": expected a whole number", {script_path, "-p", "a", "--n-predict="}},
     };
     for (size_t i = 0; i < sizeof empty / sizeof *empty; i++) {
@@ -248,6 +248,9 @@ static void test_notes(void) {
     CHECK(strstr(r.err, "llama: --precision bf16 changes nothing on engine cpu, which computes in float32\n") != NULL);
     test_end("note_of_precision_on_engine_cpu");
     run_free(&r);
+    NOTES("note_of_fp8_products_of_a_tokenizer", "97\n",
+          "llama: --engine changes nothing with --tokenize\nllama: --precision changes nothing with --tokenize\n",
+          vocab_path, "--tokenize", "-p", "a", "--engine", "cpu", "--precision", "fp8");
     // A line of --prompts may have new tokens although -n is 0.
     r = run_program(NULL, chat_path, "--prompts", prompts_path, "-n", "0", "--stop", "x", "--temp", "1", NULL);
     check_status(&r, 0);

@@ -377,7 +377,7 @@ static bool check_packed(const Case &c, const Kind &kind, const std::vector<int>
         }
     }
     if (differences.n > 0) {
-        const int slab = widen_rows(s, &all.matrix, SLAB_ROWS);
+        const int slab = widen_rows(s, &all.matrix, SLAB_ROWS, s->element);
         printf("  %s, %d x %d%s, widened %s (%d rows): %zu of %zu differ; %s\n", kind.name, c.rows, c.cols,
                taken ? "" : " (not taken)", slab < c.rows ? "in slabs" : "at once", slab < c.rows ? slab : c.rows,
                differences.n, differences.of, differences.first);

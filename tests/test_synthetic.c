@@ -143,7 +143,32 @@ static void test_types_of_a_shape(void) {
     test_end("test_types_of_a_shape");
 }
 
+// A matrix that is not FP8 is named, before any engine is asked; engine cpu has no FP8 products.
+static void test_fp8_products_take_fp8_weights(void) {
+    static const struct {
+        const char *layers;
+        bool changed; // the last matrix is int8
+        const char *message;
+    } cases[] = {
+        {"fp8", false, "--engine cpu: engine cpu has no FP8 products, it computes in float32"},
+        {"fp8", true, "--precision fp8 takes FP8 weights: layers.0.w3 is int8, expected fp8 as --quantize writes it"},
+        {"bf16", false, "--precision fp8 takes FP8 weights: layers.0.wq is BF16, expected fp8 as --quantize writes it"},
+        {"int8:32", false,
+         "--precision fp8 takes FP8 weights: layers.0.wq is int8:32, expected fp8 as --quantize writes it"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        Model m;
+        Error err = {""};
+        open_small(&m, cases[i].layers, "bf16", 1);
+        if (cases[i].changed) m.weights.layers[0].w3.dtype = DTYPE_I8;
+        CHECK(!model_choose(&m, "cpu", PRECISION_FP8, &err));
+        if (strcmp(err.text, cases[i].message) != 0) test_fail("%s", err.text);
+        model_close(&m);
+    }
+    test_end("test_fp8_products_take_fp8_weights");
+}
+
 int main(void) {
+    test_fp8_products_take_fp8_weights();
     test_codes_cover_the_range();
     test_types_of_a_shape();
     test_weights_of_each_type();

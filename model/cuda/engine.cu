@@ -58,6 +58,8 @@ static int list_buffers(Model *m, CudaState *s, Buffer *list) {
         {&s->att, T * q * e},
         {(void **)&s->gate_up, T * (2 * own_hidden > (uint64_t)c->dim ? 2 * own_hidden : (uint64_t)c->dim) * 4},
         {&s->h, T * own_hidden * e},
+        {s->fp8 ? (void **)&s->codes : NULL, T * (uint64_t)most_columns(c)},
+        {s->fp8 ? (void **)&s->code_scales : NULL, T * 4},
         {several ? (void **)&s->x_all : NULL, T * (uint64_t)c->dim * 4},
         {several ? &s->att_all : NULL, T * (uint64_t)c->q_dim * e},
         {several ? &s->h_all : NULL, T * (uint64_t)c->hidden_dim * e},
@@ -266,6 +268,22 @@ static bool enter_own_gpu(int n, Error *err) {
     return true;
 }
 
+// Whether --precision fp8 has products of the model's shape: of rows in units of 16 bytes, their scales multiplied by
+// cuBLAS, which does so on Hopper alone.
+static bool have_fp8_products(const Model *m, const cudaDeviceProp *gpu, Error *err) {
+    enum { UNIT = 16, LT_OUTER_SCALES = 120900 };
+    const Config *c = &m->config;
+    const size_t lt = cublasLtGetVersion();
+    if (gpu->major != 9)
+        return fail(err, "FP8 products need compute capability 9.0, %s has %d.%d", gpu->name, gpu->major, gpu->minor);
+    if (lt < LT_OUTER_SCALES)
+        return fail(err, "FP8 products with scales of rows need cuBLASLt 12.9, here is %zu.%zu", lt / 10000,
+                    lt / 100 % 100);
+    return (c->dim % UNIT == 0 && c->q_dim % UNIT == 0 && c->kv_dim % UNIT == 0 && c->hidden_dim % UNIT == 0) ||
+           fail(err, "dim %d, hidden_dim %d, queries of %d and keys of %d columns, FP8 products need multiples of %d",
+                c->dim, c->hidden_dim, c->q_dim, c->kv_dim, UNIT);
+}
+
 bool usable_cuda(const Model *m, Error *err) {
     int n = 0, driver = 0, device = 0;
     cudaError_t status = cudaGetDeviceCount(&n);
@@ -288,6 +306,7 @@ bool usable_cuda(const Model *m, Error *err) {
         return fail(err, "%s has compute capability %d.%d, for which this program was not built", properties.name,
                     properties.major, properties.minor);
     }
+    if (m->precision == PRECISION_FP8 && !have_fp8_products(m, &properties, err)) return false;
     int d = m->config.head_dim;
     if (m->config.dim % 8 || m->config.hidden_dim % 8)
         return fail(err, "dim %d and hidden_dim %d, the GPU engines need multiples of 8", m->config.dim,
@@ -303,10 +322,10 @@ static void choose_types(const Model *m, CudaState *s, bool for_fused) {
     s->element = (size_t)dtype_bytes[s->type];
     s->keeps_16_bits = for_fused && f32;
     s->one_order = for_fused && !f32;
-    int most_cols = c->dim > c->q_dim ? c->dim : c->q_dim;
-    if (c->hidden_dim > most_cols) most_cols = c->hidden_dim;
+    s->fp8 = m->precision == PRECISION_FP8;
     bool widens = quantised || (s->keeps_16_bits && m->weights.dtype != DTYPE_F32);
-    s->widening.slab_bytes = widens ? widen_slab_bytes((uint64_t)c->hidden_dim * c->dim, most_cols, s->element) : 0;
+    s->widening.slab_bytes =
+        widens ? widen_slab_bytes((uint64_t)c->hidden_dim * c->dim, most_columns(c), s->element) : 0;
 }
 
 // A rank's stream, cuBLAS handle, tables, RoPE's frequencies.
@@ -320,6 +339,7 @@ static bool connect(Model *m, CudaState *s, Error *err) {
     CUBLAS_TRY(cublasSetStream(s->blas, s->stream));
     CUBLAS_TRY(cublasSetWorkspace(s->blas, s->blas_workspace, BLAS_WORKSPACE_BYTES));
     if (!widen_open(s, err) || (s->one_order && weights_are_quantised(m) && !packed_open(s, err))) return false;
+    if (s->fp8 && !choose_fp8_kernel(s, m->config.hidden_dim, m->config.dim, err)) return false;
     CUBLAS_TRY(cublasSetMathMode(s->blas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)); // every sum in float32
     CUDA_TRY(cudaMallocHost((void **)&s->argmax_host, MAX_STEP_ROWS * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&s->other_argmax_host, MAX_STEP_ROWS * sizeof(int)));
@@ -457,9 +477,9 @@ static bool log_rank(Model *m, CudaState *s, const Plan *plan, Error *err) {
         shard->kv_heads.first + shard->kv_heads.n - 1, shard->dim.first, shard->hidden.first, shard->vocab.first,
         (double)plan->bytes * 1e-9, (double)own_cache_bytes(m) * 2e-9,
         (double)(buffer_bytes(m, s) - 2 * own_cache_bytes(m)) * 1e-9,
-        m->by_processes ? "the other processes, by NCCL"
-        : m->one_gpu    ? "the others on the same GPU"
-                        : "the others' memory, directly");
+        !m->by_processes        ? m->one_gpu ? "the others on the same GPU" : "the others' memory, directly"
+        : comm_reaches(s->comm) ? "the other processes' memory, directly, and by NCCL"
+                                : "the other processes, by NCCL");
     return true;
 }
 
@@ -496,6 +516,7 @@ bool open_cuda(Model *m, bool (*prepare)(Model *m, Error *err), Error *err) {
     ok = ok && size_cache(m, plans, err) && for_shards(m, err, [&](Model *own, CudaState *s) {
              return allocate_rank(own, s, &plans[local_rank(own)], err);
          });
+    m->two_passes = m->precision == PRECISION_FP8; // whose prompts and steps have products of their own
     ok = ok && connect_ranks(m, err) && upload_weights(plans, local_ranks(m), meanwhile, err);
     if (m->by_processes) ok = processes_agree_so_far(err) && ok;
     if (ok) add_up_bytes(m, plans, err);
@@ -556,7 +577,8 @@ void close_cuda(Model *m) {
         const CudaState *s = (const CudaState *)model_of_rank(m, r)->state;
         if (s && s->stream) cudaStreamSynchronize(s->stream);
     }
-    destroy_graphs(first); // those of all ranks
+    for (int r = 0; r < count; r++)
+        if (model_of_rank(m, r)->state) destroy_graphs((CudaState *)model_of_rank(m, r)->state);
     comm_close(first->comm);
     for (int r = count - 1; r >= 0; r--) {
         Model *own = model_of_rank(m, r);

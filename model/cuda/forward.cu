@@ -6,6 +6,7 @@
 //   table of all rows, times a matrix with a column for each head.
 // Residual stream, norms and sums are float32; `type` is what enters a product and what the cache holds (DESIGN: bf16,
 // f16, or float32 with --precision f32). Matrices that are held in another type are widened as they enter a product.
+// With --precision fp8 what enters a prompt's products, but the output matrix's, are codes (ops.cu) in place of bf16.
 #include <string.h>
 
 #include "fused_rows.h"
@@ -68,12 +69,19 @@ void attention_step(AttentionArgs *a, const Model *m, const CudaState *s, int fi
     a->q_start_device = step->start;
 }
 
+// s->x_all normalised, as it enters a product: s->codes or s->xb.
+static bool normalise(const Model *m, CudaState *s, const float *weight, int T, bool codes, Error *err) {
+    const Config *c = &m->config;
+    return codes ? rmsnorm_codes(s, weight, c->norm_eps, T, c->dim, err)
+                 : rmsnorm(s, weight, c->norm_eps, T, c->dim, err);
+}
+
 // Queries of n_q heads and keys and values of n_kv, of T rows of the normalised stream, by the weights from `first` on:
-// rotated and rounded, in s->qkv_in; keys and values in the cache of `layer` instead, unless it is -1.
+// rotated and rounded, in s->qkv_in; of a prompt keys and values in the cache of `layer` instead, which is -1 in a step.
 static bool project_qkv(Model *m, const Matrix *first, int T, int n_q, int n_kv, int layer, Error *err) {
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
-    if (s->one_order) return project_qkv_fused(m, first, T, n_q, n_kv, layer, err);
+    if (s->one_order || (s->fp8 && layer >= 0)) return project_qkv_fused(m, first, T, n_q, n_kv, layer, err);
     const size_t head = (size_t)T * (size_t)c->head_dim, queries = (size_t)n_q * head;
     if (!matmul_heads(s, c, s->qkv, first, T, n_q + 2 * n_kv, err)) return false;
     if (!rope(s, s->qkv, T, n_q + n_kv, c->head_dim, err)) return false;
@@ -144,7 +152,7 @@ static bool attend_logits(Model *m, const Batch *b, const int *lens, int layer, 
     if (n == 0) return true;
     if (!keep_logit_rows(s, s->x_all, n, c->dim, err)) return false;
     if (s->comm && !keep_logit_rows(s, s->x, n, m->shard.dim.n, err)) return false;
-    if (!rmsnorm(s, l->attention_norm, c->norm_eps, n, c->dim, err)) return false;
+    if (!normalise(m, s, l->attention_norm, n, s->fp8, err)) return false;
     if (!rope_table(s, c, s->logit_pos, n, err)) return false;
     if (!project_qkv(m, &l->wq, n, own_heads(m), 0, layer, err)) return false;
     for (int i = 0, seq = 0; i < n; i++) {
@@ -173,12 +181,13 @@ static bool forward_rows(Model *m, const Batch *host, const int *host_lens, int 
         return false;
 
     for (int i = 0; i < c->n_layers; i++) {
+        const bool codes = host && ((CudaState *)m->state)->fp8;
         bool some = host && i + 1 == c->n_layers && host->n_logits < T; // the others are of no use any more
 
         // attention: every token, of the normalised stream, to itself and to all before it
         if (!for_shards(m, err, [&](Model *m, CudaState *s) {
                 bool log = verbose && i == 0 && m->shard.rank == 0; // all are launched alike, but a prompt's last layer
-                return rmsnorm(s, m->weights.layers[i].attention_norm, c->norm_eps, T, c->dim, err) &&
+                return normalise(m, s, m->weights.layers[i].attention_norm, T, codes, err) &&
                        (some   ? attend_logits(m, host, host_lens, i, log, err)
                         : host ? attend_prompt(m, host, host_lens, i, log, err)
                                : attend_step(m, T, several, i, log, err));
@@ -189,7 +198,9 @@ static bool forward_rows(Model *m, const Batch *host, const int *host_lens, int 
         if (!gather_att(m, T, err)) return false;
         // back to the stream
         if (!for_shards(m, err, [&](Model *m, CudaState *s) {
-                return matmul(s, s->x, &m->weights.layers[i].wo, s->att_all, T, 1, err);
+                const Matrix *wo = &m->weights.layers[i].wo;
+                if (!codes) return matmul(s, s->x, wo, s->att_all, T, 1, err);
+                return encode_rows(s, s->att_all, T, wo->cols, err) && matmul_codes(s, s->x, wo, T, 1, err);
             }))
             return false;
         if (!gather_x(m, T, err)) return false;
@@ -197,13 +208,16 @@ static bool forward_rows(Model *m, const Batch *host, const int *host_lens, int 
         // feed-forward: down(silu(gate) * up)
         if (!for_shards(m, err, [&](Model *m, CudaState *s) {
                 const LayerWeights *l = &m->weights.layers[i];
-                return rmsnorm(s, l->ffn_norm, c->norm_eps, T, c->dim, err) && matmul_gate_up(s, l, T, err) &&
-                       swiglu(s, l, T, err);
+                return normalise(m, s, l->ffn_norm, T, codes, err) &&
+                       (codes ? matmul_gate_up_codes(s, l, T, err) : matmul_gate_up(s, l, T, err)) &&
+                       (codes && !s->comm ? swiglu_codes(s, l, T, err) : swiglu(s, l, T, codes, err));
             }))
             return false;
         if (!gather_h(m, T, err)) return false;
         if (!for_shards(m, err, [&](Model *m, CudaState *s) {
-                return matmul(s, s->x, &m->weights.layers[i].w2, s->h_all, T, 1, err);
+                const Matrix *w2 = &m->weights.layers[i].w2;
+                if (!codes) return matmul(s, s->x, w2, s->h_all, T, 1, err);
+                return (!s->comm || encode_rows(s, s->h_all, T, w2->cols, err)) && matmul_codes(s, s->x, w2, T, 1, err);
             }))
             return false;
         if (!gather_x(m, T, err)) return false;

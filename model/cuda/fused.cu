@@ -4,20 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fused.h"
 #include "fused_kernel.cuh"
+#include "fused_state.h"
 #include "wide.h"
-
-struct FusedState {
-    int n_blocks, max_rows, terms; // max_rows: tokens of one pass over the weights
-    bool packed;                   // is a matrix quantised?
-    size_t shared_limit;           // dynamic shared memory that a block may have
-    void *h;                       // 16-bit [MAX_ACT_ROWS][own hidden_dim]
-    void *h_all;                   // 16-bit [MAX_ACT_ROWS][hidden_dim], gathered; on one GPU h
-    float *down_partial;           // [MAX_ACT_ROWS][own dim]
-    unsigned *done;                // [n_layers + 1][MAX_PRODUCTS]; after them as many counters next_tile
-    int2 *best;                    // [MAX_ACT_ROWS][n_blocks]
-};
 
 // Calls visit(matrix) for the matrices of products, one for those that are alike: of QKV, of gate and up.
 template <class Visit> static void for_products(const Model *m, Visit visit) {
@@ -35,7 +24,7 @@ static int slice_bytes(const Matrix *w) {
     return packed_slice(packing.bits) / PACK_COLUMNS * packing.block_bytes;
 }
 
-static FusedShape fused_shape(const Model *m, const FusedState *f, int n_rows) {
+FusedShape fused_shape(const Model *m, const FusedState *f, int n_rows) {
     const Config *c = &m->config;
     FusedShape s = {c->dim, c->q_dim, c->hidden_dim, c->head_dim, n_rows, f->terms, f->shared_limit, 0};
     if (weights_are_quantised(m))
@@ -131,8 +120,7 @@ static void add_products(const Model *m, const FusedState *f, const FusedPlan *p
         add(PRODUCT_LM_HEAD, &w->output, NULL, w->norm, w->output.rows);
 }
 
-// The parameters of kernel i of a pass over n rows from row `first` of the batch on.
-static FusedParams fused_params(const Model *m, const CudaState *s, const FusedPlan *plan, int i, int first, int n) {
+FusedParams fused_params(const Model *m, const CudaState *s, const FusedPlan *plan, int i, int first, int n) {
     const Config *c = &m->config;
     const FusedState *f = s->fused;
     FusedParams p;
@@ -157,7 +145,8 @@ static FusedParams fused_params(const Model *m, const CudaState *s, const FusedP
     p.dim = c->dim;
     p.hidden_dim = c->hidden_dim;
     p.q_dim = c->q_dim;
-    p.vocab_size = m->shard.vocab.n;
+    p.logits_pitch = m->shard.vocab.n;
+    p.best_pitch = f->n_blocks * EPILOGUE_WARPS;
     p.eps = c->norm_eps;
     p.x = s->x;
     p.qkv = s->qkv_in;
@@ -173,17 +162,15 @@ static FusedParams fused_params(const Model *m, const CudaState *s, const FusedP
     return p;
 }
 
-// Of a step, in FusedState.done.
-static int n_counters(const Model *m) {
+int n_counters(const Model *m) {
     return 2 * (m->config.n_layers + 1) * MAX_PRODUCTS;
 }
 
-// What a pass over n rows from row `first` of the batch on begins with: their embeddings and RoPE table.
-static bool embed_pass(const Model *m, CudaState *s, int first, int n, Error *err) {
+bool embed_pass(const Model *m, CudaState *s, float *x, int first, int n, Error *err) {
     const Config *c = &m->config;
     const Matrix *table = &m->weights.tok_embeddings;
     CUDA_TRY(with_type(table->dtype, [&](auto type) {
-        return launch_kernel(decode_embed_kernel<decltype(type)>, n, 256, 0, false, s->stream, s->x_all,
+        return launch_kernel(decode_embed_kernel<decltype(type)>, n, 256, 0, false, s->stream, x,
                              (const decltype(type) *)table->data, (const int *)s->step->tokens + first, c->dim,
                              s->rope_table, (const int *)s->step->lens + first, (const float *)s->rope_freq,
                              c->head_dim / 2);
@@ -191,123 +178,45 @@ static bool embed_pass(const Model *m, CudaState *s, int first, int n, Error *er
     return true;
 }
 
-// A pass over n rows from row `first` of the batch on: the chain of kernels in fused.h.
-template <typename N>
-static bool decode_pass(Model *m, const FusedPlan *plan, int first, int n, bool several, Error *err) {
-    const Config *c = &m->config;
-    CudaState *s = (CudaState *)m->state;
-    FusedState *f = s->fused;
-    bool verbose = first_launch(m, &s->logged_decode);
-    if (!embed_pass(m, s, first, n, err)) return false;
-    for (int i = 0; i <= c->n_layers; i++) {
-        // (every layer is launched alike)
-        if (i > 0 && !attend_step_rows(m, s, i - 1, first, n, several, verbose && i == 1, err)) return false;
-        FusedParams p = fused_params(m, s, plan, i, first, n);
-        if (verbose && i <= 1)
-            fprintf(stderr,
-                    "decode: decode_products_kernel %d products, %d rows, tiles of %d, grid %d, block %d, shared %zu: "
-                    "a ring of %d x %d bytes, %d in flight\n",
-                    p.n_products, n, p.tile_rows, f->n_blocks, FUSED_THREADS, plan->shared_bytes, p.n_stages,
-                    p.stage_bytes, p.stages_in_flight);
-        CUDA_TRY(launch_kernel(decode_products_kernel<N>, f->n_blocks, FUSED_THREADS, plan->shared_bytes, true,
-                               s->stream, p));
-    }
-    CUDA_TRY(launch_kernel(decode_argmax_kernel, 1, 32 * MAX_ACT_ROWS, 0, true, s->stream, (const int2 *)f->best,
-                           f->n_blocks * EPILOGUE_WARPS, c->vocab_size, s->argmax + first, s->argmax_host + first,
-                           s->step, first, n, f->done, n_counters(m)));
+bool launch_products(const Model *m, const CudaState *s, const FusedPlan *plan, bool pdl, const FusedParams &p,
+                     Error *err) {
+    CUDA_TRY(for_numbers(m, plan->tile_rows, [&](auto numbers) {
+        return launch_kernel(decode_products_kernel<decltype(numbers), FusedParams>, s->fused->n_blocks, FUSED_THREADS,
+                             plan->shared_bytes, pdl, s->stream, p);
+    }));
     return true;
 }
 
-// ---- several GPUs ---------------------------------------------------------------------------------------------------
-//
-// The same kernels over a shard's rows, but one product in each launch: what it needs of other GPUs is gathered between
-// two, where blocks of one GPU would count in `done`. A row's sums have the same order in whichever tile of whichever
-// GPU it is, so all bits are those of the chain in fused.h.
-
-// Of the parameters of a kernel with all products between two attentions, those of a launch with the n from number k on:
-// one, or the parts of down. Activations that are added to or written are the shard's own, those that enter the product
-// were gathered.
-static FusedParams params_of_launch(const Model *m, const CudaState *s, const FusedParams &all, int k, int n) {
-    const FusedState *f = s->fused;
-    FusedParams p = all;
-    const ProductKind kind = all.product[k].kind;
-    const bool adds = kind == PRODUCT_OUT || kind == PRODUCT_DOWN;
-    p.n_products = n;
-    for (int i = 0; i < n; i++) p.product[i] = all.product[k + i];
-    p.x = adds ? s->x : s->x_all;
-    p.dim = adds ? m->shard.dim.n : m->config.dim;
-    p.h = kind == PRODUCT_GATE_UP ? f->h : f->h_all;
-    p.hidden_dim = m->shard.hidden.n;
-    p.done = all.done + k;
-    p.next_tile = all.next_tile + k;
-    return p;
+bool argmax_pass(const Model *m, CudaState *s, bool pdl, const int2 *best, int n_best, int first, int n,
+                 const RanksToWaitFor &ranks, Error *err) {
+    CUDA_TRY(launch_kernel(decode_argmax_kernel, 1, 32 * MAX_ACT_ROWS, 0, pdl, s->stream, best, n_best,
+                           m->config.vocab_size, s->argmax + first, s->argmax_host + first, s->step, first, n,
+                           s->fused->done, n_counters(m), ranks));
+    return true;
 }
 
-static OwnColumns own_fused_h(const Model *m) {
-    const FusedState *f = ((const CudaState *)m->state)->fused;
-    return {f->h, f->h_all, m->shard.hidden, 2};
+void log_products(const FusedParams *p, const FusedPlan *plan, int n_blocks, const char *exchange) {
+    fprintf(stderr,
+            "decode: decode_products_kernel %d products, %d rows, tiles of %d, grid %d, block %d, shared %zu: "
+            "a ring of %d x %d bytes, %d in flight%s\n",
+            p->n_products, p->n_rows, p->tile_rows, n_blocks, FUSED_THREADS, plan->shared_bytes, p->n_stages,
+            p->stage_bytes, p->stages_in_flight, exchange);
 }
 
-// The product of a kind between the attention of layer i - 1 and that of layer i, on all GPUs, and what follows it: its
-// results to all of them.
-template <typename N>
-static bool product_by_shards(Model *m, const FusedPlan *plan, int i, ProductKind kind, int first, int n, Error *err) {
-    if (!for_shards(m, err, [&](Model *m, CudaState *s) {
-            const FusedParams all = fused_params(m, s, plan, i, first, n);
-            int k = 0, parts = 0;
-            while (all.product[k].kind != kind) k++;
-            while (k + parts < all.n_products && all.product[k + parts].kind == kind) parts++;
-            CUDA_TRY(launch_kernel(decode_products_kernel<N>, s->fused->n_blocks, FUSED_THREADS, plan->shared_bytes,
-                                   false, s->stream, params_of_launch(m, s, all, k, parts)));
-            return true;
-        }))
-        return false;
-    return kind == PRODUCT_QKV       ? true
-           : kind == PRODUCT_GATE_UP ? gather(m, n * N::TERMS, m->config.hidden_dim, own_fused_h, err)
-           : kind == PRODUCT_LM_HEAD ? gather_logits(m, first, n, err)
-                                     : gather_x(m, n, err);
-}
-
-// decode_pass on several GPUs. The argmax of all passes is taken after the last.
-template <typename N>
-static bool decode_pass_by_shards(Model *m, const FusedPlan *plan, int first, int n, bool several, Error *err) {
-    const Config *c = &m->config;
-    const bool verbose = first_launch(m, &((CudaState *)m->state)->logged_decode);
-    auto product = [&](int i, ProductKind kind) { return product_by_shards<N>(m, plan, i, kind, first, n, err); };
-    if (verbose)
-        fprintf(stderr, "decode: decode_products_kernel on %d GPUs, a launch for each product, %d rows, tiles of %d\n",
-                m->shard.count, n, plan->tile_rows);
-    if (!for_shards(m, err, [&](Model *m, CudaState *s) {
-            CUDA_TRY(cudaMemsetAsync(s->fused->done, 0, n_counters(m) * sizeof *s->fused->done, s->stream));
-            return embed_pass(m, s, first, n, err) && take_own_x(m, s, n, err);
-        }))
-        return false;
-    for (int i = 0; i < c->n_layers; i++) {
-        if (!product(i, PRODUCT_QKV)) return false;
-        if (!for_shards(m, err, [&](Model *m, CudaState *s) {
-                return attend_step_rows(m, s, i, first, n, several, verbose && i == 0 && m->shard.rank == 0, err);
-            }))
-            return false;
-        if (!gather_att(m, n, err) || !product(i + 1, PRODUCT_OUT) || !product(i + 1, PRODUCT_GATE_UP) ||
-            !product(i + 1, PRODUCT_DOWN))
-            return false;
+// A pass over n rows from row `first` of the batch on: the chain of kernels in fused.h.
+static bool decode_pass(Model *m, const FusedPlan *plan, int first, int n, bool several, Error *err) {
+    CudaState *s = (CudaState *)m->state;
+    FusedState *f = s->fused;
+    bool verbose = first_launch(m, &s->logged_decode);
+    if (!embed_pass(m, s, s->x, first, n, err)) return false;
+    for (int i = 0; i <= m->config.n_layers; i++) {
+        // (every layer is launched alike)
+        if (i > 0 && !attend_step_rows(m, s, i - 1, first, n, several, verbose && i == 1, err)) return false;
+        FusedParams p = fused_params(m, s, plan, i, first, n);
+        if (verbose && i <= 1) log_products(&p, plan, f->n_blocks, "");
+        if (!launch_products(m, s, plan, true, p, err)) return false;
     }
-    return product(c->n_layers, PRODUCT_LM_HEAD) &&
-           for_shards(m, err, [&](Model *, CudaState *s) { return argmax_rows(s, first, n, c->vocab_size, err); });
-}
-
-// Calls body with the Numbers for the model's weights and precision, and tiles of so many rows.
-template <typename W, int TERMS, class Body> static bool with_tile(int tile_rows, Body body) {
-    return tile_rows == MMA_WEIGHT_ROWS ? body(Numbers<W, TERMS, 1>()) : body(Numbers<W, TERMS, MAX_TILE_GROUPS>());
-}
-template <class Body> static bool for_numbers(const Model *m, int tile_rows, Body body) {
-    bool f32 = m->precision == PRECISION_F32;
-    if (weights_are_quantised(m))
-        return f32 ? body(Numbers<bf16, 3, PACKED_TILE_GROUPS, true>())
-                   : body(Numbers<bf16, 1, PACKED_TILE_GROUPS, true>());
-    if (m->weights.layers[0].wq.dtype == DTYPE_BF16)
-        return f32 ? with_tile<bf16, 3>(tile_rows, body) : with_tile<bf16, 1>(tile_rows, body);
-    return f32 ? with_tile<f16, 3>(tile_rows, body) : with_tile<f16, 1>(tile_rows, body);
+    return argmax_pass(m, s, true, f->best, f->n_blocks * EPILOGUE_WARPS, first, n, RanksToWaitFor{}, err);
 }
 
 // Whether the run's steps are those of wide.h: see enqueue_step_fused.
@@ -317,6 +226,11 @@ static bool steps_are_wide(const Model *m) {
     return s->fused->terms == 1 && sequences > s->fused->max_rows && sequences <= MAX_WIDE_ROWS && s->wide;
 }
 
+// Whether a step of n rows is engine cublas's: see enqueue_step_fused.
+static bool steps_are_cublas(const Model *m, const FusedState *f, int n) {
+    return f->terms == 1 ? model_sequences(m) > f->max_rows || n > f->max_rows : n > 8;
+}
+
 // A step of n rows. Steps of few rows, of many (wide.h) and of more (engine cublas) have other orders of sums; a
 // sequence's must not depend on how many others are left, so which one it is depends on the sequences that the run's
 // steps may have: up to what one pass takes, up to MAX_WIDE_ROWS, more. In f32, where tokens are equal in any order,
@@ -324,26 +238,29 @@ static bool steps_are_wide(const Model *m) {
 static bool enqueue_step_fused(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
     FusedState *f = s->fused;
-    const bool many = model_sequences(m) > f->max_rows;
     if (steps_are_wide(m)) return enqueue_step_wide(m, n, several, err);
-    if (f->terms == 1 ? many || n > f->max_rows : n > 8) return enqueue_step_cublas(m, n, several, err);
+    if (steps_are_cublas(m, f, n)) return enqueue_step_cublas(m, n, several, err);
     for (int first = 0; first < n; first += f->max_rows) {
         int rows = fused_min(n - first, f->max_rows);
         FusedShape shape = fused_shape(m, f, rows);
         FusedPlan plan;
         if (!fused_plan(&shape, &plan))
             return fail(err, "%d rows do not fit in %zu bytes of shared memory", rows, f->shared_limit);
-        if (for_numbers(m, plan.tile_rows, [&](auto numbers) {
-                typedef decltype(numbers) N;
-                return s->comm ? decode_pass_by_shards<N>(m, &plan, first, rows, several, err)
-                               : decode_pass<N>(m, &plan, first, rows, several, err);
-            }))
+        if (f->exchange ? decode_pass_by_exchange(m, &plan, first, rows, several, err)
+            : s->comm   ? decode_pass_by_gathers(m, &plan, first, rows, several, err)
+                        : decode_pass(m, &plan, first, rows, several, err))
             continue;
         // No argmax kernel follows what was launched.
         cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream);
         return false;
     }
-    return !s->comm || publish_step(m, n, several, err);
+    return !s->comm || f->exchange || publish_step(m, n, several, err);
+}
+
+// Whether a step of n rows is launched on each GPU by itself: what its kernels need of the others they wait for.
+static bool ranks_are_apart_fused(const Model *m, int n) {
+    const FusedState *f = ((const CudaState *)m->state)->fused;
+    return f->exchange && !steps_are_wide(m) && !steps_are_cublas(m, f, n);
 }
 
 // What the device gives, and how many rows of this model one pass takes: 0 if it has no room for one.
@@ -351,6 +268,7 @@ static bool size_fused(const Model *m, FusedState *f, Error *err) {
     int device = 0, limit = 0;
     CUDA_TRY(cudaGetDevice(&device));
     CUDA_TRY(cudaDeviceGetAttribute(&f->n_blocks, cudaDevAttrMultiProcessorCount, device));
+    if (m->one_gpu) f->n_blocks /= m->gpus; // so that the blocks of all ranks run at once
     CUDA_TRY(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     f->terms = m->precision == PRECISION_F32 ? 3 : 1;
     f->shared_limit = (size_t)limit - FUSED_STATIC_BYTES;
@@ -426,19 +344,20 @@ static bool prepare_rank(Model *m, CudaState *s, Error *err) {
     FusedState *f = s->fused = (FusedState *)calloc(1, sizeof *f);
     if (!f) return fail(err, "out of memory: the engine's state");
     s->enqueue_step = enqueue_step_fused;
+    s->ranks_are_apart = ranks_are_apart_fused;
     if (!size_fused(m, f, err)) return false;
     if (!wide_open(m, s, err)) return false;
     CUDA_TRY(cudaMalloc(&f->h, (size_t)MAX_ACT_ROWS * m->shard.hidden.n * 2));
     f->h_all = f->h;
     if (s->comm) CUDA_TRY(cudaMalloc(&f->h_all, (size_t)MAX_ACT_ROWS * m->config.hidden_dim * 2));
-    CUDA_TRY(cudaMalloc((void **)&f->down_partial, (size_t)MAX_ACT_ROWS * m->shard.dim.n * sizeof(float)));
+    CUDA_TRY(cudaMalloc((void **)&f->down_partial, (size_t)MAX_ACT_ROWS * m->config.dim * sizeof(float)));
     CUDA_TRY(cudaMalloc((void **)&f->done, n_counters(m) * sizeof *f->done));
     CUDA_TRY(cudaMalloc((void **)&f->best, (size_t)MAX_ACT_ROWS * f->n_blocks * EPILOGUE_WARPS * sizeof(int2)));
     // Once; every step leaves them so.
     CUDA_TRY(cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream));
     for (int groups = 1; groups <= MAX_TILE_GROUPS; groups++)
         if (!for_numbers(m, groups * MMA_WEIGHT_ROWS, [&](auto numbers) {
-                CUDA_TRY(cudaFuncSetAttribute((const void *)decode_products_kernel<decltype(numbers)>,
+                CUDA_TRY(cudaFuncSetAttribute((const void *)decode_products_kernel<decltype(numbers), FusedParams>,
                                               cudaFuncAttributeMaxDynamicSharedMemorySize, (int)f->shared_limit));
                 return true;
             }))
@@ -448,11 +367,13 @@ static bool prepare_rank(Model *m, CudaState *s, Error *err) {
 
 // Beside the upload, which no step's kernel waits for.
 static bool prepare_fused(Model *m, Error *err) {
-    return for_shards(m, err, [&](Model *m, CudaState *s) { return prepare_rank(m, s, err); }) && prepare_steps(m, err);
+    return for_shards(m, err, [&](Model *m, CudaState *s) { return prepare_rank(m, s, err); }) &&
+           open_exchange(m, err) && prepare_steps(m, err);
 }
 
 static void free_fused(FusedState *f) {
     if (!f) return;
+    close_exchange(f);
     if (f->h_all != f->h) cudaFree(f->h_all);
     cudaFree(f->h);
     cudaFree(f->down_partial);
@@ -479,8 +400,8 @@ static void close_fused(Model *m) {
 static bool open_fused(Model *m, Error *err) {
     if (!open_cuda(m, prepare_fused, err)) return false;
     const CudaState *s = (CudaState *)m->state;
-    // Rows of prompts have the order of sums of engine cublas's steps, and only of these.
-    m->two_passes = s->fused->terms > 1 || model_sequences(m) <= s->fused->max_rows || steps_are_wide(m);
+    // Rows of prompts have the order of sums of engine cublas's steps, and only of these; FP8 products are of no step.
+    m->two_passes = s->fp8 || s->fused->terms > 1 || model_sequences(m) <= s->fused->max_rows || steps_are_wide(m);
     return true;
 }
 

@@ -194,8 +194,6 @@
 #include "packed.h"
 #include "state.h"
 
-namespace {
-
 enum CodeType { CODES_NONE, CODES_FP8, CODES_INT8, CODES_INT4 }; // CODES_NONE: 16-bit weights
 enum ProductKind { PRODUCT_QKV, PRODUCT_OUT, PRODUCT_GATE_UP, PRODUCT_DOWN, PRODUCT_LM_HEAD };
 
@@ -241,14 +239,42 @@ struct FusedParams {
     float *down_partial; // [n_rows][dim]: split-K partial sums of down
     void *h;             // 16-bit [n_rows × terms][hidden_dim]
     const float2 *rope;  // [n_rows][head_dim/2]: RoPE table, cosine and sine
-    float *logits;       // [n_rows][vocab_size]
-    int2 *best;          // [n_rows][blocks]: largest logit (its bits), token; -1: one is not finite
+    float *logits;       // [n_rows], logits_pitch apart
+    int2 *best;          // [n_rows], best_pitch apart: largest logit (its bits), token; -1: one is not finite
+    int logits_pitch, best_pitch;
+    int first_token;     // that of row 0 of the output matrix
     unsigned *done;      // [n_products]: blocks that have finished a product
     int *next_tile;      // [n_products]: tiles taken, after each block's first
 };
 
+// The same where several GPUs exchange what they compute (fused_exchange.cuh). x and h: dim and hidden_dim are the model's;
+// of x only this rank's columns are kept up to date; best is in the region, with those of all ranks.
+struct SharedParams : FusedParams {
+    int n_peers;                           // the other ranks
+    ptrdiff_t to_peer[MAX_SHARDS - 1];     // from an address in this rank's region to the same in another's
+    char *sets;                            // [2][set_bytes]: what is exchanged, in a kernel and in the next
+    unsigned set_bytes, x_down, h_all, att_all; // where they begin in a set; x_out is at 0
+    unsigned number, n_layers;             // of the kernel in its step, 0 to n_layers
+    int first_x, first_h, first_attention; // this rank's columns: floats, 16-bit elements, 16 bytes
+    int own_x, own_h;                      // how many
+    bool sends_products;                   // in whole rows, when a product is done; else each number at once
+    int attention_words, attention_pitch;  // 16 bytes: of a row of att, which is this rank's alone, and of all ranks'
+    unsigned *finished;                    // blocks of all ranks at the end of a step, in all steps
+    const unsigned *step;                  // steps so far
+    unsigned long long wait_limit;         // ns
+    bool shares_gpu;                       // with other ranks
+};
+
+// What a step's argmax kernel waits for where several GPUs exchange: the blocks of n ranks, at the output matrix.
+struct RanksToWaitFor {
+    unsigned n, blocks; // n: 0: nothing
+    const unsigned *done;
+    unsigned *step;                // steps so far: counted on
+    unsigned long long wait_limit; // ns
+};
+
 // A kernel has 4 KB of parameters on every architecture and driver.
-static_assert(sizeof(FusedParams) <= 4096, "parameters of a kernel");
+static_assert(sizeof(SharedParams) <= 4096, "parameters of a kernel");
 static_assert(FUSED_THREADS == 352 && CONSUMER_THREADS == 256, "the table of barriers");
 static_assert(RESIDUAL_BUFFERS > MAX_STAGES + PARTIAL_BUFFERS, "a residual buffer is filled anew before it is read");
 static_assert(SLICE_UNIT == 512 && MAX_SLICE % SLICE_UNIT == 0, "every consumer warp has whole mmas of a slice");
@@ -269,7 +295,5 @@ static_assert(fused_plan_8b().residuals_offset == 31232 && fused_plan_8b().ring_
 static_assert(fused_plan_8b().n_stages == 6 && fused_plan_8b().stage_bytes == 32768, "shared memory of 8B");
 static_assert(fused_plan_8b().stages_in_flight == 2 && fused_plan_8b().stages_ahead == 1, "shared memory of 8B");
 static_assert(fused_plan_8b().shared_bytes == 228352, "shared memory of 8B");
-
-} // namespace
 
 #endif

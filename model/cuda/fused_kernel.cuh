@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "fused.h"
+#include "fused_exchange.cuh"
 #include "ops.h"
 
 namespace {
@@ -137,7 +137,8 @@ __device__ __forceinline__ int take_tile(int *next_tile) {
 // The producer warp: every K slice of every tile of this block, in order. Its first tile of a product is given, the
 // others go to whoever asks first, as SMs read at different speeds. All that can be known before the last wait is, so
 // that a copy follows at once when another lands.
-template <typename N> __device__ __forceinline__ void produce(const FusedParams &s, const Block &block, Ring ring) {
+template <typename N, class Params>
+__device__ __forceinline__ void produce(const Params &s, const Block &block, Ring ring) {
     constexpr int TILE = N::TILE;
     int lane = threadIdx.x % 32, in_flight = 0, n_residuals = 0, n_scales = 0;
     Ring landed = ring;
@@ -173,7 +174,7 @@ template <typename N> __device__ __forceinline__ void produce(const FusedParams 
                 if (adds && lane < s.n_rows)
                     copy_bulk(shared_address(block.residuals + (n_residuals % RESIDUAL_BUFFERS * s.n_rows + lane) *
                                                                    (TILE / MMA_WEIGHT_ROWS)),
-                              s.x + (size_t)lane * s.dim + tile * TILE, TILE * sizeof(float), full);
+                              own_x(s) + (size_t)lane * s.dim + tile * TILE, TILE * sizeof(float), full);
                 if (adds) n_residuals++;
                 if (scales && lane == 0)
                     copy_scales<TILE>(block.scales + n_scales % RESIDUAL_BUFFERS * TILE, f, tile, full);
@@ -186,10 +187,6 @@ template <typename N> __device__ __forceinline__ void produce(const FusedParams 
 }
 
 // ---- input of a product ---------------------------------------------------------------------------------------------
-
-__device__ __forceinline__ void consumers_sync() {
-    named_barrier_sync(BARRIER_FUSED_CONSUMERS, CONSUMER_THREADS);
-}
 
 __device__ __forceinline__ float squares(float4 v) {
     return (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
@@ -210,20 +207,21 @@ template <int EACH> __device__ __forceinline__ void load_norm(const Product &f, 
 // x / sqrt(mean(x²) + eps) * weight of every token, to its activation rows; ROWS tokens at a time, EACH float4s of each
 // a thread. A token's sum of squares has one order: thread i of 256 adds elements 4i .. 4i+3 and those 1024 further on,
 // then lanes, then warps.
-template <typename N, int ROWS, int EACH>
-__device__ __forceinline__ void store_normalised(const FusedParams &s, const Product &f, const float4 (&w)[EACH],
-                                                 char *to, float *sums) {
+template <typename N, int ROWS, int EACH, class Input>
+__device__ __forceinline__ void store_normalised(const FusedParams &s, const Product &f, const Input &input,
+                                                 const float4 (&w)[EACH], char *to, float *sums) {
     int tid = threadIdx.x, n = f.cols / 4;
     for (int b0 = 0; b0 < s.n_rows; b0 += ROWS) {
         float4 x[ROWS][EACH];
+        input.load_until_there([&](auto load) {
 #pragma unroll
-        for (int r = 0; r < ROWS; r++)
+            for (int r = 0; r < ROWS; r++)
 #pragma unroll
-            for (int j = 0; j < EACH; j++) {
-                bool there = b0 + r < s.n_rows && tid + j * CONSUMER_THREADS < n;
-                x[r][j] =
-                    floats_of(load_l2_16(s.x + (size_t)(b0 + r) * f.cols + 4 * (tid + j * CONSUMER_THREADS), there));
-            }
+                for (int j = 0; j < EACH; j++) {
+                    bool there = b0 + r < s.n_rows && tid + j * CONSUMER_THREADS < n;
+                    x[r][j] = floats_of(load((size_t)(b0 + r) * (f.cols / 4) + tid + j * CONSUMER_THREADS, there));
+                }
+        });
         if (b0 > 0) consumers_sync(); // all have read the sums of the tokens before
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
@@ -250,19 +248,21 @@ __device__ __forceinline__ void store_normalised(const FusedParams &s, const Pro
     }
 }
 
-// Loads n × 16 bytes of each of `rows` rows, from_pitch × 16 bytes apart, and hands them to store(row, column, what was
+// Loads n × 16 bytes of each of `rows` rows, pitch × 16 bytes apart, and hands them to store(row, column, what was
 // loaded). Of a thread's loads ROWS × DEPTH are under way.
-template <int ROWS, int DEPTH, class Store>
-__device__ __forceinline__ void for_rows(const uint4 *from, int from_pitch, int n, int rows, Store store) {
+template <int ROWS, int DEPTH, class Input, class Store>
+__device__ __forceinline__ void for_rows(const Input &input, int pitch, int n, int rows, Store store) {
     for (int row = 0; row < rows; row += ROWS)
         for (int first = threadIdx.x; first < n; first += DEPTH * CONSUMER_THREADS) {
             uint4 v[ROWS][DEPTH];
+            input.load_until_there([&](auto load) {
 #pragma unroll
-            for (int r = 0; r < ROWS; r++)
+                for (int r = 0; r < ROWS; r++)
 #pragma unroll
-                for (int j = 0; j < DEPTH; j++)
-                    v[r][j] = load_l2_16(from + (size_t)(row + r) * from_pitch + first + j * CONSUMER_THREADS,
-                                         row + r < rows && first + j * CONSUMER_THREADS < n);
+                    for (int j = 0; j < DEPTH; j++)
+                        v[r][j] = load((size_t)(row + r) * pitch + first + j * CONSUMER_THREADS,
+                                       row + r < rows && first + j * CONSUMER_THREADS < n);
+            });
 #pragma unroll
             for (int r = 0; r < ROWS; r++)
 #pragma unroll
@@ -273,11 +273,11 @@ __device__ __forceinline__ void for_rows(const uint4 *from, int from_pitch, int 
 }
 
 // Attention's output, to activation rows: as it is, or its bf16x3 split.
-template <typename N>
-__device__ __forceinline__ void store_attention(const FusedParams &s, const Product &f, char *to) {
+template <typename N, class Input>
+__device__ __forceinline__ void store_attention(const FusedParams &s, const Product &f, const Input &input, char *to) {
     constexpr int EACH = 16 / sizeof(typename N::KV);
     for_rows<N::TERMS == 1 ? 4 : 1, N::TERMS == 1 ? 2 : 4>(
-        (const uint4 *)s.att, f.cols / EACH, f.cols / EACH, s.n_rows, [&](int b, int column, uint4 v) {
+        input, f.cols / EACH, f.cols / EACH, s.n_rows, [&](int b, int column, uint4 v) {
             char *row = to + b * N::TERMS * f.act_pitch;
             if constexpr (N::TERMS == 1)
                 *(uint4 *)(row + column * 16) = make_uint4(v.x, v.z, v.y, v.w);
@@ -287,12 +287,33 @@ __device__ __forceinline__ void store_attention(const FusedParams &s, const Prod
 }
 
 // What gate_up left, split and permuted already; the columns of this product. All copies are under way at once.
-template <typename N> __device__ __forceinline__ void store_hidden(const FusedParams &s, const Product &f, char *to) {
+template <typename N>
+__device__ __forceinline__ void store_hidden(const FusedParams &s, const Product &f, Turn, char *to) {
     for (int r = 0; r < s.n_rows * N::TERMS; r++)
         for (int i = threadIdx.x; i < f.cols / 8; i += CONSUMER_THREADS)
             copy_async16_from_l2(shared_address(to + (size_t)r * f.act_pitch + i * 16),
                                  (const uint4 *)s.h + ((size_t)r * f.row_length + f.first_col) / 8 + i);
     copy_async_wait_all();
+}
+// The same, again where something was absent.
+template <typename N>
+__device__ __forceinline__ void store_hidden(const SharedParams &s, const Product &f, Turn turn, char *to) {
+    const char *from = (const char *)s.sets + turn + s.h_all + (size_t)f.first_col * 2;
+    Patience patience(s.wait_limit);
+    bool first = true, absent;
+    do {
+        absent = false;
+        for (int r = 0; r < s.n_rows * N::TERMS; r++)
+            for (int i = threadIdx.x; i < f.cols / 8; i += CONSUMER_THREADS) {
+                char *at = to + (size_t)r * f.act_pitch + i * 16;
+                if (!first && !has_absent<uint16_t>(load_shared16(shared_address(at)))) continue;
+                copy_async16_from_l2(shared_address(at), from + (size_t)r * f.row_length * 2 + i * 16);
+                absent = true;
+            }
+        copy_async_wait_all();
+        first = false;
+        patience.turn();
+    } while (absent);
 }
 
 // ---- the epilogue warp ----------------------------------------------------------------------------------------------
@@ -344,26 +365,28 @@ template <typename N> struct EpilogueLane {
     }
 
     // Out: x = x + sum.
-    __device__ __forceinline__ void out(float *to, int tile, const float (&x)[GROUPS],
+    template <class Params>
+    __device__ __forceinline__ void out(const Params &s, XPlace place, float *to, int tile, const float (&x)[GROUPS],
                                         const float (&sum)[GROUPS]) const {
 #pragma unroll
         for (int g = 0; g < GROUPS; g++)
-            if (in_batch) to[tile * TILE + g * MMA_WEIGHT_ROWS] = x[g] + sum[g];
+            if (in_batch) store_x(s, place, to + tile * TILE + g * MMA_WEIGHT_ROWS, x[g] + sum[g]);
     }
 
     // Gate and up: h = SwiGLU. The tile's first half is rows of gate, its second the same rows of up.
-    __device__ __forceinline__ void gate_up(const FusedParams &s, int tile, const float (&sum)[GROUPS]) const {
+    template <class Params>
+    __device__ __forceinline__ void gate_up(const Params &s, Turn turn, int tile, const float (&sum)[GROUPS]) const {
         constexpr int HALF = GROUPS > 1 ? GROUPS / 2 : 1;
 #pragma unroll
         for (int g = 0; g < HALF; g++) {
             float up = GROUPS > 1 ? sum[GROUPS - HALF + g] : __shfl_down_sync(~0u, sum[0], 2),
                   v = sum[g] / (1.0f + expf(-sum[g])) * up;
-            typename N::E *h = (typename N::E *)s.h + (size_t)b * N::TERMS * s.hidden_dim +
+            typename N::E *h = (typename N::E *)own_h(s, turn) + (size_t)b * N::TERMS * s.hidden_dim +
                                permuted_index(tile * (TILE / 2) + g * MMA_WEIGHT_ROWS + n);
             if (in_batch && n < TILE / 2)
 #pragma unroll
                 for (int t = 0; t < N::TERMS; t++) {
-                    h[(size_t)t * s.hidden_dim] = from_float<typename N::E>(v);
+                    publish(s, h + (size_t)t * s.hidden_dim, from_float<typename N::E>(v));
                     v -= to_float(from_float<typename N::E>(v));
                 }
         }
@@ -392,7 +415,7 @@ template <typename N> struct EpilogueLane {
 #pragma unroll
         for (int g = 0; g < GROUPS; g++, row += MMA_WEIGHT_ROWS) {
             if (!in_batch || row >= rows) continue;
-            s.logits[(size_t)b * s.vocab_size + row] = sum[g];
+            s.logits[(size_t)b * s.logits_pitch + row] = sum[g];
             if (!isfinite(sum[g])) best_row = -1;
             if (best_row >= 0 && (sum[g] > best || (sum[g] == best && row < best_row))) best = sum[g], best_row = row;
         }
@@ -403,10 +426,10 @@ template <typename N> struct EpilogueLane {
 template <int GROUPS> struct PendingTile {
     float x[GROUPS], sum[GROUPS];
     float *to;
-    __device__ __forceinline__ void store() const {
+    template <class Params> __device__ __forceinline__ void store(const Params &s, XPlace place) const {
 #pragma unroll
         for (int g = 0; g < GROUPS; g++)
-            if (to) to[g * MMA_WEIGHT_ROWS] = x[g] + sum[g];
+            if (to) store_x(s, place, to + g * MMA_WEIGHT_ROWS, x[g] + sum[g]);
     }
 };
 
@@ -416,7 +439,8 @@ __device__ __forceinline__ void epilogue_sync() {
 
 // The epilogue warps finish the tiles of this block, each every EPILOGUE_WARPSth of a product. When a product is done they
 // count the block in done[product].
-template <typename N> __device__ __forceinline__ void epilogue(const FusedParams &s, const Block &block, Ring ring) {
+template <typename N, class Params>
+__device__ __forceinline__ void epilogue(const Params &s, const Block &block, Ring ring) {
     constexpr int GROUPS = N::GROUPS, TILE = N::TILE;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 - EPILOGUE_WARP;
     int first = 0, first_scales = 0; // buffers, and tiles with scales, of the products before
@@ -425,6 +449,7 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
     own.n = lane % MMA_WEIGHT_ROWS;
     own.b = lane / MMA_WEIGHT_ROWS;
     own.in_batch = own.b < s.n_rows;
+    const Turn turn = turn_of(s);
     wait_for_previous_kernel();
     for (int i = threadIdx.x - 32 * EPILOGUE_WARP; i < s.n_rows * (s.head_dim / 2); i += 32 * EPILOGUE_WARPS)
         block.rope[i] = s.rope[i];
@@ -433,7 +458,8 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
         const Product &f = s.product[i];
         const ProductKind kind = f.kind;
         const int rows = f.rows, n_sums = (f.n_slices + f.slices_per_sum - 1) / f.slices_per_sum;
-        float *to = (f.leaves_partial ? s.down_partial : s.x) + (size_t)own.b * s.dim + own.n;
+        float *to = (f.leaves_partial ? s.down_partial : own_x(s)) + (size_t)own.b * s.dim + own.n;
+        const XPlace place = x_place(s, f, turn);
         float best = -INFINITY;
         int best_row = rows, n_tiles;
         PendingTile<GROUPS> pending = {};
@@ -474,33 +500,34 @@ template <typename N> __device__ __forceinline__ void epilogue(const FusedParams
             __syncwarp();
             if (lane == 0) mbarrier_arrive_after(ring.empty + 8 * ring.slot, all);
             if (kind == PRODUCT_OUT)
-                own.out(to, tile, x, sum);
+                own.out(s, place, to, tile, x, sum);
             else if (kind == PRODUCT_DOWN) {
-                pending.store();
+                pending.store(s, place);
 #pragma unroll
                 for (int g = 0; g < GROUPS; g++) pending.x[g] = x[g], pending.sum[g] = sum[g];
                 pending.to = own.in_batch ? to + tile * TILE : NULL;
             } else if (kind == PRODUCT_GATE_UP)
-                own.gate_up(s, tile, sum);
+                own.gate_up(s, turn, tile, sum);
             else if (kind == PRODUCT_QKV)
                 own.qkv(s, block.rope, row, sum);
             else
                 own.lm_head(s, row, rows, sum, best, best_row);
         }
-        pending.store();
+        pending.store(s, place);
         __syncwarp();
         if (kind == PRODUCT_LM_HEAD) {
             for (int step = 1; step < MMA_WEIGHT_ROWS; step *= 2)
                 take_best(best, best_row, __shfl_xor_sync(~0u, best, step), __shfl_xor_sync(~0u, best_row, step));
             if (own.in_batch && own.n == 0)
-                s.best[(own.b * gridDim.x + blockIdx.x) * EPILOGUE_WARPS + warp] =
-                    make_int2(__float_as_int(best), best_row);
+                publish(s, s.best + own.b * s.best_pitch + blockIdx.x * EPILOGUE_WARPS + warp,
+                        make_int2(__float_as_int(best), best_row < 0 ? best_row : best_row + s.first_token));
         }
         if (lane == 0) mbarrier_arrive(ring.empty + 8 * ring.slot);
         first += n_tiles + EPILOGUE_WARPS;
         if (N::PACKED && f.scales) first_scales += n_tiles;
         epilogue_sync(); // none goes on while another still looks for the end of this product
         if (warp == 0 && lane == 0 && i + 1 < s.n_products && !f.leaves_partial) reduce_add_release(s.done + i, 1);
+        if (warp == 0 && lane == 0 && kind == PRODUCT_LM_HEAD) count_block(s);
     }
 }
 
@@ -644,24 +671,27 @@ __device__ __forceinline__ void wait_for_product(const unsigned *done) {
     consumers_sync();
 }
 
-template <typename N>
-__device__ __forceinline__ void consume(const FusedParams &s, const Block &block, Ring ring, Ring partials_ring) {
+template <typename N, class Params>
+__device__ __forceinline__ void consume(const Params &s, const Block &block, Ring ring, Ring partials_ring) {
+    const Turn turn = turn_of(s);
     for (int i = 0; i < s.n_products; i++) {
         const Product &f = s.product[i];
         auto wait = [&] {
             if (i == 0) {
                 wait_for_previous_kernel();
-                let_next_kernel_start(); // not before: attention relies on it (AttentionArgs.kv_stable)
+                let_next(s); // not before: attention relies on it (AttentionArgs.kv_stable)
             } else if (f.adds_partial)
                 consumers_sync(); // done with the part of K before; h is complete
-            else
+            else {
                 wait_for_product(s.done + i - 1);
+                send_product<N>(s, f, turn);
+            }
         };
         auto normalised = [&](auto rows, auto each) {
             float4 w[each.value];
             load_norm(f, w);
             wait();
-            store_normalised<N, rows.value, each.value>(s, f, w, block.shared, block.sums);
+            store_normalised<N, rows.value, each.value>(s, f, input_x(s, f, turn), w, block.shared, block.sums);
         };
         if (f.norm) { // 16 float4s a thread at most
             typedef std::integral_constant<int, 1024 / CONSUMER_THREADS> Short;
@@ -674,10 +704,11 @@ __device__ __forceinline__ void consume(const FusedParams &s, const Block &block
                            std::integral_constant<int, FUSED_MAX_DIM / 4 / CONSUMER_THREADS>());
         } else {
             wait();
-            if (f.kind == PRODUCT_OUT)
-                store_attention<N>(s, f, block.shared);
-            else
-                store_hidden<N>(s, f, block.shared);
+            if (f.kind == PRODUCT_OUT) {
+                send_attention<typename N::KV>(s, turn);
+                store_attention<N>(s, f, input_attention<typename N::KV>(s, turn), block.shared);
+            } else
+                store_hidden<N>(s, f, turn, block.shared);
         }
         if (N::PACKED && f.codes != CODES_NONE && f.cols % PACK_CHUNK)
             clear_last_chunk(f, s.n_rows * N::TERMS, block.shared);
@@ -706,8 +737,8 @@ __device__ __forceinline__ void consume(const FusedParams &s, const Block &block
 // Grid:     SMs × 352 threads: one block on every SM, all resident at once; a tile is one block's.
 // Requires: done = next_tile = 0; cols % 8 = 0; n_rows × terms <= MAX_ACT_ROWS; dynamic shared memory as FusedPlan
 // says.
-template <typename N>
-__global__ void __launch_bounds__(FUSED_THREADS, 1) decode_products_kernel(const __grid_constant__ FusedParams s) {
+template <typename N, class Params>
+__global__ void __launch_bounds__(FUSED_THREADS, 1) decode_products_kernel(const __grid_constant__ Params s) {
     extern __shared__ __align__(128) char shared[];
     __shared__ uint64_t barriers[2 * MAX_STAGES + 2 * PARTIAL_BUFFERS];
     __shared__ float sums[4 * CONSUMER_WARPS];
@@ -776,21 +807,31 @@ __global__ void decode_embed_kernel(float *x, const W *table, const int *tokens,
 // Computes: what a step ends with: each row's next token (argmax), -1 if a logit is not finite, to the host and as the
 // next
 //           step's input; the counters at zero for that one.
-// Reads:    best [rows][n_best].
+// Reads:    best [rows][n_best]; of several GPUs (ranks.n > 0), when all of them have written theirs.
 // Writes:   next and next_host [rows]; of step, from row `first` on, tokens and lens; done [n_done], next_tile after
-//           it.
+//           it; of several GPUs the number of steps.
 // Grid:     1 × 32 threads for each row, at least; a warp owns a row.
 // Requires: rows <= MAX_ACT_ROWS.
 __global__ void decode_argmax_kernel(const int2 *best, int n_best, int vocab, int *next, int *next_host,
-                                     StepInput *step, int first, int rows, unsigned *done, int n_done) {
+                                     StepInput *step, int first, int rows, unsigned *done, int n_done,
+                                     RanksToWaitFor ranks) {
     wait_for_previous_kernel();
     int lane = threadIdx.x % 32, b = threadIdx.x / 32;
     for (int i = threadIdx.x; i < n_done; i += blockDim.x) done[i] = 0;
+    if (ranks.n > 0) {
+        if (threadIdx.x == 0) {
+            const unsigned steps = *ranks.step + 1;
+            Patience patience(ranks.wait_limit);
+            while ((int)(load_acquire_system(ranks.done) - steps * ranks.blocks * ranks.n) < 0) patience.turn();
+            *ranks.step = steps;
+        }
+        __syncthreads();
+    }
     if (b >= rows) return;
     float logit = -INFINITY;
     int token = vocab;
     for (int i = lane; i < n_best; i += 32) {
-        int2 x = best[b * n_best + i];
+        int2 x = __ldcg(best + b * n_best + i);
         take_best(logit, token, __int_as_float(x.x), x.y);
     }
 #pragma unroll

@@ -54,7 +54,7 @@ bool project_qkv_fused(Model *m, const Matrix *first, int T, int n_q, int n_kv, 
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
     const int heads = n_q + 2 * n_kv;
-    if (!matmul_heads_by_row(s, c, s->qkv, first, T, heads, err)) return false;
+    if (!matmul_heads_by_row(s, c, s->qkv, first, T, heads, s->fp8 && layer >= 0, err)) return false;
     CUDA_TRY(with_type(s->type, [&](auto type) {
         typedef decltype(type) N;
         RopeRows<N> p = {};

@@ -10,7 +10,10 @@
 enum { LONG_PROMPT = 4097 }; // rows: see lt_choose
 
 static cudaDataType_t cuda_type(DType dtype) {
-    return dtype == DTYPE_F32 ? CUDA_R_32F : dtype == DTYPE_F16 ? CUDA_R_16F : CUDA_R_16BF;
+    return dtype == DTYPE_F32       ? CUDA_R_32F
+           : dtype == DTYPE_F16     ? CUDA_R_16F
+           : dtype == DTYPE_F8_E4M3 ? CUDA_R_8F_E4M3
+                                    : CUDA_R_16BF;
 }
 
 // Rows first .. first + n of a matrix.
@@ -401,6 +404,71 @@ bool load_product_kernels(CudaState *s, Error *err) {
            load_table(s, &QKV_TABLE, 0, err) && load_table(s, &GATE_UP_TABLE, 0, err);
 }
 
+// ---- FP8 products ---------------------------------------------------------------------------------------------------
+//
+// Hopper's FP8 tensor cores keep about 14 bits of a sum. Unless cuBLAS is asked for fast sums, it adds what they have of
+// every 128 columns to a float32 sum: of 256 and 4095 times 1/64 it makes 318, fast 256 (319.98). The sum is multiplied by
+// the scale of the weights' row and by that of the input's, and added to what is there, in float32.
+//
+// One order of sums: one kernel that does not cut K, for all matrices of a model, all numbers of rows and all shards. It is
+// cuBLAS's choice for the largest matrix and as many rows as a prompt has in one pass. (Nothing says that another kernel
+// adds up after as many columns.)
+
+enum { FP8_REFERENCE_ROWS = 8192 };
+
+static bool fp8_product(const CudaState *s, LtProduct *p, const MatrixSeries *w, const float *scales, int T, int pitch,
+                        Error *err) {
+    const cublasLtMatmulMatrixScale_t mode = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F; // one for each row
+    const int8_t fast = 0;
+    const float *in_scales = s->code_scales;
+    if (!lt_product(p, DTYPE_F8_E4M3, w, T, pitch, err)) return false;
+    auto set = [&](cublasLtMatmulDescAttributes_t which, const void *value, size_t bytes) {
+        CUBLAS_TRY(cublasLtMatmulDescSetAttribute(&p->product, which, value, bytes));
+        return true;
+    };
+    return set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast, sizeof fast) &&
+           set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode, sizeof mode) &&
+           set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &mode, sizeof mode) &&
+           set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &scales, sizeof scales) &&
+           set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &in_scales, sizeof in_scales);
+}
+
+bool choose_fp8_kernel(CudaState *s, int rows, int cols, Error *err) {
+    MatrixSeries w = {{}, 0, 1};
+    LtProduct p;
+    cublasLtMatmulHeuristicResult_t offer;
+    w.first.rows = rows;
+    w.first.cols = cols;
+    if (!fp8_product(s, &p, &w, s->code_scales, FP8_REFERENCE_ROWS, rows, err)) return false;
+    if (lt_offers((cublasLtHandle_t)s->blas, &p, true, {ALIGNMENT, ALIGNMENT}, 1, &offer) == 0)
+        return fail(err, "--precision fp8: cuBLAS has no FP8 product of %d x %d with scales of rows", rows, cols);
+    s->fp8_kernel = offer.algo;
+    return true;
+}
+
+bool matmul_codes(CudaState *s, float *out, const Matrix *w, int T, float beta, Error *err) {
+    const float one = 1;
+    const int slab = widen_rows(s, w, SLAB_ROWS, sizeof *s->codes);
+    for (int first = 0; first < w->rows; first += slab) {
+        const Matrix rows = matrix_rows(w, first, w->rows - first < slab ? w->rows - first : slab);
+        MatrixSeries codes = {{}, 0, 1};
+        LtProduct p;
+        if (!unpack_codes(s, &codes.first, &rows, err) ||
+            !fp8_product(s, &p, &codes, (const float *)rows.scale, T, w->rows, err))
+            return false;
+        CUBLAS_TRY(cublasLtMatmul((cublasLtHandle_t)s->blas, &p.product, &one, codes.first.data, &p.w, s->codes, &p.in,
+                                  &beta, out + first, &p.out, out + first, &p.out, &s->fp8_kernel, s->blas_workspace,
+                                  BLAS_WORKSPACE_BYTES, s->stream));
+        if (!widen_end(s, err)) return false;
+    }
+    return true;
+}
+
+bool matmul_gate_up_codes(CudaState *s, const LayerWeights *l, int T, Error *err) {
+    return matmul_codes(s, s->gate_up, &l->w1, T, 0, err) &&
+           matmul_codes(s, s->gate_up + (size_t)T * l->w1.rows, &l->w3, T, 0, err);
+}
+
 // ---- products -------------------------------------------------------------------------------------------------------
 
 // out[count][T][rows] (+)= in[T][cols] · wᵀ of each, all of s->type. Rows of out are `pitch` elements apart. beta: 1 adds
@@ -423,7 +491,7 @@ static bool product(CudaState *s, float *out, int pitch, const MatrixSeries *w, 
 
 // The same for one matrix that is widened slab by slab; scales_after_product are left to the caller.
 static bool product_widened(CudaState *s, float *out, const Matrix *w, const void *in, int T, float beta, Error *err) {
-    const int slab = widen_rows(s, w, SLAB_ROWS);
+    const int slab = widen_rows(s, w, SLAB_ROWS, s->element);
     for (int first = 0; first < w->rows; first += slab) {
         Matrix rows = matrix_rows(w, first, w->rows - first < slab ? w->rows - first : slab);
         MatrixSeries wide = {{}, 0, 1};
@@ -450,11 +518,11 @@ bool matmul(CudaState *s, float *out, const Matrix *w, const void *in, int T, fl
     return product_widened(s, s->gate_up, w, in, T, 0, err) && add_scaled(s, out, s->gate_up, scales, T, w->rows, err);
 }
 
-bool matmul_heads_by_row(CudaState *s, const Config *c, float *out, const Matrix *first, int T, int n_heads,
+bool matmul_heads_by_row(CudaState *s, const Config *c, float *out, const Matrix *first, int T, int n_heads, bool codes,
                          Error *err) {
     Matrix all = matrix_rows(first, 0, n_heads * c->head_dim);
     all.all_rows = all.rows * (first->all_rows / first->rows); // GPUs have equally many heads
-    return matmul(s, out, &all, s->xb, T, 0, err);
+    return codes ? matmul_codes(s, out, &all, T, 0, err) : matmul(s, out, &all, s->xb, T, 0, err);
 }
 
 // One call has a product for every head. Of one row, all heads are one product with the same result in the same place.
@@ -463,9 +531,9 @@ bool matmul_heads(CudaState *s, const Config *c, float *out, const Matrix *first
     const long long stride = (long long)rows * c->dim;
     Matrix all = matrix_rows(first, 0, n_heads * rows);
     MatrixSeries heads = {head_of(first, rows), stride, n_heads};
-    if (T == 1) return matmul_heads_by_row(s, c, out, first, 1, n_heads, err);
+    if (T == 1) return matmul_heads_by_row(s, c, out, first, 1, n_heads, false, err);
     if (first->dtype == s->type) return product(s, out, rows, &heads, s->xb, T, 0, err);
-    const int slab = widen_rows(s, &all, rows) / rows;
+    const int slab = widen_rows(s, &all, rows, s->element) / rows;
     for (int head = 0; head < n_heads; head += slab) {
         int n = n_heads - head < slab ? n_heads - head : slab;
         Matrix part = matrix_rows(&all, head * rows, n * rows), wide;

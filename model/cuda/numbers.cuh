@@ -86,6 +86,18 @@ __device__ __forceinline__ float warp_sum(float x) {
     return x;
 }
 
+// The largest over a block of whole warps, for every thread; NaN counts as less than any number.
+__device__ inline float block_max(float x) {
+    __shared__ float parts[32];
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = parts[0];
+    for (unsigned i = 1; i < blockDim.x / 32; i++) x = fmaxf(x, parts[i]);
+    return x;
+}
+
 // The sum over a block of whole warps, in a fixed order, for every thread.
 __device__ inline float block_sum(float x) {
     __shared__ float parts[33];

@@ -1,5 +1,9 @@
 #include "ops.h"
 
+#include <float.h>
+
+#include <cuda_fp8.h>
+
 // Computes: x = the embedding of each token, widened.
 // Reads:    table [vocab][dim] T, tokens [rows].
 // Writes:   x [rows][dim].
@@ -43,6 +47,101 @@ template <typename T> __global__ void rmsnorm_kernel(T *y, const float *x, const
     for (int j = 0; j < HELD; j++)
         if (first + j * 512 < n) store(first + j * 512, v[j], w[j]);
     for (int i = first + HELD * 512; i < n; i += 512) store(i, from[i], ((const float4 *)weight)[i]);
+}
+
+// ---- e4m3 codes with one scale for a row ----
+//
+// The scale is the largest magnitude / 448 in float32, so that the largest number has the largest code; of a row of zeros
+// it is 1. A code is the nearest to number / scale, which float32 has rounded,
+// of two the even one; beyond 448 it is that, as it is for infinities, whose row has the scale of the largest number. NaN
+// stays NaN. Numbers are those that would enter a bf16 product.
+
+static const float MOST_E4M3 = 448;
+
+// Four codes, the first lowest.
+__device__ static uint32_t four_codes(float4 v, float scale) {
+    const float2 low = make_float2(__fdiv_rn(v.x, scale), __fdiv_rn(v.y, scale)),
+                 high = make_float2(__fdiv_rn(v.z, scale), __fdiv_rn(v.w, scale));
+    return __nv_cvt_float2_to_fp8x2(low, __NV_SATFINITE, __NV_E4M3) |
+           (uint32_t)__nv_cvt_float2_to_fp8x2(high, __NV_SATFINITE, __NV_E4M3) << 16;
+}
+
+// The first four and the last four of eight bf16 numbers.
+__device__ static void unpack8(uint4 v, float4 *lo, float4 *hi) {
+    const float2 a = unpack2<bf16>(v.x), b = unpack2<bf16>(v.y), c = unpack2<bf16>(v.z), d = unpack2<bf16>(v.w);
+    *lo = make_float4(a.x, a.y, b.x, b.y);
+    *hi = make_float4(c.x, c.y, d.x, d.y);
+}
+__device__ static uint4 pack8(float4 lo, float4 hi) {
+    return make_uint4(pack2<bf16>(lo.x, lo.y), pack2<bf16>(lo.z, lo.w), pack2<bf16>(hi.x, hi.y),
+                      pack2<bf16>(hi.z, hi.w));
+}
+
+// A block's row of `cols` numbers as codes [cols], cols % 8 = 0, and its scale. load(c): eight of them in bf16, from column
+// c on; it is called once for each while they fit in registers, else twice.
+template <class Load> __device__ static void write_codes(uint8_t *codes, float *scale_to, int cols, Load load) {
+    constexpr int HELD = 4; // of a thread's eights: up to 16,384 columns by 512 threads
+    const int first = 8 * threadIdx.x, step = 8 * blockDim.x;
+    uint4 held[HELD];
+    float most = 0;
+    auto count = [&](uint4 v) {
+        float4 lo, hi;
+        unpack8(v, &lo, &hi);
+        most = fmaxf(most, fmaxf(fmaxf(fmaxf(fabsf(lo.x), fabsf(lo.y)), fmaxf(fabsf(lo.z), fabsf(lo.w))),
+                                 fmaxf(fmaxf(fabsf(hi.x), fabsf(hi.y)), fmaxf(fabsf(hi.z), fabsf(hi.w)))));
+    };
+#pragma unroll
+    for (int j = 0; j < HELD; j++)
+        if (first + j * step < cols) count(held[j] = load(first + j * step));
+    for (int c = first + HELD * step; c < cols; c += step) count(load(c));
+    const float largest = __fdiv_rn(fminf(block_max(most), FLT_MAX), MOST_E4M3), scale = largest > 0 ? largest : 1;
+    auto store = [&](int c, uint4 v) {
+        float4 lo, hi;
+        unpack8(v, &lo, &hi);
+        *(uint2 *)(codes + c) = make_uint2(four_codes(lo, scale), four_codes(hi, scale));
+    };
+#pragma unroll
+    for (int j = 0; j < HELD; j++)
+        if (first + j * step < cols) store(first + j * step, held[j]);
+    for (int c = first + HELD * step; c < cols; c += step) store(c, load(c));
+    if (threadIdx.x == 0) *scale_to = scale;
+}
+
+// Computes: rows as codes.
+// Reads:    x [rows][cols].
+// Writes:   codes [rows][cols], scales [rows].
+// Grid:     rows × 512; a block owns a row.
+// Requires: cols % 8 = 0; x aligned to 16 bytes.
+__global__ void encode_rows_kernel(uint8_t *codes, float *scales, const bf16 *x, int cols) {
+    let_next_kernel_start(); // a product
+    wait_for_previous_kernel();
+    const size_t row = newest_first();
+    write_codes(codes + row * cols, scales + row, cols, [&](int c) { return *(const uint4 *)(x + row * cols + c); });
+}
+
+// Computes: what rmsnorm_kernel<bf16> does, to the bit, as codes.
+// Reads:    x [rows][dim], weight [dim].
+// Writes:   codes [rows][dim], scales [rows].
+// Grid:     rows × 512; a block owns a row.
+// Requires: dim % 8 = 0.
+__global__ void rmsnorm_codes_kernel(uint8_t *codes, float *scales, const float *x, const float *weight, float eps,
+                                     int dim) {
+    let_next_kernel_start(); // a product
+    wait_for_previous_kernel();
+    const size_t row = newest_first();
+    const float4 *from = (const float4 *)(x + row * dim);
+    float squares = 0;
+    for (int i = threadIdx.x; i < dim / 4; i += 512) {
+        const float4 v = from[i];
+        squares += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+    }
+    const float scale = 1.0f / sqrtf(block_sum(squares) / (float)dim + eps);
+    auto normalised = [&](int i) { // of the float4s; x is in L1 now
+        const float4 v = from[i], w = ((const float4 *)weight)[i];
+        return make_float4(w.x * (v.x * scale), w.y * (v.y * scale), w.z * (v.z * scale), w.w * (v.w * scale));
+    };
+    write_codes(codes + row * dim, scales + row, dim,
+                [&](int c) { return pack8(normalised(c / 4), normalised(c / 4 + 1)); });
 }
 
 // Computes: cosine and sine of the float32 angle pos × freq.
@@ -113,6 +212,10 @@ __device__ static float silu(float x) {
     return x / (1.0f + expf(-x));
 }
 
+__device__ static float4 gated(float4 g, float4 u) {
+    return make_float4(silu(g.x) * u.x, silu(g.y) * u.y, silu(g.z) * u.z, silu(g.w) * u.w);
+}
+
 __device__ static float4 times(float4 a, float4 b) {
     return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w);
 }
@@ -135,10 +238,22 @@ __global__ void swiglu_kernel(T *h, const float *gate, const float *up, const fl
         const float4 *a = (const float4 *)(gate_scale + i % rows), *b = (const float4 *)(up_scale + i % rows);
         g0 = times(g0, a[0]), g1 = times(g1, a[1]), u0 = times(u0, b[0]), u1 = times(u1, b[1]);
     }
-    auto both = [](float4 g, float4 u) {
-        return make_float4(silu(g.x) * u.x, silu(g.y) * u.y, silu(g.z) * u.z, silu(g.w) * u.w);
-    };
-    store8(h + i, both(g0, u0), both(g1, u1));
+    store8(h + i, gated(g0, u0), gated(g1, u1));
+}
+
+// Computes: h = gate / (1 + exp(-gate)) * up, rounded to bf16, as codes.
+// Reads:    gate, up [T][cols].
+// Writes:   codes [T][cols], scales [T].
+// Grid:     T × 512; a block owns a row.
+// Requires: cols % 8 = 0.
+__global__ void swiglu_codes_kernel(uint8_t *codes, float *scales, const float *gate, const float *up, int cols) {
+    let_next_kernel_start(); // a product
+    wait_for_previous_kernel();
+    const size_t row = newest_first();
+    write_codes(codes + row * cols, scales + row, cols, [&](int c) {
+        const float4 *g = (const float4 *)(gate + row * cols + c), *u = (const float4 *)(up + row * cols + c);
+        return pack8(gated(g[0], u[0]), gated(g[1], u[1]));
+    });
 }
 
 // Computes: y *= scale.
@@ -251,6 +366,18 @@ bool rmsnorm(CudaState *s, const float *weight, float eps, int T, int dim, Error
     return true;
 }
 
+bool rmsnorm_codes(CudaState *s, const float *weight, float eps, int T, int dim, Error *err) {
+    CUDA_TRY(launch_kernel(rmsnorm_codes_kernel, T, 512, 0, s->pdl, s->stream, s->codes, s->code_scales,
+                           (const float *)s->x_all, weight, eps, dim));
+    return true;
+}
+
+bool encode_rows(CudaState *s, const void *in, int T, int cols, Error *err) {
+    CUDA_TRY(launch_kernel(encode_rows_kernel, T, 512, 0, s->pdl, s->stream, s->codes, s->code_scales, (const bf16 *)in,
+                           cols));
+    return true;
+}
+
 bool round_to_type(CudaState *s, void *out, const float *in, size_t n, Error *err) {
     if (s->type == DTYPE_F32) return true;
     CUDA_TRY(with_type(s->type, [&](auto type) {
@@ -283,13 +410,21 @@ bool gather_table(CudaState *s, int n_seq, int width, bool several, Error *err) 
     return true;
 }
 
-bool swiglu(CudaState *s, const LayerWeights *l, int T, Error *err) {
+bool swiglu(CudaState *s, const LayerWeights *l, int T, bool scaled, Error *err) {
     size_t n = (size_t)T * l->w1.rows;
+    const float *gate_scale = scaled ? NULL : scales_after_product(s, &l->w1),
+                *up_scale = scaled ? NULL : scales_after_product(s, &l->w3);
     CUDA_TRY(with_type(s->type, [&](auto type) {
         return launch_kernel(swiglu_kernel<decltype(type)>, blocks_for(n / 2), 256, 0, s->pdl, s->stream,
                              (decltype(type) *)s->h, (const float *)s->gate_up, (const float *)s->gate_up + n,
-                             scales_after_product(s, &l->w1), scales_after_product(s, &l->w3), n, (unsigned)l->w1.rows);
+                             gate_scale, up_scale, n, (unsigned)l->w1.rows);
     }));
+    return true;
+}
+
+bool swiglu_codes(CudaState *s, const LayerWeights *l, int T, Error *err) {
+    CUDA_TRY(launch_kernel(swiglu_codes_kernel, T, 512, 0, s->pdl, s->stream, s->codes, s->code_scales,
+                           (const float *)s->gate_up, (const float *)s->gate_up + (size_t)T * l->w1.rows, l->w1.rows));
     return true;
 }
 

@@ -328,6 +328,53 @@ __device__ __forceinline__ unsigned load_acquire(const unsigned *from) {
     return x;
 }
 
+// The same among several GPUs: what was stored, by this thread or by others that it has met, before what is stored next.
+__device__ __forceinline__ void fence_system() {
+    asm volatile("fence.acq_rel.sys;" ::: "memory");
+}
+__device__ __forceinline__ void reduce_add_system(unsigned *to, unsigned x) {
+    asm volatile("red.relaxed.sys.global.add.u32 [%0], %1;" ::"l"(to), "r"(x) : "memory");
+}
+__device__ __forceinline__ unsigned load_acquire_system(const unsigned *from) {
+    unsigned x;
+    asm volatile("ld.acquire.sys.u32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
+    return x;
+}
+// Relaxed: each word by itself, in no order with others.
+__device__ __forceinline__ void store_system(float *to, float x) {
+    asm volatile("st.relaxed.sys.global.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory");
+}
+__device__ __forceinline__ void store_system(uint16_t *to, uint16_t x) {
+    asm volatile("st.relaxed.sys.global.u16 [%0], %1;" ::"l"(to), "h"(x) : "memory");
+}
+template <typename T> __device__ __forceinline__ void store_system(T *to, T x) { // bf16, f16
+    static_assert(sizeof(T) == 2, "");
+    store_system((uint16_t *)to, *(const uint16_t *)&x);
+}
+__device__ __forceinline__ void store_system(int2 *to, int2 x) {
+    asm volatile("st.relaxed.sys.global.v2.s32 [%0], {%1,%2};" ::"l"(to), "r"(x.x), "r"(x.y) : "memory");
+}
+__device__ __forceinline__ void store_system(uint4 *to, uint4 x) {
+    asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+                 : "memory");
+}
+// 16 bytes, zeros where that is not valid.
+__device__ __forceinline__ uint4 load_system16(const void *p, bool valid) {
+    uint4 v;
+    asm volatile("{\n.reg .pred valid;\nsetp.ne.s32 valid, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, "
+                 "0;\nmov.b32 %3, 0;\n"
+                 "@valid ld.relaxed.sys.global.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
+                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+                 : "l"(p), "r"((int)valid)
+                 : "memory");
+    return v;
+}
+__device__ __forceinline__ unsigned long long nanoseconds() {
+    unsigned long long x;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(x));
+    return x;
+}
+
 // ---- bits -----------------------------------------------------------------------------------------------------------
 
 // (x & MASK) | BITS, and (x & MASK) ^ BITS, in one instruction.

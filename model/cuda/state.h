@@ -99,6 +99,8 @@ struct CudaState {
     bool one_order;     // products of 16-bit numbers add up in one order, whatever the number of rows (gemm.cu)
     Widening widening;  // of matrices whose dtype is not type
     int packed_rows;    // products of quantised weights and up to so many rows are packed_product.h's
+    bool fp8;           // --precision fp8: inputs of a prompt's products, but the output matrix's, are codes
+    cublasLtMatmulAlgo_t fp8_kernel; // of all of them (gemm.cu)
     // Activations, on the device.
     float *x;           // [T][own dim]: the residual stream
     void *xb;           // type [T][dim]: normalised
@@ -107,6 +109,8 @@ struct CudaState {
     void *att;          // type [T][own heads × head_dim]
     float *gate_up;     // [2][T][own hidden_dim], and at least [T][dim]
     void *h;            // type [T][own hidden_dim]
+    uint8_t *codes;     // e4m3 [T][columns]: the input of an FP8 product, at most as many columns as a matrix has
+    float *code_scales; // [T]: what the codes of each row are multiplied by
     float *x_all;       // [T][dim], gathered; on one GPU x
     void *att_all;      // type [T][q_dim], gathered; on one GPU att
     void *h_all;        // type [T][hidden_dim], gathered; on one GPU h
@@ -139,12 +143,17 @@ struct CudaState {
     size_t attention_workspace_bytes;
     // Steps: step.cu.
     RunAhead next_step;
-    // By whether a sequence has several rows: a step of so many rows into each buffer.
+    // By whether a sequence has several rows: a step of so many rows into each buffer. Rank 0's has all GPUs' kernels,
+    // unless ranks are apart.
     cudaGraphExec_t graphs[2][2][MAX_STEP_ROWS + 1];
     bool ran[2][MAX_STEP_ROWS + 1]; // once without a graph, so that cuBLAS has loaded what it needs
     // Enqueues a step of n rows from `step` to logits, argmax and argmax_host; several: of a sequence. If not, `step` is
     // the next step's then.
     bool (*enqueue_step)(Model *m, int n, bool several, Error *err);
+    // Of several GPUs: whether such a step is enqueued for each by itself, without an order between their streams: its
+    // kernels wait for the others' (fused_exchange.cuh). NULL: never.
+    bool (*ranks_are_apart)(const Model *m, int n);
+    bool last_step_apart;
     // --verbose: what has been logged; whether what is computed is for nobody.
     bool logged_prefill, logged_decode, warming_up;
     bool (*prepare)(Model *m, Error *err); // open_cuda's
@@ -169,6 +178,11 @@ inline Packing matrix_packing(const Matrix *m) {
 // float32 product codes are multiplied.)
 inline const float *scales_after_product(const CudaState *s, const Matrix *m) {
     return s->type == DTYPE_F32 ? NULL : (const float *)m->scale;
+}
+// The most columns that a matrix has.
+inline int most_columns(const Config *c) {
+    const int most = c->dim > c->q_dim ? c->dim : c->q_dim;
+    return c->hidden_dim > most ? c->hidden_dim : most;
 }
 // Bytes of a matrix's row.
 inline uint64_t device_row_bytes(const Matrix *m) {

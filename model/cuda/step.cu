@@ -83,10 +83,16 @@ bool publish_step(Model *m, int n, bool several, Error *err) {
                       [&](Model *, CudaState *s) { return publish_argmax(s, n, several ? NULL : s->step, err); });
 }
 
-// What has been enqueued so far, on all GPUs, comes before argmax_ready.
+static bool ranks_are_apart(const Model *m, int n) {
+    const CudaState *s = (const CudaState *)m->state;
+    return s->comm && s->ranks_are_apart && s->ranks_are_apart(m, n);
+}
+
+// What has been enqueued so far, on all GPUs, comes before argmax_ready. (Where ranks are apart rank 0's argmax has waited
+// for all of them: what they have left to do is their own.)
 static bool record_argmax(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
-    if (!join_shards(m, err)) return false;
+    if (!s->last_step_apart && !join_shards(m, err)) return false;
     CUDA_TRY(cudaEventRecord(s->argmax_ready, s->stream));
     return true;
 }
@@ -108,6 +114,7 @@ static bool prompt_cuda(Model *m, const Batch *b, int first_logit, Error *err) {
     int n_logits = first_logit + b->n_logits; // of the whole batch, so far
     s->next_step.running = false;
     s->next_step.n = 0;
+    s->last_step_apart = false;
     if (!forward_prompt(m, b, first_logit, err)) return false;
     if (n_logits > 0 && !publish_argmax(s, n_logits, NULL, err)) return false;
     return record_argmax(m, err) && wait_for_argmax(m, n_logits, err);
@@ -135,22 +142,44 @@ static bool enqueue_step(Model *m, int n, bool several, Error *err) {
            ((CudaState *)m->state)->enqueue_step(m, n, several, err);
 }
 
+static bool begin_capture(Model *, CudaState *s, Error *err) {
+    CUDA_TRY(cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal));
+    return true;
+}
+
+static bool make_graph(CudaState *s, cudaGraph_t graph, cudaGraphExec_t *exec, Error *err) {
+    cudaError_t status = cudaGraphInstantiate(exec, graph, 0);
+    cudaGraphDestroy(graph);
+    CUDA_TRY(status);
+    CUDA_TRY(cudaGraphUpload(*exec, s->stream));
+    return true;
+}
+
 // A step of so many rows as a graph, which is replayed from then on: launching 500 kernels one by one would take longer
 // than running them. Of several GPUs one graph has all: their streams join rank 0's capture at its beginning, and rank
-// 0's stream waits for them at its end.
+// 0's stream waits for them at its end. Where ranks are apart each has its own; all captures end before the first is made
+// a graph, which no capture allows beside it.
 static bool capture_step(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
-    cudaGraph_t graph = NULL;
-    CUDA_TRY(cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal));
-    bool ok = fork_shards(m, err) && enqueue_step(m, n, several, err) && join_shards(m, err);
-    cudaError_t ended = cudaStreamEndCapture(s->stream, &graph);
-    if (!ok) return false;
-    CUDA_TRY(ended);
-    ended = cudaGraphInstantiate(&s->graphs[several][s->buffer][n], graph, 0);
-    cudaGraphDestroy(graph);
-    CUDA_TRY(ended);
-    CUDA_TRY(cudaGraphUpload(s->graphs[several][s->buffer][n], s->stream));
-    return true;
+    cudaGraph_t graphs[MAX_SHARDS] = {};
+    if (!ranks_are_apart(m, n)) {
+        if (!begin_capture(m, s, err)) return false;
+        bool ok = fork_shards(m, err) && enqueue_step(m, n, several, err) && join_shards(m, err);
+        cudaError_t ended = cudaStreamEndCapture(s->stream, graphs);
+        if (!ok) return false;
+        CUDA_TRY(ended);
+        return make_graph(s, graphs[0], &s->graphs[several][s->buffer][n], err);
+    }
+    bool ok = for_shards(m, err, [&](Model *m, CudaState *s) { return begin_capture(m, s, err); }) &&
+              enqueue_step(m, n, several, err);
+    ok = for_shards(m, err, [&](Model *m, CudaState *s) {
+             cudaError_t ended = cudaStreamEndCapture(s->stream, &graphs[m->shard.rank]);
+             if (ok) CUDA_TRY(ended);
+             return true;
+         }) && ok;
+    return ok && for_shards(m, err, [&](Model *m, CudaState *s) {
+               return make_graph(s, graphs[m->shard.rank], &s->graphs[several][s->buffer][n], err);
+           });
 }
 
 // Whether a batch's decode rows continue the predicted step: the one after the last, for the tokens that the last one
@@ -175,12 +204,18 @@ static int graph_rows(const Model *m, int n) {
 // n: graph_rows, if not several. The first of so many rows is launched kernel by kernel: its graph is made while it runs.
 static bool launch_step(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
+    s->last_step_apart = ranks_are_apart(m, n);
     if (!s->ran[several][n]) {
         s->ran[several][n] = true;
         return enqueue_step(m, n, several, err);
     }
     cudaGraphExec_t *graph = &s->graphs[several][s->buffer][n];
     if (!*graph && !capture_step(m, n, several, err)) return false;
+    if (s->last_step_apart)
+        return for_shards(m, err, [&](Model *, CudaState *s) {
+            CUDA_TRY(cudaGraphLaunch(s->graphs[several][s->buffer][n], s->stream));
+            return true;
+        });
     if (!join_shards(m, err)) return false; // the graph is in rank 0's stream
     CUDA_TRY(cudaGraphLaunch(*graph, s->stream));
     return fork_shards(m, err);
@@ -214,13 +249,27 @@ static bool upload_step(Model *m, const Batch *b, Error *err) {
     });
 }
 
+// Where ranks are apart: what a step has beside engine fused's kernels, once for each number of rows, as kernels that
+// wait for another GPU run forever if what they wait for cannot be loaded beside them.
+static bool load_step_kernels(Model *m, Error *err) {
+    const int most = model_step_rows(m) < 8 ? model_step_rows(m) : 8;
+    for (int several = 0; several <= (m->speculates ? 1 : 0); several++)
+        for (int n = several + 1; n <= most && ranks_are_apart(m, n); n++)
+            if (!gather_tables(m, several ? m->kv.n_slots : n, several, err) ||
+                !for_shards(m, err, [&](Model *m, CudaState *s) {
+                    return attend_step_rows(m, s, 0, 0, n, several, false, err);
+                }))
+                return false;
+    return wait_for_shards(m, err);
+}
+
 bool prepare_steps(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
     const int none = 0;
     Batch b = {};
     b.start = &none;                        // no row is a sequence's
     s->warming_up = model_sequences(m) > 1; // else its launches are those that are logged
-    if (!upload_step(m, &b, err) || !launch_step(m, 1, false, err)) return false;
+    if (!upload_step(m, &b, err) || !load_step_kernels(m, err) || !launch_step(m, 1, false, err)) return false;
     for (int buffer = 0; buffer < 2; buffer++)
         if (!capture_step(m, 1, false, err) || !for_shards(m, err, switch_buffers)) return false;
     s->warming_up = false;

@@ -91,6 +91,31 @@ template <typename T> __global__ void widen_kernel(float *y, const T *x, size_t 
         *(float4 *)(y + i) = make_float4(to_float(x[i]), to_float(x[i + 1]), to_float(x[i + 2]), to_float(x[i + 3]));
 }
 
+// Computes: codes = the codes of a packed FP8 matrix, in the order of columns.
+// Reads:    rows as packed.h has them.
+// Writes:   codes [n_rows][cols].
+// Grid:     enough × 256; a thread owns the 16 codes of a lane of a chunk.
+// Requires: cols % 16 = 0; rows and codes aligned to 16 bytes.
+__global__ void unpack_codes_kernel(uint8_t *codes, const char *rows, Packing p, int cols, unsigned n_rows) {
+    const unsigned lanes = (unsigned)(cols + PACK_CHUNK - 1) / PACK_CHUNK * (PACK_CHUNK / LANE_CODES), // of a row
+        i = blockIdx.x * blockDim.x + threadIdx.x, row = i / lanes;
+    if (row >= n_rows) return;
+    const int lane = (int)(i % lanes), block = lane / (PACK_COLUMNS / LANE_CODES),
+              place = lane % (PACK_COLUMNS / LANE_CODES) * LANE_CODES;
+    const uint4 braided = *(const uint4 *)(rows + (size_t)row * p.row_bytes + (size_t)block * p.block_bytes + place);
+    // Of four columns: packed_fp8_first and _second of both halves of a word.
+    auto four = [](uint32_t both) {
+        const uint32_t first = (both >> 8 & 0x00800080u) | (both >> 4 & 0x007f007fu),
+                       second = (both >> 4 & 0x00800080u) | (both >> 8 & 0x00700070u) | (both & 0x000f000fu);
+        return __byte_perm(first, second, 0x6420);
+    };
+    const uint2 runs[2] = {{four(braided.x), four(braided.y)}, {four(braided.z), four(braided.w)}};
+    for (int step = 0; step < 2; step++) {
+        const int c = block * PACK_COLUMNS + packed_column(8, place + step * RUN);
+        if (c < cols) *(uint2 *)(codes + (size_t)row * cols + c) = runs[step];
+    }
+}
+
 template <typename T> static void launch_packed(T *y, const Matrix *w, cudaStream_t stream) {
     const Packing p = matrix_packing(w);
     const unsigned lanes = (unsigned)(w->cols + PACK_CHUNK - 1) / PACK_CHUNK * (PACK_CHUNK / LANE_CODES),
@@ -153,27 +178,46 @@ bool widen_begin(CudaState *s, Error *err) {
     return true;
 }
 
-int widen_rows(const CudaState *s, const Matrix *w, int unit) {
-    const int most = (int)(s->widening.slab_bytes / ((size_t)w->cols * s->element)) / unit * unit;
+int widen_rows(const CudaState *s, const Matrix *w, int unit, size_t element) {
+    const int most = (int)(s->widening.slab_bytes / ((size_t)w->cols * element)) / unit * unit;
     const int slabs = (w->rows + most - 1) / most, each = (w->rows + slabs - 1) / slabs;
     return (each + unit - 1) / unit * unit;
 }
 
-bool widen(CudaState *s, Matrix *wide, const Matrix *rows, Error *err) {
+// The slab whose turn it is, of rows in that dtype. launch(slab, stream) fills it.
+template <class Launch>
+static bool fill_slab(CudaState *s, Matrix *wide, const Matrix *rows, DType dtype, Launch launch, Error *err) {
     Widening *w = &s->widening;
     int i = w->turn;
     char *slab = w->slabs + (size_t)i * w->slab_bytes;
     CUDA_TRY(cudaStreamWaitEvent(w->stream, w->used[i], 0));
-    if (!launch_widen(s, slab, rows, w->stream, err)) return false;
+    if (!launch(slab, w->stream)) return false;
     CUDA_TRY(cudaEventRecord(w->widened[i], w->stream));
     CUDA_TRY(cudaStreamWaitEvent(s->stream, w->widened[i], 0));
     memset(wide, 0, sizeof *wide);
     wide->data = slab;
-    wide->dtype = s->type;
+    wide->dtype = dtype;
     wide->rows = rows->rows;
     wide->all_rows = rows->all_rows;
     wide->cols = rows->cols;
     return true;
+}
+
+bool widen(CudaState *s, Matrix *wide, const Matrix *rows, Error *err) {
+    auto launch = [&](char *slab, cudaStream_t stream) { return launch_widen(s, slab, rows, stream, err); };
+    return fill_slab(s, wide, rows, s->type, launch, err);
+}
+
+bool unpack_codes(CudaState *s, Matrix *codes, const Matrix *rows, Error *err) {
+    auto launch = [&](char *slab, cudaStream_t stream) {
+        const unsigned lanes = (unsigned)(rows->cols + PACK_CHUNK - 1) / PACK_CHUNK * (PACK_CHUNK / LANE_CODES),
+                       blocks = ((unsigned)rows->rows * lanes + 255) / 256;
+        unpack_codes_kernel<<<blocks, 256, 0, stream>>>((uint8_t *)slab, (const char *)rows->data, matrix_packing(rows),
+                                                        rows->cols, (unsigned)rows->rows);
+        CUDA_TRY(cudaGetLastError());
+        return true;
+    };
+    return fill_slab(s, codes, rows, DTYPE_F8_E4M3, launch, err);
 }
 
 bool widen_end(CudaState *s, Error *err) {

@@ -1,5 +1,5 @@
 // Matrices that are held in another dtype than enters products: quantised ones, packed (packed.h), and 16-bit ones beside
-// float32 products. They are widened slab by slab, a slab being all or some of their rows; and while one slab is in a
+// float32 products. (Codes for FP8 products are no wider in a slab, but in the order of columns.) They are widened slab by slab, a slab being all or some of their rows; and while one slab is in a
 // product, the next is widened into the other, in a stream of its own. (Slabs of 12 MB, which stay in L2, cost more: 8B
 // as int4 on an H200, prompts of 512 and 2048 tokens 35 and 64 ms, with whole matrices 20 and 57; bf16 has 14 and 52.)
 //
@@ -25,11 +25,14 @@ bool widen_open(CudaState *s, Error *err);
 void widen_close(CudaState *s);
 // Comes before the first product of a pass.
 bool widen_begin(CudaState *s, Error *err);
-// How many rows of w to widen at once: a multiple of unit, at most SLAB_ROWS; all slabs of w but the last have so many.
-int widen_rows(const CudaState *s, const Matrix *w, int unit);
+// How many rows of w to widen at once to numbers or codes of so many bytes: a multiple of unit, at most SLAB_ROWS; all
+// slabs of w but the last have so many.
+int widen_rows(const CudaState *s, const Matrix *w, int unit, size_t element);
 // *wide: these rows of a matrix in s->type, for what s->stream is given until widen_end. A quantised weight is code ×
 // scale, rounded to float32 and to s->type; where scales_after_product has scales, the code.
 bool widen(CudaState *s, Matrix *wide, const Matrix *rows, Error *err);
+// *codes: the same of an FP8 matrix as codes, e4m3 [rows][cols]. cols % 16 = 0.
+bool unpack_codes(CudaState *s, Matrix *codes, const Matrix *rows, Error *err);
 bool widen_end(CudaState *s, Error *err);
 
 #endif

@@ -197,7 +197,9 @@ bool draft_open(Speculation *s, const Model *m, const char *path, int n_slots, i
         d->model.kv_memory = draft_memory(m, &d->model.config);
         d->model.step_rows = n_slots * (MAX_CANDIDATES + 1);
         d->model.speculates = true; // it computes what was accepted, and the token after it, in one step
-        ok = model_start(&d->model, m->engine->name, m->precision, n_slots, max_len < most ? max_len : most, &why);
+        // (its weights need not be FP8)
+        Precision precision = m->precision == PRECISION_FP8 ? PRECISION_BF16 : m->precision;
+        ok = model_start(&d->model, m->engine->name, precision, n_slots, max_len < most ? max_len : most, &why);
     }
     if (!ok) {
         close_draft(d);

@@ -1,9 +1,5 @@
 #include "bench_report.h"
 
-static const char *precision_name(const Model *m) {
-    return m->precision == PRECISION_F32 ? "f32" : "bf16";
-}
-
 static double share(const BenchRow *row, const Statistic *peak) {
     return row->work / row->seconds.median / peak->median;
 }
@@ -86,7 +82,7 @@ void bench_report_json(const Model *m, const BenchOptions *o, const BenchResult 
     const Roofline *r = &b->roofline;
     Statistic loads = later_loads(b);
     fprintf(out, "{\"program\": \"llama %s\", \"engine\": \"%s\", \"precision\": \"%s\",\n", o->version,
-            m->engine->name, precision_name(m));
+            m->engine->name, precision_names[m->precision]);
     const SamplerConfig *s = &o->sampler;
     if (s->temperature > 0)
         fprintf(out, " \"sampling\": {\"temperature\": %g, \"top_k\": %d, \"top_p\": %g, \"min_p\": %g},\n",
@@ -134,7 +130,7 @@ static void table_head(const Model *m, const BenchOptions *o, const BenchResult 
     char dtypes[WEIGHTS_DTYPES];
     Statistic loads = later_loads(b);
     double unit = r->product.median < 1e12 ? 1e9 : 1e12;
-    fprintf(out, "llama %s, engine %s, %s%s%s%s; %s, %s\n", o->version, m->engine->name, precision_name(m),
+    fprintf(out, "llama %s, engine %s, %s%s%s%s; %s, %s\n", o->version, m->engine->name, precision_names[m->precision],
             m->not_used.text[0] ? " (" : "", m->not_used.text, m->not_used.text[0] ? ")" : "", r->name, r->software);
     fprintf(out, "%s%s%.3f GB of weights (%s), %.3f GB of them read by one step; medians [smallest, largest]\n\n",
             o->synthetic ? o->synthetic : "", o->synthetic ? ": " : "", (double)m->weights.bytes * 1e-9,

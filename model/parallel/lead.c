@@ -23,7 +23,7 @@ typedef struct {
 typedef struct {
     char engine[16];
     uint64_t kv_memory, gpu_memory;
-    int precision, n_slots, max_len, sequences, step_rows, speculates;
+    int precision, n_slots, max_len, sequences, step_rows, speculates, gathers_only;
 } Start;
 
 // A message's words, as they are sent, or as they are read one after another.
@@ -159,7 +159,8 @@ static bool open_leading(Model *m, Error *err) {
                    .max_len = m->kv.max_len,
                    .sequences = m->sequences,
                    .step_rows = m->step_rows,
-                   .speculates = m->speculates};
+                   .speculates = m->speculates,
+                   .gathers_only = m->gathers_only};
     snprintf(start.engine, sizeof start.engine, "%s", engine->name);
     put(&outgoing, &start, sizeof start);
     send(MESSAGE_START, &outgoing);
@@ -275,6 +276,7 @@ static bool start_following(Follower *f, Error *err) {
     m->sequences = start.sequences;
     m->step_rows = start.step_rows;
     m->speculates = start.speculates;
+    m->gathers_only = start.gathers_only;
     bool ok = model_start(m, start.engine, (Precision)start.precision, start.n_slots, start.max_len, err);
     return processes_agree(err) && ok;
 }
