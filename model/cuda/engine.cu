@@ -556,7 +556,8 @@ void close_cuda(Model *m) {
         const CudaState *s = (const CudaState *)model_of_rank(m, r)->state;
         if (s && s->stream) cudaStreamSynchronize(s->stream);
     }
-    destroy_graphs(first); // those of all ranks
+    for (int r = 0; r < count; r++)
+        if (model_of_rank(m, r)->state) destroy_graphs((CudaState *)model_of_rank(m, r)->state);
     comm_close(first->comm);
     for (int r = count - 1; r >= 0; r--) {
         Model *own = model_of_rank(m, r);
