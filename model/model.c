@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "parallel/lead.h"
+#include "parallel/processes.h"
 #include "parallel/shard.h"
 #include "quant.h"
 
@@ -59,9 +61,10 @@ static bool check_fp8_weights(const Model *m, Error *err) {
 }
 
 bool model_choose(Model *m, const char *engine, Precision precision, Error *err) {
+    const char *start = m->by_processes ? "mpirun -n" : "--gpus";
     m->precision = precision;
     if (precision == PRECISION_FP8 && !check_fp8_weights(m, err)) return false;
-    if (m->gpus > 1 && !shard_check(&m->config, m->gpus, err)) return false;
+    if (m->gpus > 1 && !shard_check(&m->config, start, m->gpus, err)) return false;
     for (int i = 0; i < N_ENGINES && !m->engine; i++) {
         Error why = {""};
         if (engine && strcmp(engine, engines[i]->name) != 0) continue;
@@ -72,17 +75,18 @@ bool model_choose(Model *m, const char *engine, Precision precision, Error *err)
         else if (!m->not_used.text[0])
             m->not_used = why;
     }
+    if (m->engine && m->by_processes && processes.rank == 0) m->engine = lead_engine(m->engine);
     if (m->engine) return true;
     // engine cpu is usable for all that one GPU is asked for but FP8 products
     if (!engine && precision == PRECISION_FP8) return fail(err, "--precision fp8: %s", m->not_used.text);
-    if (!engine) return fail(err, "--gpus %d: %s", m->gpus, m->not_used.text);
+    if (!engine) return fail(err, "%s %d: %s", start, m->gpus, m->not_used.text);
     return fail(err, "--engine %s: this build has: %s", engine, model_engines());
 }
 
 bool model_start(Model *m, const char *engine, Precision precision, int n_slots, int max_len, Error *err) {
     const Config *c = &m->config;
     if (!model_choose(m, engine, precision, err)) return false;
-    m->shard = shard_of(c, 0, m->gpus > 1 ? m->gpus : 1);
+    m->shard = shard_of(c, m->by_processes ? processes.rank : 0, m->gpus > 1 ? m->gpus : 1);
     m->kv = (KVCache){.n_slots = n_slots, .max_len = max_len};
     m->rope_freq = malloc((size_t)c->head_dim / 2 * sizeof *m->rope_freq);
     if (!m->rope_freq) return fail(err, "out of memory: RoPE frequencies");

@@ -136,6 +136,7 @@ struct Model {
     KVCache kv;
     uint64_t kv_memory;  // bytes for keys and values together, to be set before a start; 0: the engine's default
     int gpus;            // that compute it together, to be set before an engine is chosen; 0: one, or none
+    bool by_processes;   // all but one of these are other processes' (parallel/processes.h); to be set with gpus
     bool one_gpu;        // for tests: the parts of so many GPUs are all on the first
     bool gathers_only;   // for tests: as if kernels did not reach other GPUs' memory
     uint64_t gpu_memory; // for tests: bytes that a GPU has free, at most; 0: what it has

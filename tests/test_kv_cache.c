@@ -154,6 +154,32 @@ static void test_kv_reserve_of_batches(void) {
     test_end("test_kv_reserve_of_batches");
 }
 
+// Another cache that is told of a slot what changed in it has its length, its pages, and the same changes to give.
+static void test_kv_follow(void) {
+    static const struct {
+        int slot, keep, more; // positions that stay, and come
+    } moves[] = {{0, 0, 300}, {1, 0, 64}, {0, 256, 1}, {1, 64, 1}, {2, 0, 1}, {0, 0, 640}, {2, 0, 130}, {1, 65, 0}};
+    KVCache other;
+    CHECK(kv_init(&kv, 3, 640, 20, &err) && kv_init(&other, 3, 640, 20, &err));
+    for (size_t i = 0; i < sizeof moves / sizeof *moves; i++) {
+        int slot = moves[i].slot, first, at;
+        kv_truncate(&kv, slot, moves[i].keep);
+        fill(slot, moves[i].more);
+        if (i % 3 == 1) continue; // it is told later
+        int n = kv_changes(&kv, slot, &first);
+        CHECK(n == kv_changes(&kv, slot, &at) && at == first);
+        kv_follow(&other, slot, kv.len[slot], kv.held[slot], first, n, kv_slot_pages(&kv, slot) + first);
+        CHECK(other.len[slot] == kv.len[slot] && other.held[slot] == kv.held[slot]);
+        CHECK(memcmp(kv_slot_pages(&other, slot), kv_slot_pages(&kv, slot), (size_t)kv.held[slot] * sizeof *kv.table) ==
+              0);
+        CHECK(kv_take_changes(&other, slot, &at) == n && (n == 0 || at == first));
+        CHECK(kv_take_changes(&kv, slot, &first) == n);
+    }
+    kv_free(&other);
+    kv_free(&kv);
+    test_end("test_kv_follow");
+}
+
 // Pages that were given back go to others, the slots' tables say which, and the changes are told once.
 static void test_kv_pages_are_used_again(void) {
     int first;
@@ -376,6 +402,7 @@ int main(void) {
     test_kv_counts_of_pages();
     test_kv_reserve_is_all_or_nothing();
     test_kv_reserve_of_batches();
+    test_kv_follow();
     test_kv_pages_are_used_again();
     test_kv_sharing_of_whole_pages();
     test_kv_shared_pages_are_never_written();

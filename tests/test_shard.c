@@ -73,7 +73,7 @@ static void test_every_row_has_one_owner(void) {
                 m.config.dim = odd[i - 4][0], m.config.hidden_dim = odd[i - 4][1], m.config.vocab_size = odd[i - 4][2];
             m.config.tie_embeddings = false;
             Tables t = {.config = &m.config, .count = count};
-            if (!shard_check(&m.config, count, &err)) test_fail("%s", err.text);
+            if (!shard_check(&m.config, "--gpus", count, &err)) test_fail("%s", err.text);
             CHECK(weights_visit(&m, check_tensor, &t, &err) && t.n == 3 + 9 * m.config.n_layers);
             model_close(&m);
         }
@@ -99,7 +99,7 @@ static void test_even_parts(void) {
 
 static void check_refused(Config c, int count, const char *expected) {
     Error err = {""};
-    if (shard_check(&c, count, &err)) test_fail("%d shards: not refused", count);
+    if (shard_check(&c, "--gpus", count, &err)) test_fail("%d shards: not refused", count);
     if (!strstr(err.text, expected)) test_fail("%s, expected %s", err.text, expected);
 }
 

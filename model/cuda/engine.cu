@@ -10,6 +10,10 @@
 #include "upload.h"
 #include "widen.h"
 
+extern "C" {
+#include "../parallel/processes.h"
+}
+
 enum {
     MAX_ROWS = 8192,                       // of one pass over the weights
     LEAST_ROWS = MAX_STEP_ROWS + MAX_SLOTS // where memory is short: a step of all slots, and as many rows of prompts
@@ -39,7 +43,7 @@ static uint64_t table_bytes(const Model *m) {
 // Every buffer of a rank but the weights, sized for the context; fills list and returns how many.
 static int list_buffers(Model *m, CudaState *s, Buffer *list) {
     const Config *c = &m->config;
-    const bool several = m->shard.count > 1, first = m->shard.rank == 0;
+    const bool several = m->shard.count > 1, first = local_rank(m) == 0;
     const uint64_t T = (uint64_t)m->max_rows, e = s->element, L = (uint64_t)s->max_logits;
     const uint64_t own_dim = (uint64_t)m->shard.dim.n, own_hidden = (uint64_t)m->shard.hidden.n;
     const uint64_t q = (uint64_t)own_heads(m) * c->head_dim, qkv = q + 2 * (uint64_t)own_kv_heads(m) * c->head_dim;
@@ -122,14 +126,15 @@ struct GpuNeeds {
     uint64_t weights, buffers, page; // page: of the cache, of both K and V
     uint64_t free, total;
 };
-static const uint64_t RESERVE = 256 << 20; // the upload's staging, kernels' own needs; in GpuNeeds.buffers
+static const uint64_t RESERVE = 256 << 20;      // the upload's staging, kernels' own needs; in GpuNeeds.buffers
+static const uint64_t NCCL_RESERVE = 512 << 20; // the same of NCCL, by several processes
 
 static uint64_t pages_that_fit(const GpuNeeds *g) {
     uint64_t needed = g->weights + g->buffers;
     return needed < g->free ? (g->free - needed) / g->page : 0;
 }
 
-// What each GPU needs and has; fills needs, and returns how many there are (0: an error).
+// What each GPU needs and has, other processes' too; fills needs, and returns how many there are (0: an error).
 static int list_needs(Model *m, const Plan *plans, GpuNeeds *needs, Error *err) {
     const int n = m->one_gpu ? 1 : m->shard.count;
     memset(needs, 0, (size_t)n * sizeof *needs);
@@ -139,12 +144,16 @@ static int list_needs(Model *m, const Plan *plans, GpuNeeds *needs, Error *err) 
         CUDA_TRY(cudaMemGetInfo(&free_bytes, &total));
         g->free = m->gpu_memory && m->gpu_memory < free_bytes ? m->gpu_memory : free_bytes;
         g->total = total;
-        if (g->buffers == 0) g->buffers = RESERVE;
-        g->weights += plans[m->shard.rank].bytes;
+        if (g->buffers == 0) g->buffers = RESERVE + (m->by_processes ? NCCL_RESERVE : 0);
+        g->weights += plans[local_rank(m)].bytes;
         g->buffers += buffer_bytes(m, s);
         g->page += own_page_bytes(m, s);
         return true;
     });
+    if (m->by_processes && (ok = processes_agree_so_far(err))) {
+        const GpuNeeds own = needs[m->shard.rank];
+        processes_gather(&own, needs, sizeof own);
+    }
     return ok ? n : 0;
 }
 
@@ -159,7 +168,7 @@ static int gpus_that_fit(const Model *m, const CudaState *s, uint64_t free_bytes
     for (int n = m->shard.count + 1; !fit && n <= MAX_SHARDS; n++) {
         CudaState state = *s;
         Plan plan;
-        if (!shard_check(&m->config, n, &err)) continue;
+        if (!shard_check(&m->config, "--gpus", n, &err)) continue;
         memcpy(part.weights.layers, m->weights.layers, layers);
         part.shard = shard_of(&m->config, 0, n); // no other has more
         if (plan_weights(&plan, &part, &state, &err)) {
@@ -201,10 +210,12 @@ static bool size_cache(Model *m, const Plan *plans, Error *err) {
     double gb_weights = (double)g->weights * 1e-9, gb_buffers = (double)g->buffers * 1e-9,
            gb_free = (double)g->free * 1e-9;
     char where[32] = "GPU memory", more[48] = "";
-    if (n > 1) snprintf(where, sizeof where, "memory of GPU %d", tightest);
+    if (n > 1) snprintf(where, sizeof where, "memory of %s %d", m->by_processes ? "rank" : "GPU", tightest);
     if (least > room && !asked) {
         int gpus = gpus_that_fit(m, s, g->free, room == 0 ? 1 : least);
-        if (gpus) snprintf(more, sizeof more, "; on %d GPUs it would fit (--gpus %d)", gpus, gpus);
+        if (gpus)
+            snprintf(more, sizeof more, "; on %d GPUs it would fit (%s %d)", gpus,
+                     m->by_processes ? "mpirun -n" : "--gpus", gpus);
     }
     if (room == 0)
         return fail(err, "%s: %.2f GB of weights and %.2f GB of buffers, %.2f GB are free of %.2f%s", where, gb_weights,
@@ -249,6 +260,14 @@ static bool can_share(int gpus, int n, Error *err) {
     return true;
 }
 
+// Of several processes on a host each takes the GPU of its number, or the only one that its launcher lets it see.
+static bool enter_own_gpu(int n, Error *err) {
+    if (n > 1 && n < processes.local_count)
+        return fail(err, "%d processes on a host with %d GPUs, expected a GPU for each", processes.local_count, n);
+    CUDA_TRY(cudaSetDevice(n == 1 ? 0 : processes.local_rank));
+    return true;
+}
+
 // Whether --precision fp8 has products of the model's shape: of rows in units of 16 bytes, their scales multiplied by
 // cuBLAS, which does so on Hopper alone.
 static bool have_fp8_products(const Model *m, const cudaDeviceProp *gpu, Error *err) {
@@ -276,7 +295,8 @@ bool usable_cuda(const Model *m, Error *err) {
     }
     if (status != cudaSuccess || n == 0)
         return fail(err, "no GPU (%s)", status != cudaSuccess ? cudaGetErrorString(status) : "none is visible");
-    if (m->gpus > 1 && !m->one_gpu && !can_share(m->gpus, n, err)) return false;
+    if (m->by_processes && !enter_own_gpu(n, err)) return false;
+    if (m->gpus > 1 && !m->one_gpu && !m->by_processes && !can_share(m->gpus, n, err)) return false;
     cudaFuncAttributes attributes;
     cudaDeviceProp properties;
     CUDA_TRY(cudaGetDevice(&device));
@@ -371,7 +391,7 @@ static bool warm_up(Model *m, Error *err) {
 
 // A state for each rank and, beyond rank 0, a Model: a copy of the caller's with its own shard, weights and cache.
 static bool open_ranks(Model *m, bool (*prepare)(Model *m, Error *err), Error *err) {
-    const int count = m->shard.count;
+    const int count = local_ranks(m);
     CudaState *first = NULL;
     for (int r = 0; r < count; r++) {
         CudaState *s = (CudaState *)calloc(1, sizeof *s);
@@ -387,7 +407,7 @@ static bool open_ranks(Model *m, bool (*prepare)(Model *m, Error *err), Error *e
             own = &first->peers[r - 1];
             *own = *m;
             own->state = s;
-            own->shard = shard_of(&m->config, r, count);
+            own->shard = shard_of(&m->config, r, m->shard.count);
             s->device = m->one_gpu ? first->device : r;
             if (!(own->weights.layers = (LayerWeights *)malloc(layers))) return fail(err, "out of memory: rank %d", r);
             memcpy(own->weights.layers, m->weights.layers, layers);
@@ -403,7 +423,7 @@ static bool open_ranks(Model *m, bool (*prepare)(Model *m, Error *err), Error *e
 static bool allocate_rank(Model *m, CudaState *s, Plan *plan, Error *err) {
     const CudaState *first = (const CudaState *)plan->first->state;
     Buffer buffers[N_BUFFERS];
-    if (m->shard.rank > 0) {
+    if (local_rank(m) > 0) {
         m->kv = plan->first->kv; // lengths and pages are those of rank 0
         m->kv.k = m->kv.v = NULL;
     }
@@ -418,7 +438,7 @@ static bool allocate_rank(Model *m, CudaState *s, Plan *plan, Error *err) {
     if (s->type == DTYPE_F32) s->qkv_in = s->qkv;
     if (m->shard.count == 1) s->x_all = s->x, s->att_all = s->att, s->h_all = s->h;
     if (!place_tensors(plan, err) || !connect(m, s, err)) return false;
-    if (m->shard.rank == 0) return connect_host(m, s, err);
+    if (local_rank(m) == 0) return connect_host(m, s, err);
     s->step_host = first->step_host;
     s->pos_host = first->pos_host;
     s->table_changes = first->table_changes;
@@ -430,6 +450,10 @@ static bool connect_ranks(Model *m, Error *err) {
     cudaStream_t streams[MAX_SHARDS];
     Comm *comm = NULL;
     if (m->shard.count == 1) return true;
+    if (m->by_processes) {
+        CudaState *s = (CudaState *)m->state;
+        return comm_open_processes(&s->comm, s->device, s->stream, err);
+    }
     for (int r = 0; r < m->shard.count; r++) {
         const CudaState *s = (const CudaState *)model_of_rank(m, r)->state;
         devices[r] = s->device;
@@ -453,14 +477,32 @@ static bool log_rank(Model *m, CudaState *s, const Plan *plan, Error *err) {
         shard->kv_heads.first + shard->kv_heads.n - 1, shard->dim.first, shard->hidden.first, shard->vocab.first,
         (double)plan->bytes * 1e-9, (double)own_cache_bytes(m) * 2e-9,
         (double)(buffer_bytes(m, s) - 2 * own_cache_bytes(m)) * 1e-9,
-        m->one_gpu ? "the others on the same GPU" : "the others' memory, directly");
+        !m->by_processes        ? m->one_gpu ? "the others on the same GPU" : "the others' memory, directly"
+        : comm_reaches(s->comm) ? "the other processes' memory, directly, and by NCCL"
+                                : "the other processes, by NCCL");
     return true;
 }
 
-// What the first upload thread does.
+// What the first upload thread does. (Other processes wait for the gathers in it.)
 static bool meanwhile(Model *m, Error *err) {
     const CudaState *s = (CudaState *)m->state;
-    return warm_up(m, err) && (!s->prepare || s->prepare(m, err));
+    bool ok = warm_up(m, err) && (!s->prepare || s->prepare(m, err));
+    if (!ok && m->by_processes) processes_abort(err, 1);
+    return ok;
+}
+
+// The bytes that all ranks have of weights and of buffers.
+static void add_up_bytes(Model *m, const Plan *plans, Error *err) {
+    uint64_t own[2] = {0, 0}, all[MAX_SHARDS][2] = {};
+    for_shards(m, err, [&](Model *m, CudaState *s) {
+        own[0] += plans[local_rank(m)].bytes;
+        own[1] += buffer_bytes(m, s) - 2 * own_cache_bytes(m);
+        return true;
+    });
+    memcpy(all[0], own, sizeof own);
+    if (m->by_processes) processes_gather(own, all, sizeof own);
+    m->weights.bytes = m->buffer_bytes = 0;
+    for (const auto &of_process : all) m->weights.bytes += of_process[0], m->buffer_bytes += of_process[1];
 }
 
 bool open_cuda(Model *m, bool (*prepare)(Model *m, Error *err), Error *err) {
@@ -468,20 +510,18 @@ bool open_cuda(Model *m, bool (*prepare)(Model *m, Error *err), Error *err) {
     Plan plans[MAX_SHARDS];
     memset(plans, 0, sizeof plans);
     bool ok = open_ranks(m, prepare, err) && for_shards(m, err, [&](Model *own, CudaState *s) {
-                  Plan *plan = &plans[own->shard.rank];
+                  Plan *plan = &plans[local_rank(own)];
                   return plan_weights(plan, own, s, err) && (plan->first = m, size_state(own, s, err));
               });
     ok = ok && size_cache(m, plans, err) && for_shards(m, err, [&](Model *own, CudaState *s) {
-             return allocate_rank(own, s, &plans[own->shard.rank], err);
+             return allocate_rank(own, s, &plans[local_rank(own)], err);
          });
     m->two_passes = m->precision == PRECISION_FP8; // whose prompts and steps have products of their own
-    ok = ok && connect_ranks(m, err) && upload_weights(plans, count, meanwhile, err);
-    m->weights.bytes = m->buffer_bytes = 0;
+    ok = ok && connect_ranks(m, err) && upload_weights(plans, local_ranks(m), meanwhile, err);
+    if (m->by_processes) ok = processes_agree_so_far(err) && ok;
+    if (ok) add_up_bytes(m, plans, err);
     ok = ok && for_shards(m, err, [&](Model *own, CudaState *s) {
-             const Plan *plan = &plans[own->shard.rank];
-             m->weights.bytes += plan->bytes;
-             m->buffer_bytes += buffer_bytes(own, s) - 2 * own_cache_bytes(own);
-             return count == 1 || !m->verbose || log_rank(own, s, plan, err);
+             return count == 1 || !m->verbose || log_rank(own, s, &plans[local_rank(own)], err);
          });
     cudaDeviceProp properties;
     if (ok && cudaGetDeviceProperties(&properties, ((CudaState *)m->state)->device) == cudaSuccess) {
@@ -494,12 +534,16 @@ bool open_cuda(Model *m, bool (*prepare)(Model *m, Error *err), Error *err) {
     return ok;
 }
 
-// (Pinned memory is rank 0's, but for the argmax.)
-static void close_rank(Model *m, CudaState *s) {
+// (Before what they gather by is closed.)
+static void destroy_graphs(CudaState *s) {
     for (auto &buffers : s->graphs)
         for (auto &graphs : buffers)
             for (cudaGraphExec_t graph : graphs)
                 if (graph) cudaGraphExecDestroy(graph);
+}
+
+// (Pinned memory is rank 0's, but for the argmax.)
+static void close_rank(Model *m, CudaState *s) {
     if (s->argmax_ready) cudaEventDestroy(s->argmax_ready);
     if (s->side) cudaStreamDestroy(s->side);
     widen_close(s);
@@ -511,7 +555,7 @@ static void close_rank(Model *m, CudaState *s) {
     cudaFreeHost(s->argmax_host);
     cudaFreeHost(s->other_argmax_host);
     if (s->stream) cudaStreamDestroy(s->stream);
-    if (m->shard.rank == 0) {
+    if (local_rank(m) == 0) {
         cudaFreeHost(s->step_host);
         cudaFreeHost(s->pos_host);
         cudaFreeHost(s->table_changes);
@@ -533,6 +577,8 @@ void close_cuda(Model *m) {
         const CudaState *s = (const CudaState *)model_of_rank(m, r)->state;
         if (s && s->stream) cudaStreamSynchronize(s->stream);
     }
+    for (int r = 0; r < count; r++)
+        if (model_of_rank(m, r)->state) destroy_graphs((CudaState *)model_of_rank(m, r)->state);
     comm_close(first->comm);
     for (int r = count - 1; r >= 0; r--) {
         Model *own = model_of_rank(m, r);

@@ -15,7 +15,7 @@
 #include "widen.h"
 
 bool first_launch(const Model *m, bool *said) {
-    bool first = m->verbose && !*said && !((CudaState *)m->state)->warming_up;
+    bool first = m->verbose && m->shard.rank == 0 && !*said && !((CudaState *)m->state)->warming_up;
     *said = *said || first;
     return first;
 }

@@ -9,13 +9,23 @@ void name_gpu(const CudaState *s, Error *err) {
     snprintf(err->text, sizeof err->text, "GPU %d: %.480s", s->device, why.text);
 }
 
+// A rank's Model; of one in another process what is known of it: its shard.
+static Model *rank_or_shard(Model *m, int rank, Model *room) {
+    if (!m->by_processes) return model_of_rank(m, rank);
+    if (rank == m->shard.rank) return m;
+    *room = *m;
+    room->shard = shard_of(&m->config, rank, m->shard.count);
+    return room;
+}
+
 bool gather(Model *m, int rows, int columns, OwnColumns (*of)(const Model *m), Error *err) {
     CudaState *s = (CudaState *)m->state;
     CommPart parts[MAX_SHARDS];
+    Model room;
     size_t element = 0;
     if (!s->comm) return true;
     for (int r = 0; r < m->shard.count; r++) {
-        OwnColumns c = of(model_of_rank(m, r));
+        OwnColumns c = of(rank_or_shard(m, r, &room));
         element = c.element;
         parts[r] = {c.own, (size_t)c.columns.n * element, (size_t)c.columns.first * element, c.all};
     }
@@ -54,9 +64,10 @@ bool gather_logits(Model *m, int first, int n, Error *err) {
     CudaState *s = (CudaState *)m->state;
     CommPart parts[MAX_SHARDS];
     const size_t row = (size_t)m->config.vocab_size * sizeof(float);
+    Model room;
     if (!s->comm) return true;
     for (int r = 0; r < m->shard.count; r++) {
-        const Model *own = model_of_rank(m, r);
+        const Model *own = rank_or_shard(m, r, &room);
         const CudaState *at = (const CudaState *)own->state;
         const Rows vocab = own->shard.vocab;
         parts[r] = {at->own_logits, (size_t)vocab.n * sizeof(float), (size_t)vocab.first * sizeof(float),

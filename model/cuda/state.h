@@ -5,6 +5,9 @@
 // CudaState.peers, with the rows of its Shard in its weights and the keys and values of its heads in its cache. Lengths,
 // pages and host memory are rank 0's. One thread enqueues for all ranks, part by part (for_shards), and what a part
 // needs of the others is gathered in between (gather, parallel/comm.h). On one GPU there is one rank and no gather.
+//
+// Several processes (parallel/processes.h): each has one of the ranks, its caller's Model, and CudaState.peers is empty.
+// "All ranks" below are those of this process, and the first of them is the one that has what is said of rank 0.
 #ifndef CUDA_STATE_H
 #define CUDA_STATE_H
 
@@ -83,7 +86,7 @@ struct Widening {
 struct CudaState {
     int device;
     Comm *comm;   // of all ranks; NULL: there is one
-    Model *peers; // [shard.count - 1], rank 0's: the other ranks
+    Model *peers; // [local_ranks - 1], rank 0's: the other ranks
     cublasHandle_t blas;
     GemmPlans gemm_plans;
     cudaStream_t stream;
@@ -188,6 +191,14 @@ inline uint64_t device_row_bytes(const Matrix *m) {
 
 // ---- shards.cu: the ranks of a model ---------------------------------------------------------------------------------
 
+// Ranks in this process, and the number of one among them.
+inline int local_ranks(const Model *m) {
+    return m->by_processes ? 1 : m->shard.count;
+}
+inline int local_rank(const Model *m) {
+    return m->by_processes ? 0 : m->shard.rank;
+}
+// rank: a local one.
 inline Model *model_of_rank(Model *m, int rank) {
     return rank == 0 ? m : ((CudaState *)m->state)->peers + rank - 1;
 }
@@ -209,9 +220,9 @@ void name_gpu(const CudaState *s, Error *err);
 // that afterwards. Ends at the first that returns false, and returns that; of several the message names the GPU.
 template <class Body> bool for_shards(Model *m, Error *err, Body body) {
     const CudaState *first = (const CudaState *)m->state;
-    if (m->shard.count == 1) return body(m, (CudaState *)m->state);
+    if (local_ranks(m) == 1) return body(m, (CudaState *)m->state);
     bool ok = true;
-    for (int r = 0; ok && r < m->shard.count; r++) {
+    for (int r = 0; ok && r < local_ranks(m); r++) {
         Model *own = model_of_rank(m, r);
         CudaState *s = (CudaState *)own->state;
         CUDA_TRY(cudaSetDevice(s->device));

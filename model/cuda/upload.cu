@@ -372,7 +372,7 @@ struct Upload {
 
 // A rank's GPU becomes this thread's current one.
 static bool enter_rank(const Upload *u, int rank, Error *err) {
-    if (u->count > 1) CUDA_TRY(cudaSetDevice(u->plans[rank].state->device));
+    CUDA_TRY(cudaSetDevice(u->plans[rank].state->device));
     return true;
 }
 
@@ -577,6 +577,6 @@ static bool synthesize(const Plan *p, Error *err) {
 bool upload_weights(const Plan *plans, int count, bool (*meanwhile)(Model *model, Error *err), Error *err) {
     Model *m = plans->model;
     if (!model_is_synthetic(m)) return upload(plans, count, meanwhile, err);
-    return for_shards(m, err, [&](Model *own, CudaState *) { return synthesize(&plans[own->shard.rank], err); }) &&
+    return for_shards(m, err, [&](Model *own, CudaState *) { return synthesize(&plans[local_rank(own)], err); }) &&
            meanwhile(m, err);
 }

@@ -4,6 +4,8 @@
 //   one GPU        no Comm at all (NULL): a shard's part is the whole, and nothing is enqueued. CudaState points x_all at x
 //   comm_peer.cu   the GPUs of one process (--gpus): one thread enqueues for all of them, and kernels store into each
 //                  other's memory
+//   comm_nccl.cu   a GPU in each of several processes (processes.h), on one host or on several: NCCL's all-gathers.
+//                  comm_none.cu stands for it in builds without NCCL or MPI
 //
 // Who owns what: a Comm has the ranks' devices, their streams (the engine's) and an event of each. Buffers are the
 // engine's: a CommPart says where a rank's part is, and where the whole of it goes.
@@ -27,7 +29,10 @@
 // The embedding is no gather: each rank writes its own x_all, after waiting for the last gather that stored to it. A rank
 // whose batch ends without logits has gathered nothing in its last layer, and reads nothing that others store to.
 //
-// Nothing polls: all waits are the stream's, so that several ranks can share one GPU (tests), and a CUDA graph captures a
+// By processes a gather is a collective on each rank's own stream: it ends when all parts are there, and it begins on a
+// rank when that has finished what it had enqueued before. So the same order holds.
+//
+// In comm_peer.cu nothing polls: all waits are the stream's, so that several ranks can share one GPU (tests), and a CUDA graph captures a
 // step of all ranks, with these edges in it.
 #ifndef COMM_H
 #define COMM_H
@@ -38,6 +43,22 @@ extern "C" {
 #include <cuda_runtime.h>
 
 struct Comm;
+struct CommPart;
+
+// One of the ways: the functions below.
+struct CommWay {
+    bool (*gather)(Comm *comm, const CommPart *parts, int rows, size_t row_bytes, Error *err);
+    bool (*fork)(Comm *comm, Error *err);
+    bool (*join)(Comm *comm, Error *err);
+    bool (*wait)(Comm *comm, cudaEvent_t event, Error *err);
+    bool (*reaches)(const Comm *comm);
+    bool (*reach)(Comm *comm, void *const *own, void **all, Error *err);
+    void (*close)(Comm *comm);
+};
+
+struct Comm {
+    const CommWay *way;
+};
 
 // What one rank gives to a gather, and where it wants the whole: all bytes are multiples of 4, addresses too.
 struct CommPart {
@@ -50,18 +71,39 @@ struct CommPart {
 // Ranks 0 .. count - 1 with these devices and streams, the engine's. Ranks may share a device; of two that do not, each
 // must reach the other's memory (usable_cuda asks).
 bool comm_open(Comm **comm, int count, const int *devices, const cudaStream_t *streams, Error *err);
-void comm_close(Comm *comm);
+// Collective: this process's rank, with this device and stream. Refused, by all alike, where GPUs differ or one is two
+// ranks'. Once it has succeeded, who fails has to end all processes (processes_abort): the others wait for its gathers.
+bool comm_open_processes(Comm **comm, int device, cudaStream_t stream, Error *err);
+// Not before graphs with its gathers are destroyed.
+inline void comm_close(Comm *comm) {
+    if (comm) comm->way->close(comm);
+}
 
-// Enqueues for all ranks: every rank has all parts [count] of `rows` rows of row_bytes.
-bool comm_gather(Comm *comm, const CommPart *parts, int rows, size_t row_bytes, Error *err);
-// Whether kernels of one rank reach the memory of all others. Where they do, all [count] says where what each rank has at
-// own [count] is reached from every rank's GPU: the start of an allocation.
-bool comm_reaches(const Comm *comm);
-bool comm_reach(Comm *comm, void *const *own, void **all, Error *err);
-// What the others are given from here on comes after what rank 0 was given; and the other way around.
-bool comm_fork(Comm *comm, Error *err);
-bool comm_join(Comm *comm, Error *err);
-// Waits on the host for an event of rank 0 that comes after a join; fails, and names the GPU, when one of them does.
-bool comm_wait(Comm *comm, cudaEvent_t event, Error *err);
+// Enqueues for all ranks that are here: every rank has all parts [count] of `rows` rows of row_bytes. Of a rank that is
+// in another process a part has no addresses.
+inline bool comm_gather(Comm *comm, const CommPart *parts, int rows, size_t row_bytes, Error *err) {
+    return comm->way->gather(comm, parts, rows, row_bytes, err);
+}
+// What the others here are given from here on comes after what the first was given; and the other way around.
+inline bool comm_fork(Comm *comm, Error *err) {
+    return comm->way->fork(comm, err);
+}
+inline bool comm_join(Comm *comm, Error *err) {
+    return comm->way->join(comm, err);
+}
+// Waits on the host for an event of the first rank here that comes after a join; fails, and names the GPU, when one of
+// them does.
+inline bool comm_wait(Comm *comm, cudaEvent_t event, Error *err) {
+    return comm->way->wait(comm, event, err);
+}
+// Whether kernels of one rank reach the memory of all others: of several processes those of one host do. Where they do, all
+// [count] says where what each rank has at own is reached from here: the start of a block of cudaMalloc's; own: of each
+// rank that is here. Collective. What is reached stays so until comm_close, and may be freed after that alone.
+inline bool comm_reaches(const Comm *comm) {
+    return comm->way->reaches(comm);
+}
+inline bool comm_reach(Comm *comm, void *const *own, void **all, Error *err) {
+    return comm->way->reach(comm, own, all, err);
+}
 
 #endif

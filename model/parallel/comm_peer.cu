@@ -5,7 +5,7 @@
 
 #include "../cuda/check.h"
 
-struct Comm {
+struct PeerComm : Comm {
     int count;
     struct {
         int device;
@@ -45,9 +45,13 @@ template <typename V> static cudaError_t push(Push p, int rows, cudaStream_t str
     return launch_kernel(push_kernel<V>, blocks < MOST_BLOCKS ? blocks : MOST_BLOCKS, THREADS, 0, false, stream, p);
 }
 
+extern const CommWay peer_way;
+
 bool comm_open(Comm **comm, int count, const int *devices, const cudaStream_t *streams, Error *err) {
-    Comm *c = *comm = (Comm *)calloc(1, sizeof *c);
+    PeerComm *c = (PeerComm *)calloc(1, sizeof *c);
+    *comm = c;
     if (!c) return fail(err, "out of memory: what %d GPUs exchange", count);
+    c->way = &peer_way;
     c->count = count;
     for (int r = 0; r < count; r++) {
         c->ranks[r].device = devices[r];
@@ -68,36 +72,37 @@ bool comm_open(Comm **comm, int count, const int *devices, const cudaStream_t *s
     return true;
 }
 
-void comm_close(Comm *c) {
-    if (!c) return;
+static void close_peers(Comm *comm) {
+    PeerComm *c = (PeerComm *)comm;
     for (int r = 0; r < c->count; r++)
         if (c->ranks[r].event) cudaEventDestroy(c->ranks[r].event);
     free(c);
 }
 
-bool comm_reaches(const Comm *) {
+static bool reaches_peers(const Comm *) {
     return true;
 }
 
-bool comm_reach(Comm *c, void *const *own, void **all, Error *) {
-    for (int r = 0; r < c->count; r++) all[r] = own[r];
+static bool reach_peers(Comm *comm, void *const *own, void **all, Error *) {
+    for (int r = 0; r < ((PeerComm *)comm)->count; r++) all[r] = own[r];
     return true;
 }
 
-static bool record(Comm *c, int rank, Error *err) {
+static bool record(PeerComm *c, int rank, Error *err) {
     CUDA_TRY(cudaSetDevice(c->ranks[rank].device));
     CUDA_TRY(cudaEventRecord(c->ranks[rank].event, c->ranks[rank].stream));
     return true;
 }
 
-static bool wait_for(Comm *c, int rank, int other, Error *err) {
+static bool wait_for(PeerComm *c, int rank, int other, Error *err) {
     if (rank == other) return true;
     CUDA_TRY(cudaSetDevice(c->ranks[rank].device));
     CUDA_TRY(cudaStreamWaitEvent(c->ranks[rank].stream, c->ranks[other].event, 0));
     return true;
 }
 
-bool comm_gather(Comm *c, const CommPart *parts, int rows, size_t row_bytes, Error *err) {
+static bool gather_peers(Comm *comm, const CommPart *parts, int rows, size_t row_bytes, Error *err) {
+    PeerComm *c = (PeerComm *)comm;
     for (int r = 0; r < c->count; r++) {
         const CommPart *part = &parts[r];
         Push p = {(const char *)part->own, {}, row_bytes, (unsigned)part->bytes, 0, c->count};
@@ -117,7 +122,8 @@ bool comm_gather(Comm *c, const CommPart *parts, int rows, size_t row_bytes, Err
     return true;
 }
 
-bool comm_fork(Comm *c, Error *err) {
+static bool fork_peers(Comm *comm, Error *err) {
+    PeerComm *c = (PeerComm *)comm;
     if (!record(c, 0, err)) return false;
     for (int r = 1; r < c->count; r++)
         if (!wait_for(c, r, 0, err)) return false;
@@ -125,7 +131,8 @@ bool comm_fork(Comm *c, Error *err) {
     return true;
 }
 
-bool comm_join(Comm *c, Error *err) {
+static bool join_peers(Comm *comm, Error *err) {
+    PeerComm *c = (PeerComm *)comm;
     for (int r = 1; r < c->count; r++)
         if (!record(c, r, err) || !wait_for(c, 0, r, err)) return false;
     CUDA_TRY(cudaSetDevice(c->ranks[0].device));
@@ -133,7 +140,8 @@ bool comm_join(Comm *c, Error *err) {
 }
 
 // (A GPU that has failed may never let the event come.)
-bool comm_wait(Comm *c, cudaEvent_t event, Error *err) {
+static bool wait_for_peers(Comm *comm, cudaEvent_t event, Error *err) {
+    PeerComm *c = (PeerComm *)comm;
     const struct timespec pause = {0, 20000};
     for (unsigned turn = 0;; turn++) {
         cudaError_t status = cudaEventQuery(event);
@@ -147,3 +155,6 @@ bool comm_wait(Comm *c, cudaEvent_t event, Error *err) {
         if (turn > 1000000) nanosleep(&pause, NULL); // a long prompt
     }
 }
+
+const CommWay peer_way = {gather_peers,  fork_peers,  join_peers, wait_for_peers,
+                          reaches_peers, reach_peers, close_peers};

@@ -13,7 +13,7 @@ static bool can_cut(const Config *c, int count) {
            units(c->hidden_dim) >= count && units(c->vocab_size) >= count;
 }
 
-bool shard_check(const Config *c, int count, Error *err) {
+bool shard_check(const Config *c, const char *flag, int count, Error *err) {
     char counts[64] = "";
     int n = 0, last = 0;
     if (can_cut(c, count)) return true;
@@ -23,9 +23,9 @@ bool shard_check(const Config *c, int count, Error *err) {
         if (can_cut(c, i))
             n += snprintf(counts + n, sizeof counts - (size_t)n, "%s%d", i == 1 ? "" : i < last ? ", " : " or ", i);
     if (c->n_kv_heads % count)
-        return fail(err, "--gpus %d: the model has %d K/V heads, which so many do not divide; expected %s", count,
+        return fail(err, "%s %d: the model has %d K/V heads, which so many do not divide; expected %s", flag, count,
                     c->n_kv_heads, counts);
-    return fail(err, "--gpus %d: each takes at least %d rows of dim %d, hidden_dim %d and vocab_size %d; expected %s",
+    return fail(err, "%s %d: each takes at least %d rows of dim %d, hidden_dim %d and vocab_size %d; expected %s", flag,
                 count, SHARD_UNIT, c->dim, c->hidden_dim, c->vocab_size, counts);
 }
 

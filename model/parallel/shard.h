@@ -21,8 +21,8 @@
 enum { SHARD_UNIT = 16, MAX_SHARDS = 16 };
 
 // Whether the model can be cut into so many shards: they divide its K/V heads, and each has rows of every matrix. The
-// message says how many would do.
-bool shard_check(const Config *c, int count, Error *err);
+// message says how many would do. flag: what asks for so many.
+bool shard_check(const Config *c, const char *flag, int count, Error *err);
 // The part of rank `rank`, 0 <= rank < count, of a model that shard_check takes. Parts differ by a unit at most, and the
 // last one has what is left of the last unit: the first are the largest.
 Shard shard_of(const Config *c, int rank, int count);
