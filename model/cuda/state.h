@@ -71,8 +71,9 @@ struct GemmPlans {
 
 // Slabs of matrices that are widened for products (widen.h).
 struct Widening {
-    char *slabs;       // [2] of slab_bytes
-    size_t slab_bytes; // 0: no matrix has to be widened
+    char *slabs;        // [2] of slab_bytes
+    size_t slab_bytes;  // 0: no matrix has to be widened
+    size_t least_bytes; // that a slab may have: of SLAB_ROWS rows
     cudaStream_t stream;
     cudaEvent_t widened[2], used[2];
     int turn; // the slab that comes next
@@ -97,16 +98,17 @@ struct CudaState {
     Widening widening;  // of matrices whose dtype is not type
     int packed_rows;    // products of quantised weights and up to so many rows are packed_product.h's
     // Activations, on the device.
-    float *x;           // [T][own dim]: the residual stream
-    void *xb;           // type [T][dim]: normalised
-    float *qkv;         // [own heads + 2 × own K/V heads][T][head_dim]: queries, keys, values
-    void *qkv_in;       // type, the same: rotated and rounded, as they enter attention; of a prompt queries only
-    void *att;          // type [T][own heads × head_dim]
-    float *gate_up;     // [2][T][own hidden_dim], and at least [T][dim]
-    void *h;            // type [T][own hidden_dim]
-    float *x_all;       // [T][dim], gathered; on one GPU x
-    void *att_all;      // type [T][q_dim], gathered; on one GPU att
-    void *h_all;        // type [T][hidden_dim], gathered; on one GPU h
+    float *x;       // [T][own dim]: the residual stream
+    void *xb;       // type [T][dim]: normalised
+    float *qkv;     // [own heads + 2 × own K/V heads][T][head_dim]: queries, keys, values. On one GPU qkv, qkv_in and
+                    // att may be a part of gate_up, where nobody reads that before the feed-forward part
+    void *qkv_in;   // type, the same: rotated and rounded, as they enter attention; of a prompt queries only
+    void *att;      // type [T][own heads × head_dim]
+    float *gate_up; // [2][T][own hidden_dim], and at least [T][dim]
+    void *h;        // type [T][own hidden_dim]
+    float *x_all;   // [T][dim], gathered; on one GPU x
+    void *att_all;  // type [T][q_dim], gathered; on one GPU att
+    void *h_all;    // type [T][hidden_dim], gathered; on one GPU h
     float *own_logits;  // [max_logits][own vocab_size], before they are gathered; several GPUs only
     float *rope_freq;   // [head_dim/2]
     float2 *rope_table; // [T][head_dim/2]: cosine and sine
