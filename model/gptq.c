@@ -8,10 +8,10 @@
 
 enum {
     LANES = 8,
-    TILE = 64,      // rows and columns of H that a thread computes at a time
-    DEPTH = 256,    // rows of x, or columns that are rounded, between two looks at the sums
-    BLOCK = 128,    // columns that are factored, or rounded, together: a multiple of every group
-    SUMS = 4,       // rows of a tile that are in registers: SUMS × 2 × LANES sums
+    TILE = 64,   // rows and columns of H that a thread computes at a time
+    DEPTH = 256, // rows of x, or columns that are rounded, between two looks at the sums
+    BLOCK = 128, // columns that are factored, or rounded, together: a multiple of every group
+    SUMS = 4,    // rows of a tile that are in registers: SUMS × 2 × LANES sums
     R = GPTQ_ROWS
 };
 
@@ -122,9 +122,9 @@ void gram_add(float *h, int cols, const float *x, int n) {
 typedef struct {
     float *h; // [cols][cols]
     size_t cols;
-    int begin, n;          // the block of columns at hand
-    float *panel;          // [n][begin]: the block's columns of R above it, transposed
-    const float *diagonal; // [BLOCK]: 1 / R_jj
+    int begin, n;         // the block of columns at hand
+    float *panel;         // [n][begin]: the block's columns of R above it, transposed
+    const float *inverse; // [n]: 1 / R_jj
 } Panel;
 
 // R within a block, in place. In exact arithmetic no pivot is less than the damping.
@@ -155,31 +155,38 @@ static void solve_rows(void *panel, int64_t begin, int64_t end) {
             const float *of = p->h + (size_t)(p->begin + j) * p->cols + p->begin;
             float sum = row[j];
             for (int k = j + 1; k < p->n; k++) sum -= row[k] * of[k];
-            row[j] = sum * p->diagonal[j];
+            row[j] = sum * p->inverse[j];
         }
         for (int j = 0; j < p->n; j++) p->panel[(size_t)j * (size_t)p->begin + (size_t)i] = row[j];
     }
 }
 
-// R becomes U + I, and D.
-static void divide_rows(void *feedback, int64_t begin, int64_t end) {
-    const Feedback *f = feedback;
-    for (int64_t i = begin; i < end; i++) {
-        float *row = f->u + (size_t)i * (size_t)f->cols;
-        for (int64_t j = i + 1; j < f->cols; j++) row[j] /= f->d[j];
-    }
+typedef struct {
+    float *r; // [cols][cols]
+    size_t cols;
+    const float *diagonal; // [cols], its own
+} Division;
+
+// R becomes U above the diagonal.
+static void divide_rows(void *division, int64_t begin, int64_t end) {
+    const Division *d = division;
+    for (size_t i = (size_t)begin; i < (size_t)end; i++)
+        for (size_t j = i + 1; j < d->cols; j++) d->r[i * d->cols + j] /= d->diagonal[j];
 }
 
 bool feedback_init(Feedback *f, float *h, int cols, const volatile sig_atomic_t *interrupted, Error *err) {
     const size_t n = (size_t)cols;
     double mean = 0;
     for (size_t i = 0; i < n; i++) mean += (double)h[i * n + i] / cols;
-    *f = (Feedback){.cols = cols, .u = h, .d = calloc(n + LANES, sizeof *f->d)};
+    *f = (Feedback){.cols = cols, .u = h, .importance = calloc(n + LANES, sizeof *f->importance)};
     float *panel = malloc((size_t)BLOCK * n * sizeof *panel), inverse[BLOCK];
-    bool ok = (f->d && panel) || fail(err, "out of memory: factors of %d columns", cols);
+    bool ok = (f->importance && panel) || fail(err, "out of memory: factors of %d columns", cols);
     ok = ok && (isfinite(mean) || fail(err, "calibration: the activations are not finite"));
     const float damping = mean > 0 ? (float)(0.01 * mean) : 1;
-    for (size_t i = 0; ok && i < n; i++) h[i * n + i] += damping;
+    for (size_t i = 0; ok && i < n; i++) {
+        h[i * n + i] += damping;
+        f->importance[i] = mean > 0 ? (float)((double)h[i * n + i] / mean) : 1;
+    }
     for (int begin = (cols - 1) / BLOCK * BLOCK; ok && begin >= 0; begin -= BLOCK) {
         Panel p = {h, n, begin, cols - begin < BLOCK ? cols - begin : BLOCK, panel, inverse};
         if (interrupted && *interrupted) ok = fail_interrupted(err);
@@ -187,14 +194,10 @@ bool feedback_init(Feedback *f, float *h, int cols, const volatile sig_atomic_t 
         parallel_for(begin, 16, solve_rows, &p);
         gram_run((Gram){h, n, panel, (size_t)begin, begin, p.n, 0, -1});
     }
+    for (size_t i = 0; ok && i < n; i++) panel[i] = h[i * n + i];
+    if (ok) parallel_for(cols, 16, divide_rows, &(Division){h, n, panel});
     free(panel);
-    if (!ok) return false;
-    for (size_t i = 0; i < n; i++) f->d[i] = h[i * n + i];
-    parallel_for(cols, 16, divide_rows, f);
-    mean = 0;
-    for (size_t i = 0; i < n; i++) mean += (double)f->d[i] * (double)f->d[i] / cols;
-    for (size_t i = 0; i < n; i++) f->d[i] = (float)((double)f->d[i] * (double)f->d[i] / mean);
-    return true;
+    return ok;
 }
 
 // ---- rounding -------------------------------------------------------------------------------------------------------
@@ -203,6 +206,7 @@ bool feedback_init(Feedback *f, float *h, int cols, const volatile sig_atomic_t 
 typedef struct {
     float *w;     // [cols][R]: the weights; of columns that are rounded their errors, w - ŵ
     float *v;     // [BLOCK][R]: a block's weights with the errors of columns before them made up for
+    float *ahead; // [BLOCK][R]: those of a group with errors that are still to come made up for as well
     float *u;     // [DEPTH][BLOCK]: a part of U
     float *x;     // [cols + LANES]: a row, or the part of it that shares a scale
     float *other; // [cols + LANES]: what the search of a scale needs
@@ -211,14 +215,15 @@ typedef struct {
 } Rounding;
 
 size_t feedback_scratch(int cols) {
-    return (size_t)cols * R + BLOCK * R + DEPTH * BLOCK + 3 * ((size_t)cols + LANES);
+    return (size_t)cols * R + 2 * BLOCK * R + DEPTH * BLOCK + 3 * ((size_t)cols + LANES);
 }
 
 static void rounding_init(Rounding *m, float *scratch, int cols) {
     const size_t row = (size_t)cols + LANES;
     m->w = scratch;
     m->v = m->w + (size_t)cols * R;
-    m->u = m->v + BLOCK * R;
+    m->ahead = m->v + BLOCK * R;
+    m->u = m->ahead + BLOCK * R;
     m->x = m->u + DEPTH * BLOCK;
     m->other = m->x + row;
     m->codes = m->other + row;
@@ -230,7 +235,7 @@ static void find_scales(Rounding *m, const Feedback *f, QuantType type, const fl
                         char *scales, size_t scale_bytes) {
     for (int r = 0; r < rows; r++, scales += scale_bytes) {
         for (int i = 0; i < n; i++) m->x[i] = v[(size_t)i * R + (size_t)r];
-        quant_encode_row(type, m->x, n, f->d + first, m->codes, scales, m->other);
+        quant_encode_row(type, m->x, n, f->importance + first, m->codes, scales, m->other);
         m->scale[r] = quant_number(scales, quant_scale_dtype(type), 0);
     }
 }
@@ -250,16 +255,31 @@ static void begin_block(Rounding *m, const Feedback *f, int first, int n) {
     }
 }
 
+// to [n][R] += by [R] · u [n]
+static void add_products(float *to, const float *by, const float *u, int n) {
+    for (int k = 0; k < n; k++, to += R)
+        for (int r = 0; r < R; r++) to[r] += by[r] * u[k];
+}
+
+// What the n columns of a group would be if none of them were rounded: ahead [n][R]. `first` is the first one's place in
+// the matrix, `at` in its block. Each column that makes up for errors has one itself, for which the next make up.
+static void look_ahead(Rounding *m, const Feedback *f, int first, int at, int n) {
+    memcpy(m->ahead, m->v + (size_t)at * R, (size_t)n * R * sizeof *m->ahead);
+    for (int i = 0; i < n; i++) {
+        const float *w = m->w + (size_t)(first + i) * R, *v = m->ahead + (size_t)i * R;
+        float error[R];
+        for (int r = 0; r < R; r++) error[r] = w[r] - v[r];
+        add_products(m->ahead + (size_t)(i + 1) * R, error, f->u + (size_t)(first + i) * ((size_t)f->cols + 1) + 1,
+                     n - i - 1);
+    }
+}
+
 // Rounds one column, and lets the others of its block, up to column `end` of the block, make up for its errors.
 static void round_column(Rounding *m, const Feedback *f, DType dtype, int column, int at, int end) {
     float *v = m->v + (size_t)at * R, *w = m->w + (size_t)column * R;
-    const float *u = f->u + (size_t)column * (size_t)f->cols + column + 1;
     quant_round(dtype, v, m->scale, R);
     for (int r = 0; r < R; r++) w[r] -= v[r] * m->scale[r];
-    for (int k = at + 1; k < end; k++, u++) {
-        float *to = m->v + (size_t)k * R;
-        for (int r = 0; r < R; r++) to[r] += w[r] * *u;
-    }
+    add_products(v + R, w, f->u + (size_t)column * ((size_t)f->cols + 1) + 1, end - at - 1);
 }
 
 void feedback_round(const Feedback *f, QuantType type, const float *x, int n, void *codes, void *scales, double *errors,
@@ -270,15 +290,20 @@ void feedback_round(const Feedback *f, QuantType type, const float *x, int n, vo
     Rounding m;
     rounding_init(&m, scratch, cols);
     for (int i = 0; i < cols; i++)
-        for (int r = 0; r < R; r++) m.w[(size_t)i * R + (size_t)r] = r < n ? x[(size_t)r * (size_t)cols + (size_t)i] : 0;
+        for (int r = 0; r < R; r++)
+            m.w[(size_t)i * R + (size_t)r] = r < n ? x[(size_t)r * (size_t)cols + (size_t)i] : 0;
     if (!type.group) find_scales(&m, f, type, m.w, 0, cols, n, scales, scale_bytes);
     for (int first = 0; first < cols; first += BLOCK) {
         const int end = cols - first < BLOCK ? cols - first : BLOCK;
         begin_block(&m, f, first, end);
         for (int at = 0; at < end; at++) {
-            if (type.group && (first + at) % width == 0)
-                find_scales(&m, f, type, m.v + (size_t)at * R, first + at, end - at < width ? end - at : width, n,
-                            (char *)scales + (size_t)((first + at) / width) * scale_bytes, (size_t)groups * scale_bytes);
+            if (type.group && at % width == 0) {
+                const int group = end - at < width ? end - at : width;
+                look_ahead(&m, f, first + at, at, group);
+                find_scales(&m, f, type, m.ahead, first + at, group, n,
+                            (char *)scales + (size_t)((first + at) / width) * scale_bytes,
+                            (size_t)groups * scale_bytes);
+            }
             round_column(&m, f, type.dtype, first + at, at, end);
         }
         for (int r = 0; r < n; r++) {

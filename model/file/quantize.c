@@ -32,7 +32,7 @@ typedef struct {
     const char *dtype;
     int n_dims;
     uint64_t shape[4], bytes;
-    const Tensor *source;    // in the file that is read; NULL: the scales of the matrix before it
+    const Tensor *source;   // in the file that is read; NULL: the scales of the matrix before it
     bool quantised;         // from source; else it is copied
     const Matrix *computed; // the matrix that it is in the model's products
     QuantType type;
@@ -333,20 +333,20 @@ typedef struct {
     const Job *job;
     const Planned *codes;
     const Feedback *feedback; // of errors; NULL: each weight is rounded by itself
-    Matrix source;        // without data: a thread has what it reads in memory
-    uint64_t read_at;     // where it begins in the data of the file that is read
-    uint64_t write_at;    // and in the file that is written
-    int first;            // row of the block that is shared
-    int part_rows;        // that a thread has in memory
-    size_t row_bytes;     // of the source
-    size_t code_bytes;    // of a row of codes, or of what is copied
-    size_t scale_bytes;   // of a row
-    char *scales;         // of all rows; NULL: the matrix is copied
-    double *squares;      // of each row, its sum
-    double *errors;       // the same of the squared errors
-    pthread_mutex_t lock; // of what follows
-    int64_t failed;       // the first row of the part that failed, of several the lowest; INT64_MAX: none has
-    Error *err;           // why
+    Matrix source;            // without data: a thread has what it reads in memory
+    uint64_t read_at;         // where it begins in the data of the file that is read
+    uint64_t write_at;        // and in the file that is written
+    int first;                // row of the block that is shared
+    int part_rows;            // that a thread has in memory
+    size_t row_bytes;         // of the source
+    size_t code_bytes;        // of a row of codes, or of what is copied
+    size_t scale_bytes;       // of a row
+    char *scales;             // of all rows; NULL: the matrix is copied
+    double *squares;          // of each row, its sum
+    double *errors;           // the same of the squared errors
+    pthread_mutex_t lock;     // of what follows
+    int64_t failed;           // the first row of the part that failed, of several the lowest; INT64_MAX: none has
+    Error *err;               // why
 } Task;
 
 static double sum_squares(const float *x, int n) {

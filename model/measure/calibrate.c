@@ -16,7 +16,8 @@ bool calibration_init(Calibration *c, Model *m, const TokenList *ids, Error *err
     for (int i = 0; i < m->config.n_layers; i++) {
         const LayerWeights *l = &m->weights.layers[i];
         const Matrix *const first[LAYER_INPUTS] = {&l->wq, &l->wo, &l->w1, &l->w2};
-        for (int k = 0; k < LAYER_INPUTS; k++, to++) *to = (CalibrationInput){.first = first[k], .cols = first[k]->cols};
+        for (int k = 0; k < LAYER_INPUTS; k++, to++)
+            *to = (CalibrationInput){.first = first[k], .cols = first[k]->cols};
     }
     *to = (CalibrationInput){.first = &m->weights.output, .cols = m->weights.output.cols};
     return true;
@@ -24,7 +25,7 @@ bool calibration_init(Calibration *c, Model *m, const TokenList *ids, Error *err
 
 static void drop(CalibrationInput *input) {
     free(input->h);
-    free(input->feedback.d);
+    free(input->feedback.importance);
     input->h = NULL;
     input->feedback = (Feedback){0};
 }
@@ -102,7 +103,7 @@ const Feedback *calibration_of(Calibration *c, const Matrix *matrix, Error *err)
     const int i = find_input(c, matrix);
     CalibrationInput *input = &c->inputs[i];
     if (!input->h && !collect(c, i, err)) return NULL;
-    if (!input->feedback.d &&
+    if (!input->feedback.importance &&
         !feedback_init(&input->feedback, input->h, input->cols, c->model->interrupted, err))
         return NULL;
     return &input->feedback;

@@ -11,7 +11,7 @@ typedef struct {
     const Matrix *first; // the one that is watched
     int cols;
     float *h;          // [cols][cols]: XᵀX, or what feedback_init made of it; NULL: not at hand
-    Feedback feedback; // d is NULL: h is XᵀX
+    Feedback feedback; // importance is NULL: h is XᵀX
 } CalibrationInput;
 
 typedef struct {
