@@ -180,8 +180,11 @@ bool feedback_init(Feedback *f, float *h, int cols, const volatile sig_atomic_t 
     for (size_t i = 0; i < n; i++) mean += (double)h[i * n + i] / cols;
     *f = (Feedback){.cols = cols, .u = h, .importance = calloc(n + LANES, sizeof *f->importance)};
     float *panel = malloc((size_t)BLOCK * n * sizeof *panel), inverse[BLOCK];
-    bool ok = (f->importance && panel) || fail(err, "out of memory: factors of %d columns", cols);
-    ok = ok && (isfinite(mean) || fail(err, "calibration: the activations are not finite"));
+    if (!f->importance || !panel) {
+        free(panel);
+        return fail(err, "out of memory: factors of %d columns", cols);
+    }
+    bool ok = isfinite(mean) || fail(err, "calibration: the activations are not finite");
     const float damping = mean > 0 ? (float)(0.01 * mean) : 1;
     for (size_t i = 0; ok && i < n; i++) {
         h[i * n + i] += damping;
