@@ -1392,7 +1392,11 @@ static void test_8b_int4_takes_7_gb(void) {
     size_t free_bytes, total;
     cudaMemGetInfo(&free_bytes, &total);
     const uint64_t own = total - free_bytes;
-    if (own > 1500000000) return test_skip("8b_int4_takes_7_gb", "other programs use this GPU");
+    if (own > 1500000000) {
+        char name[64];
+        snprintf(name, sizeof name, "test_%s_8b_int4_takes_7_gb", engine);
+        return test_skip(name, "other programs use this GPU");
+    }
     CHECK(quant_parse("int4", &layers) && quant_parse("int8", &output));
     CHECK(synthetic_open(&m, "llama-3.1-8b", 1, &err) && synthetic_set_types(&m, layers, output, &err));
     m.gpu_memory = LIMIT - own;
