@@ -214,7 +214,7 @@ ZSH  := $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 FISH := $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 # convert.py and the modules that it imports.
 SHARE   := $(DESTDIR)$(PREFIX)/share/llama
-CONVERT := $(addprefix scripts/,convert.py refusal.py checked_json.py model_file.py safetensors_reader.py weight_values.py hf_checkpoint.py \
+CONVERT := $(addprefix scripts/,convert.py refusal.py checked_json.py model_file.py share_writer.py safetensors_reader.py weight_values.py hf_checkpoint.py \
              hf_quantised.py hf_tokenizer.py chat_template.py template_render.py template_reader.py template_expressions.py template_values.py)
 
 install:

@@ -516,29 +516,25 @@ static QuantType output_type(const Options *o, QuantType layers) {
     return output;
 }
 
-// The activations of a text, by engine cpu, which is stopped then.
-static bool run_calibration(const Options *o, Model *m, Importance *importance, Error *err) {
+// The text of --calibrate, and engine cpu, which runs it as matrices are rounded.
+static bool start_calibration(const Options *o, Model *m, TokenList *ids, Calibration *calibration, Error *err) {
     Options run = *o;
     Bytes text = {0};
-    TokenList ids = {0};
     int most = m->config.max_seq_len, window = most < CALIBRATE_WINDOW ? most : CALIBRATE_WINDOW;
     run.engine = "cpu";
     run.precision = NULL; // that engine's own
-    bool ok = read_file(&text, o->calibrate, err) && encode_prompt(o, m, &text, &ids, err);
-    if (ok && ids.n < 2) // BOS alone is no text
-        ok = fail(err, "%s: %zu tokens, expected at least 2", input_name(o->calibrate), ids.n);
-    ok = ok && start_model(&run, m, NULL, 1, window, err) && calibrate(m, &ids, importance, err);
-    model_stop(m);
-    clear_progress();
-    tokens_free(&ids);
+    bool ok = read_file(&text, o->calibrate, err) && encode_prompt(o, m, &text, ids, err);
     free(text.data);
-    return ok;
+    if (ok && ids->n < 2) // BOS alone is no text
+        ok = fail(err, "%s: %zu tokens, expected at least 2", input_name(o->calibrate), ids->n);
+    return ok && start_model(&run, m, NULL, 1, window, err) && calibration_init(calibration, m, ids, err);
 }
 
 static bool run_quantize(const Options *o, Model *m, Error *err) {
     QuantizeOptions options = {.quantises_output = !keeps_output(o)};
     QuantizeSummary summary;
-    Importance importance = {.n = 0};
+    Calibration calibration = {.model = m};
+    TokenList ids = {0};
     double begin = clock_seconds();
     quant_parse(o->quantize, &options.layers);
     options.output = output_type(o, options.layers);
@@ -546,10 +542,12 @@ static bool run_quantize(const Options *o, Model *m, Error *err) {
     m->interrupted = &interrupted;
     interrupt_catch_hangup();
     const bool calibrated = o->calibrate && !weights_are_quantised(m); // which is refused
-    if (calibrated) options.importance = &importance;
-    bool ok = (!calibrated || run_calibration(o, m, &importance, err)) &&
+    if (calibrated) options.calibration = &calibration;
+    bool ok = (!calibrated || start_calibration(o, m, &ids, &calibration, err)) &&
               quantize_model(m, o->output, &options, &summary, err);
-    importance_free(&importance);
+    calibration_free(&calibration);
+    tokens_free(&ids);
+    model_stop(m);
     if (!ok) return false;
     clear_progress();
     print_quantised(&summary, m, o, clock_seconds() - begin);

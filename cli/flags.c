@@ -113,7 +113,7 @@ const Flag flags[] = {
      "write the model with smaller weights to -o: fp8, int8, int4, or int8 or int4 in groups of columns (:32, :64, :128)",
      FLAG_TEXT, FIELD(quantize), 0, 0, RUN_QUANTIZE, 0, NEEDS_NOTHING},
     {SECTION_WEIGHTS, "--calibrate", NULL, "FILE",
-     "with --quantize: keep those columns most exact that a text uses most (engine cpu runs it)",
+     "with --quantize: round for the numbers that a text multiplies weights by (GPTQ; engine cpu runs it, which takes long)",
      FLAG_TEXT, FIELD(calibrate), 0, 0, RUN_QUANTIZE, ~RUN_QUANTIZE, NEEDS_NOTHING},
     {SECTION_WEIGHTS, "-o", NULL, "FILE", "with --quantize: the file to write",
      FLAG_TEXT, FIELD(output), 0, 0, RUN_QUANTIZE, ~RUN_QUANTIZE, NEEDS_NOTHING},

@@ -54,6 +54,11 @@ void quant_decode_row(float *out, const Matrix *m, int row);
 double quant_encode_row(QuantType type, const float *x, int cols, const float *importance, void *codes, void *scales,
                         float *scratch);
 
+// Each of v [n], n a multiple of 8, becomes the value of the code that is nearest to v / scale, 0 where scale [n] is 0; and
+// the codes of such values: n bytes, of DTYPE_U8 n / 2, n even.
+void quant_round(DType codes, float *v, const float *scale, int n);
+void quant_pack(DType dtype, const float *values, int n, void *codes);
+
 // The first scale of a matrix that is not finite, as row × groups + group, or -1; the first code that is NaN, as an
 // index in [rows][cols], or -1.
 int64_t quant_find_bad_scale(const Matrix *m);

@@ -513,3 +513,51 @@ double quant_encode_row(QuantType type, const float *x, int cols, const float *i
     return HAS_AVX2 ? encode_row_avx2(type, x, cols, importance, codes, scales, scratch)
                     : encode_row(type, x, cols, importance, codes, scales, scratch);
 }
+
+// ---- codes at scales that are given ---------------------------------------------------------------------------------
+
+INLINE void round_all(float *v, const float *scale, int n, DType dtype) {
+    for (int i = 0; i < n; i += LANES) {
+        Float8 q, by;
+        memcpy(&q, v + i, sizeof q);
+        memcpy(&by, scale + i, sizeof by);
+        Int8 none = by == 0;
+        q /= by;
+        replace(&q, &none, 0);
+        nearest_codes(&q, dtype, true);
+        memcpy(v + i, &q, sizeof q);
+    }
+}
+
+INLINE void round_any(DType dtype, float *v, const float *scale, int n) {
+    if (dtype == DTYPE_F8_E4M3)
+        round_all(v, scale, n, DTYPE_F8_E4M3);
+    else if (dtype == DTYPE_I8)
+        round_all(v, scale, n, DTYPE_I8);
+    else
+        round_all(v, scale, n, DTYPE_U8);
+}
+
+static WITH_AVX2 void round_any_avx2(DType dtype, float *v, const float *scale, int n) {
+    round_any(dtype, v, scale, n);
+}
+
+void quant_round(DType dtype, float *v, const float *scale, int n) {
+    if (HAS_AVX2)
+        round_any_avx2(dtype, v, scale, n);
+    else
+        round_any(dtype, v, scale, n);
+}
+
+void quant_pack(DType dtype, const float *values, int n, void *codes) {
+    for (int i = 0; i < n; i += LANES) {
+        Float8 q;
+        load(&q, values + i, n - i);
+        const uint64_t packed = pack_codes(&q, dtype);
+        const int have = n - i < LANES ? n - i : LANES;
+        if (dtype == DTYPE_U8)
+            memcpy((char *)codes + i / 2, &packed, (size_t)have / 2);
+        else
+            memcpy((char *)codes + i, &packed, (size_t)have);
+    }
+}

@@ -13,6 +13,7 @@ reading order:
 
     refusal               how bad input is refused, and what is said
     checked_json          JSON files, the types of their fields checked
+    share_writer          codes that change on their way, by several processes
     model_file            model.bin: its formats, and writing one
     safetensors_reader    one safetensors file
     weight_values         BF16, F16 and F32 values, compared and converted exactly

@@ -1,5 +1,4 @@
 """model.bin: its formats, and writing one: whole, under a lock, and put in the old one's place at the end."""
-import concurrent.futures
 import fcntl
 import json
 import os
@@ -10,6 +9,7 @@ import sys
 import time
 
 from refusal import refuse
+from share_writer import shares_of, write_shares
 
 # What is written, beside the tensors: `__metadata__`, all values text. The lowest format that can hold it:
 #
@@ -46,7 +46,7 @@ def lowest_format(metadata, outputs):
 
 
 class Output:
-    """A tensor of model.bin: its data is bytes, or a Tensor or Converted to copy from."""
+    """A tensor of model.bin: its data is bytes, a Tensor or Converted to copy from, or codes that have rows."""
 
     def __init__(self, name, dtype, shape, data):
         self.name, self.dtype, self.shape, self.data = name, dtype, shape, data
@@ -96,16 +96,25 @@ def write_all(fd, data, progress):
         data = data[n:]
 
 
-def write_ahead(fd, pieces, progress):
-    """Write what an iterator gives; a thread reads and changes the next piece meanwhile, as far as Python lets two run."""
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(next, pieces, None)
-        while True:
-            piece = ahead.result()
-            if piece is None:
-                return
-            ahead = pool.submit(next, pieces, None)
-            write_all(fd, piece, progress)
+def write_outputs(fd, at, outputs, progress):
+    """The data of all outputs, of which the first goes to `at`: codes that change by several processes (share_writer.py)."""
+    shares, plain = [], []
+    for output in outputs:
+        if hasattr(output.data, "rows"):
+            shares += shares_of(output.data, at)
+        else:
+            plain.append((at, output.data))
+        at += output.n_bytes
+
+    def write_plain():
+        for start, data in plain:
+            os.lseek(fd, start, os.SEEK_SET)
+            if isinstance(data, bytes):
+                write_all(fd, data, progress)
+            else:
+                data.copy_to(fd, progress)
+
+    write_shares(fd, shares, progress, write_plain)
 
 
 def open_part(path):
@@ -144,11 +153,7 @@ def write_model(path, metadata, outputs):
             if free < progress.total:
                 refuse(path, "space", "%.3f GB" % (progress.total / 1e9), "%.3f GB free on that disk" % (free / 1e9))
             write_all(fd, header, progress)
-            for output in outputs:
-                if isinstance(output.data, bytes):
-                    write_all(fd, output.data, progress)
-                else:
-                    output.data.copy_to(fd, progress)
+            write_outputs(fd, len(header), outputs, progress)
             os.replace(part, target)
         except BaseException:
             if os.path.exists(part) and os.path.samestat(os.stat(part), os.fstat(fd)):

@@ -19,18 +19,19 @@ class Tensor:
         self.name, self.dtype, self.shape = name, dtype, shape
         self.file, self.start, self.n_bytes = file, start, n_bytes
 
-    def pieces(self, done=0, n_bytes=READ_BYTES):
+    def pieces(self, done=0, n_bytes=READ_BYTES, end=None):
         """The bytes from `done` on, n_bytes at a time; a file that has shrunk is an error, not a short copy."""
-        while done < self.n_bytes:
-            piece = read_at(self.file, self.start + done, min(n_bytes, self.n_bytes - done), self.name)
+        end = self.n_bytes if end is None else end
+        while done < end:
+            piece = read_at(self.file, self.start + done, min(n_bytes, end - done), self.name)
             require(piece, self.file.name, self.name + ": data", "%d bytes" % self.n_bytes, done)
             done += len(piece)
             yield piece
 
-    def whole_pieces(self, n_bytes=READ_BYTES):
+    def whole_pieces(self, done=0, n_bytes=READ_BYTES, end=None):
         """The same with no piece but the last shorter than n_bytes: whole elements, and in step with another tensor."""
         held = b""
-        for piece in self.pieces(n_bytes=n_bytes):
+        for piece in self.pieces(done, n_bytes, end):
             held = held + piece if held else piece
             while len(held) >= n_bytes:
                 yield held[:n_bytes]

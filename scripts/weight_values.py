@@ -13,7 +13,7 @@ def equal_values(a, b):
     wide, narrow = sorted((a, b), key=lambda each: -each.n_bytes)
     half = READ_BYTES * narrow.n_bytes // wide.n_bytes
     return all(piece_to_float32(wide.dtype, x) == piece_to_float32(narrow.dtype, y)
-               for x, y in zip(wide.whole_pieces(), narrow.whole_pieces(half)))
+               for x, y in zip(wide.whole_pieces(), narrow.whole_pieces(n_bytes=half)))
 
 
 class Converted:

@@ -232,12 +232,53 @@ static void test_added_tokens_are_printed(void) {
     test_end("test_added_tokens_are_printed");
 }
 
+// Of a model that is not tied engine cpu reads rows of the embedding table from the file, wherever it is in it: the same
+// logits as with all of it in memory, and an error once the file has changed.
+static void test_embeddings_stay_in_the_file(void) {
+    static const char *const dtypes[] = {"F32", "BF16", "F16"};
+    const int tokens[] = {97, 98, 256, 0, 258, 98};
+    for (int i = 0; i < 6; i++) {
+        Shape s = tiny_shape;
+        Draft d;
+        Model m;
+        Error err = {""};
+        s.dtype = dtypes[i % 3];
+        s.tied = false;
+        draft_tiny(&d, s, 1);
+        Part table = d.parts[0];
+        CHECK(strcmp(table.name, "tok_embeddings") == 0);
+        for (int k = 0; i > 2 && k < 5; k++) d.parts[k] = d.parts[k + 1], d.parts[k + 1] = table;
+        if (open_draft(&m, &d, false)) {
+            uint64_t bytes = m.weights.bytes;
+            float *expected = malloc((size_t)m.config.vocab_size * sizeof *expected);
+            CHECK(expected && model_start(&m, "cpu", PRECISION_F32, 1, 16, &err));
+            CHECK(!m.weights.tok_embeddings.data && m.weights.bytes == bytes - table.n);
+            m.weights.tok_embeddings.data = table.data;
+            CHECK(model_prefill(&m, 0, tokens, 6, 1, &err));
+            memcpy(expected, m.logits, (size_t)m.config.vocab_size * sizeof *expected);
+            m.weights.tok_embeddings.data = NULL;
+            kv_reset(&m.kv, 0);
+            CHECK(model_prefill(&m, 0, tokens, 6, 1, &err));
+            CHECK(memcmp(expected, m.logits, (size_t)m.config.vocab_size * sizeof *expected) == 0);
+            CHECK(truncate(m.file.path, (off_t)m.file.data_start) == 0);
+            CHECK(!model_decode(&m, 0, 97, &err) && strstr(err.text, "case.bin: ended at byte"));
+            model_stop(&m);
+            CHECK(m.weights.bytes == bytes);
+            model_close(&m);
+            free(expected);
+        }
+        draft_free(&d);
+    }
+    test_end("test_embeddings_stay_in_the_file");
+}
+
 int main(void) {
     program_setup();
     test_first_release();
     test_chat_keys();
     test_quantised_matrices();
     test_dtypes_are_named();
+    test_embeddings_stay_in_the_file();
     test_added_tokens();
     test_added_tokens_are_printed();
     return tests_summary();

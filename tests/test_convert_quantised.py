@@ -457,6 +457,46 @@ REFUSALS = (
 )
 
 
+# convert.py with shares of one row, and so many processes.
+IN_SHARES = """
+import sys
+sys.path.insert(0, "scripts")
+import convert, share_writer
+processes = int(sys.argv.pop(1))
+share_writer.SHARE_BYTES, share_writer.processors = 1, lambda: processes
+sys.exit(convert.main())
+"""
+
+
+def test_several_processes_write_what_one_does():
+    for name in ("ct-fp8-channel", "ct-int4-group"):
+        checkpoint, written = Quantised(name), []           # of INT4 some are packed with 8 bits
+        with tempfile.TemporaryDirectory() as top:
+            checkpoint.write(os.path.join(top, "tiny"))
+            for processes in ("1", "2", "5"):
+                out = os.path.join(top, "model.bin")
+                done = subprocess.run([sys.executable, "-c", IN_SHARES, processes, os.path.join(top, "tiny"), out],
+                                      stderr=subprocess.PIPE, timeout=60)
+                assert done.returncode == 0, done.stderr
+                with open(out, "rb") as file:
+                    written.append(file.read())
+            assert written[0] == written[1] == written[2], name
+
+
+def test_the_first_of_several_errors_of_processes_is_reported():
+    checkpoint = Quantised("ct-fp8-channel")
+    for row in (29, 3, 11):
+        checkpoint.change(Q + ".weight", lambda data, at=32 * row + 5: data.__setitem__(at, 0x7F))
+    with tempfile.TemporaryDirectory() as top:
+        checkpoint.write(os.path.join(top, "tiny"))
+        for processes in ("1", "3", "4"):
+            done = subprocess.run([sys.executable, "-c", IN_SHARES, processes, os.path.join(top, "tiny"),
+                                   os.path.join(top, "model.bin")], stderr=subprocess.PIPE, timeout=60)
+            last = done.stderr.decode().splitlines()[-1]
+            assert done.returncode == 1 and Q + ".weight[3][5], expected a finite number, found NaN" in last, done.stderr
+            assert os.listdir(top) == ["tiny"], os.listdir(top)
+
+
 def refusal(name, fragment, change):
     def test():
         checkpoint = Quantised(name)

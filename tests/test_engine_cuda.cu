@@ -1474,6 +1474,42 @@ static void test_prompts_in_smaller_parts_where_memory_is_short(void) {
     end("prompts_in_smaller_parts_where_memory_is_short");
 }
 
+// 8B as int4 with 4096 positions: all that it takes of a GPU, CUDA's own included.
+static void test_8b_int4_takes_7_gb(void) {
+    const uint64_t LIMIT = 7000000000;
+    enum { CONTEXT = 4096, LENGTH = 4000, STEPS = 20 };
+    QuantType layers, output;
+    Model m;
+    Error err = {""};
+    int tokens[LENGTH];
+    size_t free_bytes, total;
+    cudaMemGetInfo(&free_bytes, &total);
+    const uint64_t own = total - free_bytes;
+    if (own > 1500000000) {
+        char name[64];
+        snprintf(name, sizeof name, "test_%s_8b_int4_takes_7_gb", engine);
+        return test_skip(name, "other programs use this GPU");
+    }
+    CHECK(quant_parse("int4", &layers) && quant_parse("int8", &output));
+    CHECK(synthetic_open(&m, "llama-3.1-8b", 1, &err) && synthetic_set_types(&m, layers, output, &err));
+    m.gpu_memory = LIMIT - own;
+    if (model_start(&m, engine, PRECISION_BF16, 1, CONTEXT, &err)) {
+        random_tokens(tokens, LENGTH, &m);
+        CHECK(model_prefill(&m, 0, tokens, LENGTH, 1, &err));
+        for (int i = 0; i < STEPS; i++) CHECK(model_decode(&m, 0, m.argmax[0], &err));
+        cudaMemGetInfo(&free_bytes, &total);
+        const uint64_t used = total - free_bytes;
+        printf("# %.3f GB of GPU memory, CUDA's own %.3f, weights %.3f, cache %.3f, buffers %.3f; parts of %d rows\n",
+               (double)used * 1e-9, (double)own * 1e-9, (double)m.weights.bytes * 1e-9, (double)m.kv.bytes * 1e-9,
+               (double)m.buffer_bytes * 1e-9, m.max_rows);
+        if (used > LIMIT)
+            test_fail("%llu bytes, expected at most %llu", (unsigned long long)used, (unsigned long long)LIMIT);
+    } else
+        test_fail("%s", err.text);
+    model_close(&m);
+    end("8b_int4_takes_7_gb");
+}
+
 // A model that does not fit: the message says on how many GPUs it would; on more, with what there is, it starts.
 static void test_message_says_how_many_gpus_would_do(void) {
     const uint64_t limit = 3100000000;
@@ -1530,6 +1566,7 @@ int main(void) {
         {"candidates_by_shards", test_candidates_by_shards},
         {"shards_read_every_byte_once", test_shards_read_every_byte_once},
         {"prompts_in_smaller_parts_where_memory_is_short", test_prompts_in_smaller_parts_where_memory_is_short},
+        {"8b_int4_takes_7_gb", test_8b_int4_takes_7_gb},
         {"message_says_how_many_gpus_would_do", test_message_says_how_many_gpus_would_do}};
     const char *engines[] = {"cublas", "fused"};
     cudaError_t status = cudaGetDeviceCount(&n_gpus);

@@ -202,7 +202,7 @@ static Setup setup_open(const Case &c, const Kind &kind, int different) {
     s->gate_up = c.count == 2 ? all.out_device : all.scratch;
     if (kind.group != 0) {
         // several slabs, as short as they come; of weights that are repeated as large as in the program
-        s->widening.slab_bytes = widen_slab_bytes(different == 0 ? 1 : (uint64_t)c.rows * c.cols, c.cols, s->element);
+        widen_size(&s->widening, different == 0 ? 1 : (uint64_t)c.rows * c.cols, c.cols, s->element);
         CHECK_CUDA(cudaMalloc((void **)&s->widening.slabs, 2 * s->widening.slab_bytes));
         if (!packed_open(s, &err)) test_fail("%s", err.text);
     }

@@ -248,8 +248,8 @@ static void test_report(void) {
     test_end("test_report");
 }
 
-// Scales that a text weighs: another file, the same for any number of threads, which is read and computed with. The output
-// of a tied model is calibrated, too.
+// Rounding for a text: another file, the same for any number of threads, which is read and computed with. The output of a
+// tied model is calibrated, too.
 static void test_calibrate(void) {
     static const char *const threads[] = {"1", "3", NULL};
     char *bytes[3];

@@ -3,7 +3,7 @@
 // between them, gives the bits of engine cpu. (test_engine_cuda.cu has the same on GPUs.)
 #include <math.h>
 
-#include "../model/cpu/ops.h"
+#include "../model/cpu/state.h"
 #include "../model/file/checkpoint.h"
 #include "../model/parallel/shard.h"
 #include "../model/quant.h"
@@ -229,10 +229,10 @@ static void forward(Model *m, const Ops *ops, Part *parts, const Whole *all, con
         float angle = (float)position * m->rope_freq[i % half];
         cosines[i] = (float)cos((double)angle), sines[i] = (float)sin((double)angle);
     }
-    const Matrix *table = &m->weights.tok_embeddings;
+    Error err = {""};
     for (int t = 0; t < T; t++)
-        ops->widen(all->x + (size_t)t * (size_t)dim,
-                   (const char *)table->data + (size_t)tokens[t] * matrix_row_bytes(table), table->dtype, dim);
+        ops->widen(all->x + (size_t)t * (size_t)dim, embedding_row(m, tokens[t], &err), m->weights.tok_embeddings.dtype,
+                   dim);
     for (Part *p = parts; p < parts + count; p++) // each keeps its own columns of the residual stream
         for (int t = 0; t < T; t++)
             memcpy(p->x + t * p->shard.dim.n, all->x + t * dim + p->shard.dim.first,

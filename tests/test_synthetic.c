@@ -112,7 +112,23 @@ static void test_weights_of_each_type(void) {
             found[k] = m.argmax[0];
             kv_reset(&m.kv, 0);
         }
+        float *logits = malloc((size_t)m.config.vocab_size * sizeof *logits);
+        CHECK(logits != NULL);
+        if (logits) memcpy(logits, m.logits, (size_t)m.config.vocab_size * sizeof *logits);
         CHECK(found[0] >= 0 && found[1] >= 0 && found[0] != found[1]);
+        // Rows of the embedding table are made as they are needed: the same as if all of it were there.
+        Matrix *table = &m.weights.tok_embeddings;
+        uint16_t *all = malloc((size_t)table->rows * matrix_row_bytes(table));
+        SyntheticCursor cursor = {.seed = 3};
+        SyntheticTensor t = synthetic_next(&cursor, &(Weight){.name = "tok_embeddings", .matrix = table});
+        for (int k = 0; all && k < table->rows * table->cols; k++)
+            all[k] = (uint16_t)(synthetic_bits((uint64_t)k, t.salt, t.range) >> 16);
+        CHECK(all && !table->data);
+        table->data = all;
+        CHECK(model_prefill(&m, 0, tokens, 20, 1, &err) && m.argmax[0] == found[1]);
+        CHECK(memcmp(m.logits, logits, (size_t)m.config.vocab_size * sizeof *logits) == 0);
+        free(all);
+        free(logits);
         for (int k = 0; k < 3; k++) model_close(models[k]);
     }
     test_end("test_weights_of_each_type");

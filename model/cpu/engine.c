@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include "../file/checkpoint.h"
-#include "../synthetic.h"
 #include "../threads.h"
 #include "state.h"
 
@@ -54,14 +53,29 @@ static void *allocate_large(uint64_t bytes) {
 // WeightVisitors for a synthetic model: the first measures, the second makes the tensors.
 typedef struct {
     const Model *model;
-    char *base;
+    CpuState *state;
     SyntheticCursor cursor;
+    uint64_t at; // bytes in memory before the tensor
 } Synthesis;
+
+// Moves past a tensor; its place in memory, which begins at y->at, is as large as that in the file that it is like.
+static SyntheticTensor next_tensor(Synthesis *y, const Weight *w, bool *in_memory) {
+    uint64_t before = y->cursor.at;
+    SyntheticTensor t = synthetic_next(&y->cursor, w);
+    *in_memory = !(w->matrix == &y->model->weights.tok_embeddings && y->state->row);
+    if (*in_memory) y->at += y->cursor.at - before;
+    return t;
+}
 
 static bool measure_synthetic(void *context, const Weight *w, Error *err) {
     (void)err;
-    synthetic_next(&((Synthesis *)context)->cursor, w);
+    bool in_memory;
+    next_tensor(context, w, &in_memory);
     return true;
+}
+
+static uint16_t synthetic_number(int64_t i, const SyntheticTensor *t) { // BF16
+    return (uint16_t)(synthetic_bits((uint64_t)i, t->salt, t->range) >> 16);
 }
 
 // Where a synthetic matrix's numbers, words of codes or scales go.
@@ -73,8 +87,7 @@ typedef struct {
 static void make_numbers(void *made, int64_t begin, int64_t end) {
     Made m = *(const Made *)made;
     uint16_t *data = m.data;
-    for (int64_t i = begin; i < end; i++)
-        data[i] = (uint16_t)(synthetic_bits((uint64_t)i, m.tensor.salt, m.tensor.range) >> 16);
+    for (int64_t i = begin; i < end; i++) data[i] = synthetic_number(i, &m.tensor);
 }
 
 static void make_codes(void *made, int64_t begin, int64_t end) {
@@ -94,47 +107,80 @@ static void make_scales(void *made, int64_t begin, int64_t end) {
     }
 }
 
-static void make_matrix(char *base, SyntheticTensor t, Matrix *m) {
+static void make_matrix(char *data, SyntheticTensor t, Matrix *m) {
     int64_t n = (int64_t)m->rows * m->cols;
-    m->data = base + t.at;
+    m->data = data;
     if (matrix_is_quantised(m)) {
-        m->scale = base + t.scale_at;
-        parallel_for(n / (m->dtype == DTYPE_U8 ? 8 : 4), MAKE_PART, make_codes, &(Made){base + t.at, t});
-        parallel_for((int64_t)m->rows * quant_groups(m->group, m->cols), MAKE_PART, make_scales,
-                     &(Made){base + t.scale_at, t});
+        char *scales = data + (t.scale_at - t.at);
+        m->scale = scales;
+        parallel_for(n / (m->dtype == DTYPE_U8 ? 8 : 4), MAKE_PART, make_codes, &(Made){data, t});
+        parallel_for((int64_t)m->rows * quant_groups(m->group, m->cols), MAKE_PART, make_scales, &(Made){scales, t});
     } else {
         m->dtype = DTYPE_BF16;
-        parallel_for(n, MAKE_PART, make_numbers, &(Made){base + t.at, t});
+        parallel_for(n, MAKE_PART, make_numbers, &(Made){data, t});
     }
 }
 
 static bool make_synthetic(void *context, const Weight *w, Error *err) {
     Synthesis *y = context;
-    SyntheticTensor t = synthetic_next(&y->cursor, w);
+    char *data = y->state->weights + y->at;
+    bool in_memory;
+    SyntheticTensor t = next_tensor(y, w, &in_memory);
     if (model_interrupted(y->model)) return fail_interrupted(err);
     if (!w->matrix) {
-        float *norm = (float *)(y->base + t.at);
+        float *norm = (float *)data;
         for (int i = 0; i < w->n; i++) norm[i] = 1.0f;
         *w->norm = norm;
-        return true;
+    } else if (in_memory) {
+        make_matrix(data, t, w->matrix);
+    } else {
+        w->matrix->data = NULL;
+        y->state->synthetic = t;
     }
-    make_matrix(y->base, t, w->matrix);
     return true;
 }
 
+// The embedding table: where it stays. A tied model's is the output matrix too.
+static bool place_table(Model *m, CpuState *s, Error *err) {
+    const Matrix *table = &m->weights.tok_embeddings;
+    if (m->config.tie_embeddings) return true;
+    if (!model_is_synthetic(m)) s->table = safetensors_find(&m->file, "tok_embeddings");
+    s->row = malloc(matrix_row_bytes(table));
+    return s->row || fail(err, "out of memory: a row of the embeddings");
+}
+
+const void *embedding_row(const Model *m, int token, Error *err) {
+    const CpuState *s = m->state;
+    const Matrix *table = &m->weights.tok_embeddings;
+    const uint64_t bytes = matrix_row_bytes(table), at = (uint64_t)token * bytes;
+    if (table->data) return (const char *)table->data + at;
+    if (s->table) {
+        bool ok = safetensors_read(&m->file, s->row, s->table->begin + at, bytes, err) &&
+                  safetensors_unchanged(&m->file, err);
+        return ok ? s->row : NULL;
+    }
+    const int64_t first = (int64_t)token * table->cols;
+    for (int i = 0; i < table->cols; i++) ((uint16_t *)s->row)[i] = synthetic_number(first + i, &s->synthetic);
+    return s->row;
+}
+
 static bool load_weights(Model *m, CpuState *s, Error *err) {
-    Synthesis y = {.model = m, .cursor = {.seed = m->seed}};
+    Synthesis y = {.model = m, .state = s, .cursor = {.seed = m->seed}};
+    if (!place_table(m, s, err)) return false;
     if (model_is_synthetic(m)) {
         if (!weights_visit(m, measure_synthetic, &y, err)) return false;
-        m->weights.bytes = y.cursor.at;
+        m->weights.bytes = y.at;
+    } else if (s->table) { // of what checkpoint_open has counted
+        s->left_bytes = s->table->end - s->table->begin;
+        m->weights.bytes -= s->left_bytes;
     }
-    s->weights = y.base = allocate_large(m->weights.bytes);
+    s->weights = allocate_large(m->weights.bytes);
     if (!s->weights)
         return fail(err, "out of memory: %.2f GB of weights, this machine has %.2f GB in all",
                     (double)m->weights.bytes * 1e-9,
                     (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) * 1e-9);
-    if (!model_is_synthetic(m)) return checkpoint_load(m, s->weights, err);
-    y.cursor.at = 0;
+    if (!model_is_synthetic(m)) return checkpoint_load(m, s->weights, s->table, err);
+    y.at = y.cursor.at = 0;
     return weights_visit(m, make_synthetic, &y, err);
 }
 
@@ -201,6 +247,8 @@ static void close_cpu(Model *m) {
                         s->sin, (float *)s->pos, m->logits, m->kv.k, m->kv.v};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) free(buffers[i]);
     free(s->weights);
+    free(s->row);
+    m->weights.bytes += s->left_bytes;
     free(s);
     m->state = NULL;
 }

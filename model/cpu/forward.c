@@ -52,12 +52,14 @@ static void attend(Model *m, CpuState *s, const Batch *b, int layer) {
 }
 
 // x = the embedding of each token, widened.
-static void embed(const Model *m, CpuState *s, const int *tokens, int T) {
+static bool embed(const Model *m, CpuState *s, const int *tokens, int T, Error *err) {
     const Matrix *table = &m->weights.tok_embeddings;
-    size_t row = matrix_row_bytes(table);
-    for (int t = 0; t < T; t++)
-        s->ops->widen(s->x + (size_t)t * (size_t)table->cols, (const char *)table->data + (size_t)tokens[t] * row,
-                      table->dtype, table->cols);
+    for (int t = 0; t < T; t++) {
+        const void *row = embedding_row(m, tokens[t], err);
+        if (!row) return false;
+        s->ops->widen(s->x + (size_t)t * (size_t)table->cols, row, table->dtype, table->cols);
+    }
+    return true;
 }
 
 static void add(float *x, const float *y, size_t n) {
@@ -101,7 +103,7 @@ bool forward_cpu(Model *m, const Batch *b, int first_logit, Error *err) {
     size_t n = (size_t)T * (size_t)c->dim;
 
     // token ids to vectors
-    embed(m, s, b->tokens, T);
+    if (!embed(m, s, b->tokens, T, err)) return false;
     row_positions(m, b, s->pos);
     rope_table(m, s, T);
 

@@ -15,8 +15,10 @@ extern "C" {
 }
 
 enum {
-    MAX_ROWS = 8192,                       // of one pass over the weights
-    LEAST_ROWS = MAX_STEP_ROWS + MAX_SLOTS // where memory is short: a step of all slots, and as many rows of prompts
+    MAX_ROWS = 8192, // of one pass over the weights
+    // Where memory is short:
+    LEAST_ROWS = MAX_STEP_ROWS + MAX_SLOTS, // a step of all slots, and as many rows of prompts
+    LEAST_SLAB = 32 << 20                   // bytes of a slab of widened rows
 };
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
@@ -26,7 +28,7 @@ struct Buffer {
     uint64_t bytes;
 };
 
-enum { N_BUFFERS = 36 };
+enum { N_BUFFERS = 36, BUFFER_ALIGNMENT = 256 };
 
 // Of a rank's cache: bytes of K, or of V, and of a page of both.
 static uint64_t own_cache_bytes(const Model *m) {
@@ -40,23 +42,50 @@ static uint64_t table_bytes(const Model *m) {
     return (uint64_t)m->kv.n_slots * (uint64_t)kv_pages(m->kv.max_len) * sizeof(int);
 }
 
+// Buffers of attention, which nobody reads once the feed-forward part has begun.
+enum { N_ATTENTION = 3 };
+static void list_attention(const Model *m, CudaState *s, Buffer *list) {
+    const uint64_t T = (uint64_t)m->max_rows, e = s->element, head_dim = (uint64_t)m->config.head_dim;
+    const uint64_t q = (uint64_t)own_heads(m) * head_dim, qkv = q + 2 * (uint64_t)own_kv_heads(m) * head_dim;
+    list[0] = {(void **)&s->qkv, T * qkv * 4};
+    list[1] = {&s->qkv_in, s->type == DTYPE_F32 ? 0 : T * qkv * e}; // of F32 it is qkv
+    list[2] = {&s->att, T * q * e};
+}
+
+static uint64_t gate_up_bytes(const Model *m) {
+    const uint64_t hidden = (uint64_t)m->shard.hidden.n, dim = (uint64_t)m->config.dim;
+    return (uint64_t)m->max_rows * (2 * hidden > dim ? 2 * hidden : dim) * 4;
+}
+
+// Those that are at the end of gate_up, which nobody reads before the feed-forward part but its first [T][dim] (a product
+// that is added, and rows with logits): offsets [N_ATTENTION] in bytes. False: they are buffers of their own, since they do
+// not fit, or since other GPUs may read them a little longer.
+static bool attention_in_gate_up(const Model *m, CudaState *s, uint64_t *offsets) {
+    const uint64_t first = (uint64_t)m->max_rows * (uint64_t)m->config.dim * 4;
+    uint64_t at = gate_up_bytes(m) / BUFFER_ALIGNMENT * BUFFER_ALIGNMENT;
+    Buffer list[N_ATTENTION];
+    list_attention(m, s, list);
+    for (int i = 0; i < N_ATTENTION; i++) {
+        const uint64_t bytes = (list[i].bytes + BUFFER_ALIGNMENT - 1) / BUFFER_ALIGNMENT * BUFFER_ALIGNMENT;
+        if (m->shard.count > 1 || at < first + bytes) return false;
+        offsets[i] = at -= bytes;
+    }
+    return true;
+}
+
 // Every buffer of a rank but the weights, sized for the context; fills list and returns how many.
 static int list_buffers(Model *m, CudaState *s, Buffer *list) {
     const Config *c = &m->config;
     const bool several = m->shard.count > 1, first = local_rank(m) == 0;
     const uint64_t T = (uint64_t)m->max_rows, e = s->element, L = (uint64_t)s->max_logits;
     const uint64_t own_dim = (uint64_t)m->shard.dim.n, own_hidden = (uint64_t)m->shard.hidden.n;
-    const uint64_t q = (uint64_t)own_heads(m) * c->head_dim, qkv = q + 2 * (uint64_t)own_kv_heads(m) * c->head_dim;
     const Buffer all[] = {
         {&m->kv.k, own_cache_bytes(m)},
         {&m->kv.v, own_cache_bytes(m)},
         {(void **)&s->rope_freq, (uint64_t)c->head_dim / 2 * 4},
         {(void **)&s->x, T * own_dim * 4},
         {&s->xb, T * (uint64_t)c->dim * e},
-        {(void **)&s->qkv, T * qkv * 4},
-        {s->type == DTYPE_F32 ? NULL : &s->qkv_in, T * qkv * e},
-        {&s->att, T * q * e},
-        {(void **)&s->gate_up, T * (2 * own_hidden > (uint64_t)c->dim ? 2 * own_hidden : (uint64_t)c->dim) * 4},
+        {(void **)&s->gate_up, gate_up_bytes(m)},
         {&s->h, T * own_hidden * e},
         {s->fp8 ? (void **)&s->codes : NULL, T * (uint64_t)most_columns(c)},
         {s->fp8 ? (void **)&s->code_scales : NULL, T * 4},
@@ -84,10 +113,15 @@ static int list_buffers(Model *m, CudaState *s, Buffer *list) {
         {&s->attention_workspace, s->attention_workspace_bytes},
         {&s->blas_workspace, BLAS_WORKSPACE_BYTES},
     };
-    static_assert(sizeof all / sizeof *all <= N_BUFFERS, "room in the list");
+    static_assert(sizeof all / sizeof *all + N_ATTENTION <= N_BUFFERS, "room in the list");
     int n = 0;
+    uint64_t offsets[N_ATTENTION];
+    Buffer attention[N_ATTENTION];
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (all[i].at) list[n++] = all[i];
+    list_attention(m, s, attention);
+    for (int i = 0; i < N_ATTENTION && !attention_in_gate_up(m, s, offsets); i++)
+        if (attention[i].bytes) list[n++] = attention[i];
     return n;
 }
 
@@ -185,7 +219,7 @@ static int gpus_that_fit(const Model *m, const CudaState *s, uint64_t free_bytes
 // Compares what is needed with what is free before anything is allocated, and sizes the cache: by the GPU that has room
 // for the fewest pages. Without kv_memory it has pages for all that the slots may hold or, where that does not fit beside
 // the rest, those that leave SPARE, and at least one sequence's. Before it gives up, prompts come in smaller parts: much of
-// the buffers is of so many rows.
+// the buffers is of so many rows. Then matrices are widened in smaller slabs.
 static bool size_cache(Model *m, const Plan *plans, Error *err) {
     const uint64_t SPARE = 1000000000;
     const CudaState *s = (const CudaState *)m->state;
@@ -201,9 +235,16 @@ static bool size_cache(Model *m, const Plan *plans, Error *err) {
         tightest = 0;
         for (int i = 1; i < n; i++)
             if (pages_that_fit(&needs[i]) < pages_that_fit(&needs[tightest])) tightest = i;
-        if (pages_that_fit(&needs[tightest]) >= least || m->max_rows <= LEAST_ROWS) break;
-        const int rows = m->max_rows / 2 > LEAST_ROWS ? m->max_rows / 2 : LEAST_ROWS; // prompts in smaller parts
-        if (!for_shards(m, err, [&](Model *own, CudaState *) { return own->max_rows = rows, true; })) return false;
+        if (pages_that_fit(&needs[tightest]) >= least) break;
+        if (m->max_rows > LEAST_ROWS) {
+            const int rows = m->max_rows / 2 > LEAST_ROWS ? m->max_rows / 2 : LEAST_ROWS;
+            if (!for_shards(m, err, [&](Model *own, CudaState *) { return own->max_rows = rows, true; })) return false;
+            continue;
+        }
+        const size_t slab = s->widening.slab_bytes / 2;
+        if (slab < LEAST_SLAB || slab < s->widening.least_bytes) break;
+        if (!for_shards(m, err, [&](Model *, CudaState *s) { return s->widening.slab_bytes = slab, true; }))
+            return false;
     }
     const GpuNeeds *g = &needs[tightest];
     const uint64_t room = pages_that_fit(g);
@@ -324,8 +365,7 @@ static void choose_types(const Model *m, CudaState *s, bool for_fused) {
     s->one_order = for_fused && !f32;
     s->fp8 = m->precision == PRECISION_FP8;
     bool widens = quantised || (s->keeps_16_bits && m->weights.dtype != DTYPE_F32);
-    s->widening.slab_bytes =
-        widens ? widen_slab_bytes((uint64_t)c->hidden_dim * c->dim, most_columns(c), s->element) : 0;
+    if (widens) widen_size(&s->widening, (uint64_t)c->hidden_dim * c->dim, most_columns(c), s->element);
 }
 
 // A rank's stream, cuBLAS handle, tables, RoPE's frequencies.
@@ -435,6 +475,12 @@ static bool allocate_rank(Model *m, CudaState *s, Plan *plan, Error *err) {
     }
     if (cudaMalloc((void **)&s->weights, plan->bytes) != cudaSuccess)
         return fail(err, "GPU memory: %.2f GB of weights", (double)plan->bytes * 1e-9);
+    uint64_t offsets[N_ATTENTION];
+    if (attention_in_gate_up(m, s, offsets)) {
+        Buffer attention[N_ATTENTION];
+        list_attention(m, s, attention);
+        for (int i = 0; i < N_ATTENTION; i++) *attention[i].at = (char *)s->gate_up + offsets[i];
+    }
     if (s->type == DTYPE_F32) s->qkv_in = s->qkv;
     if (m->shard.count == 1) s->x_all = s->x, s->att_all = s->att, s->h_all = s->h;
     if (!place_tensors(plan, err) || !connect(m, s, err)) return false;

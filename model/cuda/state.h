@@ -74,8 +74,9 @@ struct GemmPlans {
 
 // Slabs of matrices that are widened for products (widen.h).
 struct Widening {
-    char *slabs;       // [2] of slab_bytes
-    size_t slab_bytes; // 0: no matrix has to be widened
+    char *slabs;        // [2] of slab_bytes
+    size_t slab_bytes;  // 0: no matrix has to be widened
+    size_t least_bytes; // that a slab may have: of SLAB_ROWS rows
     cudaStream_t stream;
     cudaEvent_t widened[2], used[2];
     int turn; // the slab that comes next
@@ -102,18 +103,19 @@ struct CudaState {
     bool fp8;           // --precision fp8: inputs of a prompt's products, but the output matrix's, are codes
     cublasLtMatmulAlgo_t fp8_kernel; // of all of them (gemm.cu)
     // Activations, on the device.
-    float *x;           // [T][own dim]: the residual stream
-    void *xb;           // type [T][dim]: normalised
-    float *qkv;         // [own heads + 2 × own K/V heads][T][head_dim]: queries, keys, values
-    void *qkv_in;       // type, the same: rotated and rounded, as they enter attention; of a prompt queries only
-    void *att;          // type [T][own heads × head_dim]
-    float *gate_up;     // [2][T][own hidden_dim], and at least [T][dim]
-    void *h;            // type [T][own hidden_dim]
-    uint8_t *codes;     // e4m3 [T][columns]: the input of an FP8 product, at most as many columns as a matrix has
+    float *x;       // [T][own dim]: the residual stream
+    void *xb;       // type [T][dim]: normalised
+    float *qkv;     // [own heads + 2 × own K/V heads][T][head_dim]: queries, keys, values. On one GPU qkv, qkv_in and
+                    // att may be a part of gate_up, where nobody reads that before the feed-forward part
+    void *qkv_in;   // type, the same: rotated and rounded, as they enter attention; of a prompt queries only
+    void *att;      // type [T][own heads × head_dim]
+    float *gate_up; // [2][T][own hidden_dim], and at least [T][dim]
+    void *h;        // type [T][own hidden_dim]
+    uint8_t *codes; // e4m3 [T][columns]: the input of an FP8 product, at most as many columns as a matrix has
     float *code_scales; // [T]: what the codes of each row are multiplied by
-    float *x_all;       // [T][dim], gathered; on one GPU x
-    void *att_all;      // type [T][q_dim], gathered; on one GPU att
-    void *h_all;        // type [T][hidden_dim], gathered; on one GPU h
+    float *x_all;   // [T][dim], gathered; on one GPU x
+    void *att_all;  // type [T][q_dim], gathered; on one GPU att
+    void *h_all;    // type [T][hidden_dim], gathered; on one GPU h
     float *own_logits;  // [max_logits][own vocab_size], before they are gathered; several GPUs only
     float *rope_freq;   // [head_dim/2]
     float2 *rope_table; // [T][head_dim/2]: cosine and sine

@@ -145,11 +145,12 @@ static bool launch_widen(const CudaState *s, void *y, const Matrix *w, cudaStrea
 
 // ---- slabs ----------------------------------------------------------------------------------------------------------
 
-size_t widen_slab_bytes(uint64_t most_elements, int most_cols, size_t element) {
-    size_t least = (size_t)SLAB_ROWS * (size_t)most_cols * element, bytes = (size_t)most_elements * element;
+void widen_size(Widening *w, uint64_t most_elements, int most_cols, size_t element) {
+    size_t bytes = (size_t)most_elements * element;
+    w->least_bytes = ((size_t)SLAB_ROWS * (size_t)most_cols * element + 255) / 256 * 256;
     if (bytes > SLAB_BYTES) bytes = SLAB_BYTES;
-    if (bytes < least) bytes = least;
-    return (bytes + 255) / 256 * 256;
+    if (bytes < w->least_bytes) bytes = w->least_bytes;
+    w->slab_bytes = (bytes + 255) / 256 * 256;
 }
 
 bool widen_open(CudaState *s, Error *err) {

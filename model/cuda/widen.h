@@ -18,8 +18,8 @@ enum {
     SLAB_ROWS = 128
 };
 
-// What a slab takes with matrices of so many elements and rows of so many columns, at most; before open.
-size_t widen_slab_bytes(uint64_t most_elements, int most_cols, size_t element);
+// Before open: the size of slabs, of matrices of so many elements and rows of so many columns, at most.
+void widen_size(Widening *widening, uint64_t most_elements, int most_cols, size_t element);
 // s->widening: its stream and events, where there are slabs.
 bool widen_open(CudaState *s, Error *err);
 void widen_close(CudaState *s);

@@ -180,11 +180,12 @@ static bool read_shape_config(Model *m, int format, Error *err) {
 typedef struct {
     Model *model;
     int format;
-    bool *used;   // [n_tensors], by position in the file
-    int group;    // columns that share a scale, where scales are of groups; 0: the metadata have none
-    bool numbers; // a matrix of the layers that is not quantised was found: weights.dtype is its dtype
-    char *base;   // where the weights are, when they are
-    float *norms; // [dim], to look at one
+    bool *used;         // [n_tensors], by position in the file
+    int group;          // columns that share a scale, where scales are of groups; 0: the metadata have none
+    bool numbers;       // a matrix of the layers that is not quantised was found: weights.dtype is its dtype
+    char *base;         // where the weights are, when they are
+    const Tensor *left; // one that is not: it stays in the file. NULL: all are
+    float *norms;       // [dim], to look at one
 } Binding;
 
 static const Tensor *find_tensor(Model *m, const char *name, Error *err) {
@@ -490,20 +491,25 @@ bool checkpoint_open(Model *m, const char *path, bool vocab_only, Error *err) {
     return false;
 }
 
+// Where the data's byte `at` is, of a tensor that is in memory.
+static char *place(const Binding *b, uint64_t at) {
+    return b->base + at - (b->left && at >= b->left->end ? b->left->end - b->left->begin : 0);
+}
+
 // WeightVisitor
 static bool bind_tensor(void *context, const Weight *w, Error *err) {
     Binding *b = context;
     const Tensor *t = find_tensor(b->model, w->name, err);
     if (!t) return false;
     if (!w->matrix) {
-        *w->norm = (const float *)(b->base + t->begin);
+        *w->norm = (const float *)place(b, t->begin);
         return true;
     }
-    w->matrix->data = b->base + t->begin;
+    w->matrix->data = t == b->left ? NULL : place(b, t->begin);
     w->matrix->dtype = t->dtype;
     if (!matrix_is_quantised(w->matrix)) return true;
     const Tensor *scale = find_scale(b->model, w->name, err);
-    if (scale) w->matrix->scale = b->base + scale->begin;
+    if (scale) w->matrix->scale = place(b, scale->begin);
     return scale != NULL;
 }
 
@@ -528,15 +534,23 @@ static bool check_codes(void *context, const Weight *w, Error *err) {
     return at < 0 || fail_code_is_nan(m, w->name, x->cols, at, err);
 }
 
-bool checkpoint_load(Model *m, char *base, Error *err) {
+// Reads bytes [at, end) of the data to their place; done of total are read before.
+static bool read_range(const Binding *b, uint64_t at, uint64_t end, uint64_t done, uint64_t total, Error *err) {
     enum { READ_BYTES = 1 << 26 }; // bytes between two reports of progress
-    Binding b = {.model = m, .base = base};
-    if (!weights_visit(m, bind_tensor, &b, err)) return false;
-    for (uint64_t at = 0; at < m->weights.bytes; at += READ_BYTES) {
+    const Model *m = b->model;
+    for (uint64_t n; at < end; at += n) {
         if (model_interrupted(m)) return fail_interrupted(err);
-        uint64_t n = m->weights.bytes - at < READ_BYTES ? m->weights.bytes - at : READ_BYTES;
-        if (!safetensors_read(&m->file, base + at, at, n, err)) return false;
-        if (m->progress) m->progress("loading", at + n, m->weights.bytes);
+        n = end - at < READ_BYTES ? end - at : READ_BYTES;
+        if (!safetensors_read(&m->file, place(b, at), at, n, err)) return false;
+        done += n;
+        if (m->progress) m->progress("loading", done, total);
     }
-    return weights_visit(m, check_codes, m, err);
+    return true;
+}
+
+bool checkpoint_load(Model *m, char *base, const Tensor *left, Error *err) {
+    Binding b = {.model = m, .base = base, .left = left};
+    const uint64_t total = m->weights.bytes, begin = left ? left->begin : total, end = left ? left->end : total;
+    return weights_visit(m, bind_tensor, &b, err) && read_range(&b, 0, begin, 0, total, err) &&
+           read_range(&b, end, total + (end - begin), begin, total, err) && weights_visit(m, check_codes, m, err);
 }

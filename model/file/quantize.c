@@ -32,9 +32,9 @@ typedef struct {
     const char *dtype;
     int n_dims;
     uint64_t shape[4], bytes;
-    const Tensor *source;    // in the file that is read; NULL: the scales of the matrix before it
-    bool quantised;          // from source; else it is copied
-    const float *importance; // of its columns; NULL: all are alike
+    const Tensor *source;   // in the file that is read; NULL: the scales of the matrix before it
+    bool quantised;         // from source; else it is copied
+    const Matrix *computed; // the matrix that it is in the model's products
     QuantType type;
 } Planned;
 
@@ -67,7 +67,6 @@ static void plan_copy(Job *j, const Tensor *t) {
     plan(j, p);
 }
 
-// computed: the matrix that it is in the model's products.
 static bool plan_matrix(Job *j, const char *name, const Tensor *source, const Matrix *m, const Matrix *computed,
                         QuantType type, Error *err) {
     const char *path = j->model->file.path;
@@ -82,7 +81,7 @@ static bool plan_matrix(Job *j, const char *name, const Tensor *source, const Ma
                      .bytes = rows * (uint64_t)m->cols / (int4 ? 2 : 1),
                      .source = source,
                      .quantised = true,
-                     .importance = importance_of(j->options->importance, computed),
+                     .computed = computed,
                      .type = type};
     Planned scales = {.dtype = dtype_names[scale],
                       .n_dims = type.group ? 2 : 1,
@@ -333,20 +332,21 @@ static bool copy_tensor(Job *j, const Tensor *t, Error *err) {
 typedef struct {
     const Job *job;
     const Planned *codes;
-    Matrix source;        // without data: a thread has what it reads in memory
-    uint64_t read_at;     // where it begins in the data of the file that is read
-    uint64_t write_at;    // and in the file that is written
-    int first;            // row of the block that is shared
-    int part_rows;        // that a thread has in memory
-    size_t row_bytes;     // of the source
-    size_t code_bytes;    // of a row of codes, or of what is copied
-    size_t scale_bytes;   // of a row
-    char *scales;         // of all rows; NULL: the matrix is copied
-    double *squares;      // of each row, its sum
-    double *errors;       // the same of the squared errors
-    pthread_mutex_t lock; // of what follows
-    int64_t failed;       // the first row of the part that failed, of several the lowest; INT64_MAX: none has
-    Error *err;           // why
+    const Feedback *feedback; // of errors; NULL: each weight is rounded by itself
+    Matrix source;            // without data: a thread has what it reads in memory
+    uint64_t read_at;         // where it begins in the data of the file that is read
+    uint64_t write_at;        // and in the file that is written
+    int first;                // row of the block that is shared
+    int part_rows;            // that a thread has in memory
+    size_t row_bytes;         // of the source
+    size_t code_bytes;        // of a row of codes, or of what is copied
+    size_t scale_bytes;       // of a row
+    char *scales;             // of all rows; NULL: the matrix is copied
+    double *squares;          // of each row, its sum
+    double *errors;           // the same of the squared errors
+    pthread_mutex_t lock;     // of what follows
+    int64_t failed;           // the first row of the part that failed, of several the lowest; INT64_MAX: none has
+    Error *err;               // why
 } Task;
 
 static double sum_squares(const float *x, int n) {
@@ -361,13 +361,15 @@ static double sum_squares(const float *x, int n) {
 // Memory for some rows: what is read, codes, and numbers.
 typedef struct {
     char *input, *codes;
-    float *x, *scratch; // of one row
+    float *x;       // of one row; with feedback of all
+    float *scratch; // of one row, or feedback_scratch
 } RowMemory;
 
 static bool rows_init(RowMemory *r, const Task *t, size_t n, Error *err) {
     size_t cols = (size_t)t->source.cols + 8;
     *r = (RowMemory){malloc(n * t->row_bytes), t->scales ? malloc(n * t->code_bytes) : NULL,
-                     malloc(cols * sizeof(float)), malloc(cols * sizeof(float))};
+                     malloc((t->feedback ? n : 1) * cols * sizeof(float)),
+                     malloc((t->feedback ? feedback_scratch(t->source.cols) : cols) * sizeof(float))};
     return (r->input && (r->codes || !t->scales) && r->x && r->scratch) ||
            fail(err, "out of memory: %zu rows of tensor %s", n, t->codes->name);
 }
@@ -395,14 +397,17 @@ static bool quantise_part(const Task *t, const RowMemory *r, int64_t begin, size
         return false;
     for (size_t i = 0; i < n; i++) {
         size_t row = (size_t)begin + i;
-        quant_decode_row(r->x, &m, (int)i);
-        t->squares[row] = sum_squares(r->x, m.cols);
-        if (!isfinite(t->squares[row])) return fail_not_finite(t, r->x, (int)row, err);
-        if (t->scales)
-            t->errors[row] =
-                quant_encode_row(t->codes->type, r->x, m.cols, t->codes->importance, r->codes + i * t->code_bytes,
-                                 t->scales + row * t->scale_bytes, r->scratch);
+        float *x = r->x + (t->feedback ? i * (size_t)m.cols : 0);
+        quant_decode_row(x, &m, (int)i);
+        t->squares[row] = sum_squares(x, m.cols);
+        if (!isfinite(t->squares[row])) return fail_not_finite(t, x, (int)row, err);
+        if (t->scales && !t->feedback)
+            t->errors[row] = quant_encode_row(t->codes->type, x, m.cols, NULL, r->codes + i * t->code_bytes,
+                                              t->scales + row * t->scale_bytes, r->scratch);
     }
+    if (t->feedback)
+        feedback_round(t->feedback, t->codes->type, r->x, (int)n, r->codes, t->scales + (size_t)begin * t->scale_bytes,
+                       t->errors + begin, r->scratch);
     return write_at(t->job, t->scales ? r->codes : r->input, n * t->code_bytes,
                     t->write_at + (uint64_t)begin * t->code_bytes, err);
 }
@@ -456,13 +461,18 @@ static bool quantise_matrix(Job *j, const Planned *codes, const Planned *scales,
     const Tensor *source = codes->source;
     const int rows = (int)source->shape[0], cols = (int)source->shape[1];
     const bool copied = !codes->quantised;
+    const Feedback *feedback = NULL;
     Error failure = {""};
+    if (j->options->calibration && !copied &&
+        !(feedback = calibration_of(j->options->calibration, codes->computed, err)))
+        return false;
     Task t = {.job = j,
               .codes = codes,
+              .feedback = feedback,
               .source = {.dtype = source->dtype, .rows = rows, .cols = cols},
               .read_at = source->begin,
               .write_at = j->at,
-              .part_rows = PART_WEIGHTS / cols + 1,
+              .part_rows = feedback ? GPTQ_ROWS : PART_WEIGHTS / cols + 1,
               .row_bytes = (source->end - source->begin) / (uint64_t)rows,
               .code_bytes = codes->bytes / (uint64_t)rows,
               .scale_bytes = copied ? 0 : scales->bytes / (uint64_t)rows,
@@ -473,7 +483,8 @@ static bool quantise_matrix(Job *j, const Planned *codes, const Planned *scales,
               .err = &failure};
     t.errors = t.squares + rows;
     bool ok = ((t.scales || copied) && t.squares) || fail(err, "out of memory: scales of tensor %s", codes->name);
-    const int block = BLOCK_WEIGHTS / cols + 1;
+    const int least = feedback ? GPTQ_ROWS * threads_count() : 0; // a part for each thread
+    const int block = BLOCK_WEIGHTS / cols + 1 > least ? BLOCK_WEIGHTS / cols + 1 : least;
     for (t.first = 0; ok && t.first < rows; t.first += block) {
         int n = rows - t.first < block ? rows - t.first : block;
         start_disk(j, t.read_at + (uint64_t)(t.first + n) * t.row_bytes, READ_AHEAD * (uint64_t)block * t.row_bytes);

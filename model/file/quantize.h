@@ -9,7 +9,7 @@ typedef struct {
     QuantType layers; // of all matrices of the layers
     QuantType output; // of the output matrix, where quantises_output: a tied model is written untied then
     bool quantises_output;
-    const Importance *importance; // of the columns; NULL: all are alike
+    Calibration *calibration; // rounds with error feedback, for the inputs of a text; NULL: to the nearest
 } QuantizeOptions;
 
 typedef struct {
@@ -26,7 +26,7 @@ typedef struct {
     double error;                    // of all matrices together
 } QuantizeSummary;
 
-// Writes the model, which is opened and not loaded, to path: PATH.part first, which is renamed when it is whole. A part of
+// Writes the model, which is opened, and needs to be started for a calibration only, to path: PATH.part first, which is renamed when it is whole. A part of
 // a matrix is in memory at a time. The file depends on the model and on the options alone. Refused, before anything is
 // written: a model that is quantised already, a path that is the model's own file, columns that the type cannot hold,
 // types with groups of two sizes, too little space; and weights that are not finite. model->progress counts

@@ -1,29 +1,33 @@
-// What matters in a model's matrices: how large the numbers are that each column is multiplied by in a text.
+// What the matrices of a model are multiplied by in a text, and how they are rounded for that (gptq.h).
 #ifndef CALIBRATE_H
 #define CALIBRATE_H
 
-#include "../model.h"
+#include "../gptq.h"
 
 enum { CALIBRATE_WINDOW = 512 };
 
-// For each matrix of the layers, and the output matrix, the importance of its columns for quant_encode_row.
+// What some matrices have in common: wq, wk and wv of a layer; wo; w1 and w3; w2; the output matrix.
 typedef struct {
-    struct ImportanceOf {
-        const Matrix *matrix; // in model->weights
-        float *columns;       // [cols + 8]
-        double *sums;         // [cols], of squares, while they are added up
-        int64_t n;            // rows that were
-    } *of;                    // [n]
-    int n;
-} Importance;
+    const Matrix *first; // the one that is watched
+    int cols;
+    float *h;          // [cols][cols]: XᵀX, or what feedback_init made of it; NULL: not at hand
+    Feedback feedback; // importance is NULL: h is XᵀX
+} CalibrationInput;
 
-// Runs a text of one token at least, in windows as long as the cache, on a model that has been started on engine cpu: a
-// column's importance is the mean of the squares of what it is multiplied by, divided by the mean of all columns. The
-// output matrix is fed the last LOGIT_ROWS tokens of each window. The matrices stay where they are when the model is
-// stopped, so that it can be quantised then. The caller frees it with importance_free, also after a failure.
-bool calibrate(Model *model, const TokenList *ids, Importance *importance, Error *err);
-// Of that matrix; NULL where it was not seen, or importance is NULL.
-const float *importance_of(const Importance *importance, const Matrix *matrix);
-void importance_free(Importance *importance);
+typedef struct {
+    Model *model;
+    const TokenList *ids;
+    CalibrationInput *inputs; // [4 · n_layers + 1], as in the file
+} Calibration;
+
+// For a text of one token at least, and a model that has been started on engine cpu, and stays so. The caller frees it with
+// calibration_free, also after a failure.
+bool calibration_init(Calibration *c, Model *model, const TokenList *ids, Error *err);
+// How that matrix of a layer, or the output matrix, is rounded; until the next call. Where its inputs are not at hand the text
+// runs, in windows as long as the cache, and XᵀX is added up of that layer and of as many after it as take half the memory
+// of the weights, or 1 GiB: matrices are best asked for in the order of the file. The output matrix is fed the last LOGIT_ROWS tokens of
+// each window. NULL: it failed, or was interrupted. model->progress counts "calibrating" tokens.
+const Feedback *calibration_of(Calibration *c, const Matrix *matrix, Error *err);
+void calibration_free(Calibration *c);
 
 #endif
