@@ -1370,9 +1370,8 @@ static void check_shards(const char *shape, Precision precision, int slots, int 
                 test_fail("%s, %d GPUs: %zu logits, expected %zu", called(shape), gpus, trace.at, trace.n);
             else if (exact ? !trace.same : !(trace.error <= bound * bound * trace.size) && gpus > 1)
                 test_fail("%s, %s, %d sequences, %d GPUs%s: other logits than one GPU's, %.2g of their size off%s%s",
-                          called(shape), precision_names[precision], slots, gpus,
-                          gathers_only ? ", which gather" : "", sqrt(trace.error / trace.size), trace.logits_differ,
-                          trace.pages_differ);
+                          called(shape), precision_names[precision], slots, gpus, gathers_only ? ", which gather" : "",
+                          sqrt(trace.error / trace.size), trace.logits_differ, trace.pages_differ);
         }
     free(trace.logits);
     free(trace.pages);

@@ -1,7 +1,7 @@
 // Engine fused: decode at the memory limit, for one to a few tokens at a time. A step has to read every weight once;
 // what is here serves to keep that stream from stopping. This header is the protocol: what the kernels of a step, the
 // blocks of a kernel and the warps of a block promise each other. fused_kernel.cuh keeps it, fused.cu launches,
-// fused_plan.h has sizes and tuning rules. "Row" alone is a row of weights; a token's activations are an activation
+// fused_plan.h has sizes and tuning rules; fused_exchange.cuh says what differs where several GPUs share a model. "Row" alone is a row of weights; a token's activations are an activation
 // row, three of them in f32.
 //
 // ---- The chain of kernels of a step ---------------------------------------------------------------------------------
@@ -242,27 +242,27 @@ struct FusedParams {
     float *logits;       // [n_rows], logits_pitch apart
     int2 *best;          // [n_rows], best_pitch apart: largest logit (its bits), token; -1: one is not finite
     int logits_pitch, best_pitch;
-    int first_token;     // that of row 0 of the output matrix
-    unsigned *done;      // [n_products]: blocks that have finished a product
-    int *next_tile;      // [n_products]: tiles taken, after each block's first
+    int first_token; // that of row 0 of the output matrix
+    unsigned *done;  // [n_products]: blocks that have finished a product
+    int *next_tile;  // [n_products]: tiles taken, after each block's first
 };
 
 // The same where several GPUs exchange what they compute (fused_exchange.cuh). x and h: dim and hidden_dim are the model's;
 // of x only this rank's columns are kept up to date; best is in the region, with those of all ranks.
 struct SharedParams : FusedParams {
-    int n_peers;                           // the other ranks
-    ptrdiff_t to_peer[MAX_SHARDS - 1];     // from an address in this rank's region to the same in another's
-    char *sets;                            // [2][set_bytes]: what is exchanged, in a kernel and in the next
+    int n_peers;                                // the other ranks
+    ptrdiff_t to_peer[MAX_SHARDS - 1];          // from an address in this rank's region to the same in another's
+    char *sets;                                 // [2][set_bytes]: what is exchanged, in a kernel and in the next
     unsigned set_bytes, x_down, h_all, att_all; // where they begin in a set; x_out is at 0
-    unsigned number, n_layers;             // of the kernel in its step, 0 to n_layers
-    int first_x, first_h, first_attention; // this rank's columns: floats, 16-bit elements, 16 bytes
-    int own_x, own_h;                      // how many
-    bool sends_products;                   // in whole rows, when a product is done; else each number at once
-    int attention_words, attention_pitch;  // 16 bytes: of a row of att, which is this rank's alone, and of all ranks'
-    unsigned *finished;                    // blocks of all ranks at the end of a step, in all steps
-    const unsigned *step;                  // steps so far
-    unsigned long long wait_limit;         // ns
-    bool shares_gpu;                       // with other ranks
+    unsigned number, n_layers;                  // of the kernel in its step, 0 to n_layers
+    int first_x, first_h, first_attention;      // this rank's columns: floats, 16-bit elements, 16 bytes
+    int own_x, own_h;                           // how many
+    bool sends_products;                        // in whole rows, when a product is done; else each number at once
+    int attention_words, attention_pitch; // 16 bytes: of a row of att, which is this rank's alone, and of all ranks'
+    unsigned *finished;                   // blocks of all ranks at the end of a step, in all steps
+    const unsigned *step;                 // steps so far
+    unsigned long long wait_limit;        // ns
+    bool shares_gpu;                      // with other ranks
 };
 
 // What a step's argmax kernel waits for where several GPUs exchange: the blocks of n ranks, at the output matrix.

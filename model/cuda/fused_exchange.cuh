@@ -246,7 +246,8 @@ template <typename KV> __device__ __forceinline__ void send_attention(const Shar
         const int row = i / pieces, word = i % pieces * CONSUMER_THREADS + threadIdx.x;
         if (word >= n) continue;
         uint4 v = load_l2_16((const uint4 *)s.att + (size_t)row * n + word, true);
-        v.x = never_absent<KV>(v.x), v.y = never_absent<KV>(v.y), v.z = never_absent<KV>(v.z), v.w = never_absent<KV>(v.w);
+        v.x = never_absent<KV>(v.x), v.y = never_absent<KV>(v.y), v.z = never_absent<KV>(v.z),
+        v.w = never_absent<KV>(v.w);
         store_everywhere(s, to + (size_t)row * s.attention_pitch + word, v);
     }
 }
@@ -269,15 +270,15 @@ __device__ __forceinline__ void send_rows(const SharedParams &s, uint4 *own, int
 // is done.
 template <typename N> __device__ __forceinline__ void send_product(const FusedParams &, const Product &, Turn) {
 }
-template <typename N>
-__device__ __forceinline__ void send_product(const SharedParams &s, const Product &f, Turn turn) {
+template <typename N> __device__ __forceinline__ void send_product(const SharedParams &s, const Product &f, Turn turn) {
     if (!s.sends_products) return;
     char *set = s.sets + turn;
     if (f.kind == PRODUCT_DOWN)
-        send_rows<uint16_t>(s, (uint4 *)(set + s.h_all + s.first_h * 2), s.own_h / 8, s.hidden_dim / 8, s.n_rows * N::TERMS);
+        send_rows<uint16_t>(s, (uint4 *)(set + s.h_all + s.first_h * 2), s.own_h / 8, s.hidden_dim / 8,
+                            s.n_rows * N::TERMS);
     else
-        send_rows<float>(s, (uint4 *)(set + (f.kind == PRODUCT_GATE_UP ? 0 : s.x_down) + s.first_x * 4), s.own_x / 4, s.dim / 4,
-                  s.n_rows);
+        send_rows<float>(s, (uint4 *)(set + (f.kind == PRODUCT_GATE_UP ? 0 : s.x_down) + s.first_x * 4), s.own_x / 4,
+                         s.dim / 4, s.n_rows);
 }
 
 // ---- what is read ---------------------------------------------------------------------------------------------------

@@ -652,8 +652,7 @@ __device__ __forceinline__ void consume_tiles(const FusedParams &s, const Produc
 #include "fused_packed.cuh"
 
 // Waits until all blocks have finished a product: edge D in fused.h.
-template <class Params>
-__device__ __forceinline__ void wait_for_product(const Params &s, const unsigned *done) {
+template <class Params> __device__ __forceinline__ void wait_for_product(const Params &s, const unsigned *done) {
     if (threadIdx.x == 0) {
         unsigned n;
         do n = blocks_done(s, done);

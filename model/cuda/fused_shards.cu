@@ -81,8 +81,8 @@ static bool decode_pass_of_rank(Model *m, CudaState *s, const FusedPlan *plan, i
     const Exchange *e = f->exchange;
     const int n_layers = m->config.n_layers, n_best = m->shard.count * f->n_blocks * EPILOGUE_WARPS;
     const bool pdl = !m->one_gpu;
-    const RanksToWaitFor ranks = {(unsigned)m->shard.count, (unsigned)f->n_blocks, (unsigned *)(e->region + e->finished),
-                                  (unsigned *)(e->region + e->step), WAIT_LIMIT};
+    const RanksToWaitFor ranks = {(unsigned)m->shard.count, (unsigned)f->n_blocks,
+                                  (unsigned *)(e->region + e->finished), (unsigned *)(e->region + e->step), WAIT_LIMIT};
     if (!embed_pass(m, s, s->x_all, first, n, err)) return false;
     for (int i = 0; i <= n_layers; i++) {
         if (i > 0 && !attend_step_rows(m, s, i - 1, first, n, several, verbose && i == 1, err)) return false;
@@ -117,8 +117,8 @@ static bool load_kernels(const Model *m, const FusedState *f, Error *err) {
     for (int groups = 1; groups <= MAX_TILE_GROUPS; groups++)
         CUDA_TRY(for_numbers(m, groups * MMA_WEIGHT_ROWS, [&](auto numbers) {
             const void *kernel = (const void *)decode_products_kernel<decltype(numbers), SharedParams>;
-            cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                      (int)f->shared_limit);
+            cudaError_t status =
+                cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)f->shared_limit);
             return status == cudaSuccess ? cudaFuncGetAttributes(&attributes, kernel) : status;
         }));
     return true;
@@ -139,8 +139,10 @@ bool open_exchange(Model *m, Error *err) {
             return load_kernels(m, s->fused, err);
         }))
         return false;
-    if (!reach(m, [](const CudaState *s) { return (void *)s->fused->exchange->region; }, regions, err) ||
-        !reach(m, [](const CudaState *s) { return (void *)s->logits; }, logits[first->buffer], err) ||
+    if (!reach(
+            m, [](const CudaState *s) { return (void *)s->fused->exchange->region; }, regions, err) ||
+        !reach(
+            m, [](const CudaState *s) { return (void *)s->logits; }, logits[first->buffer], err) ||
         !reach(m, [](const CudaState *s) { return (void *)s->other_logits; }, logits[!first->buffer], err))
         return false;
     return for_shards(m, err, [&](Model *m, CudaState *s) {

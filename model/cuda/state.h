@@ -113,9 +113,9 @@ struct CudaState {
     void *h;        // type [T][own hidden_dim]
     uint8_t *codes; // e4m3 [T][columns]: the input of an FP8 product, at most as many columns as a matrix has
     float *code_scales; // [T]: what the codes of each row are multiplied by
-    float *x_all;   // [T][dim], gathered; on one GPU x
-    void *att_all;  // type [T][q_dim], gathered; on one GPU att
-    void *h_all;    // type [T][hidden_dim], gathered; on one GPU h
+    float *x_all;       // [T][dim], gathered; on one GPU x
+    void *att_all;      // type [T][q_dim], gathered; on one GPU att
+    void *h_all;        // type [T][hidden_dim], gathered; on one GPU h
     float *own_logits;  // [max_logits][own vocab_size], before they are gathered; several GPUs only
     float *rope_freq;   // [head_dim/2]
     float2 *rope_table; // [T][head_dim/2]: cosine and sine

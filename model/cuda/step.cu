@@ -172,11 +172,13 @@ static bool capture_step(Model *m, int n, bool several, Error *err) {
     }
     bool ok = for_shards(m, err, [&](Model *m, CudaState *s) { return begin_capture(m, s, err); }) &&
               enqueue_step(m, n, several, err);
-    ok = for_shards(m, err, [&](Model *m, CudaState *s) {
-             cudaError_t ended = cudaStreamEndCapture(s->stream, &graphs[m->shard.rank]);
-             if (ok) CUDA_TRY(ended);
-             return true;
-         }) && ok;
+    ok = for_shards(m, err,
+                    [&](Model *m, CudaState *s) {
+                        cudaError_t ended = cudaStreamEndCapture(s->stream, &graphs[m->shard.rank]);
+                        if (ok) CUDA_TRY(ended);
+                        return true;
+                    }) &&
+         ok;
     return ok && for_shards(m, err, [&](Model *m, CudaState *s) {
                return make_graph(s, graphs[m->shard.rank], &s->graphs[several][s->buffer][n], err);
            });
