@@ -14,6 +14,8 @@ bool avx512_supported(void);
 enum { STEP_COLUMNS = 1 << 17 };
 void step_avx512(float *y, const float *x, const Matrix *w, int T);
 void matmul_avx512(float *y, const float *x, const Matrix *w, int T);
+bool avx512_bf16_supported(void);
+void matmul_bf16_avx512(float *y, const float *x, const Matrix *w, int T);
 double multiply_add_avx512(int64_t rounds, float *sink);
 
 #endif
