@@ -82,7 +82,7 @@ OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 # what stands for another: ops_x86 or ops_other, line_readline or line_none.
 SOURCES := $(sort $(wildcard $(foreach folder,cli tokenizer model,$(folder)/*.c $(folder)/*/*.c)))
 OPS_C   := $(filter %/cpu/ops.c,$(SOURCES))
-LIBRARY := $(filter-out cli/manual.c %/cpu/ops.c $(if $(X86),%/ops_other.c %/quant_scan_other.c,%/ops_x86.c %_avx512.c %/quant_scan_x86.c) \
+LIBRARY := $(filter-out cli/manual.c %/cpu/ops.c $(if $(X86),%/ops_other.c %/quant_scan_other.c,%/ops_x86.c %_avx512.c %_amx.c %/quant_scan_x86.c) \
              $(if $(filter none,$(LINE)),%/line_readline.c,%/line_none.c),$(SOURCES))
 OPS     := $(patsubst %,$(BUILD)/$(dir $(OPS_C))ops_%.o,portable $(if $(X86),avx2))
 

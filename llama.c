@@ -46,7 +46,7 @@ static int new_tokens(int n) {
 }
 
 static Precision precision_of(const Options *o) {
-    return o->precision && strcmp(o->precision, "f32") == 0 ? PRECISION_F32 : PRECISION_BF16;
+    return !o->precision ? PRECISION_DEFAULT : strcmp(o->precision, "f32") == 0 ? PRECISION_F32 : PRECISION_BF16;
 }
 
 // Says what changes nothing on the engine that runs.
@@ -54,8 +54,6 @@ static void print_engine_notes(const Options *o, const Model *m) {
     const char *engine = m->engine->name, *omp = getenv("OMP_NUM_THREADS");
     bool threads = strcmp(engine, "cpu") == 0; // where their number counts
     if (o->quiet) return;
-    if (o->precision && precision_of(o) != m->precision)
-        print_message("--precision %s changes nothing on engine %s, which computes in float32", o->precision, engine);
     if (o->threads && !threads) print_message("-t changes nothing on engine %s", engine);
     if (threads && !o->threads && omp && *omp && !omp_threads(omp))
         print_message("OMP_NUM_THREADS=%s is ignored, expected a whole number from 1 to %d; %d threads compute", omp,

@@ -49,10 +49,10 @@ void config_derive(Config *c) {
 }
 
 bool model_choose(Model *m, const char *engine, Precision precision, Error *err) {
-    m->precision = precision;
     if (m->gpus > 1 && !shard_check(&m->config, m->gpus, err)) return false;
     for (int i = 0; i < N_ENGINES && !m->engine; i++) {
         Error why = {""};
+        m->precision = precision == PRECISION_DEFAULT ? engines[i]->precision : precision;
         if (engine && strcmp(engine, engines[i]->name) != 0) continue;
         if (engines[i]->usable(m, &why))
             m->engine = engines[i];
@@ -61,7 +61,10 @@ bool model_choose(Model *m, const char *engine, Precision precision, Error *err)
         else if (!m->not_used.text[0])
             m->not_used = why;
     }
-    if (m->engine) return true;
+    if (m->engine) {
+        m->precision = precision == PRECISION_DEFAULT ? m->engine->precision : precision;
+        return true;
+    }
     if (!engine) return fail(err, "--gpus %d: %s", m->gpus, m->not_used.text); // engine cpu is usable without
     return fail(err, "--engine %s: this build has: %s", engine, model_engines());
 }

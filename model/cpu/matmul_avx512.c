@@ -11,6 +11,10 @@ void matmul_avx512(float *y, const float *x, const Matrix *w, int T) {
     prompt_product(y, x, w, T, &(Multiplier){multiply_strip, TILE_X, .pairs = false, .round = false});
 }
 
+void matmul_rounded_avx512(float *y, const float *x, const Matrix *w, int T) {
+    prompt_product(y, x, w, T, &(Multiplier){multiply_strip, TILE_X, .pairs = false, .round = true});
+}
+
 // ---- what the machine gives -----------------------------------------------------------------------------------------
 
 WITH_AVX512 double multiply_add_avx512(int64_t rounds, float *sink) {

@@ -136,8 +136,7 @@ INLINE void pack_lane(uint32_t *to, __m512i lane, __m512 scale, DType dtype, boo
     }
 }
 
-// n columns from `col` on of sixteen rows of W, of which `rows` are there. Words beyond n, up to a multiple of 16, are
-// finite.
+// n columns from `col` on of sixteen rows of W, of which `rows` are there.
 INLINE void pack_half(uint32_t *panel, const Matrix *w, int first, int rows, int col, int n, bool pairs, bool round,
                       DType dtype, bool grouped) {
     const int unit = columns_of_line(dtype), of_lane = weights_of_lane(dtype), shift = group_shift(w);
@@ -201,9 +200,11 @@ static void multiply_panels(const Prompt *p, int first, int n) {
         int col = word * columns_of_word, left = w->cols - col, most = PANEL_WORDS * columns_of_word;
         s.n = p->words - word < PANEL_WORDS ? p->words - word : PANEL_WORDS;
         s.add = word > 0;
-        for (int r = 0; r < n; r += PANEL_ROWS)
-            pack_panel(panels[r / PANEL_ROWS], p, first + r, n - r < PANEL_ROWS ? n - r : PANEL_ROWS, col,
-                       left < most ? left : most);
+        for (int r = 0; r < n; r += PANEL_ROWS) {
+            uint32_t *panel = panels[r / PANEL_ROWS];
+            pack_panel(panel, p, first + r, n - r < PANEL_ROWS ? n - r : PANEL_ROWS, col, left < most ? left : most);
+            for (int k = s.n; k % LANES != 0; k++) memset(panel + (size_t)k * PANEL_ROWS, 0, PANEL_ROWS * sizeof *panel);
+        }
         for (int t = 0; t < p->T; t += p->m->strip)
             for (int r = 0; r < n; r += PANEL_ROWS) {
                 s.panel = panels[r / PANEL_ROWS];

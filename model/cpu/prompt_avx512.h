@@ -12,16 +12,16 @@
 enum {
     PANEL_ROWS = 32,   // rows of W that are multiplied together, two vectors ...
     PANEL_WORDS = 256, // ... by so many words of them: a panel, 32 KB
-    STRIP_ROWS = 32    // rows of x are there up to a multiple of it, zeros beyond T
+    STRIP_ROWS = 32    // packed x has zeros up to a multiple of so many rows
 };
 
 // What a multiplying function works on: n words of `rows` rows of W by C rows of x.
 typedef struct {
-    const uint32_t *panel; // [n][PANEL_ROWS]
-    const uint32_t *x;     // [C][x_stride]; zeros from word n to the next multiple of 16
+    const uint32_t *panel; // [n][PANEL_ROWS], and zeros up to a multiple of 16 words
+    const uint32_t *x;     // [C, and more up to a multiple of STRIP_ROWS][x_stride], and zeros as in the panel
     float *y;              // [C][y_stride]: the sums go there, or are added to what is there
     size_t x_stride, y_stride;
-    int n, rows, C; // n is a multiple of 16 except in the last panel, whose words are zeros up to one
+    int n, rows, C;
     bool add;
 } Strip;
 

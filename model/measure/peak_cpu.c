@@ -6,7 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "../cpu/ops.h"
+#include "../cpu/state.h"
 #include "../generate/generate.h"
 #include "../generate/sampler.h"
 #include "../threads.h"
@@ -78,11 +78,19 @@ static bool measure_cpu(Roofline *r, Error *err) {
 
 static bool fill_cache_cpu(Model *m, Error *err) {
     (void)err;
-    float *caches[] = {m->kv.k, m->kv.v};
-    size_t n = m->kv.bytes / 2 / sizeof(float);
+    char *caches[] = {m->kv.k, m->kv.v};
+    const DType dtype = ((const CpuState *)m->state)->cache;
+    const size_t element = (size_t)dtype_bytes[dtype], n = m->kv.bytes / 2 / element;
+    const Ops *ops = ops_select();
     uint64_t random = 1;
     for (int c = 0; c < 2; c++)
-        for (size_t i = 0; i < n; i++) caches[c][i] = (float)(2 * random_uniform(&random) - 1);
+        for (size_t i = 0; i < n; i++) {
+            float number = (float)(2 * random_uniform(&random) - 1);
+            if (dtype == DTYPE_F32)
+                memcpy(caches[c] + i * element, &number, element);
+            else
+                ops->narrow(caches[c] + i * element, &number, dtype, 1);
+        }
     return true;
 }
 
