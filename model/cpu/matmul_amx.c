@@ -12,7 +12,7 @@
 #define WITH_AMX __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,amx-tile,amx-bf16")))
 
 enum { TILE = 16, X_ROWS = 2 * TILE };
-_Static_assert(X_ROWS == STRIP_ROWS && PANEL_ROWS == 2 * TILE && PANEL_WORDS % TILE == 0, "two tiles by two");
+_Static_assert(X_ROWS == (int)STRIP_ROWS && (int)PANEL_ROWS == 2 * TILE && PANEL_WORDS % TILE == 0, "two tiles by two");
 
 // Rows of C, or of y, that are no whole tiles, on their way from y or back.
 static WITH_AMX void copy_rows(float *to, size_t to_stride, const float *from, size_t from_stride, const Strip *s) {
