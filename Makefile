@@ -5,7 +5,7 @@
 # make test-gpu   the tests that need a GPU, alone; make test-gpu-plain, sanitize-gpu and compare-gpu (beside PyTorch) go further
 # make lib        the attention kernels alone: build/libattention.so (model/attention/attention.h is its interface)
 # make bench      measures the GPU on weights of LLaMA 3.1 8B's shape, made from a seed (without a GPU, the CPU on 3.2 1B's)
-# make bench-cpu  measures the CPU engine
+# make bench-cpu  measures the CPU engine, in both precisions
 # make bench-tokenizer  encoding beside tiktoken and HuggingFace tokenizers; make check-tokenizer compares their ids on a
 #                 million strings and more. They fetch both from PyPI, and need LLaMA 3's vocabulary (RANKS, a tokenizer.model)
 # make check-added-tokens  how added tokens are found, beside HuggingFace tokenizers (from PyPI); make check-chat: conversations
@@ -250,6 +250,7 @@ bench: all
 
 bench-cpu: all
 	./$(PROGRAM) --synthetic llama-3.2-1b --bench --engine cpu
+	./$(PROGRAM) --synthetic llama-3.2-1b --bench --engine cpu --precision bf16
 
 # ---- the tokenizer beside its peers ----------------------------------------------------------------------------------
 

@@ -243,7 +243,8 @@ void prompt_product(float *y, const float *x, const Matrix *w, int T, const Mult
     static pthread_mutex_t taken = PTHREAD_MUTEX_INITIALIZER;
     Prompt p = {.m = m, .w = w, .packed = packed, .words = m->pairs ? (w->cols + 1) / 2 : w->cols};
     // Rows of x are no multiple of 4 KB apart, or they would want the same places of the L1 cache.
-    p.stride = (size_t)(p.words + 1023) / 1024 * 1024 + LANES;
+    p.stride = (size_t)(p.words / LANES + 1) * LANES;
+    if (p.stride % 1024 == 0) p.stride += LANES;
     int most = (int)(X_WORDS / p.stride) / STRIP_ROWS * STRIP_ROWS;
     pthread_mutex_lock(&taken);
     for (int t = 0; t < T; t += most) {
