@@ -374,11 +374,20 @@ static float *in_pages(const Attention *a, const float *from, int *pages) {
     return to;
 }
 
+static bool of_steps; // whether the order is that of steps or of prompts
+
+static void end_attention(const char *name, const Ops *ops) {
+    char full[128];
+    snprintf(full, sizeof full, "%s%s", name, of_steps ? "_in_steps" : "");
+    end(full, ops);
+}
+
 static float *attention_run(const Ops *ops, const Attention *a) {
     int pages[16];
     CHECK(kv_pages(a->max_len) <= LENGTH(pages));
     float *out = poisoned(q_size(a)), *k = in_pages(a, a->k, pages), *v = in_pages(a, a->v, pages);
-    ops->attention(out, a->q, k, v, DTYPE_F32, pages, a->T, a->pos, a->n_heads, a->n_kv_heads, a->head_dim);
+    (of_steps ? ops->attention_step : ops->attention)(out, a->q, k, v, DTYPE_F32, pages, a->T, a->pos, a->n_heads,
+                                                      a->n_kv_heads, a->head_dim);
     free(k);
     free(v);
     if (!guard_is_whole(out, q_size(a))) test_fail("T %d pos %d: a write past out", a->T, a->pos);
@@ -454,18 +463,18 @@ static void check_attention(const Ops *ops, float q_range, int spare) {
 
 static void test_attention_equals_its_definition(const Ops *ops) {
     check_attention(ops, 1, 0);
-    end("test_attention_equals_its_definition", ops);
+    end_attention("test_attention_equals_its_definition", ops);
 }
 
 static void test_attention_ignores_the_cache_beyond(const Ops *ops) {
     check_attention(ops, 2, 37);
-    end("test_attention_ignores_the_cache_beyond", ops);
+    end_attention("test_attention_ignores_the_cache_beyond", ops);
 }
 
 // Scores of hundreds, whose exp would overflow without the shift by the maximum.
 static void test_attention_of_large_scores(const Ops *ops) {
     check_attention(ops, 500, 3);
-    end("test_attention_of_large_scores", ops);
+    end_attention("test_attention_of_large_scores", ops);
 }
 
 // V is one from position `first` on and zero before, so the output is the weight of what a token sees from there on.
@@ -491,7 +500,7 @@ static void test_attention_is_causal(const Ops *ops) {
             }
             attention_free(&a);
         }
-    end("test_attention_is_causal", ops);
+    end_attention("test_attention_is_causal", ops);
 }
 
 // A token is what it is alone, to the bit, whatever comes after it in the call: other tokens, whose keys and values
@@ -529,7 +538,7 @@ static void test_attention_gives_a_token_the_bits_that_it_has_alone(const Ops *o
                     free(together);
                     attention_free(&a);
                 }
-    end("test_attention_gives_a_token_the_bits_that_it_has_alone", ops);
+    end_attention("test_attention_gives_a_token_the_bits_that_it_has_alone", ops);
 }
 
 // ---- threads --------------------------------------------------------------------------------------------------------
@@ -713,11 +722,14 @@ static void test_table(const Ops *ops) {
     test_swiglu_any_length(ops);
     test_swiglu_of_extreme_gates(ops);
     test_exp_is_accurate(ops);
-    test_attention_equals_its_definition(ops);
-    test_attention_ignores_the_cache_beyond(ops);
-    test_attention_of_large_scores(ops);
-    test_attention_is_causal(ops);
-    test_attention_gives_a_token_the_bits_that_it_has_alone(ops);
+    for (int i = 0; i < 2; i++) {
+        of_steps = i == 1;
+        test_attention_equals_its_definition(ops);
+        test_attention_ignores_the_cache_beyond(ops);
+        test_attention_of_large_scores(ops);
+        test_attention_is_causal(ops);
+        test_attention_gives_a_token_the_bits_that_it_has_alone(ops);
+    }
     test_threads_change_no_bit(ops);
     test_benchmark_loops_do_what_they_say(ops);
 }

@@ -210,12 +210,16 @@ static void test_attention_over_16_bits(const Ops *ops) {
                     uint16_t *k16 = malloc(cache * sizeof *k16), *v16 = malloc(cache * sizeof *v16);
                     ops->narrow(k16, k, dtype, (int64_t)cache);
                     ops->narrow(v16, v, dtype, (int64_t)cache);
-                    ops->attention(want, q, k, v, DTYPE_F32, pages, T, positions[p], n_heads, kv_heads, dim);
-                    ops->attention(got, q, k16, v16, dtype, pages, T, positions[p], n_heads, kv_heads, dim);
-                    CHECK(guard_is_whole(got, out) && isfinite(got[0]));
-                    if (memcmp(want, got, out * sizeof *got) != 0)
-                        test_fail("%s, %d heads of %d, pos %d, T %d: other bits than over float32", dtype_names[dtype],
-                                  n_heads, dim, positions[p], T);
+                    for (int steps = 0; steps < 2; steps++) {
+                        (steps ? ops->attention_step : ops->attention)(want, q, k, v, DTYPE_F32, pages, T, positions[p],
+                                                                       n_heads, kv_heads, dim);
+                        (steps ? ops->attention_step : ops->attention)(got, q, k16, v16, dtype, pages, T, positions[p],
+                                                                       n_heads, kv_heads, dim);
+                        CHECK(guard_is_whole(got, out) && isfinite(got[0]));
+                        if (memcmp(want, got, out * sizeof *got) != 0)
+                            test_fail("%s, %d heads of %d, pos %d, T %d: other bits than over float32",
+                                      dtype_names[dtype], n_heads, dim, positions[p], T);
+                    }
                     free(q), free(k), free(v), free(want), free(got), free(k16), free(v16);
                 }
     end_bf16("test_attention_over_16_bits", ops);

@@ -53,8 +53,9 @@ static void attend(Model *m, CpuState *s, const Batch *b, int layer) {
         size_t q_row = (size_t)b->start[i] * (size_t)c->q_dim, kv_row = (size_t)b->start[i] * (size_t)c->kv_dim;
         cache_append(c, s, k, pages, s->k + kv_row, pos, T);
         cache_append(c, s, v, pages, s->v + kv_row, pos, T);
-        s->ops->attention(s->att + q_row, s->q + q_row, k, v, s->cache, pages, T, pos, c->n_heads, c->n_kv_heads,
-                          c->head_dim);
+        (i < b->n_decode ? s->ops->attention_step : s->ops->attention)(s->att + q_row, s->q + q_row, k, v, s->cache,
+                                                                       pages, T, pos, c->n_heads, c->n_kv_heads,
+                                                                       c->head_dim);
     }
 }
 
