@@ -142,7 +142,7 @@ struct Model {
     int argmax[MAX_STEP_ROWS]; // of each row with logits the most likely token, the lowest id of equals; -1: not all
                                // are finite
     float *logits;             // [model_logit_rows][vocab_size], the engine's, in host memory
-    Precision precision; // PRECISION_DEFAULT until an engine is chosen
+    Precision precision;       // PRECISION_DEFAULT until an engine is chosen
     const Engine *engine;
     int max_rows;          // rows that the engine computes at once: a longer batch comes in parts
     int sequences;         // that a step of this run may have; 0: as many as there are slots. See model_sequences

@@ -68,7 +68,8 @@ static void test_matmul_gives_a_row_the_bits_that_it_has_alone(const Ops *ops) {
             for (int c = 0; c < LENGTH(columns); c++) {
                 for (int T = 1; T <= 20; T += T < 10 ? 1 : 5)
                     check_alone(ops->matmul_step, "matmul_step", (DType)dtype, T, rows[b], columns[c]);
-                for (int T = 5; T <= 29; T += 24) check_alone(ops->matmul, "matmul", (DType)dtype, T, rows[b], columns[c]);
+                for (int T = 5; T <= 29; T += 24)
+                    check_alone(ops->matmul, "matmul", (DType)dtype, T, rows[b], columns[c]);
             }
     end("test_matmul_gives_a_row_the_bits_that_it_has_alone", ops);
 }

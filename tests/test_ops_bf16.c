@@ -92,7 +92,8 @@ static void check_bf16(const Ops *ops, int T, const float *x, const Matrix *w, c
 static const int tokens[] = {1, 2, 3, 5, 12, 17, 33, 47};
 
 static void test_matmul_bf16_at_awkward_sizes(const Ops *ops) {
-    static const int rows[] = {1, 5, 16, 17, 32, 33, 70, 130}, columns[] = {1, 2, 15, 31, 32, 33, 100, 511, 513, 530, 1055};
+    static const int rows[] = {1, 5, 16, 17, 32, 33, 70, 130},
+                     columns[] = {1, 2, 15, 31, 32, 33, 100, 511, 513, 530, 1055};
     for (int d = 0; d < LENGTH(sixteen); d++)
         for (int a = 0; a < LENGTH(tokens); a++)
             for (int b = 0; b < LENGTH(rows); b++)
@@ -197,7 +198,8 @@ static void test_threads_change_no_bit_of_bf16(const Ops *ops) {
 
 // Over a cache of 16 bits it has the bits that it has over the same numbers as float32.
 static void test_attention_over_16_bits(const Ops *ops) {
-    static const int heads[][2] = {{4, 4}, {8, 2}, {9, 3}}, positions[] = {0, 1, 63, 64, 130}, dims[] = {8, 20, 64, 128};
+    static const int heads[][2] = {{4, 4}, {8, 2}, {9, 3}}, positions[] = {0, 1, 63, 64, 130},
+                     dims[] = {8, 20, 64, 128};
     for (int h = 0; h < LENGTH(heads); h++)
         for (int p = 0; p < LENGTH(positions); p++)
             for (int d = 0; d < LENGTH(dims); d++)

@@ -160,7 +160,8 @@ static void test_pages_run_out(void) {
     SavedPages saved = {0};
     start(2, 300, 0);
     uint64_t page = model_page_bytes(&m);
-    CHECK(m.kv.n_pages == 10 && page == cache_page_bytes(&m.config, precision == PRECISION_F32 ? 4 : 2) && m.kv.bytes == 10 * page);
+    CHECK(m.kv.n_pages == 10 && page == cache_page_bytes(&m.config, precision == PRECISION_F32 ? 4 : 2) &&
+          m.kv.bytes == 10 * page);
     model_close(&m);
     start(2, 300, 5 * page - 1);
     CHECK(m.kv.n_pages == 4 && m.kv.bytes == 4 * page && m.kv.max_len == 300);

@@ -188,15 +188,17 @@ static void test_inputs_of_products_are_rounded(void) {
     for (int i = 0; i < LENGTH(cases); i++) {
         Draft d;
         write_rounded(&d, cases[i].dtype, cases[i].weight, temporary("16.bin"));
-        float *f32 = run_file(temporary("16.bin"), PRECISION_F32), *bf16 = run_file(temporary("16.bin"), PRECISION_BF16);
+        float *f32 = run_file(temporary("16.bin"), PRECISION_F32),
+              *bf16 = run_file(temporary("16.bin"), PRECISION_BF16);
         rounding = as_it_is;
         double *exact = plain_logits(&d);
         rounding = cases[i].round;
         double *rounded = plain_logits(&d);
         double apart = distance(bf16, exact), left = distance(bf16, rounded), plain = distance(f32, exact);
         if (!(plain < apart / 200) || !(left < apart / cases[i].nearer))
-            test_fail("%s: float32 is %.2g from the plain pass, bf16 %.2g from the one that rounds, %.2g from the other",
-                      cases[i].dtype, plain, left, apart);
+            test_fail(
+                "%s: float32 is %.2g from the plain pass, bf16 %.2g from the one that rounds, %.2g from the other",
+                cases[i].dtype, plain, left, apart);
         free(f32), free(bf16), free(exact), free(rounded);
         draft_free(&d);
     }
@@ -211,7 +213,8 @@ static void test_f32_weights_are_rounded_at_load(void) {
     draft_tiny(&d, shape, 5);
     draft_write(&d, temporary("f32.bin"));
     draft_free(&d);
-    float *f32 = run_file(temporary("f32.bin"), PRECISION_BF16), *bf16 = run_file(temporary("bf16.bin"), PRECISION_BF16);
+    float *f32 = run_file(temporary("f32.bin"), PRECISION_BF16),
+          *bf16 = run_file(temporary("bf16.bin"), PRECISION_BF16);
     CHECK(memcmp(f32, bf16, (1 + STEPS) * TINY_VOCAB * sizeof *f32) == 0);
     free(f32), free(bf16);
     uint64_t bytes[2];
@@ -270,8 +273,14 @@ static void test_rows_have_the_bits_that_they_have_alone(void) {
         starts[n] = n;
         starts[n + 1] = n + PROMPT;
         rows[n] = n + PROMPT - 1;
-        Batch b = {.n_rows = n + PROMPT, .n_seq = n + 1, .n_logits = n + 1, .n_decode = n, .tokens = tokens,
-                   .slot = slots, .start = starts, .logit_rows = rows};
+        Batch b = {.n_rows = n + PROMPT,
+                   .n_seq = n + 1,
+                   .n_logits = n + 1,
+                   .n_decode = n,
+                   .tokens = tokens,
+                   .slot = slots,
+                   .start = starts,
+                   .logit_rows = rows};
         if (!model_forward(&m, &b, &err)) test_fail("%s", err.text);
         for (int i = 0; i <= n; i++) {
             const float *want = alone + (size_t)(i == n ? SLOTS : i) * vocab;

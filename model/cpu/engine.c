@@ -207,9 +207,7 @@ static bool open_cpu(Model *m, Error *err) {
     s->ops = ops_select();
     const bool bf16 = m->precision == PRECISION_BF16;
     snprintf(m->note, sizeof m->note, "%s, %d threads", bf16 ? s->ops->name_bf16 : s->ops->name, threads_count());
-    s->cache = !bf16                                                             ? DTYPE_F32
-               : m->weights.dtype == DTYPE_F16 && !weights_are_quantised(m) ? DTYPE_F16
-                                                                                 : DTYPE_BF16;
+    s->cache = !bf16 ? DTYPE_F32 : m->weights.dtype == DTYPE_F16 && !weights_are_quantised(m) ? DTYPE_F16 : DTYPE_BF16;
     return allocate_state(m, s, err) && load_weights(m, s, err) && (!bf16 || weights_visit(m, round_matrix, m, err));
 }
 

@@ -53,9 +53,8 @@ static void attend(Model *m, CpuState *s, const Batch *b, int layer) {
         size_t q_row = (size_t)b->start[i] * (size_t)c->q_dim, kv_row = (size_t)b->start[i] * (size_t)c->kv_dim;
         cache_append(c, s, k, pages, s->k + kv_row, pos, T);
         cache_append(c, s, v, pages, s->v + kv_row, pos, T);
-        (i < b->n_decode ? s->ops->attention_step : s->ops->attention)(s->att + q_row, s->q + q_row, k, v, s->cache,
-                                                                       pages, T, pos, c->n_heads, c->n_kv_heads,
-                                                                       c->head_dim);
+        (i < b->n_decode ? s->ops->attention_step : s->ops->attention)(
+            s->att + q_row, s->q + q_row, k, v, s->cache, pages, T, pos, c->n_heads, c->n_kv_heads, c->head_dim);
     }
 }
 
@@ -99,9 +98,8 @@ static void product(const Model *m, float *y, const float *x, const Matrix *w, c
     int decoded = b->start[b->n_decode];
     if (decoded) s->ops->matmul_step(y, x, w, decoded);
     if (b->n_rows > decoded)
-        (m->precision == PRECISION_BF16 ? s->ops->matmul_bf16 : s->ops->matmul)(y + (size_t)decoded * (size_t)w->rows,
-                                                                                x + (size_t)decoded * (size_t)w->cols,
-                                                                                w, b->n_rows - decoded);
+        (m->precision == PRECISION_BF16 ? s->ops->matmul_bf16 : s->ops->matmul)(
+            y + (size_t)decoded * (size_t)w->rows, x + (size_t)decoded * (size_t)w->cols, w, b->n_rows - decoded);
 }
 
 // The rows of a batch, after what their sequences have; rows of prompts and of steps alike.

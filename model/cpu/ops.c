@@ -11,16 +11,16 @@
 #include "vectors.h"
 
 enum {
-    W_ROWS = 16,         // rows of W widened to float32 at a time ...
-    K_BLOCK = 512,       // ... this many columns of them: 32 KB, which stays in the L1 cache
-    STEP_ROWS = 9,       // rows of x that a step multiplies at a time ...
-    STEP_W_ROWS = 32,    // ... by so many rows of W ...
-    STEP_COLUMNS = 1024, // ... this many columns of them
-    STEP_AHEAD = 4,      // rows of W that are fetched before they are multiplied: 1.2 to 1.5 times as fast
-    OUTER_ROWS = 6,      // rows of attention whose sums stay in registers
-    Q_ROWS = 60,         // (token, head) rows of one attention task
+    W_ROWS = 16,                  // rows of W widened to float32 at a time ...
+    K_BLOCK = 512,                // ... this many columns of them: 32 KB, which stays in the L1 cache
+    STEP_ROWS = 9,                // rows of x that a step multiplies at a time ...
+    STEP_W_ROWS = 32,             // ... by so many rows of W ...
+    STEP_COLUMNS = 1024,          // ... this many columns of them
+    STEP_AHEAD = 4,               // rows of W that are fetched before they are multiplied: 1.2 to 1.5 times as fast
+    OUTER_ROWS = 6,               // rows of attention whose sums stay in registers
+    Q_ROWS = 60,                  // (token, head) rows of one attention task
     Q_STRIDE = MAX_HEAD_DIM + 16, // of their queries, so that rows do not want the same places of the L1 cache
-    KV_TILE = KV_PAGE,   // positions per step of the online softmax
+    KV_TILE = KV_PAGE,            // positions per step of the online softmax
     // In multiply-adds:
     ALONE = 1 << 18, // what one thread does sooner than it wakes the others
     PART = 1 << 16   // what a thread takes at a time: a thread that loses its core holds up no more
@@ -139,9 +139,8 @@ INLINE void widen_weights(float *x, const Matrix *w, DType dtype, int row, int c
     }
 }
 
-static void widen_row(float *x, const Matrix *w, int row, int col, int n) {
-    WITH_DTYPE(w->dtype, D, widen_weights(x, w, D, row, col, n))
-}
+static void widen_row(float *x, const Matrix *w, int row, int col,
+                      int n){WITH_DTYPE(w -> dtype, D, widen_weights(x, w, D, row, col, n))}
 
 // x [n], rounded to dtype where it is.
 INLINE void round_numbers(float *x, DType dtype, int64_t n) {
@@ -174,7 +173,8 @@ static void matmul_panel(float *y, const float *x, const Matrix *w, int T, int f
 
 static void matmul_part(void *product, int64_t begin, int64_t end) {
     const Product *p = product;
-    for (int panel = (int)begin; panel < (int)end; panel++) matmul_panel(p->y, p->x, &p->w, p->T, panel * W_ROWS, p->round);
+    for (int panel = (int)begin; panel < (int)end; panel++)
+        matmul_panel(p->y, p->x, &p->w, p->T, panel * W_ROWS, p->round);
 }
 
 // Rows of prompts.
@@ -569,8 +569,8 @@ static const float *tile_of(float *widened, const void *cache, size_t at, DType 
 static void attention_task(float *out, const float *q, const void *k, const void *v, DType dtype, const int *pages,
                            size_t page_stride, int first, int rows, int pos, int n_heads, int group, int head_dim,
                            bool prompt) {
-    float queries[Q_ROWS * Q_STRIDE], result[Q_ROWS * MAX_HEAD_DIM], score[Q_ROWS * KV_TILE], max[Q_ROWS],
-        sum[Q_ROWS], widened[KV_TILE * MAX_HEAD_DIM];
+    float queries[Q_ROWS * Q_STRIDE], result[Q_ROWS * MAX_HEAD_DIM], score[Q_ROWS * KV_TILE], max[Q_ROWS], sum[Q_ROWS],
+        widened[KV_TILE * MAX_HEAD_DIM];
     int visible[Q_ROWS]; // positions of a tile that a row attends to
     float scale = 1.0f / sqrtf((float)head_dim);
     for (int r = 0; r < rows; r++) {
@@ -624,7 +624,8 @@ static void attention_part(void *whole, int64_t begin, int64_t end) {
         at *= (size_t)dtype_bytes[a->dtype];
         attention_task(a->out + head, a->q + head, a->k + at, a->v + at, a->dtype, a->pages,
                        kv_page_elements(a->n_kv_heads, a->head_dim), first,
-                       rows - first < Q_ROWS ? rows - first : Q_ROWS, a->pos, a->n_heads, group, a->head_dim, a->prompt);
+                       rows - first < Q_ROWS ? rows - first : Q_ROWS, a->pos, a->n_heads, group, a->head_dim,
+                       a->prompt);
     }
 }
 

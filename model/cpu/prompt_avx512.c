@@ -8,11 +8,11 @@
 #include "widen_avx512.h"
 
 enum {
-    TOGETHER = 4,           // panels that a thread packs before it multiplies: they stay in the L2 cache
-    X_WORDS = 1 << 22,      // of packed x: 16 MB; more rows of x come in parts
-    BLOCK_GROUPS = 16,      // groups of columns in a block, at most: 2 PANEL_WORDS / 32
-    ALONE = 1 << 18,        // multiply-adds that one thread does sooner than it wakes the others
-    X_PART = 8              // rows of x that a thread packs at a time
+    TOGETHER = 4,      // panels that a thread packs before it multiplies: they stay in the L2 cache
+    X_WORDS = 1 << 22, // of packed x: 16 MB; more rows of x come in parts
+    BLOCK_GROUPS = 16, // groups of columns in a block, at most: 2 PANEL_WORDS / 32
+    ALONE = 1 << 18,   // multiply-adds that one thread does sooner than it wakes the others
+    X_PART = 8         // rows of x that a thread packs at a time
 };
 
 typedef struct {
@@ -22,8 +22,8 @@ typedef struct {
     float *y;
     uint32_t *packed; // [T, and zeros up to a multiple of STRIP_ROWS][stride]
     size_t stride;
-    int T, words;     // words of a row
-    int together;     // panels that a thread takes
+    int T, words; // words of a row
+    int together; // panels that a thread takes
 } Prompt;
 
 // ---- x --------------------------------------------------------------------------------------------------------------
@@ -31,7 +31,9 @@ typedef struct {
 // n numbers, each a bf16, as pairs; zeros in the place of those up to 32 that are missing.
 INLINE __m512i pack_pairs(const float *x, int n) {
     const __mmask16 low = n >= LANES ? 0xFFFF : (__mmask16)((1u << n) - 1),
-                    high = n >= 2 * LANES ? 0xFFFF : n <= LANES ? 0 : (__mmask16)((1u << (n - LANES)) - 1);
+                    high = n >= 2 * LANES ? 0xFFFF
+                           : n <= LANES   ? 0
+                                          : (__mmask16)((1u << (n - LANES)) - 1);
     __m512i a = _mm512_srli_epi32(_mm512_castps_si512(_mm512_maskz_loadu_ps(low, x)), 16),
             b = _mm512_srli_epi32(_mm512_castps_si512(_mm512_maskz_loadu_ps(high, x + LANES)), 16);
     return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(a)), _mm512_cvtepi32_epi16(b), 1);
@@ -203,7 +205,8 @@ static void multiply_panels(const Prompt *p, int first, int n) {
         for (int r = 0; r < n; r += PANEL_ROWS) {
             uint32_t *panel = panels[r / PANEL_ROWS];
             pack_panel(panel, p, first + r, n - r < PANEL_ROWS ? n - r : PANEL_ROWS, col, left < most ? left : most);
-            for (int k = s.n; k % LANES != 0; k++) memset(panel + (size_t)k * PANEL_ROWS, 0, PANEL_ROWS * sizeof *panel);
+            for (int k = s.n; k % LANES != 0; k++)
+                memset(panel + (size_t)k * PANEL_ROWS, 0, PANEL_ROWS * sizeof *panel);
         }
         for (int t = 0; t < p->T; t += p->m->strip)
             for (int r = 0; r < n; r += PANEL_ROWS) {
@@ -229,7 +232,8 @@ static void multiply_part(void *prompt, int64_t begin, int64_t end) {
 
 // All rows of x, for which there is room.
 static void multiply_prompt(Prompt *p) {
-    const int panels = (p->w->rows + PANEL_ROWS - 1) / PANEL_ROWS, rows = (p->T + STRIP_ROWS - 1) / STRIP_ROWS * STRIP_ROWS;
+    const int panels = (p->w->rows + PANEL_ROWS - 1) / PANEL_ROWS,
+              rows = (p->T + STRIP_ROWS - 1) / STRIP_ROWS * STRIP_ROWS;
     const bool alone = (int64_t)p->T * p->w->rows * p->w->cols <= ALONE;
     p->together = panels / threads_count() / 2;
     p->together = p->together < 1 ? 1 : p->together > TOGETHER ? TOGETHER : p->together;

@@ -202,8 +202,7 @@ static void table_prompts(const Model *m, const BenchResult *b, FILE *out) {
         }
         snprintf(range, sizeof range, "[%.2f, %.2f]", row->seconds.least * 1e3, row->seconds.most * 1e3);
         fprintf(out, "%16d %12.2f %-20s %14.1f %10.1f %6.1f %%\n", row->length, row->seconds.median * 1e3, range,
-                row->length / row->seconds.median, row->work / row->seconds.median / unit,
-                100 * share(row, peak));
+                row->length / row->seconds.median, row->work / row->seconds.median / unit, 100 * share(row, peak));
     }
 }
 
