@@ -8,9 +8,9 @@
 #include "widen_avx512.h"
 
 enum {
-    TOGETHER = 4,      // panels that a thread packs before it multiplies: they stay in the L2 cache
+    TOGETHER = 2,      // panels that a thread packs before it multiplies: they stay in the L2 cache
     X_WORDS = 1 << 22, // of packed x: 16 MB; more rows of x come in parts
-    BLOCK_GROUPS = 16, // groups of columns in a block, at most: 2 PANEL_WORDS / 32
+    BLOCK_GROUPS = 32, // groups of columns in a block, at most: 2 PANEL_WORDS / 32
     ALONE = 1 << 18,   // multiply-adds that one thread does sooner than it wakes the others
     X_PART = 8         // rows of x that a thread packs at a time
 };
@@ -104,14 +104,17 @@ INLINE __m512i round_bf16(__m512 v) {
 INLINE void block_scales(__m512 scale[BLOCK_GROUPS], const Matrix *w, int first, int rows, int col, int n) {
     const int shift = group_shift(w), count = (n + w->group - 1) >> shift;
     const size_t groups = (size_t)(w->cols + w->group - 1) >> shift;
-    __m512i v[LANES];
-    for (int r = 0; r < LANES; r++)
-        v[r] = r < rows ? _mm512_castps_si512(load_scales(w->scale, w->scale_dtype,
-                                                          (size_t)(first + r) * groups + (size_t)(col >> shift),
-                                                          (__mmask16)((1u << count) - 1)))
-                        : _mm512_setzero_si512();
-    transpose(v);
-    for (int g = 0; g < BLOCK_GROUPS; g++) scale[g] = _mm512_castsi512_ps(v[g]);
+    for (int g = 0; g < count; g += LANES) {
+        const __mmask16 mask = count - g >= LANES ? 0xFFFF : (__mmask16)((1u << (count - g)) - 1);
+        __m512i v[LANES];
+        for (int r = 0; r < LANES; r++) {
+            size_t at = (size_t)(first + r) * groups + (size_t)((col >> shift) + g);
+            v[r] = r < rows ? _mm512_castps_si512(load_scales(w->scale, w->scale_dtype, at, mask))
+                            : _mm512_setzero_si512();
+        }
+        transpose(v);
+        for (int i = 0; i < LANES; i++) scale[g + i] = _mm512_castsi512_ps(v[i]);
+    }
 }
 
 // The words of a lane of a line: sixteen rows by 1, 2, 4 or 8 columns, to[.][PANEL_ROWS].
