@@ -6,7 +6,7 @@
 # make test-gpus  what needs several: parts of a model, and processes that share one (mpirun)
 # make lib        the attention kernels alone: build/libattention.so (model/attention/attention.h is its interface)
 # make bench      measures the GPU on weights of LLaMA 3.1 8B's shape, made from a seed (without a GPU, the CPU on 3.2 1B's)
-# make bench-cpu  measures the CPU engine
+# make bench-cpu  measures the CPU engine, in both precisions
 # make bench-tokenizer  encoding beside tiktoken and HuggingFace tokenizers; make check-tokenizer compares their ids on a
 #                 million strings and more. They fetch both from PyPI, and need LLaMA 3's vocabulary (RANKS, a tokenizer.model)
 # make check-added-tokens  how added tokens are found, beside HuggingFace tokenizers (from PyPI); make check-chat: conversations
@@ -96,7 +96,7 @@ OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 # what stands for another: ops_x86 or ops_other, line_readline or line_none, processes_mpi or processes_none.
 SOURCES := $(sort $(wildcard $(foreach folder,cli tokenizer model,$(folder)/*.c $(folder)/*/*.c)))
 OPS_C   := $(filter %/cpu/ops.c,$(SOURCES))
-LIBRARY := $(filter-out cli/manual.c %/cpu/ops.c $(if $(X86),%/ops_other.c %/quant_scan_other.c,%/ops_x86.c %_avx512.c %/quant_scan_x86.c) \
+LIBRARY := $(filter-out cli/manual.c %/cpu/ops.c $(if $(X86),%/ops_other.c %/quant_scan_other.c,%/ops_x86.c %_avx512.c %_amx.c %/quant_scan_x86.c) \
              $(if $(filter none,$(LINE)),%/line_readline.c,%/line_none.c) $(if $(PROCESSES),%/processes_none.c,%/processes_mpi.c),$(SOURCES))
 OPS     := $(patsubst %,$(BUILD)/$(dir $(OPS_C))ops_%.o,portable $(if $(X86),avx2))
 
@@ -286,6 +286,7 @@ bench: all
 
 bench-cpu: all
 	./$(PROGRAM) --synthetic llama-3.2-1b --bench --engine cpu
+	./$(PROGRAM) --synthetic llama-3.2-1b --bench --engine cpu --precision bf16
 
 # ---- the tokenizer beside its peers ----------------------------------------------------------------------------------
 

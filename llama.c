@@ -49,7 +49,8 @@ static int new_tokens(int n) {
 
 static Precision precision_of(const Options *o) {
     int precision = PRECISION_BF16;
-    while (o->precision && strcmp(o->precision, precision_names[precision]) != 0) precision++; // flags_check knows it
+    if (!o->precision) return PRECISION_DEFAULT;
+    while (strcmp(o->precision, precision_names[precision]) != 0) precision++; // flags_check knows it
     return (Precision)precision;
 }
 
@@ -58,8 +59,6 @@ static void print_engine_notes(const Options *o, const Model *m) {
     const char *engine = m->engine->name, *omp = getenv("OMP_NUM_THREADS");
     bool threads = strcmp(engine, "cpu") == 0; // where their number counts
     if (o->quiet) return;
-    if (o->precision && precision_of(o) != m->precision)
-        print_message("--precision %s changes nothing on engine %s, which computes in float32", o->precision, engine);
     if (o->threads && !threads) print_message("-t changes nothing on engine %s", engine);
     if (threads && !o->threads && omp && *omp && !omp_threads(omp))
         print_message("OMP_NUM_THREADS=%s is ignored, expected a whole number from 1 to %d; %d threads compute", omp,

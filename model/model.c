@@ -62,11 +62,11 @@ static bool check_fp8_weights(const Model *m, Error *err) {
 
 bool model_choose(Model *m, const char *engine, Precision precision, Error *err) {
     const char *start = m->by_processes ? "mpirun -n" : "--gpus";
-    m->precision = precision;
     if (precision == PRECISION_FP8 && !check_fp8_weights(m, err)) return false;
     if (m->gpus > 1 && !shard_check(&m->config, start, m->gpus, err)) return false;
     for (int i = 0; i < N_ENGINES && !m->engine; i++) {
         Error why = {""};
+        m->precision = precision == PRECISION_DEFAULT ? engines[i]->precision : precision;
         if (engine && strcmp(engine, engines[i]->name) != 0) continue;
         if (engines[i]->usable(m, &why))
             m->engine = engines[i];
@@ -75,8 +75,11 @@ bool model_choose(Model *m, const char *engine, Precision precision, Error *err)
         else if (!m->not_used.text[0])
             m->not_used = why;
     }
-    if (m->engine && m->by_processes && processes.rank == 0) m->engine = lead_engine(m->engine);
-    if (m->engine) return true;
+    if (m->engine) {
+        m->precision = precision == PRECISION_DEFAULT ? m->engine->precision : precision;
+        if (m->by_processes && processes.rank == 0) m->engine = lead_engine(m->engine);
+        return true;
+    }
     // engine cpu is usable for all that one GPU is asked for but FP8 products
     if (!engine && precision == PRECISION_FP8) return fail(err, "--precision fp8: %s", m->not_used.text);
     if (!engine) return fail(err, "%s %d: %s", start, m->gpus, m->not_used.text);

@@ -17,7 +17,8 @@ enum { MAX_EOS = 16, MAX_HEAD_DIM = 256 };
 typedef enum { ROPE_DEFAULT, ROPE_LLAMA3, ROPE_LINEAR } RopeType;
 // Inputs of products and the cache: in bf16 (f16 for F16 weights), in float32, or in bf16 but for prompts, whose inputs of
 // the layers' products are e4m3 codes with a scale for each row.
-typedef enum { PRECISION_BF16, PRECISION_F32, PRECISION_FP8 } Precision;
+// The last: the engine's own.
+typedef enum { PRECISION_BF16, PRECISION_F32, PRECISION_FP8, PRECISION_DEFAULT } Precision;
 enum { N_PRECISIONS = PRECISION_FP8 + 1 };
 extern const char *const precision_names[N_PRECISIONS]; // as --precision takes them
 
@@ -95,6 +96,7 @@ typedef struct Model Model;
 // What computes the function. One table each; model.c chooses.
 typedef struct {
     const char *name;
+    Precision precision; // where none is asked for
     // Whether it can compute this model on this machine; if not, err says why.
     bool (*usable)(const Model *model, Error *err);
     // Brings the weights to where the engine computes, and allocates its state and the cache, for as many slots and
@@ -147,7 +149,7 @@ struct Model {
     int argmax[MAX_STEP_ROWS]; // of each row with logits the most likely token, the lowest id of equals; -1: not all
                                // are finite
     float *logits;             // [model_logit_rows][vocab_size], the engine's, in host memory
-    Precision precision;
+    Precision precision;       // PRECISION_DEFAULT until an engine is chosen
     const Engine *engine;
     int max_rows;          // rows that the engine computes at once: a longer batch comes in parts
     int sequences;         // that a step of this run may have; 0: as many as there are slots. See model_sequences

@@ -59,7 +59,7 @@ def test_bench_json():
                   result["first_token"]["ms"]):
         figure(value)
     assert [row["tokens"] for row in result["prefill"]] == [128], result["prefill"]
-    assert [(row["context"], row["batch"]) for row in result["decode"]] == [(128, 1), (128, 4)], result["decode"]
+    assert [(row["context"], row["batch"]) for row in result["decode"]] == [(128, 1), (128, 4), (128, 8)], result["decode"]
     for row in result["prefill"] + result["decode"]:
         figure(row["ms"])
         assert row["ms"]["samples"] >= 3 and row["share"] > 0, row

@@ -245,8 +245,13 @@ static void test_notes(void) {
           "--ids", "-p", "97");
     Run r = run_program(NULL, script_path, "-p", "a", "-n", "2", "--engine", "cpu", "--precision", "bf16", NULL);
     check_output(&r, "bc", 2);
-    CHECK(strstr(r.err, "llama: --precision bf16 changes nothing on engine cpu, which computes in float32\n") != NULL);
-    test_end("note_of_precision_on_engine_cpu");
+    CHECK(strstr(r.err, "engine cpu, bf16") != NULL && !strstr(r.err, "changes nothing"));
+    test_end("precision_bf16_on_engine_cpu");
+    run_free(&r);
+    r = run_program(NULL, script_path, "-p", "a", "-n", "2", "--engine", "cpu", NULL);
+    check_output(&r, "bc", 2);
+    CHECK(strstr(r.err, "engine cpu, f32") != NULL);
+    test_end("precision_f32_is_the_default_of_engine_cpu");
     run_free(&r);
     NOTES("note_of_fp8_products_of_a_tokenizer", "97\n",
           "llama: --engine changes nothing with --tokenize\nllama: --precision changes nothing with --tokenize\n",

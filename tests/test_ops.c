@@ -1,106 +1,6 @@
-// Every operation of every table of ops_cpu.c against plain float64 code, at awkward sizes. Outputs are poisoned with
-// NaN first. No tolerance is tuned: each is what rounding can do, counted in units of 2^-24 (half an ulp of float32).
-#include <math.h>
-
-#include "../model/cpu/ops.h"
-#include "../model/quant.h"
-#include "../model/threads.h"
-#include "check.h"
-
-extern const Ops ops_portable;
-#ifdef __x86_64__
-extern const Ops ops_avx2;
-#endif
-
-#define UNIT 0x1p-24 // the largest relative error of one float32 rounding
-#define LENGTH(array) ((int)(sizeof(array) / sizeof *(array)))
-
-enum { GUARD = 16 }; // poisoned floats after each output, to see a write past its end
-
-// ---- what the tests share -------------------------------------------------------------------------------------------
-
-static uint64_t random_state = 1;
-
-static uint32_t random_bits(void) { // PCG's multiplier; the high half is random enough for test data
-    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(random_state >> 32);
-}
-
-static float random_float(float range) { // in ±range
-    return ((float)random_bits() * 0x1p-31f - 1.0f) * range;
-}
-
-static float *random_floats(size_t n, float range) {
-    float *x = malloc(n * sizeof *x);
-    for (size_t i = 0; i < n; i++) x[i] = random_float(range);
-    return x;
-}
-
-static float *poisoned(size_t n) {
-    float *x = malloc((n + GUARD) * sizeof *x);
-    for (size_t i = 0; i < n + GUARD; i++) x[i] = NAN;
-    return x;
-}
-
-static bool guard_is_whole(const float *x, size_t n) {
-    for (size_t i = n; i < n + GUARD; i++)
-        if (!isnan(x[i])) return false;
-    return true;
-}
-
-static double worst; // the largest error of the test at hand as a fraction of its bound
-
-static bool within(double got, double want, double bound) {
-    if (isnan(want)) return isnan(got);
-    if (isinf(want) || got == want) return got == want;
-    double error = fabs(got - want);
-    if (!(error <= bound)) return false;
-    if (error / bound > worst) worst = error / bound;
-    return true;
-}
-
-static void end(const char *name, const Ops *ops) {
-    char full[160];
-    snprintf(full, sizeof full, "%s (%s)", name, ops->name);
-    bool failed = test_failure[0];
-    test_end(full);
-    if (worst > 0 && !failed && test_wanted(full)) printf("   largest error: %.3f of its bound\n", worst);
-    worst = 0;
-}
-
-static double f16_value(uint16_t h) {
-    int exponent = h >> 10 & 31, fraction = h & 1023;
-    double v = exponent == 31  ? fraction ? NAN : INFINITY
-               : exponent == 0 ? ldexp(fraction, -24)
-                               : ldexp(1024 + fraction, exponent - 25);
-    return h >> 15 ? -v : v;
-}
-
-static double bf16_value(uint16_t h) {
-    int exponent = h >> 7 & 255, fraction = h & 127;
-    double v = exponent == 255 ? fraction ? NAN : INFINITY
-               : exponent == 0 ? ldexp(fraction, -133)
-                               : ldexp(128 + fraction, exponent - 134);
-    return h >> 15 ? -v : v;
-}
-
-static double weight_value(const void *w, DType dtype, size_t i) {
-    return dtype == DTYPE_F32    ? (double)((const float *)w)[i]
-           : dtype == DTYPE_BF16 ? bf16_value(((const uint16_t *)w)[i])
-                                 : f16_value(((const uint16_t *)w)[i]);
-}
-
-// Of magnitudes from nothing to 16, subnormals of f16 among them.
-static void *random_weights(DType dtype, size_t n) {
-    if (dtype == DTYPE_F32) return random_floats(n, 2);
-    uint16_t *w = malloc(n * sizeof *w);
-    for (size_t i = 0; i < n; i++) {
-        uint32_t r = random_bits(), sign = r & 0x8000;
-        if (dtype == DTYPE_F16) w[i] = (uint16_t)(sign | (r >> 16) % 19 << 10 | (r & 1023));
-        if (dtype == DTYPE_BF16) w[i] = (uint16_t)(sign | (110 + (r >> 16) % 21) << 7 | (r & 127));
-    }
-    return w;
-}
+// Every operation of every path of engine cpu against plain float64 code, at awkward sizes (ops_check.h). What bf16 has of
+// its own is in test_ops_bf16.c.
+#include "ops_check.h"
 
 // ---- widen ----------------------------------------------------------------------------------------------------------
 
@@ -145,49 +45,6 @@ static void test_widen_any_length(const Ops *ops) {
 
 // ---- matmul ---------------------------------------------------------------------------------------------------------
 
-static const int token_counts[] = {1, 2, 3, 4, 5, 7, 17, 65};
-
-typedef void Matmul(float *y, const float *x, const Matrix *w, int T);
-
-// The weights of row j, by this file's own reading of numbers.
-static void matrix_row(double *row, const Matrix *m, int j) {
-    if (matrix_is_quantised(m)) {
-        float *decoded = malloc((size_t)m->cols * sizeof *decoded);
-        quant_decode_row(decoded, m, j);
-        for (int l = 0; l < m->cols; l++) row[l] = (double)decoded[l];
-        free(decoded);
-        return;
-    }
-    for (int l = 0; l < m->cols; l++) row[l] = weight_value(m->data, m->dtype, (size_t)j * (size_t)m->cols + (size_t)l);
-}
-
-static void check_matrix(Matmul *matmul, int T, const float *x, const Matrix *matrix) {
-    int n = matrix->rows, k = matrix->cols;
-    DType dtype = matrix->dtype;
-    float *y = poisoned((size_t)T * (size_t)n);
-    matmul(y, x, matrix, T);
-    double *row = malloc((size_t)k * sizeof *row);
-    for (int j = 0; j < n; j++) {
-        matrix_row(row, matrix, j);
-        for (int t = 0; t < T; t++) {
-            double sum = 0, magnitude = 0;
-            for (int l = 0; l < k; l++) {
-                double product = (double)x[t * k + l] * row[l];
-                sum += product;
-                magnitude += fabs(product);
-            }
-            // k products and k-1 sums, in any order, each rounded once: Higham's bound on a dot product.
-            double bound = (k + 1) * UNIT * magnitude, got = (double)y[t * n + j];
-            if (!within(got, sum, bound))
-                test_fail("%s T %d n %d k %d: y[%d][%d] is %.9g, expected %.9g ± %.2g", dtype_names[dtype], T, n, k, t,
-                          j, got, sum, bound);
-        }
-    }
-    free(row);
-    if (!guard_is_whole(y, (size_t)T * (size_t)n)) test_fail("T %d n %d k %d: a write past y", T, n, k);
-    free(y);
-}
-
 static void check_product(Matmul *matmul, DType dtype, int T, int n, int k, const float *x, const void *w) {
     check_matrix(matmul, T, x, &(Matrix){.data = w, .dtype = dtype, .rows = n, .cols = k});
 }
@@ -195,19 +52,6 @@ static void check_product(Matmul *matmul, DType dtype, int T, int n, int k, cons
 static void check_matmul(const Ops *ops, DType dtype, int T, int n, int k, const float *x, const void *w) {
     check_product(ops->matmul, dtype, T, n, k, x, w);
     check_product(ops->matmul_step, dtype, T, n, k, x, w);
-}
-
-static void check_alone_matrix(Matmul *matmul, const char *name, int T, const Matrix *matrix) {
-    int n = matrix->rows, k = matrix->cols;
-    size_t size = (size_t)T * (size_t)n;
-    float *x = random_floats((size_t)(T * k), 1), *together = poisoned(size), *alone = poisoned(size);
-    matmul(together, x, matrix, T);
-    for (int t = 0; t < T; t++) matmul(alone + t * n, x + t * k, matrix, 1);
-    if (memcmp(together, alone, size * sizeof *alone) != 0)
-        test_fail("%s %s T %d n %d k %d: other bits than row by row", name, dtype_names[matrix->dtype], T, n, k);
-    free(x);
-    free(together);
-    free(alone);
 }
 
 static void check_alone(Matmul *matmul, const char *name, DType dtype, int T, int n, int k) {
@@ -218,13 +62,14 @@ static void check_alone(Matmul *matmul, const char *name, DType dtype, int T, in
 
 // Speculation and batches rest on it: a row is what it is alone, to the bit.
 static void test_matmul_gives_a_row_the_bits_that_it_has_alone(const Ops *ops) {
-    static const int rows[] = {1, 4, 5, 16, 19}, columns[] = {1, 7, 15, 16, 17, 100, 511, 512, 530, 1040, 1055};
+    static const int rows[] = {1, 4, 5, 16, 19, 70}, columns[] = {1, 7, 15, 16, 17, 100, 511, 512, 530, 1040, 1055};
     for (int dtype = 0; dtype <= DTYPE_F32; dtype++)
         for (int b = 0; b < LENGTH(rows); b++)
             for (int c = 0; c < LENGTH(columns); c++) {
                 for (int T = 1; T <= 20; T += T < 10 ? 1 : 5)
                     check_alone(ops->matmul_step, "matmul_step", (DType)dtype, T, rows[b], columns[c]);
-                check_alone(ops->matmul, "matmul", (DType)dtype, 5, rows[b], columns[c]);
+                for (int T = 5; T <= 29; T += 24)
+                    check_alone(ops->matmul, "matmul", (DType)dtype, T, rows[b], columns[c]);
             }
     end("test_matmul_gives_a_row_the_bits_that_it_has_alone", ops);
 }
@@ -279,30 +124,6 @@ static void test_matmul_propagates_nan_and_inf(const Ops *ops) {
 }
 
 // ---- matmul of quantised weights ------------------------------------------------------------------------------------
-
-static const QuantType quant_all[] = {{DTYPE_F8_E4M3, 0}, {DTYPE_I8, 0},   {DTYPE_I8, 32},
-                                      {DTYPE_I8, 64},     {DTYPE_I8, 128}, {DTYPE_U8, 0},
-                                      {DTYPE_U8, 32},     {DTYPE_U8, 64},  {DTYPE_U8, 128}};
-
-// All codes but NaN; scales of either sign, of that dtype.
-static Matrix random_codes(QuantType type, DType scales, int n, int k) {
-    Matrix m = {
-        .dtype = type.dtype, .scale_dtype = scales, .rows = n, .cols = k, .group = type.group ? type.group : WHOLE_ROW};
-    size_t bytes = (size_t)n * (size_t)matrix_row_bytes(&m);
-    uint8_t *codes = malloc(bytes);
-    for (size_t i = 0; i < bytes; i++) {
-        codes[i] = (uint8_t)random_bits();
-        if (type.dtype == DTYPE_F8_E4M3 && (codes[i] & 127) == 127) codes[i] ^= 1;
-    }
-    m.data = codes;
-    m.scale = random_weights(scales, (size_t)n * (size_t)quant_groups(m.group, k));
-    return m;
-}
-
-static void free_codes(Matrix *m) {
-    free((void *)m->data);
-    free((void *)m->scale);
-}
 
 static void test_matmul_of_codes_at_awkward_sizes(const Ops *ops) {
     static const int rows[] = {1, 4, 5, 17, 33},
@@ -554,11 +375,20 @@ static float *in_pages(const Attention *a, const float *from, int *pages) {
     return to;
 }
 
+static bool of_steps; // whether the order is that of steps or of prompts
+
+static void end_attention(const char *name, const Ops *ops) {
+    char full[128];
+    snprintf(full, sizeof full, "%s%s", name, of_steps ? "_in_steps" : "");
+    end(full, ops);
+}
+
 static float *attention_run(const Ops *ops, const Attention *a) {
     int pages[16];
     CHECK(kv_pages(a->max_len) <= LENGTH(pages));
     float *out = poisoned(q_size(a)), *k = in_pages(a, a->k, pages), *v = in_pages(a, a->v, pages);
-    ops->attention(out, a->q, k, v, pages, a->T, a->pos, a->n_heads, a->n_kv_heads, a->head_dim);
+    (of_steps ? ops->attention_step : ops->attention)(out, a->q, k, v, DTYPE_F32, pages, a->T, a->pos, a->n_heads,
+                                                      a->n_kv_heads, a->head_dim);
     free(k);
     free(v);
     if (!guard_is_whole(out, q_size(a))) test_fail("T %d pos %d: a write past out", a->T, a->pos);
@@ -634,18 +464,18 @@ static void check_attention(const Ops *ops, float q_range, int spare) {
 
 static void test_attention_equals_its_definition(const Ops *ops) {
     check_attention(ops, 1, 0);
-    end("test_attention_equals_its_definition", ops);
+    end_attention("test_attention_equals_its_definition", ops);
 }
 
 static void test_attention_ignores_the_cache_beyond(const Ops *ops) {
     check_attention(ops, 2, 37);
-    end("test_attention_ignores_the_cache_beyond", ops);
+    end_attention("test_attention_ignores_the_cache_beyond", ops);
 }
 
 // Scores of hundreds, whose exp would overflow without the shift by the maximum.
 static void test_attention_of_large_scores(const Ops *ops) {
     check_attention(ops, 500, 3);
-    end("test_attention_of_large_scores", ops);
+    end_attention("test_attention_of_large_scores", ops);
 }
 
 // V is one from position `first` on and zero before, so the output is the weight of what a token sees from there on.
@@ -671,7 +501,7 @@ static void test_attention_is_causal(const Ops *ops) {
             }
             attention_free(&a);
         }
-    end("test_attention_is_causal", ops);
+    end_attention("test_attention_is_causal", ops);
 }
 
 // A token is what it is alone, to the bit, whatever comes after it in the call: other tokens, whose keys and values
@@ -709,7 +539,7 @@ static void test_attention_gives_a_token_the_bits_that_it_has_alone(const Ops *o
                     free(together);
                     attention_free(&a);
                 }
-    end("test_attention_gives_a_token_the_bits_that_it_has_alone", ops);
+    end_attention("test_attention_gives_a_token_the_bits_that_it_has_alone", ops);
 }
 
 // ---- threads --------------------------------------------------------------------------------------------------------
@@ -893,11 +723,14 @@ static void test_table(const Ops *ops) {
     test_swiglu_any_length(ops);
     test_swiglu_of_extreme_gates(ops);
     test_exp_is_accurate(ops);
-    test_attention_equals_its_definition(ops);
-    test_attention_ignores_the_cache_beyond(ops);
-    test_attention_of_large_scores(ops);
-    test_attention_is_causal(ops);
-    test_attention_gives_a_token_the_bits_that_it_has_alone(ops);
+    for (int i = 0; i < 2; i++) {
+        of_steps = i == 1;
+        test_attention_equals_its_definition(ops);
+        test_attention_ignores_the_cache_beyond(ops);
+        test_attention_of_large_scores(ops);
+        test_attention_is_causal(ops);
+        test_attention_gives_a_token_the_bits_that_it_has_alone(ops);
+    }
     test_threads_change_no_bit(ops);
     test_benchmark_loops_do_what_they_say(ops);
 }
@@ -917,19 +750,15 @@ static void test_products(const Ops *ops) {
 
 int main(void) {
     threads_set(1); // thousands of tiny calls: on a busy machine threads would mostly wait for each other
-    test_table(&ops_portable);
-#ifdef __x86_64__
-    if (ops_select() != &ops_portable)
-        test_table(&ops_avx2);
+    test_table(ops_path(0));
+    if (ops_path(1))
+        test_table(ops_path(1));
     else
         test_skip("all operations (AVX2)", "this processor has no AVX2 with FMA");
-    if (ops_select() != &ops_portable && ops_select() != &ops_avx2)
-        test_products(ops_select());
+    if (ops_path(1) && ops_path(2))
+        test_products(ops_path(2));
     else
         test_skip("products (AVX-512)", "this processor has no AVX-512");
-#else
-    test_skip("all operations (AVX2)", "not an x86-64 processor");
-#endif
     test_rope_frequencies();
     test_rope_frequencies_are_those_of_transformers();
     return tests_summary();

@@ -11,12 +11,19 @@ enum { SEQUENCES = 4, PROMPT = 200, STEPS = 70, LENGTH = PROMPT + SEQUENCES * 30
 static Model m;
 static Error err;
 static size_t logits_bytes;
+static Precision precision;
+
+static void end(const char *name) {
+    char full[96];
+    snprintf(full, sizeof full, "%s (%s)", name, precision == PRECISION_F32 ? "f32" : "bf16");
+    test_end(full);
+}
 
 static void start(int slots, int max_len, uint64_t kv_memory) {
     err.text[0] = 0;
     CHECK(checkpoint_open(&m, "model/stories.bin", false, &err));
     m.kv_memory = kv_memory;
-    if (!model_start(&m, "cpu", PRECISION_F32, slots, max_len, &err)) test_fail("%s", err.text);
+    if (!model_start(&m, "cpu", precision, slots, max_len, &err)) test_fail("%s", err.text);
     logits_bytes = (size_t)m.config.vocab_size * sizeof(float);
 }
 
@@ -77,7 +84,7 @@ static void test_pages_scattered(const float *want) {
         CHECK(pages[m.kv.held[s] - 1] != pages[0] + m.kv.held[s] - 1);
     }
     model_close(&m);
-    test_end("test_pages_scattered");
+    end("test_pages_scattered");
 }
 
 // Two slots for four sequences: every few steps one of those that are there leaves, and one that is not takes its slot,
@@ -113,7 +120,7 @@ static void test_pages_saved_and_restored(const float *want) {
     CHECK(turns > 40);
     for (int i = 0; i < SEQUENCES; i++) model_free_pages(&m, &saved[i]); // of those that had ended when they left
     model_close(&m);
-    test_end("test_pages_saved_and_restored");
+    end("test_pages_saved_and_restored");
 }
 
 // The first 150 ids are computed once, for the first sequence; the others take its two whole pages, compute the rest,
@@ -144,7 +151,7 @@ static void test_pages_shared(const float *want) {
     CHECK(kv_share(&m.kv, 3, ids, prompt_length(3)) == 128 && prefill(3, 3, 128));
     for (int k = 0; k < STEPS; k++) check_step(want, 3, 3, k);
     model_close(&m);
-    test_end("test_pages_shared");
+    end("test_pages_shared");
 }
 
 // A cache of four pages: what does not fit is refused by a line, and what is there is as it was.
@@ -153,7 +160,8 @@ static void test_pages_run_out(void) {
     SavedPages saved = {0};
     start(2, 300, 0);
     uint64_t page = model_page_bytes(&m);
-    CHECK(m.kv.n_pages == 10 && page == cache_page_bytes(&m.config, sizeof(float)) && m.kv.bytes == 10 * page);
+    CHECK(m.kv.n_pages == 10 && page == cache_page_bytes(&m.config, precision == PRECISION_F32 ? 4 : 2) &&
+          m.kv.bytes == 10 * page);
     model_close(&m);
     start(2, 300, 5 * page - 1);
     CHECK(m.kv.n_pages == 4 && m.kv.bytes == 4 * page && m.kv.max_len == 300);
@@ -175,20 +183,24 @@ static void test_pages_run_out(void) {
     model_close(&m);
     CHECK(checkpoint_open(&m, "model/stories.bin", false, &err));
     m.kv_memory = page - 1;
-    CHECK(!model_start(&m, "cpu", PRECISION_F32, 1, 300, &err) && strstr(err.text, "--kv-memory"));
+    CHECK(!model_start(&m, "cpu", precision, 1, 300, &err) && strstr(err.text, "--kv-memory"));
     char least[64];
     snprintf(least, sizeof least, "expected at least %llu", (unsigned long long)page);
     CHECK(strstr(err.text, least));
     model_close(&m);
-    test_end("test_pages_run_out");
+    end("test_pages_run_out");
 }
 
 int main(void) {
-    float *want = alone();
-    test_pages_scattered(want);
-    test_pages_saved_and_restored(want);
-    test_pages_shared(want);
-    test_pages_run_out();
-    free(want);
+    static const Precision precisions[] = {PRECISION_F32, PRECISION_BF16};
+    for (int i = 0; i < 2; i++) {
+        precision = precisions[i];
+        float *want = alone();
+        test_pages_scattered(want);
+        test_pages_saved_and_restored(want);
+        test_pages_shared(want);
+        test_pages_run_out();
+        free(want);
+    }
     return tests_summary();
 }

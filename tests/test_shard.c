@@ -215,7 +215,8 @@ static void attend(const Ops *ops, Model *m, const Part *p, const Whole *all, La
     ops->rope(p->k, cosines, sines, T, kv, c->head_dim);
     append(c, p->k_cache + at, p->k, kv, pos, T);
     append(c, p->v_cache + at, p->v, kv, pos, T);
-    ops->attention(p->att, p->q, p->k_cache + at, p->v_cache + at, pages, T, pos, heads, kv, c->head_dim);
+    (decode ? ops->attention_step : ops->attention)(p->att, p->q, p->k_cache + at, p->v_cache + at, DTYPE_F32, pages, T,
+                                                    pos, heads, kv, c->head_dim);
 }
 
 // T tokens after pos of one sequence, as model/cpu/forward.c computes them; logits of the last into all->logits.

@@ -184,13 +184,30 @@ static bool load_weights(Model *m, CpuState *s, Error *err) {
     return weights_visit(m, make_synthetic, &y, err);
 }
 
+// A WeightVisitor: F32 matrices become BF16, where they are; what that leaves of their memory goes back.
+static bool round_matrix(void *context, const Weight *w, Error *err) {
+    Model *m = context;
+    CpuState *s = m->state;
+    if (model_interrupted(m)) return fail_interrupted(err);
+    if (!w->matrix || w->matrix->dtype != DTYPE_F32) return true;
+    int64_t n = (int64_t)w->matrix->rows * w->matrix->cols;
+    char *data = s->weights + ((const char *)w->matrix->data - s->weights);
+    s->ops->narrow(data, (const float *)w->matrix->data, DTYPE_BF16, n);
+    w->matrix->dtype = DTYPE_BF16;
+    m->weights.bytes -= 2 * (uint64_t)n;
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), end = (uintptr_t)(data + 4 * n) / page * page,
+                    from = ((uintptr_t)(data + 2 * n) + page - 1) / page * page;
+    if (from < end) madvise(data + (from - (uintptr_t)data), end - from, MADV_DONTNEED);
+    return true;
+}
+
 static bool allocate_state(Model *m, CpuState *s, Error *err) {
     const Config *c = &m->config;
     int widest = c->dim > c->q_dim ? c->dim : c->q_dim;
     size_t positions = (size_t)m->kv.n_slots * (size_t)m->kv.max_len;
     m->max_rows = positions < MAX_TOKENS ? (int)positions : MAX_TOKENS;
-    if (!model_size_cache(m, sizeof(float), 0, err)) return false;
-    size_t kv = m->kv.bytes / 2 / sizeof(float);
+    if (!model_size_cache(m, (size_t)dtype_bytes[s->cache], 0, err)) return false;
+    size_t kv = (m->kv.bytes / 2 + sizeof(float) - 1) / sizeof(float);
     const struct {
         float **buffer;
         size_t rows, columns;
@@ -235,9 +252,10 @@ static bool open_cpu(Model *m, Error *err) {
     CpuState *s = m->state = calloc(1, sizeof *s);
     if (!s) return fail(err, "out of memory: the engine's state");
     s->ops = ops_select();
-    snprintf(m->note, sizeof m->note, "%s, %d threads", s->ops->name, threads_count());
-    m->precision = PRECISION_F32; // always: there is nothing to gain here from less
-    return allocate_state(m, s, err) && load_weights(m, s, err);
+    const bool bf16 = m->precision == PRECISION_BF16;
+    snprintf(m->note, sizeof m->note, "%s, %d threads", bf16 ? s->ops->name_bf16 : s->ops->name, threads_count());
+    s->cache = !bf16 ? DTYPE_F32 : m->weights.dtype == DTYPE_F16 && !weights_are_quantised(m) ? DTYPE_F16 : DTYPE_BF16;
+    return allocate_state(m, s, err) && load_weights(m, s, err) && (!bf16 || weights_visit(m, round_matrix, m, err));
 }
 
 static void close_cpu(Model *m) {
@@ -256,14 +274,16 @@ static void close_cpu(Model *m) {
 // A page of one layer, of K or V: [n_kv_heads][KV_PAGE][head_dim].
 static bool copy_pages_cpu(Model *m, const int *pages, int n, void *const *host, bool to_host, Error *err) {
     (void)err;
-    size_t size = kv_page_elements(m->config.n_kv_heads, m->config.head_dim), layer = (size_t)m->kv.n_pages * size;
-    float *caches[] = {m->kv.k, m->kv.v};
+    size_t size = kv_page_elements(m->config.n_kv_heads, m->config.head_dim) *
+                  (size_t)dtype_bytes[((const CpuState *)m->state)->cache],
+           layer = (size_t)m->kv.n_pages * size;
+    char *caches[] = {m->kv.k, m->kv.v};
     for (int i = 0; i < n; i++) {
-        float *saved = host[i];
+        char *saved = host[i];
         for (int c = 0; c < 2; c++)
             for (int l = 0; l < m->config.n_layers; l++, saved += size) {
-                float *page = caches[c] + (size_t)l * layer + (size_t)pages[i] * size;
-                memcpy(to_host ? saved : page, to_host ? page : saved, size * sizeof *page);
+                char *page = caches[c] + (size_t)l * layer + (size_t)pages[i] * size;
+                memcpy(to_host ? saved : page, to_host ? page : saved, size);
             }
     }
     return true;
@@ -275,6 +295,7 @@ static int step_rows_cpu(const Model *m, int n_slots, Error *err) { // in any nu
 }
 
 const Engine engine_cpu = {.name = "cpu",
+                           .precision = PRECISION_F32,
                            .usable = usable_cpu,
                            .open = open_cpu,
                            .close = close_cpu,

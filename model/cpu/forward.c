@@ -27,12 +27,17 @@ static void rope_table(const Model *m, CpuState *s, int T) {
 
 // src[T][n_kv_heads][head_dim] to positions pos .. pos+T-1 of a slot with these pages; cache: one layer's
 // [page][n_kv_heads][KV_PAGE][head_dim].
-static void cache_append(const Config *c, float *cache, const int *pages, const float *src, int pos, int T) {
-    size_t head_dim = (size_t)c->head_dim, page = kv_page_elements(c->n_kv_heads, c->head_dim);
+static void cache_append(const Config *c, const CpuState *s, char *cache, const int *pages, const float *src, int pos,
+                         int T) {
+    size_t head_dim = (size_t)c->head_dim, page = kv_page_elements(c->n_kv_heads, c->head_dim),
+           element = (size_t)dtype_bytes[s->cache];
     for (int t = pos; t < pos + T; t++) {
-        float *to = cache + (size_t)pages[t / KV_PAGE] * page + (size_t)(t % KV_PAGE) * head_dim;
-        for (int h = 0; h < c->n_kv_heads; h++, src += head_dim, to += KV_PAGE * head_dim)
-            memcpy(to, src, head_dim * sizeof *src);
+        char *to = cache + ((size_t)pages[t / KV_PAGE] * page + (size_t)(t % KV_PAGE) * head_dim) * element;
+        for (int h = 0; h < c->n_kv_heads; h++, src += head_dim, to += KV_PAGE * head_dim * element)
+            if (s->cache == DTYPE_F32)
+                memcpy(to, src, head_dim * sizeof *src);
+            else
+                s->ops->narrow(to, src, s->cache, (int64_t)head_dim);
     }
 }
 
@@ -40,14 +45,16 @@ static void cache_append(const Config *c, float *cache, const int *pages, const 
 static void attend(Model *m, CpuState *s, const Batch *b, int layer) {
     const Config *c = &m->config;
     size_t at = (size_t)layer * (size_t)m->kv.n_pages * kv_page_elements(c->n_kv_heads, c->head_dim);
-    float *k = (float *)m->kv.k + at, *v = (float *)m->kv.v + at;
+    char *k = (char *)m->kv.k + at * (size_t)dtype_bytes[s->cache],
+         *v = (char *)m->kv.v + at * (size_t)dtype_bytes[s->cache];
     for (int i = 0; i < b->n_seq; i++) {
         const int *pages = kv_slot_pages(&m->kv, b->slot[i]);
         int pos = m->kv.len[b->slot[i]], T = b->start[i + 1] - b->start[i];
         size_t q_row = (size_t)b->start[i] * (size_t)c->q_dim, kv_row = (size_t)b->start[i] * (size_t)c->kv_dim;
-        cache_append(c, k, pages, s->k + kv_row, pos, T);
-        cache_append(c, v, pages, s->v + kv_row, pos, T);
-        s->ops->attention(s->att + q_row, s->q + q_row, k, v, pages, T, pos, c->n_heads, c->n_kv_heads, c->head_dim);
+        cache_append(c, s, k, pages, s->k + kv_row, pos, T);
+        cache_append(c, s, v, pages, s->v + kv_row, pos, T);
+        (i < b->n_decode ? s->ops->attention_step : s->ops->attention)(
+            s->att + q_row, s->q + q_row, k, v, s->cache, pages, T, pos, c->n_heads, c->n_kv_heads, c->head_dim);
     }
 }
 
@@ -62,8 +69,10 @@ static bool embed(const Model *m, CpuState *s, const int *tokens, int T, Error *
     return true;
 }
 
-static void add(float *x, const float *y, size_t n) {
-    for (size_t i = 0; i < n; i++) x[i] += y[i];
+// x [n] before products by w, in --precision bf16: rounded to what w is computed with, f16 or bf16.
+static void round_inputs(const Model *m, float *x, const Matrix *w, int64_t n) {
+    const CpuState *s = m->state;
+    if (m->precision == PRECISION_BF16) s->ops->round(x, w->dtype == DTYPE_F16 ? DTYPE_F16 : DTYPE_BF16, n);
 }
 
 // Logits of the rows that were asked for, into model->logits from row first_logit on, and the most likely token of
@@ -76,6 +85,7 @@ static void lm_head(Model *m, CpuState *s, const Batch *b, int first_logit) {
         s->ops->rmsnorm(s->xb + (size_t)i * dim, s->x + (size_t)b->logit_rows[i] * dim, m->weights.norm, c->norm_eps, 1,
                         c->dim);
     float *logits = m->logits + (size_t)first_logit * vocab;
+    round_inputs(m, s->xb, &m->weights.output, (int64_t)b->n_logits * c->dim);
     if (m->watch_inputs) m->watch_inputs(m->watch_context, &m->weights.output, s->xb, b->n_logits);
     s->ops->matmul_step(logits, s->xb, &m->weights.output, b->n_logits);
     for (int i = 0; i < b->n_logits; i++, logits += vocab)
@@ -90,8 +100,8 @@ static void product(const Model *m, float *y, const float *x, const Matrix *w, c
     int decoded = b->start[b->n_decode];
     if (decoded) s->ops->matmul_step(y, x, w, decoded);
     if (b->n_rows > decoded)
-        s->ops->matmul(y + (size_t)decoded * (size_t)w->rows, x + (size_t)decoded * (size_t)w->cols, w,
-                       b->n_rows - decoded);
+        (m->precision == PRECISION_BF16 ? s->ops->matmul_bf16 : s->ops->matmul)(
+            y + (size_t)decoded * (size_t)w->rows, x + (size_t)decoded * (size_t)w->cols, w, b->n_rows - decoded);
 }
 
 // The rows of a batch, after what their sequences have; rows of prompts and of steps alike.
@@ -100,7 +110,7 @@ bool forward_cpu(Model *m, const Batch *b, int first_logit, Error *err) {
     CpuState *s = m->state;
     const Ops *ops = s->ops;
     int T = b->n_rows;
-    size_t n = (size_t)T * (size_t)c->dim;
+    int64_t n = (int64_t)T * c->dim, n_q = (int64_t)T * c->q_dim, n_hidden = (int64_t)T * c->hidden_dim;
 
     // token ids to vectors
     if (!embed(m, s, b->tokens, T, err)) return false;
@@ -113,24 +123,29 @@ bool forward_cpu(Model *m, const Batch *b, int first_logit, Error *err) {
 
         // attention: queries, keys and values of the normalised stream
         ops->rmsnorm(s->xb, s->x, l->attention_norm, c->norm_eps, T, c->dim);
+        round_inputs(m, s->xb, &l->wq, n);
         product(m, s->q, s->xb, &l->wq, b);
         product(m, s->k, s->xb, &l->wk, b);
         product(m, s->v, s->xb, &l->wv, b);
         // positions, as rotations of pairs
         ops->rope(s->q, s->cos, s->sin, T, c->n_heads, c->head_dim);
         ops->rope(s->k, s->cos, s->sin, T, c->n_kv_heads, c->head_dim);
+        ops->round(s->q, s->cache, n_q);
         attend(m, s, b, i);
         // back to the stream
+        round_inputs(m, s->att, &l->wo, n_q);
         product(m, s->xb, s->att, &l->wo, b);
-        add(s->x, s->xb, n);
+        ops->add(s->x, s->xb, n);
 
         // feed-forward: down(silu(gate) * up)
         ops->rmsnorm(s->xb, s->x, l->ffn_norm, c->norm_eps, T, c->dim);
+        round_inputs(m, s->xb, &l->w1, n);
         product(m, s->hb, s->xb, &l->w1, b);
         product(m, s->hb2, s->xb, &l->w3, b);
-        ops->swiglu(s->hb, s->hb2, (int64_t)T * c->hidden_dim);
+        ops->swiglu(s->hb, s->hb2, n_hidden);
+        round_inputs(m, s->hb, &l->w2, n_hidden);
         product(m, s->xb, s->hb, &l->w2, b);
-        add(s->x, s->xb, n);
+        ops->add(s->x, s->xb, n);
     }
 
     // logits

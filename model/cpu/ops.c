@@ -1,5 +1,5 @@
-// Written with vectors of eight floats (a GCC and Clang extension); what they become is the Makefile's choice: this
-// file is compiled once for each instruction set, with OPS_TABLE naming the table it fills.
+// Written with the vectors of vectors.h; what they become is the Makefile's choice: this file is compiled once for each
+// instruction set, with OPS_TABLE naming the table it fills.
 #include "ops.h"
 
 #include <math.h>
@@ -8,209 +8,23 @@
 #include <string.h>
 
 #include "../threads.h"
+#include "vectors.h"
 
 enum {
-    LANES = 8,
-    W_ROWS = 16,         // rows of W widened to float32 at a time ...
-    K_BLOCK = 512,       // ... this many columns of them: 32 KB, which stays in the L1 cache
-    STEP_ROWS = 9,       // rows of x that a step multiplies at a time ...
-    STEP_W_ROWS = 32,    // ... by so many rows of W ...
-    STEP_COLUMNS = 1024, // ... this many columns of them
-    STEP_AHEAD = 4,      // rows of W that are fetched before they are multiplied: 1.2 to 1.5 times as fast
-    Q_ROWS = 32,         // (token, head) rows of one attention task
-    KV_TILE = KV_PAGE,   // positions per step of the online softmax
+    W_ROWS = 16,                  // rows of W widened to float32 at a time ...
+    K_BLOCK = 512,                // ... this many columns of them: 32 KB, which stays in the L1 cache
+    STEP_ROWS = 9,                // rows of x that a step multiplies at a time ...
+    STEP_W_ROWS = 32,             // ... by so many rows of W ...
+    STEP_COLUMNS = 1024,          // ... this many columns of them
+    STEP_AHEAD = 4,               // rows of W that are fetched before they are multiplied: 1.2 to 1.5 times as fast
+    OUTER_ROWS = 6,               // rows of attention whose sums stay in registers
+    Q_ROWS = 60,                  // (token, head) rows of one attention task
+    Q_STRIDE = MAX_HEAD_DIM + 16, // of their queries, so that rows do not want the same places of the L1 cache
+    KV_TILE = KV_PAGE,            // positions per step of the online softmax
     // In multiply-adds:
     ALONE = 1 << 18, // what one thread does sooner than it wakes the others
     PART = 1 << 16   // what a thread takes at a time: a thread that loses its core holds up no more
 };
-
-typedef float Float8 __attribute__((vector_size(32)));
-typedef int32_t Int8 __attribute__((vector_size(32)));
-typedef uint32_t UInt8 __attribute__((vector_size(32)));
-typedef uint64_t Word4 __attribute__((vector_size(32)));
-typedef int16_t Pair8 __attribute__((vector_size(16)));
-typedef uint8_t Byte16 __attribute__((vector_size(16)));
-
-#define INLINE static inline __attribute__((always_inline))
-
-// ---- vectors --------------------------------------------------------------------------------------------------------
-
-INLINE Float8 load8(const float *p) {
-    Float8 v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-
-INLINE void store8(float *p, Float8 v) {
-    memcpy(p, &v, sizeof v);
-}
-
-INLINE Float8 splat8(float x) {
-    return (Float8){x, x, x, x, x, x, x, x};
-}
-
-INLINE Float8 select8(Int8 mask, Float8 yes, Float8 no) {
-    return (Float8)(((Int8)yes & mask) | ((Int8)no & ~mask));
-}
-
-INLINE float sum8(Float8 v) { // a fixed tree
-    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
-}
-
-// f16 in the low half of each lane: put exponent and fraction in place and let a multiplication move the exponent's
-// bias from 15 to 127; it normalises the subnormals too. Infinities and NaN get the exponent of ones back.
-INLINE Float8 f16_to_float(UInt8 bits) {
-    Float8 f = (Float8)((bits & 0x7FFF) << 13) * 0x1p112f;
-    UInt8 special = (UInt8)((bits & 0x7C00) == 0x7C00) & 0x7F800000;
-    return (Float8)((UInt8)f | special | (bits & 0x8000) << 16);
-}
-
-// e4m3 in the low byte of each lane, none of them NaN. Below 2^-6 the fraction is a whole number of 2^-9.
-INLINE Float8 fp8_to_float(UInt8 bits) {
-    Int8 magnitude = (Int8)(bits & 0x7F);
-    Float8 normal = (Float8)((magnitude << 20) + (120 << 23));
-    Float8 tiny = __builtin_convertvector(magnitude, Float8) * 0x1p-9f;
-    return (Float8)((UInt8)select8(magnitude < 8, tiny, normal) | (bits & 0x80) << 24);
-}
-
-// Codes of quantised weights.
-INLINE bool is_code(DType dtype) {
-    return dtype > DTYPE_F32;
-}
-
-// Bytes before element i; of int4 an even one.
-INLINE size_t bytes_before(DType dtype, size_t i) {
-    return dtype == DTYPE_U8 ? i / 2 : is_code(dtype) ? i : dtype == DTYPE_F32 ? 4 * i : 2 * i;
-}
-
-// Sixteen codes from element i on, as numbers, the even and the odd elements: so a pair of bytes, or of nibbles, is taken
-// apart.
-INLINE void widen16_codes(const char *w, DType dtype, Float8 *first, Float8 *second) {
-    if (dtype == DTYPE_U8) {
-        Byte16 bytes = {0}, zero = {0};
-        memcpy(&bytes, w, LANES);
-        bytes = __builtin_shufflevector(bytes, zero, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-        Int8 pairs = __builtin_convertvector((Pair8)bytes, Int8);
-        *first = __builtin_convertvector((pairs & 15) - 8, Float8);
-        *second = __builtin_convertvector((pairs >> 4) - 8, Float8);
-        return;
-    }
-    Pair8 words;
-    memcpy(&words, w, sizeof words);
-    Int8 pairs = __builtin_convertvector(words, Int8);
-    if (dtype == DTYPE_I8) {
-        *first = __builtin_convertvector(pairs << 24 >> 24, Float8);
-        *second = __builtin_convertvector(pairs >> 8, Float8);
-    } else {
-        *first = fp8_to_float((UInt8)pairs & 0xFF);
-        *second = fp8_to_float((UInt8)(pairs >> 8) & 0xFF);
-    }
-}
-
-// Sixteen weights from element i on, widened; exact for every value. Two-byte weights come as the even and the odd
-// elements: that is how a 32-bit lane holds a pair, and taking it apart costs a shift and a mask. So do codes, without
-// their scale. F32 comes in order.
-INLINE void widen16(const void *w, DType dtype, size_t i, Float8 *first, Float8 *second) {
-    if (dtype == DTYPE_F32) {
-        *first = load8((const float *)w + i);
-        *second = load8((const float *)w + i + LANES);
-        return;
-    }
-    if (is_code(dtype)) {
-        widen16_codes((const char *)w + bytes_before(dtype, i), dtype, first, second);
-        return;
-    }
-    UInt8 pairs;
-    memcpy(&pairs, (const uint16_t *)w + i, sizeof pairs);
-    if (dtype == DTYPE_BF16) {
-        *first = (Float8)(pairs << 16);
-        *second = (Float8)(pairs & 0xFFFF0000);
-    } else {
-        *first = f16_to_float(pairs & 0xFFFF);
-        *second = f16_to_float(pairs >> 16);
-    }
-}
-
-// Sixteen floats of x in the order in which widen16 gives the weights.
-INLINE void load16(const float *x, DType dtype, Float8 *first, Float8 *second) {
-    Float8 a = load8(x), b = load8(x + LANES);
-    *first = dtype == DTYPE_F32 ? a : __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
-    *second = dtype == DTYPE_F32 ? b : __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
-}
-
-INLINE float widen1(const void *w, DType dtype, size_t i) {
-    if (dtype == DTYPE_F32) return ((const float *)w)[i];
-    if (dtype == DTYPE_I8) return ((const int8_t *)w)[i];
-    if (dtype == DTYPE_U8) return (float)((((const uint8_t *)w)[i / 2] >> i % 2 * 4 & 15) - 8);
-    if (dtype == DTYPE_F8_E4M3) return fp8_to_float((UInt8){((const uint8_t *)w)[i]})[0];
-    uint16_t padded[2 * LANES] = {((const uint16_t *)w)[i]};
-    Float8 first, second;
-    widen16(padded, dtype, 0, &first, &second);
-    return first[0];
-}
-
-// What the codes of a row are multiplied by, from column `col` on.
-INLINE float scale_at(const Matrix *w, int row, int col) {
-    size_t groups = (size_t)((w->cols + w->group - 1) / w->group), i = (size_t)row * groups + (size_t)(col / w->group);
-    if (w->scale_dtype == DTYPE_F32) return ((const float *)w->scale)[i];
-    if (w->scale_dtype == DTYPE_F16) return widen1(w->scale, DTYPE_F16, i);
-    uint32_t bits = (uint32_t)((const uint16_t *)w->scale)[i] << 16;
-    float scale;
-    memcpy(&scale, &bits, sizeof scale);
-    return scale;
-}
-
-INLINE float weight_at(const Matrix *w, DType dtype, int row, int col) {
-    float x = widen1(w->data, dtype, (size_t)row * (size_t)w->cols + (size_t)col);
-    return is_code(dtype) ? x * scale_at(w, row, col) : x;
-}
-
-// The column, at most end, up to which those from `col` on share a scale; of numbers, which have none, end.
-INLINE int scale_end(const Matrix *w, DType dtype, int col, int end) {
-    if (!is_code(dtype)) return end;
-    int next = col / w->group * w->group;
-    return end - next < w->group ? end : next + w->group;
-}
-
-// statement with D for the dtype of a matrix, a constant: so no inner loop asks for it.
-#define DTYPE_CASE(constant, D, statement) \
-    case constant: { \
-        const DType D = constant; \
-        statement; \
-        break; \
-    }
-#define WITH_DTYPE(dtype, D, statement) \
-    switch (dtype) { \
-        DTYPE_CASE(DTYPE_BF16, D, statement) \
-        DTYPE_CASE(DTYPE_F16, D, statement) \
-        DTYPE_CASE(DTYPE_F32, D, statement) \
-        DTYPE_CASE(DTYPE_U8, D, statement) \
-        DTYPE_CASE(DTYPE_I8, D, statement) \
-        DTYPE_CASE(DTYPE_F8_E4M3, D, statement) \
-    default: \
-        break; /* others are not of matrices */ \
-    }
-
-// exp(x) to about 1 ulp; 0 below -87, infinite above 88.4. 2^n · e^r with r in ±ln2/2, a polynomial of degree 6
-// (Cephes' expf).
-INLINE Float8 exp8(Float8 x) {
-    Float8 low = splat8(-87.0f), high = splat8(89.0f);
-    Int8 zero = x < low;
-    x = select8(x > high, high, select8(zero, low, x));
-    Float8 magic = splat8(0x1.8p23f); // adding it rounds to a whole number
-    Float8 n = (x * 1.44269504088896341f + magic) - magic;
-    Float8 r = x - n * 0.693359375f;
-    r = r - n * -2.12194440e-4f;
-    Float8 p = splat8(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    Int8 scale = (__builtin_convertvector(n, Int8) + 127) << 23;
-    return (Float8)((Int8)(p * (Float8)scale) & ~zero);
-}
 
 // How many of n indices, of so many multiply-adds each, make a part of parallel_for.
 static int64_t part_of(int64_t n, int64_t cost) {
@@ -293,6 +107,7 @@ typedef struct {
     const float *x;
     Matrix w;
     int T;
+    bool round; // prompts: weights whose scale is of a group of columns, to bf16
 } Product;
 
 // Blocks of four rows of W.
@@ -324,12 +139,21 @@ INLINE void widen_weights(float *x, const Matrix *w, DType dtype, int row, int c
     }
 }
 
-static void widen_row(float *x, const Matrix *w, int row, int col, int n) {
-    WITH_DTYPE(w->dtype, D, widen_weights(x, w, D, row, col, n))
+static void widen_row(float *x, const Matrix *w, int row, int col,
+                      int n){WITH_DTYPE(w -> dtype, D, widen_weights(x, w, D, row, col, n))}
+
+// x [n], rounded to dtype where it is.
+INLINE void round_numbers(float *x, DType dtype, int64_t n) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) store8(x + i, round8(load8(x + i), dtype));
+    float last[LANES] = {0};
+    memcpy(last, x + i, (size_t)(n - i) * sizeof *x);
+    store8(last, round8(load8(last), dtype));
+    memcpy(x + i, last, (size_t)(n - i) * sizeof *x);
 }
 
 // One panel of W, from row `first` on: it is widened once and serves all T rows of x.
-static void matmul_panel(float *y, const float *x, const Matrix *w, int T, int first) {
+static void matmul_panel(float *y, const float *x, const Matrix *w, int T, int first, bool round) {
     float panel[W_ROWS * K_BLOCK];
     int n = w->rows, k = w->cols;
     int rows = n - first < W_ROWS ? n - first : W_ROWS;
@@ -337,6 +161,7 @@ static void matmul_panel(float *y, const float *x, const Matrix *w, int T, int f
     for (int l = 0; l < k; l += K_BLOCK) {
         int width = k - l < K_BLOCK ? k - l : K_BLOCK, whole = width / LANES * LANES;
         for (int i = 0; i < rows; i++) widen_row(panel + i * K_BLOCK, w, first + i, l, width);
+        for (int i = 0; i < rows && round; i++) round_numbers(panel + i * K_BLOCK, DTYPE_BF16, width);
         dot_block(y + first, 1, (size_t)n, panel, K_BLOCK, rows, x + l, (size_t)k, T, whole);
         for (int r = whole; r < width; r++) // the last columns of a width that is no multiple of LANES
             for (int t = 0; t < T; t++)
@@ -348,14 +173,22 @@ static void matmul_panel(float *y, const float *x, const Matrix *w, int T, int f
 
 static void matmul_part(void *product, int64_t begin, int64_t end) {
     const Product *p = product;
-    for (int panel = (int)begin; panel < (int)end; panel++) matmul_panel(p->y, p->x, &p->w, p->T, panel * W_ROWS);
+    for (int panel = (int)begin; panel < (int)end; panel++)
+        matmul_panel(p->y, p->x, &p->w, p->T, panel * W_ROWS, p->round);
 }
 
 // Rows of prompts.
+static void multiply_prompt(Product *p) {
+    int64_t blocks = (p->w.rows + W_ROWS - 1) / W_ROWS;
+    parallel_for(blocks, part_of(blocks, (int64_t)p->T * W_ROWS * p->w.cols), matmul_part, p);
+}
+
 static void matmul(float *y, const float *x, const Matrix *w, int T) {
-    Product p = {y, x, *w, T};
-    int64_t blocks = (w->rows + W_ROWS - 1) / W_ROWS;
-    parallel_for(blocks, part_of(blocks, (int64_t)T * W_ROWS * w->cols), matmul_part, &p);
+    multiply_prompt(&(Product){y, x, *w, T, .round = false});
+}
+
+static void matmul_bf16(float *y, const float *x, const Matrix *w, int T) {
+    multiply_prompt(&(Product){y, x, *w, T, .round = w->group && w->group != WHOLE_ROW});
 }
 
 // ---- matmul of a step -----------------------------------------------------------------------------------------------
@@ -449,7 +282,7 @@ static void step_part(void *product, int64_t begin, int64_t end) {
 }
 
 static void matmul_step(float *y, const float *x, const Matrix *w, int T) {
-    Product p = {y, x, *w, T};
+    Product p = {y, x, *w, T, .round = false};
     int64_t rows = T == 1 ? 4 : STEP_W_ROWS, blocks = (w->rows + rows - 1) / rows;
     parallel_for(blocks, part_of(blocks, T * rows * w->cols), T == 1 ? matvec_part : step_part, &p);
 }
@@ -459,28 +292,104 @@ static void widen(float *x, const void *row, DType dtype, int n) {
 }
 
 // ---- element by element ---------------------------------------------------------------------------------------------
+// Rows or blocks of numbers, shared by the threads.
 
-static void rmsnorm(float *y, const float *x, const float *weight, float eps, int T, int n) {
-    for (int t = 0; t < T; t++, x += n, y += n) {
+typedef struct {
+    float *y;
+    const float *x, *weight;
+    float eps;
+    int n;
+} Norm;
+
+static void rmsnorm_part(void *whole, int64_t begin, int64_t end) {
+    const Norm a = *(const Norm *)whole;
+    const int n = a.n;
+    const float *x = a.x + begin * n;
+    float *y = a.y + begin * n;
+    for (int64_t t = begin; t < end; t++, x += n, y += n) {
         Float8 squares = splat8(0);
         int i = 0;
         for (; i + LANES <= n; i += LANES) squares += load8(x + i) * load8(x + i);
         float sum = sum8(squares);
         for (; i < n; i++) sum += x[i] * x[i];
-        float scale = 1.0f / sqrtf(sum / (float)n + eps);
-        for (i = 0; i < n; i++) y[i] = weight[i] * (x[i] * scale);
+        float scale = 1.0f / sqrtf(sum / (float)n + a.eps);
+        for (i = 0; i < n; i++) y[i] = a.weight[i] * (x[i] * scale);
     }
 }
 
-static void rope(float *x, const float *cos, const float *sin, int T, int n_heads, int head_dim) {
-    int half = head_dim / 2;
-    for (int t = 0; t < T; t++, cos += half, sin += half)
-        for (int h = 0; h < n_heads; h++, x += head_dim)
+static void rmsnorm(float *y, const float *x, const float *weight, float eps, int T, int n) {
+    parallel_for(T, part_of(T, n), rmsnorm_part, &(Norm){y, x, weight, eps, n});
+}
+
+typedef struct {
+    float *x;
+    const float *cos, *sin;
+    int n_heads, head_dim;
+} Rotation;
+
+static void rope_part(void *whole, int64_t begin, int64_t end) {
+    const Rotation a = *(const Rotation *)whole;
+    const int half = a.head_dim / 2;
+    const float *cos = a.cos + begin * half, *sin = a.sin + begin * half;
+    float *x = a.x + begin * a.n_heads * a.head_dim;
+    for (int64_t t = begin; t < end; t++, cos += half, sin += half)
+        for (int h = 0; h < a.n_heads; h++, x += a.head_dim)
             for (int i = 0; i < half; i++) {
-                float a = x[i], b = x[i + half];
-                x[i] = a * cos[i] - b * sin[i];
-                x[i + half] = b * cos[i] + a * sin[i];
+                float first = x[i], second = x[i + half];
+                x[i] = first * cos[i] - second * sin[i];
+                x[i + half] = second * cos[i] + first * sin[i];
             }
+}
+
+static void rope(float *x, const float *cos, const float *sin, int T, int n_heads, int head_dim) {
+    parallel_for(T, part_of(T, (int64_t)n_heads * head_dim), rope_part, &(Rotation){x, cos, sin, n_heads, head_dim});
+}
+
+typedef struct {
+    float *x;
+    const float *y;
+    DType dtype;
+    int64_t n;
+} Numbers;
+
+enum { BLOCK = 1024 }; // numbers
+
+static void add_part(void *numbers, int64_t begin, int64_t end) { // in blocks
+    const Numbers a = *(const Numbers *)numbers;
+    int64_t last = end * BLOCK < a.n ? end * BLOCK : a.n;
+    for (int64_t i = begin * BLOCK; i < last; i++) a.x[i] += a.y[i];
+}
+
+static void add(float *x, const float *y, int64_t n) {
+    int64_t blocks = (n + BLOCK - 1) / BLOCK;
+    parallel_for(blocks, part_of(blocks, BLOCK), add_part, &(Numbers){.x = x, .y = y, .n = n});
+}
+
+static void round_part(void *numbers, int64_t begin, int64_t end) { // in blocks
+    const Numbers a = *(const Numbers *)numbers;
+    int64_t first = begin * BLOCK, last = end * BLOCK < a.n ? end * BLOCK : a.n;
+    if (a.dtype == DTYPE_BF16)
+        round_numbers(a.x + first, DTYPE_BF16, last - first);
+    else
+        round_numbers(a.x + first, DTYPE_F16, last - first);
+}
+
+static void round_to(float *x, DType dtype, int64_t n) {
+    int64_t blocks = (n + BLOCK - 1) / BLOCK;
+    if (dtype != DTYPE_F32)
+        parallel_for(blocks, part_of(blocks, BLOCK), round_part, &(Numbers){.x = x, .dtype = dtype, .n = n});
+}
+
+static void narrow(void *to, const float *x, DType dtype, int64_t n) {
+    uint16_t *bits = to;
+    for (int64_t i = 0; i < n; i += LANES) {
+        int64_t count = n - i < LANES ? n - i : LANES;
+        float in[LANES] = {0};
+        memcpy(in, x + i, (size_t)count * sizeof *x);
+        UInt8 narrowed = dtype == DTYPE_F16 ? narrow8(load8(in), DTYPE_F16) : narrow8(load8(in), DTYPE_BF16);
+        Half8 out = __builtin_convertvector(narrowed, Half8);
+        memcpy(bits + i, &out, (size_t)count * sizeof *bits);
+    }
 }
 
 typedef struct {
@@ -513,50 +422,126 @@ static void swiglu(float *gate, const float *up, int64_t n) {
 
 // ---- attention ------------------------------------------------------------------------------------------------------
 
-// out[R][n] += p[R][KV_TILE] · v[count][n], for C vectors of columns.
-INLINE void accumulate_tile(float *out, const float *p, const float *v, int count, int n, int R, int C) {
-    Float8 sum[4][2];
+// out[R][.] += a[R][n] · b[n][.] for C vectors of columns: rows of out are out_row apart, of a a_row, of b b_row. R and C
+// are constants after inlining.
+INLINE void outer_tile(float *out, int out_row, const float *a, int a_row, const float *b, int b_row, int n, int R,
+                       int C) {
+    Float8 sum[OUTER_ROWS][2];
+#pragma GCC unroll 6
     for (int i = 0; i < R; i++)
-        for (int c = 0; c < C; c++) sum[i][c] = load8(out + i * n + c * LANES);
-    for (int j = 0; j < count; j++, v += n)
-        for (int i = 0; i < R; i++)
-            for (int c = 0; c < C; c++) sum[i][c] += splat8(p[i * KV_TILE + j]) * load8(v + c * LANES);
+        for (int c = 0; c < C; c++) sum[i][c] = load8(out + i * out_row + c * LANES);
+    for (int l = 0; l < n; l++, a++, b += b_row) {
+        Float8 column[2];
+        for (int c = 0; c < C; c++) column[c] = load8(b + c * LANES);
+#pragma GCC unroll 6
+        for (int i = 0; i < R; i++) {
+            Float8 factor = splat8(a[i * a_row]);
+            for (int c = 0; c < C; c++) sum[i][c] += factor * column[c];
+        }
+    }
+#pragma GCC unroll 6
     for (int i = 0; i < R; i++)
-        for (int c = 0; c < C; c++) store8(out + i * n + c * LANES, sum[i][c]);
+        for (int c = 0; c < C; c++) store8(out + i * out_row + c * LANES, sum[i][c]);
 }
 
-// out[R][n] += p[R][KV_TILE] · v[count][n] for R = 4 or 1 rows.
-INLINE void accumulate_rows(float *out, const float *p, const float *v, int count, int n, int R) {
+// The same for R rows and all `columns`.
+INLINE void outer_rows(float *out, int out_row, const float *a, int a_row, const float *b, int b_row, int n,
+                       int columns, int R) {
     int c = 0;
-    if (R == 4)
-        for (; c + 2 * LANES <= n; c += 2 * LANES) accumulate_tile(out + c, p, v + c, count, n, 4, 2);
-    else
-        for (; c + LANES <= n; c += LANES) accumulate_tile(out + c, p, v + c, count, n, 1, 1);
-    for (int r = 0; r < R; r++) // columns left over
-        for (int j = 0; j < count; j++)
-            for (int l = c; l < n; l++) out[r * n + l] += p[r * KV_TILE + j] * v[j * n + l];
+    for (; c + 2 * LANES <= columns; c += 2 * LANES) outer_tile(out + c, out_row, a, a_row, b + c, b_row, n, R, 2);
+    for (; c + LANES <= columns; c += LANES) outer_tile(out + c, out_row, a, a_row, b + c, b_row, n, R, 1);
+    for (int r = 0; r < R && c < columns; r++) // columns left over
+        for (int l = 0; l < n; l++)
+            for (int i = c; i < columns; i++) out[r * out_row + i] += a[r * a_row + l] * b[l * b_row + i];
+}
+
+// OUTER_ROWS rows. (Not inlined: their sums would not stay in registers, of which they take nearly all.)
+__attribute__((noinline)) static void outer_most(float *out, int out_row, const float *a, int a_row, const float *b,
+                                                 int b_row, int n, int columns) {
+    outer_rows(out, out_row, a, a_row, b, b_row, n, columns, OUTER_ROWS);
+}
+
+// The same for any number of rows. A row's sums have one order, whatever rows are beside it.
+static void outer_product(float *out, int out_row, const float *a, int a_row, const float *b, int b_row, int n,
+                          int columns, int rows) {
+    int i = 0;
+    for (; i + OUTER_ROWS <= rows; i += OUTER_ROWS)
+        outer_most(out + i * out_row, out_row, a + i * a_row, a_row, b, b_row, n, columns);
+    for (; i + 4 <= rows; i += 4) outer_rows(out + i * out_row, out_row, a + i * a_row, a_row, b, b_row, n, columns, 4);
+    for (; i < rows; i++) outer_rows(out + i * out_row, out_row, a + i * a_row, a_row, b, b_row, n, columns, 1);
 }
 
 // out[rows][n] += p[rows][KV_TILE] · v[n], of v as many positions as the row attends to, visible[rows], ascending: what
 // comes after it is not multiplied by zero but left alone, for it may be infinite.
 static void accumulate(float *out, const float *p, const float *v, int rows, const int *visible, int n) {
-    for (int i = 0; i < rows;) {
-        int together = rows - i >= 4 ? 4 : 1, count = visible[i];
-        if (together == 4) accumulate_rows(out + i * n, p + i * KV_TILE, v, count, n, 4);
-        for (int end = i + together; i < end; i++) {
-            int from = together == 4 ? count : 0;
-            if (visible[i] > from)
-                accumulate_rows(out + i * n, p + i * KV_TILE + from, v + from * n, visible[i] - from, n, 1);
-        }
+    for (int i = 0, end; i < rows; i = end) {
+        for (end = i + 1; end < rows && visible[end] == visible[i];) end++;
+        outer_product(out + i * n, n, p + i * KV_TILE, KV_TILE, v, n, visible[i], n, end - i);
     }
+}
+
+// to[8][KV_TILE] = the transpose of from[8][from_row].
+INLINE void transpose8(float *to, const float *from, int from_row) {
+    Float8 a[8], b[8];
+    for (int i = 0; i < 8; i++) a[i] = load8(from + i * from_row);
+    for (int i = 0; i < 4; i++) { // pairs of rows i and i+4, then of these, then of those: all elements are in place
+        b[2 * i] = __builtin_shufflevector(a[i], a[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+        b[2 * i + 1] = __builtin_shufflevector(a[i], a[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+    for (int i = 0; i < 4; i++) {
+        a[2 * i] = __builtin_shufflevector(b[i], b[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+        a[2 * i + 1] = __builtin_shufflevector(b[i], b[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+    for (int i = 0; i < 4; i++) {
+        b[2 * i] = __builtin_shufflevector(a[i], a[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+        b[2 * i + 1] = __builtin_shufflevector(a[i], a[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+    for (int i = 0; i < 8; i++) store8(to + i * KV_TILE, b[i]);
+}
+
+// to[n][KV_TILE] from k[count][n]; zeros in the place of positions that are not there.
+static void transpose_tile(float *to, const float *k, int count, int n) {
+    int whole = n / LANES * LANES, j = 0;
+    if (count < KV_TILE) memset(to, 0, (size_t)(n * KV_TILE) * sizeof *to);
+    for (; j + LANES <= count; j += LANES) {
+        for (int i = 0; i < whole; i += LANES) transpose8(to + i * KV_TILE + j, k + j * n + i, n);
+        for (int i = whole; i < n; i++)
+            for (int l = 0; l < LANES; l++) to[i * KV_TILE + j + l] = k[(j + l) * n + i];
+    }
+    for (; j < count; j++)
+        for (int i = 0; i < n; i++) to[i * KV_TILE + j] = k[j * n + i];
+}
+
+// score[rows][KV_TILE] = queries[rows][Q_STRIDE] · k[count][n]. Rows of prompts are many: keys are transposed for them, so that
+// no sum is spread over a vector.
+static void prompt_scores(float *score, const float *queries, const float *k, int rows, int count, int n) {
+    float keys[MAX_HEAD_DIM * KV_TILE];
+    transpose_tile(keys, k, count, n);
+    memset(score, 0, (size_t)(rows * KV_TILE) * sizeof *score);
+    outer_product(score, KV_TILE, queries, Q_STRIDE, keys, KV_TILE, n, KV_TILE, rows);
+}
+
+// The same for rows of steps.
+static void step_scores(float *score, const float *queries, const float *k, int rows, int count, int n) {
+    int whole = n / LANES * LANES;
+    memset(score, 0, (size_t)(rows * KV_TILE) * sizeof *score);
+    dot_block(score, KV_TILE, 1, queries, Q_STRIDE, rows, k, (size_t)n, count, whole);
+    for (int r = 0; r < rows; r++)
+        for (int i = whole; i < n; i++)
+            for (int c = 0; c < count; c++) score[r * KV_TILE + c] += queries[r * Q_STRIDE + i] * k[c * n + i];
 }
 
 // One row of scores [KV_TILE], of which the first `visible` count: to exp(score - max), zero beyond; keeps the running
 // maximum and sum, and rescales what was accumulated under an older maximum.
 static void softmax_step(float *score, int visible, float *max, float *sum, float *out, int n) {
-    float new_max = *max;
-    for (int j = 0; j < visible; j++) new_max = score[j] > new_max ? score[j] : new_max;
     for (int j = visible; j < KV_TILE; j++) score[j] = -INFINITY;
+    Float8 most = splat8(*max);
+    for (int j = 0; j < KV_TILE; j += LANES) {
+        Float8 s = load8(score + j);
+        most = select8(s > most, s, most);
+    }
+    float new_max = *max;
+    for (int j = 0; j < LANES; j++) new_max = most[j] > new_max ? most[j] : new_max;
     if (new_max != *max) {
         float rescale = expf(*max - new_max); // 0 at first, when the maximum is -inf
         *sum *= rescale;
@@ -572,19 +557,26 @@ static void softmax_step(float *score, int visible, float *max, float *sum, floa
     *sum += sum8(total);
 }
 
+// n numbers of the cache from number `at` on: where they are, or widened.
+static const float *tile_of(float *widened, const void *cache, size_t at, DType dtype, int n) {
+    if (dtype == DTYPE_F32) return (const float *)cache + at;
+    widen(widened, (const uint16_t *)cache + at, dtype, n);
+    return widened;
+}
+
 // Rows [first, first+rows) of one K/V head's queries, numbered token × group + head of the group. k and v: the head's
 // first page, page_stride elements before the next.
-static void attention_task(float *out, const float *q, const float *k, const float *v, const int *pages,
-                           size_t page_stride, int first, int rows, int pos, int n_heads, int group, int head_dim) {
-    float queries[Q_ROWS * MAX_HEAD_DIM], result[Q_ROWS * MAX_HEAD_DIM], score[Q_ROWS * KV_TILE], max[Q_ROWS],
-        sum[Q_ROWS];
+static void attention_task(float *out, const float *q, const void *k, const void *v, DType dtype, const int *pages,
+                           size_t page_stride, int first, int rows, int pos, int n_heads, int group, int head_dim,
+                           bool prompt) {
+    float queries[Q_ROWS * Q_STRIDE], result[Q_ROWS * MAX_HEAD_DIM], score[Q_ROWS * KV_TILE], max[Q_ROWS], sum[Q_ROWS],
+        widened[KV_TILE * MAX_HEAD_DIM];
     int visible[Q_ROWS]; // positions of a tile that a row attends to
     float scale = 1.0f / sqrtf((float)head_dim);
-    int whole = head_dim / LANES * LANES;
     for (int r = 0; r < rows; r++) {
         int token = (first + r) / group, head = (first + r) % group;
         const float *from = q + ((size_t)token * (size_t)n_heads + (size_t)head) * (size_t)head_dim;
-        for (int i = 0; i < head_dim; i++) queries[r * head_dim + i] = from[i] * scale;
+        for (int i = 0; i < head_dim; i++) queries[r * Q_STRIDE + i] = from[i] * scale;
         max[r] = -INFINITY;
         sum[r] = 0;
     }
@@ -593,18 +585,15 @@ static void attention_task(float *out, const float *q, const float *k, const flo
     for (int j = 0; j < end; j += KV_TILE) {
         int count = end - j < KV_TILE ? end - j : KV_TILE;
         size_t page = (size_t)pages[j / KV_TILE] * page_stride;
-        const float *kj = k + page, *vj = v + page;
-        memset(score, 0, sizeof score);
-        dot_block(score, KV_TILE, 1, queries, (size_t)head_dim, rows, kj, (size_t)head_dim, count, whole);
+        const float *kj = tile_of(widened, k, page, dtype, count * head_dim);
+        (prompt ? prompt_scores : step_scores)(score, queries, kj, rows, count, head_dim);
         for (int r = 0; r < rows; r++) {
-            for (int i = whole; i < head_dim; i++)
-                for (int c = 0; c < count; c++)
-                    score[r * KV_TILE + c] += queries[r * head_dim + i] * kj[c * head_dim + i];
             int sees = pos + (first + r) / group + 1 - j; // the causal mask
             visible[r] = sees < 0 ? 0 : sees > count ? count : sees;
             if (visible[r] > 0)
                 softmax_step(score + r * KV_TILE, visible[r], max + r, sum + r, result + r * head_dim, head_dim);
         }
+        const float *vj = tile_of(widened, v, page, dtype, count * head_dim);
         accumulate(result, score, vj, rows, visible, head_dim);
     }
     for (int r = 0; r < rows; r++) {
@@ -616,9 +605,12 @@ static void attention_task(float *out, const float *q, const float *k, const flo
 
 typedef struct {
     float *out;
-    const float *q, *k, *v;
+    const float *q;
+    const char *k, *v;
+    DType dtype;
     const int *pages;
     int T, pos, n_heads, n_kv_heads, head_dim;
+    bool prompt;
 } Attention;
 
 // Blocks of Q_ROWS rows of one K/V head, the longest first.
@@ -629,18 +621,28 @@ static void attention_part(void *whole, int64_t begin, int64_t end) {
         int task = blocks * a->n_kv_heads - 1 - (int)i, kv_head = task % a->n_kv_heads,
             first = task / a->n_kv_heads * Q_ROWS;
         size_t at = (size_t)kv_head * KV_PAGE * (size_t)a->head_dim, head = (size_t)(kv_head * group * a->head_dim);
-        attention_task(a->out + head, a->q + head, a->k + at, a->v + at, a->pages,
+        at *= (size_t)dtype_bytes[a->dtype];
+        attention_task(a->out + head, a->q + head, a->k + at, a->v + at, a->dtype, a->pages,
                        kv_page_elements(a->n_kv_heads, a->head_dim), first,
-                       rows - first < Q_ROWS ? rows - first : Q_ROWS, a->pos, a->n_heads, group, a->head_dim);
+                       rows - first < Q_ROWS ? rows - first : Q_ROWS, a->pos, a->n_heads, group, a->head_dim,
+                       a->prompt);
     }
 }
 
-static void attention(float *out, const float *q, const float *k, const float *v, const int *pages, int T, int pos,
-                      int n_heads, int n_kv_heads, int head_dim) {
-    Attention a = {out, q, k, v, pages, T, pos, n_heads, n_kv_heads, head_dim};
-    int64_t tasks = (int64_t)(T * (n_heads / n_kv_heads) + Q_ROWS - 1) / Q_ROWS * n_kv_heads;
-    bool alone = (int64_t)T * (pos + T) * n_heads * head_dim <= ALONE;
-    parallel_for(tasks, alone ? tasks : 1, attention_part, &a);
+static void attend(const Attention *a) {
+    int64_t tasks = (int64_t)(a->T * (a->n_heads / a->n_kv_heads) + Q_ROWS - 1) / Q_ROWS * a->n_kv_heads;
+    bool alone = (int64_t)a->T * (a->pos + a->T) * a->n_heads * a->head_dim <= ALONE;
+    parallel_for(tasks, alone ? tasks : 1, attention_part, (void *)a);
+}
+
+static void attention(float *out, const float *q, const void *k, const void *v, DType dtype, const int *pages, int T,
+                      int pos, int n_heads, int n_kv_heads, int head_dim) {
+    attend(&(Attention){out, q, k, v, dtype, pages, T, pos, n_heads, n_kv_heads, head_dim, .prompt = true});
+}
+
+static void attention_step(float *out, const float *q, const void *k, const void *v, DType dtype, const int *pages,
+                           int T, int pos, int n_heads, int n_kv_heads, int head_dim) {
+    attend(&(Attention){out, q, k, v, dtype, pages, T, pos, n_heads, n_kv_heads, head_dim, .prompt = false});
 }
 
 // ---- what the machine gives -----------------------------------------------------------------------------------------
@@ -681,4 +683,19 @@ static double multiply_add(int64_t rounds, float *sink) {
     return (double)rounds * 10 * LANES * 2;
 }
 
-const Ops OPS_TABLE = {OPS_NAME, matmul, matmul_step, widen, rmsnorm, rope, attention, swiglu, read_all, multiply_add};
+const Ops OPS_TABLE = {.name = OPS_NAME,
+                       .name_bf16 = OPS_NAME,
+                       .matmul = matmul,
+                       .matmul_bf16 = matmul_bf16,
+                       .matmul_step = matmul_step,
+                       .widen = widen,
+                       .narrow = narrow,
+                       .round = round_to,
+                       .rmsnorm = rmsnorm,
+                       .rope = rope,
+                       .attention = attention,
+                       .attention_step = attention_step,
+                       .swiglu = swiglu,
+                       .add = add,
+                       .read_all = read_all,
+                       .multiply_add = multiply_add};

@@ -14,6 +14,15 @@ bool avx512_supported(void);
 enum { STEP_COLUMNS = 1 << 17 };
 void step_avx512(float *y, const float *x, const Matrix *w, int T);
 void matmul_avx512(float *y, const float *x, const Matrix *w, int T);
+// matmul_bf16 in float32.
+void matmul_rounded_avx512(float *y, const float *x, const Matrix *w, int T);
+// The same with the instructions of AVX512-BF16, and whether the processor has them: of W that is not F16 or F32.
+bool avx512_bf16_supported(void);
+void matmul_bf16_avx512(float *y, const float *x, const Matrix *w, int T);
+// And with AMX; to ask gives this process leave to use it.
+bool amx_supported(void);
+void matmul_amx(float *y, const float *x, const Matrix *w, int T);
+double multiply_add_bf16_avx512(int64_t rounds, float *sink);
 double multiply_add_avx512(int64_t rounds, float *sink);
 
 #endif

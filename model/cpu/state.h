@@ -7,6 +7,7 @@
 
 typedef struct {
     const Ops *ops;
+    DType cache;      // of keys, values and queries: F32, or in --precision bf16 what products round to, BF16 or F16
     float *x;         // [T][dim]: the residual stream
     float *xb;        // [T][dim]: normalised, or what a block adds
     float *q;         // [T][q_dim]

@@ -4,7 +4,7 @@
 
 enum {
     X_ROWS = 8,       // rows of x that are multiplied at a time ...
-    X_NEAR = 1 << 13, // ... so many numbers of them: 32 KB, which stays in the L1 cache
+    X_NEAR = 1 << 14, // ... so many numbers of them: 64 KB
     W_ROWS = 32,      // rows of W that a thread takes at a time
     AHEAD = 4096,     // bytes of W, at least, that are fetched before they are multiplied, and to the L2 cache: int8
                       // was 1.7 times as fast so as with fetches to L1
@@ -94,41 +94,35 @@ INLINE void load_block_scales(Block *b, int row, int col, int n, int R) {
     }
 }
 
-// R rows of W by C rows of x, over a line of columns.
-typedef struct {
-    Line line[4];
-    __m512 sum[4][4];
-} LineSums;
-
-// Vector j of the line.
-INLINE void multiply_vector(LineSums *s, const float *x, size_t x_stride, int j, DType dtype, int R, int C) {
+// Vector j of R lines of W by C rows of x: sum += their products, or = where it is the first.
+INLINE void multiply_vector(__m512 sum[4][4], const Line line[4], const float *x, size_t x_stride, int j, bool first,
+                            DType dtype, int R, int C) {
     __m512 w[4];
-    for (int r = 0; r < R; r++) w[r] = widen(s->line[r], j, dtype);
+    for (int r = 0; r < R; r++) w[r] = widen(line[r], j, dtype);
     for (int c = 0; c < C; c++) {
         __m512 xc = _mm512_load_ps(x + (size_t)c * x_stride + j * LANES);
-        for (int r = 0; r < R; r++)
-            s->sum[r][c] = j == 0 ? _mm512_mul_ps(w[r], xc) : _mm512_fmadd_ps(w[r], xc, s->sum[r][c]);
+        for (int r = 0; r < R; r++) sum[r][c] = first ? _mm512_mul_ps(w[r], xc) : _mm512_fmadd_ps(w[r], xc, sum[r][c]);
     }
 }
 
-// sum += scale × the line's sum; scale[r]: of each lane, if it is grouped. at: of the first row, `stride` bytes before the next.
+// Lines of R rows of W by C rows of x, added to sum; where scales are of groups of columns the line has a sum of its own,
+// which is multiplied by scale[r]: of each lane. at: the first row's line, `stride` bytes before the next.
 INLINE void multiply_line(__m512 sum[4][4], const char *at, size_t stride, const float *x, size_t x_stride,
                           const __m512 *scale, DType dtype, bool grouped, int R, int C) {
     const int n = weights_of_lane(dtype);
-    LineSums s;
-    for (int r = 0; r < R; r++) s.line[r] = load_line(at + (size_t)r * stride, dtype);
-    multiply_vector(&s, x, x_stride, 0, dtype, R, C);
-    if (n > 1) multiply_vector(&s, x, x_stride, 1, dtype, R, C);
-    if (n > 2) multiply_vector(&s, x, x_stride, 2, dtype, R, C);
-    if (n > 2) multiply_vector(&s, x, x_stride, 3, dtype, R, C);
-    if (n > 4) multiply_vector(&s, x, x_stride, 4, dtype, R, C);
-    if (n > 4) multiply_vector(&s, x, x_stride, 5, dtype, R, C);
-    if (n > 4) multiply_vector(&s, x, x_stride, 6, dtype, R, C);
-    if (n > 4) multiply_vector(&s, x, x_stride, 7, dtype, R, C);
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++)
-            sum[r][c] =
-                grouped ? _mm512_fmadd_ps(s.sum[r][c], scale[r], sum[r][c]) : _mm512_add_ps(sum[r][c], s.sum[r][c]);
+    Line line[4];
+    __m512 own[4][4], (*to)[4] = grouped ? own : sum;
+    for (int r = 0; r < R; r++) line[r] = load_line(at + (size_t)r * stride, dtype);
+    multiply_vector(to, line, x, x_stride, 0, grouped, dtype, R, C);
+    if (n > 1) multiply_vector(to, line, x, x_stride, 1, false, dtype, R, C);
+    if (n > 2) multiply_vector(to, line, x, x_stride, 2, false, dtype, R, C);
+    if (n > 2) multiply_vector(to, line, x, x_stride, 3, false, dtype, R, C);
+    if (n > 4) multiply_vector(to, line, x, x_stride, 4, false, dtype, R, C);
+    if (n > 4) multiply_vector(to, line, x, x_stride, 5, false, dtype, R, C);
+    if (n > 4) multiply_vector(to, line, x, x_stride, 6, false, dtype, R, C);
+    if (n > 4) multiply_vector(to, line, x, x_stride, 7, false, dtype, R, C);
+    for (int r = 0; r < R && grouped; r++)
+        for (int c = 0; c < C; c++) sum[r][c] = _mm512_fmadd_ps(own[r][c], scale[r], sum[r][c]);
 }
 
 // The scale of each lane of a line of row r of those whose scales were loaded; group: the first of the line's.
@@ -174,7 +168,7 @@ INLINE void multiply(Block *b, int row, int t, int col, int n, DType dtype, bool
             if (grouped)
                 scale[r] = at_hand ? scale_at_hand(b, scales + (size_t)r * groups + (i >> b->shift))
                                    : loaded_scale(b, r, i >> b->shift);
-            _mm_prefetch(at + (size_t)r * stride + ahead, _MM_HINT_T1);
+            if (ahead) _mm_prefetch(at + (size_t)r * stride + ahead, _MM_HINT_T1);
         }
         multiply_line(sum, at, apart, x + i, x_stride, scale, dtype, grouped, R, C);
     }
@@ -203,10 +197,7 @@ INLINE void multiply_block(Block *b, DType dtype, bool grouped) {
     const int cols = w->cols, T = b->p->T, near = X_NEAR / T / MAX_UNIT * MAX_UNIT;
     for (int col = 0; col < cols; col += near) {
         int n = cols - col < near ? cols - col : near, row = 0;
-        for (; T == 1 && row + 4 <= b->rows; row += 4) {
-            if (grouped) load_block_scales(b, row, col, n, 4);
-            multiply(b, row, 0, col, n, dtype, grouped, 4, 1);
-        }
+        for (; (T == 1 || !grouped) && row + 4 <= b->rows; row += 4) multiply_rows(b, row, col, n, dtype, grouped, 4);
         for (; row + 2 <= b->rows; row += 2) multiply_rows(b, row, col, n, dtype, grouped, 2);
         if (row < b->rows) multiply_rows(b, row, col, n, dtype, grouped, 1);
     }

@@ -1,5 +1,12 @@
 #include "bench_report.h"
 
+// What prompts of this precision can reach at most, and what it was measured with.
+static const Statistic *product_peak(const Model *m, const Roofline *r, const char **how) {
+    const bool bf16 = m->precision != PRECISION_F32 && r->product_bf16.n;
+    if (how) *how = bf16 ? r->product_bf16_how : r->product_how;
+    return bf16 ? &r->product_bf16 : &r->product;
+}
+
 static double share(const BenchRow *row, const Statistic *peak) {
     return row->work / row->seconds.median / peak->median;
 }
@@ -41,14 +48,14 @@ static void json_shape(const Model *m, const BenchOptions *o, FILE *out) {
             weights_dtypes(m, dtypes), (unsigned long long)m->weights.bytes, (unsigned long long)weights_read(m, 1));
 }
 
-static void json_prompt(const BenchResult *b, FILE *out, const BenchRow *row) {
+static void json_prompt(const Model *m, const BenchResult *b, FILE *out, const BenchRow *row) {
     fprintf(out, "  {\"tokens\": %d, ", row->length);
     if (row->seconds.n == 0) {
         json_text(out, "not_run", row->why.text);
     } else {
         json_statistic(out, "ms", row->seconds, 1e-3);
         fprintf(out, ", \"tokens_s\": %.6g, \"tflop_s\": %.6g, \"share\": %.4f", row->length / row->seconds.median,
-                row->work / row->seconds.median * 1e-12, share(row, &b->roofline.product));
+                row->work / row->seconds.median * 1e-12, share(row, product_peak(m, &b->roofline, NULL)));
     }
     fprintf(out, "}");
 }
@@ -98,9 +105,10 @@ void bench_report_json(const Model *m, const BenchOptions *o, const BenchResult 
     fprintf(out, ", ");
     json_text(out, "how", r->read_how);
     fprintf(out, "},\n \"product\": {");
-    json_statistic(out, "tflop_s", r->product, 1e12);
+    const char *how;
+    json_statistic(out, "tflop_s", *product_peak(m, r, &how), 1e12);
     fprintf(out, ", ");
-    json_text(out, "how", r->product_how);
+    json_text(out, "how", how);
     fprintf(out, "},\n \"load\": ");
     if (b->n_loads) {
         fprintf(out, "{\"first_ms\": %.6g, ", b->loads[0] * 1e3);
@@ -117,7 +125,7 @@ void bench_report_json(const Model *m, const BenchOptions *o, const BenchResult 
         json_fresh(out, &b->fresh[i], &b->warm[i]);
     fprintf(out, " \"prefill\": [\n");
     for (int i = 0; i < b->n_prompts; i++, fprintf(out, i < b->n_prompts ? ",\n" : ""))
-        json_prompt(b, out, &b->prompts[i]);
+        json_prompt(m, b, out, &b->prompts[i]);
     fprintf(out, "],\n \"decode\": [\n");
     for (int i = 0; i < b->n_steps; i++, fprintf(out, i < b->n_steps ? ",\n" : "")) json_step(b, out, &b->steps[i]);
     fprintf(out, "]}\n");
@@ -125,11 +133,16 @@ void bench_report_json(const Model *m, const BenchOptions *o, const BenchResult 
 
 // ---- table ----------------------------------------------------------------------------------------------------------
 
+static void table_product(const Statistic *product, const char *how, FILE *out) {
+    double unit = product->median < 1e12 ? 1e9 : 1e12;
+    fprintf(out, "products, at most     %10.1f %s [%.1f, %.1f]  %s\n", product->median / unit,
+            unit > 1e9 ? "TFLOP/s" : "GFLOP/s", product->least / unit, product->most / unit, how);
+}
+
 static void table_head(const Model *m, const BenchOptions *o, const BenchResult *b, FILE *out) {
     const Roofline *r = &b->roofline;
     char dtypes[WEIGHTS_DTYPES];
     Statistic loads = later_loads(b);
-    double unit = r->product.median < 1e12 ? 1e9 : 1e12;
     fprintf(out, "llama %s, engine %s, %s%s%s%s; %s, %s\n", o->version, m->engine->name, precision_names[m->precision],
             m->not_used.text[0] ? " (" : "", m->not_used.text, m->not_used.text[0] ? ")" : "", r->name, r->software);
     fprintf(out, "%s%s%.3f GB of weights (%s), %.3f GB of them read by one step; medians [smallest, largest]\n\n",
@@ -141,8 +154,8 @@ static void table_head(const Model *m, const BenchOptions *o, const BenchResult 
                 s->top_k, (double)s->top_p, (double)s->min_p);
     fprintf(out, "reading, at most      %10.1f GB/s [%.1f, %.1f]  %s\n", r->read.median * 1e-9, r->read.least * 1e-9,
             r->read.most * 1e-9, r->read_how);
-    fprintf(out, "products, at most     %10.1f %s [%.1f, %.1f]  %s\n", r->product.median / unit,
-            unit > 1e9 ? "TFLOP/s" : "GFLOP/s", r->product.least / unit, r->product.most / unit, r->product_how);
+    table_product(&r->product, r->product_how, out);
+    if (r->product_bf16.n) table_product(&r->product_bf16, r->product_bf16_how, out);
     if (b->n_loads)
         fprintf(out, "load                  %10.1f ms [%.1f, %.1f], %.1f GB/s; the first time %.1f ms\n",
                 loads.median * 1e3, loads.least * 1e3, loads.most * 1e3, (double)m->weights.bytes / loads.median * 1e-9,
@@ -170,8 +183,9 @@ static void table_fresh(const BenchResult *b, FILE *out) {
     }
 }
 
-static void table_prompts(const BenchResult *b, FILE *out) {
-    double unit = b->roofline.product.median < 1e12 ? 1e9 : 1e12;
+static void table_prompts(const Model *m, const BenchResult *b, FILE *out) {
+    const Statistic *peak = product_peak(m, &b->roofline, NULL);
+    double unit = peak->median < 1e12 ? 1e9 : 1e12;
     char range[48];
     if (b->n_prompts)
         fprintf(out, "\n%16s %12s %-20s %14s %10s %8s\n", "prompt", "ms", "[smallest, largest]", "tokens/s",
@@ -184,8 +198,7 @@ static void table_prompts(const BenchResult *b, FILE *out) {
         }
         snprintf(range, sizeof range, "[%.2f, %.2f]", row->seconds.least * 1e3, row->seconds.most * 1e3);
         fprintf(out, "%16d %12.2f %-20s %14.1f %10.1f %6.1f %%\n", row->length, row->seconds.median * 1e3, range,
-                row->length / row->seconds.median, row->work / row->seconds.median / unit,
-                100 * share(row, &b->roofline.product));
+                row->length / row->seconds.median, row->work / row->seconds.median / unit, 100 * share(row, peak));
     }
 }
 
@@ -210,6 +223,6 @@ static void table_steps(const BenchResult *b, FILE *out) {
 void bench_report_table(const Model *m, const BenchOptions *o, const BenchResult *b, FILE *out) {
     table_head(m, o, b, out);
     table_fresh(b, out);
-    table_prompts(b, out);
+    table_prompts(m, b, out);
     table_steps(b, out);
 }

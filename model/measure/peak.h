@@ -14,10 +14,11 @@ Statistic statistic_of(double *samples, int n);
 
 // The roofline, and what it was measured with.
 typedef struct {
-    char name[128], software[128], read_how[96], product_how[96];
-    uint64_t memory_bytes; // of the platform
-    Statistic read;        // bytes per second, when nothing but reading is done
-    Statistic product;     // floating-point operations per second of a large matrix product, or of its inner loop
+    char name[128], software[128], read_how[96], product_how[96], product_bf16_how[96];
+    uint64_t memory_bytes;  // of the platform
+    Statistic read;         // bytes per second, when nothing but reading is done
+    Statistic product;      // floating-point operations per second of a large matrix product, or of its inner loop
+    Statistic product_bf16; // the same where bf16 has a peak of its own on this platform; n is 0: it has not
 } Roofline;
 
 // Where an engine computes.
