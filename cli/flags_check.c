@@ -130,8 +130,9 @@ static bool check_precision(const Options *o, Error *err) {
     if (!known) return fail(err, "--precision %s: expected bf16, f32 or fp8", o->precision);
     if (!fp8 || !(flags_run(o) & RUNS_COMPUTE)) return true;
     if (o->engine && strcmp(o->engine, "cpu") == 0)
-        return fail(err,
-                    "--precision fp8 goes with engines for GPUs, not with --engine cpu, which computes in float32");
+        return fail(
+            err,
+            "--precision fp8 goes with engines for GPUs, not with --engine cpu, which computes in float32 or bf16");
     return model_has_engine("cublas") ||
            fail(err, "--precision fp8: this build has no engine for GPUs, only: %s", model_engines());
 }

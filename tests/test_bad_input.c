@@ -951,7 +951,7 @@ static const FlagCase flag_cases[] = {
     {"engine_unknown", "@model -p x --engine nonsense", USAGE, "--engine nonsense"},
     {"precision_unknown", "@model -p x --precision f16", USAGE, "--precision f16: expected bf16, f32 or fp8"},
     {"fp8_products_of_engine_cpu", "@model -p x --precision fp8 --engine cpu", USAGE,
-     "--precision fp8 goes with engines for GPUs, not with --engine cpu, which computes in float32"},
+     "--precision fp8 goes with engines for GPUs, not with --engine cpu, which computes in float32 or bf16"},
     {"json_and_compare", "@model --compare @none --json", USAGE, "--json: --compare prints text only"},
     {"hex_and_json", "@model --detokenize -p 1 --hex --json", USAGE, "--hex and --json: expected one of them"},
     {"ids_and_tokenize", "@model --tokenize --ids -p 1", USAGE, "--ids goes with a prompt"},

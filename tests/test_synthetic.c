@@ -166,7 +166,7 @@ static void test_fp8_products_take_fp8_weights(void) {
         bool changed; // the last matrix is int8
         const char *message;
     } cases[] = {
-        {"fp8", false, "--engine cpu: engine cpu has no FP8 products, it computes in float32"},
+        {"fp8", false, "--engine cpu: engine cpu has no FP8 products, it computes in float32 or bf16"},
         {"fp8", true, "--precision fp8 takes FP8 weights: layers.0.w3 is int8, expected fp8 as --quantize writes it"},
         {"bf16", false, "--precision fp8 takes FP8 weights: layers.0.wq is BF16, expected fp8 as --quantize writes it"},
         {"int8:32", false,

@@ -244,7 +244,8 @@ static bool allocate_state(Model *m, CpuState *s, Error *err) {
 }
 
 static bool usable_cpu(const Model *m, Error *err) {
-    if (m->precision == PRECISION_FP8) return fail(err, "engine cpu has no FP8 products, it computes in float32");
+    if (m->precision == PRECISION_FP8)
+        return fail(err, "engine cpu has no FP8 products, it computes in float32 or bf16");
     return m->gpus <= 1 || fail(err, "engine cpu computes on no GPU, expected --gpus 1");
 }
 
