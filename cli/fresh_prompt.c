@@ -35,8 +35,8 @@ static void add(Arguments *a, const char *flag, const char *value) {
     a->list[a->n++] = value;
 }
 
-// prompt: ids as text.
-static Arguments arguments_of(const Options *o, const char *engine, const char *prompt, char *number) {
+// prompt: ids as text. numbers: room for two.
+static Arguments arguments_of(const Options *o, const char *engine, const char *prompt, char (*numbers)[16]) {
     Arguments a = {.n = 0};
     add(&a, NULL, "llama");
     add(&a, "-m", o->model);
@@ -46,8 +46,12 @@ static Arguments arguments_of(const Options *o, const char *engine, const char *
     add(&a, "--engine", engine);
     add(&a, "--precision", o->precision);
     if (o->threads) {
-        snprintf(number, 16, "%d", o->threads);
-        add(&a, "-t", number);
+        snprintf(numbers[0], sizeof numbers[0], "%d", o->threads);
+        add(&a, "-t", numbers[0]);
+    }
+    if (o->gpus > 1) {
+        snprintf(numbers[1], sizeof numbers[1], "%d", o->gpus);
+        add(&a, "--gpus", numbers[1]);
     }
     add(&a, "-p", prompt);
     add(&a, "-n", "1");
@@ -115,9 +119,9 @@ static bool fail_as_it_did(Fresh *f, int status, Error *err) {
 
 bool fresh_prompt(const Options *o, const char *engine, int tokens, double *seconds, Error *err) {
     static const char key[] = "\"first_token_ms\": ";
-    char number[16], *prompt = prompt_of(tokens);
+    char numbers[2][16], *prompt = prompt_of(tokens);
     if (!prompt) return fail(err, "out of memory: %d tokens", tokens);
-    Arguments a = arguments_of(o, engine, prompt, number);
+    Arguments a = arguments_of(o, engine, prompt, numbers);
     Fresh f = {.pid = 0};
     bool ok = start(&f, &a, err);
     free(prompt);

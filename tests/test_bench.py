@@ -51,7 +51,7 @@ def test_bench_json():
     assert list(result) == ["program", "engine", "precision", "machine", "model", "read", "product", "load",
                             "first_token", "first_prompt_of_a_process", "prefill", "decode"], list(result)
     assert (result["engine"], result["precision"]) == ("cpu", "f32"), result["engine"]
-    assert set(result["machine"]) == {"name", "software", "memory_bytes"}, result["machine"]
+    assert set(result["machine"]) == {"name", "software", "memory_bytes", "gpus"}, result["machine"]
     model = result["model"]
     assert (model["synthetic"], model["dim"], model["dtype"]) == (None, 256, "BF16"), model
     assert 0 < model["step_bytes"] <= model["weights_bytes"], model

@@ -641,6 +641,6 @@ static bool open_cublas(Model *m, Error *err) {
     return open_cuda(m, NULL, err);
 }
 
-extern "C" const Engine engine_cublas = {"cublas",     usable_cuda,      open_cublas, close_cuda,
-                                         forward_cuda, read_logits_cuda, sample_cuda, allocate_pinned,
-                                         free_pinned,  copy_pages_cuda,  NULL};
+extern "C" const Engine engine_cublas = {"cublas",        PRECISION_BF16, usable_cuda,      open_cublas,
+                                         close_cuda,      forward_cuda,   read_logits_cuda, sample_cuda,
+                                         allocate_pinned, free_pinned,    copy_pages_cuda,  NULL};

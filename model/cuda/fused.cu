@@ -405,6 +405,6 @@ static bool open_fused(Model *m, Error *err) {
     return true;
 }
 
-extern "C" const Engine engine_fused = {"fused",      usable_fused,     open_fused,     close_fused,
-                                        forward_cuda, read_logits_cuda, sample_cuda,    allocate_pinned,
-                                        free_pinned,  copy_pages_cuda,  step_rows_fused};
+extern "C" const Engine engine_fused = {"fused",         PRECISION_BF16, usable_fused,     open_fused,
+                                        close_fused,     forward_cuda,   read_logits_cuda, sample_cuda,
+                                        allocate_pinned, free_pinned,    copy_pages_cuda,  step_rows_fused};

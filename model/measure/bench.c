@@ -223,7 +223,8 @@ static bool measure_context(Bench *b, BenchRow *rows, int n, Error *err) {
 static bool measure(Bench *b, Error *err) {
     for (int i = 0; i < b->r.n_fresh; i++)
         if (!measure_fresh(b, &b->r.fresh[i], err)) return false;
-    if (!b->platform->measure(&b->r.roofline, err) || !measure_prompts(b, err)) return false;
+    if (!b->platform->measure(&b->r.roofline, b->m->gpus > 1 ? b->m->gpus : 1, err) || !measure_prompts(b, err))
+        return false;
     for (int i = 0, n; i < b->r.n_steps; i += n) {
         for (n = 1; i + n < b->r.n_steps && b->r.steps[i + n].length == b->r.steps[i].length;) n++;
         if (!measure_context(b, &b->r.steps[i], n, err)) return false;

@@ -7,8 +7,8 @@ static const Statistic *product_peak(const Model *m, const Roofline *r, const ch
     return bf16 ? &r->product_bf16 : &r->product;
 }
 
-static double share(const BenchRow *row, const Statistic *peak) {
-    return row->work / row->seconds.median / peak->median;
+static double share(const BenchRow *row, const Statistic *peak, const Roofline *r) {
+    return row->work / row->seconds.median / (peak->median * r->gpus);
 }
 
 // The loads that count: all but the first, which may have come from the disk, if there are others.
@@ -55,7 +55,7 @@ static void json_prompt(const Model *m, const BenchResult *b, FILE *out, const B
     } else {
         json_statistic(out, "ms", row->seconds, 1e-3);
         fprintf(out, ", \"tokens_s\": %.6g, \"tflop_s\": %.6g, \"share\": %.4f", row->length / row->seconds.median,
-                row->work / row->seconds.median * 1e-12, share(row, product_peak(m, &b->roofline, NULL)));
+                row->work / row->seconds.median * 1e-12, share(row, product_peak(m, &b->roofline, NULL), &b->roofline));
     }
     fprintf(out, "}");
 }
@@ -80,7 +80,7 @@ static void json_step(const BenchResult *b, FILE *out, const BenchRow *row) {
         json_statistic(out, "ms", row->seconds, 1e-3);
         fprintf(out, ", \"ms_token\": %.6g, \"tokens_s\": %.6g, \"bytes\": %.0f, \"gb_s\": %.6g, \"share\": %.4f",
                 row->seconds.median / row->batch * 1e3, row->batch / row->seconds.median, row->work,
-                row->work / row->seconds.median * 1e-9, share(row, &b->roofline.read));
+                row->work / row->seconds.median * 1e-9, share(row, &b->roofline.read, &b->roofline));
     }
     fprintf(out, "}");
 }
@@ -98,7 +98,7 @@ void bench_report_json(const Model *m, const BenchOptions *o, const BenchResult 
     json_text(out, "name", r->name);
     fprintf(out, ", ");
     json_text(out, "software", r->software);
-    fprintf(out, ", \"memory_bytes\": %llu},\n ", (unsigned long long)r->memory_bytes);
+    fprintf(out, ", \"memory_bytes\": %llu, \"gpus\": %d},\n ", (unsigned long long)r->memory_bytes, r->gpus);
     json_shape(m, o, out);
     fprintf(out, " \"read\": {");
     json_statistic(out, "gb_s", r->read, 1e9);
@@ -109,6 +109,10 @@ void bench_report_json(const Model *m, const BenchOptions *o, const BenchResult 
     json_statistic(out, "tflop_s", *product_peak(m, r, &how), 1e12);
     fprintf(out, ", ");
     json_text(out, "how", how);
+    if (r->link.n) {
+        fprintf(out, "},\n \"link\": {");
+        json_statistic(out, "gb_s", r->link, 1e9);
+    }
     fprintf(out, "},\n \"load\": ");
     if (b->n_loads) {
         fprintf(out, "{\"first_ms\": %.6g, ", b->loads[0] * 1e3);
@@ -156,6 +160,10 @@ static void table_head(const Model *m, const BenchOptions *o, const BenchResult 
             r->read.most * 1e-9, r->read_how);
     table_product(&r->product, r->product_how, out);
     if (r->product_bf16.n) table_product(&r->product_bf16, r->product_bf16_how, out);
+    if (r->gpus > 1) fprintf(out, "each of %d GPUs; shares are of what they reach together\n", r->gpus);
+    if (r->link.n)
+        fprintf(out, "from GPU to GPU       %10.1f GB/s [%.1f, %.1f]  copies, one way\n", r->link.median * 1e-9,
+                r->link.least * 1e-9, r->link.most * 1e-9);
     if (b->n_loads)
         fprintf(out, "load                  %10.1f ms [%.1f, %.1f], %.1f GB/s; the first time %.1f ms\n",
                 loads.median * 1e3, loads.least * 1e3, loads.most * 1e3, (double)m->weights.bytes / loads.median * 1e-9,
@@ -198,7 +206,8 @@ static void table_prompts(const Model *m, const BenchResult *b, FILE *out) {
         }
         snprintf(range, sizeof range, "[%.2f, %.2f]", row->seconds.least * 1e3, row->seconds.most * 1e3);
         fprintf(out, "%16d %12.2f %-20s %14.1f %10.1f %6.1f %%\n", row->length, row->seconds.median * 1e3, range,
-                row->length / row->seconds.median, row->work / row->seconds.median / unit, 100 * share(row, peak));
+                row->length / row->seconds.median, row->work / row->seconds.median / unit,
+                100 * share(row, peak, &b->roofline));
     }
 }
 
@@ -216,7 +225,7 @@ static void table_steps(const BenchResult *b, FILE *out) {
         fprintf(out, "%10d %5d %12.3f %-20s %10.3f %10.1f %10.1f %6.1f %%\n", row->length, row->batch,
                 row->seconds.median * 1e3, range, row->seconds.median / row->batch * 1e3,
                 row->batch / row->seconds.median, row->work / row->seconds.median * 1e-9,
-                100 * share(row, &b->roofline.read));
+                100 * share(row, &b->roofline.read, &b->roofline));
     }
 }
 

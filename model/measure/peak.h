@@ -19,11 +19,13 @@ typedef struct {
     Statistic read;         // bytes per second, when nothing but reading is done
     Statistic product;      // floating-point operations per second of a large matrix product, or of its inner loop
     Statistic product_bf16; // the same where bf16 has a peak of its own on this platform; n is 0: it has not
+    int gpus;               // that compute: each reads and multiplies as fast as that
+    Statistic link;         // bytes per second from the memory of one to that of another; n is 0: not measured
 } Roofline;
 
 // Where an engine computes.
 typedef struct {
-    bool (*measure)(Roofline *roofline, Error *err);
+    bool (*measure)(Roofline *roofline, int gpus, Error *err);
     // Random numbers into the whole cache, as long conversations would have left it. The lengths are the caller's.
     bool (*fill_cache)(Model *model, Error *err);
     // What is worth measuring here, each list ascending and ended by a 0: tokens of a prompt, tokens in the cache

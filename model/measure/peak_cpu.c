@@ -52,7 +52,8 @@ static void processor_name(char *name, size_t size) {
     if (in) fclose(in);
 }
 
-static bool measure_cpu(Roofline *r, Error *err) {
+static bool measure_cpu(Roofline *r, int gpus, Error *err) {
+    r->gpus = gpus;                           // the processor, as one
     const uint64_t bytes = (uint64_t)1 << 30; // past any cache
     const Ops *ops = ops_select();
     double reads[ROUNDS], rates[ROUNDS], bf16_rates[ROUNDS];

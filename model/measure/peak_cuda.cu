@@ -162,7 +162,35 @@ static void driver_version(char *text, size_t size) {
         snprintf(text, size, "for CUDA %d.%d", driver / 1000, driver % 1000 / 10);
 }
 
-static bool measure_cuda(Roofline *r, Error *err) {
+// Copies from the memory of the first GPU to that of the second; nothing where this process sees one alone.
+static bool measure_link(Roofline *r, Error *err) {
+    const size_t bytes = 256 << 20;
+    void *from = NULL, *to = NULL;
+    int device, n;
+    CUDA_TRY(cudaGetDevice(&device));
+    CUDA_TRY(cudaGetDeviceCount(&n));
+    if (n < 2) return true;
+    const int other = device == 0 ? 1 : 0;
+    cudaDeviceEnablePeerAccess(other, 0); // else copies may go by way of the host
+    cudaGetLastError();                   // it may be so already
+    cudaError_t status = cudaMalloc(&from, bytes);
+    if (status == cudaSuccess) status = cudaSetDevice(other);
+    if (status == cudaSuccess) status = cudaMalloc(&to, bytes);
+    bool ok = cudaSetDevice(device) == cudaSuccess && status == cudaSuccess;
+    if (!ok) fail(err, "GPU memory for copies between GPUs: %s", cudaGetErrorString(status));
+    ok = ok && rate_of(
+                   &r->link, (double)bytes, PRODUCT_WARM_UPS,
+                   [&] {
+                       CUDA_TRY(cudaMemcpyPeerAsync(to, other, from, device, bytes, NULL));
+                       return true;
+                   },
+                   err);
+    cudaFree(from);
+    cudaFree(to);
+    return ok;
+}
+
+static bool measure_cuda(Roofline *r, int gpus, Error *err) {
     const uint64_t most = (uint64_t)8 << 30;
     size_t free_bytes, total;
     int device, runtime, blas = 0;
@@ -175,6 +203,8 @@ static bool measure_cuda(Roofline *r, Error *err) {
     uint64_t bytes = free_bytes / 2 < most ? free_bytes / 2 / CHUNK * CHUNK : most;
     if (!read_ceiling_cuda(bytes, &r->read, r->read_how, sizeof r->read_how, err)) return false;
     if (!measure_product(r, &blas, err)) return false;
+    r->gpus = gpus;
+    if (gpus > 1 && !measure_link(r, err)) return false;
     driver_version(driver, sizeof driver);
     r->memory_bytes = total;
     snprintf(r->name, sizeof r->name, "%.100s", properties.name);
