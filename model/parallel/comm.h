@@ -91,6 +91,11 @@ inline bool comm_fork(Comm *comm, Error *err) {
 inline bool comm_join(Comm *comm, Error *err) {
     return comm->way->join(comm, err);
 }
+// What comm_wait fails with. A kernel that has waited for another GPU for too long has no error of its own.
+inline bool fail_on_gpu(int device, cudaError_t status, Error *err) {
+    return fail(err, "GPU %d: %s%s", device, cudaGetErrorString(status),
+                status == cudaErrorLaunchFailure ? " (that is also what it says when another GPU did not answer)" : "");
+}
 // Waits on the host for an event of the first rank here that comes after a join; fails, and names the GPU, when one of
 // them does.
 inline bool comm_wait(Comm *comm, cudaEvent_t event, Error *err) {

@@ -130,7 +130,7 @@ static bool wait_nccl(Comm *comm, cudaEvent_t event, Error *err) {
     for (unsigned turn = 0;; turn++) {
         cudaError_t status = cudaEventQuery(event);
         if (status == cudaSuccess) return true;
-        if (status != cudaErrorNotReady) return fail(err, "GPU %d: %s", c->device, cudaGetErrorString(status));
+        if (status != cudaErrorNotReady) return fail_on_gpu(c->device, status, err);
         ncclResult_t result = ncclSuccess;
         if (turn % 256 == 255) ncclCommGetAsyncError(c->nccl, &result);
         if (result != ncclSuccess && result != ncclInProgress)

@@ -146,11 +146,11 @@ static bool wait_for_peers(Comm *comm, cudaEvent_t event, Error *err) {
     for (unsigned turn = 0;; turn++) {
         cudaError_t status = cudaEventQuery(event);
         if (status == cudaSuccess) return true;
-        if (status != cudaErrorNotReady) return fail(err, "GPU %d: %s", c->ranks[0].device, cudaGetErrorString(status));
+        if (status != cudaErrorNotReady) return fail_on_gpu(c->ranks[0].device, status, err);
         for (int r = 1; r < c->count && turn % 256 == 255; r++) {
             status = cudaStreamQuery(c->ranks[r].stream);
             if (status != cudaSuccess && status != cudaErrorNotReady)
-                return fail(err, "GPU %d: %s", c->ranks[r].device, cudaGetErrorString(status));
+                return fail_on_gpu(c->ranks[r].device, status, err);
         }
         if (turn > 1000000) nanosleep(&pause, NULL); // a long prompt
     }
