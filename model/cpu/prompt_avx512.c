@@ -151,8 +151,9 @@ INLINE void pack_half(uint32_t *panel, const Matrix *w, int first, int rows, int
     __m512 scale[BLOCK_GROUPS];
     if (grouped)
         block_scales(scale, w, first, rows, col, n);
-    else if (scaled)
-        scale[0] = load_scales(w->scale, w->scale_dtype, (size_t)first, (__mmask16)((1u << rows) - 1));
+    else
+        scale[0] = scaled ? load_scales(w->scale, w->scale_dtype, (size_t)first, (__mmask16)((1u << rows) - 1))
+                          : _mm512_setzero_ps(); // not used
     for (int i = 0; i < n; i += unit, at += LINE) {
         const int bytes = n - i < unit ? ((n - i) * LINE + unit - 1) / unit : LINE;
         const __mmask64 mask = bytes == LINE ? ~(__mmask64)0 : ((__mmask64)1 << bytes) - 1;
