@@ -184,12 +184,13 @@ static bool load_weights(Model *m, CpuState *s, Error *err) {
     return weights_visit(m, make_synthetic, &y, err);
 }
 
-// A WeightVisitor: F32 matrices become BF16, where they are; what that leaves of their memory goes back.
+// A WeightVisitor: F32 matrices become BF16, where they are; what that leaves of their memory goes back. (Of a table that
+// stays in the file embed rounds the rows.)
 static bool round_matrix(void *context, const Weight *w, Error *err) {
     Model *m = context;
     CpuState *s = m->state;
     if (model_interrupted(m)) return fail_interrupted(err);
-    if (!w->matrix || w->matrix->dtype != DTYPE_F32) return true;
+    if (!w->matrix || !w->matrix->data || w->matrix->dtype != DTYPE_F32) return true;
     int64_t n = (int64_t)w->matrix->rows * w->matrix->cols;
     char *data = s->weights + ((const char *)w->matrix->data - s->weights);
     s->ops->narrow(data, (const float *)w->matrix->data, DTYPE_BF16, n);
