@@ -522,6 +522,7 @@ static bool start_calibration(const Options *o, Model *m, TokenList *ids, Calibr
     int most = m->config.max_seq_len, window = most < CALIBRATE_WINDOW ? most : CALIBRATE_WINDOW;
     run.engine = "cpu";
     run.precision = NULL; // that engine's own
+    m->gpus = 1;
     bool ok = read_file(&text, o->calibrate, err) && encode_prompt(o, m, &text, ids, err);
     free(text.data);
     if (ok && ids->n < 2) // BOS alone is no text

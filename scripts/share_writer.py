@@ -4,10 +4,11 @@ import os
 import signal
 from multiprocessing.connection import wait
 
-from refusal import refuse
+from refusal import Refused
 
 SHARE_BYTES = 8 << 20                   # of codes, that a process has at a time
 MOST_PROCESSES = 16
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Share:
@@ -50,12 +51,7 @@ def write_shares(fd, shares, progress, meanwhile):
     children = {}
     try:
         for i in range(n):
-            receiver, sender = multiprocessing.Pipe(False)
-            pid = os.fork()
-            if pid == 0:
-                run_child(fd, shares, i, n, sender)
-            sender.close()
-            children[receiver] = pid
+            start_child(fd, shares, i, n, children)
         meanwhile()
         failures = listen(children, progress)
     finally:
@@ -66,6 +62,20 @@ def write_shares(fd, shares, progress, meanwhile):
         raise min(failures, key=lambda failure: failure[0])[1]
 
 
+def start_child(fd, shares, first, step, children):
+    """A process for every step-th share, into `children`. Signals wait until it is there: who is not would be left behind."""
+    receiver, sender = multiprocessing.Pipe(False)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            run_child(fd, shares, first, step, sender, (receiver, *children), before)
+        children[receiver] = pid
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    sender.close()
+
+
 def listen(children, progress):
     """What the children say until all have ended: [(which share, error)] of those that failed."""
     failures, open_ends = [], list(children)
@@ -74,7 +84,7 @@ def listen(children, progress):
             try:
                 share, done, error = receiver.recv()
             except EOFError:
-                refuse("convert.py", "a process that copies was ended by somebody else (is memory short?)")
+                raise Refused("a process that copies was ended by somebody else (is memory short?)")
             if error is not None:
                 failures.append((share, error))
             if done is None or error is not None:
@@ -84,14 +94,18 @@ def listen(children, progress):
     return failures
 
 
-def run_child(fd, shares, first, step, sender):
-    """Writes every step-th share, tells how it went, and does not return."""
+def run_child(fd, shares, first, step, sender, receivers, mask):
+    """Writes every step-th share, tells how it went, and does not return. It closes the receivers: to tell fails then when its
+    parent is gone."""
     status = 1
     try:
-        for each in (signal.SIGINT, signal.SIGTERM):    # its parent says that it was interrupted
+        for receiver in receivers:
+            receiver.close()
+        for each in ENDING[:2]:                 # its parent says that it was interrupted
             signal.signal(each, signal.SIG_DFL)
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for i in range(first, len(shares), step):
             try:
                 done, error = shares[i].write(fd), None

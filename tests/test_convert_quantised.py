@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -495,6 +496,64 @@ def test_the_first_of_several_errors_of_processes_is_reported():
             last = done.stderr.decode().splitlines()[-1]
             assert done.returncode == 1 and Q + ".weight[3][5], expected a finite number, found NaN" in last, done.stderr
             assert os.listdir(top) == ["tiny"], os.listdir(top)
+
+
+# convert.py whose processes do what {write} says in place of writing.
+INSTEAD = """
+import os, signal, sys
+sys.path.insert(0, "scripts")
+import convert, model_file, share_writer
+parent, fork, shares_of = os.getpid(), os.fork, share_writer.shares_of
+share_writer.processors = lambda: 3
+model_file.shares_of = lambda codes, at: 10000 * shares_of(codes, at)   # more than a pipe holds what is told of them
+
+def write(share, fd):
+    %s
+    return 1
+
+def fork_and_interrupt():
+    pid = fork()
+    if pid:
+        os.kill(parent, signal.SIGINT)
+    return pid
+
+share_writer.Share.write = write
+%s
+sys.exit(convert.main())
+"""
+
+
+def run_instead(top, write, more=""):
+    """Returns when all processes have ended, for each of them has standard error."""
+    return subprocess.run([sys.executable, "-c", INSTEAD % (write, more), os.path.join(top, "tiny"), os.path.join(top, "model.bin")],
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=60)
+
+
+def test_processes_end_when_their_parent_is_killed():
+    with tempfile.TemporaryDirectory() as top:
+        Quantised("ct-fp8-channel").write(os.path.join(top, "tiny"))
+        done = run_instead(top, "os.getppid() == parent and os.kill(parent, signal.SIGKILL)")
+        assert done.returncode == -signal.SIGKILL, done
+        assert sorted(os.listdir(top)) == ["model.bin.part", "tiny"], os.listdir(top)
+        run(os.path.join(top, "tiny"), os.path.join(top, "model.bin"))      # which nobody has locked
+        assert sorted(os.listdir(top)) == ["model.bin", "tiny"], os.listdir(top)
+
+
+def test_a_process_that_is_killed_is_reported_once():
+    with tempfile.TemporaryDirectory() as top:
+        Quantised("ct-fp8-channel").write(os.path.join(top, "tiny"))
+        done = run_instead(top, "os.kill(os.getpid(), signal.SIGKILL)")
+        last = done.stderr.decode().splitlines()[-1]
+        assert done.returncode == 1 and last.startswith("convert.py: a process that copies was ended"), done.stderr
+        assert os.listdir(top) == ["tiny"], os.listdir(top)
+
+
+def test_an_interrupt_between_two_starts_leaves_no_process():
+    with tempfile.TemporaryDirectory() as top:
+        Quantised("ct-fp8-channel").write(os.path.join(top, "tiny"))
+        done = run_instead(top, "signal.pause()", "os.fork = fork_and_interrupt")
+        assert done.returncode == 130 and done.stderr.decode().splitlines()[-1] == "convert.py: interrupted", done
+        assert os.listdir(top) == ["tiny"], os.listdir(top)
 
 
 def refusal(name, fragment, change):

@@ -185,7 +185,7 @@ static bool load_weights(Model *m, CpuState *s, Error *err) {
 }
 
 // A WeightVisitor: F32 matrices become BF16, where they are; what that leaves of their memory goes back. (Of a table that
-// is in the file rows are rounded as they are read.)
+// stays in the file embed rounds the rows.)
 static bool round_matrix(void *context, const Weight *w, Error *err) {
     Model *m = context;
     CpuState *s = m->state;

@@ -58,15 +58,16 @@ static void attend(Model *m, CpuState *s, const Batch *b, int layer) {
     }
 }
 
-// x = the embedding of each token, widened; in --precision bf16 an F32 one is rounded.
+// x = the embedding of each token, widened; of F32 in --precision bf16 rounded, as the weights in memory are.
 static bool embed(const Model *m, CpuState *s, const int *tokens, int T, Error *err) {
     const Matrix *table = &m->weights.tok_embeddings;
+    const bool round = m->precision == PRECISION_BF16 && table->dtype == DTYPE_F32;
     for (int t = 0; t < T; t++) {
         const void *row = embedding_row(m, tokens[t], err);
         if (!row) return false;
         float *x = s->x + (size_t)t * (size_t)table->cols;
         s->ops->widen(x, row, table->dtype, table->cols);
-        if (m->precision == PRECISION_BF16 && table->dtype == DTYPE_F32) s->ops->round(x, DTYPE_BF16, table->cols);
+        if (round) s->ops->round(x, DTYPE_BF16, table->cols);
     }
     return true;
 }
