@@ -4,9 +4,12 @@
 
 #include "processes.h"
 
+// Where it is no number of processes, it is not said.
 static int number_in(const char *name, int otherwise) {
     const char *text = getenv(name);
-    return text && *text ? (int)strtol(text, NULL, 10) : otherwise;
+    char *end = NULL;
+    long n = text && *text ? strtol(text, &end, 10) : -1;
+    return end && !*end && n >= 0 && n <= 1 << 20 ? (int)n : otherwise;
 }
 
 int launcher_rank(void) {
