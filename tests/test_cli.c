@@ -683,6 +683,39 @@ static void test_sampling(void) {
     for (int i = 0; i < 6; i++) run_free(all[i]);
 }
 
+// ---- launchers ------------------------------------------------------------------------------------------------------
+
+// In a build without MPI each process of a launcher is alone, and the first says so; what is no number is not there.
+static void test_launchers(void) {
+    static const struct {
+        const char *name, *size, *rank;
+        bool note;
+    } cases[] = {{"launcher_rank_0", "3", "0", true},
+                 {"launcher_rank_2", "3", "2", false},
+                 {"launcher_of_one", "1", "0", false},
+                 {"launcher_without_a_number", "3x", "0", false},
+                 {"launcher_of_a_billion", "99999999999", "0", false}};
+    Run version = run_program(NULL, "--version", NULL);
+    const bool alone = strstr(version.out, "no MPI") != NULL;
+    run_free(&version);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        if (!alone) {
+            test_skip(cases[i].name, "this build has MPI");
+            continue;
+        }
+        setenv("PMI_SIZE", cases[i].size, 1);
+        setenv("PMI_RANK", cases[i].rank, 1);
+        Run r = run_program(NULL, tiny_path, "-p", "Once", "-n", "2", "--engine", "cpu", NULL);
+        CHECK(check_status(&r, 0) && r.n_out > 1);
+        if (!strstr(r.err, "llama: one of several processes, each of which computes by itself") == cases[i].note)
+            test_fail("said %s", shown(r.err, r.n_err));
+        test_end(cases[i].name);
+        run_free(&r);
+    }
+    unsetenv("PMI_SIZE");
+    unsetenv("PMI_RANK");
+}
+
 // ---- threads --------------------------------------------------------------------------------------------------------
 
 // -t wins over OMP_NUM_THREADS, of which the first number counts; one that is none is ignored, and a line says so.
@@ -1146,6 +1179,7 @@ int main(void) {
     test_ends();
     test_streams();
     test_sampling();
+    test_launchers();
     test_threads();
     test_probabilities();
     test_perplexity();

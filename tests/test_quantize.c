@@ -279,8 +279,8 @@ static void test_calibrate(void) {
         run_free(&r);
         unlink(out_path);
     }
-    Run gpus = run_program(NULL, model_path, "--quantize", "int4:64", "-o", out_path, "--calibrate", text, "--gpus", "2",
-                           NULL);
+    Run gpus = run_program(NULL, model_path, "--quantize", "int4:64", "-o", out_path, "--calibrate", text, "--gpus",
+                           "2", NULL);
     check_status(&gpus, 0); // which changes nothing, a note says
     run_free(&gpus);
     unlink(out_path);
