@@ -161,6 +161,8 @@ $(BUILD)/%.o: %.cu $(BUILD)/flags
 # Engine fused is for Hopper and later.
 $(foreach name,fused fused_shards wide packed_product,$(BUILD)/model/cuda/$(name).o): private GENCODE := $(if $(NVCC),$(call gencode,$(or $(filter-out 80 86 87 89,$(ARCHS)),90a)))
 
+$(BUILD)/model/cpu/%_avx512.o $(BUILD)/model/cpu/%_amx.o: private ALL_CFLAGS += $(KERNEL_CFLAGS)
+
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -c $< -o $@
@@ -404,9 +406,11 @@ FUZZ_SECONDS ?= 60
 FUZZ_RUNS    ?= -1
 FUZZ_BUILD   := build/fuzz
 # (Arithmetic has no branches to find, and would take three times as long. No contraction there either: at -O1 clang fuses
-# a product and a sum here and not there, so that a row would not have the bits that it has alone.)
+# a product and a sum here and not there, so that a row would not have the bits that it has alone. Kernels of vectors, which
+# tests run under gcc's sanitizers, would take clang minutes to compile.)
 FUZZ_MAKE    := $(MAKE) CC=clang CUDA=0 BUILD=$(FUZZ_BUILD) CFLAGS="-g -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all" \
-                OPS_CFLAGS="$(OPS_CFLAGS) -ffp-contract=off -fno-sanitize=fuzzer-no-link"
+                OPS_CFLAGS="$(OPS_CFLAGS) -ffp-contract=off -fno-sanitize=fuzzer-no-link" \
+                KERNEL_CFLAGS=-fno-sanitize=fuzzer-no-link,address,undefined
 
 fuzz: $(FUZZ:%=fuzz/%)
 
