@@ -355,6 +355,10 @@ static bool prepare_rank(Model *m, CudaState *s, Error *err) {
     CUDA_TRY(cudaMalloc((void **)&f->best, (size_t)MAX_ACT_ROWS * f->n_blocks * EPILOGUE_WARPS * sizeof(int2)));
     // Once; every step leaves them so.
     CUDA_TRY(cudaMemsetAsync(f->done, 0, n_counters(m) * sizeof *f->done, s->stream));
+    cudaFuncAttributes loads; // a kernel that is asked about: fused_exchange.cuh needs all of a step's beforehand
+    CUDA_TRY(cudaFuncGetAttributes(&loads, decode_argmax_kernel));
+    CUDA_TRY(with_type(m->weights.tok_embeddings.dtype,
+                       [&](auto type) { return cudaFuncGetAttributes(&loads, decode_embed_kernel<decltype(type)>); }));
     for (int groups = 1; groups <= MAX_TILE_GROUPS; groups++)
         if (!for_numbers(m, groups * MMA_WEIGHT_ROWS, [&](auto numbers) {
                 CUDA_TRY(cudaFuncSetAttribute((const void *)decode_products_kernel<decltype(numbers), FusedParams>,

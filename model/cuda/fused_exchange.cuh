@@ -101,7 +101,7 @@ __device__ __forceinline__ Turn turn_of(const FusedParams &) {
     return 0;
 }
 __device__ __forceinline__ Turn turn_of(const SharedParams &s) {
-    return (*s.step * s.n_layers + s.number) % 2 * s.set_bytes;
+    return (load_relaxed(s.step) * s.n_layers + s.number) % 2 * s.set_bytes;
 }
 
 constexpr uint32_t ABSENT = ~0u;
