@@ -249,6 +249,8 @@ static void print_manual(void) {
          "Without either: the CPUs that the process may run on, at most as many as the quota of its "
          "control group. The text does not depend on their number"},
         {"NO_COLOR", "set to anything: no colour"},
+        {"OMPI_COMM_WORLD_SIZE, PMI_SIZE, PMIX_RANK and what belongs to them",
+         "set by MPI's launchers: whether this is one of several processes that compute one model together"},
     };
     printf(".TH LLAMA 1 \"\" \"llama %s\" \"User Commands\"\n.nh\n.ad l\n.SH NAME\nllama \\- continues a prompt with a "
            "LLaMA 3 "
