@@ -79,8 +79,8 @@ NCCL_IS     := $(if $(PROCESSES),NCCL $(shell printf '$(HASH)include <nccl.h>\nN
 
 # (a newer compiler may warn of what none did before: that ends a build in CI only, which sets WERROR)
 WARNINGS := -Wall -Wextra $(if $(WERROR),-Werror)
-# No contraction: a product and a sum are fused where model/cpu/ops.c is compiled and nowhere else, so that RoPE's frequencies,
-# say, are the same on every machine.
+# No contraction: a product and a sum are fused where the operations of model/cpu are compiled (OPS_C) and nowhere else, so that
+# RoPE's frequencies, say, are the same on every machine.
 COVERAGE_FLAGS := $(if $(COVERAGE),-g --coverage)
 ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) -pthread -MMD -MP $(CUDA_CFLAGS) $(COVERAGE_FLAGS) $(CPPFLAGS) $(CFLAGS)
 ALL_LDFLAGS := -pthread $(COVERAGE_FLAGS) $(LDFLAGS) $(CUDA_LDFLAGS) $(if $(filter-out none,$(LINE)),-l$(LINE)) $(if $(PROCESSES),$(MPI_LDFLAGS) $(NCCL_LDFLAGS)) -lm
@@ -95,10 +95,10 @@ OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 # Every source under these folders, except a main of its own, the operations (compiled once for each instruction set) and
 # what stands for another: ops_x86 or ops_other, line_readline or line_none, processes_mpi or processes_none.
 SOURCES := $(sort $(wildcard $(foreach folder,cli tokenizer model,$(folder)/*.c $(folder)/*/*.c)))
-OPS_C   := $(filter %/cpu/ops.c,$(SOURCES))
-LIBRARY := $(filter-out cli/manual.c %/cpu/ops.c $(if $(X86),%/ops_other.c %/quant_scan_other.c,%/ops_x86.c %_avx512.c %_amx.c %/quant_scan_x86.c) \
+OPS_C   := $(filter %/cpu/ops.c %/cpu/attention.c,$(SOURCES))
+LIBRARY := $(filter-out cli/manual.c $(OPS_C) $(if $(X86),%/ops_other.c %/quant_scan_other.c,%/ops_x86.c %_avx512.c %_amx.c %/quant_scan_x86.c) \
              $(if $(filter none,$(LINE)),%/line_readline.c,%/line_none.c) $(if $(PROCESSES),%/processes_none.c,%/processes_mpi.c),$(SOURCES))
-OPS     := $(patsubst %,$(BUILD)/$(dir $(OPS_C))ops_%.o,portable $(if $(X86),avx2))
+OPS     := $(foreach isa,portable $(if $(X86),avx2),$(OPS_C:%.c=$(BUILD)/%_$(isa).o))
 
 # The GPU engines, where there is nvcc.
 CUDA_LIBRARY := $(if $(NVCC),$(filter-out $(if $(PROCESSES),%/comm_none.cu,%/comm_nccl.cu),$(sort $(wildcard attention.cu model/*.cu model/*/*.cu))))
@@ -167,14 +167,14 @@ $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -c $< -o $@
 
-# One source, compiled once for each instruction set.
-$(filter %/ops_portable.o,$(OPS)): $(OPS_C) $(BUILD)/flags
+# Sources that are compiled once for each instruction set.
+$(filter %_portable.o,$(OPS)): $(BUILD)/%_portable.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(OPS_CFLAGS) -DOPS_TABLE=ops_portable -DOPS_NAME='"portable"' -c $< -o $@
+	$(CC) $(ALL_CFLAGS) $(OPS_CFLAGS) -DOPS_ISA=portable -DOPS_NAME='"portable"' -c $< -o $@
 
-$(filter %/ops_avx2.o,$(OPS)): $(OPS_C) $(BUILD)/flags
+$(filter %_avx2.o,$(OPS)): $(BUILD)/%_avx2.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(OPS_CFLAGS) -mavx2 -mfma -DOPS_TABLE=ops_avx2 -DOPS_NAME='"AVX2"' -c $< -o $@
+	$(CC) $(ALL_CFLAGS) $(OPS_CFLAGS) -mavx2 -mfma -DOPS_ISA=avx2 -DOPS_NAME='"AVX2"' -c $< -o $@
 
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIBRARY_OBJECTS)
 	$(CC) $^ -o $@ $(ALL_LDFLAGS)
@@ -361,7 +361,7 @@ asan:
 	 TEST="$(filter-out convert chat_template scripts engine_gpu failures,$(or $(TEST),$(sort $(patsubst test_%,%,$(basename $(notdir $(TESTS) $(SCRIPT_TESTS)))))))" test
 
 LINTED      := llama.c cli/manual.c $(LIBRARY) $(OPS_C)
-LINT_DEFINE := -DVERSION='""' -DCOMMIT='""' -DCUDA_IS='""' -DOPS_TABLE=ops_portable -DOPS_NAME='""' $(LINE_CFLAGS)
+LINT_DEFINE := -DVERSION='""' -DCOMMIT='""' -DCUDA_IS='""' -DOPS_ISA=portable -DOPS_NAME='""' $(LINE_CFLAGS)
 
 lint: $(LINTED:%=tidy/%)
 	cppcheck --quiet -j2 --error-exitcode=1 --enable=warning,performance,portability --std=c11 --suppressions-list=tests/cppcheck.txt $(LINT_DEFINE) $(LINTED)

@@ -1,5 +1,5 @@
 // The operations of a LLaMA layer on the CPU: in float32 the numerical reference of every other engine, and in bf16.
-// ops.c is compiled once for each instruction set; each gives one table. All matrices row-major, T tokens.
+// ops.c and attention.c are compiled once for each instruction set; each gives one table. All matrices row-major, T tokens.
 #ifndef OPS_H
 #define OPS_H
 

@@ -1,5 +1,5 @@
-// Vectors of eight floats (a GCC and Clang extension), and weights widened to them. For ops.c, which is compiled once for
-// each instruction set.
+// Vectors of eight floats (a GCC and Clang extension), and weights widened to them. For ops.c and attention.c,
+// which are compiled once for each instruction set.
 #ifndef VECTORS_H
 #define VECTORS_H
 
