@@ -4,10 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "avx2.h"
 #include "threads.h"
 
 enum {
-    LANES = 8,
     TILE = 64,   // rows and columns of H that a thread computes at a time
     DEPTH = 256, // rows of x, or columns that are rounded, between two looks at the sums
     BLOCK = 128, // columns that are factored, or rounded, together: a multiple of every group
@@ -15,16 +15,6 @@ enum {
     R = GPTQ_ROWS
 };
 
-#define INLINE static inline __attribute__((always_inline))
-#ifdef __x86_64__
-#define WITH_AVX2 __attribute__((target("avx2")))
-#define HAS_AVX2 __builtin_cpu_supports("avx2")
-#else
-#define WITH_AVX2
-#define HAS_AVX2 false
-#endif
-
-typedef float Float8 __attribute__((vector_size(32)));
 typedef float AnyFloat8 __attribute__((vector_size(32), aligned(4), may_alias)); // in memory, wherever that begins
 
 // ---- products -------------------------------------------------------------------------------------------------------

@@ -4,21 +4,12 @@
 #include <math.h>
 #include <string.h>
 
+#include "avx2.h"
 #include "quant.h"
 #include "quant_scan.h"
 
-enum { LANES = 8, BLOCK = 128, MANY = 1024, REFINEMENTS = 3 };
+enum { BLOCK = 128, MANY = 1024, REFINEMENTS = 3 };
 
-#define INLINE static inline __attribute__((always_inline))
-#ifdef __x86_64__
-#define WITH_AVX2 __attribute__((target("avx2")))
-#define HAS_AVX2 __builtin_cpu_supports("avx2")
-#else
-#define WITH_AVX2
-#define HAS_AVX2 false
-#endif
-
-typedef float Float8 __attribute__((vector_size(32)));
 typedef float Float4 __attribute__((vector_size(16)));
 typedef double Double4 __attribute__((vector_size(32)));
 typedef int32_t Int8 __attribute__((vector_size(32)));
