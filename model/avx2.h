@@ -1,6 +1,6 @@
 // One source for two instruction sets: an INLINE function is written with vectors of eight floats (a GCC and Clang
-// extension), and a function WITH_AVX2 that calls it is chosen where the processor HAS_AVX2. Neither fuses a product and
-// a sum, so both give the same bits. (The operations of engine cpu, which may fuse them, have cpu/vectors.h.)
+// extension), and a function WITH_AVX2 that calls it is chosen where the processor HAS_AVX2. Neither fuses a product
+// and a sum, so both give the same bits. (The operations of engine cpu, which may fuse them, have cpu/vectors.h.)
 #ifndef AVX2_H
 #define AVX2_H
 

@@ -188,8 +188,8 @@ static double delta_from_cpu(const char *shape, int n, int step, double *largest
     return delta;
 }
 
-// Eight layers of float32 sums of up to 640 terms, or two of up to 14,336, in two orders: a few hundred roundings of 6e-8
-// of the largest logit.
+// Eight layers of float32 sums of up to 640 terms, or two of up to 14,336, in two orders: a few hundred roundings of
+// 6e-8 of the largest logit.
 static void check_delta_from_cpu(const char *shape, int n, int step, double *worst) {
     double largest, delta = delta_from_cpu(shape, n, step, &largest), bound = 300 * 6e-8 * largest;
     if (!(delta <= bound))
@@ -249,8 +249,8 @@ static void test_some_rows_have_logits(void) {
     end("some_rows_have_logits");
 }
 
-// A prompt long enough for other matrix products gives what its parts give, to what rounding in bf16 may change; in engine
-// fused the same bits.
+// A prompt long enough for other matrix products gives what its parts give, to what rounding in bf16 may change; in
+// engine fused the same bits.
 static void long_prompt_equals_its_parts(const char *shape, Precision precision) {
     enum { LENGTH = 4200 };
     Model m;
@@ -295,8 +295,8 @@ static double error_of_logits(const float *logits, const float *right, int n) {
     return sqrt(error / all);
 }
 
-// --precision fp8: a prompt's logits are engine cpu's to what 4 bits of activations let one expect, and not those of bf16;
-// the steps after it, and the choice, are as in bf16: on the keys and values of a bf16 run they have its bits.
+// --precision fp8: a prompt's logits are engine cpu's to what 4 bits of activations let one expect, and not those of
+// bf16; the steps after it, and the choice, are as in bf16: on the keys and values of a bf16 run they have its bits.
 static void test_fp8_products_of_prompts_alone(void) {
     enum { LENGTH = 300, STEPS = 3 };
     static const char *const shapes[] = {"stories fp8/fp8", "llama-3.2-1b fp8"};
@@ -325,8 +325,8 @@ static void test_fp8_products_of_prompts_alone(void) {
             cudaDeviceSynchronize(); // the pages are on their way
             for (int i = 0; i < saved[1].n; i++)
                 memcpy(saved[2].pages[i], saved[1].pages[i], (size_t)model_page_bytes(&models[1]));
-            // A code has 4 significant bits where bf16 has 8, of the same activations: what comes of their rounding is 16
-            // times as much. All else is in bf16 both times.
+            // A code has 4 significant bits where bf16 has 8, of the same activations: what comes of their rounding is
+            // 16 times as much. All else is in bf16 both times.
             const double bound = 16 * of_bf16;
             if (!(of_fp8 <= bound) || !(of_fp8 > 2 * of_bf16))
                 test_fail("%s: logits are off by %.3g of their size, bound %.3g; bf16's by %.3g", shape, of_fp8, bound,
@@ -405,8 +405,8 @@ static void test_nan_weight_is_noticed(void) {
     end("nan_weight_is_noticed");
 }
 
-// A code or a scale of a file that is no finite number is refused as the weights are uploaded, with its place; the first
-// of several. Nothing is left behind, and the file as it was loads.
+// A code or a scale of a file that is no finite number is refused as the weights are uploaded, with its place; the
+// first of several. Nothing is left behind, and the file as it was loads.
 static void test_bad_codes_and_scales_are_named(void) {
     static const struct {
         const char *shape, *tensor;
@@ -570,7 +570,8 @@ static void step(Model *m, int n, const int *slots, const int *tokens, float *lo
 }
 
 // A sequence gets the same bits alone and among others of other lengths, in a run of few sequences and in one of many,
-// whose steps have another order of sums. (Engine fused promises this.) LLaMA's shapes: weights in tiles of several sizes.
+// whose steps have another order of sums. (Engine fused promises this.)
+// LLaMA's shapes: weights in tiles of several sizes.
 static void same_bits_among(int slots, const char *shape, Precision precision) {
     enum { LONGEST = 150, STEPS = 6, MOST = 40 };
     static const int counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 40};
@@ -915,8 +916,8 @@ static void test_prompts_have_the_same_bits_in_any_batch(void) {
     end("prompts_have_the_same_bits_in_any_batch");
 }
 
-// What a step of many rows computes is, but for rounding, what the prompt with these tokens at its end does: in bf16, of
-// sequences of other lengths, for steps of every order of sums.
+// What a step of many rows computes is, but for rounding, what the prompt with these tokens at its end does: in bf16,
+// of sequences of other lengths, for steps of every order of sums.
 static void test_steps_of_many_rows_continue_prompts(void) {
     enum { MOST = 80, LONGEST = 200 };
     static const int counts[] = {2, 3, 8, 9, 16, 31, 64, 80};
@@ -929,7 +930,8 @@ static void test_steps_of_many_rows_continue_prompts(void) {
                                   "llama-3.1-8b fp8+int4:64+int8+bf16/int8"};
     for (const char *shape : shapes)
         for (int n : counts) {
-            // A prompt's weights with a scale for each group are rounded to bf16, each by 0.16 % in the root mean square.
+            // A prompt's weights with a scale for each group are rounded to bf16,
+            // each by 0.16 % in the root mean square.
             const double bound = shape && strstr(shape, "int4") ? 0.04 : 0.02;
             Model m;
             Error err = {""};
@@ -1006,8 +1008,8 @@ static void test_steps_begun_ahead_change_nothing(void) {
 
 // Decode rows beside parts of prompts, in one batch: the logits of all rows that have some, in the batch's order, are
 // those of each sequence in batches of its own, also where the next step has begun before the prompt came. Sequences in
-// `decoding` slots decode; that in the last slot is a prompt in parts, with logits at the end of the last one. ends: the
-// step before the first part says that a sequence ends, so that no step has begun.
+// `decoding` slots decode; that in the last slot is a prompt in parts, with logits at the end of the last one. ends:
+// the step before the first part says that a sequence ends, so that no step has begun.
 static void decode_rows_beside_prompts(const char *shape, int slots, int decoding, bool ends) {
     enum { STEPS = 12, PART = 40, FIRST_PART = 4, PARTS = 3, MOST = 36 };
     const bool same_bits = strcmp(engine, "fused") == 0; // of cublas: but for rounding
@@ -1102,8 +1104,8 @@ static bool start_speculating(Model *m, const char *shape, int slots, int max_le
 
 enum { CANDIDATE_SEQS = 3, CANDIDATE_PROMPT = 70, CANDIDATE_TOKENS = 24 };
 
-// tokens [CANDIDATE_SEQS][CANDIDATE_PROMPT + CANDIDATE_TOKENS]; logits [CANDIDATE_SEQS][CANDIDATE_TOKENS][vocab]: after each
-// token, by one step after another.
+// tokens [CANDIDATE_SEQS][CANDIDATE_PROMPT + CANDIDATE_TOKENS]; logits [CANDIDATE_SEQS][CANDIDATE_TOKENS][vocab]: after
+// each token, by one step after another.
 static void step_by_step(int slots, const char *shape, const int *slot, int n_seq, const int *tokens, float *logits) {
     Model m;
     Error err = {""};
@@ -1194,8 +1196,8 @@ static void test_candidates_have_the_bits_of_one_step_after_another(void) {
     end("candidates_have_the_bits_of_one_step_after_another");
 }
 
-// What is drawn is what sample_token chooses from the same logits: beside a step that runs ahead, and where every step's
-// tokens are drawn.
+// What is drawn is what sample_token chooses from the same logits: beside a step that runs ahead, and where every
+// step's tokens are drawn.
 static void test_draws_equal_sample_token(void) {
     enum { STEPS = 24, SLOTS = 3 };
     Model m;
@@ -1231,13 +1233,13 @@ static void test_draws_equal_sample_token(void) {
 }
 
 // ---- several GPUs ---------------------------------------------------------------------------------------------------
-// The parts of a model that N GPUs have; all on one, if the machine has fewer: what each computes, what they gather and in
-// which order is the same. tests/test_shard.c has the cuts.
+// The parts of a model that N GPUs have; all on one, if the machine has fewer: what each computes, what they gather and
+// in which order is the same. tests/test_shard.c has the cuts.
 
 enum { TRACE_STEPS = 14, TRACE_SEQUENCES = 40 };
 
-// The logits of a run, in the order in which they come, and keys and values: compared with those of another, or kept; and
-// its tokens, which the others take.
+// The logits of a run, in the order in which they come, and keys and values: compared with those of another, or kept;
+// and its tokens, which the others take.
 struct Trace {
     float *logits;
     char *pages; // as SavedPages has them, one after another
@@ -1381,8 +1383,7 @@ static void test_shards_have_the_bits_of_one_gpu(void) {
     static const struct {
         const char *shape;
         int most;
-        bool
-            large; // fewer runs, of the sizes that have kernels of their own: wide.h takes 16-bit weights of these shapes
+        bool large; // fewer runs, of the sizes that have kernels of their own: wide.h takes 16-bit weights of them
     } shapes[] = {{NULL, 2, false},
                   {"odd", 8, false},
                   {"stories fp8/fp8", 2, false},

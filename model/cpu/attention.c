@@ -1,5 +1,5 @@
-// Attention on the CPU, of prompts and of steps: scores of a tile of positions, an online softmax over the tiles, and values
-// weighted by it. Compiled once for each instruction set, as ops.c is.
+// Attention on the CPU, of prompts and of steps: scores of a tile of positions, an online softmax over the tiles, and
+// values weighted by it. Compiled once for each instruction set, as ops.c is.
 #include <math.h>
 #include <string.h>
 
@@ -15,8 +15,8 @@ enum {
     KV_TILE = KV_PAGE             // positions per step of the online softmax
 };
 
-// out[R][.] += a[R][n] · b[n][.] for C vectors of columns: rows of out are out_row apart, of a a_row, of b b_row. R and C
-// are constants after inlining.
+// out[R][.] += a[R][n] · b[n][.] for C vectors of columns: rows of out are out_row apart, of a a_row, of b b_row. R and
+// C are constants after inlining.
 INLINE void outer_tile(float *out, int out_row, const float *a, int a_row, const float *b, int b_row, int n, int R,
                        int C) {
     Float8 sum[OUTER_ROWS][2];
@@ -105,8 +105,8 @@ static void transpose_tile(float *to, const float *k, int count, int n) {
         for (int i = 0; i < n; i++) to[i * KV_TILE + j] = k[j * n + i];
 }
 
-// score[rows][KV_TILE] = queries[rows][Q_STRIDE] · k[count][n]. Rows of prompts are many: keys are transposed for them, so that
-// no sum is spread over a vector.
+// score[rows][KV_TILE] = queries[rows][Q_STRIDE] · k[count][n]. Rows of prompts are many: keys are transposed for them,
+// so that no sum is spread over a vector.
 static void prompt_scores(float *score, const float *queries, const float *k, int rows, int count, int n) {
     float keys[MAX_HEAD_DIM * KV_TILE];
     transpose_tile(keys, k, count, n);

@@ -1,5 +1,5 @@
-// Written with the vectors of vectors.h; what they become is the Makefile's choice: this file and attention.c are compiled
-// once for each instruction set.
+// Written with the vectors of vectors.h; what they become is the Makefile's choice: this file and attention.c are
+// compiled once for each instruction set.
 #include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -27,8 +27,8 @@ static int64_t part_of(int64_t n, int64_t cost) {
 
 // ---- matmul ---------------------------------------------------------------------------------------------------------
 
-// One row of x against R rows of W, straight from their dtype: decode reads each weight once. A quantised weight is code
-// × scale, rounded to float32, in all products: it is multiplied as it is widened.
+// One row of x against R rows of W, straight from their dtype: decode reads each weight once. A quantised weight is
+// code × scale, rounded to float32, in all products: it is multiplied as it is widened.
 INLINE void matvec_rows(float *y, const float *x, const Matrix *w, DType dtype, int row, int R) {
     Float8 sum1[4], sum2[4], scale[4];
     int k = w->cols, whole = k / (2 * LANES) * (2 * LANES), l = 0;

@@ -1,5 +1,5 @@
-// What ops.c and attention.c share. Both are compiled once for each instruction set, OPS_ISA, as which the Makefile defines
-// portable or avx2; OPS_NAME is its name in messages.
+// What ops.c and attention.c share. Both are compiled once for each instruction set, OPS_ISA, as which the Makefile
+// defines portable or avx2; OPS_NAME is its name in messages.
 #ifndef OPS_SHARED_H
 #define OPS_SHARED_H
 

@@ -251,8 +251,8 @@ __device__ __forceinline__ void copy_tensor_2d(uint32_t dst, const void *map, in
         "l"(map), "r"(x), "r"(y), "r"(barrier), "l"(policy)
         : "memory");
 }
-// The same to every block of the cluster whose bit is in `blocks`: at the same place, and counted at the same barrier, in
-// each of them.
+// The same to every block of the cluster whose bit is in `blocks`: at the same place, and counted at the same barrier,
+// in each of them.
 __device__ __forceinline__ void copy_tensor_2d_to_blocks(uint32_t dst, const void *map, int x, int y, uint32_t barrier,
                                                          int blocks) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
@@ -338,7 +338,8 @@ __device__ __forceinline__ unsigned load_relaxed(const unsigned *from) {
     return x;
 }
 
-// The same among several GPUs: what was stored, by this thread or by others that it has met, before what is stored next.
+// The same among several GPUs: what was stored, by this thread or by others that it has met,
+// before what is stored next.
 __device__ __forceinline__ void fence_system() {
     asm volatile("fence.acq_rel.sys;" ::: "memory");
 }
