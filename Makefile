@@ -267,8 +267,9 @@ test: all $(filter $(BUILD)/%,$(CHOSEN)) $(BUILD)/tests/inject.so
 test-gpu: all $(GPU_TESTS)
 	@LLAMA=./$(PROGRAM) sh tests/run.sh $(GPU_TESTS) tests/test_engine_gpu.sh --
 
-test-gpus: all $(BUILD)/tests/test_engine_cuda
-	@LLAMA=./$(PROGRAM) ONLY=shards sh tests/run.sh $(BUILD)/tests/test_engine_cuda --
+SHARD_TESTS := $(addprefix $(BUILD)/tests/,test_shards_cuda test_candidates_cuda)
+test-gpus: all $(SHARD_TESTS)
+	@LLAMA=./$(PROGRAM) ONLY=shards sh tests/run.sh $(SHARD_TESTS) --
 	@LLAMA=./$(PROGRAM) sh tests/run.sh tests/test_mpi_gpu.sh --
 
 # The attention of GPUs other than Hopper, on whichever is here: code for compute_80, which the driver compiles when the
