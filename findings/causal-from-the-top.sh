@@ -32,7 +32,8 @@ def attention(feeds, queries):
     names = [name if name in feeds else "" for name in ("Q", "K", "V", "mask", "past_key", "past_value")]
     outputs = ["Y", "key", "value"] if "past_key" in feeds else ["Y"]
     value = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-    graph = helper.make_graph([helper.make_node("Attention", names if "past_key" in feeds else names[:3], outputs, is_causal=1)], "attention",
+    node = helper.make_node("Attention", names if "past_key" in feeds else names[:3], outputs, is_causal=1)
+    graph = helper.make_graph([node], "attention",
                               [value(name, each.shape) for name, each in feeds.items()],
                               [value("Y", [1, 1, queries, 4])] + [value(name, [1, 1, 5, 4]) for name in outputs[1:]])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
@@ -45,9 +46,9 @@ wrong = False
 for queries in 1, 2:
     query = numpy.zeros((1, 1, queries, 4), numpy.float32)
     cached = 5 - queries
-    found = {"mlx": mx.fast.scaled_dot_product_attention(*map(mx.array, (query, keys, values)), scale=1.0, mask="causal")[0, 0, :, 0].tolist(),
-             "jax": jax.nn.dot_product_attention(*(each.swapaxes(1, 2) for each in (query, keys, values)),
-                                                 is_causal=True)[0, :, 0, 0].tolist()}
+    by_mlx = mx.fast.scaled_dot_product_attention(*map(mx.array, (query, keys, values)), scale=1.0, mask="causal")
+    by_jax = jax.nn.dot_product_attention(*(each.swapaxes(1, 2) for each in (query, keys, values)), is_causal=True)
+    found = {"mlx": by_mlx[0, 0, :, 0].tolist(), "jax": by_jax[0, :, 0, 0].tolist()}
     found["onnx"], found["onnxruntime"] = attention({"Q": query, "K": keys, "V": values}, queries)
     found["onnx, past_key"], found["onnxruntime, past_key"] = attention(
         {"Q": query, "K": keys[:, :, cached:], "V": values[:, :, cached:], "past_key": keys[:, :, :cached],
