@@ -28,8 +28,8 @@ numbers = numpy.array([2.5, 3.5, 3.7, -3.7, 8], numpy.float32)
 def by_both(nodes, constants=()):
     """x -> codes -> y, both ways."""
     value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [len(numbers)])
-    graph = helper.make_graph(nodes + [helper.make_node("Cast", ["codes"], ["y"], to=TensorProto.FLOAT)], "codes", [value("x")], [value("y")],
-                              list(constants))
+    nodes = nodes + [helper.make_node("Cast", ["codes"], ["y"], to=TensorProto.FLOAT)]
+    graph = helper.make_graph(nodes, "codes", [value("x")], [value("y")], list(constants))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return [run(None, {"x": numbers})[0].tolist() for run in (ReferenceEvaluator(model).run, session.run)]
