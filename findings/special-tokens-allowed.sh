@@ -51,7 +51,8 @@ masks["llguidance"] = mask[0].tolist()
 
 allowed = {name: [i for i in range(len(tokenizer)) if mask[i // 32] >> i % 32 & 1] for name, mask in masks.items()}
 for name, each in allowed.items():
-    print(name, "allows %d ordinary tokens and" % sum(i < 256 for i in each), *tokenizer.convert_ids_to_tokens([i for i in each if i in ids]))
+    special_ones = tokenizer.convert_ids_to_tokens([i for i in each if i in ids])
+    print(name, "allows %d ordinary tokens and" % sum(i < 256 for i in each), *special_ones)
 text = [*quotation_mark, *tokenizer.encode("a"), ids[2], *quotation_mark]
 accepted = all(map(matcher.accept_token, text[1:]))
 print("accepted:", accepted, tokenizer.decode(text), tokenizer.decode(text, skip_special_tokens=True))
