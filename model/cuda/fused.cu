@@ -180,10 +180,7 @@ bool embed_pass(const Model *m, CudaState *s, float *x, int first, int n, Error 
 
 bool launch_products(const Model *m, const CudaState *s, const FusedPlan *plan, bool pdl, const FusedParams &p,
                      Error *err) {
-    CUDA_TRY(for_numbers(m, plan->tile_rows, [&](auto numbers) {
-        return launch_kernel(decode_products_kernel<decltype(numbers), FusedParams>, s->fused->n_blocks, FUSED_THREADS,
-                             plan->shared_bytes, pdl, s->stream, p);
-    }));
+    CUDA_TRY(launch_products_kernel(m, s, plan, pdl, p));
     return true;
 }
 
@@ -359,13 +356,6 @@ static bool prepare_rank(Model *m, CudaState *s, Error *err) {
     CUDA_TRY(cudaFuncGetAttributes(&loads, decode_argmax_kernel));
     CUDA_TRY(with_type(m->weights.tok_embeddings.dtype,
                        [&](auto type) { return cudaFuncGetAttributes(&loads, decode_embed_kernel<decltype(type)>); }));
-    for (int groups = 1; groups <= MAX_TILE_GROUPS; groups++)
-        if (!for_numbers(m, groups * MMA_WEIGHT_ROWS, [&](auto numbers) {
-                CUDA_TRY(cudaFuncSetAttribute((const void *)decode_products_kernel<decltype(numbers), FusedParams>,
-                                              cudaFuncAttributeMaxDynamicSharedMemorySize, (int)f->shared_limit));
-                return true;
-            }))
-            return false;
     return true;
 }
 

@@ -158,7 +158,8 @@
 //
 // A group's scale multiplies the sum of the group's mmas, in the consumer warp; a row's multiplies the finished sum, in
 // the epilogue warp: it comes with the tile, as residuals do. A kernel's products may have weights of different types,
-// 16-bit ones too.
+// 16-bit ones too; where all have one kind, or 16 bits, the kernel is for that alone (for_numbers in fused_state.h), with
+// registers for activations that stay from tile to tile. The bits are the same.
 //
 // ---- Numerics -------------------------------------------------------------------------------------------------------
 //
@@ -178,15 +179,21 @@
 //   - the stream drives everything else out of L2, instructions too, and every launch fetches them again: weights are
 //     marked to leave first (1 %), and what runs once in a launch is short (attention's combine: 5 us to 3)
 //   - fetching ahead into L2, while the ring is full or after a kernel's last copy, costs what it brings
-//   - no gain: a product's activations in registers; stages that only some products have room for
-//   - quantised: int4 2.10 ms, fp8 2.79, where reading takes 0.9 and 1.6; without any arithmetic 1.61 and 2.21. By a
-//     profile of a kernel (int4, 60 us): consumers are in tiles for half of the time, 8 us they wait for other blocks, 6
-//     bring input, 6 prepare it, 2 start. Every launch begins without its instructions, which come from L2 behind the
-//     stream: what has more of them loses what it gains (chunks unrolled four times, sums of activations taken where
-//     input is brought, functions that are not inlined: 2.12 to 2.32 ms). A second epilogue warp brought 3 %; one alone
-//     took 1.7 us for a tile of 16 rows, where memory brings one in 1.0. Addresses that a loop keeps, and does not
-//     compute again from the number of the thread, brought 3 %; codes widened by one instruction a pair where there were
-//     three, 2 %
+//   - no gain at batch 1: a product's activations in registers (at 8 rows 5 %: 32 of 41 loads from shared memory that a
+//     warp makes for a stage); stages that only some products have room for
+//   - registers that are saved to local memory cost more than what they are for, as that is not in L1 beside the stream:
+//     all activation rows and kinds of weights in one kernel, 6 % of a bf16 step and 6 to 9 % of a quantised one. A
+//     kernel for each kind has none to save
+//   - quantised: int4 1.89 ms, fp8 2.63, where reading takes 0.9 and 1.6. By a trace of a kernel (int4 at 2.05 ms, 51 us):
+//     tiles 26 us, of which memory would need 13 beside what the ring holds already: shared memory gave a tile's data in
+//     1,100 cycles of 1,300, since a load of 16 bytes a lane takes 4 however few bytes are different. Waits for other
+//     blocks 7 us, input 5, preparing it 6, ends of products 5. Between two kernels 9, attention's 4.5 among them. Every
+//     launch begins without its instructions, which come from L2 behind the stream. No gain: two teams of 8 consumer
+//     warps that take tiles in turns (4 % more: fewer registers); rows of a stage 16 bytes apart from banks' multiples,
+//     against conflicts of scales (6 % more: a copy for each row, to addresses that are no multiple of 128)
+//   - a second epilogue warp brought 3 %; one alone took 1.7 us for a tile of 16 rows, where memory brings one in 1.0.
+//     Addresses that a loop keeps, and does not compute again from the number of the thread, brought 3 %; codes widened
+//     by one instruction a pair where there were three, 2 %
 #ifndef FUSED_H
 #define FUSED_H
 

@@ -24,12 +24,27 @@ __device__ __forceinline__ void split_f16(uint32_t pair, uint32_t &hi, uint32_t 
     lo = *(uint32_t *)&l;
 }
 
+// The weights of a kernel's products. A kernel for one kind of them alone has fewer registers to save and less code to
+// fetch than one for any: 6 to 10 % of a step of quantised weights.
+template <int PAIRS> struct Weights16 {};                             // of 16 bits; activation rows, two by two
+struct WeightsOfAnyKind {};                                           // of 16 bits or quantised, each product's own
+template <class Codes, int SCALES, typename Scale> struct WeightsOf { // quantised alike: consume_packed_tiles
+    typedef Codes CodesOf;
+    typedef Scale ScaleOf;
+    static constexpr int SCALES_OF_CHUNK = SCALES;
+};
+template <class Weights> constexpr int pairs_of = 0;
+template <int PAIRS> constexpr int pairs_of<Weights16<PAIRS>> = PAIRS;
+
 // What a kernel computes in. W: the stored weights' type, of those that have 16 bits; TERMS: activation rows of a token,
 // 1, or 3 (bf16x3); E: the type of an activation row; KV: the cache's type; GROUPS of MMA_WEIGHT_ROWS in a tile; STEPS:
-// mmas of a warp along a whole slice; PACKED: may weights be quantised?
-template <typename W_, int TERMS_, int GROUPS_, bool PACKED_ = false> struct Numbers {
+// mmas of a warp along a whole slice; Weights: as above; PAIRS: of activation rows, if no weights are quantised; PACKED:
+// may they be?
+template <typename W_, int TERMS_, int GROUPS_, class Weights_> struct Numbers {
     typedef W_ W;
-    static constexpr bool PACKED = PACKED_;
+    typedef Weights_ Weights;
+    static constexpr int PAIRS = pairs_of<Weights>;
+    static constexpr bool PACKED = PAIRS == 0;
     static constexpr int TERMS = TERMS_, GROUPS = GROUPS_, TILE = GROUPS * MMA_WEIGHT_ROWS,
                          STEPS = MAX_SLICE / GROUPS / CONSUMER_WARPS / MMA_COLUMNS;
     typedef typename std::conditional<TERMS == 1, W, bf16>::type E;
@@ -589,18 +604,21 @@ __device__ __forceinline__ void consume_tiles(const FusedParams &s, const Produc
         int row = r * MMA_ACT_ROWS + mma_act_row(lane) < act_rows ? r * MMA_ACT_ROWS + mma_act_row(lane) : 0;
         act[r] = block.act + row * f.act_pitch + act_column * 2 + mma_act_pair(lane) * 8;
     }
-    for (;;) {
+    uint2 a[PAIRS][STEPS];
+    for (bool have_act = false;;) {
         int tile = 0, in_sum = 0, part = 0;
         float sum[GROUPS][PAIRS] = {};
         for (int p = 0; p < n_slices; p++) {
             int left = cols - p * slice;
             bool whole = span == STEPS * 64 && left >= slice;
-            int n_act = whole ? STEPS : min(span, left - act_column + 63) >> 6;
-            uint2 a[PAIRS][STEPS];
+            if (!have_act) {
+                int n_act = whole ? STEPS : min(span, left - act_column + 63) >> 6;
 #pragma unroll
-            for (int r = 0; r < PAIRS; r++)
+                for (int r = 0; r < PAIRS; r++)
 #pragma unroll
-                for (int c = 0; c < STEPS; c++) a[r][c] = load_shared8(act[r] + p * slice * 2 + c * 128, c < n_act);
+                    for (int c = 0; c < STEPS; c++) a[r][c] = load_shared8(act[r] + p * slice * 2 + c * 128, c < n_act);
+                have_act = n_slices == 1; // they are the next tile's, too
+            }
             ring.wait_full();
             if (p == 0) tile = *(volatile const int *)(block.stage_tile + ring.slot);
             float acc[GROUPS][PAIRS][2][4] = {};
@@ -650,6 +668,26 @@ __device__ __forceinline__ void consume_tiles(const FusedParams &s, const Produc
 }
 
 #include "fused_packed.cuh"
+
+// The tiles of a product of the kernel's kind of weights.
+template <typename N>
+__device__ __forceinline__ void consume_product(const FusedParams &s, const Product &f, const Block &block, Ring &ring,
+                                                Ring &partials_ring) {
+    typedef typename N::Weights Weights;
+    if constexpr (N::PAIRS > 0)
+        consume_tiles<N, N::PAIRS>(s, f, block, ring, partials_ring);
+    else if constexpr (!std::is_same<Weights, WeightsOfAnyKind>::value)
+        consume_packed<N, typename Weights::CodesOf, Weights::SCALES_OF_CHUNK, typename Weights::ScaleOf>(
+            s, f, block, ring, partials_ring);
+    else if (f.codes != CODES_NONE)
+        consume_packed_product<N>(s, f, block, ring, partials_ring);
+    else if (s.n_rows * N::TERMS <= 2)
+        consume_tiles<N, 1>(s, f, block, ring, partials_ring);
+    else if (s.n_rows * N::TERMS <= 4)
+        consume_tiles<N, 2>(s, f, block, ring, partials_ring);
+    else
+        consume_tiles<N, 4>(s, f, block, ring, partials_ring);
+}
 
 // Waits until all blocks have finished a product: edge D in fused.h.
 template <class Params> __device__ __forceinline__ void wait_for_product(const Params &s, const unsigned *done) {
@@ -704,18 +742,7 @@ __device__ __forceinline__ void consume(const Params &s, const Block &block, Rin
             clear_last_chunk(f, s.n_rows * N::TERMS, block.shared);
         consumers_sync();
         if (threadIdx.x == 0) *block.started = i + 1;
-        if constexpr (N::PACKED)
-            if (f.codes != CODES_NONE) {
-                consume_packed_product<N>(s, f, block, ring, partials_ring);
-                continue;
-            }
-        const int pairs = (s.n_rows * N::TERMS + 1) / 2;
-        if (pairs == 1)
-            consume_tiles<N, 1>(s, f, block, ring, partials_ring);
-        else if (pairs == 2)
-            consume_tiles<N, 2>(s, f, block, ring, partials_ring);
-        else
-            consume_tiles<N, 4>(s, f, block, ring, partials_ring);
+        consume_product<N>(s, f, block, ring, partials_ring);
     }
 }
 

@@ -39,6 +39,7 @@ struct CodesInt4 {
     }
 };
 
+constexpr int HELD_CHUNKS = 4;   // of a warp, whose activations it keeps over all tiles of a product
 constexpr int ACT_EXPONENT = 16; // of what activations are multiplied by, so that products with codes are no subnormals
 __device__ __forceinline__ float power_of_two(int e) {
     return __int_as_float((127 + e) << 23);
@@ -64,30 +65,37 @@ __device__ __forceinline__ void prepare_activations(const Product &f, const Bloc
 #pragma unroll(1)
     for (int chunk = threadIdx.x / 32; chunk < n_chunks; chunk += CONSUMER_WARPS) {
         char *at = block.shared + min(g, act_rows - 1) * f.act_pitch + chunk * (PACK_CHUNK * 2) + t * 16;
-        float sums[2][4];
+        float sums[4][4];
+        uint4 v[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) v[j] = *(const uint4 *)(at + j * 64);
+        if (OFFSET)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                first_mma(sums[j], one, one, one, one, v[j].x, v[j].y);
+                mma_16x8x16<bf16>(sums[j], one, one, one, one, v[j].z, v[j].w);
+            }
+        __syncwarp(); // lanes without a row of their own have read this one
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            uint4 v = *(const uint4 *)(at + j * 64);
-            if (OFFSET) {
-                if (EACH == 4 || j == 0) {
-                    first_mma(sums[0], one, one, one, one, v.x, v.y);
-                    first_mma(sums[1], one, one, one, one, v.z, v.w);
-                } else {
-                    mma_16x8x16<bf16>(sums[0], one, one, one, one, v.x, v.y);
-                    mma_16x8x16<bf16>(sums[1], one, one, one, one, v.z, v.w);
-                }
-                if ((EACH == 4 || j == 3) && g == 0 && 2 * t < rows)
-                    *(float2 *)(block.code_sums + (chunk * EACH + (EACH == 4 ? j : 0)) * rows + 2 * t) =
-                        make_float2(-OFFSET * (sums[0][0] + sums[1][0]), -OFFSET * (sums[0][1] + sums[1][1]));
-            }
-            uint32_t *words = &v.x;
+            uint32_t *words = &v[j].x;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 __nv_bfloat162 x = __hmul2(*(__nv_bfloat162 *)&words[i], factor);
                 words[i] = *(uint32_t *)&x;
             }
-            __syncwarp(); // lanes without a row of their own have read this one
-            if (g < act_rows) *(uint4 *)(at + j * 64) = v;
+            if (g < act_rows) *(uint4 *)(at + j * 64) = v[j];
+        }
+        if (OFFSET && g == 0 && 2 * t < rows) {
+            float *to = block.code_sums + chunk * EACH * rows + 2 * t;
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                if (EACH == 4)
+                    *(float2 *)(to + j * rows) = make_float2(-OFFSET * sums[j][0], -OFFSET * sums[j][1]);
+                else if (j == 3)
+                    *(float2 *)to = make_float2(-OFFSET * ((sums[0][0] + sums[1][0]) + (sums[2][0] + sums[3][0])),
+                                                -OFFSET * ((sums[0][1] + sums[1][1]) + (sums[2][1] + sums[3][1])));
+            }
         }
     }
     __syncwarp();
@@ -112,10 +120,25 @@ __device__ __forceinline__ float load_scale(uint32_t address, float) {
     return v;
 }
 
+// A lane's activations of a chunk, by its 32 columns: in shared memory, or held in registers.
+struct SharedActivations {
+    uint32_t at;
+    __device__ __forceinline__ uint4 load(int chunk, int j) const {
+        return load_shared16(at + chunk * (PACK_COLUMNS * 2) + j * 64);
+    }
+};
+struct HeldActivations {
+    const uint4 (&each)[HELD_CHUNKS][4];
+    int first;
+    __device__ __forceinline__ uint4 load(int chunk, int j) const {
+        return each[first + chunk][j];
+    }
+};
+
 // sum += N chunks of a warp, one of each block.
-template <class Codes, int SCALES, typename Scale, int N>
-__device__ __forceinline__ void multiply_chunks(float (&sum)[4], const PackedLane &of, uint32_t stage, uint32_t act,
-                                                uint32_t sums) {
+template <class Codes, int SCALES, typename Scale, int N, class Activations>
+__device__ __forceinline__ void multiply_chunks(float (&sum)[4], const PackedLane &of, uint32_t stage,
+                                                const Activations &act, uint32_t sums) {
     constexpr int EACH = SCALES == 4 ? 4 : 1, CHUNKS = PACK_COLUMNS / PACK_CHUNK;
     const float FIRST = power_of_two(-Codes::EXPONENT - ACT_EXPONENT),
                 SECOND = power_of_two(-Codes::EXPONENT - ACT_EXPONENT - Codes::SECOND);
@@ -140,7 +163,7 @@ __device__ __forceinline__ void multiply_chunks(float (&sum)[4], const PackedLan
         float acc[2][4];
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const uint4 a = load_shared16(act + c * (CHUNKS * PACK_CHUNK * 2) + j * 64);
+            const uint4 a = act.load(c, j);
             uint32_t upper[4], lower[4];
             Codes::widen(codes[c][0], j, upper);
             Codes::widen(codes[c][1], j, lower);
@@ -170,12 +193,13 @@ __device__ __forceinline__ void multiply_chunks(float (&sum)[4], const PackedLan
 // of a lane's columns 8t + 0, 1, 4, 5 and 8t + 2, 3, 6, 7, since activations have words 1 and 2 of every four exchanged
 // (permuted_index). SCALES of a chunk that a row has: none, where there is one for the whole row; 1; or 4, of which the
 // first two may be one and the last two another.
-template <typename N, class Codes, int SCALES, typename Scale>
+template <typename N, class Codes, int SCALES, typename Scale, bool HELD>
 __device__ __forceinline__ void consume_packed_tiles(const FusedParams &s, const Product &f, const Block &block,
                                                      Ring &ring, Ring &partials_ring) {
     constexpr int TILE = N::TILE, WARPS = CONSUMER_WARPS, CODE_BYTES = PACK_COLUMNS * Codes::BITS / 8,
                   CHUNK_BYTES = PACK_CHUNK * Codes::BITS / 8, CHUNKS = PACK_COLUMNS / PACK_CHUNK,
-                  EACH = SCALES == 4 ? 4 : 1, STEP = Codes::BITS == 4 && SCALES < 4 ? 2 : 1; // chunks at once
+                  EACH = SCALES == 4 ? 4 : 1, HELD_SLICES = Codes::BITS / 4,
+                  STEP = Codes::BITS == 4 && SCALES < 4 ? 2 : 1; // chunks at once
     static_assert(TILE == 16 && MAX_ACT_ROWS == 8 && WARPS == CHUNKS, "whole mmas; a warp's chunk of every block");
     const int lane = held(threadIdx.x % 32), warp = held_uniform(threadIdx.x / 32), g = lane / 4, t = lane % 4;
     const int act_rows = s.n_rows * N::TERMS, n_slices = f.n_slices, slice_chunks = f.slice / PACK_CHUNK,
@@ -204,26 +228,50 @@ __device__ __forceinline__ void consume_packed_tiles(const FusedParams &s, const
     const bool has_first = 2 * t < act_rows, has_second = 2 * t + 1 < act_rows;
     int slot = ring.slot, parity = ring.parity, to = partials_ring.slot, to_parity = partials_ring.parity;
     prepare_activations<EACH, Codes::OFFSET>(f, block, act_rows);
+    uint4 held_act[HELD_CHUNKS][4];
+    if (HELD)
+#pragma unroll
+        for (int c = 0; c < HELD_CHUNKS; c++)
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                held_act[c][j] =
+                    load_shared16(of.act + min(c, f.cols / PACK_COLUMNS - 1) * (PACK_COLUMNS * 2) + j * 64);
     for (;;) {
         int tile = 0, in_sum = 0;
         uint32_t sums_at = partials + to * partial_bytes;
         float sum[4] = {};
-        for (int p = 0; p < n_slices; p++) {
+#pragma unroll
+        for (int p = 0; p < (HELD ? HELD_SLICES : n_slices); p++) {
+            if (HELD && p == n_slices) break;
             const int n = min(slice_chunks, left_chunks - p * slice_chunks) / WARPS;
             uint32_t stage = slot * stage_bytes, act = of.act + p * slice_chunks * PACK_CHUNK * 2,
                      sums = of.sums + p * slice_chunks * EACH * of.sum_pitch;
             const uint32_t full_at = full + 8 * slot;
             mbarrier_wait(full_at, parity);
             if (p == 0) tile = (int)load_shared4(stage_tile + 4 * slot);
-            int c = 0;
+            if (HELD) {
+#pragma unroll
+                for (int c = 0; c < HELD_CHUNKS / HELD_SLICES; c += STEP) {
+                    const HeldActivations own = {held_act, p * (HELD_CHUNKS / HELD_SLICES) + c};
+                    if (c + STEP <= n)
+                        multiply_chunks<Codes, SCALES, Scale, STEP>(sum, of, stage, own, sums);
+                    else if (STEP > 1 && c < n)
+                        multiply_chunks<Codes, SCALES, Scale, 1>(sum, of, stage, own, sums);
+                    stage += STEP * of.block_bytes;
+                    sums += STEP * CHUNKS * EACH * of.sum_pitch;
+                }
+            } else {
+                int c = 0;
 #pragma unroll(1)
-            for (; c + STEP <= n; c += STEP) {
-                multiply_chunks<Codes, SCALES, Scale, STEP>(sum, of, stage, act, sums);
-                stage += STEP * of.block_bytes;
-                act += STEP * CHUNKS * PACK_CHUNK * 2;
-                sums += STEP * CHUNKS * EACH * of.sum_pitch;
+                for (; c + STEP <= n; c += STEP) {
+                    multiply_chunks<Codes, SCALES, Scale, STEP>(sum, of, stage, SharedActivations{act}, sums);
+                    stage += STEP * of.block_bytes;
+                    act += STEP * CHUNKS * PACK_CHUNK * 2;
+                    sums += STEP * CHUNKS * EACH * of.sum_pitch;
+                }
+                if (STEP > 1 && c < n)
+                    multiply_chunks<Codes, SCALES, Scale, 1>(sum, of, stage, SharedActivations{act}, sums);
             }
-            if (STEP > 1 && c < n) multiply_chunks<Codes, SCALES, Scale, 1>(sum, of, stage, act, sums);
             if (lane == 0)
                 mbarrier_arrive_after(full_at + (ring.empty - ring.full), (sum[0] + sum[1]) + (sum[2] + sum[3]));
             if (++slot == ring.n) slot = 0, parity ^= 1;
@@ -253,19 +301,30 @@ __device__ __forceinline__ void consume_packed_tiles(const FusedParams &s, const
     end_product(block, partials_ring);
 }
 
+// A kernel for this kind of weights alone has registers to hold activations, where all warps have as many chunks, and few.
+template <typename N, class Codes, int SCALES, typename Scale>
+__device__ __forceinline__ void consume_packed(const FusedParams &s, const Product &f, const Block &block, Ring &ring,
+                                               Ring &partials_ring) {
+    constexpr bool CAN_HOLD = !std::is_same<typename N::Weights, WeightsOfAnyKind>::value;
+    if (CAN_HOLD && f.cols % PACK_COLUMNS == 0 && f.cols <= HELD_CHUNKS * PACK_COLUMNS)
+        consume_packed_tiles<N, Codes, SCALES, Scale, CAN_HOLD>(s, f, block, ring, partials_ring);
+    else
+        consume_packed_tiles<N, Codes, SCALES, Scale, false>(s, f, block, ring, partials_ring);
+}
+
 template <typename N, class Codes, typename Scale>
 __device__ __forceinline__ void consume_grouped_codes(const FusedParams &s, const Product &f, const Block &block,
                                                       Ring &ring, Ring &partials_ring) {
     if (1 << f.group_log2 == PACK_CHUNK)
-        consume_packed_tiles<N, Codes, 1, Scale>(s, f, block, ring, partials_ring);
+        consume_packed<N, Codes, 1, Scale>(s, f, block, ring, partials_ring);
     else
-        consume_packed_tiles<N, Codes, 4, Scale>(s, f, block, ring, partials_ring);
+        consume_packed<N, Codes, 4, Scale>(s, f, block, ring, partials_ring);
 }
 template <typename N, class Codes>
 __device__ __forceinline__ void consume_codes(const FusedParams &s, const Product &f, const Block &block, Ring &ring,
                                               Ring &partials_ring) {
     if (f.scale_bytes == 0)
-        consume_packed_tiles<N, Codes, 0, float>(s, f, block, ring, partials_ring);
+        consume_packed<N, Codes, 0, float>(s, f, block, ring, partials_ring);
     else if (f.scale_bytes == 2)
         consume_grouped_codes<N, Codes, bf16>(s, f, block, ring, partials_ring);
     else
@@ -284,7 +343,7 @@ template <typename N>
 __device__ __forceinline__ void consume_packed_product(const FusedParams &s, const Product &f, const Block &block,
                                                        Ring &ring, Ring &partials_ring) {
     if (f.codes == CODES_FP8) // a scale for each row
-        consume_packed_tiles<N, CodesFp8, 0, float>(s, f, block, ring, partials_ring);
+        consume_packed<N, CodesFp8, 0, float>(s, f, block, ring, partials_ring);
     else if (f.codes == CODES_INT8)
         consume_codes<N, CodesInt8>(s, f, block, ring, partials_ring);
     else

@@ -88,10 +88,7 @@ static bool decode_pass_of_rank(Model *m, CudaState *s, const FusedPlan *plan, i
         if (i > 0 && !attend_step_rows(m, s, i - 1, first, n, several, verbose && i == 1, err)) return false;
         const SharedParams p = shared_params(m, s, plan, i, first, n);
         if (verbose && i <= 1) log_products(&p, plan, f->n_blocks, "; GPUs exchange in it");
-        CUDA_TRY(for_numbers(m, plan->tile_rows, [&](auto numbers) {
-            return launch_kernel(decode_products_kernel<decltype(numbers), SharedParams>, f->n_blocks, FUSED_THREADS,
-                                 plan->shared_bytes, pdl, s->stream, p);
-        }));
+        CUDA_TRY(launch_products_kernel(m, s, plan, pdl, p));
     }
     return argmax_pass(m, s, pdl, (const int2 *)(e->region + e->best), n_best, first, n, ranks, err);
 }
@@ -111,16 +108,25 @@ static bool reach(Model *m, void *(*of)(const CudaState *s), void **all, Error *
     return comm_reach(((CudaState *)m->state)->comm, own, all, err);
 }
 
-// A kernel is loaded when it is first asked about.
-static bool load_kernels(const Model *m, const FusedState *f, Error *err) {
-    cudaFuncAttributes attributes;
-    for (int groups = 1; groups <= MAX_TILE_GROUPS; groups++)
-        CUDA_TRY(for_numbers(m, groups * MMA_WEIGHT_ROWS, [&](auto numbers) {
-            const void *kernel = (const void *)decode_products_kernel<decltype(numbers), SharedParams>;
-            cudaError_t status =
-                cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)f->shared_limit);
-            return status == cudaSuccess ? cudaFuncGetAttributes(&attributes, kernel) : status;
-        }));
+// The kernels of all steps.
+static bool load_kernels(const Model *m, const CudaState *s, Error *err) {
+    const FusedState *f = s->fused;
+    for (int n = 1; n <= f->max_rows; n++) {
+        FusedShape shape = fused_shape(m, f, n);
+        FusedPlan plan;
+        if (!fused_plan(&shape, &plan)) return fail(err, "no plan for %d rows, where there is one for more", n);
+        for (int i = 0; i <= m->config.n_layers; i++) {
+            const FusedParams p = fused_params(m, s, &plan, i, 0, n);
+            cudaFuncAttributes attributes;
+            CUDA_TRY(for_numbers(m, p, [&](auto numbers) {
+                typedef decltype(numbers) N;
+                cudaError_t status = allow_shared_memory<N, SharedParams>(f);
+                return status != cudaSuccess
+                           ? status
+                           : cudaFuncGetAttributes(&attributes, (const void *)decode_products_kernel<N, SharedParams>);
+            }));
+        }
+    }
     return true;
 }
 
@@ -136,7 +142,7 @@ bool open_exchange(Model *m, Error *err) {
             CUDA_TRY(cudaMemsetAsync(e->region, 0xff, 2 * e->set_bytes, s->stream)); // ABSENT
             CUDA_TRY(cudaMemsetAsync(e->region + 2 * e->set_bytes, 0, e->bytes - 2 * e->set_bytes, s->stream));
             CUDA_TRY(cudaStreamSynchronize(s->stream)); // before another rank stores to it
-            return load_kernels(m, s->fused, err);
+            return load_kernels(m, s, err);
         }))
         return false;
     if (!reach(

@@ -25,18 +25,71 @@ struct FusedState {
     Exchange *exchange;            // NULL: there is one GPU, or ranks gather what they need between kernels
 };
 
-// Calls body with the Numbers for the model's weights and precision, and tiles of so many rows.
-template <typename W, int TERMS, class Body> static auto with_tile(int tile_rows, Body body) {
-    return tile_rows == MMA_WEIGHT_ROWS ? body(Numbers<W, TERMS, 1>()) : body(Numbers<W, TERMS, MAX_TILE_GROUPS>());
+// ---- which kernel -------------------------------------------------------------------------------------------------
+// Each calls body with the Numbers of a kernel.
+
+// Of 16-bit weights: by the rows of a tile and of activations.
+template <typename W, int TERMS, int GROUPS, class Body> static auto with_pairs(int act_rows, Body body) {
+    if constexpr (TERMS == 1)
+        if (act_rows <= 2) return body(Numbers<W, TERMS, GROUPS, Weights16<1>>());
+    return act_rows <= 4 ? body(Numbers<W, TERMS, GROUPS, Weights16<2>>())
+                         : body(Numbers<W, TERMS, GROUPS, Weights16<4>>());
 }
-template <class Body> static auto for_numbers(const Model *m, int tile_rows, Body body) {
+template <typename W, int TERMS, class Body> static auto with_tile(const FusedParams &p, Body body) {
+    return p.tile_rows == MMA_WEIGHT_ROWS ? with_pairs<W, TERMS, 1>(p.n_rows * TERMS, body)
+                                          : with_pairs<W, TERMS, MAX_TILE_GROUPS>(p.n_rows * TERMS, body);
+}
+
+// Of quantised weights in bf16: by their kind, if all products have one that a kernel is made for.
+static bool has_kind(const Product &f, CodeType codes, int scale_bytes, int smallest_group, int largest_group) {
+    return f.codes == codes && f.scale_bytes == scale_bytes &&
+           (scale_bytes == 0 || (1 << f.group_log2 >= smallest_group && 1 << f.group_log2 <= largest_group));
+}
+template <class Body> static auto with_kind(const FusedParams &p, Body body) {
+    auto all_have = [&](CodeType codes, int scale_bytes, int smallest_group, int largest_group) {
+        bool all = true;
+        for (int i = 0; i < p.n_products; i++)
+            all = all && has_kind(p.product[i], codes, scale_bytes, smallest_group, largest_group);
+        return all;
+    };
+    if (all_have(CODES_FP8, 0, 0, 0))
+        return body(Numbers<bf16, 1, PACKED_TILE_GROUPS, WeightsOf<CodesFp8, 0, float>>());
+    if (all_have(CODES_INT8, 0, 0, 0))
+        return body(Numbers<bf16, 1, PACKED_TILE_GROUPS, WeightsOf<CodesInt8, 0, float>>());
+    if (all_have(CODES_INT8, 2, 32, 64))
+        return body(Numbers<bf16, 1, PACKED_TILE_GROUPS, WeightsOf<CodesInt8, 4, bf16>>());
+    if (all_have(CODES_INT4, 2, 32, 64))
+        return body(Numbers<bf16, 1, PACKED_TILE_GROUPS, WeightsOf<CodesInt4, 4, bf16>>());
+    if (all_have(CODES_INT4, 2, 128, 128))
+        return body(Numbers<bf16, 1, PACKED_TILE_GROUPS, WeightsOf<CodesInt4, 1, bf16>>());
+    return body(Numbers<bf16, 1, PACKED_TILE_GROUPS, WeightsOfAnyKind>());
+}
+
+// Of a launch.
+template <class Body> static auto for_numbers(const Model *m, const FusedParams &p, Body body) {
     bool f32 = m->precision == PRECISION_F32;
     if (weights_are_quantised(m))
-        return f32 ? body(Numbers<bf16, 3, PACKED_TILE_GROUPS, true>())
-                   : body(Numbers<bf16, 1, PACKED_TILE_GROUPS, true>());
+        return f32 ? body(Numbers<bf16, 3, PACKED_TILE_GROUPS, WeightsOfAnyKind>()) : with_kind(p, body);
     if (m->weights.layers[0].wq.dtype == DTYPE_BF16)
-        return f32 ? with_tile<bf16, 3>(tile_rows, body) : with_tile<bf16, 1>(tile_rows, body);
-    return f32 ? with_tile<f16, 3>(tile_rows, body) : with_tile<f16, 1>(tile_rows, body);
+        return f32 ? with_tile<bf16, 3>(p, body) : with_tile<bf16, 1>(p, body);
+    return f32 ? with_tile<f16, 3>(p, body) : with_tile<f16, 1>(p, body);
+}
+
+// A kernel is loaded when something of it is asked for or set.
+template <typename N, class Params> static cudaError_t allow_shared_memory(const FusedState *f) {
+    return cudaFuncSetAttribute((const void *)decode_products_kernel<N, Params>,
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, (int)f->shared_limit);
+}
+template <class Params>
+static cudaError_t launch_products_kernel(const Model *m, const CudaState *s, const FusedPlan *plan, bool pdl,
+                                          const Params &p) {
+    return for_numbers(m, p, [&](auto numbers) {
+        typedef decltype(numbers) N;
+        cudaError_t status = allow_shared_memory<N, Params>(s->fused);
+        return status != cudaSuccess ? status
+                                     : launch_kernel(decode_products_kernel<N, Params>, s->fused->n_blocks,
+                                                     FUSED_THREADS, plan->shared_bytes, pdl, s->stream, p);
+    });
 }
 
 // ---- fused.cu -------------------------------------------------------------------------------------------------------
