@@ -79,8 +79,8 @@ static void add_product(FusedParams *p, const FusedPlan *plan, int n_blocks, Pro
     if (p->n_products > 1) f->first_block = (f[-1].first_block + fused_ceil(f[-1].rows, plan->tile_rows)) % n_blocks;
 }
 
-// Splits the last product, down, over K: a product for each part that is summed as one, that adds to what the ones before
-// left in down_partial.
+// Splits the last product, down, over K: a product for each part that is summed as one, that adds to what the ones
+// before left in down_partial.
 static void split_last_product(FusedParams *p) {
     Product whole = p->product[--p->n_products];
     const int part = whole.slices_per_sum * whole.slice;
@@ -317,8 +317,8 @@ static bool usable_fused(const Model *m, Error *err) {
                 m->config.hidden_dim, f.shared_limit);
 }
 
-// In bf16 a row's order of sums is that of the run's sequences (enqueue_step_fused), and candidates may not change it: a
-// step has as many rows as are computed in that order. In f32 a pass takes fewer rows.
+// In bf16 a row's order of sums is that of the run's sequences (enqueue_step_fused), and candidates may not change it:
+// a step has as many rows as are computed in that order. In f32 a pass takes fewer rows.
 static int step_rows_fused(const Model *m, int n_slots, Error *err) {
     FusedState f;
     memset(&f, 0, sizeof f);

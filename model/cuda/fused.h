@@ -1,8 +1,8 @@
 // Engine fused: decode at the memory limit, for one to a few tokens at a time. A step has to read every weight once;
 // what is here serves to keep that stream from stopping. This header is the protocol: what the kernels of a step, the
 // blocks of a kernel and the warps of a block promise each other. fused_kernel.cuh keeps it, fused.cu launches,
-// fused_plan.h has sizes and tuning rules; fused_exchange.cuh says what differs where several GPUs share a model. "Row" alone is a row of weights; a token's activations are an activation
-// row, three of them in f32.
+// fused_plan.h has sizes and tuning rules; fused_exchange.cuh says what differs where several GPUs share a model. "Row"
+// alone is a row of weights; a token's activations are an activation row, three of them in f32.
 //
 // ---- The chain of kernels of a step ---------------------------------------------------------------------------------
 //
@@ -46,8 +46,8 @@
 // The producer waits for `full` too, of the oldest copies, so that few are in flight. `empty` is arrived at when the
 // warp's sums exist (mbarrier_arrive_after): its loads are complete then. A product ends with END_OF_PRODUCT in
 // stage_tile and, by way of the consumers, in partial_tile: one stage, and a buffer for each epilogue warp, without a
-// tile. The epilogue warps wait for each other at the end of a product: so none waits for a buffer of the next one that may still be
-// full of the one before, and one thread counts for both.
+// tile. The epilogue warps wait for each other at the end of a product: so none waits for a buffer of the next one that
+// may still be full of the one before, and one thread counts for both.
 //
 // ---- Shared memory, LLaMA 3.1 8B, bf16, one token (fused_plan; static_assert below) ---------------------------------
 //
@@ -80,10 +80,10 @@
 //      the epilogue warp too, so nothing is overwritten that a kernel before still reads. decode_embed_kernel is
 //      launched without PDL, so that a step, its producers included, begins after the argmax kernel before it has
 //      left the counters at zero.
-//   D  block to block, within a kernel. Writer: stores of the epilogue warps, BARRIER_FUSED_EPILOGUE, red.release.gpu on
-//      done[product] by one of their threads (release is cumulative: for both warps). Reader: consumer thread 0 polls
-//      with ld.acquire.gpu until all blocks are there, then BARRIER_FUSED_CONSUMERS. Loads are past L1 (ld.global.cg,
-//      cp.async.cg).
+//   D  block to block, within a kernel. Writer: stores of the epilogue warps, BARRIER_FUSED_EPILOGUE, red.release.gpu
+//      on done[product] by one of their threads (release is cumulative: for both warps). Reader: consumer thread 0
+//      polls with ld.acquire.gpu until all blocks are there, then BARRIER_FUSED_CONSUMERS. Loads are past L1
+//      (ld.global.cg, cp.async.cg).
 //   B  the epilogue warp reads x in down, which other blocks' epilogue warps wrote in out, without acquiring. The order
 //      is out's stores, D to this block's consumers (before gate_up), program order, their arrival at partials full
 //      (release), its wait for partials full (acquire), its load. Each edge synchronises, so the whole does. It writes
@@ -143,23 +143,23 @@
 //
 // ---- Quantised weights ----------------------------------------------------------------------------------------------
 //
-// The stream carries codes and scales as they are packed (packed.h): a K slice is whole blocks of 1024 columns, of whose
-// chunks of 128 each consumer warp takes every eighth. A lane's bytes of a row are in the order in which an mma wants
-// them, so that its left operand is 16 whole rows and its right one up to 8 activation rows: nothing is wasted, and a
-// step of 8 tokens costs the instructions of one (fused_packed.cuh).
+// The stream carries codes and scales as they are packed (packed.h): a K slice is whole blocks of 1024 columns, of
+// whose chunks of 128 each consumer warp takes every eighth. A lane's bytes of a row are in the order in which an mma
+// wants them, so that its left operand is 16 whole rows and its right one up to 8 activation rows: nothing is wasted,
+// and a step of 8 tokens costs the instructions of one (fused_packed.cuh).
 //
-// Codes become bf16 by being alone in their 16 bits. A byte u as the low half of a bf16 is u × 2^-133: the last bit of the
-// exponent counts on where the mantissa ends, and tensor cores take subnormal numbers. So of an int4 one bitwise operation
-// gives two codes, or two times 16, which the sum of their mmas is divided by; an int8 has its sign bit inverted besides;
-// an e4m3 has its bits in bf16's places, times 2^-120. All of it is exact. What codes then have too much, 8 or 128, times
-// the sum of the activations that they meet, is taken from the sum: a warp prepares these sums, and activations times
-// 2^16, of its chunks, before a product's first tile. (Products of numbers so small keep their bits: float32 goes down to
-// 2^-149, and activations of 2^-12 and more have 24 bits above that.)
+// Codes become bf16 by being alone in their 16 bits. A byte u as the low half of a bf16 is u × 2^-133: the last bit of
+// the exponent counts on where the mantissa ends, and tensor cores take subnormal numbers. So of an int4 one bitwise
+// operation gives two codes, or two times 16, which the sum of their mmas is divided by; an int8 has its sign bit
+// inverted besides; an e4m3 has its bits in bf16's places, times 2^-120. All of it is exact. What codes then have too
+// much, 8 or 128, times the sum of the activations that they meet, is taken from the sum: a warp prepares these sums,
+// and activations times 2^16, of its chunks, before a product's first tile. (Products of numbers so small keep their
+// bits: float32 goes down to 2^-149, and activations of 2^-12 and more have 24 bits above that.)
 //
 // A group's scale multiplies the sum of the group's mmas, in the consumer warp; a row's multiplies the finished sum, in
 // the epilogue warp: it comes with the tile, as residuals do. A kernel's products may have weights of different types,
-// 16-bit ones too; where all have one kind, or 16 bits, the kernel is for that alone (for_numbers in fused_state.h), with
-// registers for activations that stay from tile to tile. The bits are the same.
+// 16-bit ones too; where all have one kind, or 16 bits, the kernel is for that alone (for_numbers in fused_state.h),
+// with registers for activations that stay from tile to tile. The bits are the same.
 //
 // ---- Numerics -------------------------------------------------------------------------------------------------------
 //
@@ -181,16 +181,20 @@
 //   - fetching ahead into L2, while the ring is full or after a kernel's last copy, costs what it brings
 //   - no gain at batch 1: a product's activations in registers (at 8 rows 5 %: 32 of 41 loads from shared memory that a
 //     warp makes for a stage); stages that only some products have room for
-//   - registers that are saved to local memory cost more than what they are for, as that is not in L1 beside the stream:
-//     all activation rows and kinds of weights in one kernel, 6 % of a bf16 step and 6 to 9 % of a quantised one. A
-//     kernel for each kind has none to save
-//   - quantised: int4 1.89 ms, fp8 2.63, where reading takes 0.9 and 1.6. By a trace of a kernel (int4 at 2.05 ms, 51 us):
-//     tiles 26 us, of which memory would need 13 beside what the ring holds already: shared memory gave a tile's data in
-//     1,100 cycles of 1,300, since a load of 16 bytes a lane takes 4 however few bytes are different. Waits for other
-//     blocks 7 us, input 5, preparing it 6, ends of products 5. Between two kernels 9, attention's 4.5 among them. Every
-//     launch begins without its instructions, which come from L2 behind the stream. No gain: two teams of 8 consumer
-//     warps that take tiles in turns (4 % more: fewer registers); rows of a stage 16 bytes apart from banks' multiples,
-//     against conflicts of scales (6 % more: a copy for each row, to addresses that are no multiple of 128)
+//   - registers that are saved to local memory cost more than what they are for, as that is not in L1 beside the
+//     stream: all activation rows and kinds of weights in one kernel, 6 % of a bf16 step and 6 to 9 % of a quantised
+//     one. A kernel for each kind has none to save
+//   - quantised: int4 1.89 ms, fp8 2.63, where reading takes 0.9 and 1.6. By a trace of a kernel (int4 at 2.05 ms, 51
+//     us): tiles 26 us, of which memory would need 13 beside what the ring holds already: shared memory gave a tile's
+//     data in 1,100 cycles of 1,300, since a load of 16 bytes a lane takes 4 however few bytes are different. Waits for
+//     other blocks 7 us, input 5, preparing it 6, ends of products 5. Between two kernels 9, attention's 4.5 among
+//     them. Every launch begins without its instructions, which come from L2 behind the stream. No gain: two teams of 8
+//     consumer warps that take tiles in turns (4 % more: fewer registers); rows of a stage 16 bytes apart from banks'
+//     multiples, against conflicts of scales (6 % more: a copy for each row, to addresses that are no multiple of 128);
+//     rows of 8-bit codes at multiples of 128 in place of 64 (1 % less, for halves of chunks exchanged in odd rows)
+//   - 8 rows, by a trace (cycles of a layer, 240,000): input of out 7,500, of gate_up and QKV 15,000 each (2,000 for
+//     one row), tiles of gate_up as fast as memory, of the others 1,300 to 1,600 each from the ring. No gain: x and
+//     attention by asynchronous copies to shared memory; blocks that begin with different rows
 //   - a second epilogue warp brought 3 %; one alone took 1.7 us for a tile of 16 rows, where memory brings one in 1.0.
 //     Addresses that a loop keeps, and does not compute again from the number of the thread, brought 3 %; codes widened
 //     by one instruction a pair where there were three, 2 %
@@ -254,8 +258,8 @@ struct FusedParams {
     int *next_tile;  // [n_products]: tiles taken, after each block's first
 };
 
-// The same where several GPUs exchange what they compute (fused_exchange.cuh). x and h: dim and hidden_dim are the model's;
-// of x only this rank's columns are kept up to date; best is in the region, with those of all ranks.
+// The same where several GPUs exchange what they compute (fused_exchange.cuh). x and h: dim and hidden_dim are the
+// model's; of x only this rank's columns are kept up to date; best is in the region, with those of all ranks.
 struct SharedParams : FusedParams {
     int n_peers;                                // the other ranks
     ptrdiff_t to_peer[MAX_SHARDS - 1];          // from an address in this rank's region to the same in another's

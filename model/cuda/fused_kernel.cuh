@@ -36,10 +36,10 @@ template <class Codes, int SCALES, typename Scale> struct WeightsOf { // quantis
 template <class Weights> constexpr int pairs_of = 0;
 template <int PAIRS> constexpr int pairs_of<Weights16<PAIRS>> = PAIRS;
 
-// What a kernel computes in. W: the stored weights' type, of those that have 16 bits; TERMS: activation rows of a token,
-// 1, or 3 (bf16x3); E: the type of an activation row; KV: the cache's type; GROUPS of MMA_WEIGHT_ROWS in a tile; STEPS:
-// mmas of a warp along a whole slice; Weights: as above; PAIRS: of activation rows, if no weights are quantised; PACKED:
-// may they be?
+// What a kernel computes in. W: the stored weights' type, of those that have 16 bits; TERMS: activation rows of a
+// token, 1, or 3 (bf16x3); E: the type of an activation row; KV: the cache's type; GROUPS of MMA_WEIGHT_ROWS in a tile;
+// STEPS: mmas of a warp along a whole slice; Weights: as above; PAIRS: of activation rows, if no weights are quantised;
+// PACKED: may they be?
 template <typename W_, int TERMS_, int GROUPS_, class Weights_> struct Numbers {
     typedef W_ W;
     typedef Weights_ Weights;
@@ -328,8 +328,8 @@ __device__ __forceinline__ void take_best(float &best, int &row, float other, in
     if (row >= 0 && (other > best || (other == best && other_row < row))) best = other, row = other_row;
 }
 
-// Where a row of a tile is among the partial sums of an activation row. Of four groups, those of an epilogue lane (rows n,
-// n + 4, n + 8, n + 12) are neighbours.
+// Where a row of a tile is among the partial sums of an activation row. Of four groups, those of an epilogue lane (rows
+// n, n + 4, n + 8, n + 12) are neighbours.
 template <typename N> __device__ __forceinline__ int partial_place(int row) {
     return N::PACKED ? row % MMA_WEIGHT_ROWS * N::GROUPS + row / MMA_WEIGHT_ROWS : row;
 }
@@ -441,8 +441,8 @@ __device__ __forceinline__ void epilogue_sync() {
     named_barrier_sync(BARRIER_FUSED_EPILOGUE, 32 * EPILOGUE_WARPS);
 }
 
-// The epilogue warps finish the tiles of this block, each every EPILOGUE_WARPSth of a product. When a product is done they
-// count the block in done[product].
+// The epilogue warps finish the tiles of this block, each every EPILOGUE_WARPSth of a product. When a product is done
+// they count the block in done[product].
 template <typename N, class Params>
 __device__ __forceinline__ void epilogue(const Params &s, const Block &block, Ring ring) {
     constexpr int GROUPS = N::GROUPS, TILE = N::TILE;

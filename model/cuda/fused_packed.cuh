@@ -1,12 +1,13 @@
 // Engine fused: the consumers' part where weights are quantised (packed.h). Included by fused_kernel.cuh, in its
 // namespace. Codes are widened in registers to bf16, exactly up to a power of two and an offset (fused.h says how), and
 // meet the tensor cores as 16-bit weights do: a lane's 8 columns of a row are four registers. What has to be multiplied
-// by one scale is one chain of mmas, whose sum is then multiplied; sums are rounded to nearest in float32 from there on.
+// by one scale is one chain of mmas, whose sum is then multiplied; sums are rounded to nearest in float32 from there
+// on.
 
-// How codes are widened. A byte as the low half of a bf16 is its value times 2^-133, as the last bit of the exponent goes
-// on where the mantissa ends; so an unsigned code is a bf16 as soon as it is alone. LOADS: of 16 bytes, for what a lane
-// has of a row's chunk; `widen` gives, of its 8 columns of 32, columns 0 and 1, 2 and 3, 4 and 5, 6 and 7. What they give
-// is (code + OFFSET) × 2^EXPONENT, the second and the last times 2^SECOND besides.
+// How codes are widened. A byte as the low half of a bf16 is its value times 2^-133, as the last bit of the exponent
+// goes on where the mantissa ends; so an unsigned code is a bf16 as soon as it is alone. LOADS: of 16 bytes, for what a
+// lane has of a row's chunk; `widen` gives, of its 8 columns of 32, columns 0 and 1, 2 and 3, 4 and 5, 6 and 7. What
+// they give is (code + OFFSET) × 2^EXPONENT, the second and the last times 2^SECOND besides.
 struct CodesFp8 {
     static constexpr int BITS = 8, LOADS = 2, OFFSET = 0, EXPONENT = -120, SECOND = 0;
     // Exponent and mantissa of e4m3 in bf16's places (packed_fp8).
@@ -53,9 +54,9 @@ __device__ __forceinline__ void first_mma(float (&d)[4], uint32_t a0, uint32_t a
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(0.0f));
 }
 
-// Of the warp's chunks of every activation row: the activations × 2^ACT_EXPONENT; and their sums × -OFFSET, of 128 columns
-// or, in groups of 32, of each 32: sums[chunk][EACH][even number of rows]. An mma with weights of 1 adds up a lane's two
-// rows.
+// Of the warp's chunks of every activation row: the activations × 2^ACT_EXPONENT; and their sums × -OFFSET, of 128
+// columns or, in groups of 32, of each 32: sums[chunk][EACH][even number of rows]. An mma with weights of 1 adds up a
+// lane's two rows.
 template <int EACH, int OFFSET>
 __device__ __forceinline__ void prepare_activations(const Product &f, const Block &block, int act_rows) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, n_chunks = (f.cols + PACK_CHUNK - 1) / PACK_CHUNK,
@@ -188,11 +189,11 @@ __device__ __forceinline__ void multiply_chunks(float (&sum)[4], const PackedLan
     }
 }
 
-// The tiles of a product of quantised weights. An mma m16n8k16 takes the tile's 16 rows and up to 8 activation rows; lane
-// 4g + t has weight rows g and g + 8 and activation row g. What a chunk is made of, for each of its 32 columns: two mmas,
-// of a lane's columns 8t + 0, 1, 4, 5 and 8t + 2, 3, 6, 7, since activations have words 1 and 2 of every four exchanged
-// (permuted_index). SCALES of a chunk that a row has: none, where there is one for the whole row; 1; or 4, of which the
-// first two may be one and the last two another.
+// The tiles of a product of quantised weights. An mma m16n8k16 takes the tile's 16 rows and up to 8 activation rows;
+// lane 4g + t has weight rows g and g + 8 and activation row g. What a chunk is made of, for each of its 32 columns:
+// two mmas, of a lane's columns 8t + 0, 1, 4, 5 and 8t + 2, 3, 6, 7, since activations have words 1 and 2 of every four
+// exchanged (permuted_index). SCALES of a chunk that a row has: none, where there is one for the whole row; 1; or 4, of
+// which the first two may be one and the last two another.
 template <typename N, class Codes, int SCALES, typename Scale, bool HELD>
 __device__ __forceinline__ void consume_packed_tiles(const FusedParams &s, const Product &f, const Block &block,
                                                      Ring &ring, Ring &partials_ring) {
@@ -301,7 +302,8 @@ __device__ __forceinline__ void consume_packed_tiles(const FusedParams &s, const
     end_product(block, partials_ring);
 }
 
-// A kernel for this kind of weights alone has registers to hold activations, where all warps have as many chunks, and few.
+// A kernel for this kind of weights alone has registers to hold activations, where all warps have as many chunks, and
+// few.
 template <typename N, class Codes, int SCALES, typename Scale>
 __device__ __forceinline__ void consume_packed(const FusedParams &s, const Product &f, const Block &block, Ring &ring,
                                                Ring &partials_ring) {
@@ -331,8 +333,8 @@ __device__ __forceinline__ void consume_codes(const FusedParams &s, const Produc
         consume_grouped_codes<N, Codes, float>(s, f, block, ring, partials_ring);
 }
 
-// Columns from cols on to the end of their chunk are zero: so are the codes there, but a number that is left over may be
-// none.
+// Columns from cols on to the end of their chunk are zero: so are the codes there, but a number that is left over may
+// be none.
 __device__ __forceinline__ void clear_last_chunk(const Product &f, int act_rows, char *to) {
     const int each = -f.cols % PACK_CHUNK + PACK_CHUNK;
     for (int i = threadIdx.x; i < act_rows * each; i += CONSUMER_THREADS)

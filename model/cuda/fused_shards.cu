@@ -1,5 +1,6 @@
-// Engine fused on several GPUs: the launches of a step over the rows that each of them has (parallel/shard.h). A row's sums
-// have the same order in whichever tile of whichever GPU it is, so all bits are those of one GPU's chain in fused.h.
+// Engine fused on several GPUs: the launches of a step over the rows that each of them has (parallel/shard.h). A row's
+// sums have the same order in whichever tile of whichever GPU it is, so all bits are those of one GPU's chain in
+// fused.h.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -169,9 +170,9 @@ void close_exchange(FusedState *f) {
 // Where GPUs do not reach each other's memory: the kernels of one GPU, but one product in each launch. What it needs of
 // other GPUs is gathered between two, where blocks of one GPU would count in `done`.
 
-// Of the parameters of a kernel with all products between two attentions, those of a launch with the n from number k on:
-// one, or the parts of down. Activations that are added to or written are the shard's own, those that enter the product
-// were gathered.
+// Of the parameters of a kernel with all products between two attentions, those of a launch with the n from number k
+// on: one, or the parts of down. Activations that are added to or written are the shard's own, those that enter the
+// product were gathered.
 static FusedParams params_of_launch(const Model *m, const CudaState *s, const FusedParams &all, int k, int n) {
     const FusedState *f = s->fused;
     FusedParams p = all;
