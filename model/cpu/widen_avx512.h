@@ -1,5 +1,5 @@
-// What the AVX-512 products share: how weights and scales become floats. For files of functions with the attribute
-// WITH_AVX512.
+// What the AVX-512 products share: how weights and scales become floats, and x comes into another order. For files of
+// functions with the attribute WITH_AVX512.
 #ifndef WIDEN_AVX512_H
 #define WIDEN_AVX512_H
 
@@ -94,17 +94,44 @@ INLINE void widen_scales(float *out, const void *scales, DType dtype, size_t i, 
     _mm512_storeu_ps(out, load_scales(scales, dtype, i, (__mmask16)((1u << n) - 1)));
 }
 
+// n vectors, a power of two, to n vectors of which number j has elements j, n + j, 2 n + j, ...
+INLINE void take_apart(__m512 *v, int n) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
+                  odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
+    for (int stride = 1; stride < n; stride *= 2) {
+        __m512 from[8];
+        for (int i = 0; i < n; i++) from[i] = v[i];
+        for (int i = 0; i < n / 2; i++) {
+            v[i] = _mm512_permutex2var_ps(from[2 * i], even, from[2 * i + 1]);
+            v[n / 2 + i] = _mm512_permutex2var_ps(from[2 * i], odd, from[2 * i + 1]);
+        }
+    }
+}
+
+// The 32 numbers of two vectors, each a bf16, as pairs.
+INLINE __m512i pack_pairs(__m512 a, __m512 b) {
+    __m512i low = _mm512_srli_epi32(_mm512_castps_si512(a), 16), high = _mm512_srli_epi32(_mm512_castps_si512(b), 16);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(low)), _mm512_cvtepi32_epi16(high), 1);
+}
+
 // CALL(D, G) with D and G for the dtype of a matrix and whether groups of columns have scales, constants.
 #define WITH_TYPE(w, CALL) \
     switch ((w)->dtype) { \
-    case DTYPE_BF16: \
-        CALL(DTYPE_BF16, false); \
-        break; \
     case DTYPE_F16: \
         CALL(DTYPE_F16, false); \
         break; \
     case DTYPE_F32: \
         CALL(DTYPE_F32, false); \
+        break; \
+    default: \
+        WITH_TYPE_OF_PAIRS(w, CALL) \
+    }
+
+// The same for those that can be multiplied as pairs of bf16.
+#define WITH_TYPE_OF_PAIRS(w, CALL) \
+    switch ((w)->dtype) { \
+    case DTYPE_BF16: \
+        CALL(DTYPE_BF16, false); \
         break; \
     case DTYPE_F8_E4M3: \
         CALL(DTYPE_F8_E4M3, false); \
