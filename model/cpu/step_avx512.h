@@ -19,8 +19,8 @@ enum {
     X_ROWS = 8,       // rows of x that are multiplied at a time ...
     X_NEAR = 1 << 14, // ... so many numbers of them: 64 KB, of pairs 32
     W_ROWS = 32,      // rows of W that a thread takes at a time
-    AHEAD = 4096,     // bytes of W, at least, that are fetched before they are multiplied, and to the L2 cache: int8
-                      // was 1.7 times as fast so as with fetches to L1
+    AHEAD = 12288,    // bytes of W, at least, that are fetched before they are multiplied, and to the L2 cache: int8
+                      // was 1.7 times as fast so as with fetches to L1, int4 1.2 times as with 4096
     PART = 1 << 16,   // multiply-adds that are worth a thread ...
     ALONE = 1 << 18   // ... and those that one does sooner than it wakes the others
 };
@@ -70,7 +70,7 @@ STEP_INLINE bool scales_at_hand(const Block *b, int row, int R) {
 STEP_INLINE void load_block_scales(Block *b, int row, int col, int n, int R) {
     const Matrix *w = b->p->w;
     int groups = (w->cols + w->group - 1) >> b->shift, count = (n + w->group - 1) >> b->shift;
-    for (int r = 0; r < R && !scales_at_hand(b, row, R); r++) {
+    for (int r = 0; r < R; r++) {
         size_t i = (size_t)(b->first + row + r) * (size_t)groups + (size_t)(col >> b->shift);
         if (w->scale_dtype == DTYPE_BF16)
             widen_scales(b->scales[r], w->scale, DTYPE_BF16, i, count);
@@ -110,64 +110,103 @@ STEP_INLINE void multiply_line(__m512 sum[4][4], const char *at, size_t stride, 
         for (int c = 0; c < C; c++) sum[r][c] = _mm512_fmadd_ps(own[r][c], scale[r], sum[r][c]);
 }
 
+// Where the scales of a line's groups come from: nowhere, b->scales, or W.
+typedef enum { NONE, LOADED, AT_HAND } Scales;
+
 // The scale of each lane of a line of row r of those whose scales were loaded; group: the first of the line's.
-STEP_INLINE __m512 loaded_scale(const Block *b, int r, int group) {
+STEP_INLINE __m512 loaded_scale(const Block *b, int r, size_t group) {
     return _mm512_permutexvar_ps(b->group_of_lane, _mm512_loadu_ps(&b->scales[r][group]));
 }
 
 // The same from where the scales are.
-STEP_INLINE __m512 scale_at_hand(const Block *b, const uint16_t *first) {
+STEP_INLINE __m512 scale_at_hand(__m512i spread, const uint16_t *first) {
     long long four;
     memcpy(&four, first, sizeof four);
-    return _mm512_castsi512_ps(_mm512_shuffle_epi8(_mm512_set1_epi64(four), b->spread));
+    return _mm512_castsi512_ps(_mm512_shuffle_epi8(_mm512_set1_epi64(four), spread));
+}
+
+// Rows of W, from a line on, by rows of x.
+typedef struct {
+    const char *at; // the first row's line ...
+    size_t stride;  // ... so many bytes before the next row's
+    size_t ahead;   // bytes to the line that is fetched meanwhile
+    const uint32_t *x;
+    size_t x_stride;
+    const uint16_t *scales; // of the first row ...
+    size_t groups;          // ... so many before the next row's
+} Lines;
+
+// n lines, of which the first has column `col` of those whose scales were loaded, or are at hand.
+STEP_INLINE void multiply_lines(__m512 sum[4][4], const Block *b, Lines l, int col, int n, DType dtype, Scales from, int R,
+                                int C) {
+    const int unit = columns_of_line(dtype), shift = b->shift;
+    const __m512i spread = b->spread;
+    __m512 scale[4];
+    for (const int end = col + n * unit; col < end; col += unit) {
+        size_t group = (size_t)(col >> shift);
+        for (int r = 0; r < R; r++) {
+            _mm_prefetch(l.at + l.ahead + (size_t)r * l.stride, _MM_HINT_T1);
+            if (from == LOADED) scale[r] = loaded_scale(b, r, group);
+            if (from == AT_HAND) scale[r] = scale_at_hand(spread, l.scales + group + (size_t)r * l.groups);
+        }
+        multiply_line(sum, l.at, l.stride, l.x, l.x_stride, scale, dtype, from != NONE, R, C);
+        l.at += LINE;
+        l.x += unit / COLUMNS_OF_WORD;
+    }
 }
 
 // Rows `row` to row + R of the block by rows t to t + C of x, over n columns from `col` on.
-STEP_INLINE void multiply(Block *b, int row, int t, int col, int n, DType dtype, bool grouped, int R, int C) {
+STEP_INLINE void multiply(Block *b, int row, int t, int col, int n, DType dtype, Scales from, int R, int C) {
     const Matrix *w = b->p->w;
-    const int unit = columns_of_line(dtype);
-    const size_t stride = row_bytes(w, dtype), x_stride = (size_t)b->p->x_stride, first = (size_t)(b->first + row),
-                 ahead = t == 0 ? (size_t)b->p->ahead * stride : 0;
-    const char *at = (const char *)w->data + first * stride + (size_t)col / (size_t)unit * LINE;
-    const uint32_t *x = b->p->x + (size_t)t * x_stride + col / COLUMNS_OF_WORD;
-    const bool at_hand = grouped && scales_at_hand(b, row, R);
-    const size_t groups = grouped ? (size_t)(w->cols + w->group - 1) >> b->shift : 0;
-    const uint16_t *scales = at_hand ? (const uint16_t *)w->scale + first * groups + (col >> b->shift) : NULL;
-    __m512 sum[4][4], scale[4];
+    const int unit = columns_of_line(dtype), whole = n / unit, left = n % unit;
+    const size_t first = (size_t)(b->first + row), stride = row_bytes(w, dtype),
+                 groups = from == AT_HAND ? (size_t)(w->cols + w->group - 1) >> b->shift : 0;
+    Lines l = {.at = (const char *)w->data + first * stride + (size_t)col / (size_t)unit * LINE,
+               .stride = stride,
+               .ahead = t == 0 ? (size_t)b->p->ahead * stride : 0,
+               .x = b->p->x + (size_t)t * (size_t)b->p->x_stride + col / COLUMNS_OF_WORD,
+               .x_stride = (size_t)b->p->x_stride,
+               .scales = from == AT_HAND ? (const uint16_t *)w->scale + first * groups + (col >> b->shift) : NULL,
+               .groups = groups};
+    __m512 sum[4][4];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) sum[r][c] = col == 0 ? _mm512_setzero_ps() : b->sums[row + r][t + c];
-    if (at_hand && ahead && col == 0)
-        for (const char *p = (const char *)scales, *end = p + 2 * R * groups; p < end; p += LINE)
+    if (from == AT_HAND && t == 0 && col == 0)
+        for (const char *p = (const char *)l.scales, *end = p + 2 * R * groups; p < end; p += LINE)
             _mm_prefetch(p + 2 * (size_t)b->p->ahead * groups, _MM_HINT_T1);
-    char tail[4 * LINE];
-    for (int i = 0; i < n; i += unit, at += LINE, x += unit / COLUMNS_OF_WORD) {
-        size_t apart = stride;
-        if (n - i < unit) { // x is 0 beyond
-            memset(tail, 0, sizeof tail);
-            for (int r = 0; r < R; r++)
-                memcpy(tail + r * LINE, at + (size_t)r * stride, (size_t)(n - i) * LINE / (size_t)unit);
-            at = tail;
-            apart = LINE;
-        }
-        for (int r = 0; r < R; r++) {
-            if (grouped)
-                scale[r] = at_hand ? scale_at_hand(b, scales + (size_t)r * groups + (i >> b->shift))
-                                   : loaded_scale(b, r, i >> b->shift);
-            if (ahead) _mm_prefetch(at + (size_t)r * stride + ahead, _MM_HINT_T1);
-        }
-        multiply_line(sum, at, apart, x, x_stride, scale, dtype, grouped, R, C);
+    multiply_lines(sum, b, l, 0, whole, dtype, from, R, C);
+    if (left) { // x is 0 beyond
+        char tail[4 * LINE] = {0};
+        for (int r = 0; r < R; r++)
+            memcpy(tail + r * LINE, l.at + (size_t)whole * LINE + (size_t)r * stride,
+                   (size_t)left * LINE / (size_t)unit);
+        l.at = tail;
+        l.stride = LINE;
+        l.ahead = 0;
+        l.x += whole * unit / COLUMNS_OF_WORD;
+        multiply_lines(sum, b, l, whole * unit, 1, dtype, from, R, C);
     }
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) b->sums[row + r][t + c] = sum[r][c];
 }
 
-STEP_INLINE void multiply_rows(Block *b, int row, int col, int n, DType dtype, bool grouped, int R) {
+STEP_INLINE void multiply_x(Block *b, int row, int col, int n, DType dtype, Scales from, int R) {
     int t = 0, T = b->p->T;
-    if (grouped) load_block_scales(b, row, col, n, R);
-    for (; t + 4 <= T; t += 4) multiply(b, row, t, col, n, dtype, grouped, R, 4);
-    if (T - t == 3) multiply(b, row, t, col, n, dtype, grouped, R, 3);
-    if (T - t == 2) multiply(b, row, t, col, n, dtype, grouped, R, 2);
-    if (T - t == 1) multiply(b, row, t, col, n, dtype, grouped, R, 1);
+    for (; t + 4 <= T; t += 4) multiply(b, row, t, col, n, dtype, from, R, 4);
+    if (T - t == 3) multiply(b, row, t, col, n, dtype, from, R, 3);
+    if (T - t == 2) multiply(b, row, t, col, n, dtype, from, R, 2);
+    if (T - t == 1) multiply(b, row, t, col, n, dtype, from, R, 1);
+}
+
+STEP_INLINE void multiply_rows(Block *b, int row, int col, int n, DType dtype, bool grouped, int R) {
+    if (!grouped) {
+        multiply_x(b, row, col, n, dtype, NONE, R);
+    } else if (scales_at_hand(b, row, R)) {
+        multiply_x(b, row, col, n, dtype, AT_HAND, R);
+    } else {
+        load_block_scales(b, row, col, n, R);
+        multiply_x(b, row, col, n, dtype, LOADED, R);
+    }
 }
 
 STEP_INLINE float sum_lanes(__m512 v) { // a fixed tree

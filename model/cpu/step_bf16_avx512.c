@@ -21,9 +21,7 @@
 
 // ---- codes ----------------------------------------------------------------------------------------------------------
 
-// The values of int4's codes, twice: of a word the lowest five bits choose, whose fifth is the next code's.
-static uint16_t nibble_value[32] __attribute__((aligned(64)));
-// Of the other codes' lower seven bits: the low and the high byte of a magnitude.
+// Of codes of a byte, by their lower seven bits: the low and the high byte of a magnitude.
 enum { MAGNITUDES = 128 };
 typedef struct {
     uint8_t low[MAGNITUDES], high[MAGNITUDES];
@@ -42,7 +40,6 @@ static void add_magnitude(Magnitudes *m, int code, float value) {
 }
 
 static void make_tables(void) {
-    for (int i = 0; i < 32; i++) nibble_value[i] = bf16_of((float)(i % 16 - 8));
     for (int i = 0; i < MAGNITUDES; i++) {
         add_magnitude(&int8_magnitude, i, i ? (float)i : 128); // 0 has another way
         add_magnitude(&fp8_magnitude, i, i < MAGNITUDES - 1 ? quant_fp8_value((uint8_t)i) : 0);
@@ -55,7 +52,7 @@ typedef struct {
 } PairLine;
 
 PAIR_INLINE PairLine load_pair_line(const char *at, DType dtype) {
-    const __m512i line = _mm512_loadu_si512(at), signs = _mm512_set1_epi8((char)0x80);
+    const __m512i line = load_once(at), signs = _mm512_set1_epi8((char)0x80);
     if (dtype != DTYPE_I8 && dtype != DTYPE_F8_E4M3) return (PairLine){line, line};
     const Magnitudes *m = dtype == DTYPE_I8 ? &int8_magnitude : &fp8_magnitude;
     const __m512i low0 = _mm512_load_si512(m->low), low1 = _mm512_load_si512(m->low + LINE),
@@ -72,7 +69,7 @@ PAIR_INLINE PairLine load_pair_line(const char *at, DType dtype) {
 // Vector j of a line. Words are columns in this order: BF16, as they are; bytes, 8 of each 16; int4, one of each 4.
 PAIR_INLINE __m512i widen_pairs(PairLine line, int j, DType dtype) {
     if (dtype == DTYPE_U8)
-        return _mm512_permutexvar_epi16(_mm512_srli_epi16(line.low, 4 * (unsigned)j), _mm512_load_si512(nibble_value));
+        return _mm512_permutexvar_epi16(_mm512_srli_epi16(line.low, 4 * (unsigned)j), int4_values());
     if (dtype == DTYPE_BF16) return line.low;
     return j == 0 ? _mm512_unpacklo_epi8(line.low, line.high) : _mm512_unpackhi_epi8(line.low, line.high);
 }

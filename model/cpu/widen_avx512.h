@@ -30,23 +30,41 @@ INLINE int columns_of_line(DType dtype) {
     return LANES * weights_of_lane(dtype);
 }
 
-// A line and, of whole numbers, the same 16 bits to the right.
+// 64 bytes in a register. (A compiler would rather make a load part of each instruction that uses it, and as many loads.)
+INLINE __m512i load_once(const void *at) {
+    __m512i v = _mm512_loadu_si512(at);
+    __asm__("" : "+v"(v));
+    return v;
+}
+
+// A line and, of int8, the same 16 bits to the right.
 typedef struct {
     __m512i low, high;
 } Line;
 
 INLINE Line load_line(const char *at, DType dtype) {
-    __m512i line = _mm512_loadu_si512(at);
-    return (Line){line, dtype == DTYPE_U8 || dtype == DTYPE_I8 ? _mm512_srli_epi32(line, 16) : line};
+    __m512i line = load_once(at);
+    return (Line){line, dtype == DTYPE_I8 ? _mm512_srli_epi32(line, 16) : line};
+}
+
+// The values of int4's codes as bf16, twice: a look-up takes the low five bits of a word, of which the fifth is the next
+// code's.
+INLINE __m512i int4_values(void) {
+    return _mm512_broadcast_i64x4(_mm256_setr_epi16((short)0xC100, (short)0xC0E0, (short)0xC0C0, (short)0xC0A0,
+                                                    (short)0xC080, (short)0xC040, (short)0xC000, (short)0xBF80, 0,
+                                                    0x3F80, 0x4000, 0x4040, 0x4080, 0x40A0, 0x40C0, 0x40E0));
 }
 
 // Vector j of a line, exact. Codes of FP8 are 2^-8 times what they stand for: as float16, which has one bit of exponent
 // more, they are their own bits.
 INLINE __m512 widen(Line line, int j, DType dtype) {
     if (dtype == DTYPE_U8) {
+        // One shift for two codes: a look-up of floats takes the low four bits of each lane, one of bf16 those of its
+        // upper half.
         const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-        __m512i half = j < 4 ? line.low : line.high;
-        return _mm512_permutexvar_ps(_mm512_srli_epi32(half, j % 4 * 4), values); // takes the low four bits
+        __m512i codes = _mm512_srli_epi32(line.low, j % 4 * 4);
+        return j < 4 ? _mm512_permutexvar_ps(codes, values)
+                     : _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xAAAAAAAA, codes, int4_values()));
     }
     if (dtype == DTYPE_I8) {
         // Code + 128 becomes the fraction of a float whose exponent makes the lowest of its bits one: 2^23 is too much
