@@ -171,8 +171,8 @@ static void test_matmul_bf16_of_codes_has_their_weights(const Ops *ops) {
                     for (int i = 0; i < K; i++)
                         if (y[i * N + j] != want[i])
                             test_fail("%s in groups of %d, scales %s%s: row %d, column %d is %a, expected %a",
-                                      dtype_names[m.dtype], m.group, dtype_names[scales], steps ? ", a step" : "", j,
-                                      i, (double)y[i * N + j], (double)want[i]);
+                                      dtype_names[m.dtype], m.group, dtype_names[scales], steps ? ", a step" : "", j, i,
+                                      (double)y[i * N + j], (double)want[i]);
                 }
             }
             free((void *)rounded.data);
@@ -244,8 +244,7 @@ static void test_threads_change_no_bit_of_bf16(const Ops *ops) {
         float *at = y[threads > 1];
         ops->matmul_bf16(at, x, &m, T);
         ops->matmul_step_bf16(at + T * N, x, &m, 1);
-        for (int i = 0; i < 2; i++)
-            ops->matmul_step_bf16(at + (T + 1 + i * STEPS) * N, x, &codes[i], STEPS);
+        for (int i = 0; i < 2; i++) ops->matmul_step_bf16(at + (T + 1 + i * STEPS) * N, x, &codes[i], STEPS);
         if (threads > 1 && memcmp(y[0], y[1], sizeof y[0]) != 0) test_fail("%d threads differ from one", threads);
     }
     threads_set(1);

@@ -27,24 +27,29 @@ enum {
 
 // ---- x --------------------------------------------------------------------------------------------------------------
 
-// n columns, zeros up to a whole line.
-STEP_INLINE void arrange(uint32_t *out, const float *x, int n, DType dtype) {
+STEP_INLINE int words_of_line(DType dtype) { // of x
+    return columns_of_line(dtype) / COLUMNS_OF_WORD;
+}
+
+// T rows of n columns to out [lines][T][words of a line], zeros up to a whole line.
+STEP_INLINE void arrange(uint32_t *out, const float *x, int T, int n, DType dtype) {
     const int unit = columns_of_line(dtype);
-    int i = 0;
-    for (; i + unit <= n; i += unit, out += unit / COLUMNS_OF_WORD) arrange_line(out, x + i, dtype);
-    if (i == n) return;
-    float padded[MAX_UNIT] = {0};
-    memcpy(padded, x + i, (size_t)(n - i) * sizeof *x);
-    arrange_line(out, padded, dtype);
+    for (int i = 0; i < n; i += unit)
+        for (int t = 0; t < T; t++, out += words_of_line(dtype)) {
+            const float *from = x + (size_t)t * (size_t)n + i;
+            float padded[MAX_UNIT] = {0};
+            if (n - i < unit) from = memcpy(padded, from, (size_t)(n - i) * sizeof *x);
+            arrange_line(out, from, dtype);
+        }
 }
 
 // ---- products -------------------------------------------------------------------------------------------------------
 
 typedef struct {
     float *y;
-    const uint32_t *x; // [T][x_stride], arranged
+    const uint32_t *x; // arranged
     const Matrix *w;
-    int T, x_stride;
+    int T;
     int ahead; // rows of W that are fetched before they are multiplied, a multiple of 4
 } Product;
 
@@ -80,32 +85,32 @@ STEP_INLINE void load_block_scales(Block *b, int row, int col, int n, int R) {
 }
 
 // Vector j of R lines of W by C rows of x: sum += their products, or = where it is the first.
-STEP_INLINE void multiply_vector(__m512 sum[4][4], const StepLine line[4], const uint32_t *x, size_t x_stride, int j,
-                                 bool first, DType dtype, int R, int C) {
+STEP_INLINE void multiply_vector(__m512 sum[4][4], const StepLine line[4], const uint32_t *x, int j, bool first,
+                                 DType dtype, int R, int C) {
     __m512i w[4];
     for (int r = 0; r < R; r++) w[r] = WIDEN(line[r], j, dtype);
     for (int c = 0; c < C; c++) {
-        __m512i xc = _mm512_load_si512(x + (size_t)c * x_stride + j * LANES);
+        __m512i xc = _mm512_load_si512(x + c * words_of_line(dtype) + j * LANES);
         for (int r = 0; r < R; r++) sum[r][c] = first ? MULTIPLY(w[r], xc) : MULTIPLY_ADD(sum[r][c], w[r], xc);
     }
 }
 
 // Lines of R rows of W by C rows of x, added to sum; where scales are of groups of columns the line has a sum of its own,
 // which is multiplied by scale[r]: of each lane. at: the first row's line, `stride` bytes before the next.
-STEP_INLINE void multiply_line(__m512 sum[4][4], const char *at, size_t stride, const uint32_t *x, size_t x_stride,
-                               const __m512 *scale, DType dtype, bool grouped, int R, int C) {
+STEP_INLINE void multiply_line(__m512 sum[4][4], const char *at, size_t stride, const uint32_t *x, const __m512 *scale,
+                               DType dtype, bool grouped, int R, int C) {
     const int n = weights_of_lane(dtype) / COLUMNS_OF_WORD;
     StepLine line[4];
     __m512 own[4][4], (*to)[4] = grouped ? own : sum;
     for (int r = 0; r < R; r++) line[r] = LOAD_LINE(at + (size_t)r * stride, dtype);
-    multiply_vector(to, line, x, x_stride, 0, grouped, dtype, R, C);
-    if (n > 1) multiply_vector(to, line, x, x_stride, 1, false, dtype, R, C);
-    if (n > 2) multiply_vector(to, line, x, x_stride, 2, false, dtype, R, C);
-    if (n > 2) multiply_vector(to, line, x, x_stride, 3, false, dtype, R, C);
-    if (n > 4) multiply_vector(to, line, x, x_stride, 4, false, dtype, R, C);
-    if (n > 4) multiply_vector(to, line, x, x_stride, 5, false, dtype, R, C);
-    if (n > 4) multiply_vector(to, line, x, x_stride, 6, false, dtype, R, C);
-    if (n > 4) multiply_vector(to, line, x, x_stride, 7, false, dtype, R, C);
+    multiply_vector(to, line, x, 0, grouped, dtype, R, C);
+    if (n > 1) multiply_vector(to, line, x, 1, false, dtype, R, C);
+    if (n > 2) multiply_vector(to, line, x, 2, false, dtype, R, C);
+    if (n > 2) multiply_vector(to, line, x, 3, false, dtype, R, C);
+    if (n > 4) multiply_vector(to, line, x, 4, false, dtype, R, C);
+    if (n > 4) multiply_vector(to, line, x, 5, false, dtype, R, C);
+    if (n > 4) multiply_vector(to, line, x, 6, false, dtype, R, C);
+    if (n > 4) multiply_vector(to, line, x, 7, false, dtype, R, C);
     for (int r = 0; r < R && grouped; r++)
         for (int c = 0; c < C; c++) sum[r][c] = _mm512_fmadd_ps(own[r][c], scale[r], sum[r][c]);
 }
@@ -131,14 +136,14 @@ typedef struct {
     size_t stride;  // ... so many bytes before the next row's
     size_t ahead;   // bytes to the line that is fetched meanwhile
     const uint32_t *x;
-    size_t x_stride;
+    size_t x_line;          // words before the next line's
     const uint16_t *scales; // of the first row ...
     size_t groups;          // ... so many before the next row's
 } Lines;
 
 // n lines, of which the first has column `col` of those whose scales were loaded, or are at hand.
-STEP_INLINE void multiply_lines(__m512 sum[4][4], const Block *b, Lines l, int col, int n, DType dtype, Scales from, int R,
-                                int C) {
+STEP_INLINE void multiply_lines(__m512 sum[4][4], const Block *b, Lines l, int col, int n, DType dtype, Scales from,
+                                int R, int C) {
     const int unit = columns_of_line(dtype), shift = b->shift;
     const __m512i spread = b->spread;
     __m512 scale[4];
@@ -149,9 +154,9 @@ STEP_INLINE void multiply_lines(__m512 sum[4][4], const Block *b, Lines l, int c
             if (from == LOADED) scale[r] = loaded_scale(b, r, group);
             if (from == AT_HAND) scale[r] = scale_at_hand(spread, l.scales + group + (size_t)r * l.groups);
         }
-        multiply_line(sum, l.at, l.stride, l.x, l.x_stride, scale, dtype, from != NONE, R, C);
+        multiply_line(sum, l.at, l.stride, l.x, scale, dtype, from != NONE, R, C);
         l.at += LINE;
-        l.x += unit / COLUMNS_OF_WORD;
+        l.x += l.x_line;
     }
 }
 
@@ -159,13 +164,14 @@ STEP_INLINE void multiply_lines(__m512 sum[4][4], const Block *b, Lines l, int c
 STEP_INLINE void multiply(Block *b, int row, int t, int col, int n, DType dtype, Scales from, int R, int C) {
     const Matrix *w = b->p->w;
     const int unit = columns_of_line(dtype), whole = n / unit, left = n % unit;
-    const size_t first = (size_t)(b->first + row), stride = row_bytes(w, dtype),
+    const size_t first = (size_t)(b->first + row), stride = row_bytes(w, dtype), line = (size_t)(col / unit),
+                 words = (size_t)words_of_line(dtype), x_line = (size_t)b->p->T * words,
                  groups = from == AT_HAND ? (size_t)(w->cols + w->group - 1) >> b->shift : 0;
-    Lines l = {.at = (const char *)w->data + first * stride + (size_t)col / (size_t)unit * LINE,
+    Lines l = {.at = (const char *)w->data + first * stride + line * LINE,
                .stride = stride,
                .ahead = t == 0 ? (size_t)b->p->ahead * stride : 0,
-               .x = b->p->x + (size_t)t * (size_t)b->p->x_stride + col / COLUMNS_OF_WORD,
-               .x_stride = (size_t)b->p->x_stride,
+               .x = b->p->x + line * x_line + (size_t)t * words,
+               .x_line = x_line,
                .scales = from == AT_HAND ? (const uint16_t *)w->scale + first * groups + (col >> b->shift) : NULL,
                .groups = groups};
     __m512 sum[4][4];
@@ -183,7 +189,7 @@ STEP_INLINE void multiply(Block *b, int row, int t, int col, int n, DType dtype,
         l.at = tail;
         l.stride = LINE;
         l.ahead = 0;
-        l.x += whole * unit / COLUMNS_OF_WORD;
+        l.x += (size_t)whole * x_line;
         multiply_lines(sum, b, l, whole * unit, 1, dtype, from, R, C);
     }
     for (int r = 0; r < R; r++)
@@ -251,27 +257,23 @@ static WITH_STEP void multiply_part(void *product, int64_t begin, int64_t end) {
     }
 }
 
-static WITH_STEP void arrange_rows(uint32_t *out, int stride, const float *x, const Matrix *w, int T) {
-    for (int t = 0; t < T; t++, out += stride, x += w->cols) {
-#define ARRANGE(D, G) arrange(out, x, w->cols, D)
-        WITH_STEP_TYPE(w, ARRANGE)
-    }
+static WITH_STEP void arrange_rows(uint32_t *out, const float *x, const Matrix *w, int T) {
+#define ARRANGE(D, G) arrange(out, x, T, w->cols, D)
+    WITH_STEP_TYPE(w, ARRANGE)
 }
 
 // matmul_step, of matrices with at most STEP_COLUMNS columns.
 static void multiply_step(float *y, const float *x, const Matrix *w, int T) {
-    enum { WORDS = STEP_COLUMNS / COLUMNS_OF_WORD };
-    uint32_t arranged[WORDS] __attribute__((aligned(64)));
-    // Rows of x are no multiple of 4 KB apart, or they would want the same places of the L1 cache.
-    int stride = (w->cols / COLUMNS_OF_WORD + 1023) / 1024 * 1024 + MAX_UNIT, most = WORDS / stride;
+    uint32_t arranged[(STEP_COLUMNS + MAX_UNIT) / COLUMNS_OF_WORD] __attribute__((aligned(64)));
+    int most = STEP_COLUMNS / (w->cols + MAX_UNIT);
     most = most > X_ROWS ? X_ROWS : most < 1 ? 1 : most;
     int64_t blocks = (w->rows + W_ROWS - 1) / W_ROWS, row = (int64_t)matrix_row_bytes(w);
     int ahead = (int)((AHEAD + 4 * row - 1) / (4 * row)) * 4;
     for (int t = 0; t < T; t += most) {
         int n = T - t < most ? T - t : most;
         int64_t cost = (int64_t)n * W_ROWS * w->cols;
-        arrange_rows(arranged, stride, x + (size_t)t * (size_t)w->cols, w, n);
-        Product p = {y + (size_t)t * (size_t)w->rows, arranged, w, n, stride, ahead};
+        arrange_rows(arranged, x + (size_t)t * (size_t)w->cols, w, n);
+        Product p = {y + (size_t)t * (size_t)w->rows, arranged, w, n, ahead};
         parallel_for(blocks, blocks * cost <= ALONE ? blocks : (PART + cost - 1) / cost, multiply_part, &p);
     }
 }

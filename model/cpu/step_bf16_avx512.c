@@ -68,8 +68,7 @@ PAIR_INLINE PairLine load_pair_line(const char *at, DType dtype) {
 
 // Vector j of a line. Words are columns in this order: BF16, as they are; bytes, 8 of each 16; int4, one of each 4.
 PAIR_INLINE __m512i widen_pairs(PairLine line, int j, DType dtype) {
-    if (dtype == DTYPE_U8)
-        return _mm512_permutexvar_epi16(_mm512_srli_epi16(line.low, 4 * (unsigned)j), int4_values());
+    if (dtype == DTYPE_U8) return _mm512_permutexvar_epi16(_mm512_srli_epi16(line.low, 4 * (unsigned)j), int4_values());
     if (dtype == DTYPE_BF16) return line.low;
     return j == 0 ? _mm512_unpacklo_epi8(line.low, line.high) : _mm512_unpackhi_epi8(line.low, line.high);
 }
