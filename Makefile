@@ -1,22 +1,30 @@
 # make            builds ./llama
 # make demo       builds it and tells a story with the model that ships here
-# make test       builds and runs every test that this machine can run. TEST="cli ops" runs these files only (tests/test_cli.c,
-#                 ...), ONLY=interrupt the tests with that in their name, JOBS=4 files at a time; COVERAGE=1 counts lines
-# make test-gpu   the tests that need a GPU, alone; make test-gpu-plain, sanitize-gpu and compare-gpu (beside PyTorch) go further
+# make test       builds and runs every test that this machine can run. TEST="cli ops" runs these files only
+#                 (tests/test_cli.c, ...), ONLY=interrupt the tests with that in their name, JOBS=4 files at a time;
+#                 COVERAGE=1 counts lines
+# make test-gpu   the tests that need a GPU, alone; make test-gpu-plain, sanitize-gpu and compare-gpu (beside PyTorch)
+#                 go further
 # make test-gpus  what needs several: parts of a model, and processes that share one (mpirun)
 # make lib        the attention kernels alone: build/libattention.so (model/attention/attention.h is its interface)
-# make bench      measures the GPU on weights of LLaMA 3.1 8B's shape, made from a seed (without a GPU, the CPU on 3.2 1B's)
-# make bench-cpu  measures the CPU engine on 3.2 1B's shape, in both precisions and three types of weights, and on a small one
-# make bench-tokenizer  encoding beside tiktoken and HuggingFace tokenizers; make check-tokenizer compares their ids on a
-#                 million strings and more. They fetch both from PyPI, and need LLaMA 3's vocabulary (RANKS, a tokenizer.model)
-# make check-added-tokens  how added tokens are found, beside HuggingFace tokenizers (from PyPI); make check-chat: conversations
-#                 beside transformers' apply_chat_template, in published templates; make check-answers: repetition penalty and
-#                 log-probabilities of prompts beside transformers (scripts/requirements.txt: torch, gigabytes)
-# make check-perplexity  half windows beside llama.cpp's llama-perplexity, which it builds from PyPI's llama-cpp-python: some minutes
+# make bench      measures the GPU on weights of LLaMA 3.1 8B's shape, made from a seed (without a GPU, the CPU on
+#                 3.2 1B's)
+# make bench-cpu  measures the CPU engine on 3.2 1B's shape, in both precisions and three types of weights, and on a
+#                 small one
+# make bench-tokenizer  encoding beside tiktoken and HuggingFace tokenizers; make check-tokenizer compares their ids on
+#                 a million strings and more. They fetch both from PyPI, and need LLaMA 3's vocabulary (RANKS, a
+#                 tokenizer.model)
+# make check-added-tokens  how added tokens are found, beside HuggingFace tokenizers (from PyPI); make check-chat:
+#                 conversations beside transformers' apply_chat_template, in published templates; make check-answers:
+#                 repetition penalty and log-probabilities of prompts beside transformers (scripts/requirements.txt:
+#                 torch, gigabytes)
+# make check-perplexity  half windows beside llama.cpp's llama-perplexity, which it builds from PyPI's
+#                 llama-cpp-python: some minutes
 # make asan       the tests once more, under AddressSanitizer and UBSan
-# make fuzz       the readers under libFuzzer (clang): FUZZ_SECONDS for each target, or FUZZ_RUNS; FUZZ names the targets;
-#                 make fuzz-tokenizer does ten minutes of that one
-# make lint       clang-tidy and cppcheck; what they are not asked is in .clang-tidy and tests/cppcheck.txt, with reasons
+# make fuzz       the readers under libFuzzer (clang): FUZZ_SECONDS for each target, or FUZZ_RUNS; FUZZ names the
+#                 targets; make fuzz-tokenizer does ten minutes of that one
+# make lint       clang-tidy and cppcheck; what they are not asked is in .clang-tidy and tests/cppcheck.txt, with
+#                 reasons
 # make format     lays out C and CUDA as .clang-format says, with a clang-format from PyPI; make check-format only looks
 # make coverage   how many lines of the CPU's sources the tests reach: make COVERAGE=1 test
 # make valgrind   the reading of good and bad files under valgrind
@@ -26,9 +34,10 @@
 # make help       this list
 # make clean
 #
-# CUDA=0 leaves the CUDA Toolkit alone; CUDA_HOME says where it is. MPI=0 leaves MPI and NCCL alone, which come in together,
-# beside CUDA; MPICC names Open MPI's mpicc, NCCL_HOME a folder with include/nccl.h and lib/libnccl.so.2. CUDA_ARCHS: GPUs to build for; newer ones compile what is
-# for the newest of these when the program starts. CC, CPPFLAGS, CFLAGS and LDFLAGS are yours to add to.
+# CUDA=0 leaves the CUDA Toolkit alone; CUDA_HOME says where it is. MPI=0 leaves MPI and NCCL alone, which come in
+# together, beside CUDA; MPICC names Open MPI's mpicc, NCCL_HOME a folder with include/nccl.h and lib/libnccl.so.2.
+# CUDA_ARCHS: GPUs to build for; newer ones compile what is for the newest of these when the program starts. CC,
+# CPPFLAGS, CFLAGS and LDFLAGS are yours to add to.
 
 # make's own default is cc, which not every machine with gcc has.
 ifeq ($(origin CC),default)
@@ -54,8 +63,8 @@ X86     := $(findstring x86_64,$(shell $(CC) -dumpmachine))
 ALL_ARCHS   := 80 86 89 90a 100 120
 GPU_HERE    := $(if $(NVCC),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | sed 's/\.//; s/^90$$/90a/'))
 CUDA_ARCHS  ?= $(or $(GPU_HERE),80 90a)
-# Code for each, and PTX of the newest, which the driver compiles on GPUs that are newer. (Hopper's own instructions, sm_90a,
-# are for Hopper alone: its PTX is that of compute_90.)
+# Code for each, and PTX of the newest, which the driver compiles on GPUs that are newer. (Hopper's own instructions,
+# sm_90a, are for Hopper alone: its PTX is that of compute_90.)
 ARCHS       := $(patsubst 90,90a,$(CUDA_ARCHS))
 newest       = $(lastword $(shell printf '%s\n' $(subst f,,$(subst a,,$(1))) | sort -n))
 gencode      = $(foreach arch,$(1),-gencode arch=compute_$(arch),code=sm_$(arch)) -gencode arch=compute_$(newest),code=compute_$(newest)
@@ -79,8 +88,8 @@ NCCL_IS     := $(if $(PROCESSES),NCCL $(shell printf '$(HASH)include <nccl.h>\nN
 
 # (a newer compiler may warn of what none did before: that ends a build in CI only, which sets WERROR)
 WARNINGS := -Wall -Wextra $(if $(WERROR),-Werror)
-# No contraction: a product and a sum are fused where model/cpu/ops.c is compiled and nowhere else, so that RoPE's frequencies,
-# say, are the same on every machine.
+# No contraction: a product and a sum are fused where the operations of model/cpu are compiled (OPS_C) and nowhere else,
+# so that RoPE's frequencies, say, are the same on every machine.
 COVERAGE_FLAGS := $(if $(COVERAGE),-g --coverage)
 ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) -pthread -MMD -MP $(CUDA_CFLAGS) $(COVERAGE_FLAGS) $(CPPFLAGS) $(CFLAGS)
 ALL_LDFLAGS := -pthread $(COVERAGE_FLAGS) $(LDFLAGS) $(CUDA_LDFLAGS) $(if $(filter-out none,$(LINE)),-l$(LINE)) $(if $(PROCESSES),$(MPI_LDFLAGS) $(NCCL_LDFLAGS)) -lm
@@ -92,13 +101,13 @@ OPS_CFLAGS  := -ffp-contract=fast -Wno-psabi
 
 # ---- sources ---------------------------------------------------------------------------------------------------------
 
-# Every source under these folders, except a main of its own, the operations (compiled once for each instruction set) and
-# what stands for another: ops_x86 or ops_other, line_readline or line_none, processes_mpi or processes_none.
+# Every source under these folders, except a main of its own, the operations (compiled once for each instruction set)
+# and what stands for another: ops_x86 or ops_other, line_readline or line_none, processes_mpi or processes_none.
 SOURCES := $(sort $(wildcard $(foreach folder,cli tokenizer model,$(folder)/*.c $(folder)/*/*.c)))
-OPS_C   := $(filter %/cpu/ops.c,$(SOURCES))
-LIBRARY := $(filter-out cli/manual.c %/cpu/ops.c $(if $(X86),%/ops_other.c %/quant_scan_other.c,%/ops_x86.c %_avx512.c %_amx.c %/quant_scan_x86.c) \
+OPS_C   := $(filter %/cpu/ops.c %/cpu/attention.c,$(SOURCES))
+LIBRARY := $(filter-out cli/manual.c $(OPS_C) $(if $(X86),%/ops_other.c %/quant_scan_other.c,%/ops_x86.c %_avx512.c %_amx.c %/quant_scan_x86.c) \
              $(if $(filter none,$(LINE)),%/line_readline.c,%/line_none.c) $(if $(PROCESSES),%/processes_none.c,%/processes_mpi.c),$(SOURCES))
-OPS     := $(patsubst %,$(BUILD)/$(dir $(OPS_C))ops_%.o,portable $(if $(X86),avx2))
+OPS     := $(foreach isa,portable $(if $(X86),avx2),$(OPS_C:%.c=$(BUILD)/%_$(isa).o))
 
 # The GPU engines, where there is nvcc.
 CUDA_LIBRARY := $(if $(NVCC),$(filter-out $(if $(PROCESSES),%/comm_none.cu,%/comm_nccl.cu),$(sort $(wildcard attention.cu model/*.cu model/*/*.cu))))
@@ -167,14 +176,14 @@ $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -c $< -o $@
 
-# One source, compiled once for each instruction set.
-$(filter %/ops_portable.o,$(OPS)): $(OPS_C) $(BUILD)/flags
+# Sources that are compiled once for each instruction set.
+$(filter %_portable.o,$(OPS)): $(BUILD)/%_portable.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(OPS_CFLAGS) -DOPS_TABLE=ops_portable -DOPS_NAME='"portable"' -c $< -o $@
+	$(CC) $(ALL_CFLAGS) $(OPS_CFLAGS) -DOPS_ISA=portable -DOPS_NAME='"portable"' -c $< -o $@
 
-$(filter %/ops_avx2.o,$(OPS)): $(OPS_C) $(BUILD)/flags
+$(filter %_avx2.o,$(OPS)): $(BUILD)/%_avx2.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(OPS_CFLAGS) -mavx2 -mfma -DOPS_TABLE=ops_avx2 -DOPS_NAME='"AVX2"' -c $< -o $@
+	$(CC) $(ALL_CFLAGS) $(OPS_CFLAGS) -mavx2 -mfma -DOPS_ISA=avx2 -DOPS_NAME='"AVX2"' -c $< -o $@
 
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(LIBRARY_OBJECTS)
 	$(CC) $^ -o $@ $(ALL_LDFLAGS)
@@ -239,8 +248,8 @@ demo: all
 	./$(PROGRAM) model/stories.bin -p "Once upon a time" --echo -n 200 --temp 0.7 --top-p 0.9
 	@echo
 
-# The test files to run: all, or those of TEST. Files that use a GPU run one after the other, before the rest; of the rest those
-# that take long come first.
+# The test files to run: all, or those of TEST. Files that use a GPU run one after the other, before the rest; of the
+# rest those that take long come first.
 LONG     := processes signals speculate reference chat_template convert
 ALL_FILES := $(GPU_TESTS) $(TESTS) $(SCRIPT_TESTS)
 files_of = $(filter %/test_$(1) %/test_$(1).sh %/test_$(1).py,$(ALL_FILES))
@@ -259,11 +268,13 @@ test: all $(filter $(BUILD)/%,$(CHOSEN)) $(BUILD)/tests/inject.so
 test-gpu: all $(GPU_TESTS)
 	@LLAMA=./$(PROGRAM) sh tests/run.sh $(GPU_TESTS) tests/test_engine_gpu.sh --
 
-test-gpus: all $(BUILD)/tests/test_engine_cuda
-	@LLAMA=./$(PROGRAM) ONLY=shards sh tests/run.sh $(BUILD)/tests/test_engine_cuda --
+SHARD_TESTS := $(addprefix $(BUILD)/tests/,test_shards_cuda test_candidates_cuda)
+test-gpus: all $(SHARD_TESTS)
+	@LLAMA=./$(PROGRAM) ONLY=shards sh tests/run.sh $(SHARD_TESTS) --
 	@LLAMA=./$(PROGRAM) sh tests/run.sh tests/test_mpi_gpu.sh --
 
-# The attention of GPUs other than Hopper, on whichever is here: code for compute_80, which the driver compiles at start.
+# The attention of GPUs other than Hopper, on whichever is here: code for compute_80, which the driver compiles when the
+# program starts.
 $(BUILD)/tests/test_attention_plain: tests/test_attention.cu $(ATTENTION) $(BUILD)/libattention.so
 	@mkdir -p $(@D)
 	$(NVCC) -std=c++17 -O3 -I. -gencode arch=compute_80,code=compute_80 $(filter %.cu,$^) -o $@
@@ -364,7 +375,7 @@ asan:
 	 TEST="$(filter-out convert chat_template scripts engine_gpu failures,$(or $(TEST),$(sort $(patsubst test_%,%,$(basename $(notdir $(TESTS) $(SCRIPT_TESTS)))))))" test
 
 LINTED      := llama.c cli/manual.c $(LIBRARY) $(OPS_C)
-LINT_DEFINE := -DVERSION='""' -DCOMMIT='""' -DCUDA_IS='""' -DOPS_TABLE=ops_portable -DOPS_NAME='""' $(LINE_CFLAGS)
+LINT_DEFINE := -DVERSION='""' -DCOMMIT='""' -DCUDA_IS='""' -DOPS_ISA=portable -DOPS_NAME='""' $(LINE_CFLAGS)
 
 lint: $(LINTED:%=tidy/%)
 	cppcheck --quiet -j2 --error-exitcode=1 --enable=warning,performance,portability --std=c11 --suppressions-list=tests/cppcheck.txt $(LINT_DEFINE) $(LINTED)
@@ -408,9 +419,9 @@ FUZZ         ?= $(sort $(patsubst tests/fuzz_%.c,%,$(wildcard tests/fuzz_*.c)))
 FUZZ_SECONDS ?= 60
 FUZZ_RUNS    ?= -1
 FUZZ_BUILD   := build/fuzz
-# (Arithmetic has no branches to find, and would take three times as long. No contraction there either: at -O1 clang fuses
-# a product and a sum here and not there, so that a row would not have the bits that it has alone. Kernels of vectors, which
-# tests run under gcc's sanitizers, would take clang minutes to compile.)
+# (Arithmetic has no branches to find, and would take three times as long. No contraction there either: at -O1 clang
+# fuses a product and a sum here and not there, so that a row would not have the bits that it has alone. Kernels of
+# vectors, which tests run under gcc's sanitizers, would take clang minutes to compile.)
 FUZZ_MAKE    := $(MAKE) CC=clang CUDA=0 BUILD=$(FUZZ_BUILD) CFLAGS="-g -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all" \
                 OPS_CFLAGS="$(OPS_CFLAGS) -ffp-contract=off -fno-sanitize=fuzzer-no-link" \
                 KERNEL_CFLAGS=-fno-sanitize=fuzzer-no-link,address,undefined

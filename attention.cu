@@ -58,7 +58,8 @@ static int device_find(Device *found) {
         TRY_CUDA(cudaFuncGetAttributes(&f, (const void *)prefill_append_kernel));
         // Code for older GPUs does not wait for the kernel before it.
         d.dependent_launch = major >= 9 && f.ptxVersion >= 90;
-        // The kernel with wgmma is in sm_90a's code alone; elsewhere an empty one without launch bounds is in its place.
+        // The kernel with wgmma is in sm_90a's code alone;
+        // elsewhere an empty one without launch bounds is in its place.
         TRY_CUDA(cudaFuncGetAttributes(&sm90, (const void *)prefill_sm90_kernel<__nv_bfloat16, 128>));
         d.hopper = major == 9 && sm90.maxThreadsPerBlock == SM90_THREADS;
         d.known = 1;

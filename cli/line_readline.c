@@ -51,7 +51,7 @@ static int next_byte(FILE *in) {
     return *last_bytes ? *last_bytes++ : EOF;
 }
 
-// ---- libedit: it takes whole characters, and knows no pastes ----------------------------------------------------------
+// ---- libedit: it takes whole characters, and knows no pastes --------------------------------------------------------
 
 static int ahead[16], n_ahead; // bytes that were read too early, the next one at the end
 static bool pasting, quoted;   // quoted: what comes is no command

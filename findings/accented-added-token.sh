@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# tokenizers 0.23.3: with a byte-level decoder not every added token decodes to itself: "café" comes back broken, "日本" whole.
+# tokenizers 0.23.3: with a byte-level decoder not every added token decodes to itself: "café" comes back broken,
+# "日本" whole.
 #
-# Good guess: an added token's content is text, not an alphabet of bytes, and is written as it stands: what was encoded is decoded.
-# What it does: the decoder takes a token for byte-level text if all its characters are among the 256 that stand for bytes. An é is
-# one of them, for byte 233, which alone is no UTF-8; so is Ġ, for the blank. With one character that is not, 日 or a blank, the
-# whole token stays. Special tokens are no exception. Encoding finds all of them.
+# Good guess: an added token's content is text, not an alphabet of bytes,
+# and is written as it stands: what was encoded is decoded.
+# What it does: the decoder takes a token for byte-level text if all its characters are among the 256 that stand for
+# bytes. An é is one of them, for byte 233, which alone is no UTF-8; so is Ġ, for the blank. With one character that is
+# not, 日 or a blank, the whole token stays. Special tokens are no exception. Encoding finds all of them.
 # Who writes contents as they are has other text than tokenizers; who follows it writes U+FFFD.
 #   added token     decoded
 #   café            caf\ufffd

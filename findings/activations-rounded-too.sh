@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # ggml 0.13.1 on the CPU (as pywhispercpp 1.5.1 ships it): a product rounds the activations to the kind of the weights.
 #
-# Good guess: weights of 16, 8 or 4 bits are widened and multiplied with activations of float32, so that an answer differs from
-# that of the full weights by the rounded weights alone, and weights that are kept as they are give the exact product.
-# What it does: the activations are first made float16, bfloat16 or, in blocks of 32 with one scale, 8 bits, and then multiplied.
-# Beyond float16 they are infinite; a large one, as LLaMA's first token has, wipes out its neighbours in 8 bits, though its own
-# weight be 0. A program that keeps activations in float32 cannot have the same logits, and is not wrong for it.
+# Good guess: weights of 16, 8 or 4 bits are widened and multiplied with activations of float32, so that an answer
+# differs from that of the full weights by the rounded weights alone,
+# and weights that are kept as they are give the exact product.
+# What it does: the activations are first made float16, bfloat16 or, in blocks of 32 with one scale, 8 bits,
+# and then multiplied.
+# Beyond float16 they are infinite; a large one, as LLaMA's first token has, wipes out its neighbours in 8 bits, though
+# its own weight be 0. A program that keeps activations in float32 cannot have the same logits, and is not wrong for it.
 # Product of a row whose weights all formats keep, 127/128 and zeros, divided by 127/128, with the activations
 #              1.001, 0 ...    70000, 0 ...    3.5, 1000, 0 ...
 #   F32        1.001           70000           3.5

@@ -2,8 +2,8 @@
 # tokenizers 0.23.2: the `id` of an added token in tokenizer.json is not used.
 #
 # Good guess: Tokenizer.from_file gives each of added_tokens the id that is written beside it, or refuses the file.
-# What it does: a token that the model's vocabulary has keeps that id; each other gets the next free one, in the order of
-# the list, without a word. With the vocabulary a 0, b 1, c 2:
+# What it does: a token that the model's vocabulary has keeps that id; each other gets the next free one, in the order
+# of the list, without a word. With the vocabulary a 0, b 1, c 2:
 #   <x> 3, <y> 7       <x> 3, <y> 4: the gap is closed, and 7 decodes to nothing
 #   <y> 4, <x> 3       <y> 3, <x> 4: the two change places
 set -euo pipefail

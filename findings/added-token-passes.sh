@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # tokenizers 0.23.2: an added token's `normalized` orders the search, even where there is no normalizer.
 #
-# Good guess: `normalized` says whether a token is matched in the text before or after the normalizer; a tokenizer without
-# one (LLaMA 3's) treats both alike, and added tokens are found in one pass, leftmost first and the longest of those.
+# Good guess: `normalized` says whether a token is matched in the text before or after the normalizer; a tokenizer
+# without one (LLaMA 3's) treats both alike, and added tokens are found in one pass,
+# leftmost first and the longest of those.
 # What it does: the whole text is searched for tokens with `normalized: false` first, then what is left for those with
 # `normalized: true`. In "abc" with the tokens "ab" and "bc":
 #   both false                   ab c

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # transformers 5.24.0: a model cast to bfloat16 and back is another model, though every weight is what it was.
 #
-# Good guess: where all weights are bfloat16 numbers, model.to(torch.bfloat16).float() changes nothing, and is what loading
-# in bfloat16 and casting to float32 gives.
+# Good guess: where all weights are bfloat16 numbers, model.to(torch.bfloat16).float() changes nothing, and is what
+# loading in bfloat16 and casting to float32 gives.
 # What it does: the cast also rounds what is no weight, RoPE's inverse frequencies, and nothing computes them again;
 # loading in bfloat16 leaves them in float32. Of a model saved in bfloat16, beside the one loaded in float32:
 #   loaded in bfloat16, then .float()                    weights equal, frequencies equal, logits equal

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # transformers 5.17.0: the class that tokenizer_config.json names replaces the pre-tokenizer of tokenizer.json.
 #
-# Good guess: tokenizer.json is complete, and AutoTokenizer encodes as it says; tokenizer_class only chooses the wrapper.
+# Good guess: tokenizer.json is complete, and AutoTokenizer encodes as it says;
+# tokenizer_class only chooses the wrapper.
 # What it does: with "LlamaTokenizer" or "LlamaTokenizerFast" a byte-level tokenizer.json gets the pre-tokenizer and the
 # decoder of SentencePiece, whose mark for a blank the vocabulary lacks: every blank is dropped, and nothing is said.
 # "a b  c" is then three tokens and decodes to "abc". Without a class, or with PreTrainedTokenizerFast, it is as in

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# transformers 5.24.0: a model of dynamic RoPE answers by what it was asked before, and with a KV cache otherwise than without.
+# transformers 5.24.0: a model of dynamic RoPE answers by what it was asked before,
+# and with a KV cache otherwise than without.
 #
-# Good guess: forward() of the same ids gives the same logits, whatever ran before: the frequencies follow from the length at
-# hand. Greedy generation gives the same tokens with use_cache=True and False, rounding aside.
-# What it does: past the trained length the frequencies are those of the longest sequence that the model has seen, until one comes
-# that is shorter than the trained length. A key in the cache stays rotated as at its time; without a cache all are rotated anew.
+# Good guess: forward() of the same ids gives the same logits, whatever ran before: the frequencies follow from the
+# length at hand. Greedy generation gives the same tokens with use_cache=True and False, rounding aside.
+# What it does: past the trained length the frequencies are those of the longest sequence that the model has seen, until
+# one comes that is shorter than the trained length. A key in the cache stays rotated as at its time;
+# without a cache all are rotated anew.
 # Trained for 64 tokens, factor 4, float32, one after the other:
 #   100 tokens                       logits A
 #   200 tokens, then the same 100    other logits, by up to 11

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # onnx 1.23.2, torch 2.11.0 and ml_dtypes 0.6.0: an E8M0 scale (MX formats) of the same number is three things.
 #
-# Good guess: E8M0 has powers of two, no sign and no 0; a conversion takes the nearest power of two, and what is negative or 0
-# becomes NaN, or is refused.
-# What they do: onnx takes the power above, torch and ml_dtypes the nearest, of two equally near ones the larger. torch and onnx
-# leave out the sign, so that -3 becomes a scale of 4; ml_dtypes makes it NaN. 0 becomes the smallest scale, 2^-127, in torch and
-# onnx, and NaN in ml_dtypes: of a block of zeros, whose scale is 0, those read zeros back and this NaN.
+# Good guess: E8M0 has powers of two, no sign and no 0; a conversion takes the nearest power of two, and what is
+# negative or 0 becomes NaN, or is refused.
+# What they do: onnx takes the power above, torch and ml_dtypes the nearest, of two equally near ones the larger. torch
+# and onnx leave out the sign, so that -3 becomes a scale of 4; ml_dtypes makes it NaN. 0 becomes the smallest scale,
+# 2^-127, in torch and onnx, and NaN in ml_dtypes: of a block of zeros, whose scale is 0,
+# those read zeros back and this NaN.
 #   number    onnx      torch     ml_dtypes
 #   1.25      2         1         1
 #   1.5       2         2         2

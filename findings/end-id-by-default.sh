@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# transformers 5.24.0: by its configuration a LLaMA model without eos_token_id ends at id 2; loaded from the same file it does not.
+# transformers 5.24.0: by its configuration a LLaMA model without eos_token_id ends at id 2;
+# loaded from the same file it does not.
 #
-# Good guess: what AutoConfig says of a config.json is so for the model that is loaded with it. In 4.57.1 it is: a missing key has
-# LLaMA 2's value, 2 (in LLaMA 3's vocabulary "#"), and generate ends a text there if there is no generation_config.json.
-# What it does: AutoConfig still says 2, and a model made from that object stops at it. from_pretrained looks for the end ids in
-# config.json itself, where there is none, and generate runs on to the length.
+# Good guess: what AutoConfig says of a config.json is so for the model that is loaded with it. In 4.57.1 it is: a
+# missing key has LLaMA 2's value, 2 (in LLaMA 3's vocabulary "#"),
+# and generate ends a text there if there is no generation_config.json.
+# What it does: AutoConfig still says 2, and a model made from that object stops at it. from_pretrained looks for the
+# end ids in config.json itself, where there is none, and generate runs on to the length.
 # New tokens of 8 asked for, from a model that writes nothing but id 2:
 #   eos_token_id in config.json    AutoConfig    model of AutoConfig    from_pretrained
 #   missing                        2             1                      8

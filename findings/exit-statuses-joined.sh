@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# MPICH 5.0.2 and Open MPI 5.0.11: of processes that fail in different ways, mpiexec's exit status may be that of none of them.
+# MPICH 5.0.2 and Open MPI 5.0.11: of processes that fail in different ways,
+# mpiexec's exit status may be that of none of them.
 #
 # Good guess: the exit status is that of the process that failed first, or the largest.
-# What MPICH does: it joins the bits of all exit statuses. 1 (failed) and 2 (bad usage) give 3, 1 and 130 (interrupted) 131, and
-# 127 and 128 together 255, mpiexec's own status if it cannot start a program. Only whether it is 0 can be relied on. Open MPI gives
-# the exit status of one process, whichever it notices first: with the same two it is now the one, now the other.
+# What MPICH does: it joins the bits of all exit statuses. 1 (failed) and 2 (bad usage) give 3, 1 and 130 (interrupted)
+# 131, and 127 and 128 together 255, mpiexec's own status if it cannot start a program. Only whether it is 0 can be
+# relied on. Open MPI gives the exit status of one process,
+# whichever it notices first: with the same two it is now the one, now the other.
 # Both take the low 8 bits: MPI_Abort(256) ends all processes, and the exit status is 0.
 #   exit statuses    MPICH    Open MPI
 #   1 2              3        1 or 2

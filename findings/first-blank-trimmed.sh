@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # mlx-lm 0.32.2: the text of an answer has lost its first blank, though a byte-level model wrote it.
 #
-# Good guess: with a byte-level tokenizer, as LLaMA 3 has it, the streamed pieces put together are what the tokens decode to;
-# blanks are trimmed only where SentencePiece puts one before a text.
-# What it does: the streaming detokenizer, which generate and stream_generate use, drops a blank at the beginning for byte-level
-# tokenizers too. The prompt and the answer put together are another text than the model's ("Parisis" for "Paris is"), with other
-# tokens; indented code begins one column too far left. tokenizer.decode keeps the blank.
+# Good guess: with a byte-level tokenizer, as LLaMA 3 has it, the streamed pieces put together are what the tokens
+# decode to; blanks are trimmed only where SentencePiece puts one before a text.
+# What it does: the streaming detokenizer, which generate and stream_generate use, drops a blank at the beginning for
+# byte-level tokenizers too. The prompt and the answer put together are another text than the model's ("Parisis" for
+# "Paris is"), with other tokens; indented code begins one column too far left. tokenizer.decode keeps the blank.
 #   tokens                decoded           streamed
 #   " is", " big"         " is big"         "is big"
 #   "   ", " x"           "    x"           "   x"

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# transformers 5.24.0: FP8 weights whose size is no multiple of the block are dequantised with other blocks than they have.
+# transformers 5.24.0: FP8 weights whose size is no multiple of the block are dequantised with other blocks than they
+# have.
 #
-# Good guess: with weight_block_size [128, 128], a matrix of 192 columns has blocks of 128 and 64 columns (its scales are
-# ceil(192 / 128) = 2 wide, as transformers itself lays them out), and where there is no GPU loading multiplies each by its
-# scale.
-# What it does: a block is taken to be the size divided by the number of scales, 192 / 2 = 96, so that columns 96 to 127 get the
-# second block's scale; weight_block_size is not looked at. Sizes that the number of scales does not divide are refused.
+# Good guess: with weight_block_size [128, 128], a matrix of 192 columns has blocks of 128 and 64 columns (its scales
+# are ceil(192 / 128) = 2 wide, as transformers itself lays them out), and where there is no GPU loading multiplies each
+# by its scale.
+# What it does: a block is taken to be the size divided by the number of scales, 192 / 2 = 96, so that columns 96 to 127
+# get the second block's scale; weight_block_size is not looked at.
+# Sizes that the number of scales does not divide are refused.
 # Of a checkpoint with such blocks, columns that are as quantised (the second block's scale is 10 times the first's):
 #   256 columns   all
 #   192 columns   all but 96 to 127; no key is missing or unexpected, nothing is said

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# safetensors 0.8.0 with ml_dtypes 0.6.0: safetensors.numpy writes FP8 arrays that it cannot read, and bfloat16 that load cannot.
+# safetensors 0.8.0 with ml_dtypes 0.6.0: safetensors.numpy writes FP8 arrays that it cannot read,
+# and bfloat16 that load cannot.
 #
-# Good guess: it reads what it has written. NumPy has neither bfloat16 nor FP8 of its own; ml_dtypes gives it both, so that
-# where ml_dtypes is installed both are read, from a file as from bytes.
-# What it does: save_file and save write them all, rightly named; load_file knows ml_dtypes' bfloat16 alone and looks for
-# float8_e4m3fn in NumPy itself; load, of the same bytes, knows neither.
+# Good guess: it reads what it has written. NumPy has neither bfloat16 nor FP8 of its own; ml_dtypes gives it both, so
+# that where ml_dtypes is installed both are read, from a file as from bytes.
+# What it does: save_file and save write them all, rightly named; load_file knows ml_dtypes' bfloat16 alone and looks
+# for float8_e4m3fn in NumPy itself; load, of the same bytes, knows neither.
 #   dtype           in the file   load_file        load
 #   bfloat16        BF16          bfloat16         KeyError: 'BF16'
 #   float8_e4m3fn   F8_E4M3       AttributeError   KeyError: 'F8_E4M3'

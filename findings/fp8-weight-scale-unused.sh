@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # transformers 5.24.0: of an FP8 checkpoint whose scales are called weight_scale, codes are taken for weights.
 #
-# Good guess: quant_method "fp8" with a scale for each matrix loads, whatever the scale is called: weight_scale, as AutoFP8 writes it and
-# as compressed-tensors and FBGEMM call theirs, or weight_scale_inv. Or it is refused, since FP8 codes without a scale are no weights.
-# What it does: only weight_scale_inv is known (it multiplies, in spite of its name). Where there is no GPU the codes become
-# bfloat16 weights up to 448, none is missing, and the scales are listed as unexpected, which "can be ignored".
+# Good guess: quant_method "fp8" with a scale for each matrix loads, whatever the scale is called: weight_scale, as
+# AutoFP8 writes it and as compressed-tensors and FBGEMM call theirs, or weight_scale_inv. Or it is refused, since FP8
+# codes without a scale are no weights.
+# What it does: only weight_scale_inv is known (it multiplies, in spite of its name). Where there is no GPU the codes
+# become bfloat16 weights up to 448, none is missing, and the scales are listed as unexpected, which "can be ignored".
 #   scale called       largest weight of q_proj (as it was: 0.07)   missing   unexpected
 #   weight_scale_inv   0.07                                         0         0
 #   weight_scale       448                                          0         7

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # transformers 5.24.0: config.json's eos_token_id is not looked at once there is a generation_config.json.
 #
-# Good guess: generation_config.json overrides config.json key by key, so that one without eos_token_id leaves config.json's
-# in force, and generate() stops there.
+# Good guess: generation_config.json overrides config.json key by key, so that one without eos_token_id leaves
+# config.json's in force, and generate() stops there.
 # What it does: with config.json naming the third token that the model writes,
 #   no generation_config.json                                3 tokens: it stops
 #   a generation_config.json without eos_token_id            8 of 8 tokens: it runs on

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # mlx 0.32.4: of a GGUF file it loads the tensors before the first MXFP4 one and no more, and BF16 ones as float16.
 #
-# Good guess: load gives every tensor of the file or an error, as it does for Q5_0; bfloat16, which mlx has, stays bfloat16.
-# What it does: at a kind that it does not know (MXFP4, NVFP4, TQ1_0, TQ2_0) the list of tensors ends, for it, without a word; F32
-# ones behind are missing too, and of a file that begins with one nothing is there. BF16 goes through float16: beyond 65504 is
-# infinite, below 3e-8 zero, between there and 6e-5 bits are lost. float32 stays float32.
+# Good guess: load gives every tensor of the file or an error, as it does for Q5_0; bfloat16, which mlx has,
+# stays bfloat16.
+# What it does: at a kind that it does not know (MXFP4, NVFP4, TQ1_0, TQ2_0) the list of tensors ends, for it, without a
+# word; F32 ones behind are missing too, and of a file that begins with one nothing is there. BF16 goes through float16:
+# beyond 65504 is infinite, below 3e-8 zero, between there and 6e-5 bits are lost. float32 stays float32.
 #   tensors of the file          what load gives
 #   F32 a, MXFP4 b, F32 c        a
 #   F32 a, Q5_0 b, F32 c         an error

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # transformers 5.24.0 with gguf 0.19.0: a LLaMA 3.1 model read from GGUF has lost its RoPE scaling.
 #
-# Good guess: from_pretrained(gguf_file=...) of an unquantised file gives the model that was written. LLaMA 3.1's scaling is in
-# the tensor rope_freqs.weight (what each inverse frequency is divided by), linear scaling in the keys rope.scaling.type and
-# rope.scaling.factor; at least something is said of what is not read.
+# Good guess: from_pretrained(gguf_file=...) of an unquantised file gives the model that was written. LLaMA 3.1's
+# scaling is in the tensor rope_freqs.weight (what each inverse frequency is divided by), linear scaling in the keys
+# rope.scaling.type and rope.scaling.factor; at least something is said of what is not read.
 # What it does: weights and rope_theta are read, the tensor and the keys of a LLaMA model are not, and nothing is said.
 # Every weight is equal, in float32; the slowest inverse frequency, written and read:
 #   llama3, factor 8    5.68e-07   4.54e-06   rope type "default", other logits

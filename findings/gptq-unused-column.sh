@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# llm-compressor 0.14.0.1: one input that the calibration never used takes from GPTQ what it gains, if activations are small.
+# llm-compressor 0.14.0.1: one input that the calibration never used takes from GPTQ what it gains,
+# if activations are small.
 #
-# Good guess: GPTQ does not depend on the unit of the activations, as its damping is 1% of the mean of the Hessian's diagonal. An
-# input that was always 0 has no part in it: its weights are rounded to nearest, or become 0.
-# What it does: its weights become 0, and on the diagonal it gets a 1, which counts in that mean. Where the others' squares are far
-# below 1, the damping follows from that 1: of 64 inputs of about 0.003 it is ten times the others' diagonal, and most of what is
-# gained over rounding to nearest is lost. Nothing is reported. Padded models, and what a ReLU never lets through, have such inputs.
+# Good guess: GPTQ does not depend on the unit of the activations, as its damping is 1% of the mean of the Hessian's
+# diagonal. An input that was always 0 has no part in it: its weights are rounded to nearest, or become 0.
+# What it does: its weights become 0, and on the diagonal it gets a 1, which counts in that mean. Where the others'
+# squares are far below 1, the damping follows from that 1: of 64 inputs of about 0.003 it is ten times the others'
+# diagonal, and most of what is gained over rounding to nearest is lost. Nothing is reported. Padded models, and what a
+# ReLU never lets through, have such inputs.
 #   squared error of the outputs, relative; int4; 64 inputs
 #   activations    all used    one never used
 #   as they are    0.0005      0.0006

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# transformers 5.24.0 with hqq 0.2.8.post1: a quantised KV cache is quantised again and again, and with hqq old keys fade.
+# transformers 5.24.0 with hqq 0.2.8.post1: a quantised KV cache is quantised again and again,
+# and with hqq old keys fade.
 #
-# Good guess: a key is quantised once, when it leaves the window of recent tokens, and then stays as it is: a quantised cache
-# costs one rounding, at any length.
-# What it does: whenever the window (residual_length, 128 by default) is full, the whole cache is dequantised, joined with the
-# window and quantised anew. quanto's codes come back as they were. hqq searches for a zero point each time, and the codes move
-# with it: the older a key, the farther it is from what it was, after 16 windows more than three times as far.
+# Good guess: a key is quantised once, when it leaves the window of recent tokens, and then stays as it is: a quantised
+# cache costs one rounding, at any length.
+# What it does: whenever the window (residual_length, 128 by default) is full, the whole cache is dequantised, joined
+# with the window and quantised anew. quanto's codes come back as they were. hqq searches for a zero point each time,
+# and the codes move with it: the older a key, the farther it is from what it was,
+# after 16 windows more than three times as far.
 # Root mean square error of the first 16 keys (normal ones, 4 bits, axis and group as by default, windows of 4 tokens):
 #   windows filled    1        2        6        16
 #   quanto            0.094    0.094    0.094    0.094

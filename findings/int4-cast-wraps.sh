@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # jax 0.10.2 and ml_dtypes 0.6.0: a float beyond the range of int4 is clipped by the one and wraps around in the other.
 #
-# Good guess: jax's int4 is that of ml_dtypes, so that astype gives the same codes in both, of floats as of integers: what is too
-# large is clipped, or wraps around.
-# What they do: jax clips floats to -8 ... 7, while integers wrap around. In ml_dtypes, and so in numpy, both wrap around: an 8.0
-# made by rint of the largest weight of a group becomes -8. A quantiser that does not clip by itself is right in jax, and in numpy
-# turns the signs of the largest weights. Fractions are cut in both, not rounded.
+# Good guess: jax's int4 is that of ml_dtypes, so that astype gives the same codes in both, of floats as of integers:
+# what is too large is clipped, or wraps around.
+# What they do: jax clips floats to -8 ... 7, while integers wrap around. In ml_dtypes, and so in numpy, both wrap
+# around: an 8.0 made by rint of the largest weight of a group becomes -8. A quantiser that does not clip by itself is
+# right in jax, and in numpy turns the signs of the largest weights. Fractions are cut in both, not rounded.
 #   to int4                jax          ml_dtypes
 #   8.0 9.0 -9.0 100.0     7 7 -8 7     -8 -7 7 4
 #   8 9 -9 100             -8 -7 7 4    -8 -7 7 4

@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# ml_dtypes 0.6.0 with numpy 2.4.6: of int4 arrays x @ x and numpy.dot(x, x) are two numbers, x * x and x ** 2 two arrays.
+# ml_dtypes 0.6.0 with numpy 2.4.6: of int4 arrays x @ x and numpy.dot(x, x) are two numbers,
+# x * x and x ** 2 two arrays.
 #
-# Good guess: int4 is to numpy as int8 is: products keep the type and wrap around, sums are made in 64 bits; or all keeps int4.
-# What it does: where ml_dtypes has a function of its own the result is an int4 and wraps around: +, *, numpy.dot and also sum and
-# mean. Elsewhere numpy looks for a wider type that has one, and takes int8: @, **, negation, abs, and + or * with a Python int.
-# So neither is the dot product of more than a few codes; the sum of a row of codes, by which a zero point is taken out, wraps
-# around at 8, and the mean of twenty ones is 0.
+# Good guess: int4 is to numpy as int8 is: products keep the type and wrap around, sums are made in 64 bits;
+# or all keeps int4.
+# What it does: where ml_dtypes has a function of its own the result is an int4 and wraps around: +, *, numpy.dot and
+# also sum and mean. Elsewhere numpy looks for a wider type that has one, and takes int8: @, **, negation,
+# abs, and + or * with a Python int.
+# So neither is the dot product of more than a few codes; the sum of a row of codes, by which a zero point is taken out,
+# wraps around at 8, and the mean of twenty ones is 0.
 #   x = [3 -2 7 -8]     int4        int8
 #   x @ x               126 (int8)  126 (int8)
 #   dot(x, x)           -2 (int4)   126 (int8)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # compressed-tensors 0.20.1: of symmetric int4 weights the largest is never right, 7% too small or too large.
 #
-# Good guess: the scale is a seventh of the largest weight, which so comes back as it was; or an eighth, so that a negative one
-# does and a positive one is cut to 7 / 8. What is negated comes back negated, if it is not cut.
-# What it does: the scale is the largest divided by 7.5, half of the range -8 ... 7. The largest is then 7.5 steps. A positive one
-# gets the code 7 and comes back as 7 / 7.5; a negative one mostly gets -8, 8 / 7.5, but where the division is rounded down (the
-# largest is 1, and about one in nine) -7. Of int8 it is 127 or 128 to 127.5.
+# Good guess: the scale is a seventh of the largest weight, which so comes back as it was; or an eighth, so that a
+# negative one does and a positive one is cut to 7 / 8. What is negated comes back negated, if it is not cut.
+# What it does: the scale is the largest divided by 7.5, half of the range -8 ... 7. The largest is then 7.5 steps. A
+# positive one gets the code 7 and comes back as 7 / 7.5; a negative one mostly gets -8, 8 / 7.5, but where the division
+# is rounded down (the largest is 1, and about one in nine) -7. Of int8 it is 127 or 128 to 127.5.
 # Packed eight to an int32, the first in the lowest bits, codes have 8 added; they are not in two's complement.
 #   int4 of 3 -3 1.5           ->  codes 7 -8 4          ->  2.8 -3.2 1.6
 #   int4 of 1 -1 0.5           ->  codes 7 -7 4          ->  0.9333 -0.9333 0.5333

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # torchao 0.18.0: a layer whose width is no multiple of the group stays as it was, though int4 was asked for.
 #
-# Good guess: quantize_ with Int4WeightOnlyConfig quantises every nn.Linear, the last group of a row smaller; or says that it
-# cannot, as IntxWeightOnlyConfig does.
-# What it does: such a layer keeps its bfloat16 weights, quantize_ returns as if all was done, and only at the log level "info" is
-# it mentioned. The group is 128 if none is given, so that of a small model with rows of 64 nothing is quantised, and what is then
-# compared or timed as int4 is bfloat16.
+# Good guess: quantize_ with Int4WeightOnlyConfig quantises every nn.Linear, the last group of a row smaller; or says
+# that it cannot, as IntxWeightOnlyConfig does.
+# What it does: such a layer keeps its bfloat16 weights, quantize_ returns as if all was done, and only at the log level
+# "info" is it mentioned. The group is 128 if none is given, so that of a small model with rows of 64 nothing is
+# quantised, and what is then compared or timed as int4 is bfloat16.
 #   rows of 64, groups of 128    Int4WeightOnlyConfig    stays as it was, no warning
 #                                IntxWeightOnlyConfig    AssertionError
 #   rows of 64, groups of 64     IntxWeightOnlyConfig    quantised

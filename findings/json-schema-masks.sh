@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# llguidance 1.9.1 and xgrammar 0.2.9: what a grammar made of a JSON Schema allows is not what is valid, and not the same in both.
+# llguidance 1.9.1 and xgrammar 0.2.9: what a grammar made of a JSON Schema allows is not what is valid,
+# and not the same in both.
 #
-# Good guess: masking tokens by a schema lets a model write whatever is valid by the schema; an unsupported keyword is refused at
-# least. So a document that one library has allowed, the other allows too.
-# What they do: both want an object's keys in the order of "properties" and refuse 1.0 as an integer. xgrammar also takes
-# "pattern" for the whole text, allows no key that is not listed, ignores "required" where no type stands beside it, and has no
-# escapes, so no line break and no quotation mark, in a string of limited length.
+# Good guess: masking tokens by a schema lets a model write whatever is valid by the schema; an unsupported keyword is
+# refused at least. So a document that one library has allowed, the other allows too.
+# What they do: both want an object's keys in the order of "properties" and refuse 1.0 as an integer. xgrammar also
+# takes "pattern" for the whole text, allows no key that is not listed, ignores "required" where no type stands beside
+# it, and has no escapes, so no line break and no quotation mark, in a string of limited length.
 #   schema                            document                 valid    llguidance    xgrammar
 #   object of integers a, b           {"a": 1, "b": 2}         yes      yes           yes
 #   the same                          {"b": 2, "a": 1}         yes      no            no

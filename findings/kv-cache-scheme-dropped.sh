@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # compressed-tensors 0.20.1: with transformers 5.24.0 a kv_cache_scheme is dropped without a word.
 #
-# Good guess: a QuantizationConfig with a kv_cache_scheme gives each attention module a k_scale and a v_scale, and config.json says so.
-# What it does: modules with a cache are recognised by a parameter of their forward, past_key_value or past_key_values. transformers 5.24
-# calls it `cache`, so there are none: the weights are quantised, keys and values are not, and the scheme that is saved is null.
+# Good guess: a QuantizationConfig with a kv_cache_scheme gives each attention module a k_scale and a v_scale,
+# and config.json says so.
+# What it does: modules with a cache are recognised by a parameter of their forward, past_key_value or past_key_values.
+# transformers 5.24 calls it `cache`, so there are none: the weights are quantised, keys and values are not,
+# and the scheme that is saved is null.
 #   transformers   scales in layer 0's attention            kv_cache_scheme that is saved
 #   5.17.0         k_scale, v_scale and the weights'        FP8
 #   5.24.0         the weights' alone                       null

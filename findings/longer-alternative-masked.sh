@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # outlines-core 0.2.14: where one allowed text begins another, its masks let a model write the shorter alone.
 #
-# Good guess: a token is allowed exactly if what the regular expression matches can still be reached with it, as llguidance has it;
-# the order of alternatives and the way a text is cut into tokens change nothing.
-# What it does: in a|b the second counts only where the first does not match, so that of no|none "none" is never allowed. With the
-# longer one first, too, nothing goes on after a complete text but a token that completes another: "ne" after "no", not "n". So a
-# choice of answers of which one begins another, or a number with an optional fraction at the end, loses its longer ones, and the
-# model is made to write the shorter. JSON's texts have their quotation mark or brace behind them and are not hurt.
+# Good guess: a token is allowed exactly if what the regular expression matches can still be reached with it, as
+# llguidance has it; the order of alternatives and the way a text is cut into tokens change nothing.
+# What it does: in a|b the second counts only where the first does not match, so that of no|none "none" is never
+# allowed. With the longer one first, too, nothing goes on after a complete text but a token that completes another:
+# "ne" after "no", not "n". So a choice of answers of which one begins another, or a number with an optional fraction at
+# the end, loses its longer ones, and the model is made to write the shorter. JSON's texts have their quotation mark or
+# brace behind them and are not hurt.
 #   pattern             tokens    outlines-core    llguidance
 #   no|none             no ne     refused          allowed
 #   none|no             no ne     allowed          allowed

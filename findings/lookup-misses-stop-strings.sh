@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# transformers 5.24.0: with prompt_lookup_num_tokens, stop_strings are looked for only where a step ends; with assistant_model
-# they are refused.
+# transformers 5.24.0: with prompt_lookup_num_tokens, stop_strings are looked for only where a step ends; with
+# assistant_model they are refused.
 #
 # Good guess: a speculating generate() takes what a plain one takes, and in greedy decoding stops at the same token, for
 # stop_strings as for eos_token_id.
-# What it does: a step that accepts several tokens is cut at an end token and at max_length, but stop strings are asked about once
-# for all of them, and a string counts only where the last token is part of it: one that ends earlier in the step is passed over.
+# What it does: a step that accepts several tokens is cut at an end token and at max_length, but stop strings are asked
+# about once for all of them, and a string counts only where the last token is part of it: one that ends earlier in the
+# step is passed over.
 # Of a model that counts 0 1 2 ... 9 0 1 ..., its prompt twice that, stop string "3", at most 40 tokens:
 #   plain                            4 tokens, 0123
 #   end token "3", lookup of 10      4 tokens, 0123

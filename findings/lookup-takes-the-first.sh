@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# transformers 5.24.0: prompt lookup takes the earliest occurrence of the last n-gram, and an end token after it ends the search.
+# transformers 5.24.0: prompt lookup takes the earliest occurrence of the last n-gram,
+# and an end token after it ends the search.
 #
-# Good guess: what followed the latest occurrence is proposed, it being likeliest to be followed alike again; and if an occurrence
-# has nothing to propose, the next one or a shorter n-gram has.
-# What it does: of the longest n-gram that is found, the earliest occurrence counts. Its continuation is cut before an end token;
-# if that leaves nothing, nothing is proposed, though other occurrences and shorter n-grams follow. Continuations that a logits
-# processor forbids are passed over, as one would have it.
+# Good guess: what followed the latest occurrence is proposed, it being likeliest to be followed alike again; and if an
+# occurrence has nothing to propose, the next one or a shorter n-gram has.
+# What it does: of the longest n-gram that is found, the earliest occurrence counts. Its continuation is cut before an
+# end token; if that leaves nothing, nothing is proposed, though other occurrences and shorter n-grams follow.
+# Continuations that a logits processor forbids are passed over, as one would have it.
 #   1 2 10 11 12 1 2 20 21 22 1 2                 10 11 12
 #   1 2 10 11 12 5 1 2 20 21 22 5 1 2             20 21 22: 5 1 2 is the longer
 #   1 2 7 11 12 1 2 20 21 22 1 2, end token 7     nothing

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # ml_dtypes 0.6.0 with NumPy 2.4.6: the mean of 1000 ones in bfloat16 is 0.256.
 #
-# Good guess: a sum in 16 bits is a sum in float32 that is rounded once, or at least NumPy's pairwise one, as for float16, and
-# mean computes in float32, as for float16; so a reference of RMSNorm or softmax in NumPy may stay in bfloat16.
-# What it does: NumPy does that for its own float16 alone. ml_dtypes' numbers are added one by one and rounded each time: at 256
-# the next one is half a step, the tie goes to the even 256, and there it stays. Products accumulate in float32 and are right.
+# Good guess: a sum in 16 bits is a sum in float32 that is rounded once, or at least NumPy's pairwise one, as for
+# float16, and mean computes in float32, as for float16; so a reference of RMSNorm or softmax in NumPy may stay in
+# bfloat16.
+# What it does: NumPy does that for its own float16 alone. ml_dtypes' numbers are added one by one and rounded each
+# time: at 256 the next one is half a step, the tie goes to the even 256, and there it stays.
+# Products accumulate in float32 and are right.
 #                        float16    bfloat16
 #   sum of 1000 ones     1000       256
 #   mean                 1          0.256

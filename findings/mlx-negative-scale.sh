@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # mlx 0.32.4: affine scales can be negative, and the "minimum" is whichever end of the group is farther from 0.
 #
-# Good guess, and what the documentation of mlx.core.quantize says: the scale is (largest - smallest) / 15, the bias the smallest,
-# a code round((w - bias) / scale): scales are positive, code 0 is the smallest weight, both ends come back as they were.
-# What it does: the bias is the weight farthest from 0. If that is the largest, the scale is negative and codes count downwards.
-# The scale is then changed so that 0 falls on a code: zeros come back as zeros, and the other end no longer as it was. Equal
-# weights have the scale -1e-7. Who stores scales unsigned, or takes the bias for a minimum, reads other weights.
+# Good guess, and what the documentation of mlx.core.quantize says: the scale is (largest - smallest) / 15, the bias the
+# smallest, a code round((w - bias) / scale): scales are positive, code 0 is the smallest weight,
+# both ends come back as they were.
+# What it does: the bias is the weight farthest from 0. If that is the largest,
+# the scale is negative and codes count downwards.
+# The scale is then changed so that 0 falls on a code: zeros come back as zeros, and the other end no longer as it was.
+# Equal weights have the scale -1e-7. Who stores scales unsigned, or takes the bias for a minimum, reads other weights.
 #   group of 32                scale       bias    ends' codes    they come back as
 #   -3, 1, the rest 0.5         0.27273    -3      0   15         -3        1.0909
 #   -1, 3, the rest 0.5        -0.27273     3      15  0          -1.0909   3

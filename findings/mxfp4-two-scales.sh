@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# gguf 0.19.0 and mlx 0.32.4: MXFP4 scales of the same weights differ by a factor of 2; gguf cuts the largest by up to a quarter.
+# gguf 0.19.0 and mlx 0.32.4: MXFP4 scales of the same weights differ by a factor of 2;
+# gguf cuts the largest by up to a quarter.
 #
-# Good guess: a block's scale is the smallest power of two at which its largest weight is at most 6, the largest E2M1, so that
-# nothing is cut; MXFP4 being one format, its writers agree on it.
-# What they do: mlx does so. gguf takes the power of two below the largest weight and divides it by 4, the power of two below 6,
-# as the OCP specification has it, and cuts what is above 6 steps; where nothing is, both agree. Of blocks of normal weights 29%
-# differ; gguf's finer steps make up for what it cuts: its mean square error is 2% smaller.
+# Good guess: a block's scale is the smallest power of two at which its largest weight is at most 6, the largest E2M1,
+# so that nothing is cut; MXFP4 being one format, its writers agree on it.
+# What they do: mlx does so. gguf takes the power of two below the largest weight and divides it by 4, the power of two
+# below 6, as the OCP specification has it, and cuts what is above 6 steps; where nothing is, both agree. Of blocks of
+# normal weights 29% differ; gguf's finer steps make up for what it cuts: its mean square error is 2% smaller.
 # Blocks of 32: the largest weight, 0.25 and zeros
 #   largest    gguf                    mlx
 #   3          3, 0.25    scale 0.5    3, 0.25    scale 0.5

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# transformers 5.24.0: a token named in additional_special_tokens is not special to the tokenizer, one named eos_token is.
+# transformers 5.24.0: a token named in additional_special_tokens is not special to the tokenizer,
+# one named eos_token is.
 #
-# Good guess: tokenizer.json's `special` is what counts, or naming a token in either key of tokenizer_config.json makes it
-# special; both keys do the same.
-# What it does, for "<|im_end|>" with `special: false` in tokenizer.json ("a<|im_end|>b" decoded with skip_special_tokens,
-# then encoded with split_special_tokens):
+# Good guess: tokenizer.json's `special` is what counts, or naming a token in either key of tokenizer_config.json makes
+# it special; both keys do the same.
+# What it does, for "<|im_end|>" with `special: false` in tokenizer.json ("a<|im_end|>b" decoded with
+# skip_special_tokens, then encoded with split_special_tokens):
 #   named nowhere                      a<|im_end|>b   one token
 #   additional_special_tokens          a<|im_end|>b   one token, though all_special_tokens lists it
 #   eos_token                          ab             split into characters

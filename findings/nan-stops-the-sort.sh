@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # ml_dtypes 0.6.0 with numpy 2.4.6: one NaN among bfloat16 or FP8 values, and numpy.sort leaves them out of order.
 #
-# Good guess: as with NumPy's own floats, NaN counts as larger than all numbers: sort and argsort put it at the end, behind numbers
-# in ascending order, and the last of argsort without NaN are the largest.
-# What it does: the NaN counts as equal to each of its neighbours, so that it hides the numbers on its one side from those on the
-# other. What comes out depends on where it stood, and a top-k of logits by argsort can miss the largest. max is NaN, as of all
-# floats, and nanmax is right.
+# Good guess: as with NumPy's own floats, NaN counts as larger than all numbers: sort and argsort put it at the end,
+# behind numbers in ascending order, and the last of argsort without NaN are the largest.
+# What it does: the NaN counts as equal to each of its neighbours, so that it hides the numbers on its one side from
+# those on the other. What comes out depends on where it stood, and a top-k of logits by argsort can miss the largest.
+# max is NaN, as of all floats, and nanmax is right.
 #   values        as float16      as bfloat16, float8_e4m3fn, float8_e5m2
 #   3 NaN 2 1     1 2 3 NaN       3 NaN 1 2
 #   NaN 3 2 1     1 2 3 NaN       NaN 1 2 3

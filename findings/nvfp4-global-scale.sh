@@ -3,7 +3,8 @@
 #
 # Good guess: a weight is code * weight_scale (FP8, one to 16) * weight_global_scale (float32, one to all), the latter
 # the largest weight divided by 6 * 448, the largest numbers of the two formats; that is how NVFP4 has its two scales.
-# What it does: the file has the inverse, 6 * 448 divided by the largest; a weight is code * weight_scale / weight_global_scale.
+# What it does: the file has the inverse, 6 * 448 divided by the largest; a weight is
+# code * weight_scale / weight_global_scale.
 # The first weight of two is in a byte's low bits, and they come back in bfloat16 whatever they were.
 # Of 16 weights 3, -3, 1.5 and zeros:
 #   weight_global_scale   896 = 6 * 448 / 3, not 0.00112

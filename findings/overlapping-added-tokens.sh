@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# llama.cpp (as xllamacpp 2026.10.11549 has it) and tokenizers 0.23.3: of overlapping added tokens the one takes the longest,
-# wherever it stands, the other the first in the text.
+# llama.cpp (as xllamacpp 2026.10.11549 has it) and tokenizers 0.23.3: of overlapping added tokens the one takes the
+# longest, wherever it stands, the other the first in the text.
 #
-# Good guess: added tokens are found from the left to the right, at each place the longest, so that a text has the same tokens
-# in both.
-# What they do: tokenizers does so. llama.cpp goes through all added tokens from the longest to the shortest and cuts each out of
-# the whole text before it looks for the next. A long one later in the text takes the end of a shorter one before it.
+# Good guess: added tokens are found from the left to the right, at each place the longest, so that a text has the same
+# tokens in both.
+# What they do: tokenizers does so. llama.cpp goes through all added tokens from the longest to the shortest and cuts
+# each out of the whole text before it looks for the next. A long one later in the text takes the end of a shorter one
+# before it.
 # Where one token begins another, as "<" and "<=>" or runs of blanks, both agree.
 #   added tokens <<, <=>, =>, and the text    tokenizers    llama.cpp
 #   <=>=>                                     <=> =>        <=> =>

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# ggml (as pywhispercpp 1.5.1 ships it): Q4_K and Q5_K keep a block of positive weights many times worse than the same negated,
-# and than Q4_1 and Q5_1 do.
+# ggml (as pywhispercpp 1.5.1 ships it): Q4_K and Q5_K keep a block of positive weights many times worse than the same
+# negated, and than Q4_1 and Q5_1 do.
 #
-# Good guess: Q4_K has a scale and a minimum for each 32 weights, so that weights between 1 and 1.1 are kept within half of
-# 0.1 / 15 and a little more for the rounded minimum; and what is negated is kept as well as before.
-# What it does: the minimum is stored as something that is only subtracted, of 6 bits without a sign. Of positive weights it is 0,
-# and the codes spread over 0 ... 1.1. Negative weights have theirs. Q4_1, whose minimum is a float16, keeps both alike.
+# Good guess: Q4_K has a scale and a minimum for each 32 weights, so that weights between 1 and 1.1 are kept within half
+# of 0.1 / 15 and a little more for the rounded minimum; and what is negated is kept as well as before.
+# What it does: the minimum is stored as something that is only subtracted, of 6 bits without a sign. Of positive
+# weights it is 0, and the codes spread over 0 ... 1.1. Negative weights have theirs. Q4_1,
+# whose minimum is a float16, keeps both alike.
 # Largest error of 256 weights:
 #                  Q4_1      Q4_K      Q5_1      Q5_K
 #   1 ... 1.1      0.0037    0.0358    0.0019    0.0190

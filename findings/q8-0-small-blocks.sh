@@ -3,9 +3,9 @@
 #
 # Good guess: Q8_0 has 32 codes of 8 bits and a scale to a block, so that its error is at most half a step, 1/254 of the
 # block's largest weight (the float16 scale's 2^-11 aside), however small the weights are: that is what a scale is for.
-# What it does: the scale is the largest weight divided by 127, kept as float16. Where the largest is less than 0.0078 that is a
-# subnormal number, of ever fewer bits; below 3.8e-6 it is 0 and so are the weights. The codes are computed with the scale before
-# that rounding and do not make up for it. Q4_0 divides by 8 and gets there 16 times later.
+# What it does: the scale is the largest weight divided by 127, kept as float16. Where the largest is less than 0.0078
+# that is a subnormal number, of ever fewer bits; below 3.8e-6 it is 0 and so are the weights. The codes are computed
+# with the scale before that rounding and do not make up for it. Q4_0 divides by 8 and gets there 16 times later.
 # Largest error as a part of its block's largest weight, 1000 blocks of normal weights with the given deviation:
 #   deviation   Q8_0     Q4_0
 #   1e-2        0.0042   0.1248

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # mlx 0.32.4: what fast.rope calls freqs are divisors: a position is divided by them.
 #
-# Good guess: freqs are frequencies, as its documentation says: the angle of position p is p * freqs[i], and what goes in is
-# base ** (-2 i / d), the inv_freq of other programs, for LLaMA 3.1 with its scaling. freqs from that formula mean the same as base.
-# What it does: the angle is p / freqs[i], so that base ** (2 i / d) goes in, and for LLaMA 3.1 the slow ones times 8, not by 8.
+# Good guess: freqs are frequencies, as its documentation says: the angle of position p is p * freqs[i], and what goes
+# in is base ** (-2 i / d), the inv_freq of other programs, for LLaMA 3.1 with its scaling.
+# freqs from that formula mean the same as base.
+# What it does: the angle is p / freqs[i], so that base ** (2 i / d) goes in,
+# and for LLaMA 3.1 the slow ones times 8, not by 8.
 # The first pair, whose frequency is 1, comes out right with either, and so does position 0.
 # Position 2, head size 4, base 10000: the angles of the two pairs
 #   base=10000             2    0.02

@@ -3,8 +3,9 @@
 #
 # Good guess: mlx-lm, which needs transformers 5, finds the base and the scaling where transformers 5 puts them, in
 # "rope_parameters"; or refuses a configuration without "rope_theta".
-# What it does: for "llama" it knows only the older keys "rope_theta" and "rope_scaling". Without them the base is 10000, RoPE is
-# plain, and nothing is said. A LLaMA 3.1 model that transformers 5 has saved is another model for mlx-lm.
+# What it does: for "llama" it knows only the older keys "rope_theta" and "rope_scaling". Without them the base is
+# 10000, RoPE is plain, and nothing is said. A LLaMA 3.1 model that transformers 5 has saved is another model for
+# mlx-lm.
 #   keys of config.json            RoPE of the layers    logits
 #   rope_theta, rope_scaling       LLaMA 3's             right
 #   rope_parameters                plain, base 10000     others

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# transformers 5.24.0: of rope_parameters and the older rope_scaling in one config.json the older counts, and rope_theta is lost.
+# transformers 5.24.0: of rope_parameters and the older rope_scaling in one config.json the older counts,
+# and rope_theta is lost.
 #
-# Good guess: rope_parameters is what this version writes, so it counts, and rope_scaling is read where the other is missing. If
-# both say the same, in a file made for versions 4 and 5, it does not matter which.
-# What it does: a rope_scaling that is not null replaces all of rope_parameters. Its rope_theta comes from the top level; what
-# stood in rope_parameters is gone, and without one at the top level it is 10000.
+# Good guess: rope_parameters is what this version writes, so it counts, and rope_scaling is read where the other is
+# missing. If both say the same, in a file made for versions 4 and 5, it does not matter which.
+# What it does: a rope_scaling that is not null replaces all of rope_parameters. Its rope_theta comes from the top
+# level; what stood in rope_parameters is gone, and without one at the top level it is 10000.
 #   rope_parameters: llama3, theta 500000    rope_scaling            read
 #                                            missing, or null        llama3, 500000
 #                                            the same llama3         llama3, 10000

@@ -2,9 +2,10 @@
 # torch 2.11.0, ml_dtypes 0.6.0 and jax 0.10.2: a float64 becomes a bfloat16 by way of float32, rounded twice.
 #
 # Good guess: a conversion gives the nearest value of the new type, as NumPy's from float64 to float16 does.
-# What they do: the float64 is first rounded to a float32. A number just above the middle between two bfloat16 values can fall on
-# the middle there, and the middle is rounded to even: here down. So a model in float64, or scales computed in float64, have other
-# last bits than if they were rounded once. torch does so to float16 and FP8, too; jax to float16, but to FP8 it rounds once.
+# What they do: the float64 is first rounded to a float32. A number just above the middle between two bfloat16 values
+# can fall on the middle there, and the middle is rounded to even: here down. So a model in float64, or scales computed
+# in float64, have other last bits than if they were rounded once. torch does so to float16 and FP8, too; jax to
+# float16, but to FP8 it rounds once.
 #   from float64                  nearest        numpy, ml_dtypes    torch    jax
 #   bfloat16 of 1+2^-8+2^-40      1.0078125      1                   1        1
 #   float16 of 1+2^-11+2^-40      1.0009765625   1.0009765625        1        1

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # safetensors 0.8.0: the same tensors and metadata, written twice, are two files.
 #
-# Good guess: the bytes follow from what is written, so that a checksum tells whether two checkpoints are the same: tensors have
-# their order in the file, and __metadata__ is in the order of the dictionary that was given, or sorted.
-# What it does: tensors lie by the size of their elements, the largest first, and then by name, whatever order they are given in.
-# Metadata goes through a hash map of a new random seed: its keys come in another order each time, even within one process. With
-# one key alone, as transformers writes it, the bytes are always the same.
+# Good guess: the bytes follow from what is written, so that a checksum tells whether two checkpoints are the same:
+# tensors have their order in the file, and __metadata__ is in the order of the dictionary that was given, or sorted.
+# What it does: tensors lie by the size of their elements, the largest first, and then by name,
+# whatever order they are given in.
+# Metadata goes through a hash map of a new random seed: its keys come in another order each time, even within one
+# process. With one key alone, as transformers writes it, the bytes are always the same.
 #   save of b, c (float16), z (float32), in any order    z b c
 #   20 times the same, metadata of one key               1 file
 #   20 times the same, metadata of eight keys            20 files, of equal tensors and equal metadata

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# mlx 0.32.4 on the CPU: the probabilities of a softmax in bfloat16 or float16 add up to more than 1, over a vocabulary to 501.
+# mlx 0.32.4 on the CPU: the probabilities of a softmax in bfloat16 or float16 add up to more than 1,
+# over a vocabulary to 501.
 #
-# Good guess: sums are made in float32 and rounded once, as mean's are; or, as the documentation of "precise" has it, long rows lose
-# some precision without it: the last bits.
-# What it does: without precise=True it adds exponentials one by one in the row's own type, and the sum stays where it is once the
-# next one is at most half a step: of ones at 256 or 2048. What it divides by is too small, so all probabilities are too large.
-# Their order stays, so that greedy answers look right. logsumexp does not have this, nor has fast.scaled_dot_product_attention;
-# an attention or a sampler written with softmax has, and cumsum has it too.
+# Good guess: sums are made in float32 and rounded once, as mean's are; or, as the documentation of "precise" has it,
+# long rows lose some precision without it: the last bits.
+# What it does: without precise=True it adds exponentials one by one in the row's own type, and the sum stays where it
+# is once the next one is at most half a step: of ones at 256 or 2048. What it divides by is too small,
+# so all probabilities are too large.
+# Their order stays, so that greedy answers look right. logsumexp does not have this, nor has
+# fast.scaled_dot_product_attention; an attention or a sampler written with softmax has, and cumsum has it too.
 # Sum, in float32, of the softmax of N zeros:
 #   N         float32    float16    bfloat16    bfloat16, precise=True
 #   256       1          1          1           1

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # tokenizers 0.23.2: a special token that is to be encoded as text still hides added tokens within it.
 #
-# Good guess: with encode_special_tokens (transformers' split_special_tokens) special tokens count as ordinary characters,
-# as if they were not in the vocabulary, so that an added token inside their text is found.
-# What it does: they are matched and then passed over; nothing is found in their place in that pass. With the special token
-# "<|x|>" and the added token "|x", "a<|x|>b" is
+# Good guess: with encode_special_tokens (transformers' split_special_tokens) special tokens count as ordinary
+# characters, as if they were not in the vocabulary, so that an added token inside their text is found.
+# What it does: they are matched and then passed over; nothing is found in their place in that pass. With the special
+# token "<|x|>" and the added token "|x", "a<|x|>b" is
 #   a <|x|> b            special tokens parsed
 #   a < | x | > b        special tokens as text: "|x" is not found
 #   a < |x | > b         the special token not in the vocabulary

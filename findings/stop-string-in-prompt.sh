@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # transformers 5.24.0: a stop string may begin in the prompt, so that an answer ends with its first token.
 #
-# Good guess: stop_strings are looked for in what is generated: the prompt's own text does not matter, and an answer that was
-# stopped ends with a stop string.
-# What it does: the text searched is that of all ids. A string that begins in the prompt counts as soon as the new tokens end it
-# (one that lies in the prompt alone does not), and the answer, which has no stop string in it, is over.
+# Good guess: stop_strings are looked for in what is generated: the prompt's own text does not matter, and an answer
+# that was stopped ends with a stop string.
+# What it does: the text searched is that of all ids. A string that begins in the prompt counts as soon as the new
+# tokens end it (one that lies in the prompt alone does not), and the answer, which has no stop string in it, is over.
 # A model that counts 0 1 2 ... 9 0 1 ..., prompt 123, at most 12 new tokens:
 #   stop string "34"      4, and the end
 #   stop string "2345"    45, and the end

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# mistral-common 1.13.1: with Mistral's tokenizers v2 and v3 the system message moves to the newest user message at every turn.
+# mistral-common 1.13.1: with Mistral's tokenizers v2 and v3 the system message moves to the newest user message at
+# every turn.
 #
-# Good guess: the prompt of a conversation's next turn is the last prompt, the answer and the new message: what a KV cache or a
-# prefix cache lives from. The system message stays where it is, at the beginning, as with v1 and v7.
-# What it does: v2 and v3 write it into the last user message, whichever that is; the first then stands there without. The prompts
-# of two turns share <s>[INST] and nothing more: every turn is computed anew as a whole.
+# Good guess: the prompt of a conversation's next turn is the last prompt, the answer and the new message: what a KV
+# cache or a prefix cache lives from. The system message stays where it is, at the beginning, as with v1 and v7.
+# What it does: v2 and v3 write it into the last user message, whichever that is; the first then stands there without.
+# The prompts of two turns share <s>[INST] and nothing more: every turn is computed anew as a whole.
 #   v1, v7    the second prompt begins with the first
 #   v2, v3    <s>[INST] sys\n\none[/INST]    then    <s>[INST] one[/INST] two</s>[INST] sys\n\nthree[/INST]
 set -euo pipefail

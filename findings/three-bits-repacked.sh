@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# compressed-tensors 0.17.1 and 0.20.1: codes of 3, 5, 6 and 7 bits are packed in two ways under one name, and read as other codes.
+# compressed-tensors 0.17.1 and 0.20.1: codes of 3, 5, 6 and 7 bits are packed in two ways under one name,
+# and read as other codes.
 #
-# Good guess: a packed format of a released name is fixed; pack_to_int32 puts as many whole codes into 32 bits as they hold, ten of
-# 3 bits, or packs them without gaps, but what one release wrote another reads.
-# What it does: to 0.17.1 a word holds whole codes and its upper bits are left over; from 0.18.0 on codes follow one another
-# without gaps, across words. unpack_from_int32 takes words of either without a word, and of a row packed by the older only the
-# codes of the first word are right. A row of 20 takes two words either way; one of 4096 takes 410 and 384, so that whoever compares
-# shapes notices. The format is `pack-quantized` with `num_bits` 3 in both; 2, 4 and 8 bits, which fill a word, are the same.
+# Good guess: a packed format of a released name is fixed; pack_to_int32 puts as many whole codes into 32 bits as they
+# hold, ten of 3 bits, or packs them without gaps, but what one release wrote another reads.
+# What it does: to 0.17.1 a word holds whole codes and its upper bits are left over; from 0.18.0 on codes follow one
+# another without gaps, across words. unpack_from_int32 takes words of either without a word, and of a row packed by the
+# older only the codes of the first word are right. A row of 20 takes two words either way; one of 4096 takes 410 and
+# 384, so that whoever compares shapes notices. The format is `pack-quantized` with `num_bits` 3 in both; 2, 4 and 8
+# bits, which fill a word, are the same.
 #   32 codes -4 -3 ... 3 of 3 bits
 #   0.17.1     08fac688 1a23eb1a 2c688fac 0000003e
 #   0.20.1     88fac688 c688fac6 fac688fa

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # mlx-lm 0.32.2: top_p and min_p are taken before the temperature, and top_p before top_k.
 #
-# Good guess: the temperature comes first, then top_k, then top_p of what these leave, as in transformers: top_p = 0.7 leaves the
-# tokens that make up 0.7 of what is drawn from. So the same three settings mean the same tokens in both.
-# What it does: make_sampler's order is top_p, min_p, top_k, temperature. At high temperatures fewer tokens are left than the
-# drawn distribution says, at low ones more; and top_p does not know what top_k is about to remove.
+# Good guess: the temperature comes first, then top_k, then top_p of what these leave, as in transformers: top_p = 0.7
+# leaves the tokens that make up 0.7 of what is drawn from. So the same three settings mean the same tokens in both.
+# What it does: make_sampler's order is top_p, min_p, top_k, temperature. At high temperatures fewer tokens are left
+# than the drawn distribution says, at low ones more; and top_p does not know what top_k is about to remove.
 # Tokens drawn of four with the probabilities 0.5 0.25 0.15 0.1:
 #   temperature    top_k    top_p    temperature first    mlx-lm
 #   2              -        0.7      0 1 2                0 1

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # safetensors 0.8.0: its NumPy functions write a transposed or cut array as other numbers, without a word.
 #
-# Good guess: save_file writes the elements of an array in the order of its indices, as tobytes and numpy.save do; or, since its
-# documentation asks for contiguous arrays, refuses others, as safetensors.torch does.
-# What it does: it writes the array's shape and as many bytes as that takes from where its memory begins. A transposed matrix has
-# the new shape and the old order, the first half of the columns has the first rows. Shapes, dtypes and sizes are right, so that
-# nobody who reads the file notices. Whoever turns weights of JAX (input x output) into those of nn.Linear (output x input) by .T,
-# or splits joined matrices by columns, writes another model; numpy.ascontiguousarray before it helps.
+# Good guess: save_file writes the elements of an array in the order of its indices, as tobytes and numpy.save do; or,
+# since its documentation asks for contiguous arrays, refuses others, as safetensors.torch does.
+# What it does: it writes the array's shape and as many bytes as that takes from where its memory begins. A transposed
+# matrix has the new shape and the old order, the first half of the columns has the first rows. Shapes, dtypes and sizes
+# are right, so that nobody who reads the file notices. Whoever turns weights of JAX (input x output) into those of
+# nn.Linear (output x input) by .T, or splits joined matrices by columns, writes another model;
+# numpy.ascontiguousarray before it helps.
 # Of [[0 1 2] [3 4 5]]:
 #   array            is                       is read back as
 #   w.T              [[0 3] [1 4] [2 5]]      [[0 1] [2 3] [4 5]]

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# tiktoken 0.14.0: load_tiktoken_bpe takes a vocabulary from its cache by the spelling of the path, whatever file is there now.
+# tiktoken 0.14.0: load_tiktoken_bpe takes a vocabulary from its cache by the spelling of the path,
+# whatever file is there now.
 #
-# Good guess: only what comes from the network is cached; a file of this machine, as a checkpoint's tokenizer.model is, is read.
-# What it does: it copies local files too into the temporary directory's data-gym-cache, under the hash of the path as it was
-# given, and from then on reads the copy, also in other processes. A second model's file of the same relative path, or a file that
-# was replaced, gives the first one's vocabulary without a word. transformers' TikTokenConverter reads through it.
+# Good guess: only what comes from the network is cached; a file of this machine,
+# as a checkpoint's tokenizer.model is, is read.
+# What it does: it copies local files too into the temporary directory's data-gym-cache, under the hash of the path as
+# it was given, and from then on reads the copy, also in other processes. A second model's file of the same relative
+# path, or a file that was replaced, gives the first one's vocabulary without a word.
+# transformers' TikTokenConverter reads through it.
 # Only a hash given as expected_hash is compared; the path written another way is another path.
 #   in the directory first     "tokenizer.model"      ->  the first's tokens
 #   in the directory second    "tokenizer.model"      ->  the first's tokens

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# transformers 5.24.0: weight_map does not say from which shard a weight is read, and model.safetensors comes before all shards.
+# transformers 5.24.0: weight_map does not say from which shard a weight is read,
+# and model.safetensors comes before all shards.
 #
-# Good guess: model.safetensors.index.json names the shard of each weight, and there it is read; a weight of the same name in
-# another shard does not matter. Where there is an index the shards are the model.
-# What it does: of weight_map only the files' names count. All of their tensors are read, in the order of the files' names, and of
-# two with one name the last stays, even if the index names the first. Where there is a model.safetensors, the index and its
-# shards are not opened. Nothing is said.
+# Good guess: model.safetensors.index.json names the shard of each weight, and there it is read; a weight of the same
+# name in another shard does not matter. Where there is an index the shards are the model.
+# What it does: of weight_map only the files' names count. All of their tensors are read, in the order of the files'
+# names, and of two with one name the last stays, even if the index names the first. Where there is a model.safetensors,
+# the index and its shards are not opened. Nothing is said.
 # The final norm's weight is 1 in the first shard, 2 in the second and 3 in model.safetensors:
 #   index names the first              2
 #   index names the second             2

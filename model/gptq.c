@@ -4,10 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "avx2.h"
 #include "threads.h"
 
 enum {
-    LANES = 8,
     TILE = 64,   // rows and columns of H that a thread computes at a time
     DEPTH = 256, // rows of x, or columns that are rounded, between two looks at the sums
     BLOCK = 128, // columns that are factored, or rounded, together: a multiple of every group
@@ -15,22 +15,12 @@ enum {
     R = GPTQ_ROWS
 };
 
-#define INLINE static inline __attribute__((always_inline))
-#ifdef __x86_64__
-#define WITH_AVX2 __attribute__((target("avx2")))
-#define HAS_AVX2 __builtin_cpu_supports("avx2")
-#else
-#define WITH_AVX2
-#define HAS_AVX2 false
-#endif
-
-typedef float Float8 __attribute__((vector_size(32)));
 typedef float AnyFloat8 __attribute__((vector_size(32), aligned(4), may_alias)); // in memory, wherever that begins
 
 // ---- products -------------------------------------------------------------------------------------------------------
 
-// c [rows][columns] += aᵀ b for a [n][rows] and b [n][columns], each with rows of its own width in memory. rows: a multiple
-// of SUMS; columns: of 2 × LANES.
+// c [rows][columns] += aᵀ b for a [n][rows] and b [n][columns], each with rows of its own width in memory. rows: a
+// multiple of SUMS; columns: of 2 × LANES.
 INLINE void multiply_add(float *c, size_t c_width, const float *a, size_t a_width, const float *b, size_t b_width,
                          int rows, int columns, int n) {
     for (int i = 0; i < rows; i += SUMS)
@@ -264,8 +254,8 @@ static void add_products(float *to, const float *by, const float *u, int n) {
         for (int r = 0; r < R; r++) to[r] += by[r] * u[k];
 }
 
-// What the n columns of a group would be if none of them were rounded: ahead [n][R]. `first` is the first one's place in
-// the matrix, `at` in its block. Each column that makes up for errors has one itself, for which the next make up.
+// What the n columns of a group would be if none of them were rounded: ahead [n][R]. `first` is the first one's place
+// in the matrix, `at` in its block. Each column that makes up for errors has one itself, for which the next make up.
 static void look_ahead(Rounding *m, const Feedback *f, int first, int at, int n) {
     memcpy(m->ahead, m->v + (size_t)at * R, (size_t)n * R * sizeof *m->ahead);
     for (int i = 0; i < n; i++) {

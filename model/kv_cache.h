@@ -89,8 +89,9 @@ void kv_publish(KVCache *kv, int slot, const int *ids, int n);
 int kv_take_changes(KVCache *kv, int slot, int *first);
 // The same, and they stay changed.
 int kv_changes(const KVCache *kv, int slot, int *first);
-// A slot becomes what another process's cache of the same size has there: len positions in `held` pages, of which n from
-// number `first` on have changed to these. Its pages are given out there; nothing else of this cache's bookkeeping holds.
+// A slot becomes what another process's cache of the same size has there: len positions in `held` pages, of which n
+// from number `first` on have changed to these. Its pages are given out there;
+// nothing else of this cache's bookkeeping holds.
 void kv_follow(KVCache *kv, int slot, int len, int held, int first, int n, const int *pages);
 
 #endif

@@ -15,8 +15,8 @@
 enum { MAX_EOS = 16, MAX_HEAD_DIM = 256 };
 
 typedef enum { ROPE_DEFAULT, ROPE_LLAMA3, ROPE_LINEAR } RopeType;
-// Inputs of products and the cache: in bf16 (f16 for F16 weights), in float32, or in bf16 but for prompts, whose inputs of
-// the layers' products are e4m3 codes with a scale for each row.
+// Inputs of products and the cache: in bf16 (f16 for F16 weights), in float32, or in bf16 but for prompts, whose inputs
+// of the layers' products are e4m3 codes with a scale for each row.
 // The last: the engine's own.
 typedef enum { PRECISION_BF16, PRECISION_F32, PRECISION_FP8, PRECISION_DEFAULT } Precision;
 enum { N_PRECISIONS = PRECISION_FP8 + 1 };
@@ -172,8 +172,8 @@ struct Model {
     const volatile sig_atomic_t *interrupted; // non-zero: stop loading and computing. NULL: never
 };
 
-// Chooses an engine for that precision (NULL: the fastest here), unless one is chosen already. For several GPUs, and for
-// FP8 products, which take FP8 weights alone: one that computes on GPUs, or none.
+// Chooses an engine for that precision (NULL: the fastest here), unless one is chosen already. For several GPUs, and
+// for FP8 products, which take FP8 weights alone: one that computes on GPUs, or none.
 bool model_choose(Model *model, const char *engine, Precision precision, Error *err);
 // The same, and gives it a cache of n_slots sequences of at most max_len positions. (kv.n_pages says for how many
 // positions of all of them there is memory.)

@@ -1,7 +1,8 @@
 // Quantised weights: a matrix is codes and scales, and the weight that both stand for is the float32 nearest to code ×
 // scale. Three types of codes:
 //   fp8   F8_E4M3, finite ones; a scale for each row
-//   int8  I8, -127 to 127 (-128 is read, never written); a scale for each row, or for each group of 32, 64 or 128 columns
+//   int8  I8, -127 to 127 (-128 is read, never written); a scale for each row, or for each group of 32,
+//         64 or 128 columns
 //   int4  U8, two to a byte, the lower column in the low nibble; value code - 8; scales as int8's
 #ifndef QUANT_H
 #define QUANT_H
@@ -19,7 +20,8 @@ static inline bool quant_is_group(int group) {
     return group == 32 || group == 64 || group == 128;
 }
 
-// fp8, int8, int8:32, int8:64, int8:128, int4 (QUANT_GROUP_FITS), int4:32, int4:64, int4:128. False: it is none of them.
+// fp8, int8, int8:32, int8:64, int8:128, int4 (QUANT_GROUP_FITS), int4:32, int4:64, int4:128.
+// False: it is none of them.
 bool quant_parse(const char *text, QuantType *type);
 // A list of them, for messages; the same and "keep"; the same and "bf16".
 extern const char quant_types[], quant_output_types[], quant_synthetic_types[];
@@ -48,14 +50,14 @@ void quant_decode_row(float *out, const Matrix *m, int row);
 
 // Quantises x [cols], all finite: codes (fp8, int8: [cols]; int4: [cols/2], cols even) and scales [quant_groups] of
 // quant_scale_dtype. The scale is searched for that gives the least sum of squared errors after it is rounded to its
-// dtype, and each code is the nearest. importance [cols + 8]: what the square of a
-// column's error counts in that, not negative and finite; NULL: 1. The sum of squared errors, as they are, is returned. scratch: [cols + 8] floats. The result
-// depends on type and x alone.
+// dtype, and each code is the nearest. importance [cols + 8]: what the square of a column's error counts in that, not
+// negative and finite; NULL: 1. The sum of squared errors, as they are, is returned. scratch: [cols + 8] floats. The
+// result depends on type and x alone.
 double quant_encode_row(QuantType type, const float *x, int cols, const float *importance, void *codes, void *scales,
                         float *scratch);
 
-// Each of v [n], n a multiple of 8, becomes the value of the code that is nearest to v / scale, 0 where scale [n] is 0; and
-// the codes of such values: n bytes, of DTYPE_U8 n / 2, n even.
+// Each of v [n], n a multiple of 8, becomes the value of the code that is nearest to v / scale, 0 where scale [n] is 0;
+// and the codes of such values: n bytes, of DTYPE_U8 n / 2, n even.
 void quant_round(DType codes, float *v, const float *scale, int n);
 void quant_pack(DType dtype, const float *values, int n, void *codes);
 

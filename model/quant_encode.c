@@ -1,24 +1,15 @@
-// The search for scales, and codes. All of it works on a group times a power of two, so that its largest magnitude is in
-// [0.5, 1) and no square overflows or is lost. Sums have a fixed order, with vectors of any size, and no product is fused with
-// a sum: the result is the same on every machine.
+// The search for scales, and codes. All of it works on a group times a power of two, so that its largest magnitude is
+// in [0.5, 1) and no square overflows or is lost. Sums have a fixed order, with vectors of any size, and no product is
+// fused with a sum: the result is the same on every machine.
 #include <math.h>
 #include <string.h>
 
+#include "avx2.h"
 #include "quant.h"
 #include "quant_scan.h"
 
-enum { LANES = 8, BLOCK = 128, MANY = 1024, REFINEMENTS = 3 };
+enum { BLOCK = 128, MANY = 1024, REFINEMENTS = 3 };
 
-#define INLINE static inline __attribute__((always_inline))
-#ifdef __x86_64__
-#define WITH_AVX2 __attribute__((target("avx2")))
-#define HAS_AVX2 __builtin_cpu_supports("avx2")
-#else
-#define WITH_AVX2
-#define HAS_AVX2 false
-#endif
-
-typedef float Float8 __attribute__((vector_size(32)));
 typedef float Float4 __attribute__((vector_size(16)));
 typedef double Double4 __attribute__((vector_size(32)));
 typedef int32_t Int8 __attribute__((vector_size(32)));
@@ -66,8 +57,9 @@ INLINE void widen(Double4 *low, Double4 *high, const Float8 *v) {
 // Bits of 1.5 × 2^14, and those that 1.5 × 2^20 has more than 1.
 enum { BITS_1_8P14 = 0x46C00000, POWER_TIMES_1_8P20 = 0x49C00000 - 0x3F800000 };
 
-// Eight numbers become the codes nearest to them, as numbers; of two the even one. Adding and taking away 1.5 × 2^23 leaves
-// whole numbers, and a power of two more that many bits of fraction. Of e4m3 they are three, below 2^-6 multiples of 2^-9.
+// Eight numbers become the codes nearest to them, as numbers; of two the even one. Adding and taking away 1.5 × 2^23
+// leaves whole numbers, and a power of two more that many bits of fraction. Of e4m3 they are three,
+// below 2^-6 multiples of 2^-9.
 INLINE void nearest_codes(Float8 *v, DType dtype, bool clipped) {
     const float low = dtype == DTYPE_F8_E4M3 ? -448.0f : dtype == DTYPE_I8 ? -127.0f : -8.0f;
     const float high = dtype == DTYPE_U8 ? 7.0f : -low;
@@ -178,8 +170,8 @@ INLINE void refine(Search *s, const Group *g, float scale, DType dtype, bool wei
 }
 
 // The quotients of the largest magnitude and the scale that are tried first. Beyond the largest code that one is cut
-// off, which pays where it is alone. Of fp8 they are one octave, since every other gives the same codes times two, but for
-// the smallest, and none is cut off.
+// off, which pays where it is alone. Of fp8 they are one octave, since every other gives the same codes times two, but
+// for the smallest, and none is cut off.
 static const float fp8_quotients[] = {448, 463, 411, 377, 345, 317, 290, 266, 244};
 enum { INT8_SETS = 2 };
 static const float int8_quotients[INT8_SETS][SCAN_SCALES] = {
@@ -188,9 +180,9 @@ static const float int8_quotients[INT8_SETS][SCAN_SCALES] = {
 static const float int4_quotients[SCAN_SCALES] = {6.5f,   7,       7.375f, 7.75f,   8,       8.375f,   8.75f,   9.25f,
                                                   9.875f, 10.625f, 11.5f,  12.625f, -6.625f, -7.0625f, -7.375f, -8.25f};
 
-// Columns of a group as the 16-bit numbers of a Scan, rounded to the nearest: in units of the largest magnitude over 32767,
-// negated, for int4, whose codes reach to -8 on one side and to 7 on the other: the largest is on the longer one with the
-// quotients above 0. Magnitudes over 65535 for int8.
+// Columns of a group as the 16-bit numbers of a Scan, rounded to the nearest: in units of the largest magnitude over
+// 32767, negated, for int4, whose codes reach to -8 on one side and to 7 on the other: the largest is on the longer one
+// with the quotients above 0. Magnitudes over 65535 for int8.
 INLINE void to_scan(uint16_t *out, const float *x, int n, float largest, DType dtype) {
     float unit = (dtype == DTYPE_U8 ? 32767.0f : 65535.0f) / largest;
     for (int i = 0; i < n; i += LANES) {
@@ -202,15 +194,15 @@ INLINE void to_scan(uint16_t *out, const float *x, int n, float largest, DType d
     }
 }
 
-// The best of the scales so far, eight side by side: its error, and the scale as it would be stored with the exponent of the
-// group.
+// The best of the scales so far, eight side by side: its error, and the scale as it would be stored with the exponent
+// of the group.
 typedef struct {
     Float8 error, stored;
     DType dtype; // of the scale
 } Best;
 
-// Eight more, by their sums: with its codes the best scale is another, rounded, and what counts is the error at that one.
-// largest: negated for int4; inverse: 1 / largest.
+// Eight more, by their sums: with its codes the best scale is another, rounded, and what counts is the error at that
+// one. largest: negated for int4; inverse: 1 / largest.
 INLINE void compare_scales(Best *best, const Float8 *sum, const float *quotients, float largest, float inverse) {
     const Float8 error = sum[0], product = sum[1], square = sum[2];
     Float8 quotient;
@@ -321,8 +313,8 @@ INLINE float search_scale(const Group *g, DType dtype, DType scale_dtype) {
             scan_small(&best, g, quotients, largest, dtype);
         else
             scan_row(&best, g, quotients, largest, dtype);
-        // The largest alone has an error of (quotient - 127)², in units of the scale, which a finer scale takes from the
-        // rounding of n columns, n / 12 in all, only where they are many.
+        // The largest alone has an error of (quotient - 127)², in units of the scale, which a finer scale takes from
+        // the rounding of n columns, n / 12 in all, only where they are many.
         if (g->n >= MANY && dtype == DTYPE_I8) scan_row(&best, g, int8_quotients[1], largest, dtype);
         scale = best_scale(&best);
     }
@@ -330,8 +322,8 @@ INLINE float search_scale(const Group *g, DType dtype, DType scale_dtype) {
     return s.stored;
 }
 
-// The same where columns count more or less than others. A large weight in a column that counts little may be cut off, so that
-// more quotients are tried.
+// The same where columns count more or less than others. A large weight in a column that counts little may be cut off,
+// so that more quotients are tried.
 static const float cut_off_quotients[] = {14, 16, 18.5f, 21.5f, 25, 30, -9.25f, -11};
 
 INLINE void try_quotients(Search *s, const Group *g, const float *quotients, int n, float by, DType dtype) {
@@ -433,8 +425,8 @@ INLINE int32_t largest_of(const Int8 *v) {
     return most;
 }
 
-// The number of the largest magnitude, of two opposite ones the positive. Bits of floats that are not negative are in their
-// order, as whole numbers.
+// The number of the largest magnitude, of two opposite ones the positive. Bits of floats that are not negative are in
+// their order, as whole numbers.
 INLINE float find_largest(const float *x, int n) {
     Int8 most = {0}, positive = {0};
     for (int i = 0; i < n; i += LANES) {

@@ -1,6 +1,6 @@
 // x86-64: AVX-512 with VNNI or AVX2, where the processor has it. A vector is eight or sixteen scales by two weights: a
-// scale's two 16-bit numbers are neighbours, which vpmaddwd multiplies and adds (vpdpwssd to a sum, too), so that no sum
-// crosses lanes. With AVX2 two such vectors share a load.
+// scale's two 16-bit numbers are neighbours, which vpmaddwd multiplies and adds (vpdpwssd to a sum, too), so that no
+// sum crosses lanes. With AVX2 two such vectors share a load.
 #include <immintrin.h>
 #include <string.h>
 
@@ -78,7 +78,7 @@ static WITH_AVX2 void scan_int8(Scan *out, const uint16_t *x, int n, const uint1
 
 static const QuantScan scan_avx2 = {scan_int4, scan_int8};
 
-// ---- AVX-512 with VNNI -----------------------------------------------------------------------------------------------
+// ---- AVX-512 with VNNI ----------------------------------------------------------------------------------------------
 
 #define WITH_VNNI __attribute__((target("avx512f,avx512bw,avx512vnni")))
 #define INLINE_VNNI static inline __attribute__((always_inline)) WITH_VNNI

@@ -14,8 +14,8 @@
 // A model of a known shape (llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b) whose weights the engine makes.
 // Its vocabulary is the 256 bytes; all other ids are unused.
 bool synthetic_open(Model *model, const char *shape, uint64_t seed, Error *err);
-// Gives weights of other types to a model that synthetic_open has made: to the matrices of the layers, and to the output
-// matrix, which a tied model then has beside its embeddings. Of dtype DTYPE_BF16: as they are.
+// Gives weights of other types to a model that synthetic_open has made: to the matrices of the layers, and to the
+// output matrix, which a tied model then has beside its embeddings. Of dtype DTYPE_BF16: as they are.
 bool synthetic_set_types(Model *model, QuantType layers, QuantType output, Error *err);
 // Whether there is such a shape; a list of them, for messages.
 bool model_has_shape(const char *name);
@@ -70,8 +70,8 @@ static inline HOST_DEVICE uint32_t synthetic_codes(uint64_t i, const SyntheticTe
     return codes;
 }
 
-// Scale i of a quantised matrix, row-major, exact in its dtype: its float32 bits. Its magnitude is 3/4 to 5/4 of the mean;
-// as many are negative as positive, so that int4's codes, whose mean is -1/2, give weights of mean 0.
+// Scale i of a quantised matrix, row-major, exact in its dtype: its float32 bits. Its magnitude is 3/4 to 5/4 of the
+// mean; as many are negative as positive, so that int4's codes, whose mean is -1/2, give weights of mean 0.
 static inline HOST_DEVICE uint32_t synthetic_scale_bits(uint64_t i, const SyntheticTensor *t) {
     union {
         float value;

@@ -41,10 +41,10 @@ int threads_count(void) {
 
 // ---- work that is shared --------------------------------------------------------------------------------------------
 // One work at a time. Its caller opens it, takes parts as the workers do, closes it when none is left and waits for the
-// workers that are still inside. A thread takes the parts of its own range, one after the other, so that it reads memory
-// in order (weights 1.1 to 1.4 times as fast as parts in turn), and then what is left of the others' ranges. A worker
-// that wakes up late, or waits for its core, holds up nobody unless it has taken a part: it enters nothing that is
-// closed.
+// workers that are still inside. A thread takes the parts of its own range, one after the other, so that it reads
+// memory in order (weights 1.1 to 1.4 times as fast as parts in turn), and then what is left of the others' ranges. A
+// worker that wakes up late, or waits for its core, holds up nobody unless it has taken a part: it enters nothing that
+// is closed.
 
 // A range of parts.
 enum { MAX_RANGES = 8 }; // more threads share them: whoever has nothing left to do looks at all of them

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Measures a token and a prompt with one thread and with several, on a machine that is otherwise idle and on one whose cores
-# are all kept busy by other processes, by one or more builds of the program:
+# Measures a token and a prompt with one thread and with several, on a machine that is otherwise idle and on one whose
+# cores are all kept busy by other processes, by one or more builds of the program:
 #
 #     scripts/bench_threads.sh                        # ./llama on the story model
 #     scripts/bench_threads.sh OLD NEW                # two builds beside each other
@@ -13,9 +13,9 @@
 #   --new N           tokens after it (200)
 #   -- ARGUMENTS      the model (model/stories.bin)
 #
-# Runs alternate: each round has one of every kind. The table has the medians of the milliseconds for a new token and for the
-# prompt (the first token's), the fastest and the slowest run, and the median as a multiple of one thread's of the same build
-# (of the first of --threads).
+# Runs alternate: each round has one of every kind. The table has the medians of the milliseconds for a new token and
+# for the prompt (the first token's), the fastest and the slowest run, and the median as a multiple of one thread's of
+# the same build (of the first of --threads).
 set -euo pipefail
 
 runs=9 threads="1 2" busy="0 $(nproc)" prompt=256 new=200 programs=() model=(model/stories.bin)

@@ -16,8 +16,8 @@
 #   --keep DIR        leaves the outputs there: NAME.base.out, .err, .status and NAME.new.*, and the files they read
 #
 # Figures of time (ms, s, tokens/s, GB/s), the commit, the list of GPUs that a build has code for and free memory are
-# masked, and token_texts, shared_tokens and evictions, which came after the base; nothing else. One line a difference; the
-# last line is: N passed, N failed, N skipped.
+# masked, and token_texts, shared_tokens and evictions, which came after the base; nothing else. One line a difference;
+# the last line is: N passed, N failed, N skipped.
 set -uo pipefail
 
 base_commit=3465891

@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 CONTEXT, STEPS, PROMPT = 128, 32, 512
-# What --weights calls it, llama-quantize, people, and the precisions of engine cpu that steps and prompts are measured in:
-# llama.cpp rounds activations to bf16 or 8 bits, but of F32 weights none. (A step with those reads twice as much there.)
+# What --weights calls it, llama-quantize, people, and the precisions of engine cpu that steps and prompts are measured
+# in: llama.cpp rounds activations to bf16 or 8 bits, but of F32 weights none. (A step with those reads twice as much
+# there.)
 TYPES = (("bf16", None, "BF16", ("f32", "bf16"), ("bf16",)), ("int8:32", "Q8_0", "Q8_0", ("f32", "bf16"), ("bf16",)),
          ("int4:32", "Q4_0", "Q4_0", ("f32", "bf16"), ("bf16",)), ("bf16", "F32", "F32", (), ("f32",)))
 

@@ -1,10 +1,10 @@
-// How fast speculation is when each candidate is right with a given probability: the tokens of a plain run are known, and
-// candidates are taken from them.
+// How fast speculation is when each candidate is right with a given probability: the tokens of a plain run are known,
+// and candidates are taken from them.
 //
 //   bench_speculate MODEL|SHAPE ENGINE PROBABILITY TOKENS [TEMPERATURE]
 //
-// One sequence after a prompt of 128 tokens, bf16. It prints milliseconds a token, plain and with speculation, and fails
-// if a token differs.
+// One sequence after a prompt of 128 tokens, bf16. It prints milliseconds a token, plain and with speculation, and
+// fails if a token differs.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,6 +1,6 @@
 #!/bin/sh
-# check_install.sh PREFIX: what make install put there: a program that reports its version, a page and completions with every
-# flag of it, and a converter whose files it reads.
+# check_install.sh PREFIX: what make install put there: a program that reports its version, a page and completions with
+# every flag of it, and a converter whose files it reads.
 prefix=$1
 page=$prefix/share/man/man1/llama.1
 bash=$prefix/share/bash-completion/completions/llama

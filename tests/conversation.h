@@ -1,5 +1,5 @@
-// Conversations as the program would hold them, in ids, with models of random weights for chat. What a model answers is asked
-// of it a second time, with the whole conversation as one prompt of ids.
+// Conversations as the program would hold them, in ids, with models of random weights for chat. What a model answers is
+// asked of it a second time, with the whole conversation as one prompt of ids.
 #ifndef CONVERSATION_H
 #define CONVERSATION_H
 
@@ -47,8 +47,8 @@ __attribute__((unused)) static void begin_ids(Ids *ids, const char *date, const 
     add_message(ids, "system", text);
 }
 
-// What the model answers to these ids, as text with a newline, as --chat prints it; the ids go behind, without the end id
-// if one ended it.
+// What the model answers to these ids, as text with a newline, as --chat prints it; the ids go behind, without the end
+// id if one ended it.
 static size_t ask_model(const char *model, Ids *ids, const char *n, char *text) {
     char *list = must(malloc((size_t)ids->n * 8 + 1)), *at = list;
     for (int i = 0; i < ids->n; i++) at += sprintf(at, "%d ", ids->ids[i]);

@@ -3,7 +3,7 @@
 build=$1
 for file in llama.c $(find cli model tokenizer -name '*.c' | sort); do
     object=$build/${file%.c}
-    [ "$file" = model/cpu/ops.c ] && object=$build/model/cpu/ops_avx2
+    [ -f "${object}_avx2.gcda" ] && object=${object}_avx2 # compiled once for each instruction set
     [ -f "$object.gcda" ] || continue
     gcov -n -o "$object.gcno" "$file" 2> /dev/null | awk -v file="$file" '
         /^File/ { mine = ($0 == "File \047" file "\047") }

@@ -45,8 +45,8 @@ __attribute__((unused)) static void byte_tables(uint32_t *offsets, uint8_t *kind
 }
 
 // Makes a file of the input and gives its path. The input is "r" and then the file itself, or a decimal number of bytes
-// of data, a newline and a header: that is padded to 4096, and the data is zeros that end with a good tokenizer. "a" before
-// the number: its last token is added and not special.
+// of data, a newline and a header: that is padded to 4096, and the data is zeros that end with a good tokenizer. "a"
+// before the number: its last token is added and not special.
 __attribute__((unused)) static const char *fuzz_file(const uint8_t *input, size_t n) {
     static int fd = -1;
     static char path[32];

@@ -1,6 +1,6 @@
-// Fuzz target: where special and added tokens are found in text, beside a plain search. The input is up to 15 tokens, each a
-// byte of choices (bit 0: special; 1: of the second pass; 2: never to be found; 3 to 5: length - 1) and its text; a byte
-// with bits 6 and 7 set ends them, and what follows is text.
+// Fuzz target: where special and added tokens are found in text, beside a plain search. The input is up to 15 tokens,
+// each a byte of choices (bit 0: special; 1: of the second pass; 2: never to be found; 3 to 5: length - 1) and its
+// text; a byte with bits 6 and 7 set ends them, and what follows is text.
 #include "fuzz.h"
 
 #include "../tokenizer/encode.h"
@@ -61,8 +61,8 @@ static void check_text(const Tokenizer *t, const uint8_t *in_second, AddedTokens
     tokens_free(&plain);
 }
 
-// The bytes and a few pairs, with room for added tokens: every input has its own, in one tokenizer whose tables of ordinary
-// tokens stay.
+// The bytes and a few pairs, with room for added tokens: every input has its own, in one tokenizer whose tables of
+// ordinary tokens stay.
 static void make_tokenizer(Tokenizer *t) {
     static const char *const pairs[PAIRS] = {"ab", "<|", "|>", "  "};
     uint32_t *offsets = malloc((ORDINARY + MOST_ADDED + 1) * sizeof *offsets);

@@ -1,6 +1,6 @@
-// Fuzz target: what a user gives as a prompt. The input's first byte says how to read the rest: a prompts file ('p'), one for
-// a model with a chat format ('3' llama3, '1' llama3.1, 'c' chatml, 'd' deepseek), a chat message ('m'), ids ('i') or text
-// (any other).
+// Fuzz target: what a user gives as a prompt. The input's first byte says how to read the rest: a prompts file ('p'),
+// one for a model with a chat format ('3' llama3, '1' llama3.1, 'c' chatml, 'd' deepseek), a chat message ('m'), ids
+// ('i') or text (any other).
 #include "fuzz.h"
 
 #include "../cli/input.h"

@@ -3,8 +3,8 @@
 // alone, to the bit.
 //
 // The input: slots, and whether candidates are looked up, some or as many as there are; positions of each, pages of all
-// (0: as many as they can use); then 6 bytes a sequence: the prompt's length (two), how much of it is its group's, and the
-// group, new tokens, and settings.
+// (0: as many as they can use); then 6 bytes a sequence: the prompt's length (two), how much of it is its group's, and
+// the group, new tokens, and settings.
 #include "fuzz.h"
 
 #include "../model/generate/generate.h"

@@ -600,8 +600,8 @@ __attribute__((unused)) static double script_logprob(const Script *s, int t, int
 // ---- quantised weights ----------------------------------------------------------------------------------------------
 
 // The F32 matrix of that name, or one that is quantised already from its first weights on, in that type: F8_E4M3, I8 or
-// U8 (int4), with ":32" behind it in groups. Codes come from the largest magnitude, scales of dtype BF16, F16 or F32 are
-// cut off. Its float32 values become what codes and scales stand for, in *decoded (malloc'd) where it is not NULL.
+// U8 (int4), with ":32" behind it in groups. Codes come from the largest magnitude, scales of dtype BF16, F16 or F32
+// are cut off. Its float32 values become what codes and scales stand for, in *decoded (malloc'd) where it is not NULL.
 __attribute__((unused)) static void draft_quantise_to(Draft *d, const char *name, const char *type, const char *scales,
                                                       float **decoded) {
     int at = (int)(draft_part(d, name) - d->parts), group = 0;

@@ -1,6 +1,6 @@
-// What the tests of engine cpu's operations share: random numbers and weights, plain float64 products to compare with, and
-// bounds. Outputs are poisoned with NaN first. No tolerance is tuned: each is what rounding can do, counted in units of
-// 2^-24 (half an ulp of float32).
+// What the tests of engine cpu's operations share: random numbers and weights, plain float64 products to compare with,
+// and bounds. Outputs are poisoned with NaN first. No tolerance is tuned: each is what rounding can do, counted in
+// units of 2^-24 (half an ulp of float32).
 #ifndef OPS_CHECK_H
 #define OPS_CHECK_H
 

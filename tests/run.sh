@@ -1,7 +1,7 @@
 #!/bin/sh
-# run.sh [ALONE... --] TEST...: runs tests (programs, shell scripts and, where there is python3, Python scripts) and adds
-# up what they print. Those before -- run first, one after the other; the rest side by side, JOBS at a time. What is
-# printed comes in the order given, each file's lines together.
+# run.sh [ALONE... --] TEST...: runs tests (programs, shell scripts and, where there is python3, Python scripts) and
+# adds up what they print. Those before -- run first, one after the other; the rest side by side, JOBS at a time. What
+# is printed comes in the order given, each file's lines together.
 # LLAMA: the program under test. JOBS: this machine's cores, at most 8. ONLY: only the tests whose name contains this.
 
 if [ "$1" = --one ]; then # DIRECTORY TEST: runs it, leaves NAME.out, and last NAME.done with its seconds of CPU

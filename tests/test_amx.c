@@ -1,6 +1,6 @@
 // model/cpu/matmul_amx.c where there is no AMX: its tile instructions are these functions, written from the operation
-// sections of Intel's manual (LDTILECFG, TILELOADD, TDPBF16PS, ...). What it finds is wrong addresses, strides, orders and
-// edges; the processor's own rounding it cannot know. test_ops_bf16.c runs the real ones where there are some.
+// sections of Intel's manual (LDTILECFG, TILELOADD, TDPBF16PS, ...). What it finds is wrong addresses, strides, orders
+// and edges; the processor's own rounding it cannot know. test_ops_bf16.c runs the real ones where there are some.
 #ifdef __x86_64__
 #include <immintrin.h>
 #endif

@@ -29,8 +29,8 @@
 static const char *DTYPES[] = {"f32", "f16", "bf16"};
 static int g_small;
 
-// What an element may be off by. f32: products and sums of some hundred terms; f16 and bf16: half a unit of the output's
-// last place (2^-12, 2^-9 of it), and a little for the weights.
+// What an element may be off by. f32: products and sums of some hundred terms; f16 and bf16: half a unit of the
+// output's last place (2^-12, 2^-9 of it), and a little for the weights.
 static double bound_abs(int dtype) {
     return dtype == ATTENTION_F32 ? 1e-5 : dtype == ATTENTION_F16 ? 1e-3 : 2e-3;
 }
@@ -95,7 +95,8 @@ __global__ void pack_rows(T *dst, long long token_stride, long long head_stride,
         dst[t * token_stride + i / D * head_stride + i % D] = src[((seq[t] * L + pos[t]) * heads) * D + i];
 }
 
-// ref[t][h][d] in float64: an online softmax over chunks of 128 keys. kv_group 0: K and V have a head for each query head
+// ref[t][h][d] in float64: an online softmax over chunks of 128 keys.
+// kv_group 0: K and V have a head for each query head
 template <typename T>
 __global__ void reference(double *ref, const T *q, const T *k, const T *v, int H, int Hkv, int D, long long L,
                           const int *seq, const int *pos, const int *sees, double scale) {
@@ -144,8 +145,8 @@ __global__ void repeat_heads(T *dst, const T *src, int H, int Hkv, int D) { // [
         dst[row * H * D + i] = src[(row * Hkv + i / D / (H / Hkv)) * D + i % D];
 }
 
-// The first lens[seq] positions of a master [seq][L][Hkv][D] into a cache of blocks: a block of threads per position and
-// sequence.
+// The first lens[seq] positions of a master [seq][L][Hkv][D] into a cache of blocks: a block of threads per position
+// and sequence.
 template <typename T>
 __global__ void fill_cache(T *cache, const T *master, int Hkv, int D, long long L, int block, int table_width,
                            const int *table, const int *lens) {
@@ -1001,11 +1002,11 @@ static void test_alone_and_among_16_same_bits(int dtype) {
     }
 }
 
-// Equal lengths, so that a few blocks share each query tile: between groups of 8 KV splits and elsewhere. Alone, a sequence's
-// splits are a block's each.
+// Equal lengths, so that a few blocks share each query tile: between groups of 8 KV splits and elsewhere. Alone, a
+// sequence's splits are a block's each.
 static void test_shared_query_tiles_same_bits(int dtype) {
-    // sequences, KV heads, head_dim, positions, query heads of a KV head, block size. Those of 33: on an H200 a query tile for every
-    // block, whose new token is in one of its first steps.
+    // sequences, KV heads, head_dim, positions, query heads of a KV head, block size. Those of 33: on an H200 a query
+    // tile for every block, whose new token is in one of its first steps.
     int shapes[][6] = {{12, 8, 128, 2046, 2, 0}, {12, 8, 64, 2174, 2, 0},   {12, 8, 96, 1300, 2, 0},
                        {6, 8, 64, 4094, 2, 0},   {16, 4, 128, 3070, 2, 0},  {12, 8, 64, 4090, 2, 0},
                        {12, 8, 64, 2044, 16, 0}, {12, 8, 128, 2044, 1, 64}, {12, 8, 96, 4000, 3, 48},

@@ -1,5 +1,5 @@
-// The chat templates against ids that HuggingFace's give, against the template as a text with its special tokens parsed,
-// and with special tokens written inside messages.
+// The chat templates against ids that HuggingFace's give, against the template as a text with its special tokens
+// parsed, and with special tokens written inside messages.
 #include "../tokenizer/chat.h"
 
 #include <time.h>
@@ -412,7 +412,8 @@ static void test_chat_own_tokens_in_messages(const Tokenizer *t) {
     test_end("test_chat_own_tokens_in_messages");
 }
 
-// The template's own system message is the template's text: special tokens in it count. A user's date beside it does not.
+// The template's own system message is the template's text: special tokens in it count.
+// A user's date beside it does not.
 static void test_chat_own_system_message(const Tokenizer *t) {
     int bos = tokenizer_special(t, "<|begin_of_text|>"), eom = tokenizer_special(t, "<|eom_id|>"),
         end = tokenizer_added(t, "<|im_end|>");

@@ -232,8 +232,8 @@ static void test_added_tokens_are_printed(void) {
     test_end("test_added_tokens_are_printed");
 }
 
-// Of a model that is not tied engine cpu reads rows of the embedding table from the file, wherever it is in it: the same
-// logits as with all of it in memory, and an error once the file has changed.
+// Of a model that is not tied engine cpu reads rows of the embedding table from the file, wherever it is in it: the
+// same logits as with all of it in memory, and an error once the file has changed.
 static void test_embeddings_stay_in_the_file(void) {
     static const char *const dtypes[] = {"F32", "BF16", "F16"};
     const int tokens[] = {97, 98, 256, 0, 258, 98};

@@ -38,7 +38,8 @@ batch_equals_single() {
         done
 }
 
-# Engine fused in bf16: the JSON lines without speculation and with it, but for timings and what speculation says of itself.
+# Engine fused in bf16: the JSON lines without speculation and with it,
+# but for timings and what speculation says of itself.
 speculation_changes_nothing() {
     printf '{"text": "Once upon a time"}\n{"text": "The king said: The king said: The king"}\n{"ids": [300]}\n{"text": "In the morning, when the sun rose over the hills,"}\n' > "$work/prompts"
     for flags in "-b 1" "-b 1 --temp 0.8 -s 4" "-b 1 --repetition-penalty 1.2" "-b 3" "-b 3 --temp 0.8" "-b 9 --temp 0.8 --top-p 0.9"; do
@@ -50,9 +51,9 @@ speculation_changes_nothing() {
     done
 }
 
-# Twelve prompts with a common beginning, in seven pages of the cache: sequences leave, come back and share, beside prompts
-# in parts. In float32 the tokens are engine cpu's of each alone; in bf16 engine fused has those of a run with all the memory
-# that it can use, which adds up alike up to 8 at a time, and alike beyond.
+# Twelve prompts with a common beginning, in seven pages of the cache: sequences leave, come back and share, beside
+# prompts in parts. In float32 the tokens are engine cpu's of each alone; in bf16 engine fused has those of a run with
+# all the memory that it can use, which adds up alike up to 8 at a time, and alike beyond.
 few_pages() {
     for i in 0 1 2 3 4 5 6 7 8 9 10 11; do
         printf '{"text": "%sThe king said %d", "n": %d}\n' "$(yes 'Once upon a time there was a king. ' | head -n 15 | tr -d '\n')" $i $((40 + 13 * i))
@@ -128,8 +129,8 @@ own_dtypes() {
     fi
 }
 
-# Quantised weights in float32: the tokens of engine cpu, after prompts of 1 to some 60 tokens. In bf16, where engine fused
-# promises it, the same numbers for a sequence beside others.
+# Quantised weights in float32: the tokens of engine cpu, after prompts of 1 to some 60 tokens. In bf16, where engine
+# fused promises it, the same numbers for a sequence beside others.
 quantised() { # TYPE FLAG...: of --quantize
     printf '{"text": "Once upon a time"}\n{"text": "The king"}\n{"ids": [300]}\n{"text": "%s", "n": 40}\n' \
         "$(yes 'In the morning, when the sun rose over the hills,' | head -n 4 | tr '\n' ' ')" > "$work/prompts"

@@ -1,5 +1,6 @@
-// Every allocation, read, write and start of a thread that a run makes goes wrong once (tests/inject.c): the run ends with a
-// message and status 1, or it gives what it gives otherwise. Never a crash, a hang, or a success with output missing.
+// Every allocation, read, write and start of a thread that a run makes goes wrong once (tests/inject.c): the run ends
+// with a message and status 1, or it gives what it gives otherwise. Never a crash, a hang,
+// or a success with output missing.
 #include "model_writer.h"
 
 static char library[600], count_path[300];
@@ -121,8 +122,8 @@ static bool happens(const char *scenario, const char *kind) {
     return strcmp(kind, "end") == 0 ? strcmp(scenario, "generate") == 0 : !reads || strcmp(scenario, "help") != 0;
 }
 
-// The file is cut, or written to, between two reads of it: an error that names it, whichever read comes next. (Rows of the
-// embedding table are read as tokens need them: what was generated before is printed, and it is right.)
+// The file is cut, or written to, between two reads of it: an error that names it, whichever read comes next. (Rows of
+// the embedding table are read as tokens need them: what was generated before is printed, and it is right.)
 static void test_changes(const char *kind) {
     char name[64];
     snprintf(name, sizeof name, "model_%s_while_it_is_read", kind);

@@ -1,6 +1,6 @@
-// FP8 products (--precision fp8): codes of activations are those that the definition gives, to the bit; a product is that of
-// the codes to what 14 bits of a sum may be off, promoted to float32 all along; a row has the same bits in any number of
-// rows, and in any part of a matrix.
+// FP8 products (--precision fp8): codes of activations are those that the definition gives, to the bit; a product is
+// that of the codes to what 14 bits of a sum may be off, promoted to float32 all along; a row has the same bits in any
+// number of rows, and in any part of a matrix.
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -283,8 +283,8 @@ struct Shape {
     int rows, cols;
 };
 
-// One shape: what products of MOST rows are off, and that those of fewer rows have the same bits, added to what is there or
-// not, in one slab or many.
+// One shape: what products of MOST rows are off, and that those of fewer rows have the same bits, added to what is
+// there or not, in one slab or many.
 static void check_product(const Shape &c, bool every_size, double *worst, double *rms) {
     CudaState *s = open_state();
     Error err = {""};
@@ -326,8 +326,9 @@ static void check_product(const Shape &c, bool every_size, double *worst, double
         }
         close_weights(s, &w);
     }
-    // Tensor cores cut what they add, and the sum so far, after 14 bits of the largest of them: 32 products at a time. So in
-    // each 128 columns no more than 132 numbers by 2^-13 of that. Then float32: a sum of blocks, two scales, one addition.
+    // Tensor cores cut what they add, and the sum so far, after 14 bits of the largest of them: 32 products at a time.
+    // So in each 128 columns no more than 132 numbers by 2^-13 of that. Then float32: a sum of blocks, two scales,
+    // one addition.
     double errors = 0, sizes = 0;
     for (int r = 0; r < c.rows; r += c.rows / 64 + 1)
         for (int t = 3; t < MOST; t += 7) {

@@ -1,5 +1,5 @@
-// Rounding with error feedback against GPTQ as it was published, in float64 with the inverse of H; its error beside that of
-// rounding to the nearest; the same bits for any number of threads and any rows beside a row.
+// Rounding with error feedback against GPTQ as it was published, in float64 with the inverse of H; its error beside
+// that of rounding to the nearest; the same bits for any number of threads and any rows beside a row.
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -250,8 +250,8 @@ static void test_as_published(void) {
         for (int i = 0; i < bytes; i++) differ += ours.codes[i] != theirs.codes[i];
         double a = weighted_error(&ours, w, h), b = weighted_error(&theirs, w, h);
         printf("# type %d: %d of %d bytes of codes differ, error %.6g, as published %.6g\n", t, differ, bytes, a, b);
-        // In float32 a weight between two codes, or a scale beside another that is as good, may become the other one, and what
-        // comes after it in the row differs, too.
+        // In float32 a weight between two codes, or a scale beside another that is as good, may become the other one,
+        // and what comes after it in the row differs, too.
         if (differ > bytes / 20) test_fail("type %d: %d of %d bytes of codes differ", t, differ, bytes);
         if (!(fabs(a / b - 1) < 0.03)) test_fail("type %d: error %g, as published %g", t, a, b);
         result_free(&ours);
@@ -292,7 +292,8 @@ static void test_error_is_less_than_of_the_nearest(void) {
     test_end("test_error_is_less_than_of_the_nearest");
 }
 
-// Columns that were never used, all or some: they are rounded by themselves, and nothing is NaN. Rows of zeros stay zeros.
+// Columns that were never used, all or some: they are rounded by themselves, and nothing is NaN.
+// Rows of zeros stay zeros.
 static void test_unused_columns(void) {
     enum { ROWS = 5, COLS = 160, N = 50 };
     for (int used = 0; used <= 40; used += 40) {

@@ -1,6 +1,7 @@
 #!/bin/sh
-# One model on two GPUs, by one process (--gpus 2) and by two (mpirun -n 2): the same bytes as on one GPU; and all processes
-# end when one does. Needs two GPUs and a build with MPI and NCCL; says SKIP without. KILLS: how often one is killed.
+# One model on two GPUs, by one process (--gpus 2) and by two (mpirun -n 2): the same bytes as on one GPU; and all
+# processes end when one does. Needs two GPUs and a build with MPI and NCCL; says SKIP without.
+# KILLS: how often one is killed.
 LLAMA=${LLAMA:-./llama}
 MPIRUN=${MPIRUN:-mpirun}
 work=$(mktemp -d)
@@ -63,7 +64,8 @@ refused() { # STATUS FRAGMENT FLAG...: the line is said once
     return 1
 }
 
-# A job that goes on for long, and after some time a signal to a rank, or to the launcher: all end. (TERM: mpirun's own.)
+# A job that goes on for long, and after some time a signal to a rank, or to the launcher: all end.
+# (TERM: mpirun's own.)
 ends() { # SIGNAL WHO: 0 or 1: of mpirun's children; mpirun
     most=0 times=0
     while [ $times -lt "${KILLS:-5}" ]; do

@@ -1,5 +1,5 @@
-// Every operation of every path of engine cpu against plain float64 code, at awkward sizes (ops_check.h). What bf16 has of
-// its own is in test_ops_bf16.c.
+// Every operation of every path of engine cpu against plain float64 code, at awkward sizes (ops_check.h). What bf16 has
+// of its own is in test_ops_bf16.c.
 #include "ops_check.h"
 
 // ---- widen ----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-// What engine cpu computes with in --precision bf16, of every path of this machine: numbers rounded to 16 bits, products of
-// prompts and of steps, attention over a cache of 16 bits.
+// What engine cpu computes with in --precision bf16, of every path of this machine: numbers rounded to 16 bits,
+// products of prompts and of steps, attention over a cache of 16 bits.
 #include "ops_check.h"
 
 static void end_bf16(const char *name, const Ops *ops) {
@@ -33,7 +33,8 @@ static void check_rounded(const Ops *ops, DType dtype, float x, uint16_t want) {
     CHECK(bits[0] == (dtype == DTYPE_BF16 ? 0x3FC0 : 0x3E00) && in_place[0] == 1.5f);
 }
 
-// Every value is itself; the number half-way to the next goes to the even one of the two, those beside it to the nearer.
+// Every value is itself; the number half-way to the next goes to the even one of the two,
+// those beside it to the nearer.
 static void test_rounding_to_nearest_even(const Ops *ops) {
     for (int d = 0; d < LENGTH(sixteen); d++) {
         const DType dtype = sixteen[d];

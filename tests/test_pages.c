@@ -1,6 +1,6 @@
 // The cache's pages under a model, on engine cpu: sequences whose pages are scattered, taken away and brought back, and
 // shared give the bits that each gives alone; what there is no page for is refused. (test_kv_cache.c has the rules by
-// which pages are given out; test_engine_cuda.cu the same on GPUs.)
+// which pages are given out; test_pages_cuda.cu the same on GPUs.)
 #include "../model/file/checkpoint.h"
 #include "../model/generate/generate.h"
 #include "../model/model.h"

@@ -243,8 +243,8 @@ static void test_permuted_index_exchanges_words_1_and_2(void) {
 }
 
 // m16n8k16 as the PTX manual defines its fragments, for lane 4g + t: a[0] and a[1] are rows g and g + 8, columns 2t and
-// 2t + 1 of the left operand, a[2] and a[3] the same 8 columns on; b[0] and b[1] rows 2t and 2t + 1, and 8 on, of column g
-// of the right one; c[0], c[1] columns 2t and 2t + 1 of row g, c[2] and c[3] of row g + 8.
+// 2t + 1 of the left operand, a[2] and a[3] the same 8 columns on; b[0] and b[1] rows 2t and 2t + 1, and 8 on, of
+// column g of the right one; c[0], c[1] columns 2t and 2t + 1 of row g, c[2] and c[3] of row g + 8.
 static void mma_m16n8k16(int c[32][4], int a[32][4][2], int b[32][2][2]) {
     int left[16][16], right[16][8];
     for (int lane = 0; lane < 32; lane++)
@@ -261,7 +261,8 @@ static void mma_m16n8k16(int c[32][4], int a[32][4][2], int b[32][2][2]) {
 }
 
 // A group of weight rows times two activation rows, by the table in fused.h: every lane brings 16 consecutive bytes of
-// weights and 8 of permuted activations, and half of a dot product is c[0] + c[3] of one lane, half that of its neighbour 5.
+// weights and 8 of permuted activations, and half of a dot product is c[0] + c[3] of one lane,
+// half that of its neighbour 5.
 static void test_fused_mma_mapping_computes_dot_products(void) {
     int weights[MMA_WEIGHT_ROWS][MMA_COLUMNS], acts[MMA_ACT_ROWS][MMA_COLUMNS], stored[MMA_ACT_ROWS][MMA_COLUMNS];
     unsigned random = 1;
@@ -311,8 +312,8 @@ static void test_packed_fp8_codes_are_braided(void) {
     test_end("test_packed_fp8_codes_are_braided");
 }
 
-// A chunk of 16 packed rows times 8 activation rows, as fused_packed.cuh computes it: a lane's 16 bytes of a row as they are
-// packed, pairs of codes as they are widened, and mmas whose operands and results are all used.
+// A chunk of 16 packed rows times 8 activation rows, as fused_packed.cuh computes it: a lane's 16 bytes of a row as
+// they are packed, pairs of codes as they are widened, and mmas whose operands and results are all used.
 static void test_packed_mma_mapping_computes_dot_products(void) {
     enum { ROWS = 16, TOKENS = 8 };
     static int codes[ROWS][PACK_CHUNK], packed[ROWS][PACK_CHUNK], acts[TOKENS][PACK_CHUNK], stored[TOKENS][PACK_CHUNK];
@@ -453,7 +454,8 @@ static void test_decode_plan_keeps_its_bounds(void) {
                     CHECK(p.blocks % p.cluster == 0 && (p.cluster == 1 || cluster));
                     CHECK(p.blocks_per_tile * tiles <= p.blocks && (p.blocks_per_tile + 1) * tiles > p.blocks);
                     if (p.cluster == 2) CHECK(p.blocks_per_tile == 2 && splits > KV_GROUP);
-                    // The second block's groups fit where the first one receives them, for every length of these caches.
+                    // The second block's groups fit where the first one receives them,
+                    // for every length of these caches.
                     for (int n = 2; p.cluster == 2 && n <= splits; n++)
                         if (halves_are_groups((unsigned)n)) CHECK(groups_of_second_half(n) <= CLUSTER_SENT_GROUPS);
                     CHECK(decode_max_work(tiles, length) >=

@@ -176,9 +176,9 @@ static void write_rounded(Draft *d, const char *dtype, double (*round)(double), 
     draft_free(&other);
 }
 
-// In float32 the engine is at the plain pass but for float32's rounding. In bf16 it is nearer to the pass that rounds than
-// that is to the one that does not, by far: what is left are numbers that lie so near the middle of two that float32's sums
-// take them to the other. f16 the same, where the weights are.
+// In float32 the engine is at the plain pass but for float32's rounding. In bf16 it is nearer to the pass that rounds
+// than that is to the one that does not, by far: what is left are numbers that lie so near the middle of two that
+// float32's sums take them to the other. f16 the same, where the weights are.
 static void test_inputs_of_products_are_rounded(void) {
     static const struct {
         const char *dtype;

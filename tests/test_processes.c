@@ -1,6 +1,7 @@
 // Several processes, started by mpirun: that what follows rank 0 computes what rank 0 computes, though it is told of
-// batches and pages alone; that what is not the same everywhere is refused, once; and that all end when one does. Engine
-// cpu stands for a GPU's: each rank computes the whole model with it. MPIRUN: the launcher beside the mpicc of this build.
+// batches and pages alone; that what is not the same everywhere is refused, once; and that all end when one does.
+// Engine cpu stands for a GPU's: each rank computes the whole model with it.
+// MPIRUN: the launcher beside the mpicc of this build.
 //
 // Without an argument the program is the test; mpirun starts it with the name of a part.
 #include <time.h>
@@ -287,8 +288,8 @@ static bool ends(pid_t pid) {
     return !still_runs(pid);
 }
 
-// A signal to a rank (-1: to mpirun, as Ctrl-C) while all compute: then all end, and are gone. status: mpirun's; -1: its
-// own affair, rank 0 has ended as one that is interrupted.
+// A signal to a rank (-1: to mpirun, as Ctrl-C) while all compute: then all end, and are gone. status: mpirun's; -1:
+// its own affair, rank 0 has ended as one that is interrupted.
 static void check_signal(const char *name, int rank, int number, int status, const char *message) {
     if (!test_wanted(name)) return;
     Job job = start_job("2", self, (const char *[]){"forever", "", NULL});
@@ -309,7 +310,8 @@ static void check_signal(const char *name, int rank, int number, int status, con
     test_end(name);
 }
 
-// What the program itself says: built with MPI and without an engine for GPUs it has flags, and nothing to compute with.
+// What the program itself says: built with MPI and without an engine for GPUs it has flags,
+// and nothing to compute with.
 static void check_program(const char *name, const char *const *args, int status, const char *message) {
     if (!test_wanted(name)) return;
     char program[400];

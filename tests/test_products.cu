@@ -1,6 +1,6 @@
-// Matrix products of the GPU's engines: a row has the same bits in any number of rows, whether codes are widened in memory
-// or on their way into the product, and is the sum of its products to what float32 sums may be off. Weights are numbers of
-// 16 bits, or codes with scales.
+// Matrix products of the GPU's engines: a row has the same bits in any number of rows, whether codes are widened in
+// memory or on their way into the product, and is the sum of its products to what float32 sums may be off. Weights are
+// numbers of 16 bits, or codes with scales.
 #include <math.h>
 #include <string.h>
 
@@ -283,7 +283,7 @@ static void check_case(const Case &c, const Kind &kind) {
     setup_close(&all);
 }
 
-// ---- codes that are widened on their way into the product ------------------------------------------------------------
+// ---- codes that are widened on their way into the product -----------------------------------------------------------
 
 // Differences of a shape's results: how many, among how many, and the first.
 struct Differences {
@@ -424,8 +424,8 @@ int main(void) {
                                  {"int4", DTYPE_BF16, DTYPE_U8, WHOLE_ROW, DTYPE_F32},
                                  {"int4_groups_of_64", DTYPE_BF16, DTYPE_U8, 64, DTYPE_BF16},
                                  {"int4_groups_of_128", DTYPE_BF16, DTYPE_U8, 128, DTYPE_BF16}};
-    // Parts of a tile, of a slice and of a block; more blocks than one; small and large tiles, of 256 rows of activations,
-    // too; then what is not taken. Of 8B qkv, out, down, gate and up.
+    // Parts of a tile, of a slice and of a block; more blocks than one; small and large tiles, of 256 rows of
+    // activations, too; then what is not taken. Of 8B qkv, out, down, gate and up.
     static const Case packed_cases[] = {{64, 192, 1},    {128, 448, 1},  {192, 1088, 1}, {320, 4096, 1},
                                         {128, 14336, 1}, {448, 1024, 2}, {8256, 320, 1}, {16448, 192, 1},
                                         {132, 448, 1},   {200, 688, 1},  {72, 1000, 1},  {60, 1032, 2}},

@@ -1,5 +1,5 @@
-// Quantised weights against plain loops in float64: every code's value, decoding to the bit, and scales against all that
-// could have been chosen.
+// Quantised weights against plain loops in float64: every code's value, decoding to the bit, and scales against all
+// that could have been chosen.
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -313,8 +313,8 @@ static void test_encode_of_codes_is_exact(void) {
     test_end("test_encode_of_codes_is_exact");
 }
 
-// The sums of a scan, by their definition in float64; those of this processor's instruction set and the portable ones are the
-// same, for any weights and scales.
+// The sums of a scan, by their definition in float64; those of this processor's instruction set and the portable ones
+// are the same, for any weights and scales.
 static void test_scans_are_the_same_everywhere(void) {
     const QuantScan *const scans[] = {&quant_scan_portable, quant_scan_select()};
     for (int trial = 0; trial < 200; trial++) {

@@ -1,5 +1,5 @@
-// --quantize: what it writes, read back by the tests' own reader and decoded by the types' definition; the same file for
-// any number of threads; what it refuses, and that it leaves nothing behind then.
+// --quantize: what it writes, read back by the tests' own reader and decoded by the types' definition; the same file
+// for any number of threads; what it refuses, and that it leaves nothing behind then.
 #include <errno.h>
 #include <signal.h>
 #include <sys/file.h>
@@ -248,8 +248,8 @@ static void test_report(void) {
     test_end("test_report");
 }
 
-// Rounding for a text: another file, the same for any number of threads, which is read and computed with. The output of a
-// tied model is calibrated, too.
+// Rounding for a text: another file, the same for any number of threads, which is read and computed with. The output of
+// a tied model is calibrated, too.
 static void test_calibrate(void) {
     static const char *const threads[] = {"1", "3", NULL};
     char *bytes[3];

@@ -25,7 +25,8 @@ LLAMA = os.environ.get("LLAMA") or "./llama"
 REFERENCE = os.environ.get("REFERENCE") or os.path.join("..", "shared", "reference")
 CHECKPOINTS = ("gqa4-hd64", "mha-tied", "gqa7-hd128", "gqa3-newlayout", "long-context")
 OWN = ("rope-linear", "float32-tables")
-# Of |Δlogit|; 1e-4 everywhere else. The own ones have weights of deviation 1: HuggingFace's own back ends are 1e-4 apart.
+# Of |Δlogit|; 1e-4 everywhere else. The own ones have weights of deviation 1: HuggingFace's own back ends are 1e-4
+# apart.
 TOLERANCE = {"long-context": 3e-4, "rope-linear": 1e-3, "float32-tables": 1e-3}
 SANITIZER_STATUS = 99
 SANITIZER_OPTIONS = "exitcode=99:detect_leaks=1:abort_on_error=0"

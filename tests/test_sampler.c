@@ -434,7 +434,8 @@ static void test_smallest_sets(void) {
     test_end("test_smallest_sets");
 }
 
-// Each id that the sequence has once, whatever the sign; the caller's logits stay, and of equals the lowest id is taken.
+// Each id that the sequence has once, whatever the sign; the caller's logits stay,
+// and of equals the lowest id is taken.
 static void test_repetition_penalty(void) {
     const float logits[6] = {3, -1, 2.5f, 2, -2, 2};
     const int prompt[4] = {0, 0, 4, 0}, second = 2;

@@ -1,6 +1,6 @@
 // How a model is cut for several GPUs, without any: every row of every matrix has one owner, what cannot be cut is
 // refused, and a model that is computed by 1, 2, 4 and 8 shards, each with its own rows, heads and cache, and gathers
-// between them, gives the bits of engine cpu. (test_engine_cuda.cu has the same on GPUs.)
+// between them, gives the bits of engine cpu. (test_shards_cuda.cu has the same on GPUs.)
 #include <math.h>
 
 #include "../model/cpu/state.h"

@@ -276,8 +276,8 @@ static void test_speculation_changes_no_byte(const char *name, const GenerateCon
     test_end(name);
 }
 
-// A draft whose cache is smaller than the model's guesses as far as its pages go: those of one, two or four, where three
-// texts of two pages each run.
+// A draft whose cache is smaller than the model's guesses as far as its pages go: those of one, two or four, where
+// three texts of two pages each run.
 static void test_draft_without_pages_guesses_less(void) {
     GenerateConfig config = {.n = 1000, .sampler = {.top_p = 1}, .ignore_eos = true};
     Sequence plain[N_SEQS];

@@ -1,6 +1,6 @@
 #!/bin/sh
-# --lookup and --draft from outside: the output is, byte for byte, that of a run without, but for what JSON says of speculation
-# and of time.
+# --lookup and --draft from outside: the output is, byte for byte, that of a run without, but for what JSON says of
+# speculation and of time.
 LLAMA=${LLAMA:-./llama}
 model=model/stories.bin
 work=$(mktemp -d)

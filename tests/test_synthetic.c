@@ -65,8 +65,8 @@ static void test_codes_cover_the_range(void) {
     test_end("test_codes_cover_the_range");
 }
 
-// What engine cpu holds: codes and scales that may be in a file, weights whose mean is 0 and whose standard deviation is
-// that of the weights in BF16, 1.7/√cols; another seed, other weights; the same seed, the same.
+// What engine cpu holds: codes and scales that may be in a file, weights whose mean is 0 and whose standard deviation
+// is that of the weights in BF16, 1.7/√cols; another seed, other weights; the same seed, the same.
 static void test_weights_of_each_type(void) {
     for (int i = -1; i < N_NAMES; i++) {
         const char *name = i < 0 ? "bf16" : names[i];
@@ -134,8 +134,8 @@ static void test_weights_of_each_type(void) {
     test_end("test_weights_of_each_type");
 }
 
-// int4 alone has the groups that divide all columns; a tied model whose output is quantised has a matrix of its own there,
-// and codes and scales count in what a step reads.
+// int4 alone has the groups that divide all columns; a tied model whose output is quantised has a matrix of its own
+// there, and codes and scales count in what a step reads.
 static void test_types_of_a_shape(void) {
     Model m;
     Error err = {""};

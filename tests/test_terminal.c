@@ -135,8 +135,8 @@ static void test_terminal_signals(const char *out) {
     terminal_end(&t, 0);
     end_here("terminal_ctrl_c_keeps_the_conversation");
 
-    // Ctrl-C at the prompt: the line is gone, the conversation stays. In a paste and in a block, too, and when the terminal
-    // drops what the program was about to read.
+    // Ctrl-C at the prompt: the line is gone, the conversation stays. In a paste and in a block, too, and when the
+    // terminal drops what the program was about to read.
     static const char *const typed[] = {"not meant", "\033[200~not\rmeant", "\"\"\"\rnot\rmeant", "not meant"};
     for (int i = 0; i < 4; i++) {
         Expected x = expect_nothing();

@@ -1,4 +1,5 @@
-// The threads that share the CPU's work: every index once, whoever takes it; how many there are; and what they leave alone.
+// The threads that share the CPU's work: every index once, whoever takes it; how many there are;
+// and what they leave alone.
 #define _GNU_SOURCE // sched_setaffinity
 #include <pthread.h>
 #include <sched.h>

@@ -500,8 +500,8 @@ static void test_longest_special_token_is_parsed(void) {
 
 enum { ADDED_ORDINARY = 264, MAX_ADDED = 16 };
 
-// A set of tests/vectors/added-tokens.tsv: the ordinary tokens, then [id, text, kind, pass] each, as JSON. as_special: all
-// are special.
+// A set of tests/vectors/added-tokens.tsv: the ordinary tokens, then [id, text, kind, pass] each, as JSON. as_special:
+// all are special.
 static void init_added_set(Tokenizer *t, const Vocabulary *ordinary, char *json, size_t n, bool as_special) {
     Vocabulary v = *ordinary;
     Error err = {""};

@@ -1,6 +1,6 @@
-// Byte-pair encoding of one pre-token, tiktoken's way: of all adjacent pairs whose joined bytes are a token, merge the one
-// of lowest rank, leftmost first, until there is none. A short pre-token is searched for that pair after every merge, a
-// long one keeps its pairs in a heap. Pre-tokens that come again are found in a cache.
+// Byte-pair encoding of one pre-token, tiktoken's way: of all adjacent pairs whose joined bytes are a token, merge the
+// one of lowest rank, leftmost first, until there is none. A short pre-token is searched for that pair after every
+// merge, a long one keeps its pairs in a heap. Pre-tokens that come again are found in a cache.
 #include "bpe.h"
 
 #include <stdlib.h>
@@ -254,7 +254,8 @@ static bool encode_segment(PreTokenCache *c, const uint8_t *s, size_t n, size_t 
 }
 
 // Ideographs and other scripts without spaces come in pre-tokens of many words, which seldom come again. Where no token
-// spans the boundary from one character to the next, the two sides merge apart: such segments are short and do come again.
+// spans the boundary from one character to the next, the two sides merge apart: such segments are short and do come
+// again.
 static bool encode_pre_token(PreTokenCache *c, const uint8_t *pre_token, size_t n, size_t readable, TokenList *out,
                              Error *err) {
     int whole =

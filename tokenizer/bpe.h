@@ -17,8 +17,8 @@ typedef struct {
 bool pre_token_cache_init(PreTokenCache *c, const Tokenizer *t, size_t text_bytes, Error *err);
 void pre_token_cache_free(PreTokenCache *c);
 
-// Appends the ids of text[0..n), valid UTF-8 without special tokens, pre-token by pre-token. *last_pre_token: how many ids
-// there were before the last pre-token.
+// Appends the ids of text[0..n), valid UTF-8 without special tokens, pre-token by pre-token. *last_pre_token: how many
+// ids there were before the last pre-token.
 bool bpe_encode_text(PreTokenCache *c, const uint8_t *text, size_t n, TokenList *out, size_t *last_pre_token,
                      Error *err);
 

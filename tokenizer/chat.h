@@ -36,8 +36,8 @@ bool chat_init(Chat *c, const Tokenizer *t, ChatFormat format, int bos_id, Error
 // chat_reply_header, the ids that the model answers with, and chat_end_reply. Each turn adds its own ids and, but for
 // deepseek's last answer, changes none before them.
 
-// BOS and the system message, n bytes; NULL: the template's own, if it has one. LLaMA 3.1 writes its block with the date
-// even where there is none. date: in place of the template's; NULL: that one. Only LLaMA 3.1 uses it.
+// BOS and the system message, n bytes; NULL: the template's own, if it has one. LLaMA 3.1 writes its block with the
+// date even where there is none. date: in place of the template's; NULL: that one. Only LLaMA 3.1 uses it.
 bool chat_begin(const Chat *c, const uint8_t *system, size_t n, const char *date, TokenList *out, Error *err);
 
 // One message, any bytes: LLaMA 3 without the white space around it, deepseek's assistant without its thoughts. Special

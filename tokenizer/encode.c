@@ -11,9 +11,9 @@ static bool only_space(const Tokenizer *t, int id) {
     return true;
 }
 
-// Text without special and added tokens. Bytes that are not UTF-8 as tiktoken's _encode_bytes treats them: the last pre-token of the
-// valid prefix, and tokens of white space before it, may have belonged to what follows; they and the rest are one
-// pre-token.
+// Text without special and added tokens. Bytes that are not UTF-8 as tiktoken's _encode_bytes treats them: the last
+// pre-token of the valid prefix, and tokens of white space before it, may have belonged to what follows; they and the
+// rest are one pre-token.
 static bool encode_ordinary(PreTokenCache *c, const AddedTokens *which, const uint8_t *text, size_t n, TokenList *out,
                             Error *err) {
     (void)which;

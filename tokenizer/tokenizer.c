@@ -183,8 +183,8 @@ bool tokenizer_second_pass(Tokenizer *t, const int *ids, int n, Error *err) {
 
 // ---- boundaries that tokens span ------------------------------------------------------------------------------------
 
-// Boundaries before an ideograph, or to another character of three or four bytes, have a part of the bitmap of their own: they
-// are fewer, and asked for more often.
+// Boundaries before an ideograph, or to another character of three or four bytes, have a part of the bitmap of their
+// own: they are fewer, and asked for more often.
 enum { IDEOGRAPH_BITS = 17, OTHER_BITS = 20, SPAN_BITS = (1 << IDEOGRAPH_BITS) + (1 << OTHER_BITS) };
 
 // How many bytes on each side of a boundary distinguish it from others: two, and the three of an ideograph.
@@ -201,7 +201,8 @@ static uint32_t span_bit(const uint8_t *after, size_t n) {
                           : (1u << IDEOGRAPH_BITS) + (uint32_t)(around >> (64 - OTHER_BITS));
 }
 
-// A token notes each of its boundaries with the bytes around it: as many on either side as it has on both, up to the width.
+// A token notes each of its boundaries with the bytes around it: as many on either side as it has on both,
+// up to the width.
 static void note_spans(Tokenizer *t, const uint8_t *s, size_t n) {
     for (size_t at = 1; at < n; at++) {
         size_t width = span_width(s + at), least = at < n - at ? at : n - at;

@@ -4,8 +4,8 @@
 
 #include "bytes.h"
 
-// As tokenizer.kind has them. Special and added tokens are matched in text before it is split (encode.h); an added token
-// is not special: it counts wherever text is encoded, and prints as text.
+// As tokenizer.kind has them. Special and added tokens are matched in text before it is split (encode.h); an added
+// token is not special: it counts wherever text is encoded, and prints as text.
 typedef enum { TOKEN_MERGEABLE, TOKEN_SPECIAL, TOKEN_UNUSED, TOKEN_ADDED } TokenKind;
 
 typedef struct {
@@ -54,8 +54,8 @@ typedef struct {
     AddedPass passes[ADDED_PASSES];
 } Tokenizer;
 
-// Takes ownership of the three arrays (malloc'd), checks them and builds the index. n_bytes: length of bytes. All special
-// and added tokens are in the first pass.
+// Takes ownership of the three arrays (malloc'd), checks them and builds the index. n_bytes: length of bytes. All
+// special and added tokens are in the first pass.
 bool tokenizer_init(Tokenizer *t, int vocab_size, uint32_t *offsets, uint8_t *kind, uint8_t *bytes, uint32_t n_bytes,
                     Error *err);
 void tokenizer_free(Tokenizer *t);
@@ -85,8 +85,8 @@ int tokenizer_find(const Tokenizer *t, const uint8_t *bytes, size_t n);
 // The same, faster, where eight bytes or more can be read at bytes whatever n is. n > 0.
 int tokenizer_find_padded(const Tokenizer *t, const uint8_t *bytes, size_t n);
 
-// Whether some mergeable token may lie across the boundary from text[at-1] to text[at], 0 < at < n. If not, no merge ever
-// joins the two sides.
+// Whether some mergeable token may lie across the boundary from text[at-1] to text[at], 0 < at < n. If not, no merge
+// ever joins the two sides.
 bool tokenizer_spans(const Tokenizer *t, const uint8_t *text, size_t at, size_t n);
 
 #endif

@@ -87,8 +87,8 @@ static inline size_t utf8_incomplete_tail(const uint8_t *s, size_t n) {
     return 0;
 }
 
-// The length of what is no character at s[0..n), where utf8_decode finds none: the longest part of one (Unicode's maximal
-// subpart), or a byte that can be in none. One U+FFFD stands for it.
+// The length of what is no character at s[0..n), where utf8_decode finds none: the longest part of one (Unicode's
+// maximal subpart), or a byte that can be in none. One U+FFFD stands for it.
 static inline size_t utf8_invalid_part(const uint8_t *s, size_t n) {
     size_t part = 1;
     for (size_t k = 2; k <= 3 && k <= n; k++)

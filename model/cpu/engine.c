@@ -184,8 +184,8 @@ static bool load_weights(Model *m, CpuState *s, Error *err) {
     return weights_visit(m, make_synthetic, &y, err);
 }
 
-// A WeightVisitor: F32 matrices become BF16, where they are; what that leaves of their memory goes back. (Of a table that
-// stays in the file embed rounds the rows.)
+// A WeightVisitor: F32 matrices become BF16, where they are; what that leaves of their memory goes back. (Of a table
+// that stays in the file embed rounds the rows.)
 static bool round_matrix(void *context, const Weight *w, Error *err) {
     Model *m = context;
     CpuState *s = m->state;

@@ -1,6 +1,6 @@
 // Prompts in bf16 with AMX: tiles of sixteen rows of x by sixteen words, and of sixteen words by sixteen rows of W, as
-// both are packed already, are multiplied by one instruction. No machine at hand has it: tests/test_amx.c runs this file
-// on a model of the instructions, written from Intel's manual.
+// both are packed already, are multiplied by one instruction. No machine at hand has it: tests/test_amx.c runs this
+// file on a model of the instructions, written from Intel's manual.
 #include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -24,8 +24,8 @@ static WITH_AMX void copy_rows(float *to, size_t to_stride, const float *from, s
     }
 }
 
-// Tile registers: 0 to 3 are sums, of rows of x 0 to 15 and 16 to 31 by rows of W 0 to 15 and 16 to 31; 4 and 5 are of x,
-// 6 and 7 of W.
+// Tile registers: 0 to 3 are sums, of rows of x 0 to 15 and 16 to 31 by rows of W 0 to 15 and 16 to 31; 4 and 5 are of
+// x, 6 and 7 of W.
 static WITH_AMX void multiply_strip(const Strip *s) {
     static const struct {
         uint8_t palette, start_row, reserved[14];

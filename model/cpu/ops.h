@@ -1,5 +1,6 @@
 // The operations of a LLaMA layer on the CPU: in float32 the numerical reference of every other engine, and in bf16.
-// ops.c is compiled once for each instruction set; each gives one table. All matrices row-major, T tokens.
+// ops.c and attention.c are compiled once for each instruction set; each gives one table. All matrices row-major,
+// T tokens.
 #ifndef OPS_H
 #define OPS_H
 
@@ -9,9 +10,9 @@
 
 typedef struct {
     const char *name, *name_bf16; // the instruction set, and that of products in --precision bf16
-    // y[T][rows] = x[T][cols] · wᵀ, w BF16, F16, F32 or quantised. Each sum in one fixed order, whatever the threads and whatever
-    // T: a row has the bits that it has alone. Two orders: matmul is the faster for rows of prompts, matmul_step for
-    // one row or a few, and for those whose logits are wanted.
+    // y[T][rows] = x[T][cols] · wᵀ, w BF16, F16, F32 or quantised. Each sum in one fixed order, whatever the threads
+    // and whatever T: a row has the bits that it has alone. Two orders: matmul is the faster for rows of prompts,
+    // matmul_step for one row or a few, and for those whose logits are wanted.
     void (*matmul)(float *y, const float *x, const Matrix *w, int T);
     void (*matmul_step)(float *y, const float *x, const Matrix *w, int T);
     // matmul of --precision bf16: x is bf16 already, or f16 where w is (round); a weight whose scale is of a group of
@@ -23,8 +24,8 @@ typedef struct {
     void (*matmul_step_bf16)(float *y, const float *x, const Matrix *w, int T);
     // x[n], widened from n numbers of dtype: BF16, F16 or F32.
     void (*widen)(float *x, const void *from, DType dtype, int n);
-    // to[n] of dtype, BF16 or F16, from x[n]: the nearest, of equals the even one; NaN stays NaN. And in place, as floats
-    // (F32: x stays as it is).
+    // to[n] of dtype, BF16 or F16, from x[n]: the nearest, of equals the even one; NaN stays NaN. And in place, as
+    // floats (F32: x stays as it is).
     void (*narrow)(void *to, const float *x, DType dtype, int64_t n);
     void (*round)(float *x, DType dtype, int64_t n);
     // y[T][n] = x / sqrt(mean(x²) + eps) * weight[n]. Zhang & Sennrich 2019, in the order of HuggingFace's
@@ -34,10 +35,10 @@ typedef struct {
     // of cos/sin[T][head_dim/2]. Su et al. 2021, HuggingFace's half-split order.
     void (*rope)(float *x, const float *cos, const float *sin, int T, int n_heads, int head_dim);
     // out[T][n_heads][head_dim]: causal attention of the tokens at positions pos .. pos+T-1 over k and v
-    // [page][n_kv_heads][KV_PAGE][head_dim] of dtype, F32, BF16 or F16, whose pages `pages` [kv_pages(pos+T)] are filled up to pos+T;
-    // n_heads/n_kv_heads query heads share each K/V head (Ainslie et al. 2023). Online softmax over tiles of positions
-    // (Milakov & Gimelshein 2018). A token has the bits that it has alone, whatever comes after it. Two orders of sums, as
-    // with products: for rows of prompts and for those of steps.
+    // [page][n_kv_heads][KV_PAGE][head_dim] of dtype, F32, BF16 or F16, whose pages `pages` [kv_pages(pos+T)] are
+    // filled up to pos+T; n_heads/n_kv_heads query heads share each K/V head (Ainslie et al. 2023). Online softmax over
+    // tiles of positions (Milakov & Gimelshein 2018). A token has the bits that it has alone, whatever comes after it.
+    // Two orders of sums, as with products: for rows of prompts and for those of steps.
     void (*attention)(float *out, const float *q, const void *k, const void *v, DType dtype, const int *pages, int T,
                       int pos, int n_heads, int n_kv_heads, int head_dim);
     void (*attention_step)(float *out, const float *q, const void *k, const void *v, DType dtype, const int *pages,

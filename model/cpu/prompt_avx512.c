@@ -1,5 +1,5 @@
-// A thread takes a few panels of W and goes through their columns block by block: it packs the panels' words of a block,
-// which then serve all rows of x. x is packed once, for all threads.
+// A thread takes a few panels of W and goes through their columns block by block: it packs the panels' words of a
+// block, which then serve all rows of x. x is packed once, for all threads.
 #include "prompt_avx512.h"
 
 #include <pthread.h>

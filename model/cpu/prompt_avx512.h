@@ -1,6 +1,6 @@
 // Products of prompts with AVX-512, in either precision: W and x are brought into an order that the multiplying
-// instruction takes as it is, and one shape of tiles multiplies them. What is multiplied are words of 32 bits: a float32,
-// or a pair of bf16, the lower column in the low half.
+// instruction takes as it is, and one shape of tiles multiplies them. What is multiplied are words of 32 bits: a
+// float32, or a pair of bf16, the lower column in the low half.
 #ifndef PROMPT_AVX512_H
 #define PROMPT_AVX512_H
 

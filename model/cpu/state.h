@@ -24,7 +24,8 @@ typedef struct {
     uint64_t left_bytes;       // of the table in the file, by which the model's weights.bytes are less
 } CpuState;
 
-// The row of a token in the embedding table, as it is stored, until the next call: engine.c. NULL: it could not be read.
+// The row of a token in the embedding table, as it is stored, until the next call: engine.c.
+// NULL: it could not be read.
 const void *embedding_row(const Model *model, int token, Error *err);
 
 // The step of the engine: forward.c.

@@ -1,5 +1,5 @@
-// Vectors of eight floats (a GCC and Clang extension), and weights widened to them. For ops.c, which is compiled once for
-// each instruction set.
+// Vectors of eight floats (a GCC and Clang extension), and weights widened to them. For ops.c and attention.c,
+// which are compiled once for each instruction set.
 #ifndef VECTORS_H
 #define VECTORS_H
 
@@ -70,8 +70,8 @@ INLINE size_t bytes_before(DType dtype, size_t i) {
     return dtype == DTYPE_U8 ? i / 2 : is_code(dtype) ? i : dtype == DTYPE_F32 ? 4 * i : 2 * i;
 }
 
-// Sixteen codes from element i on, as numbers, the even and the odd elements: so a pair of bytes, or of nibbles, is taken
-// apart.
+// Sixteen codes from element i on, as numbers, the even and the odd elements: so a pair of bytes, or of nibbles, is
+// taken apart.
 INLINE void widen16_codes(const char *w, DType dtype, Float8 *first, Float8 *second) {
     if (dtype == DTYPE_U8) {
         Byte16 bytes = {0}, zero = {0};
@@ -205,8 +205,8 @@ INLINE UInt8 bf16_bits(Float8 x) {
     return (((bits + 0x7FFF + (bits >> 16 & 1)) & ~nan) | ((bits | 0x400000) & nan)) >> 16;
 }
 
-// The nearest f16, of equals the even one, in the low half of each lane; infinite from 65520 on. Below 2^-14 an addition
-// rounds to a whole number of 2^-24.
+// The nearest f16, of equals the even one, in the low half of each lane; infinite from 65520 on. Below 2^-14 an
+// addition rounds to a whole number of 2^-24.
 INLINE UInt8 f16_bits(Float8 x) {
     UInt8 sign = (UInt8)x & 0x80000000, magnitude = (UInt8)x ^ sign;
     UInt8 normal = (magnitude + 0xFFF + (magnitude >> 13 & 1) - (112u << 23)) >> 13;

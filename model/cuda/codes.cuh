@@ -1,14 +1,15 @@
-// How the codes of quantised weights (packed.h) are widened in registers to bf16, exactly, two neighbouring columns at a
-// time, the lower one in the lower half. For packed_product_kernel.cuh alone.
+// How the codes of quantised weights (packed.h) are widened in registers to bf16, exactly, two neighbouring columns at
+// a time, the lower one in the lower half. For packed_product_kernel.cuh alone.
 //
 //   RUN_WORDS   words of 8 neighbouring columns, a run
-//   quad        of 4 neighbouring columns, columns 0 and 1, 2 and 3: they are in the word RUN_WORDS * t / 4 of their run,
-//               shifted by quad_shift(t), if t is odd for columns 4 to 7 of the run; times 1 / QUAD_FACTOR
+//   quad        of 4 neighbouring columns, columns 0 and 1, 2 and 3: they are in the word RUN_WORDS * t / 4 of their
+//               run, shifted by quad_shift(t), if t is odd for columns 4 to 7 of the run; times 1 / QUAD_FACTOR
 //   pair        of a run, columns 2t and 2t + 1, from the word RUN_WORDS * t / 4
 //
 // A byte u in the lower half of a bf16 is u × 2^-133: as a subnormal number, or with its highest bit as the exponent of
-// the smallest normal one, without a gap between them. One fma makes of it (u - offset) / 64, which is exact: 2^127 is the
-// largest power of two that it can be multiplied by. (So is what comes of it, times a scale, of weights of 2^-120 and more.)
+// the smallest normal one, without a gap between them. One fma makes of it (u - offset) / 64, which is exact: 2^127 is
+// the largest power of two that it can be multiplied by. (So is what comes of it, times a scale,
+// of weights of 2^-120 and more.)
 #pragma once
 
 #include "numbers.cuh"
@@ -61,7 +62,8 @@ struct CodesInt8 {
     static __device__ __forceinline__ void quad(uint32_t codes, uint32_t &low, uint32_t &high) {
         low = widen2(codes), high = widen2(codes >> 8);
     }
-    // 128 + the lower seven bits, less 128, or 256 for a negative one: both are bf16 numbers with seven bits of mantissa.
+    // 128 + the lower seven bits, less 128, or 256 for a negative one: both are bf16 numbers with seven bits of
+    // mantissa.
     static __device__ __forceinline__ uint32_t pair(uint32_t codes, int t) {
         const uint32_t low = codes >> t % 2 * 8;
         return subtract2(and_or<0x007f007fu, 0x43004300u>(low), and_or<0x00800080u, 0x43004300u>(low));

@@ -57,9 +57,9 @@ static uint64_t gate_up_bytes(const Model *m) {
     return (uint64_t)m->max_rows * (2 * hidden > dim ? 2 * hidden : dim) * 4;
 }
 
-// Those that are at the end of gate_up, which nobody reads before the feed-forward part but its first [T][dim] (a product
-// that is added, and rows with logits): offsets [N_ATTENTION] in bytes. False: they are buffers of their own, since they do
-// not fit, or since other GPUs may read them a little longer.
+// Those that are at the end of gate_up, which nobody reads before the feed-forward part but its first [T][dim]
+// (a product that is added, and rows with logits): offsets [N_ATTENTION] in bytes. False: they are buffers of their
+// own, since they do not fit, or since other GPUs may read them a little longer.
 static bool attention_in_gate_up(const Model *m, CudaState *s, uint64_t *offsets) {
     const uint64_t first = (uint64_t)m->max_rows * (uint64_t)m->config.dim * 4;
     uint64_t at = gate_up_bytes(m) / BUFFER_ALIGNMENT * BUFFER_ALIGNMENT;
@@ -217,9 +217,9 @@ static int gpus_that_fit(const Model *m, const CudaState *s, uint64_t free_bytes
 }
 
 // Compares what is needed with what is free before anything is allocated, and sizes the cache: by the GPU that has room
-// for the fewest pages. Without kv_memory it has pages for all that the slots may hold or, where that does not fit beside
-// the rest, those that leave SPARE, and at least one sequence's. Before it gives up, prompts come in smaller parts: much of
-// the buffers is of so many rows. Then matrices are widened in smaller slabs.
+// for the fewest pages. Without kv_memory it has pages for all that the slots may hold or, where that does not fit
+// beside the rest, those that leave SPARE, and at least one sequence's. Before it gives up, prompts come in smaller
+// parts: much of the buffers is of so many rows. Then matrices are widened in smaller slabs.
 static bool size_cache(Model *m, const Plan *plans, Error *err) {
     const uint64_t SPARE = 1000000000;
     const CudaState *s = (const CudaState *)m->state;
@@ -279,8 +279,8 @@ static bool size_cache(Model *m, const Plan *plans, Error *err) {
 
 // ---- the engine -----------------------------------------------------------------------------------------------------
 
-// Whether the first `gpus` of n GPUs can compute a model together: they are alike, so that all have the same kernels, and
-// each reaches the others' memory.
+// Whether the first `gpus` of n GPUs can compute a model together: they are alike, so that all have the same kernels,
+// and each reaches the others' memory.
 static bool can_share(int gpus, int n, Error *err) {
     cudaDeviceProp first, other;
     if (gpus > n) return fail(err, "--gpus %d: this machine has %d", gpus, n);

@@ -77,7 +77,8 @@ static bool normalise(const Model *m, CudaState *s, const float *weight, int T, 
 }
 
 // Queries of n_q heads and keys and values of n_kv, of T rows of the normalised stream, by the weights from `first` on:
-// rotated and rounded, in s->qkv_in; of a prompt keys and values in the cache of `layer` instead, which is -1 in a step.
+// rotated and rounded, in s->qkv_in; of a prompt keys and values in the cache of `layer` instead,
+// which is -1 in a step.
 static bool project_qkv(Model *m, const Matrix *first, int T, int n_q, int n_kv, int layer, Error *err) {
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;

@@ -1,72 +1,74 @@
-// Engine fused: what the kernels of a step do where several GPUs share the model and reach each other's memory. All else
-// is as on one GPU (fused.h): the same kernels, over a shard's rows; Params is FusedParams on one GPU, SharedParams here,
-// and what differs has both forms below.
+// Engine fused: what the kernels of a step do where several GPUs share the model and reach each other's memory. All
+// else is as on one GPU (fused.h): the same kernels, over a shard's rows; Params is FusedParams on one GPU,
+// SharedParams here, and what differs has both forms below.
 //
-// What ranks exchange lies in one region of memory on each of them, with the same layout everywhere (fused_shards.cu): so
-// what is at address a here is at a + to_peer[r] on another rank. Whoever has finished a number stores it to its own
+// What ranks exchange lies in one region of memory on each of them, with the same layout everywhere (fused_shards.cu):
+// so what is at address a here is at a + to_peer[r] on another rank. Whoever has finished a number stores it to its own
 // region and to all others; whoever needs the numbers of all ranks reads its own.
 //
 //   in a set of the region   type [shape]                 stored by, everywhere      read by
-//   x_out                    f32 [n][dim]                 epilogue (out)             consumers (gate_up's norm), epilogue (down)
+//   x_out                    f32 [n][dim]                 epilogue (out)             consumers (gate_up's norm),
+//                                                                                    epilogue (down)
 //   h                        16-bit [n × terms][hidden]   epilogue (gate_up)         consumers (down)
 //   x_down                   f32 [n][dim]                 epilogue (down)            consumers (QKV's, lm_head's norm)
 //   att                      KV type [n][q_dim]           consumers, before out      consumers (out)
 //
 //   outside of the sets: best (epilogue of lm_head; argmax kernel), finished, step
 //
-// QKV, attention and the cache need nobody: heads are a rank's own. So are x, to whose own columns out adds what attention
-// brought (down adds to what out left, and stores it in x, too), and what attention (attention.h) leaves in att; the first
-// blocks of the kernel after it send that to all. Logits go to rank 0.
+// QKV, attention and the cache need nobody: heads are a rank's own. So are x, to whose own columns out adds what
+// attention brought (down adds to what out left, and stores it in x, too), and what attention (attention.h) leaves in
+// att; the first blocks of the kernel after it send that to all. Logits go to rank 0.
 //
-// Up to two rows numbers go to the other ranks one by one, as tiles are finished. With more of them the many small stores
-// would take longer than the product: then the consumers send whole rows when all of this rank's blocks have counted.
+// Up to two rows numbers go to the other ranks one by one, as tiles are finished. With more of them the many small
+// stores would take longer than the product: then the consumers send whole rows when all of this rank's blocks have
+// counted.
 //
 // ---- How a number says that it is there -----------------------------------------------------------------------------
 //
-// A counter behind the data would cost a round trip: the fence before it waits until all stores have arrived. So the data
-// speaks for itself: memory that waits for a number holds ABSENT, all bits one, a NaN that no arithmetic gives (results of
-// instructions have 0x7fff.. for NaN; of attention's output, which may have copied one, send_attention makes sure). A
-// reader loads until no word, or no half of one, is ABSENT. So `done`, in which a rank's own blocks count as on one GPU,
-// orders nothing here: it says when it is worth looking. All of these loads and stores are relaxed, at system scope, or
-// stores that are followed by such loads until they are seen.
+// A counter behind the data would cost a round trip: the fence before it waits until all stores have arrived. So the
+// data speaks for itself: memory that waits for a number holds ABSENT, all bits one, a NaN that no arithmetic gives
+// (results of instructions have 0x7fff.. for NaN; of attention's output, which may have copied one, send_attention
+// makes sure). A reader loads until no word, or no half of one, is ABSENT. So `done`, in which a rank's own blocks
+// count as on one GPU, orders nothing here: it says when it is worth looking. All of these loads and stores are
+// relaxed, at system scope, or stores that are followed by such loads until they are seen.
 //
 // There are two sets, and a kernel clears the other one than it uses (clear_other_set). Let K be the kernel in which a
 // rank R clears set s, K - 1 the one before it that used s, K + 1 the next that does.
 //
 //   - R's readers of s are done: kernel K - 1 is complete on R before K writes anything (edge K).
 //   - All that was sent to s in K - 1 has arrived: somebody on R had to read all of it.
-//   - Nobody sends to s before it is clear. A peer sends the first of K + 1, att, when its own K is complete, so after it
-//     has seen x_down of all of R's columns. R's blocks store x_down when they have seen done[gate_up] of all of R's blocks,
-//     each of which had cleared its part before it counted (fence.acq_rel.gpu by who cleared, BARRIER_FUSED_EPILOGUE,
-//     red). What is visible to all of a GPU is in its L2, where other GPUs' stores arrive. At the end of a step `finished`
-//     says the same.
+//   - Nobody sends to s before it is clear. A peer sends the first of K + 1, att, when its own K is complete, so after
+//     it has seen x_down of all of R's columns. R's blocks store x_down when they have seen done[gate_up] of all of R's
+//     blocks, each of which had cleared its part before it counted (fence.acq_rel.gpu by who cleared,
+//     BARRIER_FUSED_EPILOGUE, red). What is visible to all of a GPU is in its L2, where other GPUs' stores arrive. At
+//     the end of a step `finished` says the same.
 //
-// A block that has no tile of a product may still be reading the product's input when others are a product further; what it
-// reads is used by nobody, and stays what it is until the kernel is complete, on all ranks.
+// A block that has no tile of a product may still be reading the product's input when others are a product further;
+// what it reads is used by nobody, and stays what it is until the kernel is complete, on all ranks.
 //
-// best: the argmax kernel waits for `finished`, a counter that is never set back, as a rank may be a step ahead of another:
-// a step waits for its number times the blocks of all ranks. fence.acq_rel.sys and red.relaxed.sys by one thread of the
-// epilogue warps after they have met; ld.acquire.sys by the reader. It is stored to again when every rank has sent
-// attention's output in the next step, so after that kernel. Which set a kernel has depends on the step's number, too, if
-// a step has an odd number of them: it is read from memory, since graphs replay constants.
+// best: the argmax kernel waits for `finished`, a counter that is never set back, as a rank may be a step ahead of
+// another: a step waits for its number times the blocks of all ranks. fence.acq_rel.sys and red.relaxed.sys by one
+// thread of the epilogue warps after they have met; ld.acquire.sys by the reader. It is stored to again when every rank
+// has sent attention's output in the next step, so after that kernel. Which set a kernel has depends on the step's
+// number, too, if a step has an odd number of them: it is read from memory, since graphs replay constants.
 //
 // ---- Why it cannot deadlock ---------------------------------------------------------------------------------------
 //
 // As on one GPU, if every rank's kernels run by themselves: one launch on each rank for each step, in the same order;
 // nothing between two launches of a step waits for another rank but what is here; and whatever a launch needs, code
-// included, is loaded before the first (open_exchange, load_step_kernels), as a rank that loads may wait for all that runs.
-// Ranks that share one GPU (tests) have its SMs divided among them, and no kernel starts before the one before it is
-// complete: its blocks would hold SMs that another rank's kernel needs. A rank that waits for longer than wait_limit traps:
-// so another one that has failed is no wait without end.
+// included, is loaded before the first (open_exchange, load_step_kernels), as a rank that loads may wait for all that
+// runs. Ranks that share one GPU (tests) have its SMs divided among them, and no kernel starts before the one before it
+// is complete: its blocks would hold SMs that another rank's kernel needs. A rank that waits for longer than wait_limit
+// traps: so another one that has failed is no wait without end.
 //
 // ---- What was measured (two H200, 8B bf16, context 1 to 300) --------------------------------------------------------
 //
 //   counters of all blocks at system scope, behind the data: 2.25 ms a token, 3.62 on one GPU; int4 1.80 and 2.05
-//   data that says that it is there: 2.15; int4 1.71. What a product's input takes longer than on one GPU: out 1.6 us, down
-//   1.2, the others 0.3; the rest are the waits of one GPU, which do not get shorter
+//   data that says that it is there: 2.15; int4 1.71. What a product's input takes longer than on one GPU: out 1.6 us,
+//   down 1.2, the others 0.3; the rest are the waits of one GPU, which do not get shorter
 //   counters that order nothing, memory cleared by the epilogue warps: 2.07; int4 1.69
-//   8 rows, numbers one by one: 4.5 ms a step, 4.6 on one GPU; whole rows 3.7: 6 to 10 us an input more than on one GPU,
-//   while all of it is asked for again and again. Weak stores in place of relaxed ones: the same
+//   8 rows, numbers one by one: 4.5 ms a step, 4.6 on one GPU; whole rows 3.7: 6 to 10 us an input more than on one
+//   GPU, while all of it is asked for again and again. Weak stores in place of relaxed ones: the same
 #pragma once
 
 #include "fused.h"
@@ -161,8 +163,8 @@ __device__ __forceinline__ void *own_h(const SharedParams &s, Turn turn) {
     return (uint16_t *)(s.sets + turn + s.h_all) + s.first_h;
 }
 
-// Where an element of x, or of down_partial, goes: there, and to its place in the region, so many bytes from it (0: not).
-// What out leaves is read in this kernel alone, in the region.
+// Where an element of x, or of down_partial, goes: there, and to its place in the region, so many bytes from it
+// (0: not). What out leaves is read in this kernel alone, in the region.
 struct XPlace {
     ptrdiff_t region;
     bool there;
@@ -207,7 +209,8 @@ __device__ __forceinline__ unsigned blocks_done(const SharedParams &, const unsi
     return load_relaxed(done);
 }
 
-// One more block has come to the end of a step: what its epilogue warps stored before they met is visible to who sees it.
+// One more block has come to the end of a step: what its epilogue warps stored before they met is visible to who sees
+// it.
 __device__ __forceinline__ void count_block(const FusedParams &) {
 }
 __device__ __forceinline__ void count_block(const SharedParams &s) {
@@ -266,8 +269,8 @@ __device__ __forceinline__ void send_rows(const SharedParams &s, uint4 *own, int
     }
 }
 
-// What enters product f and the product before left in this rank's region, to the others; by the consumers, when that one
-// is done.
+// What enters product f and the product before left in this rank's region, to the others; by the consumers, when that
+// one is done.
 template <typename N> __device__ __forceinline__ void send_product(const FusedParams &, const Product &, Turn) {
 }
 template <typename N> __device__ __forceinline__ void send_product(const SharedParams &s, const Product &f, Turn turn) {
@@ -283,8 +286,8 @@ template <typename N> __device__ __forceinline__ void send_product(const SharedP
 
 // ---- what is read ---------------------------------------------------------------------------------------------------
 
-// Activations in global memory. load_until_there(body) calls body(load), load(i, valid): 16 bytes at i × 16, zeros where
-// that is not valid.
+// Activations in global memory. load_until_there(body) calls body(load), load(i, valid): 16 bytes at i × 16, zeros
+// where that is not valid.
 struct OwnInput {
     const uint4 *from;
     template <class Body> __device__ __forceinline__ void load_until_there(Body body) const {

@@ -1,14 +1,14 @@
-// Engine fused, prompts and steps of more rows than wide.h's: products are cuBLASLt's (gemm.cu), and what is between them
-// takes fewer kernels than engine cublas has. A row's bits do not depend on the other rows.
+// Engine fused, prompts and steps of more rows than wide.h's: products are cuBLASLt's (gemm.cu), and what is between
+// them takes fewer kernels than engine cublas has. A row's bits do not depend on the other rows.
 #ifndef FUSED_ROWS_H
 #define FUSED_ROWS_H
 
 #include "state.h"
 
-// Queries of n_q heads and keys and values of n_kv, of T rows of the normalised stream s->xb, by the rows of weights from
-// `first` on: rotated by s->rope_table and rounded, in s->qkv_in [n_q + 2 n_kv][T][head_dim]; of a prompt keys and values in
-// the cache of `layer` instead, by s->pos and s->row_slots, and with --precision fp8 s->codes in place of s->xb. layer -1: a
-// step.
+// Queries of n_q heads and keys and values of n_kv, of T rows of the normalised stream s->xb, by the rows of weights
+// from `first` on: rotated by s->rope_table and rounded, in s->qkv_in [n_q + 2 n_kv][T][head_dim]; of a prompt keys and
+// values in the cache of `layer` instead, by s->pos and s->row_slots, and with --precision fp8 s->codes in place of
+// s->xb. layer -1: a step.
 bool project_qkv_fused(Model *m, const Matrix *first, int T, int n_q, int n_kv, int layer, Error *err);
 
 #endif

@@ -62,7 +62,8 @@ void log_products(const FusedParams *p, const FusedPlan *plan, int n_blocks, con
 // A pass over n rows on several GPUs: ranks exchange in kernels, or gather between them.
 bool decode_pass_by_exchange(Model *m, const FusedPlan *plan, int first, int n, bool several, Error *err);
 bool decode_pass_by_gathers(Model *m, const FusedPlan *plan, int first, int n, bool several, Error *err);
-// Memory that all ranks reach, and every kernel of a pass loaded; nothing on one GPU, or where ranks have no such memory.
+// Memory that all ranks reach, and every kernel of a pass loaded; nothing on one GPU,
+// or where ranks have no such memory.
 bool open_exchange(Model *m, Error *err);
 void close_exchange(FusedState *f);
 

@@ -39,7 +39,7 @@ struct MatrixSeries {
     int count;
 };
 
-// ---- products of 16-bit numbers: one order of sums -------------------------------------------------------------------
+// ---- products of 16-bit numbers: one order of sums ------------------------------------------------------------------
 //
 // cuBLAS counts columns first: the same memory is outᵀ = w · inᵀ there. For few rows it would often cut K and add the
 // partial sums (split-K), into another number of parts for another number of rows. Without that every kernel that it
@@ -49,10 +49,10 @@ struct MatrixSeries {
 // own choice / this: 32 rows 14.7, 34.5 / 13.2, 32.4; 64 rows 13.5, 38.1 / 13.5, 33.6; 128 rows 15.7, 39.2 / 15.5,
 // 40.5; 192 rows 18.7, 47.5 / 18.6, 56.1; 256 rows 20.2, 50.1 / 20.3, 52.5.)
 //
-// Families of kernels differ in their sums, and what cuBLAS offers depends on the rows of weights and on the alignment of
-// the output's rows. A GPU that has some of a matrix's rows, and a slab of them, take what is chosen for the whole matrix
-// (Matrix.all_rows): a vocabulary of odd length has kernels of one family where it is whole, and others where its first
-// half is a multiple of 16.
+// Families of kernels differ in their sums, and what cuBLAS offers depends on the rows of weights and on the alignment
+// of the output's rows. A GPU that has some of a matrix's rows, and a slab of them, take what is chosen for the whole
+// matrix (Matrix.all_rows): a vocabulary of odd length has kernels of one family where it is whole, and others where
+// its first half is a multiple of 16.
 
 // A product as cuBLASLt sees it, or several of equal shape: w `stride` elements apart, one input, one output after
 // another, whose rows are `pitch` elements apart.
@@ -175,19 +175,19 @@ static int plan_rows(int T) {
     return (T + unit - 1) / unit * unit;
 }
 
-// ---- the table of kernels --------------------------------------------------------------------------------------------
+// ---- the table of kernels -------------------------------------------------------------------------------------------
 //
 // To ask cuBLAS takes 0.3 ms for each shape and number of rows, and 2 ms more where the kernel that it names was not
-// loaded yet: several such waits are more than a short prompt takes. So engine fused names the kernels itself, by tables
-// of 26 in all (of 33 for quantised weights). They are loaded while the weights are on their way (load_product_kernels),
-// and no prompt or step waits for another. They are of one family and add up in the order of K, as those do that cuBLAS
-// names.
+// loaded yet: several such waits are more than a short prompt takes. So engine fused names the kernels itself, by
+// tables of 26 in all (of 33 for quantised weights). They are loaded while the weights are on their way
+// (load_product_kernels), and no prompt or step waits for another. They are of one family and add up in the order of K,
+// as those do that cuBLAS names.
 //
 // The tables are for the shapes of 8B and an H200, by the time of every kernel that cuBLAS has for them (bf16, weights
-// past L2). A layer's four products in us, cuBLAS's own choice / the table's: 1 row 117.6 / 117.2; 33 rows 135.8 / 124.0;
-// 65 rows 175.0 / 142.1; 128 rows 144.3 / 140.2; 129 rows 204.9 / 159.0; 200 rows 214.3 / 187.1; 256 rows 195.3 / 186.8;
-// 400 rows 442.4 / 306.1; 512 rows 332.7 / 333.5; 768 rows 536.5 / 482.6; 1000 rows 672.8 / 638.6; 1500 rows 953.0 /
-// 933.0. From 2049 rows on they name what cuBLAS names.
+// past L2). A layer's four products in us, cuBLAS's own choice / the table's: 1 row 117.6 / 117.2; 33 rows
+// 135.8 / 124.0; 65 rows 175.0 / 142.1; 128 rows 144.3 / 140.2; 129 rows 204.9 / 159.0; 200 rows 214.3 / 187.1; 256
+// rows 195.3 / 186.8; 400 rows 442.4 / 306.1; 512 rows 332.7 / 333.5; 768 rows 536.5 / 482.6; 1000 rows 672.8 / 638.6;
+// 1500 rows 953.0 / 933.0. From 2049 rows on they name what cuBLAS names.
 
 // A kernel of cuBLASLt's family 66 on Hopper, which multiplies tiles by wgmma and copies them by TMA.
 struct LtKernel {
@@ -258,8 +258,8 @@ static const LtTable GATE_UP_TABLE = {28672,
 #undef CLUSTER
 
 // The table of a product with so many rows of weights. Out and down add to the stream, those of quantised weights are
-// scaled first. (Adding or not, a kernel is loaded twice. Keys and values of the last layer alone have few rows, too, but
-// for one product in a prompt QKV's kernels will do.)
+// scaled first. (Adding or not, a kernel is loaded twice. Keys and values of the last layer alone have few rows, too,
+// but for one product in a prompt QKV's kernels will do.)
 static const LtTable *lt_table(const CudaState *s, int rows, bool adds) {
     const bool quantised = s->widening.slab_bytes > 0;
     return adds || (quantised && rows <= OUT_TABLE.reference) ? &OUT_TABLE
@@ -267,8 +267,8 @@ static const LtTable *lt_table(const CudaState *s, int rows, bool adds) {
                                                               : &GATE_UP_TABLE;
 }
 
-// The table's kernel for a product. What counts is how many tiles there are for the SMs: half the rows of weights are as
-// half the rows of the input. (But up to 64 rows the tile should not be higher than the input.)
+// The table's kernel for a product. What counts is how many tiles there are for the SMs: half the rows of weights are
+// as half the rows of the input. (But up to 64 rows the tile should not be higher than the input.)
 static const LtKernel *lt_kernel(const CudaState *s, const MatrixSeries *w, int T, bool adds) {
     const int outputs = w->first.rows * w->count;
     const LtTable *table = lt_table(s, outputs, adds);
@@ -336,8 +336,8 @@ static MatrixSeries whole_series(const MatrixSeries *w) {
     return whole;
 }
 
-// The kernel for a product: the table's, where that holds and what it counts on is aligned, else cuBLAS's choice for the
-// whole matrix. NULL: cuBLAS has none.
+// The kernel for a product: the table's, where that holds and what it counts on is aligned, else cuBLAS's choice for
+// the whole matrix. NULL: cuBLAS has none.
 static const cublasLtMatmulAlgo_t *lt_algorithm(CudaState *s, const MatrixSeries *w, int T, int pitch,
                                                 LtAlignment alignment, float beta, Error *err) {
     if (alignment.in >= ALIGNMENT && alignment.out >= ALIGNMENT && lt_table_holds()) {
@@ -375,7 +375,8 @@ static bool product_16bit(CudaState *s, float *out, int pitch, const MatrixSerie
     return true;
 }
 
-// A small product by a kernel of the table, which loads it: the kernel is the same for all shapes, another where it adds.
+// A small product by a kernel of the table, which loads it: the kernel is the same for all shapes,
+// another where it adds.
 static bool load_kernel(CudaState *s, const LtKernel *kernel, float beta, Error *err) {
     const float one = 1;
     MatrixSeries w = {{}, 0, 1};
@@ -406,13 +407,13 @@ bool load_product_kernels(CudaState *s, Error *err) {
 
 // ---- FP8 products ---------------------------------------------------------------------------------------------------
 //
-// Hopper's FP8 tensor cores keep about 14 bits of a sum. Unless cuBLAS is asked for fast sums, it adds what they have of
-// every 128 columns to a float32 sum: of 256 and 4095 times 1/64 it makes 318, fast 256 (319.98). The sum is multiplied by
-// the scale of the weights' row and by that of the input's, and added to what is there, in float32.
+// Hopper's FP8 tensor cores keep about 14 bits of a sum. Unless cuBLAS is asked for fast sums, it adds what they have
+// of every 128 columns to a float32 sum: of 256 and 4095 times 1/64 it makes 318, fast 256 (319.98). The sum is
+// multiplied by the scale of the weights' row and by that of the input's, and added to what is there, in float32.
 //
-// One order of sums: one kernel that does not cut K, for all matrices of a model, all numbers of rows and all shards. It is
-// cuBLAS's choice for the largest matrix and as many rows as a prompt has in one pass. (Nothing says that another kernel
-// adds up after as many columns.)
+// One order of sums: one kernel that does not cut K, for all matrices of a model, all numbers of rows and all shards.
+// It is cuBLAS's choice for the largest matrix and as many rows as a prompt has in one pass. (Nothing says that another
+// kernel adds up after as many columns.)
 
 enum { FP8_REFERENCE_ROWS = 8192 };
 
@@ -471,8 +472,8 @@ bool matmul_gate_up_codes(CudaState *s, const LayerWeights *l, int T, Error *err
 
 // ---- products -------------------------------------------------------------------------------------------------------
 
-// out[count][T][rows] (+)= in[T][cols] · wᵀ of each, all of s->type. Rows of out are `pitch` elements apart. beta: 1 adds
-// to out.
+// out[count][T][rows] (+)= in[T][cols] · wᵀ of each, all of s->type. Rows of out are `pitch` elements apart. beta: 1
+// adds to out.
 static bool product(CudaState *s, float *out, int pitch, const MatrixSeries *w, const void *in, int T, float beta,
                     Error *err) {
     const float one = 1;

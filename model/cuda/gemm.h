@@ -18,15 +18,15 @@ bool matmul_heads_by_row(CudaState *s, const Config *c, float *out, const Matrix
 // s->gate_up[2][T][hidden_dim] = s->xb[T][dim] · w1ᵀ and · w3ᵀ, two matrices of one dtype. Where they have scales
 // (scales_after_product), swiglu is to multiply by them.
 bool matmul_gate_up(CudaState *s, const LayerWeights *l, int T, Error *err);
-// FP8 products: out[T][rows] (+)= in[T][cols] · wᵀ of an FP8 matrix, in being s->codes × s->code_scales, w codes × scales.
-// beta as above.
+// FP8 products: out[T][rows] (+)= in[T][cols] · wᵀ of an FP8 matrix, in being s->codes × s->code_scales, w
+// codes × scales. beta as above.
 bool matmul_codes(CudaState *s, float *out, const Matrix *w, int T, float beta, Error *err);
 // The same into s->gate_up, as matmul_gate_up, but that no scales are left to multiply by.
 bool matmul_gate_up_codes(CudaState *s, const LayerWeights *l, int T, Error *err);
 // s->fp8_kernel, of a model whose largest matrix has that shape. False: cuBLAS has none.
 bool choose_fp8_kernel(CudaState *s, int rows, int cols, Error *err);
-// Loads the kernels that 16-bit products of one order of sums take, whatever the number of rows: enqueues a small product
-// by each, which overwrites s->gate_up.
+// Loads the kernels that 16-bit products of one order of sums take, whatever the number of rows: enqueues a small
+// product by each, which overwrites s->gate_up.
 bool load_product_kernels(CudaState *s, Error *err);
 // Rotates x[n_heads][T][head_dim] in place: every pair, as a complex number, times its entry of s->rope_table.
 bool rope(CudaState *s, float *x, int T, int n_heads, int head_dim, Error *err);

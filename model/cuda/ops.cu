@@ -51,10 +51,10 @@ template <typename T> __global__ void rmsnorm_kernel(T *y, const float *x, const
 
 // ---- e4m3 codes with one scale for a row ----
 //
-// The scale is the largest magnitude / 448 in float32, so that the largest number has the largest code; of a row of zeros
-// it is 1. A code is the nearest to number / scale, which float32 has rounded,
-// of two the even one; beyond 448 it is that, as it is for infinities, whose row has the scale of the largest number. NaN
-// stays NaN. Numbers are those that would enter a bf16 product.
+// The scale is the largest magnitude / 448 in float32, so that the largest number has the largest code; of a row of
+// zeros it is 1. A code is the nearest to number / scale, which float32 has rounded, of two the even one; beyond 448 it
+// is that, as it is for infinities, whose row has the scale of the largest number. NaN stays NaN. Numbers are those
+// that would enter a bf16 product.
 
 static const float MOST_E4M3 = 448;
 
@@ -77,8 +77,8 @@ __device__ static uint4 pack8(float4 lo, float4 hi) {
                       pack2<bf16>(hi.z, hi.w));
 }
 
-// A block's row of `cols` numbers as codes [cols], cols % 8 = 0, and its scale. load(c): eight of them in bf16, from column
-// c on; it is called once for each while they fit in registers, else twice.
+// A block's row of `cols` numbers as codes [cols], cols % 8 = 0, and its scale. load(c): eight of them in bf16, from
+// column c on; it is called once for each while they fit in registers, else twice.
 template <class Load> __device__ static void write_codes(uint8_t *codes, float *scale_to, int cols, Load load) {
     constexpr int HELD = 4; // of a thread's eights: up to 16,384 columns by 512 threads
     const int first = 8 * threadIdx.x, step = 8 * blockDim.x;

@@ -12,8 +12,8 @@ bool rope_table(CudaState *s, const Config *c, const int *pos, int T, Error *err
 bool rmsnorm(CudaState *s, const float *weight, float eps, int T, int dim, Error *err);
 // The same rounded to bf16, and then to e4m3: s->codes[T][dim] with s->code_scales[T] (--precision fp8).
 bool rmsnorm_codes(CudaState *s, const float *weight, float eps, int T, int dim, Error *err);
-// s->codes[T][cols] and s->code_scales[T] of in[T][cols] in bf16: the e4m3 code nearest to in / scale, the scale being the
-// largest magnitude of the row / 448, or 1 for zeros. Infinities have the largest code, NaN stays NaN.
+// s->codes[T][cols] and s->code_scales[T] of in[T][cols] in bf16: the e4m3 code nearest to in / scale, the scale being
+// the largest magnitude of the row / 448, or 1 for zeros. Infinities have the largest code, NaN stays NaN.
 bool encode_rows(CudaState *s, const void *in, int T, int cols, Error *err);
 // out[n] = in[n] rounded to s->type; nothing to do in float32, where out is in.
 bool round_to_type(CudaState *s, void *out, const float *in, size_t n, Error *err);
@@ -23,11 +23,11 @@ bool append_kv(const Model *m, CudaState *s, const float *in, int T, int layer, 
 bool change_table(CudaState *s, int n, Error *err);
 // s->step_table: the rows of s->block_table that the step's n_seq sequences have, `width` entries each, in their order.
 bool gather_table(CudaState *s, int n_seq, int width, bool several, Error *err);
-// s->h[T][own hidden_dim] = gate / (1 + exp(-gate)) * up of s->gate_up[2][T][own hidden_dim], each times its matrix's scales if
-// it has any (Matrix.scale) and is not scaled already, rounded to s->type (Shazeer 2020).
+// s->h[T][own hidden_dim] = gate / (1 + exp(-gate)) * up of s->gate_up[2][T][own hidden_dim], each times its matrix's
+// scales if it has any (Matrix.scale) and is not scaled already, rounded to s->type (Shazeer 2020).
 bool swiglu(CudaState *s, const LayerWeights *l, int T, bool scaled, Error *err);
-// The same of what is scaled, rounded to bf16, and then to s->codes[T][own hidden_dim] with s->code_scales[T]. On one GPU,
-// which has all of a row.
+// The same of what is scaled, rounded to bf16, and then to s->codes[T][own hidden_dim] with s->code_scales[T]. On one
+// GPU, which has all of a row.
 bool swiglu_codes(CudaState *s, const LayerWeights *l, int T, Error *err);
 // y[count][T][rows] *= scale[count][rows].
 bool scale_rows(CudaState *s, float *y, const float *scale, int count, int T, int rows, Error *err);

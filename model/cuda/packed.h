@@ -6,12 +6,12 @@
 //   block   codes of its 1024 columns, 8 chunks of 128; then its groups' scales, in the order of columns: bf16, or
 //           float32 where the file has them in another type
 //   chunk   of lane t of 4, the codes of columns 8t .. +7 of each 32: 16 bytes of 4 bits a code; of 8 bits 16 bytes for
-//           the first two 32 columns, and 64 bytes further on those of the other two. So a lane's 8 columns of a row are
-//           what it has of two mmas of 16 columns (fused_packed.cuh)
+//           the first two 32 columns, and 64 bytes further on those of the other two. So a lane's 8 columns of a row
+//           are what it has of two mmas of 16 columns (fused_packed.cuh)
 //   codes   8 bits: of each 4 columns the bytes of columns 0, 2, 1, 3. 4 bits: of each 8 columns the nibbles of columns
-//           0, 2, 4, 6, 1, 3, 5, 7, from the lowest on. So two columns that are neighbours are 16 bits apart, as the two
-//           numbers of a bf16 pair. Of e4m3 the bits of every two bytes are braided (packed_fp8): the first code has its
-//           bits where a bf16 has them, the second what is left
+//           0, 2, 4, 6, 1, 3, 5, 7, from the lowest on. So two columns that are neighbours are 16 bits apart, as the
+//           two numbers of a bf16 pair. Of e4m3 the bits of every two bytes are braided (packed_fp8): the first code
+//           has its bits where a bf16 has them, the second what is left
 //
 // Columns that a last block has too many are codes of zero with scales of zero.
 #ifndef PACKED_H

@@ -78,9 +78,9 @@ bool packed_takes(const Matrix *w) {
     return matrix_is_quantised(w) && w->rows % PACKED_UNIT == 0 && w->cols % PACKED_UNIT == 0;
 }
 
-// The tile for T rows of activations and so many of weights. Of few weights a tile is small, so that there are some for all
-// SMs, as long as one of 128 x 64 would leave many idle. Of more, codes are widened once for up to 64 activations, unless
-// their scales leave no room for two stages of so many, and for 256 where there are enough such tiles.
+// The tile for T rows of activations and so many of weights. Of few weights a tile is small, so that there are some for
+// all SMs, as long as one of 128 x 64 would leave many idle. Of more, codes are widened once for up to 64 activations,
+// unless their scales leave no room for two stages of so many, and for 256 where there are enough such tiles.
 static PackedShape packed_shape(int T, int rows, const Packing *packing) {
     const bool small = rows <= PACKED_FEW_ROWS;
     const int scales = packing->block_bytes - PACK_COLUMNS * packing->bits / 8;

@@ -1,12 +1,12 @@
-// Products of quantised weights (packed.h) and 1 to PACKED_ROWS rows of bf16 activations on Hopper. The weights come from
-// memory as codes, and are widened in registers on their way into the tensor cores. The result has the bits that widen.h
-// and cuBLASLt give (gemm.cu): the same weights in bf16, steps of 16 columns added in the order of K in one float32
-// accumulator. packed_product_kernel.cuh keeps what is promised here, packed_product.cu launches.
+// Products of quantised weights (packed.h) and 1 to PACKED_ROWS rows of bf16 activations on Hopper. The weights come
+// from memory as codes, and are widened in registers on their way into the tensor cores. The result has the bits that
+// widen.h and cuBLASLt give (gemm.cu): the same weights in bf16, steps of 16 columns added in the order of K in one
+// float32 accumulator. packed_product_kernel.cuh keeps what is promised here, packed_product.cu launches.
 //
 // ---- How the work is cut --------------------------------------------------------------------------------------------
 //
-// A block has a tile: some rows of weights and N rows of activations, all columns. C blocks, a cluster, have neighbouring
-// rows of weights and the same activations, of which each copies one C-th, to all of them.
+// A block has a tile: some rows of weights and N rows of activations, all columns. C blocks, a cluster, have
+// neighbouring rows of weights and the same activations, of which each copies one C-th, to all of them.
 //
 //   panel    64 columns: of activations N rows of 128 bytes
 //   slice    128 bytes of codes of each row: 2 panels of 8 bits a code, 4 of 4
@@ -16,14 +16,15 @@
 //   input producer (1 warp)    copies its part of the activations to all blocks of the cluster
 //   consumers                  widen codes ahead of the products that take them; the epilogue
 //
-// By mma.sync, for up to 64 rows of activations and where tiles are few: a warp has 16 or 32 of the rows. One ring, whose
-// stages are a slice of codes and the activations of its columns:
+// By mma.sync, for up to 64 rows of activations and where tiles are few: a warp has 16 or 32 of the rows. One ring,
+// whose stages are a slice of codes and the activations of its columns:
 //
-//   barrier         arrivals                                                     waits        protects
-//   full[stage]     2: both producers; the bytes copied, of all C                consumers    the stage, and scales
-//   empty[stage]    consumer warps x C: lane i of each warp, at block i's        producers    the same stage of all blocks
+//   barrier         arrivals                                                waits        protects
+//   full[stage]     2: both producers; the bytes copied, of all C           consumers    the stage, and scales
+//   empty[stage]    consumer warps x C: lane i of each warp, at block i's   producers    the same stage of all blocks
 //
-// By wgmma, for 128 x 256 tiles: a warpgroup has 64 of the rows. Two rings, of slices of codes and of panels of activations:
+// By wgmma, for 128 x 256 tiles: a warpgroup has 64 of the rows. Two rings, of slices of codes and of
+// panels of activations:
 //
 //   codes.full[stage]    1: the codes producer; the bytes copied         consumers    codes stage, and scales
 //   codes.empty[stage]   consumer warps: lane 0 of each                  producer     the same
@@ -33,30 +34,30 @@
 // Buffer b % n_scales has the scales of block b. It is written with slice `first` of block b + n_scales, when slice
 // first - n_codes has been released, which is one of block b's last slice or later ones: see packed_scale_buffers.
 //
-// A stage is released when what a warp loads of it has arrived in registers; of activations that wgmma reads itself, when
-// the wgmmas are complete, which is known once the next panel's are issued: so that ring has at least two stages.
+// A stage is released when what a warp loads of it has arrived in registers; of activations that wgmma reads itself,
+// when the wgmmas are complete, which is known once the next panel's are issued: so that ring has at least two stages.
 //
 // ---- Who has which column -------------------------------------------------------------------------------------------
 //
-// The bits depend on which 16 columns are a step and on the order of steps, not on the order of columns within one. A chunk
-// of a row (packed.h) has its columns in runs of 8: run r of 4, in the 16 bytes of lane r, has columns 8r .. 8r + 7 of each
-// 32. So step s of the two of 32 columns is runs 2s and 2s + 1.
+// The bits depend on which 16 columns are a step and on the order of steps, not on the order of columns within one. A
+// chunk of a row (packed.h) has its columns in runs of 8: run r of 4, in the 16 bytes of lane r, has columns
+// 8r .. 8r + 7 of each 32. So step s of the two of 32 columns is runs 2s and 2s + 1.
 //
-// By mma.sync, lane 4g + t has columns 4t .. 4t + 3 of a step: half of run 2s + t / 2, so one word of codes for each of its
-// two rows, and 8 bytes of each row of activations. They stand for the columns 2t, 2t + 1 and 2t + 8, 2t + 9 of mma's
-// operands. Of 8 rows, of weights and of activations, lane group g has row g % 4 * 2 + g / 4: then 16 lanes find their 8
-// bytes in different banks, as the swizzle of the copies has put them.
+// By mma.sync, lane 4g + t has columns 4t .. 4t + 3 of a step: half of run 2s + t / 2, so one word of codes for each of
+// its two rows, and 8 bytes of each row of activations. They stand for the columns 2t, 2t + 1 and 2t + 8, 2t + 9 of
+// mma's operands. Of 8 rows, of weights and of activations, lane group g has row g % 4 * 2 + g / 4: then 16 lanes find
+// their 8 bytes in different banks, as the swizzle of the copies has put them.
 //
 // wgmma takes the activations in their own order, so a lane has columns 2t, 2t + 1 and 2t + 8, 2t + 9: one pair of each
 // run, and the four lanes of a row read the same word of codes, or two neighbours.
 //
 // ---- What limits it (H200) ------------------------------------------------------------------------------------------
 //
-// Tiles are not cut in K, so the product of a matrix of few rows takes as long as one warp's steps, one after the other: an
-// mma of 16 rows waits about 33 cycles for the one before, and a warp that is alone on its scheduler needs 40 to 50 to widen
-// a step, by the compiler's own schedule. Of more rows memory is the limit (35 KB a microsecond for an SM), from about 64
-// activations on the tensor cores, of which mma.sync reaches two thirds. Activations come from L2, which gives all SMs
-// together what memory does and little more: hence clusters.
+// Tiles are not cut in K, so the product of a matrix of few rows takes as long as one warp's steps, one after the
+// other: an mma of 16 rows waits about 33 cycles for the one before, and a warp that is alone on its scheduler needs 40
+// to 50 to widen a step, by the compiler's own schedule. Of more rows memory is the limit (35 KB a microsecond for an
+// SM), from about 64 activations on the tensor cores, of which mma.sync reaches two thirds. Activations come from L2,
+// which gives all SMs together what memory does and little more: hence clusters.
 #ifndef PACKED_PRODUCT_H
 #define PACKED_PRODUCT_H
 
@@ -65,8 +66,8 @@
 #include "state.h"
 
 enum {
-    // Rows of activations, at most, from which on widening costs less than it gives: of 8B's out and down, 4096 rows, 256
-    // rows take 52 and 166 us where widened ones take 27 and 88, 64 rows 18 and 56 against 21 and 67.
+    // Rows of activations, at most, from which on widening costs less than it gives: of 8B's out and down, 4096 rows,
+    // 256 rows take 52 and 166 us where widened ones take 27 and 88, 64 rows 18 and 56 against 21 and 67.
     PACKED_ROWS = 256,
     PACKED_ROWS_OF_FEW = 64, // the same for matrices of up to PACKED_FEW_ROWS
     PACKED_PANEL = 64,       // columns
@@ -96,8 +97,8 @@ struct PackedParams {
     int n_codes, n_inputs, n_scales;     // stages of codes and of activations; buffers of scales
 };
 
-// Buffers of scales for so many stages of codes, `slices` to a block of 1024 columns: the last slice of a block has been
-// released before the first of the block that takes its buffer is copied.
+// Buffers of scales for so many stages of codes, `slices` to a block of 1024 columns: the last slice of a block has
+// been released before the first of the block that takes its buffer is copied.
 RULE int packed_scale_buffers(int n_codes, int slices) {
     return 1 + (n_codes - 1 + slices - 1) / slices;
 }
@@ -106,8 +107,8 @@ RULE int packed_scale_buffers(int n_codes, int slices) {
 
 // s->packed_rows: PACKED_ROWS where these kernels can run and s->type is bf16; else 0.
 bool packed_open(CudaState *s, Error *err);
-// Whether these kernels take a matrix: it is quantised, and its rows and columns are multiples of PACKED_UNIT. Of others
-// cuBLASLt has kernels whose steps are other columns.
+// Whether these kernels take a matrix: it is quantised, and its rows and columns are multiples of PACKED_UNIT. Of
+// others cuBLASLt has kernels whose steps are other columns.
 bool packed_takes(const Matrix *w);
 // out[matrices][T][pitch] (+)= in[T][cols] · wᵀ, of w and, unless it is NULL, of `other`, which is alike (dtype, shape,
 // group); in bf16, aligned to 16 bytes, out float32. The sums are multiplied by row_scales [rows], unless that is NULL.

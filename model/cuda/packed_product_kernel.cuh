@@ -10,8 +10,8 @@ template <class Codes> constexpr int PACKED_PANELS = PACKED_SLICE_BYTES * 8 / Co
 template <class Codes> constexpr int PACKED_SLICES = PACK_COLUMNS / PACKED_PANEL / PACKED_PANELS<Codes>;  // of a block
 
 // ---- tiles ----------------------------------------------------------------------------------------------------------
-// Rows of weights and of activations, who multiplies, and what a block takes: blocks of a cluster and of an SM, warps that
-// multiply, threads, dynamic shared memory. (Boxes of 8 rows of activations or more: a swizzle's period.)
+// Rows of weights and of activations, who multiplies, and what a block takes: blocks of a cluster and of an SM, warps
+// that multiply, threads, dynamic shared memory. (Boxes of 8 rows of activations or more: a swizzle's period.)
 
 template <int ROWS_, int N_, int C_, int CONSUMERS_> struct PackedTile {
     static constexpr int ROWS = ROWS_, N = N_, C = C_, CONSUMERS = CONSUMERS_;
@@ -27,7 +27,8 @@ template <int ROWS, int N, int M_> struct PackedWarps : PackedTile<ROWS, N, N ==
     static constexpr int SHARED = 112 << 10;
     template <class Codes> static constexpr int PANELS = PACKED_PANELS<Codes>;
 };
-// By wgmma: each warpgroup has 64 of the rows. Codes and activations have stages of their own, of a slice and of a panel.
+// By wgmma: each warpgroup has 64 of the rows. Codes and activations have stages of their own,
+// of a slice and of a panel.
 template <int ROWS, int N, int INPUTS_> struct PackedWarpgroups : PackedTile<ROWS, N, 2, 2 * ROWS> {
     // Of 128 accumulators a thread there is room for if producers give their registers away, a warpgroup at a time.
     static constexpr bool BY_WARP = false, MOVES_REGISTERS = true;
@@ -126,14 +127,15 @@ __device__ __forceinline__ void packed_produce_input(const PackedParams &p, cons
 
 // ---- consumers ------------------------------------------------------------------------------------------------------
 
-// A pair of codes times a scale, rounded to float32 and to bf16. (Of two numbers of 8 bits the float32 product is exact.)
+// A pair of codes times a scale, rounded to float32 and to bf16.
+// (Of two numbers of 8 bits the float32 product is exact.)
 __device__ __forceinline__ uint32_t times_float(uint32_t pair, float scale) {
     float2 v = unpack2<bf16>(pair);
     return pack2<bf16>(__fmul_rn(v.x, scale), __fmul_rn(v.y, scale));
 }
 
-// Of 16 rows of weights and N of activations the sums, times a power of two, to out. A lane has two rows, 8 apart, of the
-// matrix from `row` on, and of every 8 tokens two, `apart` from each other, from `token` on.
+// Of 16 rows of weights and N of activations the sums, times a power of two, to out. A lane has two rows, 8 apart, of
+// the matrix from `row` on, and of every 8 tokens two, `apart` from each other, from `token` on.
 template <int N>
 __device__ __forceinline__ void packed_store(const PackedParams &p, int matrix, int row, int token, int apart,
                                              float factor, const float (&acc)[N / 2]) {
@@ -169,14 +171,15 @@ __device__ __forceinline__ void packed_store(const PackedParams &p, int matrix, 
 
 // ---- consumers by mma.sync ------------------------------------------------------------------------------------------
 
-// The row of 8 that lane group g has, of weights and of activations: in the order 0, 2, 4, 6, 1, 3, 5, 7, so that loads of 8
-// bytes by 16 lanes, which take two neighbouring 16 bytes of four rows, find them in different banks.
+// The row of 8 that lane group g has, of weights and of activations: in the order 0, 2, 4, 6, 1, 3, 5, 7, so that loads
+// of 8 bytes by 16 lanes, which take two neighbouring 16 bytes of four rows, find them in different banks.
 __device__ __forceinline__ int packed_line(int g) {
     return g % 4 * 2 + g / 4;
 }
 
-// Where a lane's part is: of codes in a stage, for even and odd steps in the first row's first chunk; of the first row's
-// scales in their buffer, and what their addresses are xored with; of activations in a panel, for each of its four steps.
+// Where a lane's part is: of codes in a stage, for even and odd steps in the first row's first chunk; of the first
+// row's scales in their buffer, and what their addresses are xored with; of activations in a panel,
+// for each of its four steps.
 struct PackedQuadLane {
     uint32_t codes[2], scales, scales_swizzle, input[4];
     int shift;
@@ -200,8 +203,8 @@ template <class Codes, class Tile> __device__ __forceinline__ PackedQuadLane pac
     return own;
 }
 
-// What a lane has of a panel's codes: of M times 16 rows, in its row and the one 8 further on, for each step of 16 columns
-// the word with its 4 columns.
+// What a lane has of a panel's codes: of M times 16 rows, in its row and the one 8 further on, for each step of 16
+// columns the word with its 4 columns.
 template <int M> struct PackedQuads {
     uint32_t words[M][2][4];
 };
@@ -226,8 +229,8 @@ __device__ __forceinline__ void load_quads(PackedQuads<M> &quads, const PackedQu
     }
 }
 
-// A slice's scales of a lane's rows, as they are in memory: of two bytes all, or of groups of 64 and 128 columns those in
-// the 8 bytes around; of four bytes those of one panel, which are loaded for each.
+// A slice's scales of a lane's rows, as they are in memory: of two bytes all, or of groups of 64 and 128 columns those
+// in the 8 bytes around; of four bytes those of one panel, which are loaded for each.
 template <class Codes, PackedScales SCALES, int M> struct PackedQuadScales {
     static constexpr int WORDS = SCALES == SCALES_BF16_OF_32 && Codes::BITS == 4 ? 4 : 2;
     uint32_t words[2 * M][WORDS];
@@ -373,8 +376,8 @@ __device__ __forceinline__ void packed_consume_by_warp(const PackedParams &p, co
 
 // ---- consumers by wgmma ---------------------------------------------------------------------------------------------
 
-// What a lane has of a panel's codes, of rows g and g + 8: the word of each run of each 32 columns that has its pair; and
-// their scales.
+// What a lane has of a panel's codes, of rows g and g + 8: the word of each run of each 32 columns that has its pair;
+// and their scales.
 struct PackedPanel {
     uint32_t words[2][4][2], scales[2][2]; // [row][run][32 columns], [row][32 columns]
 };
@@ -400,8 +403,8 @@ template <class Codes> __device__ __forceinline__ PackedLane packed_lane(const P
     return own;
 }
 
-// Loads panel `half` of a pair of panels (a chunk): `chunk` is its number in the slice, `column` the panel's first one in
-// its block of 1024.
+// Loads panel `half` of a pair of panels (a chunk): `chunk` is its number in the slice, `column` the panel's first one
+// in its block of 1024.
 template <class Codes, int SCALE_BYTES>
 __device__ __forceinline__ void load_panel(PackedPanel &panel, const PackedParams &p, const PackedLane &own,
                                            uint32_t stage, int chunk, int half, uint32_t scales, int column) {

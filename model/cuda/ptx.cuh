@@ -251,8 +251,8 @@ __device__ __forceinline__ void copy_tensor_2d(uint32_t dst, const void *map, in
         "l"(map), "r"(x), "r"(y), "r"(barrier), "l"(policy)
         : "memory");
 }
-// The same to every block of the cluster whose bit is in `blocks`: at the same place, and counted at the same barrier, in
-// each of them.
+// The same to every block of the cluster whose bit is in `blocks`: at the same place, and counted at the same barrier,
+// in each of them.
 __device__ __forceinline__ void copy_tensor_2d_to_blocks(uint32_t dst, const void *map, int x, int y, uint32_t barrier,
                                                          int blocks) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
@@ -289,11 +289,9 @@ __device__ __forceinline__ float load_l2(const float *p) {
     return v;
 }
 __device__ __forceinline__ uint4 load_l2_16(const void *p, bool valid) {
-    uint4 v;
-    asm volatile("{\n.reg .pred valid;\nsetp.ne.s32 valid, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, "
-                 "0;\nmov.b32 %3, 0;\n"
-                 "@valid ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
-                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+    uint4 v = {0, 0, 0, 0};
+    asm volatile("{\n.reg .pred valid;\nsetp.ne.s32 valid, %5, 0;\n@valid ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
+                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
                  : "l"(p), "r"((int)valid)
                  : "memory");
     return v;
@@ -338,7 +336,8 @@ __device__ __forceinline__ unsigned load_relaxed(const unsigned *from) {
     return x;
 }
 
-// The same among several GPUs: what was stored, by this thread or by others that it has met, before what is stored next.
+// The same among several GPUs: what was stored, by this thread or by others that it has met,
+// before what is stored next.
 __device__ __forceinline__ void fence_system() {
     asm volatile("fence.acq_rel.sys;" ::: "memory");
 }
@@ -375,13 +374,12 @@ __device__ __forceinline__ float load_system(const float *from) {
 }
 // 16 bytes, zeros where that is not valid.
 __device__ __forceinline__ uint4 load_system16(const void *p, bool valid) {
-    uint4 v;
-    asm volatile("{\n.reg .pred valid;\nsetp.ne.s32 valid, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, "
-                 "0;\nmov.b32 %3, 0;\n"
-                 "@valid ld.relaxed.sys.global.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
-                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
-                 : "l"(p), "r"((int)valid)
-                 : "memory");
+    uint4 v = {0, 0, 0, 0};
+    asm volatile(
+        "{\n.reg .pred valid;\nsetp.ne.s32 valid, %5, 0;\n@valid ld.relaxed.sys.global.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
+        : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+        : "l"(p), "r"((int)valid)
+        : "memory");
     return v;
 }
 __device__ __forceinline__ unsigned long long nanoseconds() {

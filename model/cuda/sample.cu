@@ -9,12 +9,12 @@
 // - 3 times the logits, 131 MB each: for the bins, for the bin of the cut, for the bin of the draw. 0.1 ms at 4 TB/s.
 // - 30 float64 additions and products for each weight, once: 1.0e9, 0.07 ms at the 64 a cycle and SM of an H200. (The
 //   later passes compute weights in the bin that they look for alone, and find it in float32.)
-// - 3 atomic additions to shared memory for each weight of 45 bits: there are none of 64 bits in hardware, so the sum of
-//   a bin is kept in three sums of 15 bits each. 3e6 by a warp, of 2 to 4 cycles and as many again where lanes meet in a
-//   bin, which of bins of 1/32 in the base-2 logarithm two or three of 32 do: 0.1 to 0.2 ms.
+// - 3 atomic additions to shared memory for each weight of 45 bits: there are none of 64 bits in hardware, so the sum
+//   of a bin is kept in three sums of 15 bits each. 3e6 by a warp, of 2 to 4 cycles and as many again where lanes meet
+//   in a bin, which of bins of 1/32 in the base-2 logarithm two or three of 32 do: 0.1 to 0.2 ms.
 // - 400 atomic additions of 64 bits to L2 for each block, one for a bin that has tokens.
-// A row alone has 63 blocks for its weights, which take it a few microseconds; then one block looks through it twice, at
-// 25 KB under way in an SM in 6 to 8 microseconds each.
+// A row alone has 63 blocks for its weights, which take it a few microseconds; then one block looks through it twice,
+// at 25 KB under way in an SM in 6 to 8 microseconds each.
 #include <math.h>
 #include <string.h>
 

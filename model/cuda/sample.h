@@ -31,8 +31,8 @@ struct SampleBuffers {
     int *ids_host;        // pinned
 };
 
-// Draws ids [n], as sample_token does, from rows of logits [*][vocab] on the device, which must be finite, by one kernel
-// on the stream, and waits for it. argmax: of each row of logits, on the host.
+// Draws ids [n], as sample_token does, from rows of logits [*][vocab] on the device, which must be finite, by one
+// kernel on the stream, and waits for it. argmax: of each row of logits, on the host.
 bool sample_rows(const SampleBuffers *buffers, const float *logits, int vocab, const int *argmax, const SampleRow *rows,
                  int n, int *ids, cudaStream_t stream, Error *err);
 // Loads that kernel.

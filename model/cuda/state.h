@@ -1,13 +1,14 @@
 // What the GPU engines share: the state on the device, and what engine fused takes from engine cublas. Who calls whom:
 // engine.cu (memory) > step.cu (graphs, run-ahead) > forward.cu (the paper) > gemm.cu, ops.cu (launches).
 //
-// Several GPUs (--gpus): the caller's Model is that of rank 0; each other rank has a Model and a CudaState of its own in
-// CudaState.peers, with the rows of its Shard in its weights and the keys and values of its heads in its cache. Lengths,
-// pages and host memory are rank 0's. One thread enqueues for all ranks, part by part (for_shards), and what a part
-// needs of the others is gathered in between (gather, parallel/comm.h). On one GPU there is one rank and no gather.
+// Several GPUs (--gpus): the caller's Model is that of rank 0; each other rank has a Model and a CudaState of its own
+// in CudaState.peers, with the rows of its Shard in its weights and the keys and values of its heads in its cache.
+// Lengths, pages and host memory are rank 0's. One thread enqueues for all ranks, part by part (for_shards), and what a
+// part needs of the others is gathered in between (gather, parallel/comm.h).
+// On one GPU there is one rank and no gather.
 //
-// Several processes (parallel/processes.h): each has one of the ranks, its caller's Model, and CudaState.peers is empty.
-// "All ranks" below are those of this process, and the first of them is the one that has what is said of rank 0.
+// Several processes (parallel/processes.h): each has one of the ranks, its caller's Model, and CudaState.peers is
+// empty. "All ranks" below are those of this process, and the first of them is the one that has what is said of rank 0.
 #ifndef CUDA_STATE_H
 #define CUDA_STATE_H
 
@@ -26,7 +27,8 @@ extern "C" {
 #include "sample.h"
 #include <cublasLt.h>
 
-// What a step reads from the host, copied at once. Sequences have a row each, or several of them have more (candidates).
+// What a step reads from the host, copied at once. Sequences have a row each,
+// or several of them have more (candidates).
 struct StepInput {
     int tokens[MAX_STEP_ROWS], lens[MAX_STEP_ROWS]; // of each row: its token, and the positions before it
     int slots[MAX_SLOTS];                           // of each sequence
@@ -149,8 +151,8 @@ struct CudaState {
     // unless ranks are apart.
     cudaGraphExec_t graphs[2][2][MAX_STEP_ROWS + 1];
     bool ran[2][MAX_STEP_ROWS + 1]; // once without a graph, so that cuBLAS has loaded what it needs
-    // Enqueues a step of n rows from `step` to logits, argmax and argmax_host; several: of a sequence. If not, `step` is
-    // the next step's then.
+    // Enqueues a step of n rows from `step` to logits, argmax and argmax_host; several: of a sequence. If not, `step`
+    // is the next step's then.
     bool (*enqueue_step)(Model *m, int n, bool several, Error *err);
     // Of several GPUs: whether such a step is enqueued for each by itself, without an order between their streams: its
     // kernels wait for the others' (fused_exchange.cuh). NULL: never.
@@ -169,7 +171,8 @@ template <class Body> auto with_type(DType dtype, Body body) {
 }
 
 // A matrix on the device: as the file has it, in another dtype, or packed. Packed, of what Matrix has: data are rows as
-// packed.h has them; dtype, group and scale_dtype are the file's; scale is float32 [rows], or NULL where groups have scales.
+// packed.h has them; dtype, group and scale_dtype are the file's; scale is float32 [rows],
+// or NULL where groups have scales.
 
 // How a quantised matrix is packed: scales are bf16 where the file has those of groups in BF16, else float32.
 inline Packing matrix_packing(const Matrix *m) {
@@ -191,7 +194,7 @@ inline uint64_t device_row_bytes(const Matrix *m) {
     return matrix_is_quantised(m) ? (uint64_t)matrix_packing(m).row_bytes : matrix_row_bytes(m);
 }
 
-// ---- shards.cu: the ranks of a model ---------------------------------------------------------------------------------
+// ---- shards.cu: the ranks of a model --------------------------------------------------------------------------------
 
 // Ranks in this process, and the number of one among them.
 inline int local_ranks(const Model *m) {
@@ -272,8 +275,8 @@ void close_cuda(Model *m);
 
 // ---- forward.cu -----------------------------------------------------------------------------------------------------
 
-// Logits and argmax of rows of prompts, from row first_logit of the logits on; also of a step's rows before them, one of
-// each sequence (b->n_decode): that step is on the device.
+// Logits and argmax of rows of prompts, from row first_logit of the logits on; also of a step's rows before them, one
+// of each sequence (b->n_decode): that step is on the device.
 bool forward_prompt(Model *m, const Batch *b, int first_logit, Error *err);
 // Engine cublas's step.
 bool enqueue_step_cublas(Model *m, int n, bool several, Error *err);

@@ -88,8 +88,8 @@ static bool ranks_are_apart(const Model *m, int n) {
     return s->comm && s->ranks_are_apart && s->ranks_are_apart(m, n);
 }
 
-// What has been enqueued so far, on all GPUs, comes before argmax_ready. (Where ranks are apart rank 0's argmax has waited
-// for all of them: what they have left to do is their own.)
+// What has been enqueued so far, on all GPUs, comes before argmax_ready. (Where ranks are apart rank 0's argmax has
+// waited for all of them: what they have left to do is their own.)
 static bool record_argmax(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
     if (!s->last_step_apart && !join_shards(m, err)) return false;
@@ -157,8 +157,8 @@ static bool make_graph(CudaState *s, cudaGraph_t graph, cudaGraphExec_t *exec, E
 
 // A step of so many rows as a graph, which is replayed from then on: launching 500 kernels one by one would take longer
 // than running them. Of several GPUs one graph has all: their streams join rank 0's capture at its beginning, and rank
-// 0's stream waits for them at its end. Where ranks are apart each has its own; all captures end before the first is made
-// a graph, which no capture allows beside it.
+// 0's stream waits for them at its end. Where ranks are apart each has its own; all captures end before the first is
+// made a graph, which no capture allows beside it.
 static bool capture_step(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
     cudaGraph_t graphs[MAX_SHARDS] = {};
@@ -197,13 +197,15 @@ static bool is_predicted_step(const Model *m, const CudaState *s, const Batch *b
 }
 
 // Rows that are computed for n, one of each sequence: a run whose sequences end one by one has few graphs then. Those
-// that nobody asked for are at a position that no context has (upload_step): attention neither reads nor writes for them.
+// that nobody asked for are at a position that no context has (upload_step): attention neither reads nor writes for
+// them.
 static int graph_rows(const Model *m, int n) {
     const int unit = n <= 8 ? 1 : n <= 32 ? 4 : 16, rows = (n + unit - 1) / unit * unit;
     return rows < m->kv.n_slots ? rows : m->kv.n_slots; // as many as there is memory for
 }
 
-// n: graph_rows, if not several. The first of so many rows is launched kernel by kernel: its graph is made while it runs.
+// n: graph_rows, if not several. The first of so many rows is launched kernel by kernel: its graph is made while it
+// runs.
 static bool launch_step(Model *m, int n, bool several, Error *err) {
     CudaState *s = (CudaState *)m->state;
     s->last_step_apart = ranks_are_apart(m, n);
@@ -305,8 +307,9 @@ static bool step_cuda(Model *m, const Batch *b, Error *err) {
         room = room && len < m->kv.max_len && kv_pages(len + 1) <= m->kv.held[slot];
         if (room) s->next_step.pages[i] = kv_slot_pages(&m->kv, slot)[len / KV_PAGE];
     }
-    // A step that was predicted predicts the next: who samples, or changes the batch, never has a step run in vain twice.
-    // (A draw may well be the argmax; but the next one would wait until the step that runs ahead leaves SMs free.)
+    // A step that was predicted predicts the next: who samples, or changes the batch, never has a step run in vain
+    // twice. (A draw may well be the argmax; but the next one would wait until the step that runs ahead leaves SMs
+    // free.)
     s->next_step.running = predicted && room && !s->next_step.sampled && s->graphs[0][s->buffer][rows];
     s->next_step.sampled = false;
     if (!record_argmax(m, err)) return false;

@@ -270,8 +270,8 @@ static bool follows(const Matrix *a, const Matrix *b) {
            (!a->scale || (const float *)b->scale == (const float *)a->scale + a->rows);
 }
 
-// matmul_heads relies on wq, wk and wv without a gap, and on one kind of rows in them; matmul_gate_up on one in gate and
-// up.
+// matmul_heads relies on wq, wk and wv without a gap, and on one kind of rows in them; matmul_gate_up on one in gate
+// and up.
 bool place_tensors(Plan *p, Error *err) {
     Model *m = p->model;
     char *base = p->state->weights;

@@ -77,8 +77,8 @@ template <int N, int C> static size_t wide_shared(const WideState *w) {
     return WIDE_SHARED_FIXED<N> + (size_t)wide_stages<N, C>(w) * WIDE_STAGE<N, C>;
 }
 
-// Whether the kernels take the model on this GPU: wgmma is Hopper's alone, in sm_90a's code; f16 has not the range for what is not
-// normalised; every part of K is whole panels.
+// Whether the kernels take the model on this GPU: wgmma is Hopper's alone, in sm_90a's code; f16 has not the range for
+// what is not normalised; every part of K is whole panels.
 static bool wide_takes(const Model *m, bool *takes, Error *err) {
     const Config *c = &m->config;
     int device = 0, major = 0;
@@ -198,7 +198,8 @@ static bool add_product(WideParams *p, const WidePlan *plan, WideKind kind, cons
     return input_map(&f->input, in, n, box_rows, cols, err);
 }
 
-// The parameters of kernel i of a step of n rows: the products between the attention of layer i - 1 and that of layer i.
+// The parameters of kernel i of a step of n rows: the products between the attention of layer i - 1 and that of layer
+// i.
 static bool wide_params(const Model *m, const WideState *w, const WidePlan *plan, int i, int n, int box_rows,
                         WideParams *p, Error *err) {
     const Config *c = &m->config;
@@ -279,7 +280,7 @@ static bool launch_wide(const Model *m, CudaState *s, int i, int n, bool pdl, bo
     });
 }
 
-// ---- several GPUs: a product in each launch, gathers between them, as fused.cu has it ---------------------------------
+// ---- several GPUs: a product in each launch, gathers between them, as fused.cu has it -------------------------------
 
 static OwnColumns own_wide_in(const Model *m) {
     const CudaState *s = (const CudaState *)m->state;

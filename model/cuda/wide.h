@@ -35,8 +35,9 @@
 // ---- Norms ----------------------------------------------------------------------------------------------------------
 //
 // RMSNorm is x · w / rms(x), and rms(x) is a number for each token: it can follow the product. So whoever finishes x
-// writes x · w, rounded to bf16 (the same relative error), and the sum of the squares of each 16 columns of x; who needs
-// the product adds these up and multiplies it by 1 / rms(x). So no block ever reads all of x. (f16 has not the range for what is not normalised.)
+// writes x · w, rounded to bf16 (the same relative error), and the sum of the squares of each 16 columns of x; who
+// needs the product adds these up and multiplies it by 1 / rms(x). So no block ever reads all of x. (f16 has not the
+// range for what is not normalised.)
 //
 // ---- Order ----------------------------------------------------------------------------------------------------------
 //
@@ -49,13 +50,13 @@
 //     and what a product waits for is the one before. Partial sums wait for room in another block, whose epilogue waits
 //     for sums of the pass before only
 //
-// A row's bits depend on K and C, not on how many rows there are or which, nor on the number of clusters or GPUs. C is the
-// run's: pairs up to MAX_PAIR_ROWS, then quads.
+// A row's bits depend on K and C, not on how many rows there are or which, nor on the number of clusters or GPUs. C is
+// the run's: pairs up to MAX_PAIR_ROWS, then quads.
 //
 // ---- What was measured (H200, 8B; shares of what memory gives) ------------------------------------------------------
 //
-//   - a block reads 32 to 38 KB a microsecond, activations included, whatever is in flight beyond 64 KB; 132 blocks read
-//     10 % more than 120, which is how many fit in quads (parts of the GPU have no multiple of 4). So pairs where
+//   - a block reads 32 to 38 KB a microsecond, activations included, whatever is in flight beyond 64 KB; 132 blocks
+//     read 10 % more than 120, which is how many fit in quads (parts of the GPU have no multiple of 4). So pairs where
 //     activations are few (16 rows: 80 % against 77 %), quads where they are many (32 rows: 74 %)
 //   - with the whole ring in flight (190 KB) everything else waits 5 us behind it: activations, x, RoPE (16 rows: 77 %)
 //   - clusters with 3 tiles of 64 rows beside others with 2 cost 10 %: hence tiles of 48 rows
@@ -117,8 +118,8 @@ static_assert(sizeof(WideParams) <= 4096, "parameters of a kernel");
 
 // ---- wide.cu --------------------------------------------------------------------------------------------------------
 
-// Rows that a step may have in the order of sums of a run of so many sequences, more than engine fused's kernels for few
-// rows take; MAX_STEP_ROWS: those steps are engine cublas's. Of a model that is not open yet.
+// Rows that a step may have in the order of sums of a run of so many sequences, more than engine fused's kernels for
+// few rows take; MAX_STEP_ROWS: those steps are engine cublas's. Of a model that is not open yet.
 int wide_most_rows(const Model *m, int sequences);
 // s->wide, of a rank, for the model's steps of up to MAX_WIDE_ROWS rows; it stays NULL where the GPU, the shapes or the
 // dtypes are not what the kernel takes.

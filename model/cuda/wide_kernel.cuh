@@ -201,8 +201,8 @@ __device__ __forceinline__ void wide_epilogue_sync() {
     named_barrier_sync(BARRIER_WIDE_EPILOGUE, 32 * WIDE_EPILOGUE_WARPS);
 }
 
-// scale[token] = 1 / rms(x), from the squares of every 16 columns of x: a warp a token, lanes in steps of 32 × 4, then a
-// tree.
+// scale[token] = 1 / rms(x), from the squares of every 16 columns of x: a warp a token, lanes in steps of 32 × 4, then
+// a tree.
 __device__ __forceinline__ void wide_scales(const WideParams &s, float *scale, int warp, int lane) {
     const int n = s.dim / WIDE_SQUARES; // a multiple of 16 (wide_takes)
     for (int b = warp; b < s.n_rows; b += WIDE_EPILOGUE_WARPS) {
@@ -411,8 +411,8 @@ template <int N, int C> __global__ void wide_products_kernel(const __grid_consta
 
 #endif
 
-// Computes: what a step begins with: the embedding of each token, what the first product needs of it, and the RoPE table
-//           of its position; the counters at zero.
+// Computes: what a step begins with: the embedding of each token, what the first product needs of it, and the RoPE
+//           table of its position; the counters at zero.
 // Reads:    table [vocab][dim] bf16, norm [dim], tokens, pos [n_rows], freq [half].
 // Writes:   x, in [n_rows][dim], squares [n_rows][dim / WIDE_SQUARES], rope [n_rows][half], done [n_done].
 // Grid:     n_rows × 256 threads; a block owns a token.

@@ -1,13 +1,14 @@
-// Matrices that are held in another dtype than enters products: quantised ones, packed (packed.h), and 16-bit ones beside
-// float32 products. (Codes for FP8 products are no wider in a slab, but in the order of columns.) They are widened slab by slab, a slab being all or some of their rows; and while one slab is in a
-// product, the next is widened into the other, in a stream of its own. (Slabs of 12 MB, which stay in L2, cost more: 8B
-// as int4 on an H200, prompts of 512 and 2048 tokens 35 and 64 ms, with whole matrices 20 and 57; bf16 has 14 and 52.)
+// Matrices that are held in another dtype than enters products: quantised ones, packed (packed.h), and 16-bit ones
+// beside float32 products. (Codes for FP8 products are no wider in a slab, but in the order of columns.) They are
+// widened slab by slab, a slab being all or some of their rows; and while one slab is in a product, the next is widened
+// into the other, in a stream of its own. (Slabs of 12 MB, which stay in L2, cost more: 8B as int4 on an H200, prompts
+// of 512 and 2048 tokens 35 and 64 ms, with whole matrices 20 and 57; bf16 has 14 and 52.)
 //
 //   widening's stream    waits for used[i]; widens a slab into slabs[i]; records widened[i]
 //   the engine's stream  waits for widened[i]; the product; records used[i]
 //
-// widen_begin records both `used` in the engine's stream, so that a pass can be captured into a graph: its waits are for
-// records of the same pass, and every slab that is widened is waited for.
+// widen_begin records both `used` in the engine's stream, so that a pass can be captured into a graph: its waits are
+// for records of the same pass, and every slab that is widened is waited for.
 #ifndef CUDA_WIDEN_H
 #define CUDA_WIDEN_H
 

@@ -270,8 +270,8 @@ static bool check_quantised(Binding *b, const Weight *w, const Tensor *t, Error 
     return check_shape(m, t, 2, (uint64_t)x->rows, matrix_row_bytes(x), err) && check_scale(b, x, w->name, err);
 }
 
-// The matrices of the layers that are not quantised are of one dtype. Embeddings and output may each have another, which
-// llama-model/1 had not.
+// The matrices of the layers that are not quantised are of one dtype. Embeddings and output may each have another,
+// which llama-model/1 had not.
 static bool check_weight_dtype(Binding *b, const Weight *w, const Tensor *t, Error *err) {
     Model *m = b->model;
     const DType layers = m->weights.dtype;

@@ -10,9 +10,8 @@
 // is accepted. False: nothing is left open.
 bool checkpoint_open(Model *model, const char *path, bool vocab_only, Error *err);
 
-// Reads norms and weights into one block at base and points model->weights into it. left: a
-// matrix that stays in the file, whose data is NULL then; NULL: none does. The block is model->weights.bytes long, which
-// do not count that.
+// Reads norms and weights into one block at base and points model->weights into it. left: a matrix that stays in the
+// file, whose data is NULL then; NULL: none does. The block is model->weights.bytes long, which do not count that.
 bool checkpoint_load(Model *model, char *base, const Tensor *left, Error *err);
 
 // The messages for what checkpoint_load refuses of a quantised matrix, for who reads weights by itself: a scale that is

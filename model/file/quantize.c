@@ -305,8 +305,8 @@ static bool advance(Job *j, uint64_t n, Error *err) {
     return !model_interrupted(m) || fail_interrupted(err);
 }
 
-// What the disk does while a block is quantised: it reads n bytes of data from `at` on, which come next, and writes what is
-// written so far, so that the end waits for little. Both are advice.
+// What the disk does while a block is quantised: it reads n bytes of data from `at` on, which come next, and writes
+// what is written so far, so that the end waits for little. Both are advice.
 static void start_disk(const Job *j, uint64_t at, uint64_t n) {
     const SafeTensors *file = &j->model->file;
     if (at < file->data_bytes) posix_fadvise(file->fd, (off_t)(file->data_start + at), (off_t)n, POSIX_FADV_WILLNEED);

@@ -26,11 +26,11 @@ typedef struct {
     double error;                    // of all matrices together
 } QuantizeSummary;
 
-// Writes the model, which is opened, and needs to be started for a calibration only, to path: PATH.part first, which is renamed when it is whole. A part of
-// a matrix is in memory at a time. The file depends on the model and on the options alone. Refused, before anything is
-// written: a model that is quantised already, a path that is the model's own file, columns that the type cannot hold,
-// types with groups of two sizes, too little space; and weights that are not finite. model->progress counts
-// "quantising" bytes. The caller frees the summary with quantize_free.
+// Writes the model, which is opened, and needs to be started for a calibration only, to path: PATH.part first, which is
+// renamed when it is whole. A part of a matrix is in memory at a time. The file depends on the model and on the options
+// alone. Refused, before anything is written: a model that is quantised already, a path that is the model's own file,
+// columns that the type cannot hold, types with groups of two sizes, too little space; and weights that are not finite.
+// model->progress counts "quantising" bytes. The caller frees the summary with quantize_free.
 bool quantize_model(Model *model, const char *path, const QuantizeOptions *options, QuantizeSummary *summary,
                     Error *err);
 void quantize_free(QuantizeSummary *summary);

@@ -11,12 +11,12 @@
 
 #include "sequence.h"
 
-// Rows of prompts in a step beside decoded ones. The more, the longer everybody waits for a token; the fewer, the longer
-// prompts take: up to some 128 rows a GPU waits for the weights, which every part reads again, from there on for products.
-// On an H200, 8B in bf16:
+// Rows of prompts in a step beside decoded ones. The more, the longer everybody waits for a token; the fewer, the
+// longer prompts take: up to some 128 rows a GPU waits for the weights, which every part reads again, from there on for
+// products. On an H200, 8B in bf16:
 //   in one pass        64 sequences take 5.4 ms; 63 and 256 rows 9.8, 1.8 times as long
-//   in a pass of each  16 sequences take 4.4 ms; beside 128 rows 10.1, 2.3 times as long, beside 256 rows 14.0, 3.2 times.
-//                      (Another pass alone doubles the time: fewer rows would gain little for what they cost.)
+//   in a pass of each  16 sequences take 4.4 ms; beside 128 rows 10.1, 2.3 times as long, beside 256 rows 14.0, 3.2
+//                      times. (Another pass alone doubles the time: fewer rows would gain little for what they cost.)
 enum { PROMPT_ROWS = 256, PROMPT_ROWS_APART = 128 };
 
 // One whose keys and values are in host memory.

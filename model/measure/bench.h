@@ -14,8 +14,8 @@ typedef struct {
     int context, batch;    // nothing beyond these; 0: all
     SamplerConfig sampler; // of a step's tokens, without a repetition penalty
     bool json, progress;
-    // The first prompt of a process, of so many tokens: starts another process with this model and engine, which computes
-    // nothing else: seconds to the first token. NULL: that is not measured.
+    // The first prompt of a process, of so many tokens: starts another process with this model and engine, which
+    // computes nothing else: seconds to the first token. NULL: that is not measured.
     bool (*fresh_prompt)(void *context, int tokens, double *seconds, Error *err);
     void *fresh_context;
 } BenchOptions;

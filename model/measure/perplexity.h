@@ -9,11 +9,11 @@
 enum { PERPLEXITY_WINDOW = 2048 };
 
 // Which tokens are scored, each predicted from those before it in its window. A window is as long as the cache.
-//   SLIDING  all but the text's first, once: each window is `stride` after the one before it and scores what that one did
-//            not, from at least window - stride tokens (https://huggingface.co/docs/transformers/perplexity)
-//   HALF     windows follow each other, without what is left of the text after the last full one. Of each the tokens from
-//            window/2 + 1 on are scored, from 0; where the text begins with BOS, so does each window, in place of its first
-//            token. As llama.cpp's llama-perplexity.
+//   SLIDING  all but the text's first, once: each window is `stride` after the one before it and scores what that one
+//            did not, from at least window - stride tokens (https://huggingface.co/docs/transformers/perplexity)
+//   HALF     windows follow each other, without what is left of the text after the last full one. Of each the tokens
+//            from window/2 + 1 on are scored, from 0; where the text begins with BOS, so does each window, in place of
+//            its first token. As llama.cpp's llama-perplexity.
 typedef enum { WINDOWS_SLIDING, WINDOWS_HALF } PerplexityWindows;
 
 typedef struct {

@@ -1,7 +1,8 @@
-// What the GPUs that share a model exchange. Two kinds of builds and starts ask for more than one way; an engine sees this
-// header alone:
+// What the GPUs that share a model exchange. Two kinds of builds and starts ask for more than one way; an engine sees
+// this header alone:
 //
-//   one GPU        no Comm at all (NULL): a shard's part is the whole, and nothing is enqueued. CudaState points x_all at x
+//   one GPU        no Comm at all (NULL): a shard's part is the whole, and nothing is enqueued.
+//                  CudaState points x_all at x
 //   comm_peer.cu   the GPUs of one process (--gpus): one thread enqueues for all of them, and kernels store into each
 //                  other's memory
 //   comm_nccl.cu   a GPU in each of several processes (processes.h), on one host or on several: NCCL's all-gathers.
@@ -12,28 +13,28 @@
 //
 // ---- Order ----------------------------------------------------------------------------------------------------------
 //
-// A gather is, on the stream of each rank: a kernel that stores the rank's columns to all ranks; an event; waits for the
-// events of all others. So what a rank enqueues afterwards finds every part, and by then it has finished whatever it had
-// enqueued before. Why a part never overwrites what another rank still reads: a rank stores to a buffer for the second
-// time only after it has waited for a gather between the two, of another buffer, whose event each rank records after it
-// has read the first:
+// A gather is, on the stream of each rank: a kernel that stores the rank's columns to all ranks; an event; waits for
+// the events of all others. So what a rank enqueues afterwards finds every part, and by then it has finished whatever
+// it had enqueued before. Why a part never overwrites what another rank still reads: a rank stores to a buffer for the
+// second time only after it has waited for a gather between the two, of another buffer, whose event each rank records
+// after it has read the first:
 //
-//   buffer     read by                          before that rank's part of    which its owner waits for before it writes
-//   att_all    wo's product                     x (after attention)           att_all of the next layer
-//   x_all      the norm before gate and up      h                             x (after feed-forward)
-//   h_all      w2's product                     x (after feed-forward)        h of the next layer
-//   x_all      the norm before QKV, lm_head     att_all of the next layer,    x of the next layer, or of the next batch
-//                                               or the logits
-//   logits     argmax; rank 0: the host         att_all of the next batch     the next batch's logits, at its end
+//   buffer     read by                         before that rank's part of    which its owner waits for before it writes
+//   att_all    wo's product                    x (after attention)           att_all of the next layer
+//   x_all      the norm before gate and up     h                             x (after feed-forward)
+//   h_all      w2's product                    x (after feed-forward)        h of the next layer
+//   x_all      the norm before QKV, lm_head    att_all of the next layer,    x of the next layer, or of the next batch
+//                                              or the logits
+//   logits     argmax; rank 0: the host        att_all of the next batch     the next batch's logits, at its end
 //
-// The embedding is no gather: each rank writes its own x_all, after waiting for the last gather that stored to it. A rank
-// whose batch ends without logits has gathered nothing in its last layer, and reads nothing that others store to.
+// The embedding is no gather: each rank writes its own x_all, after waiting for the last gather that stored to it. A
+// rank whose batch ends without logits has gathered nothing in its last layer, and reads nothing that others store to.
 //
 // By processes a gather is a collective on each rank's own stream: it ends when all parts are there, and it begins on a
 // rank when that has finished what it had enqueued before. So the same order holds.
 //
-// In comm_peer.cu nothing polls: all waits are the stream's, so that several ranks can share one GPU (tests), and a CUDA graph captures a
-// step of all ranks, with these edges in it.
+// In comm_peer.cu nothing polls: all waits are the stream's, so that several ranks can share one GPU (tests), and a
+// CUDA graph captures a step of all ranks, with these edges in it.
 #ifndef COMM_H
 #define COMM_H
 
@@ -101,9 +102,9 @@ inline bool fail_on_gpu(int device, cudaError_t status, Error *err) {
 inline bool comm_wait(Comm *comm, cudaEvent_t event, Error *err) {
     return comm->way->wait(comm, event, err);
 }
-// Whether kernels of one rank reach the memory of all others: of several processes those of one host do. Where they do, all
-// [count] says where what each rank has at own is reached from here: the start of a block of cudaMalloc's; own: of each
-// rank that is here. Collective. What is reached stays so until comm_close, and may be freed after that alone.
+// Whether kernels of one rank reach the memory of all others: of several processes those of one host do. Where they do,
+// all [count] says where what each rank has at own is reached from here: the start of a block of cudaMalloc's; own: of
+// each rank that is here. Collective. What is reached stays so until comm_close, and may be freed after that alone.
 inline bool comm_reaches(const Comm *comm) {
     return comm->way->reaches(comm);
 }

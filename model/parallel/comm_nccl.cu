@@ -72,8 +72,8 @@ static bool are_alike(const CommPart *parts) {
     return ok;
 }
 
-// The first part is the largest (shard.h). Where one is smaller all are sent from the staging, with something after them
-// that nobody reads.
+// The first part is the largest (shard.h). Where one is smaller all are sent from the staging, with something after
+// them that nobody reads.
 static bool gather_rows(NcclComm *c, const CommPart *parts, int rows, size_t row_bytes, Error *err) {
     const CommPart *own = &parts[processes.rank];
     const bool alike = are_alike(parts);

@@ -1,5 +1,5 @@
-// What MPI's launchers tell a process by its environment, before any library is asked: Open MPI's own variables, those of
-// the older protocol PMI, and PMIx's, which does not say how many there are.
+// What MPI's launchers tell a process by its environment, before any library is asked: Open MPI's own variables, those
+// of the older protocol PMI, and PMIx's, which does not say how many there are.
 #include <stdlib.h>
 
 #include "processes.h"

@@ -1,7 +1,8 @@
 // One model in several processes (processes.h): rank 0 leads, the others follow. Rank 0 reads, schedules, samples and
-// prints as if it were alone; its engine is one that sends what it is asked for to the others before it computes its own
-// part, and each of these asks its own engine for the same. So all ranks enqueue the same launches, capture the same
-// graphs and decide alike whether a step runs ahead, and nothing but the engine's gathers (comm.h) ties them together.
+// prints as if it were alone; its engine is one that sends what it is asked for to the others before it computes its
+// own part, and each of these asks its own engine for the same. So all ranks enqueue the same launches, capture the
+// same graphs and decide alike whether a step runs ahead, and nothing but the engine's gathers (comm.h)
+// ties them together.
 //
 //   rank 0's engine    what the others get                               what they do
 //   open               precision, sizes, engine; then all agree          model_start
@@ -11,14 +12,15 @@
 //   close              nothing                                           model_stop
 //   lead_end           the exit status                                   follow returns it
 //
-// read_logits and sample need no other rank: every rank has all logits. Who fails in the middle of forward or copy_pages
-// ends all processes, since the others wait for its gathers.
+// read_logits and sample need no other rank: every rank has all logits. Who fails in the middle of forward or
+// copy_pages ends all processes, since the others wait for its gathers.
 #ifndef LEAD_H
 #define LEAD_H
 
 #include "../model.h"
 
-// On rank 0, for a model with by_processes: what stands for its engine. (It may be asked for that of one model at a time.)
+// On rank 0, for a model with by_processes: what stands for its engine.
+// (It may be asked for that of one model at a time.)
 const Engine *lead_engine(const Engine *engine);
 // Collective: whether all ranks run the same program and have opened the same model: of a file the size, the header and
 // samples of the data. m NULL: this one could not, err says why.

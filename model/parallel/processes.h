@@ -1,6 +1,7 @@
 // The processes that compute one model together, a GPU each, over hosts too: mpirun -n N ./llama. They are started by
-// MPI's launcher, and the same program, flags and model file are everywhere. Rank 0 is the one that a user talks to; what
-// the others do is in lead.h. MPI is behind this header alone: processes_mpi.c, or processes_none.c in builds without it.
+// MPI's launcher, and the same program, flags and model file are everywhere. Rank 0 is the one that a user talks to;
+// what the others do is in lead.h. MPI is behind this header alone: processes_mpi.c,
+// or processes_none.c in builds without it.
 //
 // Started in any other way a process is alone: MPI is not touched, and all of this does nothing.
 #ifndef PROCESSES_H
@@ -44,7 +45,8 @@ bool processes_receive(void *data, size_t bytes, const volatile sig_atomic_t *st
 // Says what has failed, and ends all processes, wherever they are: the launcher's exit status is that.
 __attribute__((noreturn)) void processes_abort(const Error *err, int status);
 
-// launcher.c: how many processes the launcher has started, by its environment; 1: there is no launcher. This one's rank.
+// launcher.c: how many processes the launcher has started, by its environment; 1: there is no launcher.
+// This one's rank.
 int launcher_count(void);
 int launcher_rank(void);
 
