@@ -1,14 +1,14 @@
 // Products of steps with AVX-512: of one row or a few, for which W is read once, at the speed of memory. For files of
-// functions with the attribute WITH_STEP, which say before they include this how vectors of sixteen words of W and x are
-// made and multiplied (D: the dtype of W, a constant):
-//   COLUMNS_OF_WORD           columns that a word of x has: 1, a float, or 2, a pair of bf16
-//   arrange_line(out, x, D)   the columns of a line, as words in the order of WIDEN
+// functions with the attribute WITH_STEP, which say before they include this how vectors of sixteen words of W and of x
+// are made and multiplied (D: the dtype of W, a constant):
+//   COLUMNS_OF_WORD             columns that a word of x has: 1, a float, or 2, a pair of bf16
+//   arrange_line(out, x, D)     the columns of a line, as words in the order of WIDEN
 //   StepLine, LOAD_LINE(at, D)  a line of W, ...
-//   WIDEN(line, j, D)         ... and vector j of it, exact
-//   MULTIPLY(w, x)            the products of two vectors, as floats, summed over each word, ...
-//   MULTIPLY_ADD(sum, w, x)   ... and added to such sums
-//   CODE_UNIT(D)              what a row's sum is multiplied by, so that it is of what the codes stand for
-//   WITH_STEP_TYPE(w, CALL)   WITH_TYPE of the types that are multiplied so
+//   WIDEN(line, j, D)           ... and vector j of it, exact
+//   MULTIPLY(w, x)              the products of two vectors, as floats, summed over each word, ...
+//   MULTIPLY_ADD(sum, w, x)     ... and added to such sums
+//   CODE_UNIT(D)                what a row's sum is multiplied by, so that it is of what the codes stand for
+//   WITH_STEP_TYPE(w, CALL)     WITH_TYPE of the types that are multiplied so
 #include "../threads.h"
 #include "products_avx512.h"
 #include "widen_avx512.h"
@@ -31,7 +31,8 @@ STEP_INLINE int words_of_line(DType dtype) { // of x
     return columns_of_line(dtype) / COLUMNS_OF_WORD;
 }
 
-// T rows of n columns to out [lines][T][words of a line], zeros up to a whole line.
+// T rows of n columns to out [lines][T][words_of_line], zeros up to a whole line. (So all rows of x have one address and
+// constants beside it.)
 STEP_INLINE void arrange(uint32_t *out, const float *x, int T, int n, DType dtype) {
     const int unit = columns_of_line(dtype);
     for (int i = 0; i < n; i += unit)
@@ -47,7 +48,7 @@ STEP_INLINE void arrange(uint32_t *out, const float *x, int T, int n, DType dtyp
 
 typedef struct {
     float *y;
-    const uint32_t *x; // arranged
+    const uint32_t *x; // [lines of a row of W][T][words_of_line], arranged
     const Matrix *w;
     int T;
     int ahead; // rows of W that are fetched before they are multiplied, a multiple of 4
@@ -95,8 +96,8 @@ STEP_INLINE void multiply_vector(__m512 sum[4][4], const StepLine line[4], const
     }
 }
 
-// Lines of R rows of W by C rows of x, added to sum; where scales are of groups of columns the line has a sum of its own,
-// which is multiplied by scale[r]: of each lane. at: the first row's line, `stride` bytes before the next.
+// Lines of R rows of W by C rows of x, added to sum; where scales are of groups of columns the line has a sum of its
+// own, which is multiplied by scale[r]: of each lane. at: the first row's line, `stride` bytes before the next.
 STEP_INLINE void multiply_line(__m512 sum[4][4], const char *at, size_t stride, const uint32_t *x, const __m512 *scale,
                                DType dtype, bool grouped, int R, int C) {
     const int n = weights_of_lane(dtype) / COLUMNS_OF_WORD;

@@ -30,7 +30,7 @@ INLINE int columns_of_line(DType dtype) {
     return LANES * weights_of_lane(dtype);
 }
 
-// 64 bytes in a register. (A compiler would rather make a load part of each instruction that uses it, and as many loads.)
+// 64 bytes in a register. (A compiler would rather make a load part of each instruction that uses it.)
 INLINE __m512i load_once(const void *at) {
     __m512i v = _mm512_loadu_si512(at);
     __asm__("" : "+v"(v));
