@@ -16,7 +16,8 @@
 #define STEP_INLINE static inline __attribute__((always_inline)) WITH_STEP
 
 enum {
-    X_ROWS = 8,       // rows of x that are multiplied at a time ...
+    X_TILE = 4,       // rows of x that a line of W is multiplied by at a time
+    X_ROWS = 8,       // rows of x that are multiplied together ...
     X_NEAR = 1 << 14, // ... so many numbers of them: 64 KB, of pairs 32
     W_ROWS = 32,      // rows of W that a thread takes at a time
     AHEAD = 12288,    // bytes of W, at least, that are fetched before they are multiplied, and to the L2 cache: int8
@@ -31,24 +32,29 @@ STEP_INLINE int words_of_line(DType dtype) { // of x
     return columns_of_line(dtype) / COLUMNS_OF_WORD;
 }
 
-// T rows of n columns to out [lines][T][words_of_line], zeros up to a whole line. (So all rows of x have one address and
-// constants beside it.)
+STEP_INLINE size_t words_of_row(int cols, DType dtype) { // with zeros up to a whole line
+    return (size_t)((cols + columns_of_line(dtype) - 1) / columns_of_line(dtype)) * (size_t)words_of_line(dtype);
+}
+
+// T rows of n columns to out: of X_TILE rows, or those left, line by line [lines][rows][words_of_line], which then have
+// one address and constants beside it.
 STEP_INLINE void arrange(uint32_t *out, const float *x, int T, int n, DType dtype) {
     const int unit = columns_of_line(dtype);
-    for (int i = 0; i < n; i += unit)
-        for (int t = 0; t < T; t++, out += words_of_line(dtype)) {
-            const float *from = x + (size_t)t * (size_t)n + i;
-            float padded[MAX_UNIT] = {0};
-            if (n - i < unit) from = memcpy(padded, from, (size_t)(n - i) * sizeof *x);
-            arrange_line(out, from, dtype);
-        }
+    for (int first = 0; first < T; first += X_TILE)
+        for (int i = 0; i < n; i += unit)
+            for (int t = first; t < T && t < first + X_TILE; t++, out += words_of_line(dtype)) {
+                const float *from = x + (size_t)t * (size_t)n + i;
+                float padded[MAX_UNIT] = {0};
+                if (n - i < unit) from = memcpy(padded, from, (size_t)(n - i) * sizeof *x);
+                arrange_line(out, from, dtype);
+            }
 }
 
 // ---- products -------------------------------------------------------------------------------------------------------
 
 typedef struct {
     float *y;
-    const uint32_t *x; // [lines of a row of W][T][words_of_line], arranged
+    const uint32_t *x; // arranged
     const Matrix *w;
     int T;
     int ahead; // rows of W that are fetched before they are multiplied, a multiple of 4
@@ -86,7 +92,7 @@ STEP_INLINE void load_block_scales(Block *b, int row, int col, int n, int R) {
 }
 
 // Vector j of R lines of W by C rows of x: sum += their products, or = where it is the first.
-STEP_INLINE void multiply_vector(__m512 sum[4][4], const StepLine line[4], const uint32_t *x, int j, bool first,
+STEP_INLINE void multiply_vector(__m512 sum[4][X_TILE], const StepLine line[4], const uint32_t *x, int j, bool first,
                                  DType dtype, int R, int C) {
     __m512i w[4];
     for (int r = 0; r < R; r++) w[r] = WIDEN(line[r], j, dtype);
@@ -98,11 +104,11 @@ STEP_INLINE void multiply_vector(__m512 sum[4][4], const StepLine line[4], const
 
 // Lines of R rows of W by C rows of x, added to sum; where scales are of groups of columns the line has a sum of its
 // own, which is multiplied by scale[r]: of each lane. at: the first row's line, `stride` bytes before the next.
-STEP_INLINE void multiply_line(__m512 sum[4][4], const char *at, size_t stride, const uint32_t *x, const __m512 *scale,
-                               DType dtype, bool grouped, int R, int C) {
+STEP_INLINE void multiply_line(__m512 sum[4][X_TILE], const char *at, size_t stride, const uint32_t *x,
+                               const __m512 *scale, DType dtype, bool grouped, int R, int C) {
     const int n = weights_of_lane(dtype) / COLUMNS_OF_WORD;
     StepLine line[4];
-    __m512 own[4][4], (*to)[4] = grouped ? own : sum;
+    __m512 own[4][X_TILE], (*to)[X_TILE] = grouped ? own : sum;
     for (int r = 0; r < R; r++) line[r] = LOAD_LINE(at + (size_t)r * stride, dtype);
     multiply_vector(to, line, x, 0, grouped, dtype, R, C);
     if (n > 1) multiply_vector(to, line, x, 1, false, dtype, R, C);
@@ -137,14 +143,13 @@ typedef struct {
     size_t stride;  // ... so many bytes before the next row's
     size_t ahead;   // bytes to the line that is fetched meanwhile
     const uint32_t *x;
-    size_t x_line;          // words before the next line's
     const uint16_t *scales; // of the first row ...
     size_t groups;          // ... so many before the next row's
 } Lines;
 
 // n lines, of which the first has column `col` of those whose scales were loaded, or are at hand.
-STEP_INLINE void multiply_lines(__m512 sum[4][4], const Block *b, Lines l, int col, int n, DType dtype, Scales from,
-                                int R, int C) {
+STEP_INLINE void multiply_lines(__m512 sum[4][X_TILE], const Block *b, Lines l, int col, int n, DType dtype,
+                                Scales from, int R, int C) {
     const int unit = columns_of_line(dtype), shift = b->shift;
     const __m512i spread = b->spread;
     __m512 scale[4];
@@ -157,7 +162,7 @@ STEP_INLINE void multiply_lines(__m512 sum[4][4], const Block *b, Lines l, int c
         }
         multiply_line(sum, l.at, l.stride, l.x, scale, dtype, from != NONE, R, C);
         l.at += LINE;
-        l.x += l.x_line;
+        l.x += C * words_of_line(dtype);
     }
 }
 
@@ -166,16 +171,15 @@ STEP_INLINE void multiply(Block *b, int row, int t, int col, int n, DType dtype,
     const Matrix *w = b->p->w;
     const int unit = columns_of_line(dtype), whole = n / unit, left = n % unit;
     const size_t first = (size_t)(b->first + row), stride = row_bytes(w, dtype), line = (size_t)(col / unit),
-                 words = (size_t)words_of_line(dtype), x_line = (size_t)b->p->T * words,
+                 x_line = (size_t)(C * words_of_line(dtype)),
                  groups = from == AT_HAND ? (size_t)(w->cols + w->group - 1) >> b->shift : 0;
     Lines l = {.at = (const char *)w->data + first * stride + line * LINE,
                .stride = stride,
                .ahead = t == 0 ? (size_t)b->p->ahead * stride : 0,
-               .x = b->p->x + line * x_line + (size_t)t * words,
-               .x_line = x_line,
+               .x = b->p->x + (size_t)t * words_of_row(w->cols, dtype) + line * x_line,
                .scales = from == AT_HAND ? (const uint16_t *)w->scale + first * groups + (col >> b->shift) : NULL,
                .groups = groups};
-    __m512 sum[4][4];
+    __m512 sum[4][X_TILE];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) sum[r][c] = col == 0 ? _mm512_setzero_ps() : b->sums[row + r][t + c];
     if (from == AT_HAND && t == 0 && col == 0)
@@ -199,7 +203,8 @@ STEP_INLINE void multiply(Block *b, int row, int t, int col, int n, DType dtype,
 
 STEP_INLINE void multiply_x(Block *b, int row, int col, int n, DType dtype, Scales from, int R) {
     int t = 0, T = b->p->T;
-    for (; t + 4 <= T; t += 4) multiply(b, row, t, col, n, dtype, from, R, 4);
+    _Static_assert(X_TILE == 4, "of fewer rows there are these");
+    for (; t + X_TILE <= T; t += X_TILE) multiply(b, row, t, col, n, dtype, from, R, X_TILE);
     if (T - t == 3) multiply(b, row, t, col, n, dtype, from, R, 3);
     if (T - t == 2) multiply(b, row, t, col, n, dtype, from, R, 2);
     if (T - t == 1) multiply(b, row, t, col, n, dtype, from, R, 1);
