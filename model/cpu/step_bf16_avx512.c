@@ -52,7 +52,7 @@ typedef struct {
 } PairLine;
 
 PAIR_INLINE PairLine load_pair_line(const char *at, DType dtype) {
-    const __m512i line = load_once(at), signs = _mm512_set1_epi8((char)0x80);
+    const __m512i line = load_bytes(at, dtype), signs = _mm512_set1_epi8((char)0x80);
     if (dtype != DTYPE_I8 && dtype != DTYPE_F8_E4M3) return (PairLine){line, line};
     const Magnitudes *m = dtype == DTYPE_I8 ? &int8_magnitude : &fp8_magnitude;
     const __m512i low0 = _mm512_load_si512(m->low), low1 = _mm512_load_si512(m->low + LINE),

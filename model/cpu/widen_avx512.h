@@ -30,10 +30,10 @@ INLINE int columns_of_line(DType dtype) {
     return LANES * weights_of_lane(dtype);
 }
 
-// 64 bytes in a register. (A compiler would rather make a load part of each instruction that uses it.)
-INLINE __m512i load_once(const void *at) {
+// A line of W, of int4 in a register: a compiler would rather make a load part of each of the instructions that use it.
+INLINE __m512i load_bytes(const void *at, DType dtype) {
     __m512i v = _mm512_loadu_si512(at);
-    __asm__("" : "+v"(v));
+    if (dtype == DTYPE_U8) __asm__("" : "+v"(v));
     return v;
 }
 
@@ -43,7 +43,7 @@ typedef struct {
 } Line;
 
 INLINE Line load_line(const char *at, DType dtype) {
-    __m512i line = load_once(at);
+    __m512i line = load_bytes(at, dtype);
     return (Line){line, dtype == DTYPE_I8 ? _mm512_srli_epi32(line, 16) : line};
 }
 
