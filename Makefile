@@ -9,7 +9,8 @@
 # make lib        the attention kernels alone: build/libattention.so (model/attention/attention.h is its interface)
 # make bench      measures the GPU on weights of LLaMA 3.1 8B's shape, made from a seed (without a GPU, the CPU on
 #                 3.2 1B's)
-# make bench-cpu  measures the CPU engine, in both precisions
+# make bench-cpu  measures the CPU engine on 3.2 1B's shape, in both precisions and three types of weights, and on a
+#                 small one
 # make bench-tokenizer  encoding beside tiktoken and HuggingFace tokenizers; make check-tokenizer compares their ids on
 #                 a million strings and more. They fetch both from PyPI, and need LLaMA 3's vocabulary (RANKS, a
 #                 tokenizer.model)
@@ -299,6 +300,9 @@ bench: all
 bench-cpu: all
 	./$(PROGRAM) --synthetic llama-3.2-1b --bench --engine cpu
 	./$(PROGRAM) --synthetic llama-3.2-1b --bench --engine cpu --precision bf16
+	for type in int8:32 int4:32; do for precision in f32 bf16; do \
+	  ./$(PROGRAM) --synthetic llama-3.2-1b --weights $$type --bench --engine cpu --precision $$precision -c 128 || exit; done; done
+	./$(PROGRAM) --synthetic smollm2-135m --bench --engine cpu -c 512
 
 # ---- the tokenizer beside its peers ----------------------------------------------------------------------------------
 

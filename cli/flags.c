@@ -144,7 +144,7 @@ const Flag flags[] = {
      "for keys and values of all sequences together, also as 500M or 8G (what they can use; on a GPU, of what is free, all but 1 GB)",
      FLAG_BYTES, FIELD(kv_memory), 0, 0, RUNS_COMPUTE & ~RUN_BENCH, ~(RUNS_COMPUTE & ~RUN_BENCH), NEEDS_NOTHING},
     {SECTION_MACHINE, "--synthetic", NULL, "SHAPE",
-     "in place of a model weights from a seed: llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b",
+     "in place of a model weights from a seed: llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b, smollm2-135m",
      FLAG_TEXT, FIELD(synthetic), 0, 0, RUNS_ALL, 0, NEEDS_NOTHING},
 
     {SECTION_ABOUT, "--verbose", NULL, NULL, "say what was loaded and where it runs",

@@ -21,16 +21,17 @@ static bool byte_vocabulary(Model *m, Error *err) {
     return tokenizer_init(&m->tokenizer, (int)n, offsets, kind, bytes, 256, err);
 }
 
-// Shapes of Meta's models, from their config.json.
+// Shapes of Meta's models, and of a small one, from their config.json.
 static const struct {
     const char *name;
-    int dim, hidden_dim, n_layers, n_heads, head_dim;
-    float rope_factor;
+    int dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size, max_seq_len;
+    float rope_theta, rope_factor; // factor 0: RoPE is not scaled
     bool tied;
-} shapes[] = {{"llama-3.2-1b", 2048, 8192, 16, 32, 64, 32, true},
-              {"llama-3.2-3b", 3072, 8192, 28, 24, 128, 32, true},
-              {"llama-3.1-8b", 4096, 14336, 32, 32, 128, 8, false},
-              {"llama-3.1-70b", 8192, 28672, 80, 64, 128, 8, false}};
+} shapes[] = {{"llama-3.2-1b", 2048, 8192, 16, 32, 8, 64, 128256, 131072, 500000, 32, true},
+              {"llama-3.2-3b", 3072, 8192, 28, 24, 8, 128, 128256, 131072, 500000, 32, true},
+              {"llama-3.1-8b", 4096, 14336, 32, 32, 8, 128, 128256, 131072, 500000, 8, false},
+              {"llama-3.1-70b", 8192, 28672, 80, 64, 8, 128, 128256, 131072, 500000, 8, false},
+              {"smollm2-135m", 576, 1536, 30, 9, 3, 64, 49152, 8192, 100000, 0, true}};
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
 bool model_has_shape(const char *name) {
@@ -60,13 +61,13 @@ bool synthetic_open(Model *m, const char *shape, uint64_t seed, Error *err) {
                              .hidden_dim = shapes[i].hidden_dim,
                              .n_layers = shapes[i].n_layers,
                              .n_heads = shapes[i].n_heads,
-                             .n_kv_heads = 8,
+                             .n_kv_heads = shapes[i].n_kv_heads,
                              .head_dim = shapes[i].head_dim,
-                             .vocab_size = 128256,
-                             .max_seq_len = 131072,
+                             .vocab_size = shapes[i].vocab_size,
+                             .max_seq_len = shapes[i].max_seq_len,
                              .norm_eps = 1e-5f,
-                             .rope_theta = 500000,
-                             .rope_type = ROPE_LLAMA3,
+                             .rope_theta = shapes[i].rope_theta,
+                             .rope_type = shapes[i].rope_factor > 0 ? ROPE_LLAMA3 : ROPE_DEFAULT,
                              .rope_factor = shapes[i].rope_factor,
                              .rope_low_freq_factor = 1,
                              .rope_high_freq_factor = 4,

@@ -7,6 +7,7 @@
     python3 scripts/bench_peers.py --ours bench.json                 a result that is there already
     python3 scripts/bench_peers.py --json peers.json                 for scripts/plot_bench.py --peers, as well
     python3 scripts/bench_peers.py --llama-bench build/bin/llama-bench --shape llama-3.2-1b      llama.cpp, on the CPU
+    python3 scripts/bench_peers.py --llama-bench build/bin/llama-bench --shape smollm2-135m      the same, of a small model
 
 transformers goes first, in bf16 with SDPA: prompts, and steps with its default dynamic cache, both eager; the same
 steps with a static cache through torch.compile, as generate() compiles them (a minute of compiling for each row). A
@@ -14,9 +15,10 @@ time is the median of what a caller waits until the next token's id is there, af
 finds random keys and values in the cache, as there. Needs scripts/requirements.txt.
 
 --llama-bench takes that program, with llama-quantize beside it, and the engine cpu in turns, with as many threads: a
-step at context 128 in --precision f32 and a prompt of 512 in bf16, with BF16 weights and with groups of 32 columns in 8 and
-4 bits, and a prompt in f32 beside llama.cpp's F32 weights. Needs scripts/requirements-perplexity.txt; GGUF files of random
-weights are written to --work and kept (12 GB for the shape of LLaMA 3.2 1B).
+step at context 128 in --precision f32 and bf16 and a prompt of 512 in bf16, with BF16 weights and with groups of 32 columns
+in 8 and 4 bits (whose activations llama.cpp rounds to 8 bits), and a prompt in f32 beside llama.cpp's F32 weights. Needs
+scripts/requirements-perplexity.txt; GGUF files of random weights are written to --work and kept (12 GB for the shape of
+LLaMA 3.2 1B, 1 GB for that of SmolLM2 135M).
 """
 import argparse
 import gc

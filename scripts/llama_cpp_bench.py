@@ -6,10 +6,11 @@ import subprocess
 import sys
 
 CONTEXT, STEPS, PROMPT = 128, 32, 512
-# What --weights calls it, llama-quantize, people, and the precisions of engine cpu that prompts are measured in:
-# llama.cpp rounds activations to bf16 or 8 bits, but of F32 weights none.
-TYPES = (("bf16", None, "BF16", "bf16"), ("int8:32", "Q8_0", "Q8_0", "bf16"), ("int4:32", "Q4_0", "Q4_0", "bf16"),
-         ("bf16", "F32", "F32", "f32"))
+# What --weights calls it, llama-quantize, people, and the precisions of engine cpu that steps and prompts are measured
+# in: llama.cpp rounds activations to bf16 or 8 bits, but of F32 weights none. (A step with those reads twice as much
+# there.)
+TYPES = (("bf16", None, "BF16", ("f32", "bf16"), ("bf16",)), ("int8:32", "Q8_0", "Q8_0", ("f32", "bf16"), ("bf16",)),
+         ("int4:32", "Q4_0", "Q4_0", ("f32", "bf16"), ("bf16",)), ("bf16", "F32", "F32", (), ("f32",)))
 
 
 def stop(text):
@@ -85,7 +86,7 @@ def gguf_files(args, shape):
     source = os.path.join(args.work, "%s-bf16.gguf" % args.shape)
     quantize = os.path.join(os.path.dirname(args.llama_bench), "llama-quantize")
     paths = []
-    for _, name, _, _ in TYPES:
+    for _, name, *_ in TYPES:
         path = os.path.join(args.work, "%s-%s.gguf" % (args.shape, name)) if name else source
         if not os.path.exists(path):
             print("bench_peers.py: writing %s" % path, file=sys.stderr, flush=True)
@@ -101,10 +102,10 @@ def gguf_files(args, shape):
 
 # ----------------------------------------------------------------------------------------------------------- measuring
 
-def time_ours(args, weights, precision, prompt):
+def time_ours(args, vocab, weights, precision, prompt):
     """Milliseconds of a token, after CONTEXT of them, or of a prompt."""
     n = PROMPT if prompt else CONTEXT
-    ids = " ".join(str(1000 + 37 * i % 100000) for i in range(n))
+    ids = " ".join(str((1000 + 37 * i) % vocab) for i in range(n))
     line = run([args.llama, "--synthetic", args.shape, "--weights", weights, "--engine", "cpu", "-t", str(args.threads),
                 "--precision", precision, "--ids", "-p", ids, "-n", str(1 if prompt else STEPS), "--json", "--quiet"])
     return json.loads(line)["timings"]["first_token_ms" if prompt else "ms_per_token"]
@@ -125,18 +126,18 @@ def compare(args, shape):
     print("| | llama | llama.cpp | llama.cpp / llama |")
     print("|---|---|---|---|")
     for prompt in (False, True):
-        for (weights, _, name, precision), path in zip(TYPES, paths):
-            if not prompt and name == "F32":
-                continue  # a step reads twice as much there
-            ours, theirs = [], []
-            for _ in range(args.turns):
-                ours.append(time_ours(args, weights, precision if prompt else "f32", prompt))
+        for (weights, _, name, *precisions), path in zip(TYPES, paths):
+            ours, theirs = {precision: [] for precision in precisions[prompt]}, []
+            for _ in range(args.turns if ours else 0):
+                for precision, times in ours.items():
+                    times.append(time_ours(args, shape["vocab"], weights, precision, prompt))
                 theirs.append(time_theirs(args, path, prompt))
-            mine, other = statistics.median(ours), statistics.median(theirs)
-            what = "prompt of %d in %s" % (PROMPT, precision) if prompt else "step, context %d" % CONTEXT
-            print("| %s, %s and %s | %.1f (%.1f) | %.1f (%.1f) | %.2f × (%.2f ×) |" %
-                  (what, weights, name, mine, min(ours), other, min(theirs), other / mine, min(theirs) / min(ours)),
-                  flush=True)
+            for precision, times in ours.items():
+                mine, other = statistics.median(times), statistics.median(theirs)
+                what = "prompt of %d" % PROMPT if prompt else "step, context %d" % CONTEXT
+                print("| %s in %s, %s and %s | %.1f (%.1f) | %.1f (%.1f) | %.2f × (%.2f ×) |" %
+                      (what, precision, weights, name, mine, min(times), other, min(theirs), other / mine,
+                       min(theirs) / min(times)), flush=True)
 
 
 if __name__ == "__main__":

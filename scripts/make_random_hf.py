@@ -38,6 +38,7 @@ SHAPES = {name: dict(zip(KEYS, values)) for name, values in {
     "llama-3.2-1b": (2048, 16, 32, 8, 64, 8192, 128256, True, 32.0),
     "llama-3.2-3b": (3072, 28, 24, 8, 128, 8192, 128256, True, 32.0),
     "llama-3.1-70b": (8192, 80, 64, 8, 128, 28672, 128256, False, 8.0),
+    "smollm2-135m": (576, 30, 9, 3, 64, 1536, 49152, True, 0.0),
     "tiny": (256, 4, 4, 2, 64, 688, None, False, 8.0)}.items()}     # None: what its tokenizer needs, at least 512
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 END_NAMES = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")

@@ -162,7 +162,8 @@ static void test_bench_weights_read(void) {
     } cases[] = {{"llama-3.2-1b", 1235746816, 0},
                  {"llama-3.2-3b", 3212574720, 0},
                  {"llama-3.1-8b", 7504658432 + 4096, 4096},
-                 {"llama-3.1-70b", 69501714432 + 8192, 8192}};
+                 {"llama-3.1-70b", 69501714432 + 8192, 8192},
+                 {"smollm2-135m", 134479872, 0}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         for (int element = 2; element <= 4; element += 2) {
             Model m;

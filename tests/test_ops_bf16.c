@@ -1,5 +1,5 @@
 // What engine cpu computes with in --precision bf16, of every path of this machine: numbers rounded to 16 bits,
-// products of prompts, attention over a cache of 16 bits.
+// products of prompts and of steps, attention over a cache of 16 bits.
 #include "ops_check.h"
 
 static void end_bf16(const char *name, const Ops *ops) {
@@ -77,20 +77,26 @@ static float *rounded_floats(const Ops *ops, DType dtype, size_t n) {
     return x;
 }
 
-static void check_bf16(const Ops *ops, int T, const float *x, const Matrix *w, const Matrix *reference) {
-    check_sums(ops->matmul_bf16, T, x, w, reference);
+static void check_bf16(Matmul *matmul, int T, const float *x, const Matrix *w, const Matrix *reference) {
+    check_sums(matmul, T, x, w, reference);
     int n = w->rows, k = w->cols;
     size_t size = (size_t)T * (size_t)n;
     float *together = poisoned(size), *alone = poisoned(size);
-    ops->matmul_bf16(together, x, w, T);
-    for (int t = 0; t < T; t++) ops->matmul_bf16(alone + t * n, x + t * k, w, 1);
+    matmul(together, x, w, T);
+    for (int t = 0; t < T; t++) matmul(alone + t * n, x + t * k, w, 1);
     if (memcmp(together, alone, size * sizeof *alone) != 0)
         test_fail("%s T %d n %d k %d: other bits than row by row", dtype_names[w->dtype], T, n, k);
     free(together);
     free(alone);
 }
 
-static const int tokens[] = {1, 2, 3, 5, 12, 17, 33, 47};
+// With the same weights, exact: whatever their scales, steps do not round them.
+static void check_both(const Ops *ops, int T, const float *x, const Matrix *w, const Matrix *reference) {
+    check_bf16(ops->matmul_bf16, T, x, w, reference);
+    check_bf16(ops->matmul_step_bf16, T, x, w, w);
+}
+
+static const int tokens[] = {1, 2, 3, 4, 5, 8, 12, 17, 33, 47};
 
 static void test_matmul_bf16_at_awkward_sizes(const Ops *ops) {
     static const int rows[] = {1, 5, 16, 17, 32, 33, 70, 130},
@@ -104,7 +110,7 @@ static void test_matmul_bf16_at_awkward_sizes(const Ops *ops) {
                     float *x = rounded_floats(ops, sixteen[d], (size_t)(T * k));
                     void *w = random_weights(sixteen[d], (size_t)(n * k));
                     Matrix m = {.data = w, .dtype = sixteen[d], .rows = n, .cols = k};
-                    check_bf16(ops, T, x, &m, &m);
+                    check_both(ops, T, x, &m, &m);
                     free(x);
                     free(w);
                 }
@@ -124,11 +130,11 @@ static void test_matmul_bf16_of_codes(const Ops *ops) {
     for (int q = 0; q < LENGTH(quant_all); q++)
         for (int b = 0; b < LENGTH(rows); b++)
             for (int c = 0; c < LENGTH(columns); c++)
-                for (int T = 1; T <= 14; T += 13) {
+                for (int T = 1; T <= 14; T += T < 9 ? 2 : 5) {
                     Matrix m = random_codes(quant_all[q], (DType)((q + b + c) % 3), rows[b], columns[c]),
                            reference = rounded_weights(ops, &m);
                     float *x = rounded_floats(ops, DTYPE_BF16, (size_t)(T * columns[c]));
-                    check_bf16(ops, T, x, &m, &reference);
+                    check_both(ops, T, x, &m, &reference);
                     free(x);
                     free((void *)reference.data);
                     free_codes(&m);
@@ -136,25 +142,73 @@ static void test_matmul_bf16_of_codes(const Ops *ops) {
     end_bf16("test_matmul_bf16_of_codes", ops);
 }
 
-// A row of x that is 1 in one column gives that column's weights: they are to the bit what they are rounded to.
-static void test_matmul_bf16_of_codes_has_rounded_weights(const Ops *ops) {
+// More columns than a step multiplies at a time.
+static void test_matmul_bf16_of_codes_of_many_columns(const Ops *ops) {
+    for (int q = 0; q < LENGTH(quant_all); q++)
+        for (int T = 1; T <= 10; T += 3) {
+            Matrix m = random_codes(quant_all[q], (DType)(q % 3), 6, 17034);
+            float *x = rounded_floats(ops, DTYPE_BF16, (size_t)(T * m.cols));
+            check_bf16(ops->matmul_step_bf16, T, x, &m, &m);
+            free(x);
+            free_codes(&m);
+        }
+    end_bf16("test_matmul_bf16_of_codes_of_many_columns", ops);
+}
+
+// A row of x that is 1 in one column gives that column's weights: they are to the bit what they are rounded to, in steps
+// what they decode to.
+static void test_matmul_bf16_of_codes_has_their_weights(const Ops *ops) {
     enum { N = 5, K = 174 };
-    static float x[K * K], y[K * N];
+    static float x[K * K], y[K * N], decoded[K];
     for (int i = 0; i < K; i++) x[i * K + i] = 1;
     for (int q = 0; q < LENGTH(quant_all); q++)
         for (int scales = 0; scales <= DTYPE_F32; scales++) {
-            Matrix m = random_codes(quant_all[q], (DType)scales, N, K), want = rounded_weights(ops, &m);
-            ops->matmul_bf16(y, x, &m, K);
-            for (int j = 0; j < N; j++)
-                for (int i = 0; i < K; i++)
-                    if (y[i * N + j] != ((const float *)want.data)[j * K + i])
-                        test_fail("%s in groups of %d, scales %s: row %d, column %d is %a, expected %a",
-                                  dtype_names[m.dtype], m.group, dtype_names[scales], j, i, (double)y[i * N + j],
-                                  (double)((const float *)want.data)[j * K + i]);
-            free((void *)want.data);
+            Matrix m = random_codes(quant_all[q], (DType)scales, N, K), rounded = rounded_weights(ops, &m);
+            for (int steps = 0; steps < 2; steps++) {
+                (steps ? ops->matmul_step_bf16 : ops->matmul_bf16)(y, x, &m, K);
+                for (int j = 0; j < N; j++) {
+                    const float *want = steps ? decoded : (const float *)rounded.data + j * K;
+                    quant_decode_row(decoded, &m, j);
+                    for (int i = 0; i < K; i++)
+                        if (y[i * N + j] != want[i])
+                            test_fail("%s in groups of %d, scales %s%s: row %d, column %d is %a, expected %a",
+                                      dtype_names[m.dtype], m.group, dtype_names[scales], steps ? ", a step" : "", j, i,
+                                      (double)y[i * N + j], (double)want[i]);
+                }
+            }
+            free((void *)rounded.data);
             free_codes(&m);
         }
-    end_bf16("test_matmul_bf16_of_codes_has_rounded_weights", ops);
+    end_bf16("test_matmul_bf16_of_codes_has_their_weights", ops);
+}
+
+// Numbers that are under 2^-126, in x, in W, as products or as sums, may become 0, and that is all that they lose.
+static void test_steps_in_bf16_of_tiny_numbers(const Ops *ops) {
+    enum { N = 7, K = 70, T = 3 };
+    for (int turn = 0; turn < 60; turn++) {
+        float *x = random_floats(T * K, 1), y[T * N];
+        uint16_t *w = random_weights(DTYPE_BF16, N * K);
+        for (int i = 0; i < T * K; i++) x[i] = ldexpf(x[i], -60 - (int)(random_bits() % 80));
+        ops->round(x, DTYPE_BF16, T * K);
+        for (int i = 0; i < N * K; i++) w[i] = (uint16_t)((w[i] & 0x807F) | (random_bits() % 70) << 7);
+        ops->matmul_step_bf16(y, x, &(Matrix){.data = w, .dtype = DTYPE_BF16, .rows = N, .cols = K}, T);
+        for (int t = 0; t < T; t++)
+            for (int j = 0; j < N; j++) {
+                double sum = 0, magnitude = 0, lost = 0;
+                for (int i = 0; i < K; i++) {
+                    double a = (double)x[t * K + i], b = bf16_value(w[j * K + i]);
+                    sum += a * b;
+                    magnitude += fabs(a * b);
+                    lost += fabs(a) + fabs(b) + 2; // of x, of W, of the product and of the sum
+                }
+                double bound = (K + 1) * UNIT * magnitude + 0x1p-126 * lost;
+                if (!within((double)y[t * N + j], sum, bound))
+                    test_fail("y[%d][%d] is %a, expected %a ± %.2g", t, j, (double)y[t * N + j], sum, bound);
+            }
+        free(x);
+        free(w);
+    }
+    end_bf16("test_steps_in_bf16_of_tiny_numbers", ops);
 }
 
 // What is not finite shows in the outputs that it belongs to, and in no other.
@@ -167,11 +221,11 @@ static void test_matmul_bf16_propagates_nan_and_inf(const Ops *ops) {
         w[2 * K + place] = 0x7F80;
         w[20 * K + place] = 0xFF80;
         w[36 * K + place] = 0x7FC1;
-        check_bf16(ops, T, x, &m, &m);
+        check_both(ops, T, x, &m, &m);
         x[(T - 1) * K + place] = INFINITY; // of the last token
-        check_bf16(ops, T, x, &m, &m);
+        check_both(ops, T, x, &m, &m);
         x[(T - 1) * K + place] = 0; // 0 × inf is NaN
-        check_bf16(ops, T, x, &m, &m);
+        check_both(ops, T, x, &m, &m);
         free(x);
         free(w);
     }
@@ -179,19 +233,25 @@ static void test_matmul_bf16_propagates_nan_and_inf(const Ops *ops) {
 }
 
 static void test_threads_change_no_bit_of_bf16(const Ops *ops) {
-    enum { T = 40, N = 397, K = 1037 };
-    static float y[2][T * N];
-    float *x = rounded_floats(ops, DTYPE_BF16, T * K);
+    enum { T = 40, N = 397, K = 1037, K_CODES = 1038, STEPS = 3 };
+    static float y[2][(T + STEPS * 2 + 1) * N];
+    float *x = rounded_floats(ops, DTYPE_BF16, T * K_CODES);
     void *w = random_weights(DTYPE_BF16, N * K);
-    Matrix m = {.data = w, .dtype = DTYPE_BF16, .rows = N, .cols = K};
+    Matrix m = {.data = w, .dtype = DTYPE_BF16, .rows = N, .cols = K},
+           codes[] = {random_codes((QuantType){DTYPE_I8, 32}, DTYPE_BF16, N, K_CODES),
+                      random_codes((QuantType){DTYPE_U8, 32}, DTYPE_BF16, N, K_CODES)};
     for (int threads = 1; threads <= 16; threads += threads < 4 ? 1 : 6) {
         threads_set(threads);
-        ops->matmul_bf16(y[threads > 1], x, &m, T);
+        float *at = y[threads > 1];
+        ops->matmul_bf16(at, x, &m, T);
+        ops->matmul_step_bf16(at + T * N, x, &m, 1);
+        for (int i = 0; i < 2; i++) ops->matmul_step_bf16(at + (T + 1 + i * STEPS) * N, x, &codes[i], STEPS);
         if (threads > 1 && memcmp(y[0], y[1], sizeof y[0]) != 0) test_fail("%d threads differ from one", threads);
     }
     threads_set(1);
     free(x);
     free(w);
+    for (int i = 0; i < 2; i++) free_codes(&codes[i]);
     end_bf16("test_threads_change_no_bit_of_bf16", ops);
 }
 
@@ -248,7 +308,9 @@ int main(void) {
         }
         test_matmul_bf16_at_awkward_sizes(ops);
         test_matmul_bf16_of_codes(ops);
-        test_matmul_bf16_of_codes_has_rounded_weights(ops);
+        test_matmul_bf16_of_codes_of_many_columns(ops);
+        test_matmul_bf16_of_codes_has_their_weights(ops);
+        test_steps_in_bf16_of_tiny_numbers(ops);
         test_matmul_bf16_propagates_nan_and_inf(ops);
         test_threads_change_no_bit_of_bf16(ops);
         if (ops->multiply_add_bf16) test_benchmark_loop_of_pairs(ops);

@@ -90,7 +90,8 @@ static void lm_head(Model *m, CpuState *s, const Batch *b, int first_logit) {
     float *logits = m->logits + (size_t)first_logit * vocab;
     round_inputs(m, s->xb, &m->weights.output, (int64_t)b->n_logits * c->dim);
     if (m->watch_inputs) m->watch_inputs(m->watch_context, &m->weights.output, s->xb, b->n_logits);
-    s->ops->matmul_step(logits, s->xb, &m->weights.output, b->n_logits);
+    (m->precision == PRECISION_BF16 ? s->ops->matmul_step_bf16 : s->ops->matmul_step)(logits, s->xb, &m->weights.output,
+                                                                                      b->n_logits);
     for (int i = 0; i < b->n_logits; i++, logits += vocab)
         m->argmax[first_logit + i] = find_not_finite(logits, c->vocab_size) < 0 ? argmax(logits, c->vocab_size) : -1;
 }
@@ -100,11 +101,12 @@ static void lm_head(Model *m, CpuState *s, const Batch *b, int first_logit) {
 static void product(const Model *m, float *y, const float *x, const Matrix *w, const Batch *b) {
     const CpuState *s = m->state;
     if (m->watch_inputs) m->watch_inputs(m->watch_context, w, x, b->n_rows);
+    const bool bf16 = m->precision == PRECISION_BF16;
     int decoded = b->start[b->n_decode];
-    if (decoded) s->ops->matmul_step(y, x, w, decoded);
+    if (decoded) (bf16 ? s->ops->matmul_step_bf16 : s->ops->matmul_step)(y, x, w, decoded);
     if (b->n_rows > decoded)
-        (m->precision == PRECISION_BF16 ? s->ops->matmul_bf16 : s->ops->matmul)(
-            y + (size_t)decoded * (size_t)w->rows, x + (size_t)decoded * (size_t)w->cols, w, b->n_rows - decoded);
+        (bf16 ? s->ops->matmul_bf16 : s->ops->matmul)(y + (size_t)decoded * (size_t)w->rows,
+                                                      x + (size_t)decoded * (size_t)w->cols, w, b->n_rows - decoded);
 }
 
 // The rows of a batch, after what their sequences have; rows of prompts and of steps alike.

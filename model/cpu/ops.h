@@ -9,7 +9,7 @@
 #include "../model.h"
 
 typedef struct {
-    const char *name, *name_bf16; // the instruction set, and that of matmul_bf16
+    const char *name, *name_bf16; // the instruction set, and that of products in --precision bf16
     // y[T][rows] = x[T][cols] · wᵀ, w BF16, F16, F32 or quantised. Each sum in one fixed order, whatever the threads
     // and whatever T: a row has the bits that it has alone. Two orders: matmul is the faster for rows of prompts,
     // matmul_step for one row or a few, and for those whose logits are wanted.
@@ -17,9 +17,11 @@ typedef struct {
     void (*matmul_step)(float *y, const float *x, const Matrix *w, int T);
     // matmul of --precision bf16: x is bf16 already, or f16 where w is (round); a weight whose scale is of a group of
     // columns is rounded to bf16, all others are exact, and sums are float32. These inputs are the same bits on every
-    // instruction set; the order of a sum, and how often it is rounded, is each one's own, and so are its bits. (For
-    // steps matmul_step multiplies what was rounded, by exact weights.)
+    // instruction set; the order of a sum, and how often it is rounded, is each one's own, and so are its bits.
     void (*matmul_bf16)(float *y, const float *x, const Matrix *w, int T);
+    // matmul_step of --precision bf16: x as for matmul_bf16, by exact weights, whose scales multiply sums in float32.
+    // (Where pairs of bf16 are multiplied, numbers under 2^-126 are zeros, in x, W and sums.)
+    void (*matmul_step_bf16)(float *y, const float *x, const Matrix *w, int T);
     // x[n], widened from n numbers of dtype: BF16, F16 or F32.
     void (*widen)(float *x, const void *from, DType dtype, int n);
     // to[n] of dtype, BF16 or F16, from x[n]: the nearest, of equals the even one; NaN stays NaN. And in place, as

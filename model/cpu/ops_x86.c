@@ -22,6 +22,10 @@ static bool takes_pairs(const Matrix *w) {
     return w->dtype != DTYPE_F16 && w->dtype != DTYPE_F32;
 }
 
+static void step_bf16(float *y, const float *x, const Matrix *w, int T) {
+    (takes_pairs(w) && w->cols <= STEP_COLUMNS ? step_bf16_avx512 : step)(y, x, w, T);
+}
+
 static void multiply_bf16(float *y, const float *x, const Matrix *w, int T) {
     (takes_pairs(w) ? matmul_bf16_avx512 : matmul_avx512)(y, x, w, T);
 }
@@ -36,7 +40,7 @@ static void make_avx512(void) {
     t->name = t->name_bf16 = "AVX-512";
     t->matmul = matmul_avx512;
     t->matmul_bf16 = matmul_rounded_avx512;
-    t->matmul_step = step;
+    t->matmul_step = t->matmul_step_bf16 = step;
     t->multiply_add = multiply_add_avx512;
     paths[n_paths++] = t;
     if (avx512_bf16_supported()) {
@@ -44,6 +48,7 @@ static void make_avx512(void) {
         *t = tables[AVX512];
         t->name_bf16 = "AVX-512 with BF16";
         t->matmul_bf16 = multiply_bf16;
+        if (step_bf16_supported()) t->matmul_step_bf16 = step_bf16;
         t->multiply_add_bf16 = multiply_add_bf16_avx512;
         paths[n_paths++] = t;
     }

@@ -19,6 +19,10 @@ void matmul_rounded_avx512(float *y, const float *x, const Matrix *w, int T);
 // The same with the instructions of AVX512-BF16, and whether the processor has them: of W that is not F16 or F32.
 bool avx512_bf16_supported(void);
 void matmul_bf16_avx512(float *y, const float *x, const Matrix *w, int T);
+// matmul_step_bf16 of such W with at most STEP_COLUMNS columns, which has look-ups of AVX512-VBMI besides. (Of all
+// processors with AVX512-BF16 only Cooper Lake has none.)
+bool step_bf16_supported(void);
+void step_bf16_avx512(float *y, const float *x, const Matrix *w, int T);
 // And with AMX; to ask gives this process leave to use it.
 bool amx_supported(void);
 void matmul_amx(float *y, const float *x, const Matrix *w, int T);

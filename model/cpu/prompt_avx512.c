@@ -29,14 +29,12 @@ typedef struct {
 // ---- x --------------------------------------------------------------------------------------------------------------
 
 // n numbers, each a bf16, as pairs; zeros in the place of those up to 32 that are missing.
-INLINE __m512i pack_pairs(const float *x, int n) {
+INLINE __m512i load_pairs(const float *x, int n) {
     const __mmask16 low = n >= LANES ? 0xFFFF : (__mmask16)((1u << n) - 1),
                     high = n >= 2 * LANES ? 0xFFFF
                            : n <= LANES   ? 0
                                           : (__mmask16)((1u << (n - LANES)) - 1);
-    __m512i a = _mm512_srli_epi32(_mm512_castps_si512(_mm512_maskz_loadu_ps(low, x)), 16),
-            b = _mm512_srli_epi32(_mm512_castps_si512(_mm512_maskz_loadu_ps(high, x + LANES)), 16);
-    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(a)), _mm512_cvtepi32_epi16(b), 1);
+    return pack_pairs(_mm512_maskz_loadu_ps(low, x), _mm512_maskz_loadu_ps(high, x + LANES));
 }
 
 static WITH_AVX512 void pack_x(void *prompt, int64_t begin, int64_t end) {
@@ -48,7 +46,7 @@ static WITH_AVX512 void pack_x(void *prompt, int64_t begin, int64_t end) {
         for (int i = 0; i < (int)p->stride; i += LANES) {
             int col = p->m->pairs ? 2 * i : i, n = t < p->T && col < cols ? cols - col : 0;
             __mmask16 mask = n >= LANES ? 0xFFFF : (__mmask16)((1u << n) - 1);
-            _mm512_storeu_si512(to + i, p->m->pairs ? pack_pairs(x + (n ? col : 0), n)
+            _mm512_storeu_si512(to + i, p->m->pairs ? load_pairs(x + (n ? col : 0), n)
                                                     : _mm512_maskz_loadu_epi32(mask, x + (n ? col : 0)));
         }
     }

@@ -1,35 +1,23 @@
-#include "../threads.h"
+// Steps in float32: a word is a float, widened from what W holds.
 #include "products_avx512.h"
 #include "widen_avx512.h"
 
-enum {
-    X_ROWS = 8,       // rows of x that are multiplied at a time ...
-    X_NEAR = 1 << 14, // ... so many numbers of them: 64 KB
-    W_ROWS = 32,      // rows of W that a thread takes at a time
-    AHEAD = 4096,     // bytes of W, at least, that are fetched before they are multiplied, and to the L2 cache: int8
-                      // was 1.7 times as fast so as with fetches to L1
-    PART = 1 << 16,   // multiply-adds that are worth a thread ...
-    ALONE = 1 << 18   // ... and those that one does sooner than it wakes the others
-};
+#define WITH_STEP WITH_AVX512
+#define WITH_STEP_TYPE WITH_TYPE
+#define COLUMNS_OF_WORD 1
+#define StepLine Line
+#define LOAD_LINE load_line
+#define WIDEN(line, j, dtype) _mm512_castps_si512(widen(line, weight_of_vector(j, dtype), dtype))
+#define MULTIPLY(w, x) _mm512_mul_ps(_mm512_castsi512_ps(w), _mm512_castsi512_ps(x))
+#define MULTIPLY_ADD(sum, w, x) _mm512_fmadd_ps(_mm512_castsi512_ps(w), _mm512_castsi512_ps(x), sum)
+#define CODE_UNIT(dtype) ((dtype) == DTYPE_F8_E4M3 ? 256.0f : 1.0f)
 
-// ---- x --------------------------------------------------------------------------------------------------------------
-
-// n vectors, a power of two, to n vectors of which number j has elements j, n + j, 2 n + j, ...
-INLINE void take_apart(__m512 *v, int n) {
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
-                  odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
-    for (int stride = 1; stride < n; stride *= 2) {
-        __m512 from[8];
-        for (int i = 0; i < n; i++) from[i] = v[i];
-        for (int i = 0; i < n / 2; i++) {
-            v[i] = _mm512_permutex2var_ps(from[2 * i], even, from[2 * i + 1]);
-            v[n / 2 + i] = _mm512_permutex2var_ps(from[2 * i], odd, from[2 * i + 1]);
-        }
-    }
+// Weight j of each lane, in an order in which int4's shifts are used at once.
+INLINE int weight_of_vector(int j, DType dtype) {
+    return dtype == DTYPE_U8 ? j / 2 + j % 2 * 4 : j;
 }
 
-// The columns of a line in the order of widen.
-INLINE void arrange_line(float *out, const float *x, DType dtype) {
+INLINE void arrange_line(uint32_t *out, const float *x, DType dtype) {
     __m512 v[8];
     int n = weights_of_lane(dtype);
     for (int j = 0; j < n; j++) v[j] = _mm512_loadu_ps(x + j * LANES);
@@ -39,213 +27,11 @@ INLINE void arrange_line(float *out, const float *x, DType dtype) {
     } else if (dtype != DTYPE_F16) {
         take_apart(v, n);
     }
-    for (int j = 0; j < n; j++) _mm512_store_ps(out + j * LANES, v[j]);
+    for (int j = 0; j < n; j++) _mm512_store_ps(out + j * LANES, v[weight_of_vector(j, dtype)]);
 }
 
-// n columns, zeros up to a whole line.
-INLINE void arrange(float *out, const float *x, int n, DType dtype) {
-    const int unit = columns_of_line(dtype);
-    int i = 0;
-    for (; i + unit <= n; i += unit) arrange_line(out + i, x + i, dtype);
-    if (i == n) return;
-    float padded[MAX_UNIT] = {0};
-    memcpy(padded, x + i, (size_t)(n - i) * sizeof *x);
-    arrange_line(out + i, padded, dtype);
-}
-
-// ---- products -------------------------------------------------------------------------------------------------------
-
-typedef struct {
-    float *y;
-    const float *x; // [T][x_stride], arranged
-    const Matrix *w;
-    int T, x_stride;
-    int ahead; // rows of W that are fetched before they are multiplied, a multiple of 4
-} Product;
-
-// What a thread works on: rows of W from `first` on, by all rows of x, X_NEAR numbers of them at a time.
-typedef struct {
-    const Product *p;
-    int first, rows;
-    int shift;             // of a column, to its group ...
-    __m512i group_of_lane; // ... beyond that of the line's first
-    __m512i spread;        // the bytes of the scale of each lane's group, if there are four in BF16
-    __m512 sums[W_ROWS][X_ROWS];
-    float scales[4][X_NEAR / 32 + LANES];
-} Block;
-
-// Whether scales are used from where they are: they are read four at a time, so that as many must follow.
-INLINE bool scales_at_hand(const Block *b, int row, int R) {
-    const Matrix *w = b->p->w;
-    int64_t groups = (w->cols + w->group - 1) >> b->shift;
-    return w->scale_dtype == DTYPE_BF16 && (w->rows - (b->first + row + R)) * groups >= 4;
-}
-
-// Those of n columns from `col` on of rows `row` to row + R of the block.
-INLINE void load_block_scales(Block *b, int row, int col, int n, int R) {
-    const Matrix *w = b->p->w;
-    int groups = (w->cols + w->group - 1) >> b->shift, count = (n + w->group - 1) >> b->shift;
-    for (int r = 0; r < R && !scales_at_hand(b, row, R); r++) {
-        size_t i = (size_t)(b->first + row + r) * (size_t)groups + (size_t)(col >> b->shift);
-        if (w->scale_dtype == DTYPE_BF16)
-            widen_scales(b->scales[r], w->scale, DTYPE_BF16, i, count);
-        else
-            widen_scales(b->scales[r], w->scale, w->scale_dtype, i, count);
-    }
-}
-
-// Vector j of R lines of W by C rows of x: sum += their products, or = where it is the first.
-INLINE void multiply_vector(__m512 sum[4][4], const Line line[4], const float *x, size_t x_stride, int j, bool first,
-                            DType dtype, int R, int C) {
-    __m512 w[4];
-    for (int r = 0; r < R; r++) w[r] = widen(line[r], j, dtype);
-    for (int c = 0; c < C; c++) {
-        __m512 xc = _mm512_load_ps(x + (size_t)c * x_stride + j * LANES);
-        for (int r = 0; r < R; r++) sum[r][c] = first ? _mm512_mul_ps(w[r], xc) : _mm512_fmadd_ps(w[r], xc, sum[r][c]);
-    }
-}
-
-// Lines of R rows of W by C rows of x, added to sum; where scales are of groups of columns the line has a sum of its own,
-// which is multiplied by scale[r]: of each lane. at: the first row's line, `stride` bytes before the next.
-INLINE void multiply_line(__m512 sum[4][4], const char *at, size_t stride, const float *x, size_t x_stride,
-                          const __m512 *scale, DType dtype, bool grouped, int R, int C) {
-    const int n = weights_of_lane(dtype);
-    Line line[4];
-    __m512 own[4][4], (*to)[4] = grouped ? own : sum;
-    for (int r = 0; r < R; r++) line[r] = load_line(at + (size_t)r * stride, dtype);
-    multiply_vector(to, line, x, x_stride, 0, grouped, dtype, R, C);
-    if (n > 1) multiply_vector(to, line, x, x_stride, 1, false, dtype, R, C);
-    if (n > 2) multiply_vector(to, line, x, x_stride, 2, false, dtype, R, C);
-    if (n > 2) multiply_vector(to, line, x, x_stride, 3, false, dtype, R, C);
-    if (n > 4) multiply_vector(to, line, x, x_stride, 4, false, dtype, R, C);
-    if (n > 4) multiply_vector(to, line, x, x_stride, 5, false, dtype, R, C);
-    if (n > 4) multiply_vector(to, line, x, x_stride, 6, false, dtype, R, C);
-    if (n > 4) multiply_vector(to, line, x, x_stride, 7, false, dtype, R, C);
-    for (int r = 0; r < R && grouped; r++)
-        for (int c = 0; c < C; c++) sum[r][c] = _mm512_fmadd_ps(own[r][c], scale[r], sum[r][c]);
-}
-
-// The scale of each lane of a line of row r of those whose scales were loaded; group: the first of the line's.
-INLINE __m512 loaded_scale(const Block *b, int r, int group) {
-    return _mm512_permutexvar_ps(b->group_of_lane, _mm512_loadu_ps(&b->scales[r][group]));
-}
-
-// The same from where the scales are.
-INLINE __m512 scale_at_hand(const Block *b, const uint16_t *first) {
-    long long four;
-    memcpy(&four, first, sizeof four);
-    return _mm512_castsi512_ps(_mm512_shuffle_epi8(_mm512_set1_epi64(four), b->spread));
-}
-
-// Rows `row` to row + R of the block by rows t to t + C of x, over n columns from `col` on.
-INLINE void multiply(Block *b, int row, int t, int col, int n, DType dtype, bool grouped, int R, int C) {
-    const Matrix *w = b->p->w;
-    const int unit = columns_of_line(dtype);
-    const size_t stride = row_bytes(w, dtype), x_stride = (size_t)b->p->x_stride, first = (size_t)(b->first + row),
-                 ahead = t == 0 ? (size_t)b->p->ahead * stride : 0;
-    const char *at = (const char *)w->data + first * stride + (size_t)col / (size_t)unit * LINE;
-    const float *x = b->p->x + (size_t)t * x_stride + col;
-    const bool at_hand = grouped && scales_at_hand(b, row, R);
-    const size_t groups = grouped ? (size_t)(w->cols + w->group - 1) >> b->shift : 0;
-    const uint16_t *scales = at_hand ? (const uint16_t *)w->scale + first * groups + (col >> b->shift) : NULL;
-    __m512 sum[4][4], scale[4];
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) sum[r][c] = col == 0 ? _mm512_setzero_ps() : b->sums[row + r][t + c];
-    if (at_hand && ahead && col == 0)
-        for (const char *p = (const char *)scales, *end = p + 2 * R * groups; p < end; p += LINE)
-            _mm_prefetch(p + 2 * (size_t)b->p->ahead * groups, _MM_HINT_T1);
-    char tail[4 * LINE];
-    for (int i = 0; i < n; i += unit, at += LINE) {
-        size_t apart = stride;
-        if (n - i < unit) { // x is 0 beyond
-            memset(tail, 0, sizeof tail);
-            for (int r = 0; r < R; r++)
-                memcpy(tail + r * LINE, at + (size_t)r * stride, (size_t)(n - i) * LINE / (size_t)unit);
-            at = tail;
-            apart = LINE;
-        }
-        for (int r = 0; r < R; r++) {
-            if (grouped)
-                scale[r] = at_hand ? scale_at_hand(b, scales + (size_t)r * groups + (i >> b->shift))
-                                   : loaded_scale(b, r, i >> b->shift);
-            if (ahead) _mm_prefetch(at + (size_t)r * stride + ahead, _MM_HINT_T1);
-        }
-        multiply_line(sum, at, apart, x + i, x_stride, scale, dtype, grouped, R, C);
-    }
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) b->sums[row + r][t + c] = sum[r][c];
-}
-
-INLINE void multiply_rows(Block *b, int row, int col, int n, DType dtype, bool grouped, int R) {
-    int t = 0, T = b->p->T;
-    if (grouped) load_block_scales(b, row, col, n, R);
-    for (; t + 4 <= T; t += 4) multiply(b, row, t, col, n, dtype, grouped, R, 4);
-    if (T - t == 3) multiply(b, row, t, col, n, dtype, grouped, R, 3);
-    if (T - t == 2) multiply(b, row, t, col, n, dtype, grouped, R, 2);
-    if (T - t == 1) multiply(b, row, t, col, n, dtype, grouped, R, 1);
-}
-
-INLINE float sum_lanes(__m512 v) { // a fixed tree
-    __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-    __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
-    return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
-}
-
-INLINE void multiply_block(Block *b, DType dtype, bool grouped) {
-    const Matrix *w = b->p->w;
-    const int cols = w->cols, T = b->p->T, near = X_NEAR / T / MAX_UNIT * MAX_UNIT;
-    for (int col = 0; col < cols; col += near) {
-        int n = cols - col < near ? cols - col : near, row = 0;
-        for (; (T == 1 || !grouped) && row + 4 <= b->rows; row += 4) multiply_rows(b, row, col, n, dtype, grouped, 4);
-        for (; row + 2 <= b->rows; row += 2) multiply_rows(b, row, col, n, dtype, grouped, 2);
-        if (row < b->rows) multiply_rows(b, row, col, n, dtype, grouped, 1);
-    }
-    for (int r = 0; r < b->rows; r++)
-        for (int t = 0; t < T; t++) {
-            float sum = sum_lanes(b->sums[r][t]) * (dtype == DTYPE_F8_E4M3 ? 256.0f : 1.0f);
-            if (w->group == WHOLE_ROW)
-                sum *= _mm512_cvtss_f32(load_scales(w->scale, w->scale_dtype, (size_t)(b->first + r), 1));
-            b->p->y[(size_t)t * (size_t)w->rows + (size_t)(b->first + r)] = sum;
-        }
-}
-
-static WITH_AVX512 void multiply_part(void *product, int64_t begin, int64_t end) {
-    Block b;
-    b.p = product;
-    b.shift = group_shift(b.p->w);
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    b.group_of_lane = _mm512_srlv_epi32(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(b.p->w->dtype == DTYPE_U8 ? 8 : 4)),
-                                        _mm512_set1_epi32(b.shift));
-    b.spread = _mm512_add_epi32(_mm512_mullo_epi32(b.group_of_lane, _mm512_set1_epi32(0x02020000)),
-                                _mm512_set1_epi32(0x01008080));
-    for (int64_t block = begin; block < end; block++) {
-        b.first = (int)block * W_ROWS;
-        b.rows = b.p->w->rows - b.first < W_ROWS ? b.p->w->rows - b.first : W_ROWS;
-#define BLOCK(D, G) multiply_block(&b, D, G)
-        WITH_TYPE(b.p->w, BLOCK)
-    }
-}
-
-static WITH_AVX512 void arrange_rows(float *out, int stride, const float *x, const Matrix *w, int T) {
-    for (int t = 0; t < T; t++, out += stride, x += w->cols) {
-#define ARRANGE(D, G) arrange(out, x, w->cols, D)
-        WITH_TYPE(w, ARRANGE)
-    }
-}
+#include "step_avx512.h"
 
 void step_avx512(float *y, const float *x, const Matrix *w, int T) {
-    float arranged[STEP_COLUMNS] __attribute__((aligned(64)));
-    // Rows of x are no multiple of 4 KB apart, or they would want the same places of the L1 cache.
-    int stride = (w->cols + 1023) / 1024 * 1024 + MAX_UNIT, most = STEP_COLUMNS / stride;
-    most = most > X_ROWS ? X_ROWS : most < 1 ? 1 : most;
-    int64_t blocks = (w->rows + W_ROWS - 1) / W_ROWS, row = (int64_t)matrix_row_bytes(w);
-    int ahead = (int)((AHEAD + 4 * row - 1) / (4 * row)) * 4;
-    for (int t = 0; t < T; t += most) {
-        int n = T - t < most ? T - t : most;
-        int64_t cost = (int64_t)n * W_ROWS * w->cols;
-        arrange_rows(arranged, stride, x + (size_t)t * (size_t)w->cols, w, n);
-        Product p = {y + (size_t)t * (size_t)w->rows, arranged, w, n, stride, ahead};
-        parallel_for(blocks, blocks * cost <= ALONE ? blocks : (PART + cost - 1) / cost, multiply_part, &p);
-    }
+    multiply_step(y, x, w, T);
 }

@@ -1,5 +1,5 @@
-// What the AVX-512 products share: how weights and scales become floats. For files of functions with the attribute
-// WITH_AVX512.
+// What the AVX-512 products share: how weights and scales become floats, and x comes into another order. For files of
+// functions with the attribute WITH_AVX512.
 #ifndef WIDEN_AVX512_H
 #define WIDEN_AVX512_H
 
@@ -30,23 +30,41 @@ INLINE int columns_of_line(DType dtype) {
     return LANES * weights_of_lane(dtype);
 }
 
-// A line and, of whole numbers, the same 16 bits to the right.
+// A line of W, of int4 in a register: a compiler would rather make a load part of each of the instructions that use it.
+INLINE __m512i load_bytes(const void *at, DType dtype) {
+    __m512i v = _mm512_loadu_si512(at);
+    if (dtype == DTYPE_U8) __asm__("" : "+v"(v));
+    return v;
+}
+
+// A line and, of int8, the same 16 bits to the right.
 typedef struct {
     __m512i low, high;
 } Line;
 
 INLINE Line load_line(const char *at, DType dtype) {
-    __m512i line = _mm512_loadu_si512(at);
-    return (Line){line, dtype == DTYPE_U8 || dtype == DTYPE_I8 ? _mm512_srli_epi32(line, 16) : line};
+    __m512i line = load_bytes(at, dtype);
+    return (Line){line, dtype == DTYPE_I8 ? _mm512_srli_epi32(line, 16) : line};
+}
+
+// The values of int4's codes as bf16, twice: a look-up takes the low five bits of a word, of which the fifth is the next
+// code's.
+INLINE __m512i int4_values(void) {
+    return _mm512_broadcast_i64x4(_mm256_setr_epi16((short)0xC100, (short)0xC0E0, (short)0xC0C0, (short)0xC0A0,
+                                                    (short)0xC080, (short)0xC040, (short)0xC000, (short)0xBF80, 0,
+                                                    0x3F80, 0x4000, 0x4040, 0x4080, 0x40A0, 0x40C0, 0x40E0));
 }
 
 // Vector j of a line, exact. Codes of FP8 are 2^-8 times what they stand for: as float16, which has one bit of exponent
 // more, they are their own bits.
 INLINE __m512 widen(Line line, int j, DType dtype) {
     if (dtype == DTYPE_U8) {
+        // One shift for two codes: a look-up of floats takes the low four bits of each lane, one of bf16 those of its
+        // upper half.
         const __m512 values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-        __m512i half = j < 4 ? line.low : line.high;
-        return _mm512_permutexvar_ps(_mm512_srli_epi32(half, j % 4 * 4), values); // takes the low four bits
+        __m512i codes = _mm512_srli_epi32(line.low, j % 4 * 4);
+        return j < 4 ? _mm512_permutexvar_ps(codes, values)
+                     : _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xAAAAAAAA, codes, int4_values()));
     }
     if (dtype == DTYPE_I8) {
         // Code + 128 becomes the fraction of a float whose exponent makes the lowest of its bits one: 2^23 is too much
@@ -94,17 +112,44 @@ INLINE void widen_scales(float *out, const void *scales, DType dtype, size_t i, 
     _mm512_storeu_ps(out, load_scales(scales, dtype, i, (__mmask16)((1u << n) - 1)));
 }
 
+// n vectors, a power of two, to n vectors of which number j has elements j, n + j, 2 n + j, ...
+INLINE void take_apart(__m512 *v, int n) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
+                  odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
+    for (int stride = 1; stride < n; stride *= 2) {
+        __m512 from[8];
+        for (int i = 0; i < n; i++) from[i] = v[i];
+        for (int i = 0; i < n / 2; i++) {
+            v[i] = _mm512_permutex2var_ps(from[2 * i], even, from[2 * i + 1]);
+            v[n / 2 + i] = _mm512_permutex2var_ps(from[2 * i], odd, from[2 * i + 1]);
+        }
+    }
+}
+
+// The 32 numbers of two vectors, each a bf16, as pairs.
+INLINE __m512i pack_pairs(__m512 a, __m512 b) {
+    __m512i low = _mm512_srli_epi32(_mm512_castps_si512(a), 16), high = _mm512_srli_epi32(_mm512_castps_si512(b), 16);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(low)), _mm512_cvtepi32_epi16(high), 1);
+}
+
 // CALL(D, G) with D and G for the dtype of a matrix and whether groups of columns have scales, constants.
 #define WITH_TYPE(w, CALL) \
     switch ((w)->dtype) { \
-    case DTYPE_BF16: \
-        CALL(DTYPE_BF16, false); \
-        break; \
     case DTYPE_F16: \
         CALL(DTYPE_F16, false); \
         break; \
     case DTYPE_F32: \
         CALL(DTYPE_F32, false); \
+        break; \
+    default: \
+        WITH_TYPE_OF_PAIRS(w, CALL) \
+    }
+
+// The same for those that can be multiplied as pairs of bf16.
+#define WITH_TYPE_OF_PAIRS(w, CALL) \
+    switch ((w)->dtype) { \
+    case DTYPE_BF16: \
+        CALL(DTYPE_BF16, false); \
         break; \
     case DTYPE_F8_E4M3: \
         CALL(DTYPE_F8_E4M3, false); \
