@@ -359,10 +359,19 @@ static bool prepare_rank(Model *m, CudaState *s, Error *err) {
     return true;
 }
 
+// The kernels of the run's steps, if they are these; open_exchange has loaded its own.
+static bool load_kernels_of_run(Model *m, CudaState *s, Error *err) {
+    const FusedState *f = s->fused;
+    if (f->exchange || steps_are_wide(m) || steps_are_cublas(m, f, 1)) return true;
+    return load_products_kernels<FusedParams>(m, s, fused_min(f->max_rows, model_step_rows(m)), err);
+}
+
 // Beside the upload, which no step's kernel waits for.
 static bool prepare_fused(Model *m, Error *err) {
     return for_shards(m, err, [&](Model *m, CudaState *s) { return prepare_rank(m, s, err); }) &&
-           open_exchange(m, err) && prepare_steps(m, err);
+           open_exchange(m, err) &&
+           for_shards(m, err, [&](Model *m, CudaState *s) { return load_kernels_of_run(m, s, err); }) &&
+           prepare_steps(m, err);
 }
 
 static void free_fused(FusedState *f) {

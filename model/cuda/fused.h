@@ -182,8 +182,8 @@
 //   - no gain at batch 1: a product's activations in registers (at 8 rows 5 %: 32 of 41 loads from shared memory that a
 //     warp makes for a stage); stages that only some products have room for
 //   - registers that are saved to local memory cost more than what they are for, as that is not in L1 beside the
-//     stream: all activation rows and kinds of weights in one kernel, 6 % of a bf16 step and 6 to 9 % of a quantised
-//     one. A kernel for each kind has none to save
+//     stream: with activations held, one kernel for all rows and kinds of weights made a bf16 step 6 % longer. A kernel
+//     for each kind has few or none to save: quantised steps take 5 to 8 % less
 //   - quantised: int4 1.89 ms, fp8 2.63, where reading takes 0.9 and 1.6. By a trace of a kernel (int4 at 2.05 ms, 51
 //     us): tiles 26 us, of which memory would need 13 beside what the ring holds already: shared memory gave a tile's
 //     data in 1,100 cycles of 1,300, since a load of 16 bytes a lane takes 4 however few bytes are different. Waits for

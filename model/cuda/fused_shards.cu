@@ -109,28 +109,6 @@ static bool reach(Model *m, void *(*of)(const CudaState *s), void **all, Error *
     return comm_reach(((CudaState *)m->state)->comm, own, all, err);
 }
 
-// The kernels of all steps.
-static bool load_kernels(const Model *m, const CudaState *s, Error *err) {
-    const FusedState *f = s->fused;
-    for (int n = 1; n <= f->max_rows; n++) {
-        FusedShape shape = fused_shape(m, f, n);
-        FusedPlan plan;
-        if (!fused_plan(&shape, &plan)) return fail(err, "no plan for %d rows, where there is one for more", n);
-        for (int i = 0; i <= m->config.n_layers; i++) {
-            const FusedParams p = fused_params(m, s, &plan, i, 0, n);
-            cudaFuncAttributes attributes;
-            CUDA_TRY(for_numbers(m, p, [&](auto numbers) {
-                typedef decltype(numbers) N;
-                cudaError_t status = allow_shared_memory<N, SharedParams>(f);
-                return status != cudaSuccess
-                           ? status
-                           : cudaFuncGetAttributes(&attributes, (const void *)decode_products_kernel<N, SharedParams>);
-            }));
-        }
-    }
-    return true;
-}
-
 bool open_exchange(Model *m, Error *err) {
     CudaState *first = (CudaState *)m->state;
     void *regions[MAX_SHARDS], *logits[2][MAX_SHARDS];
@@ -143,7 +121,7 @@ bool open_exchange(Model *m, Error *err) {
             CUDA_TRY(cudaMemsetAsync(e->region, 0xff, 2 * e->set_bytes, s->stream)); // ABSENT
             CUDA_TRY(cudaMemsetAsync(e->region + 2 * e->set_bytes, 0, e->bytes - 2 * e->set_bytes, s->stream));
             CUDA_TRY(cudaStreamSynchronize(s->stream)); // before another rank stores to it
-            return load_kernels(m, s, err);
+            return load_products_kernels<SharedParams>(m, s, s->fused->max_rows, err);
         }))
         return false;
     if (!reach(

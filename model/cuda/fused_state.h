@@ -107,6 +107,27 @@ bool launch_products(const Model *m, const CudaState *s, const FusedPlan *plan, 
 // What a pass ends with: the argmax of its rows, to the host and as the next step's input.
 bool argmax_pass(const Model *m, CudaState *s, bool pdl, const int2 *best, int n_best, int first, int n,
                  const RanksToWaitFor &ranks, Error *err);
+// Loads the kernels of steps of up to so many rows, so that no step waits for one.
+template <class Params> static bool load_products_kernels(const Model *m, const CudaState *s, int rows, Error *err) {
+    const FusedState *f = s->fused;
+    for (int n = 1; n <= rows; n++) {
+        FusedShape shape = fused_shape(m, f, n);
+        FusedPlan plan;
+        if (!fused_plan(&shape, &plan)) return fail(err, "no plan for %d rows, where there is one for more", n);
+        for (int i = 0; i <= m->config.n_layers; i++) {
+            const FusedParams p = fused_params(m, s, &plan, i, 0, n);
+            cudaFuncAttributes attributes;
+            CUDA_TRY(for_numbers(m, p, [&](auto numbers) {
+                typedef decltype(numbers) N;
+                cudaError_t status = allow_shared_memory<N, Params>(f);
+                return status != cudaSuccess
+                           ? status
+                           : cudaFuncGetAttributes(&attributes, (const void *)decode_products_kernel<N, Params>);
+            }));
+        }
+    }
+    return true;
+}
 // --verbose
 void log_products(const FusedParams *p, const FusedPlan *plan, int n_blocks, const char *exchange);
 
