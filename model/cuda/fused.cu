@@ -153,17 +153,19 @@ FusedParams fused_params(const Model *m, const CudaState *s, const FusedPlan *pl
     p.att = s->att_all;
     p.h = f->h;
     p.down_partial = f->down_partial;
+    p.normed = f->normed;
     p.rope = s->rope_table;
     p.logits = own_logits(m, s, first);
     p.best = f->best;
     p.done = f->done + i * MAX_PRODUCTS;
     p.next_tile = (int *)f->done + (c->n_layers + 1 + i) * MAX_PRODUCTS;
+    p.rows_normalised = f->done + (2 * (c->n_layers + 1) + i) * MAX_PRODUCTS;
     add_products(m, f, plan, i, &p);
     return p;
 }
 
 int n_counters(const Model *m) {
-    return 2 * (m->config.n_layers + 1) * MAX_PRODUCTS;
+    return 3 * (m->config.n_layers + 1) * MAX_PRODUCTS;
 }
 
 bool embed_pass(const Model *m, CudaState *s, float *x, int first, int n, Error *err) {
@@ -347,6 +349,7 @@ static bool prepare_rank(Model *m, CudaState *s, Error *err) {
     CUDA_TRY(cudaMalloc(&f->h, (size_t)MAX_ACT_ROWS * m->shard.hidden.n * 2));
     f->h_all = f->h;
     if (s->comm) CUDA_TRY(cudaMalloc(&f->h_all, (size_t)MAX_ACT_ROWS * m->config.hidden_dim * 2));
+    CUDA_TRY(cudaMalloc(&f->normed, (size_t)MAX_ACT_ROWS * m->config.dim * 2));
     CUDA_TRY(cudaMalloc((void **)&f->down_partial, (size_t)MAX_ACT_ROWS * m->config.dim * sizeof(float)));
     CUDA_TRY(cudaMalloc((void **)&f->done, n_counters(m) * sizeof *f->done));
     CUDA_TRY(cudaMalloc((void **)&f->best, (size_t)MAX_ACT_ROWS * f->n_blocks * EPILOGUE_WARPS * sizeof(int2)));
@@ -380,6 +383,7 @@ static void free_fused(FusedState *f) {
     if (f->h_all != f->h) cudaFree(f->h_all);
     cudaFree(f->h);
     cudaFree(f->down_partial);
+    cudaFree(f->normed);
     cudaFree(f->done);
     cudaFree(f->best);
     free(f);

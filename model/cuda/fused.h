@@ -8,10 +8,10 @@
 //
 //   kernel                       grid × block    may start when                      may start the next when
 //   decode_embed_kernel          n_rows × 256    the kernel before is complete       at once
-//   decode_products_kernel 0     SMs × 352       embed has started  (PDL)            its consumers are past their wait
+//   decode_products_kernel 0     SMs × 384       embed has started  (PDL)            its consumers are past their wait
 //   for each layer:
 //     decode attention           ≤ 2 SMs × 128   products is past its wait  (PDL)    its blocks are past their wait
-//     decode_products_kernel i   SMs × 352       attention is past its wait  (PDL)   its consumers are past their wait
+//     decode_products_kernel i   SMs × 384       attention is past its wait  (PDL)   its consumers are past their wait
 //   decode_argmax_kernel         1 × 256         products is past its wait  (PDL)    it is complete
 //
 // PDL: programmatic dependent launch; "its wait" is griddepcontrol.wait, which returns when the kernel before is
@@ -21,13 +21,14 @@
 // of the next layer. Kernel 0 has qkv alone; the last one ends with lm_head in place of qkv. Down is several products,
 // each of some columns of K, where its activations would not leave room for a ring (split_down).
 //
-// ---- A block of decode_products_kernel: eleven warps, one block on every SM -----------------------------------------
+// ---- A block of decode_products_kernel: twelve warps, one block on every SM -----------------------------------------
 //
 //   producer (1 warp)    copies the block's tiles of weights to a ring in shared memory, over all products without a
 //                        stop. Weights depend on nothing, so it starts before the kernel before is complete
 //   consumers (8 warps)  bring the product's activations to shared memory; each multiplies its columns of every K slice
 //   epilogue (2 warps)   each every second tile: adds up its partial sums and does what follows: residual sum, SwiGLU,
 //                        RoPE, argmax
+//   one warp more          has nothing to do: registers move between whole warpgroups
 //
 // A tile is 4 rows (one group) or 8, or 16 where weights are quantised, its columns in K slices, one stage of the ring
 // each. The first tile of a product is given (first_tile), the next ones go to whichever block asks first (an atomic
@@ -42,6 +43,7 @@
 //   BARRIER_FUSED_EPILOGUE       64: epilogue threads                  the same              RoPE table, x, h
 //   BARRIER_FUSED_SETUP          352: producer arrives, others sync    consumers, epilogue   mbarriers, `started`
 //   done[product], global        1: epilogue lane 0 of every block     consumer thread 0     x, h (below)
+//   rows_normalised[product]     1: consumer thread 0, for a row       consumer thread 0     normed (below)
 //
 // The producer waits for `full` too, of the oldest copies, so that few are in flight. `empty` is arrived at when the
 // warp's sums exist (mbarrier_arrive_after): its loads are complete then. A product ends with END_OF_PRODUCT in
@@ -70,10 +72,13 @@
 //   h              16-bit [n × terms][hidden]  epilogue (gate_up)     consumers (down)                D
 //   qkv            KV type [heads][n][hd]    epilogue (qkv)           attention                       K
 //   att            KV type [n][q_dim]        attention                consumers (out)                 K
+//   normed         16-bit [n][dim]           consumers, one block     consumers (qkv, gate_up,        D, by
+//                                            for a row                lm_head)                        rows_normalised
 //   down_partial   f32 [n][dim]              epilogue (down)          epilogue (next part of down)    same lane
 //   rope           float2 [n][hd / 2]        embed                    epilogue                        K
 //   logits, best   f32 [n][vocab], int2      epilogue (lm_head)       argmax kernel, host             K
 //   done           u32 [product]             epilogue                 consumers                       D; zeroed: K
+//   rows_normalised  the same                consumers                consumers                       D; zeroed: K
 //   next_tile      s32 [product]             producer (atomic)        the same                        none; zeroed: K
 //
 //   K  kernel to kernel. The reader has called griddepcontrol.wait. Whoever writes global memory has called it before,
@@ -83,7 +88,9 @@
 //   D  block to block, within a kernel. Writer: stores of the epilogue warps, BARRIER_FUSED_EPILOGUE, red.release.gpu
 //      on done[product] by one of their threads (release is cumulative: for both warps). Reader: consumer thread 0
 //      polls with ld.acquire.gpu until all blocks are there, then BARRIER_FUSED_CONSUMERS. Loads are past L1
-//      (ld.global.cg, cp.async.cg).
+//      (ld.global.cg, cp.async.cg). Where rows are normalised once (NORMALISE_ONCE_ROWS) the writers are the consumers
+//      of one block for each row, with their barrier and rows_normalised[product] in place of those. A row of `normed`
+//      is written again for the next product with a norm, when every block has finished what it was for.
 //   B  the epilogue warp reads x in down, which other blocks' epilogue warps wrote in out, without acquiring. The order
 //      is out's stores, D to this block's consumers (before gate_up), program order, their arrival at partials full
 //      (release), its wait for partials full (acquire), its load. Each edge synchronises, so the whole does. It writes
@@ -249,6 +256,7 @@ struct FusedParams {
     void *qkv;           // KV type [n_heads + 2 n_kv_heads][n_rows][head_dim]
     const void *att;     // KV type [n_rows][q_dim]
     float *down_partial; // [n_rows][dim]: split-K partial sums of down
+    void *normed;        // 16-bit [n_rows][dim], permuted: x normalised, as it enters a product
     void *h;             // 16-bit [n_rows × terms][hidden_dim]
     const float2 *rope;  // [n_rows][head_dim/2]: RoPE table, cosine and sine
     float *logits;       // [n_rows], logits_pitch apart
@@ -257,6 +265,7 @@ struct FusedParams {
     int first_token; // that of row 0 of the output matrix
     unsigned *done;  // [n_products]: blocks that have finished a product
     int *next_tile;  // [n_products]: tiles taken, after each block's first
+    unsigned *rows_normalised; // [n_products]: rows in `normed`
 };
 
 // The same where several GPUs exchange what they compute (fused_exchange.cuh). x and h: dim and hidden_dim are the
@@ -287,7 +296,9 @@ struct RanksToWaitFor {
 
 // A kernel has 4 KB of parameters on every architecture and driver.
 static_assert(sizeof(SharedParams) <= 4096, "parameters of a kernel");
-static_assert(FUSED_THREADS == 352 && CONSUMER_THREADS == 256, "the table of barriers");
+static_assert(32 * FUSED_WARPS == 352 && CONSUMER_THREADS == 256, "the table of barriers");
+static_assert(FUSED_THREADS == 3 * 128 && CONSUMER_THREADS == 2 * 128, "warpgroups");
+static_assert(2 * CONSUMER_REGISTERS + OTHER_REGISTERS == 3 * 168, "registers of a thread, of 65,536 for all");
 static_assert(RESIDUAL_BUFFERS > MAX_STAGES + PARTIAL_BUFFERS, "a residual buffer is filled anew before it is read");
 static_assert(SLICE_UNIT == 512 && MAX_SLICE % SLICE_UNIT == 0, "every consumer warp has whole mmas of a slice");
 static_assert(MAX_SLICE % (MAX_TILE_GROUPS * SLICE_UNIT) == 0, "the same where a slice is half as long");

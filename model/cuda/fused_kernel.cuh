@@ -219,25 +219,26 @@ template <int EACH> __device__ __forceinline__ void load_norm(const Product &f, 
     }
 }
 
-// x / sqrt(mean(x²) + eps) * weight of every token, to its activation rows; ROWS tokens at a time, EACH float4s of each
-// a thread. A token's sum of squares has one order: thread i of 256 adds elements 4i .. 4i+3 and those 1024 further on,
-// then lanes, then warps.
+// x / sqrt(mean(x²) + eps) * weight of the tokens from `first` to `end`, to their activation rows, `pitch` bytes apart;
+// ROWS tokens at a time, EACH float4s of each a thread. A token's sum of squares has one order: thread i of 256 adds
+// elements 4i .. 4i+3 and those 1024 further on, then lanes, then warps.
 template <typename N, int ROWS, int EACH, class Input>
-__device__ __forceinline__ void store_normalised(const FusedParams &s, const Product &f, const Input &input,
-                                                 const float4 (&w)[EACH], char *to, float *sums) {
+__device__ __forceinline__ void store_normalised(const FusedParams &s, const Product &f, int first, int end,
+                                                 const Input &input, const float4 (&w)[EACH], char *to, int pitch,
+                                                 float *sums) {
     int tid = threadIdx.x, n = f.cols / 4;
-    for (int b0 = 0; b0 < s.n_rows; b0 += ROWS) {
+    for (int b0 = first; b0 < end; b0 += ROWS) {
         float4 x[ROWS][EACH];
         input.load_until_there([&](auto load) {
 #pragma unroll
             for (int r = 0; r < ROWS; r++)
 #pragma unroll
                 for (int j = 0; j < EACH; j++) {
-                    bool there = b0 + r < s.n_rows && tid + j * CONSUMER_THREADS < n;
+                    bool there = b0 + r < end && tid + j * CONSUMER_THREADS < n;
                     x[r][j] = floats_of(load((size_t)(b0 + r) * (f.cols / 4) + tid + j * CONSUMER_THREADS, there));
                 }
         });
-        if (b0 > 0) consumers_sync(); // all have read the sums of the tokens before
+        if (b0 > first) consumers_sync(); // all have read the sums of the tokens before
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             float sum = 0;
@@ -249,18 +250,47 @@ __device__ __forceinline__ void store_normalised(const FusedParams &s, const Pro
         consumers_sync();
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            if (b0 + r >= s.n_rows) break;
+            if (b0 + r >= end) break;
             float sum = 0;
 #pragma unroll
             for (int i = 0; i < CONSUMER_WARPS; i++) sum += sums[r * CONSUMER_WARPS + i];
             float scale = 1.0f / sqrtf(sum / (float)f.cols + s.eps);
-            char *row = to + (size_t)(b0 + r) * N::TERMS * f.act_pitch;
+            char *row = to + (size_t)(b0 + r) * N::TERMS * pitch;
 #pragma unroll
             for (int j = 0; j < EACH; j++)
                 if (tid + j * CONSUMER_THREADS < n)
-                    store_split<N>(row, f.act_pitch, 4 * (tid + j * CONSUMER_THREADS), scaled(x[r][j], scale, w[j]));
+                    store_split<N>(row, pitch, 4 * (tid + j * CONSUMER_THREADS), scaled(x[r][j], scale, w[j]));
         }
     }
+}
+
+// Copies n × 16 bytes of each of `rows` rows, from_pitch × 16 bytes apart, to rows to_pitch bytes apart in shared memory;
+// all copies are under way at once.
+__device__ __forceinline__ void copy_rows(char *to, int to_pitch, const uint4 *from, int from_pitch, int n, int rows) {
+    for (int r = 0; r < rows; r++)
+        for (int i = threadIdx.x; i < n; i += CONSUMER_THREADS)
+            copy_async16_from_l2(shared_address(to + (size_t)r * to_pitch + i * 16), from + (size_t)r * from_pitch + i);
+    copy_async_wait_all();
+}
+
+// The same of product i with one block for each token, which leaves its row to all. Every block reads 2 bytes of an
+// element in place of 4, and has no sums to wait for.
+template <typename N, int EACH>
+__device__ __forceinline__ void store_normalised_once(const FusedParams &s, const Product &f, int i, char *to,
+                                                      float *sums) {
+    const int apart = gridDim.x / s.n_rows, row = blockIdx.x / apart;
+    if (blockIdx.x % apart == 0 && row < s.n_rows) {
+        float4 w[EACH];
+        load_norm(f, w);
+        store_normalised<N, 1, EACH>(s, f, row, row + 1, OwnInput{(const uint4 *)s.x}, w, (char *)s.normed, 2 * f.cols,
+                                     sums);
+        consumers_sync();
+        if (threadIdx.x == 0) reduce_add_release(s.rows_normalised + i, 1);
+    }
+    if (threadIdx.x == 0)
+        while (load_acquire(s.rows_normalised + i) < (unsigned)s.n_rows);
+    consumers_sync();
+    copy_rows(to, f.act_pitch, (const uint4 *)s.normed, f.cols / 8, f.cols / 8, s.n_rows);
 }
 
 // Loads n × 16 bytes of each of `rows` rows, pitch × 16 bytes apart, and hands them to store(row, column, what was
@@ -301,14 +331,11 @@ __device__ __forceinline__ void store_attention(const FusedParams &s, const Prod
         });
 }
 
-// What gate_up left, split and permuted already; the columns of this product. All copies are under way at once.
+// What gate_up left, split and permuted already; the columns of this product.
 template <typename N>
 __device__ __forceinline__ void store_hidden(const FusedParams &s, const Product &f, Turn, char *to) {
-    for (int r = 0; r < s.n_rows * N::TERMS; r++)
-        for (int i = threadIdx.x; i < f.cols / 8; i += CONSUMER_THREADS)
-            copy_async16_from_l2(shared_address(to + (size_t)r * f.act_pitch + i * 16),
-                                 (const uint4 *)s.h + ((size_t)r * f.row_length + f.first_col) / 8 + i);
-    copy_async_wait_all();
+    copy_rows(to, f.act_pitch, (const uint4 *)s.h + f.first_col / 8, f.row_length / 8, f.cols / 8,
+              s.n_rows * N::TERMS);
 }
 template <typename N>
 __device__ __forceinline__ void store_hidden(const SharedParams &s, const Product &f, Turn turn, char *to) {
@@ -699,6 +726,11 @@ template <class Params> __device__ __forceinline__ void wait_for_product(const P
     consumers_sync();
 }
 
+// May rows be normalised once for all blocks? Of kernels for so many; not across GPUs, and not as bf16x3.
+template <typename N, class Params>
+constexpr bool normalises_once = N::TERMS == 1 && (N::PACKED || 2 * N::PAIRS >= NORMALISE_ONCE_ROWS) &&
+                                 std::is_same<Params, FusedParams>::value;
+
 template <typename N, class Params>
 __device__ __forceinline__ void consume(const Params &s, const Block &block, Ring ring, Ring partials_ring) {
     const Turn turn = turn_of(s);
@@ -719,17 +751,24 @@ __device__ __forceinline__ void consume(const Params &s, const Block &block, Rin
             float4 w[each.value];
             load_norm(f, w);
             wait();
-            store_normalised<N, rows.value, each.value>(s, f, input_x(s, f, turn), w, block.shared, block.sums);
+            store_normalised<N, rows.value, each.value>(s, f, 0, s.n_rows, input_x(s, f, turn), w, block.shared,
+                                                        f.act_pitch, block.sums);
         };
         if (f.norm) { // 16 float4s a thread at most
             typedef std::integral_constant<int, 1024 / CONSUMER_THREADS> Short;
-            if (s.n_rows == 1 && f.cols <= 4096)
+            typedef std::integral_constant<int, FUSED_MAX_DIM / 4 / CONSUMER_THREADS> Long;
+            if (normalises_once<N, Params> && s.n_rows >= NORMALISE_ONCE_ROWS) {
+                wait();
+                if (f.cols <= 4096)
+                    store_normalised_once<N, Short::value>(s, f, i, block.shared, block.sums);
+                else
+                    store_normalised_once<N, Long::value>(s, f, i, block.shared, block.sums);
+            } else if (s.n_rows == 1 && f.cols <= 4096)
                 normalised(std::integral_constant<int, 1>(), Short());
             else if (f.cols <= 4096)
                 normalised(std::integral_constant<int, 4>(), Short());
             else
-                normalised(std::integral_constant<int, 2>(),
-                           std::integral_constant<int, FUSED_MAX_DIM / 4 / CONSUMER_THREADS>());
+                normalised(std::integral_constant<int, 2>(), Long());
         } else {
             wait();
             if (f.kind == PRODUCT_OUT) {
@@ -750,9 +789,9 @@ __device__ __forceinline__ void consume(const Params &s, const Block &block, Rin
 // sums,
 //           SwiGLU, RoPE, each block's argmax of its logits.
 // Reads:    weights 16-bit, x, att, rope; shapes in FusedParams, who orders what in fused.h.
-// Writes:   x, h, qkv, logits, best, down_partial, done, next_tile.
-// Grid:     SMs × 352 threads: one block on every SM, all resident at once; a tile is one block's.
-// Requires: done = next_tile = 0; cols % 8 = 0; n_rows × terms <= MAX_ACT_ROWS; dynamic shared memory as FusedPlan
+// Writes:   x, h, qkv, logits, best, normed, down_partial, done, next_tile, rows_normalised.
+// Grid:     SMs × 384 threads: one block on every SM, all resident at once; a tile is one block's.
+// Requires: done = next_tile = rows_normalised = 0; cols % 8 = 0; n_rows × terms <= MAX_ACT_ROWS; dynamic shared memory as FusedPlan
 // says.
 template <typename N, class Params>
 __global__ void __launch_bounds__(FUSED_THREADS, 1) decode_products_kernel(const __grid_constant__ Params s) {
@@ -779,10 +818,19 @@ __global__ void __launch_bounds__(FUSED_THREADS, 1) decode_products_kernel(const
     Ring ring = {first, first + 8 * MAX_STAGES, s.n_stages, 0, 0};
     Ring partials_ring = {first + 16 * MAX_STAGES, first + 16 * MAX_STAGES + 8 * PARTIAL_BUFFERS, PARTIAL_BUFFERS, 0,
                           0};
+    constexpr bool MOVES_REGISTERS = !N::PACKED;
+    constexpr int WORKERS = 32 * FUSED_WARPS;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     // Every launch fetches its parameters anew: all lines of them at once, a few a warp.
     for (int i = warp * 64; i < (int)sizeof s; i += 64 * FUSED_THREADS / 32)
         asm volatile("" ::"r"(*(const int *)((const char *)&s + i)));
+    if (warp < EPILOGUE_WARP) {
+        if (MOVES_REGISTERS) increase_registers<CONSUMER_REGISTERS>();
+        named_barrier_sync(BARRIER_FUSED_SETUP, WORKERS);
+        consume<N>(s, block, ring, partials_ring);
+        return;
+    }
+    if (MOVES_REGISTERS) decrease_registers<OTHER_REGISTERS>();
     if (warp == PRODUCER_WARP) { // does not wait for the others: memory has nothing to do before its first copy
         if (lane == 0) started = 0;
         if (lane < s.n_stages) {
@@ -795,15 +843,12 @@ __global__ void __launch_bounds__(FUSED_THREADS, 1) decode_products_kernel(const
         }
         fence_mbarrier_init();
         __syncwarp();
-        named_barrier_arrive(BARRIER_FUSED_SETUP, FUSED_THREADS);
+        named_barrier_arrive(BARRIER_FUSED_SETUP, WORKERS);
         produce<N>(s, block, ring);
-        return;
-    }
-    named_barrier_sync(BARRIER_FUSED_SETUP, FUSED_THREADS);
-    if (warp >= EPILOGUE_WARP)
+    } else if (warp < PRODUCER_WARP) {
+        named_barrier_sync(BARRIER_FUSED_SETUP, WORKERS);
         epilogue<N>(s, block, partials_ring);
-    else
-        consume<N>(s, block, ring, partials_ring);
+    }
 }
 
 // Computes: what a step begins with: the embedding of each token, and the RoPE table of its position.

@@ -15,8 +15,12 @@ enum {
     EPILOGUE_WARP = CONSUMER_WARPS, // the first of them
     PRODUCER_WARP = EPILOGUE_WARP + EPILOGUE_WARPS,
     FUSED_WARPS = PRODUCER_WARP + 1,
-    FUSED_THREADS = 32 * FUSED_WARPS,
     CONSUMER_THREADS = 32 * CONSUMER_WARPS,
+    // Three warpgroups: the last one, of which a warp has nothing to do, leaves registers of its 168 a thread to the
+    // consumers'. (Of quantised weights, whose epilogue has four groups of sums, it needs them itself.)
+    FUSED_THREADS = 384,
+    CONSUMER_REGISTERS = 216,
+    OTHER_REGISTERS = 72,
 
     // Rows of weights that one mma takes: 16 rows of its left operand hold 4 quarters of each (see the drawing in
     // fused.h).
@@ -56,6 +60,9 @@ enum {
     RESIDUAL_BUFFERS = 32,
     // Activation rows of one pass over the weights: tokens, times 3 where float32 is split in three (bf16x3).
     MAX_ACT_ROWS = 8,
+    // From so many tokens on a row that enters products normalised is normalised by one block for all. Of fewer rows
+    // every block does it sooner by itself.
+    NORMALISE_ONCE_ROWS = 5,
     // Products of one kernel: out, gate and up, down (more than one if its K is split), then qkv or lm_head.
     MAX_PRODUCTS = 10,
     // dim at most: 16 float4s a thread of two rows are held while a row is normalised.

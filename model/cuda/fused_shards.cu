@@ -164,6 +164,7 @@ static FusedParams params_of_launch(const Model *m, const CudaState *s, const Fu
     p.hidden_dim = m->shard.hidden.n;
     p.done = all.done + k;
     p.next_tile = all.next_tile + k;
+    p.rows_normalised = all.rows_normalised + k;
     return p;
 }
 

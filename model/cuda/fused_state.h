@@ -20,7 +20,8 @@ struct FusedState {
     void *h;                       // 16-bit [MAX_ACT_ROWS][own hidden_dim]
     void *h_all;                   // 16-bit [MAX_ACT_ROWS][hidden_dim], gathered; on one GPU h
     float *down_partial;           // [MAX_ACT_ROWS][dim]
-    unsigned *done;                // [n_layers + 1][MAX_PRODUCTS]; after them as many counters next_tile
+    void *normed;                  // 16-bit [MAX_ACT_ROWS][dim]
+    unsigned *done;                // [n_layers + 1][MAX_PRODUCTS]; after them as many next_tile, and rows_normalised
     int2 *best;                    // [MAX_ACT_ROWS][n_blocks][EPILOGUE_WARPS]
     Exchange *exchange;            // NULL: there is one GPU, or ranks gather what they need between kernels
 };

@@ -542,13 +542,21 @@ template <int N> __device__ __forceinline__ void wgmma_pin(float (&x)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(x[i])::"memory");
 }
-// Gives registers of this warpgroup back to the block's pool, or takes some: N per thread from here on.
+// Gives registers of this warpgroup back to the block's pool, or takes some: N per thread from here on. By all warps of
+// the warpgroup. In other code than sm_90a's, nothing.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
 template <int N> __device__ __forceinline__ void decrease_registers() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }
 template <int N> __device__ __forceinline__ void increase_registers() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
+#else
+template <int N> __device__ __forceinline__ void decrease_registers() {
+}
+template <int N> __device__ __forceinline__ void increase_registers() {
+}
+#endif
 
 // The descriptor of an operand in shared memory with the 128-byte swizzle: its address, panel_bytes from one panel of
 // 64 columns to the next, 1024 bytes from 8 rows to the next 8. All in units of 16 bytes.
