@@ -200,9 +200,17 @@
 //     multiples, against conflicts of scales (6 % more: a copy for each row, to addresses that are no multiple of 128);
 //     rows of 8-bit codes at multiples of 128 in place of 64 (1 % less, for halves of chunks exchanged in odd rows)
 //   - 8 rows, by a trace (cycles of a layer, 240,000): input of out 7,500, of gate_up and QKV 15,000 each (2,000 for
-//     one row), tiles of gate_up as fast as memory, of the others 1,300 to 1,600 each from the ring. No gain: x and
-//     attention by asynchronous copies to shared memory; blocks that begin with different rows; the next stage's
-//     weights on their way to registers while a tile's sums are left (batch 2 2 % less, 4 4 % more)
+//     one row), tiles of gate_up as fast as memory, of the others 1,300 to 1,600 each from the ring. Rows normalised
+//     once, and registers that other warps leave to the consumers: 3 % less each; an input of gate_up or QKV then takes
+//     6,000 (of 5 rows and more: of 4 it is no gain). No gain: x and attention by asynchronous copies to shared memory;
+//     blocks that begin with different rows; the next stage's weights on their way to registers while a tile's sums are
+//     left (batch 2 2 % less, 4 4 % more); all 8 rows of attention's output under way at once
+//   - attention between two kernels: by a clock that all SMs share, batch 1, context 200: blocks of attention start at
+//     once when products end; 2.6 us until they have their range, pages and copies under way, 0.5 for queries, 2.3 for
+//     two steps, 1.4 to combine two splits, 0.4 until products' consumers see the end. No gain: the same computed by
+//     four consumer warps within this kernel, so that few launches have all layers and the ring goes on (bf16 4 % more,
+//     int4 4, 8 rows 15: what attention waits for is as long, in 236 KB of code with registers saved to memory); keys
+//     and values fetched to L2 meanwhile by the idle warp (context 200 0.5 % less, 2,000 1 % more)
 //   - a second epilogue warp brought 3 %; one alone took 1.7 us for a tile of 16 rows, where memory brings one in 1.0.
 //     Addresses that a loop keeps, and does not compute again from the number of the thread, brought 3 %; codes widened
 //     by one instruction a pair where there were three, 2 %
@@ -262,9 +270,9 @@ struct FusedParams {
     float *logits;       // [n_rows], logits_pitch apart
     int2 *best;          // [n_rows], best_pitch apart: largest logit (its bits), token; -1: one is not finite
     int logits_pitch, best_pitch;
-    int first_token; // that of row 0 of the output matrix
-    unsigned *done;  // [n_products]: blocks that have finished a product
-    int *next_tile;  // [n_products]: tiles taken, after each block's first
+    int first_token;           // that of row 0 of the output matrix
+    unsigned *done;            // [n_products]: blocks that have finished a product
+    int *next_tile;            // [n_products]: tiles taken, after each block's first
     unsigned *rows_normalised; // [n_products]: rows in `normed`
 };
 

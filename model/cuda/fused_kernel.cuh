@@ -264,8 +264,8 @@ __device__ __forceinline__ void store_normalised(const FusedParams &s, const Pro
     }
 }
 
-// Copies n × 16 bytes of each of `rows` rows, from_pitch × 16 bytes apart, to rows to_pitch bytes apart in shared memory;
-// all copies are under way at once.
+// Copies n × 16 bytes of each of `rows` rows, from_pitch × 16 bytes apart, to rows to_pitch bytes apart in shared
+// memory; all copies are under way at once.
 __device__ __forceinline__ void copy_rows(char *to, int to_pitch, const uint4 *from, int from_pitch, int n, int rows) {
     for (int r = 0; r < rows; r++)
         for (int i = threadIdx.x; i < n; i += CONSUMER_THREADS)
@@ -334,8 +334,7 @@ __device__ __forceinline__ void store_attention(const FusedParams &s, const Prod
 // What gate_up left, split and permuted already; the columns of this product.
 template <typename N>
 __device__ __forceinline__ void store_hidden(const FusedParams &s, const Product &f, Turn, char *to) {
-    copy_rows(to, f.act_pitch, (const uint4 *)s.h + f.first_col / 8, f.row_length / 8, f.cols / 8,
-              s.n_rows * N::TERMS);
+    copy_rows(to, f.act_pitch, (const uint4 *)s.h + f.first_col / 8, f.row_length / 8, f.cols / 8, s.n_rows * N::TERMS);
 }
 template <typename N>
 __device__ __forceinline__ void store_hidden(const SharedParams &s, const Product &f, Turn turn, char *to) {
@@ -728,8 +727,8 @@ template <class Params> __device__ __forceinline__ void wait_for_product(const P
 
 // May rows be normalised once for all blocks? Of kernels for so many; not across GPUs, and not as bf16x3.
 template <typename N, class Params>
-constexpr bool normalises_once = N::TERMS == 1 && (N::PACKED || 2 * N::PAIRS >= NORMALISE_ONCE_ROWS) &&
-                                 std::is_same<Params, FusedParams>::value;
+constexpr bool normalises_once =
+    N::TERMS == 1 && (N::PACKED || 2 * N::PAIRS >= NORMALISE_ONCE_ROWS) && std::is_same<Params, FusedParams>::value;
 
 template <typename N, class Params>
 __device__ __forceinline__ void consume(const Params &s, const Block &block, Ring ring, Ring partials_ring) {
@@ -791,8 +790,8 @@ __device__ __forceinline__ void consume(const Params &s, const Block &block, Rin
 // Reads:    weights 16-bit, x, att, rope; shapes in FusedParams, who orders what in fused.h.
 // Writes:   x, h, qkv, logits, best, normed, down_partial, done, next_tile, rows_normalised.
 // Grid:     SMs × 384 threads: one block on every SM, all resident at once; a tile is one block's.
-// Requires: done = next_tile = rows_normalised = 0; cols % 8 = 0; n_rows × terms <= MAX_ACT_ROWS; dynamic shared memory as FusedPlan
-// says.
+// Requires: done = next_tile = rows_normalised = 0; cols % 8 = 0; n_rows × terms <= MAX_ACT_ROWS; dynamic shared memory
+// as FusedPlan says.
 template <typename N, class Params>
 __global__ void __launch_bounds__(FUSED_THREADS, 1) decode_products_kernel(const __grid_constant__ Params s) {
     extern __shared__ __align__(128) char shared[];
@@ -870,8 +869,8 @@ __global__ void decode_embed_kernel(float *x, const W *table, const int *tokens,
 // next
 //           step's input; the counters at zero for that one.
 // Reads:    best [rows][n_best]; of several GPUs (ranks.n > 0), when all of them have written theirs.
-// Writes:   next and next_host [rows]; of step, from row `first` on, tokens and lens; done [n_done], next_tile after
-//           it; of several GPUs the number of steps.
+// Writes:   next and next_host [rows]; of step, from row `first` on, tokens and lens; done [n_done], all counters of
+//           the step; of several GPUs the number of steps.
 // Grid:     1 × 32 threads for each row, at least; a warp owns a row.
 // Requires: rows <= MAX_ACT_ROWS.
 __global__ void decode_argmax_kernel(const int2 *best, int n_best, int vocab, int *next, int *next_host,
