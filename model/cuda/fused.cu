@@ -198,7 +198,7 @@ void log_products(const FusedParams *p, const FusedPlan *plan, int n_blocks, con
     fprintf(stderr,
             "decode: decode_products_kernel %d products, %d rows, tiles of %d, grid %d, block %d, shared %zu: "
             "a ring of %d x %d bytes, %d in flight%s\n",
-            p->n_products, p->n_rows, p->tile_rows, n_blocks, FUSED_THREADS, plan->shared_bytes, p->n_stages,
+            p->n_products, p->n_rows, p->tile_rows, n_blocks, plan->threads, plan->shared_bytes, p->n_stages,
             p->stage_bytes, p->stages_in_flight, exchange);
 }
 

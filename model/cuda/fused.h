@@ -8,12 +8,13 @@
 //
 //   kernel                       grid × block    may start when                      may start the next when
 //   decode_embed_kernel          n_rows × 256    the kernel before is complete       at once
-//   decode_products_kernel 0     SMs × 384       embed has started  (PDL)            its consumers are past their wait
+//   decode_products_kernel 0     SMs × 384*      embed has started  (PDL)            its consumers are past their wait
 //   for each layer:
 //     decode attention           ≤ 2 SMs × 128   products is past its wait  (PDL)    its blocks are past their wait
-//     decode_products_kernel i   SMs × 384       attention is past its wait  (PDL)   its consumers are past their wait
+//     decode_products_kernel i   SMs × 384*      attention is past its wait  (PDL)   its consumers are past their wait
 //   decode_argmax_kernel         1 × 256         products is past its wait  (PDL)    it is complete
 //
+// * 352 where weights are quantised.
 // PDL: programmatic dependent launch; "its wait" is griddepcontrol.wait, which returns when the kernel before is
 // complete. So at any time one kernel computes and the next one prepares, and whatever came earlier is complete.
 //
@@ -21,14 +22,14 @@
 // of the next layer. Kernel 0 has qkv alone; the last one ends with lm_head in place of qkv. Down is several products,
 // each of some columns of K, where its activations would not leave room for a ring (split_down).
 //
-// ---- A block of decode_products_kernel: twelve warps, one block on every SM -----------------------------------------
+// ---- A block of decode_products_kernel: eleven warps or twelve, one block on every SM -------------------------------
 //
 //   producer (1 warp)    copies the block's tiles of weights to a ring in shared memory, over all products without a
 //                        stop. Weights depend on nothing, so it starts before the kernel before is complete
 //   consumers (8 warps)  bring the product's activations to shared memory; each multiplies its columns of every K slice
 //   epilogue (2 warps)   each every second tile: adds up its partial sums and does what follows: residual sum, SwiGLU,
 //                        RoPE, argmax
-//   one warp more          has nothing to do: registers move between whole warpgroups
+//   one warp more          of 16-bit weights, has nothing to do: registers move between whole warpgroups
 //
 // A tile is 4 rows (one group) or 8, or 16 where weights are quantised, its columns in K slices, one stage of the ring
 // each. The first tile of a product is given (first_tile), the next ones go to whichever block asks first (an atomic
@@ -304,7 +305,7 @@ struct RanksToWaitFor {
 
 // A kernel has 4 KB of parameters on every architecture and driver.
 static_assert(sizeof(SharedParams) <= 4096, "parameters of a kernel");
-static_assert(32 * FUSED_WARPS == 352 && CONSUMER_THREADS == 256, "the table of barriers");
+static_assert(PACKED_THREADS == 352 && CONSUMER_THREADS == 256, "the table of barriers");
 static_assert(FUSED_THREADS == 3 * 128 && CONSUMER_THREADS == 2 * 128, "warpgroups");
 static_assert(2 * CONSUMER_REGISTERS + OTHER_REGISTERS == 3 * 168, "registers of a thread, of 65,536 for all");
 static_assert(RESIDUAL_BUFFERS > MAX_STAGES + PARTIAL_BUFFERS, "a residual buffer is filled anew before it is read");

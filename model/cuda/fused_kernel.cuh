@@ -790,11 +790,12 @@ __device__ __forceinline__ void consume(const Params &s, const Block &block, Rin
 //           SwiGLU, RoPE, each block's argmax of its logits.
 // Reads:    weights 16-bit, x, att, rope; shapes in FusedParams, who orders what in fused.h.
 // Writes:   x, h, qkv, logits, best, normed, down_partial, done, next_tile, rows_normalised.
-// Grid:     SMs × 384 threads: one block on every SM, all resident at once; a tile is one block's.
+// Grid:     SMs × 384 threads, of quantised weights 352: one block on every SM, all resident at once; a tile is one block's.
 // Requires: done = next_tile = rows_normalised = 0; cols % 8 = 0; n_rows × terms <= MAX_ACT_ROWS; dynamic shared memory
 // as FusedPlan says.
 template <typename N, class Params>
-__global__ void __launch_bounds__(FUSED_THREADS, 1) decode_products_kernel(const __grid_constant__ Params s) {
+__global__ void __launch_bounds__(N::PACKED ? PACKED_THREADS : FUSED_THREADS, 1)
+    decode_products_kernel(const __grid_constant__ Params s) {
     extern __shared__ __align__(128) char shared[];
     __shared__ uint64_t barriers[2 * MAX_STAGES + 2 * PARTIAL_BUFFERS];
     __shared__ float sums[4 * CONSUMER_WARPS];
@@ -822,7 +823,7 @@ __global__ void __launch_bounds__(FUSED_THREADS, 1) decode_products_kernel(const
     constexpr int WORKERS = 32 * FUSED_WARPS;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     // Every launch fetches its parameters anew: all lines of them at once, a few a warp.
-    for (int i = warp * 64; i < (int)sizeof s; i += 64 * FUSED_THREADS / 32)
+    for (int i = warp * 64; i < (int)sizeof s; i += 64 * FUSED_WARPS)
         asm volatile("" ::"r"(*(const int *)((const char *)&s + i)));
     if (warp < EPILOGUE_WARP) {
         if (MOVES_REGISTERS) increase_registers<CONSUMER_REGISTERS>();

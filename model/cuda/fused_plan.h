@@ -16,9 +16,12 @@ enum {
     PRODUCER_WARP = EPILOGUE_WARP + EPILOGUE_WARPS,
     FUSED_WARPS = PRODUCER_WARP + 1,
     CONSUMER_THREADS = 32 * CONSUMER_WARPS,
-    // Three warpgroups: the last one, of which a warp has nothing to do, leaves registers of its 168 a thread to the
-    // consumers'. (Of quantised weights, whose epilogue has four groups of sums, it needs them itself.)
+    // Of 16-bit weights three warpgroups, as registers move between whole ones: the last one, of which a warp has
+    // nothing to do, leaves some of its 168 a thread to the consumers'. Of quantised weights the epilogue, with four
+    // groups of sums, needs what a thread has without that warp, 184, as the consumers do (384 threads: int4 2 % more,
+    // fp8 6).
     FUSED_THREADS = 384,
+    PACKED_THREADS = 32 * FUSED_WARPS,
     CONSUMER_REGISTERS = 216,
     OTHER_REGISTERS = 72,
 
@@ -82,6 +85,7 @@ typedef struct FusedShape {
 
 // Where things are in shared memory, in bytes from its start: activations at 0, then what has an offset here.
 typedef struct FusedPlan {
+    int threads;        // of a block
     int slice;          // columns of a K slice
     int tile_rows;      // rows of weights in a tile
     bool split_down;    // is down split over K, a product for each slice?
@@ -169,6 +173,7 @@ RULE int code_sums_floats(int cols, int act_rows) {
 RULE bool fused_plan_with(const FusedShape *s, int groups, bool split_down, int min_stages, FusedPlan *p) {
     int act_rows = s->n_rows * s->terms, down_cols = split_down ? fused_min(s->hidden_dim, p->slice) : s->hidden_dim;
     int most_cols = fused_max(down_cols, fused_max(s->dim, s->q_dim));
+    p->threads = s->packed_pitch ? PACKED_THREADS : FUSED_THREADS;
     p->tile_rows = groups * MMA_WEIGHT_ROWS;
     p->split_down = split_down;
     // Of down every slice's sum is left separately, to be added up in their order; whoever splits it does so between

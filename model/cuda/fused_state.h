@@ -89,7 +89,7 @@ static cudaError_t launch_products_kernel(const Model *m, const CudaState *s, co
         cudaError_t status = allow_shared_memory<N, Params>(s->fused);
         return status != cudaSuccess ? status
                                      : launch_kernel(decode_products_kernel<N, Params>, s->fused->n_blocks,
-                                                     FUSED_THREADS, plan->shared_bytes, pdl, s->stream, p);
+                                                     plan->threads, plan->shared_bytes, pdl, s->stream, p);
     });
 }
 
