@@ -91,6 +91,9 @@ WARNINGS := -Wall -Wextra $(if $(WERROR),-Werror)
 # No contraction: a product and a sum are fused where the operations of model/cpu are compiled (OPS_C) and nowhere else,
 # so that RoPE's frequencies, say, are the same on every machine.
 COVERAGE_FLAGS := $(if $(COVERAGE),-g --coverage)
+# Kernels count in memory: gcc unrolls no loop out of which it has moved a counter, and their vectors would be in memory,
+# too, ten times as slow. (gcc 12 has this option.)
+COVERAGE_KERNEL := $(if $(COVERAGE),$(shell $(CC) -fno-move-loop-stores -x c -c /dev/null -o /dev/null 2>/dev/null && echo -fno-move-loop-stores))
 ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) -pthread -MMD -MP $(CUDA_CFLAGS) $(COVERAGE_FLAGS) $(CPPFLAGS) $(CFLAGS)
 ALL_LDFLAGS := -pthread $(COVERAGE_FLAGS) $(LDFLAGS) $(CUDA_LDFLAGS) $(if $(filter-out none,$(LINE)),-l$(LINE)) $(if $(PROCESSES),$(MPI_LDFLAGS) $(NCCL_LDFLAGS)) -lm
 LINE_CFLAGS := $(if $(filter edit,$(LINE)),-DREADLINE_HEADER='<editline/readline.h>' -DHISTORY_HEADER='<editline/readline.h>' -DLINE_EDITOR='"libedit"' -DLINE_WIDE=true,\
@@ -170,7 +173,7 @@ $(BUILD)/%.o: %.cu $(BUILD)/flags
 # Engine fused is for Hopper and later.
 $(foreach name,fused fused_shards wide packed_product,$(BUILD)/model/cuda/$(name).o): private GENCODE := $(if $(NVCC),$(call gencode,$(or $(filter-out 80 86 87 89,$(ARCHS)),90a)))
 
-$(BUILD)/model/cpu/%_avx512.o $(BUILD)/model/cpu/%_amx.o: private ALL_CFLAGS += $(KERNEL_CFLAGS)
+$(BUILD)/model/cpu/%_avx512.o $(BUILD)/model/cpu/%_amx.o: private ALL_CFLAGS += $(COVERAGE_KERNEL) $(KERNEL_CFLAGS)
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
