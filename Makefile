@@ -91,8 +91,8 @@ WARNINGS := -Wall -Wextra $(if $(WERROR),-Werror)
 # No contraction: a product and a sum are fused where the operations of model/cpu are compiled (OPS_C) and nowhere else,
 # so that RoPE's frequencies, say, are the same on every machine.
 COVERAGE_FLAGS := $(if $(COVERAGE),-g --coverage)
-# Kernels count in memory: gcc unrolls no loop out of which it has moved a counter, and their vectors would be in memory,
-# too, ten times as slow. (gcc 12 has this option.)
+# Kernels count in memory: gcc unrolls no loop out of which it has moved a counter, and their vectors would be in
+# memory, too, ten times as slow. (gcc 12 has this option.)
 COVERAGE_KERNEL := $(if $(COVERAGE),$(shell $(CC) -fno-move-loop-stores -x c -c /dev/null -o /dev/null 2>/dev/null && echo -fno-move-loop-stores))
 ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) -pthread -MMD -MP $(CUDA_CFLAGS) $(COVERAGE_FLAGS) $(CPPFLAGS) $(CFLAGS)
 ALL_LDFLAGS := -pthread $(COVERAGE_FLAGS) $(LDFLAGS) $(CUDA_LDFLAGS) $(if $(filter-out none,$(LINE)),-l$(LINE)) $(if $(PROCESSES),$(MPI_LDFLAGS) $(NCCL_LDFLAGS)) -lm
@@ -372,9 +372,9 @@ $(PERPLEXITY_VENV)/installed: scripts/requirements-perplexity.txt
 check-perplexity: $(PROGRAM) $(PERPLEXITY_VENV)/installed
 	$(PERPLEXITY_VENV)/bin/python scripts/check_perplexity.py --program ./$(PROGRAM)
 
-# Kernels keep their vectors in registers: their loops over a few rows are unrolled, and no scope of a variable is marked,
-# which would give it an address. What is left out besides tells of pointers before they are used; each access of heap,
-# globals and stack is checked, and the index of each array.
+# Kernels keep their vectors in registers: their loops over a few rows are unrolled, and no scope of a variable is
+# marked, which would give it an address. What is left out besides tells of pointers before they are used; each access
+# of heap, globals and stack is checked, and the index of each array.
 ASAN_KERNEL := -O3 -fno-sanitize-address-use-after-scope -fno-sanitize=null,object-size,pointer-overflow
 
 # All but what has no C in it, needs a GPU or does without sanitizers.
