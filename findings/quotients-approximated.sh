@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# triton 3.9.0: a / b is not the quotient, sqrt and rsqrt take small numbers for 0, and in bfloat16 x * y + z is rounded once.
+# triton 3.9.0: a / b is not the quotient, sqrt and rsqrt take subnormal numbers for 0, and in bfloat16 x * y + z is rounded once.
 #
 # Good guess: a kernel's operators are what nvcc makes of the same line of CUDA without flags: division and square root rounded to the
 # nearest, subnormal numbers kept; an approximation is a function of another name, as in CUDA (__fdividef, rsqrtf).
 # What it does: the names are the other way round: / is div.full, which PTX promises to two units in the last place, sqrt and rsqrt are the
 # approximations with .ftz; tl.div_rn and tl.sqrt_rn are the exact ones. exp(x) is 2 to the power of a product that was rounded,
-# x * 1.442695, so that its error grows with x. For scales of quantisation, amax / 448, a code at a tie is another than in torch. nvcc
-# 13.5.37 divides by div.rn and keeps subnormals.
+# x * 1.442695, so that its error grows with x. A scale of quantisation, amax / 448, and the codes that follow from it, can be others than in
+# torch. nvcc 13.5.37 divides by div.rn and keeps subnormals.
 # Instructions in PTX for sm_90:
 #                  triton                    nvcc
 #   a / b          div.full.f32              div.rn.f32
 #   sqrt           sqrt.approx.ftz.f32       sqrt.rn.f32
-#   exp            mul.f32 ex2.approx.f32    mul, 3 fma, add, ex2 and a shift
+#   exp            mul.f32 ex2.approx.f32    -
 #   div_rn         div.rn.f32                -
 #   bfloat16
 #   x * y + z      fma.rn.bf16               mul.bf16 add.bf16

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # transformers 5.24.0: sliding_window in a LLaMA config.json shortens the KV cache, but not what attention sees.
 #
-# Good guess: LLaMA has no sliding window, so that a key left over in its config.json (merges and conversions from Mistral have one) is
-# ignored; or it is used, and each token attends to that many keys, with a cache as without.
+# Good guess: LLaMA has no sliding window, so that a key left over in its config.json, as Mistral's has it, is ignored; or it is used, and
+# each token attends to that many keys, with a cache as without.
 # What it does: the mask is LLaMA's, causal over all tokens, and a prompt has the logits that it has without the key. But the cache is
 # made from the configuration, and keeps the newest sliding_window - 1 keys alone, so that the first new token is the model's and the
 # rest come from a model that has forgotten the beginning. attention_chunk_size does the same, and so do layer_types of sliding attention;
