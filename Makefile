@@ -91,6 +91,9 @@ WARNINGS := -Wall -Wextra $(if $(WERROR),-Werror)
 # No contraction: a product and a sum are fused where the operations of model/cpu are compiled (OPS_C) and nowhere else,
 # so that RoPE's frequencies, say, are the same on every machine.
 COVERAGE_FLAGS := $(if $(COVERAGE),-g --coverage)
+# Kernels count in memory: gcc unrolls no loop out of which it has moved a counter, and their vectors would be in
+# memory, too, ten times as slow. (gcc 12 has this option.)
+COVERAGE_KERNEL := $(if $(COVERAGE),$(shell $(CC) -fno-move-loop-stores -x c -c /dev/null -o /dev/null 2>/dev/null && echo -fno-move-loop-stores))
 ALL_CFLAGS  := -std=gnu11 -O3 -ffp-contract=off $(WARNINGS) -pthread -MMD -MP $(CUDA_CFLAGS) $(COVERAGE_FLAGS) $(CPPFLAGS) $(CFLAGS)
 ALL_LDFLAGS := -pthread $(COVERAGE_FLAGS) $(LDFLAGS) $(CUDA_LDFLAGS) $(if $(filter-out none,$(LINE)),-l$(LINE)) $(if $(PROCESSES),$(MPI_LDFLAGS) $(NCCL_LDFLAGS)) -lm
 LINE_CFLAGS := $(if $(filter edit,$(LINE)),-DREADLINE_HEADER='<editline/readline.h>' -DHISTORY_HEADER='<editline/readline.h>' -DLINE_EDITOR='"libedit"' -DLINE_WIDE=true,\
@@ -139,8 +142,8 @@ $(PROGRAM): $(BUILD)/llama.o $(LIBRARY_OBJECTS)
 # Everything is built anew when the compiler or its flags change.
 $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
-	@echo '$(CC) $(ALL_CFLAGS) $(OPS_CFLAGS) $(ALL_LDFLAGS) $(NVCC) $(NVCC_FLAGS)' | cmp -s - $@ || \
-	 echo '$(CC) $(ALL_CFLAGS) $(OPS_CFLAGS) $(ALL_LDFLAGS) $(NVCC) $(NVCC_FLAGS)' > $@
+	@echo '$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) $(OPS_CFLAGS) $(ALL_LDFLAGS) $(NVCC) $(NVCC_FLAGS)' | cmp -s - $@ || \
+	 echo '$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) $(OPS_CFLAGS) $(ALL_LDFLAGS) $(NVCC) $(NVCC_FLAGS)' > $@
 
 # What --version says of the sources and of CUDA; compiled anew when it changes.
 COMMIT  := $(shell git -C $(CURDIR) describe --always --dirty=+ --exclude='*' 2>/dev/null || echo unknown)
@@ -170,7 +173,7 @@ $(BUILD)/%.o: %.cu $(BUILD)/flags
 # Engine fused is for Hopper and later.
 $(foreach name,fused fused_shards wide packed_product,$(BUILD)/model/cuda/$(name).o): private GENCODE := $(if $(NVCC),$(call gencode,$(or $(filter-out 80 86 87 89,$(ARCHS)),90a)))
 
-$(BUILD)/model/cpu/%_avx512.o $(BUILD)/model/cpu/%_amx.o: private ALL_CFLAGS += $(KERNEL_CFLAGS)
+$(BUILD)/model/cpu/%_avx512.o $(BUILD)/model/cpu/%_amx.o: private ALL_CFLAGS += $(COVERAGE_KERNEL) $(KERNEL_CFLAGS)
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
@@ -369,9 +372,15 @@ $(PERPLEXITY_VENV)/installed: scripts/requirements-perplexity.txt
 check-perplexity: $(PROGRAM) $(PERPLEXITY_VENV)/installed
 	$(PERPLEXITY_VENV)/bin/python scripts/check_perplexity.py --program ./$(PROGRAM)
 
+# Kernels keep their vectors in registers: their loops over a few rows are unrolled, and no scope of a variable is
+# marked, which would give it an address. What is left out besides tells of pointers before they are used; each access
+# of heap, globals and stack is checked, and the index of each array.
+ASAN_KERNEL := -O3 -fno-sanitize-address-use-after-scope -fno-sanitize=null,object-size,pointer-overflow
+
 # All but what has no C in it, needs a GPU or does without sanitizers.
 asan:
 	+@SANITIZERS=1 SIGNALS=60 $(MAKE) BUILD=build/asan PROGRAM=build/asan/llama CUDA=0 CFLAGS="$(CFLAGS) -g -O2 -fsanitize=address,undefined -fno-sanitize-recover=all" LDFLAGS="$(LDFLAGS) -fsanitize=address,undefined" \
+	 KERNEL_CFLAGS="$(ASAN_KERNEL)" OPS_CFLAGS="$(OPS_CFLAGS) $(ASAN_KERNEL)" \
 	 TEST="$(filter-out convert chat_template scripts engine_gpu failures,$(or $(TEST),$(sort $(patsubst test_%,%,$(basename $(notdir $(TESTS) $(SCRIPT_TESTS)))))))" test
 
 LINTED      := llama.c cli/manual.c $(LIBRARY) $(OPS_C)

@@ -89,7 +89,7 @@ def check_architecture(config):
     config.one_of("hidden_act", "silu", None)
     for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
         config.one_of(key, False, None)
-    for key in ("sliding_window", "text_config", "vision_config"):
+    for key in ("sliding_window", "attention_chunk_size", "text_config", "vision_config"):
         config.one_of(key, None)
     config.one_of("partial_rotary_factor", 1, None)
     layers = config.typed("layer_types", list, [])

@@ -1150,6 +1150,7 @@ REFUSALS = [
     ("quantised tensors", "q_proj.qweight\": a quantised checkpoint", tensor("model.layers.0.self_attn.q_proj.qweight")),
     ("quantised dtype", "dtype I8: a quantised checkpoint", lambda c: tensor(Q, "I8", data=bytes(1024))(c)),
     ("sliding window", "sliding_window, expected none, found 4096", edits("config/sliding_window", 4096)),
+    ("chunked attention", "attention_chunk_size, expected none, found 8192", edits("config/attention_chunk_size", 8192)),
     ("layer types", "layer_types", edits("config/layer_types", ["sliding_attention"])),
     ("vision", "vision_config, expected none", edits("config/vision_config", {})),
     ("partial rotary", "partial_rotary_factor, expected 1 or none, found 0.5",
