@@ -264,15 +264,6 @@ __device__ __forceinline__ void store_normalised(const FusedParams &s, const Pro
     }
 }
 
-// Copies n × 16 bytes of each of `rows` rows, from_pitch × 16 bytes apart, to rows to_pitch bytes apart in shared
-// memory; all copies are under way at once.
-__device__ __forceinline__ void copy_rows(char *to, int to_pitch, const uint4 *from, int from_pitch, int n, int rows) {
-    for (int r = 0; r < rows; r++)
-        for (int i = threadIdx.x; i < n; i += CONSUMER_THREADS)
-            copy_async16_from_l2(shared_address(to + (size_t)r * to_pitch + i * 16), from + (size_t)r * from_pitch + i);
-    copy_async_wait_all();
-}
-
 // The same of product i with one block for each token, which leaves its row to all. Every block reads 2 bytes of an
 // element in place of 4, and has no sums to wait for.
 template <typename N, int EACH>
@@ -290,7 +281,11 @@ __device__ __forceinline__ void store_normalised_once(const FusedParams &s, cons
     if (threadIdx.x == 0)
         while (load_acquire(s.rows_normalised + i) < (unsigned)s.n_rows);
     consumers_sync();
-    copy_rows(to, f.act_pitch, (const uint4 *)s.normed, f.cols / 8, f.cols / 8, s.n_rows);
+    for (int r = 0; r < s.n_rows; r++) // all copies are under way at once
+        for (int j = threadIdx.x; j < f.cols / 8; j += CONSUMER_THREADS)
+            copy_async16_from_l2(shared_address(to + (size_t)r * f.act_pitch + j * 16),
+                                 (const uint4 *)s.normed + (size_t)r * f.cols / 8 + j);
+    copy_async_wait_all();
 }
 
 // Loads n × 16 bytes of each of `rows` rows, pitch × 16 bytes apart, and hands them to store(row, column, what was
@@ -331,10 +326,14 @@ __device__ __forceinline__ void store_attention(const FusedParams &s, const Prod
         });
 }
 
-// What gate_up left, split and permuted already; the columns of this product.
+// What gate_up left, split and permuted already; the columns of this product. All copies are under way at once.
 template <typename N>
 __device__ __forceinline__ void store_hidden(const FusedParams &s, const Product &f, Turn, char *to) {
-    copy_rows(to, f.act_pitch, (const uint4 *)s.h + f.first_col / 8, f.row_length / 8, f.cols / 8, s.n_rows * N::TERMS);
+    for (int r = 0; r < s.n_rows * N::TERMS; r++)
+        for (int i = threadIdx.x; i < f.cols / 8; i += CONSUMER_THREADS)
+            copy_async16_from_l2(shared_address(to + (size_t)r * f.act_pitch + i * 16),
+                                 (const uint4 *)s.h + ((size_t)r * f.row_length + f.first_col) / 8 + i);
+    copy_async_wait_all();
 }
 template <typename N>
 __device__ __forceinline__ void store_hidden(const SharedParams &s, const Product &f, Turn turn, char *to) {
@@ -725,8 +724,8 @@ template <class Params> __device__ __forceinline__ void wait_for_product(const P
     consumers_sync();
 }
 
-// May rows be normalised once for all blocks? By the kernel for so many rows; not across GPUs, and not as bf16x3. (Where
-// weights are quantised one kernel is for all numbers of rows: there this code costs one row 3 %.)
+// May rows be normalised once for all blocks? By the kernel for so many rows; not across GPUs, and not as bf16x3.
+// (Where weights are quantised one kernel is for all numbers of rows: there this code costs one row 2 %.)
 template <typename N, class Params>
 constexpr bool normalises_once =
     N::TERMS == 1 && 2 * N::PAIRS >= NORMALISE_ONCE_ROWS && std::is_same<Params, FusedParams>::value;
@@ -790,7 +789,8 @@ __device__ __forceinline__ void consume(const Params &s, const Block &block, Rin
 //           SwiGLU, RoPE, each block's argmax of its logits.
 // Reads:    weights 16-bit, x, att, rope; shapes in FusedParams, who orders what in fused.h.
 // Writes:   x, h, qkv, logits, best, normed, down_partial, done, next_tile, rows_normalised.
-// Grid:     SMs × 384 threads, of quantised weights 352: one block on every SM, all resident at once; a tile is one block's.
+// Grid:     SMs × 384 threads, of quantised weights 352: one block on every SM, all resident at once; a tile is one
+//           block's.
 // Requires: done = next_tile = rows_normalised = 0; cols % 8 = 0; n_rows × terms <= MAX_ACT_ROWS; dynamic shared memory
 // as FusedPlan says.
 template <typename N, class Params>
@@ -825,8 +825,8 @@ __global__ void __launch_bounds__(N::PACKED ? PACKED_THREADS : FUSED_THREADS, 1)
     // Every launch fetches its parameters anew: all lines of them at once, a few a warp.
     for (int i = warp * 64; i < (int)sizeof s; i += 64 * FUSED_WARPS)
         asm volatile("" ::"r"(*(const int *)((const char *)&s + i)));
-    if (warp < EPILOGUE_WARP) {
-        if (MOVES_REGISTERS) increase_registers<CONSUMER_REGISTERS>();
+    if (MOVES_REGISTERS && warp < EPILOGUE_WARP) {
+        increase_registers<CONSUMER_REGISTERS>();
         named_barrier_sync(BARRIER_FUSED_SETUP, WORKERS);
         consume<N>(s, block, ring, partials_ring);
         return;
@@ -846,10 +846,14 @@ __global__ void __launch_bounds__(N::PACKED ? PACKED_THREADS : FUSED_THREADS, 1)
         __syncwarp();
         named_barrier_arrive(BARRIER_FUSED_SETUP, WORKERS);
         produce<N>(s, block, ring);
-    } else if (warp < PRODUCER_WARP) {
-        named_barrier_sync(BARRIER_FUSED_SETUP, WORKERS);
-        epilogue<N>(s, block, partials_ring);
+        return;
     }
+    if (MOVES_REGISTERS && warp > PRODUCER_WARP) return;
+    named_barrier_sync(BARRIER_FUSED_SETUP, WORKERS);
+    if (warp >= EPILOGUE_WARP)
+        epilogue<N>(s, block, partials_ring);
+    else
+        consume<N>(s, block, ring, partials_ring);
 }
 
 // Computes: what a step begins with: the embedding of each token, and the RoPE table of its position.

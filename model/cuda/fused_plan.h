@@ -18,8 +18,7 @@ enum {
     CONSUMER_THREADS = 32 * CONSUMER_WARPS,
     // Of 16-bit weights three warpgroups, as registers move between whole ones: the last one, of which a warp has
     // nothing to do, leaves some of its 168 a thread to the consumers'. Of quantised weights the epilogue, with four
-    // groups of sums, needs what a thread has without that warp, 184, as the consumers do (384 threads: int4 2 % more,
-    // fp8 6).
+    // groups of sums, needs its own, and that warp only costs (int4 2 %, fp8 6).
     FUSED_THREADS = 384,
     PACKED_THREADS = 32 * FUSED_WARPS,
     CONSUMER_REGISTERS = 216,
