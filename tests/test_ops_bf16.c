@@ -100,7 +100,7 @@ static const int tokens[] = {1, 2, 3, 4, 5, 8, 12, 17, 33, 47};
 
 static void test_matmul_bf16_at_awkward_sizes(const Ops *ops) {
     static const int rows[] = {1, 5, 16, 17, 32, 33, 70, 130},
-                     columns[] = {1, 2, 15, 31, 32, 33, 100, 511, 513, 530, 1055};
+                     columns[] = {1, 2, 15, 31, 32, 33, 100, 511, 513, 530, 1055, 1290};
     for (int d = 0; d < LENGTH(sixteen); d++)
         for (int a = 0; a < LENGTH(tokens); a++)
             for (int b = 0; b < LENGTH(rows); b++)
@@ -126,7 +126,7 @@ static Matrix rounded_weights(const Ops *ops, const Matrix *m) {
 }
 
 static void test_matmul_bf16_of_codes(const Ops *ops) {
-    static const int rows[] = {1, 5, 17, 33, 70}, columns[] = {2, 14, 32, 34, 100, 128, 130, 512, 530, 1030};
+    static const int rows[] = {1, 5, 17, 33, 70}, columns[] = {2, 14, 32, 34, 100, 128, 130, 512, 530, 1030, 2400};
     for (int q = 0; q < LENGTH(quant_all); q++)
         for (int b = 0; b < LENGTH(rows); b++)
             for (int c = 0; c < LENGTH(columns); c++)
