@@ -65,11 +65,16 @@ static void outer_product(float *out, int out_row, const float *a, int a_row, co
 }
 
 // out[rows][n] += p[rows][KV_TILE] · v[n], of v as many positions as the row attends to, visible[rows], ascending: what
-// comes after it is not multiplied by zero but left alone, for it may be infinite.
+// comes after it is not multiplied by zero but left alone, for it may be infinite. Rows that are multiplied together
+// are so for the positions that all of them attend to, and then each by itself for its others.
 static void accumulate(float *out, const float *p, const float *v, int rows, const int *visible, int n) {
-    for (int i = 0, end; i < rows; i = end) {
-        for (end = i + 1; end < rows && visible[end] == visible[i];) end++;
-        outer_product(out + i * n, n, p + i * KV_TILE, KV_TILE, v, n, visible[i], n, end - i);
+    for (int i = 0; i < rows; i += OUTER_ROWS) {
+        const int together = rows - i < OUTER_ROWS ? rows - i : OUTER_ROWS, common = visible[i];
+        outer_product(out + i * n, n, p + i * KV_TILE, KV_TILE, v, n, common, n, together);
+        for (int r = i; r < i + together; r++)
+            if (visible[r] > common)
+                outer_product(out + r * n, n, p + r * KV_TILE + common, KV_TILE, v + common * n, n, visible[r] - common,
+                              n, 1);
     }
 }
 
