@@ -1,7 +1,7 @@
-// The K/V cache of several sequences, in pages of 64 positions: K and V are [layer][page][kv_head][64][head_dim] each,
-// n_kv_heads only, so that one head's keys of a page are one stream for the attention that reads them. A slot is one
-// sequence's place: how many positions it has filled, and which pages they are in. The engine allocates and writes keys
-// and values; lengths and pages are given out here alone.
+// The K/V cache of several sequences, in pages of 64 positions: K and V are [layer][page][kv_head][64][head_dim] each
+// (on the CPU [page][layer][..]), n_kv_heads only, so that one head's keys of a page are one stream for the attention
+// that reads them. A slot is one sequence's place: how many positions it has filled, and which pages they are in. The
+// engine allocates and writes keys and values; lengths and pages are given out here alone.
 //
 // A page that was computed for a prompt can be shared: slots whose sequences begin alike have it together, and nobody
 // writes it. It stays, for sequences to come, after the last of them is gone, until its memory is needed.

@@ -340,6 +340,10 @@ static size_t q_size(const Attention *a) {
     return (size_t)a->T * (size_t)a->n_heads * (size_t)a->head_dim;
 }
 
+static size_t page_stride(const Attention *a) {
+    return 2 * kv_page_elements(a->n_kv_heads, a->head_dim);
+}
+
 // The cache is NaN beyond pos + T: nothing there may be touched.
 static Attention attention_make(int T, int pos, int n_kv_heads, int group, int head_dim, int spare, float q_range) {
     Attention a = {T, pos, n_kv_heads * group, n_kv_heads, head_dim, pos + T + spare, NULL, NULL, NULL};
@@ -360,18 +364,17 @@ static void attention_free(Attention *a) {
     free(a->v);
 }
 
-// k or v as the cache has them: in pages, here from the last to the first, with one more between two of them. What is
-// nobody's is NaN.
+// k or v as the cache has them: in pages, here from the last to the first, each with as much after it that is others'.
+// What is nobody's is NaN.
 static float *in_pages(const Attention *a, const float *from, int *pages) {
     int n = kv_pages(a->max_len), d = a->head_dim;
-    float *to = malloc((size_t)(2 * n) * kv_page_elements(a->n_kv_heads, d) * sizeof *to);
-    for (size_t i = 0; i < (size_t)(2 * n) * kv_page_elements(a->n_kv_heads, d); i++) to[i] = NAN;
-    for (int i = 0; i < n; i++) pages[i] = 2 * (n - 1 - i);
+    float *to = malloc((size_t)n * page_stride(a) * sizeof *to);
+    for (size_t i = 0; i < (size_t)n * page_stride(a); i++) to[i] = NAN;
+    for (int i = 0; i < n; i++) pages[i] = n - 1 - i;
     for (int h = 0; h < a->n_kv_heads; h++)
         for (int j = 0; j < a->max_len; j++, from += d)
-            memcpy(to + (size_t)pages[j / KV_PAGE] * kv_page_elements(a->n_kv_heads, d) +
-                       (size_t)((h * KV_PAGE + j % KV_PAGE) * d),
-                   from, (size_t)d * sizeof *to);
+            memcpy(to + (size_t)pages[j / KV_PAGE] * page_stride(a) + (size_t)((h * KV_PAGE + j % KV_PAGE) * d), from,
+                   (size_t)d * sizeof *to);
     return to;
 }
 
@@ -387,8 +390,8 @@ static float *attention_run(const Ops *ops, const Attention *a) {
     int pages[16];
     CHECK(kv_pages(a->max_len) <= LENGTH(pages));
     float *out = poisoned(q_size(a)), *k = in_pages(a, a->k, pages), *v = in_pages(a, a->v, pages);
-    (of_steps ? ops->attention_step : ops->attention)(out, a->q, k, v, DTYPE_F32, pages, a->T, a->pos, a->n_heads,
-                                                      a->n_kv_heads, a->head_dim);
+    (of_steps ? ops->attention_step : ops->attention)(out, a->q, k, v, DTYPE_F32, pages, page_stride(a), a->T, a->pos,
+                                                      a->n_heads, a->n_kv_heads, a->head_dim);
     free(k);
     free(v);
     if (!guard_is_whole(out, q_size(a))) test_fail("T %d pos %d: a write past out", a->T, a->pos);

@@ -100,7 +100,7 @@ static const int tokens[] = {1, 2, 3, 4, 5, 8, 12, 17, 33, 47};
 
 static void test_matmul_bf16_at_awkward_sizes(const Ops *ops) {
     static const int rows[] = {1, 5, 16, 17, 32, 33, 70, 130},
-                     columns[] = {1, 2, 15, 31, 32, 33, 100, 511, 513, 530, 1055};
+                     columns[] = {1, 2, 15, 31, 32, 33, 100, 511, 513, 530, 1055, 1290};
     for (int d = 0; d < LENGTH(sixteen); d++)
         for (int a = 0; a < LENGTH(tokens); a++)
             for (int b = 0; b < LENGTH(rows); b++)
@@ -126,7 +126,7 @@ static Matrix rounded_weights(const Ops *ops, const Matrix *m) {
 }
 
 static void test_matmul_bf16_of_codes(const Ops *ops) {
-    static const int rows[] = {1, 5, 17, 33, 70}, columns[] = {2, 14, 32, 34, 100, 128, 130, 512, 530, 1030};
+    static const int rows[] = {1, 5, 17, 33, 70}, columns[] = {2, 14, 32, 34, 100, 128, 130, 512, 530, 1030, 2400};
     for (int q = 0; q < LENGTH(quant_all); q++)
         for (int b = 0; b < LENGTH(rows); b++)
             for (int c = 0; c < LENGTH(columns); c++)
@@ -267,17 +267,18 @@ static void test_attention_over_16_bits(const Ops *ops) {
                 for (int T = 1; T <= 18; T += 17) {
                     const DType dtype = sixteen[(h + p + d + T) % 2];
                     const int n_heads = heads[h][0], kv_heads = heads[h][1], dim = dims[d], pages[] = {2, 0, 3, 1};
-                    const size_t cache = 4 * kv_page_elements(kv_heads, dim), out = (size_t)(T * n_heads * dim);
+                    const size_t page = kv_page_elements(kv_heads, dim), cache = 4 * page,
+                                 out = (size_t)(T * n_heads * dim);
                     float *q = random_floats(out, 1), *k = rounded_floats(ops, dtype, cache),
                           *v = rounded_floats(ops, dtype, cache), *want = poisoned(out), *got = poisoned(out);
                     uint16_t *k16 = malloc(cache * sizeof *k16), *v16 = malloc(cache * sizeof *v16);
                     ops->narrow(k16, k, dtype, (int64_t)cache);
                     ops->narrow(v16, v, dtype, (int64_t)cache);
                     for (int steps = 0; steps < 2; steps++) {
-                        (steps ? ops->attention_step : ops->attention)(want, q, k, v, DTYPE_F32, pages, T, positions[p],
-                                                                       n_heads, kv_heads, dim);
-                        (steps ? ops->attention_step : ops->attention)(got, q, k16, v16, dtype, pages, T, positions[p],
-                                                                       n_heads, kv_heads, dim);
+                        (steps ? ops->attention_step : ops->attention)(want, q, k, v, DTYPE_F32, pages, page, T,
+                                                                       positions[p], n_heads, kv_heads, dim);
+                        (steps ? ops->attention_step : ops->attention)(got, q, k16, v16, dtype, pages, page, T,
+                                                                       positions[p], n_heads, kv_heads, dim);
                         CHECK(guard_is_whole(got, out) && isfinite(got[0]));
                         if (memcmp(want, got, out * sizeof *got) != 0)
                             test_fail("%s, %d heads of %d, pos %d, T %d: other bits than over float32",

@@ -207,7 +207,7 @@ static void attend(const Ops *ops, Model *m, const Part *p, const Whole *all, La
     static const int pages[PAGES] = {0, 1};
     const Config *c = &m->config;
     int kv = p->shard.kv_heads.n, heads = kv * c->group;
-    size_t at = (size_t)layer * PAGES * kv_page_elements(kv, c->head_dim);
+    size_t page = kv_page_elements(kv, c->head_dim), at = (size_t)layer * PAGES * page;
     product(ops, p, c, p->q, all->xb, &l->wq, "wq", T, decode);
     product(ops, p, c, p->k, all->xb, &l->wk, "wk", T, decode);
     product(ops, p, c, p->v, all->xb, &l->wv, "wv", T, decode);
@@ -215,8 +215,8 @@ static void attend(const Ops *ops, Model *m, const Part *p, const Whole *all, La
     ops->rope(p->k, cosines, sines, T, kv, c->head_dim);
     append(c, p->k_cache + at, p->k, kv, pos, T);
     append(c, p->v_cache + at, p->v, kv, pos, T);
-    (decode ? ops->attention_step : ops->attention)(p->att, p->q, p->k_cache + at, p->v_cache + at, DTYPE_F32, pages, T,
-                                                    pos, heads, kv, c->head_dim);
+    (decode ? ops->attention_step : ops->attention)(p->att, p->q, p->k_cache + at, p->v_cache + at, DTYPE_F32, pages,
+                                                    page, T, pos, heads, kv, c->head_dim);
 }
 
 // T tokens after pos of one sequence, as model/cpu/forward.c computes them; logits of the last into all->logits.

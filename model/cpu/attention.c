@@ -65,11 +65,16 @@ static void outer_product(float *out, int out_row, const float *a, int a_row, co
 }
 
 // out[rows][n] += p[rows][KV_TILE] · v[n], of v as many positions as the row attends to, visible[rows], ascending: what
-// comes after it is not multiplied by zero but left alone, for it may be infinite.
+// comes after it is not multiplied by zero but left alone, for it may be infinite. Rows that are multiplied together
+// are so for the positions that all of them attend to, and then each by itself for its others.
 static void accumulate(float *out, const float *p, const float *v, int rows, const int *visible, int n) {
-    for (int i = 0, end; i < rows; i = end) {
-        for (end = i + 1; end < rows && visible[end] == visible[i];) end++;
-        outer_product(out + i * n, n, p + i * KV_TILE, KV_TILE, v, n, visible[i], n, end - i);
+    for (int i = 0; i < rows; i += OUTER_ROWS) {
+        const int together = rows - i < OUTER_ROWS ? rows - i : OUTER_ROWS, common = visible[i];
+        outer_product(out + i * n, n, p + i * KV_TILE, KV_TILE, v, n, common, n, together);
+        for (int r = i; r < i + together; r++)
+            if (visible[r] > common)
+                outer_product(out + r * n, n, p + r * KV_TILE + common, KV_TILE, v + common * n, n, visible[r] - common,
+                              n, 1);
     }
 }
 
@@ -202,6 +207,7 @@ typedef struct {
     const char *k, *v;
     DType dtype;
     const int *pages;
+    size_t page_stride;
     int T, pos, n_heads, n_kv_heads, head_dim;
     bool prompt;
 } Attention;
@@ -215,8 +221,7 @@ static void attention_part(void *whole, int64_t begin, int64_t end) {
             first = task / a->n_kv_heads * Q_ROWS;
         size_t at = (size_t)kv_head * KV_PAGE * (size_t)a->head_dim, head = (size_t)(kv_head * group * a->head_dim);
         at *= (size_t)dtype_bytes[a->dtype];
-        attention_task(a->out + head, a->q + head, a->k + at, a->v + at, a->dtype, a->pages,
-                       kv_page_elements(a->n_kv_heads, a->head_dim), first,
+        attention_task(a->out + head, a->q + head, a->k + at, a->v + at, a->dtype, a->pages, a->page_stride, first,
                        rows - first < Q_ROWS ? rows - first : Q_ROWS, a->pos, a->n_heads, group, a->head_dim,
                        a->prompt);
     }
@@ -228,12 +233,12 @@ static void attend(const Attention *a) {
     parallel_for(tasks, alone ? tasks : 1, attention_part, (void *)a);
 }
 
-void FOR_ISA(attention)(float *out, const float *q, const void *k, const void *v, DType dtype, const int *pages, int T,
-                        int pos, int n_heads, int n_kv_heads, int head_dim) {
-    attend(&(Attention){out, q, k, v, dtype, pages, T, pos, n_heads, n_kv_heads, head_dim, .prompt = true});
+void FOR_ISA(attention)(float *out, const float *q, const void *k, const void *v, DType dtype, const int *pages,
+                        size_t page_stride, int T, int pos, int n_heads, int n_kv_heads, int head_dim) {
+    attend(&(Attention){out, q, k, v, dtype, pages, page_stride, T, pos, n_heads, n_kv_heads, head_dim, true});
 }
 
 void FOR_ISA(attention_step)(float *out, const float *q, const void *k, const void *v, DType dtype, const int *pages,
-                             int T, int pos, int n_heads, int n_kv_heads, int head_dim) {
-    attend(&(Attention){out, q, k, v, dtype, pages, T, pos, n_heads, n_kv_heads, head_dim, .prompt = false});
+                             size_t page_stride, int T, int pos, int n_heads, int n_kv_heads, int head_dim) {
+    attend(&(Attention){out, q, k, v, dtype, pages, page_stride, T, pos, n_heads, n_kv_heads, head_dim, false});
 }

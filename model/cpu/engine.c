@@ -273,21 +273,17 @@ static void close_cpu(Model *m) {
     m->state = NULL;
 }
 
-// A page of one layer, of K or V: [n_kv_heads][KV_PAGE][head_dim].
+// A page is one piece of K and one of V, for the layers are within it: so the memory that is touched is that of the
+// positions that are filled.
 static bool copy_pages_cpu(Model *m, const int *pages, int n, void *const *host, bool to_host, Error *err) {
     (void)err;
-    size_t size = kv_page_elements(m->config.n_kv_heads, m->config.head_dim) *
-                  (size_t)dtype_bytes[((const CpuState *)m->state)->cache],
-           layer = (size_t)m->kv.n_pages * size;
+    const size_t size = (size_t)(model_page_bytes(m) / 2);
     char *caches[] = {m->kv.k, m->kv.v};
-    for (int i = 0; i < n; i++) {
-        char *saved = host[i];
-        for (int c = 0; c < 2; c++)
-            for (int l = 0; l < m->config.n_layers; l++, saved += size) {
-                char *page = caches[c] + (size_t)l * layer + (size_t)pages[i] * size;
-                memcpy(to_host ? saved : page, to_host ? page : saved, size);
-            }
-    }
+    for (int i = 0; i < n; i++)
+        for (int c = 0; c < 2; c++) {
+            char *saved = (char *)host[i] + (size_t)c * size, *page = caches[c] + (size_t)pages[i] * size;
+            memcpy(to_host ? saved : page, to_host ? page : saved, size);
+        }
     return true;
 }
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "../logits.h"
+#include "../threads.h"
 #include "state.h"
 
 // The position of every row: after what its sequence has.
@@ -25,36 +26,54 @@ static void rope_table(const Model *m, CpuState *s, int T) {
         }
 }
 
-// src[T][n_kv_heads][head_dim] to positions pos .. pos+T-1 of a slot with these pages; cache: one layer's
-// [page][n_kv_heads][KV_PAGE][head_dim].
-static void cache_append(const Config *c, const CpuState *s, char *cache, const int *pages, const float *src, int pos,
-                         int T) {
-    size_t head_dim = (size_t)c->head_dim, page = kv_page_elements(c->n_kv_heads, c->head_dim),
-           element = (size_t)dtype_bytes[s->cache];
-    for (int t = pos; t < pos + T; t++) {
-        char *to = cache + ((size_t)pages[t / KV_PAGE] * page + (size_t)(t % KV_PAGE) * head_dim) * element;
-        for (int h = 0; h < c->n_kv_heads; h++, src += head_dim, to += KV_PAGE * head_dim * element)
-            if (s->cache == DTYPE_F32)
-                memcpy(to, src, head_dim * sizeof *src);
-            else
-                s->ops->narrow(to, src, s->cache, (int64_t)head_dim);
+// The new tokens of a sequence: their keys and values [.][n_kv_heads][head_dim], and where they go, one layer's cache
+// as attention reads it, from position pos on.
+typedef struct {
+    const CpuState *s;
+    const float *k, *v;
+    char *k_cache, *v_cache;
+    const int *pages;
+    size_t page_stride; // in elements
+    int pos, n_kv_heads, head_dim;
+} Append;
+
+// One token's keys or values, to `at` elements after the beginning of the cache, and the same of each head.
+static void append_row(const Append *a, char *cache, size_t at, const float *src) {
+    const size_t head_dim = (size_t)a->head_dim, element = (size_t)dtype_bytes[a->s->cache];
+    char *to = cache + at * element;
+    for (int h = 0; h < a->n_kv_heads; h++, src += head_dim, to += KV_PAGE * head_dim * element)
+        if (a->s->cache == DTYPE_F32)
+            memcpy(to, src, head_dim * sizeof *src);
+        else
+            a->s->ops->narrow(to, src, a->s->cache, (int64_t)head_dim);
+}
+
+static void append_part(void *whole, int64_t begin, int64_t end) {
+    const Append *a = whole;
+    for (int64_t i = begin; i < end; i++) {
+        const int t = a->pos + (int)i;
+        const size_t at = (size_t)a->pages[t / KV_PAGE] * a->page_stride + (size_t)(t % KV_PAGE * a->head_dim),
+                     row = (size_t)i * (size_t)(a->n_kv_heads * a->head_dim);
+        append_row(a, a->k_cache, at, a->k + row);
+        append_row(a, a->v_cache, at, a->v + row);
     }
 }
 
 // Every sequence's new tokens into its slot, then every token attends to itself and to all before it.
 static void attend(Model *m, CpuState *s, const Batch *b, int layer) {
     const Config *c = &m->config;
-    size_t at = (size_t)layer * (size_t)m->kv.n_pages * kv_page_elements(c->n_kv_heads, c->head_dim);
-    char *k = (char *)m->kv.k + at * (size_t)dtype_bytes[s->cache],
-         *v = (char *)m->kv.v + at * (size_t)dtype_bytes[s->cache];
+    size_t of_layer = kv_page_elements(c->n_kv_heads, c->head_dim), page_stride = (size_t)c->n_layers * of_layer,
+           at = (size_t)layer * of_layer * (size_t)dtype_bytes[s->cache];
+    char *k = (char *)m->kv.k + at, *v = (char *)m->kv.v + at;
     for (int i = 0; i < b->n_seq; i++) {
         const int *pages = kv_slot_pages(&m->kv, b->slot[i]);
         int pos = m->kv.len[b->slot[i]], T = b->start[i + 1] - b->start[i];
         size_t q_row = (size_t)b->start[i] * (size_t)c->q_dim, kv_row = (size_t)b->start[i] * (size_t)c->kv_dim;
-        cache_append(c, s, k, pages, s->k + kv_row, pos, T);
-        cache_append(c, s, v, pages, s->v + kv_row, pos, T);
-        (i < b->n_decode ? s->ops->attention_step : s->ops->attention)(
-            s->att + q_row, s->q + q_row, k, v, s->cache, pages, T, pos, c->n_heads, c->n_kv_heads, c->head_dim);
+        Append new = {s, s->k + kv_row, s->v + kv_row, k, v, pages, page_stride, pos, c->n_kv_heads, c->head_dim};
+        parallel_for(T, KV_PAGE, append_part, &new); // (memory is cleared by who first writes it: worth sharing)
+        (i < b->n_decode ? s->ops->attention_step : s->ops->attention)(s->att + q_row, s->q + q_row, k, v, s->cache,
+                                                                       pages, page_stride, T, pos, c->n_heads,
+                                                                       c->n_kv_heads, c->head_dim);
     }
 }
 

@@ -35,14 +35,15 @@ typedef struct {
     // of cos/sin[T][head_dim/2]. Su et al. 2021, HuggingFace's half-split order.
     void (*rope)(float *x, const float *cos, const float *sin, int T, int n_heads, int head_dim);
     // out[T][n_heads][head_dim]: causal attention of the tokens at positions pos .. pos+T-1 over k and v
-    // [page][n_kv_heads][KV_PAGE][head_dim] of dtype, F32, BF16 or F16, whose pages `pages` [kv_pages(pos+T)] are
-    // filled up to pos+T; n_heads/n_kv_heads query heads share each K/V head (Ainslie et al. 2023). Online softmax over
-    // tiles of positions (Milakov & Gimelshein 2018). A token has the bits that it has alone, whatever comes after it.
-    // Two orders of sums, as with products: for rows of prompts and for those of steps.
-    void (*attention)(float *out, const float *q, const void *k, const void *v, DType dtype, const int *pages, int T,
-                      int pos, int n_heads, int n_kv_heads, int head_dim);
+    // [page][n_kv_heads][KV_PAGE][head_dim] of dtype, F32, BF16 or F16, a page page_stride elements after the one
+    // before, whose pages `pages` [kv_pages(pos+T)] are filled up to pos+T; n_heads/n_kv_heads query heads share each
+    // K/V head (Ainslie et al. 2023). Online softmax over tiles of positions (Milakov & Gimelshein 2018). A token has
+    // the bits that it has alone, whatever comes after it. Two orders of sums, as with products: for rows of prompts
+    // and for those of steps.
+    void (*attention)(float *out, const float *q, const void *k, const void *v, DType dtype, const int *pages,
+                      size_t page_stride, int T, int pos, int n_heads, int n_kv_heads, int head_dim);
     void (*attention_step)(float *out, const float *q, const void *k, const void *v, DType dtype, const int *pages,
-                           int T, int pos, int n_heads, int n_kv_heads, int head_dim);
+                           size_t page_stride, int T, int pos, int n_heads, int n_kv_heads, int head_dim);
     // gate[n] = gate / (1 + exp(-gate)) * up: SiLU, Shazeer 2020.
     void (*swiglu)(float *gate, const float *up, int64_t n);
     // x[n] += y[n]

@@ -15,10 +15,10 @@ enum { ALONE = 1 << 18 }; // multiply-adds that one thread does sooner than it w
 
 // Members of Ops (ops.h).
 void FOR_ISA(widen)(float *x, const void *row, DType dtype, int n);
-void FOR_ISA(attention)(float *out, const float *q, const void *k, const void *v, DType dtype, const int *pages, int T,
-                        int pos, int n_heads, int n_kv_heads, int head_dim);
+void FOR_ISA(attention)(float *out, const float *q, const void *k, const void *v, DType dtype, const int *pages,
+                        size_t page_stride, int T, int pos, int n_heads, int n_kv_heads, int head_dim);
 void FOR_ISA(attention_step)(float *out, const float *q, const void *k, const void *v, DType dtype, const int *pages,
-                             int T, int pos, int n_heads, int n_kv_heads, int head_dim);
+                             size_t page_stride, int T, int pos, int n_heads, int n_kv_heads, int head_dim);
 
 // c[i][j] += a row i · b row j over n elements (a multiple of LANES), for R × C rows: the inner tile of everything that
 // multiplies by a transposed matrix. R and C are constants after inlining, so the sums stay in registers.

@@ -8,12 +8,16 @@
 #include "widen_avx512.h"
 
 enum {
-    TOGETHER = 2,      // panels that a thread packs before it multiplies: they stay in the L2 cache
+    TOGETHER = 2,      // panels that a thread packs before it multiplies: they stay in the L2 cache ...
+    MANY = 16,         // ... where there are so many for each thread: with fewer one would wait long for another
     X_WORDS = 1 << 22, // of packed x: 16 MB; more rows of x come in parts
-    BLOCK_GROUPS = 32, // groups of columns in a block, at most: 2 PANEL_WORDS / 32
-    ALONE = 1 << 18,   // multiply-adds that one thread does sooner than it wakes the others
-    X_PART = 8         // rows of x that a thread packs at a time
+    BLOCK_UNIT = 128,  // words of a block are a multiple of that: whole lines of W, and whole groups of its columns
+    BLOCK_GROUPS = (2 * PANEL_WORDS / 32 + 15) / 16 * 16, // groups of columns in a block, at most, in whole vectors
+    ALONE = 1 << 18, // multiply-adds that one thread does sooner than it wakes the others
+    X_PART = 8       // rows of x that a thread packs at a time
 };
+
+_Static_assert(PANEL_WORDS % BLOCK_UNIT == 0, "a block fits into a panel");
 
 typedef struct {
     const Multiplier *m;
@@ -23,6 +27,7 @@ typedef struct {
     uint32_t *packed; // [T, and zeros up to a multiple of STRIP_ROWS][stride]
     size_t stride;
     int T, words; // words of a row
+    int block;    // of them that are multiplied together
     int together; // panels that a thread takes
 } Prompt;
 
@@ -200,9 +205,9 @@ static void multiply_panels(const Prompt *p, int first, int n) {
     const Matrix *w = p->w;
     const int columns_of_word = p->m->pairs ? 2 : 1;
     Strip s = {.x_stride = p->stride, .y_stride = (size_t)w->rows};
-    for (int word = 0; word < p->words; word += PANEL_WORDS) {
-        int col = word * columns_of_word, left = w->cols - col, most = PANEL_WORDS * columns_of_word;
-        s.n = p->words - word < PANEL_WORDS ? p->words - word : PANEL_WORDS;
+    for (int word = 0; word < p->words; word += p->block) {
+        int col = word * columns_of_word, left = w->cols - col, most = p->block * columns_of_word;
+        s.n = p->words - word < p->block ? p->words - word : p->block;
         s.add = word > 0;
         for (int r = 0; r < n; r += PANEL_ROWS) {
             uint32_t *panel = panels[r / PANEL_ROWS];
@@ -237,8 +242,7 @@ static void multiply_prompt(Prompt *p) {
     const int panels = (p->w->rows + PANEL_ROWS - 1) / PANEL_ROWS,
               rows = (p->T + STRIP_ROWS - 1) / STRIP_ROWS * STRIP_ROWS;
     const bool alone = (int64_t)p->T * p->w->rows * p->w->cols <= ALONE;
-    p->together = panels / threads_count() / 2;
-    p->together = p->together < 1 ? 1 : p->together > TOGETHER ? TOGETHER : p->together;
+    p->together = panels / threads_count() < MANY ? 1 : TOGETHER;
     const int parts = (panels + p->together - 1) / p->together;
     parallel_for(rows, alone ? rows : X_PART, pack_x, p);
     parallel_for(parts, alone ? parts : 1, multiply_part, p);
@@ -248,6 +252,9 @@ void prompt_product(float *y, const float *x, const Matrix *w, int T, const Mult
     static uint32_t packed[X_WORDS] __attribute__((aligned(64)));
     static pthread_mutex_t taken = PTHREAD_MUTEX_INITIALIZER;
     Prompt p = {.m = m, .w = w, .packed = packed, .words = m->pairs ? (w->cols + 1) / 2 : w->cols};
+    // Blocks are of nearly the same length.
+    const int blocks = (p.words + PANEL_WORDS - 1) / PANEL_WORDS;
+    p.block = ((p.words + blocks - 1) / blocks + BLOCK_UNIT - 1) / BLOCK_UNIT * BLOCK_UNIT;
     // Rows of x are no multiple of 4 KB apart, or they would want the same places of the L1 cache.
     p.stride = (size_t)(p.words / LANES + 1) * LANES;
     if (p.stride % 1024 == 0) p.stride += LANES;

@@ -11,7 +11,7 @@
 
 enum {
     PANEL_ROWS = 32,   // rows of W that are multiplied together, two vectors ...
-    PANEL_WORDS = 512, // ... by so many words of them: a panel, 64 KB
+    PANEL_WORDS = 640, // ... by so many words of them, at most: a panel, 80 KB
     STRIP_ROWS = 32    // packed x has zeros up to a multiple of so many rows
 };
 
