@@ -118,6 +118,7 @@
 //                  input is complete when all blocks have finished the one before; then every block's tiles of it are
 //                  computed, its producer finds none left, and END_OF_PRODUCT reaches every epilogue warp, which counts
 //                  in `done`
+//   normed         who normalises a row has the product's input, and waits for no other block before it counts
 //   run-ahead      the producer may be products ahead. It waits for `empty`, which consumers free in that order, and
 //                  for copies, which land by themselves. Tiles that it took early wait in the ring; nobody else needs
 //                  them before the product's turn
@@ -125,7 +126,7 @@
 //                  full, and at the end of a product for the other one, which then waits for nobody: no cycle.
 //                  stages_in_flight <= n_stages, so the producer never waits for a copy that it has not started, and a
 //                  parity never laps
-//   steps          done and next_tile are zero at the start of a step; one pair for each product, none is used twice
+//   steps          the counters are zero at the start of a step; each product has its own, none is used twice
 //
 // ---- How rows meet the tensor cores ---------------------------------------------------------------------------------
 //
