@@ -15,6 +15,7 @@
 //   decode_argmax_kernel         1 × 256         products is past its wait  (PDL)    it is complete
 //
 // * 352 where weights are quantised.
+//
 // PDL: programmatic dependent launch; "its wait" is griddepcontrol.wait, which returns when the kernel before is
 // complete. So at any time one kernel computes and the next one prepares, and whatever came earlier is complete.
 //
@@ -29,7 +30,7 @@
 //   consumers (8 warps)  bring the product's activations to shared memory; each multiplies its columns of every K slice
 //   epilogue (2 warps)   each every second tile: adds up its partial sums and does what follows: residual sum, SwiGLU,
 //                        RoPE, argmax
-//   one warp more          of 16-bit weights, has nothing to do: registers move between whole warpgroups
+//   one warp more        where weights have 16 bits: has nothing to do, but registers move between whole warpgroups
 //
 // A tile is 4 rows (one group) or 8, or 16 where weights are quantised, its columns in K slices, one stage of the ring
 // each. The first tile of a product is given (first_tile), the next ones go to whichever block asks first (an atomic
@@ -306,7 +307,7 @@ struct RanksToWaitFor {
 
 // A kernel has 4 KB of parameters on every architecture and driver.
 static_assert(sizeof(SharedParams) <= 4096, "parameters of a kernel");
-static_assert(PACKED_THREADS == 352 && CONSUMER_THREADS == 256, "the table of barriers");
+static_assert(WORKER_THREADS == 352 && CONSUMER_THREADS == 256, "the table of barriers");
 static_assert(FUSED_THREADS == 3 * 128 && CONSUMER_THREADS == 2 * 128, "warpgroups");
 static_assert(2 * CONSUMER_REGISTERS + OTHER_REGISTERS == 3 * 168, "registers of a thread, of 65,536 for all");
 static_assert(RESIDUAL_BUFFERS > MAX_STAGES + PARTIAL_BUFFERS, "a residual buffer is filled anew before it is read");

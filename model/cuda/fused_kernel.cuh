@@ -794,7 +794,7 @@ __device__ __forceinline__ void consume(const Params &s, const Block &block, Rin
 // Requires: done = next_tile = rows_normalised = 0; cols % 8 = 0; n_rows × terms <= MAX_ACT_ROWS; dynamic shared memory
 // as FusedPlan says.
 template <typename N, class Params>
-__global__ void __launch_bounds__(N::PACKED ? PACKED_THREADS : FUSED_THREADS, 1)
+__global__ void __launch_bounds__(N::PACKED ? WORKER_THREADS : FUSED_THREADS, 1)
     decode_products_kernel(const __grid_constant__ Params s) {
     extern __shared__ __align__(128) char shared[];
     __shared__ uint64_t barriers[2 * MAX_STAGES + 2 * PARTIAL_BUFFERS];
@@ -820,14 +820,13 @@ __global__ void __launch_bounds__(N::PACKED ? PACKED_THREADS : FUSED_THREADS, 1)
     Ring partials_ring = {first + 16 * MAX_STAGES, first + 16 * MAX_STAGES + 8 * PARTIAL_BUFFERS, PARTIAL_BUFFERS, 0,
                           0};
     constexpr bool MOVES_REGISTERS = !N::PACKED;
-    constexpr int WORKERS = 32 * FUSED_WARPS;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     // Every launch fetches its parameters anew: all lines of them at once, a few a warp.
     for (int i = warp * 64; i < (int)sizeof s; i += 64 * FUSED_WARPS)
         asm volatile("" ::"r"(*(const int *)((const char *)&s + i)));
     if (MOVES_REGISTERS && warp < EPILOGUE_WARP) {
         increase_registers<CONSUMER_REGISTERS>();
-        named_barrier_sync(BARRIER_FUSED_SETUP, WORKERS);
+        named_barrier_sync(BARRIER_FUSED_SETUP, WORKER_THREADS);
         consume<N>(s, block, ring, partials_ring);
         return;
     }
@@ -844,12 +843,12 @@ __global__ void __launch_bounds__(N::PACKED ? PACKED_THREADS : FUSED_THREADS, 1)
         }
         fence_mbarrier_init();
         __syncwarp();
-        named_barrier_arrive(BARRIER_FUSED_SETUP, WORKERS);
+        named_barrier_arrive(BARRIER_FUSED_SETUP, WORKER_THREADS);
         produce<N>(s, block, ring);
         return;
     }
     if (MOVES_REGISTERS && warp > PRODUCER_WARP) return;
-    named_barrier_sync(BARRIER_FUSED_SETUP, WORKERS);
+    named_barrier_sync(BARRIER_FUSED_SETUP, WORKER_THREADS);
     if (warp >= EPILOGUE_WARP)
         epilogue<N>(s, block, partials_ring);
     else

@@ -16,11 +16,11 @@ enum {
     PRODUCER_WARP = EPILOGUE_WARP + EPILOGUE_WARPS,
     FUSED_WARPS = PRODUCER_WARP + 1,
     CONSUMER_THREADS = 32 * CONSUMER_WARPS,
-    // Of 16-bit weights three warpgroups, as registers move between whole ones: the last one, of which a warp has
-    // nothing to do, leaves some of its 168 a thread to the consumers'. Of quantised weights the epilogue, with four
-    // groups of sums, needs its own, and that warp only costs (int4 2 %, fp8 6).
+    WORKER_THREADS = 32 * FUSED_WARPS,
+    // Of 16-bit weights a block has three warpgroups, as registers move between whole ones: the last one, of which a
+    // warp has nothing to do, leaves some of its 168 a thread to the consumers'. Of quantised weights it has those that
+    // work alone: the epilogue, with four groups of sums, needs its registers, and a warp more costs (int4 2 %, fp8 6).
     FUSED_THREADS = 384,
-    PACKED_THREADS = 32 * FUSED_WARPS,
     CONSUMER_REGISTERS = 216,
     OTHER_REGISTERS = 72,
 
@@ -172,7 +172,7 @@ RULE int code_sums_floats(int cols, int act_rows) {
 RULE bool fused_plan_with(const FusedShape *s, int groups, bool split_down, int min_stages, FusedPlan *p) {
     int act_rows = s->n_rows * s->terms, down_cols = split_down ? fused_min(s->hidden_dim, p->slice) : s->hidden_dim;
     int most_cols = fused_max(down_cols, fused_max(s->dim, s->q_dim));
-    p->threads = s->packed_pitch ? PACKED_THREADS : FUSED_THREADS;
+    p->threads = s->packed_pitch ? WORKER_THREADS : FUSED_THREADS;
     p->tile_rows = groups * MMA_WEIGHT_ROWS;
     p->split_down = split_down;
     // Of down every slice's sum is left separately, to be added up in their order; whoever splits it does so between
