@@ -171,7 +171,7 @@ $(BUILD)/%.o: %.cu $(BUILD)/flags
 	$(NVCC) $(NVCC_FLAGS) -MMD -MP -c $< -o $@
 
 # Engine fused is for Hopper and later.
-$(foreach name,fused fused_shards wide packed_product,$(BUILD)/model/cuda/$(name).o): private GENCODE := $(if $(NVCC),$(call gencode,$(or $(filter-out 80 86 87 89,$(ARCHS)),90a)))
+$(foreach name,fused fused_shards wide packed_product prompt_product,$(BUILD)/model/cuda/$(name).o): private GENCODE := $(if $(NVCC),$(call gencode,$(or $(filter-out 80 86 87 89,$(ARCHS)),90a)))
 
 $(BUILD)/model/cpu/%_avx512.o $(BUILD)/model/cpu/%_amx.o: private ALL_CFLAGS += $(COVERAGE_KERNEL) $(KERNEL_CFLAGS)
 

@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
             // 16 dims are 32 bytes; four steps to a panel. Operands count 16 bytes.
             for (int d = 0; d < D / 16; d++) {
                 int step = d / 4 * (PANEL_BYTES >> 4) + d % 4 * 2;
-                wgmma_qk<T>(s, q_operand + step, k_operand + step, d > 0);
+                wgmma_product<T, 128>(s, q_operand + step, k_operand + step, d > 0);
             }
             wgmma_commit();
         };

@@ -7,6 +7,7 @@
 #include "gemm.h"
 #include "ops.h"
 #include "packed_product.h"
+#include "prompt_product.h"
 #include "upload.h"
 #include "widen.h"
 
@@ -378,7 +379,9 @@ static bool connect(Model *m, CudaState *s, Error *err) {
     CUBLAS_TRY(cublasCreate(&s->blas));
     CUBLAS_TRY(cublasSetStream(s->blas, s->stream));
     CUBLAS_TRY(cublasSetWorkspace(s->blas, s->blas_workspace, BLAS_WORKSPACE_BYTES));
-    if (!widen_open(s, err) || (s->one_order && weights_are_quantised(m) && !packed_open(s, err))) return false;
+    if (!widen_open(s, err) || (s->one_order && weights_are_quantised(m) && !packed_open(s, err)) ||
+        (s->one_order && !prompt_open(s, err)))
+        return false;
     if (s->fp8 && !choose_fp8_kernel(s, m->config.hidden_dim, m->config.dim, err)) return false;
     CUBLAS_TRY(cublasSetMathMode(s->blas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)); // every sum in float32
     CUDA_TRY(cudaMallocHost((void **)&s->argmax_host, MAX_STEP_ROWS * sizeof(int)));

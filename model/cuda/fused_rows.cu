@@ -2,6 +2,7 @@
 
 #include "gemm.h"
 #include "ops.h"
+#include "prompt_product.h"
 
 template <typename T> struct RopeRows {
     const float *x;     // [rows][n_q + 2 n_kv][head_dim]: queries, keys, values
@@ -15,10 +16,11 @@ template <typename T> struct RopeRows {
     int table_width;
 };
 
-// Two pairs, as complex numbers, times their cosines and sines.
+// Two pairs, by their cosines and sines.
 __device__ static float4 rotate(float4 x, float4 by) {
-    return make_float4(x.x * by.x - x.y * by.y, x.x * by.y + x.y * by.x, x.z * by.z - x.w * by.w,
-                       x.z * by.w + x.w * by.z);
+    const float2 a = rotated(make_float2(x.x, x.y), make_float2(by.x, by.y)),
+                 b = rotated(make_float2(x.z, x.w), make_float2(by.z, by.w));
+    return make_float4(a.x, a.y, b.x, b.y);
 }
 
 // Computes: queries and keys rotated, and values, all rounded to T. RoPE's pairs are neighbours (upload.cu).
@@ -54,7 +56,28 @@ bool project_qkv_fused(Model *m, const Matrix *first, int T, int n_q, int n_kv, 
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
     const int heads = n_q + 2 * n_kv;
-    if (!matmul_heads_by_row(s, c, s->qkv, first, T, heads, s->fp8 && layer >= 0, err)) return false;
+    const bool codes = s->fp8 && layer >= 0;
+    const size_t at = (size_t)(layer < 0 ? 0 : layer) * own_layer_elements(m) * s->element;
+    Matrix w = *first;
+    w.rows = heads * c->head_dim;
+    if (!codes && prompt_takes(s, &w, T)) {
+        PromptParams p = {};
+        p.rope = s->rope_table;
+        p.out = s->qkv_in;
+        p.n_q = n_q;
+        p.n_kv = n_kv;
+        p.head_dim = c->head_dim;
+        if (layer >= 0) {
+            p.k = (char *)m->kv.k + at;
+            p.v = (char *)m->kv.v + at;
+            p.pos = s->pos;
+            p.slots = s->row_slots;
+            p.table = s->block_table;
+            p.table_width = m->kv.table_width;
+        }
+        return prompt_qkv(s, &p, &w, s->xb, T, err);
+    }
+    if (!matmul_heads_by_row(s, c, s->qkv, first, T, heads, codes, err)) return false;
     CUDA_TRY(with_type(s->type, [&](auto type) {
         typedef decltype(type) N;
         RopeRows<N> p = {};
@@ -66,9 +89,8 @@ bool project_qkv_fused(Model *m, const Matrix *first, int T, int n_q, int n_kv, 
         p.n_kv = n_kv;
         p.head_dim = c->head_dim;
         if (layer >= 0) {
-            size_t at = (size_t)layer * own_layer_elements(m);
-            p.k = (N *)m->kv.k + at;
-            p.v = (N *)m->kv.v + at;
+            p.k = (N *)((char *)m->kv.k + at);
+            p.v = (N *)((char *)m->kv.v + at);
             p.pos = s->pos;
             p.slots = s->row_slots;
             p.table = s->block_table;

@@ -208,12 +208,12 @@ __global__ void gather_table_kernel(int *step_table, const int *table, int width
         step_table[(size_t)i * width + p] = table[(size_t)step->slots[i] * width + p];
 }
 
-__device__ static float silu(float x) {
-    return x / (1.0f + expf(-x));
-}
-
-__device__ static float4 gated(float4 g, float4 u) {
-    return make_float4(silu(g.x) * u.x, silu(g.y) * u.y, silu(g.z) * u.z, silu(g.w) * u.w);
+// To be rounded to T: of 16 bits as prompt_product_kernel.cuh does, to the bit.
+template <typename T> __device__ static float4 gated(float4 g, float4 u) {
+    if constexpr (std::is_same<T, float>::value)
+        return make_float4(silu(g.x) * u.x, silu(g.y) * u.y, silu(g.z) * u.z, silu(g.w) * u.w);
+    else
+        return make_float4(silu_fast(g.x) * u.x, silu_fast(g.y) * u.y, silu_fast(g.z) * u.z, silu_fast(g.w) * u.w);
 }
 
 __device__ static float4 times(float4 a, float4 b) {
@@ -238,7 +238,7 @@ __global__ void swiglu_kernel(T *h, const float *gate, const float *up, const fl
         const float4 *a = (const float4 *)(gate_scale + i % rows), *b = (const float4 *)(up_scale + i % rows);
         g0 = times(g0, a[0]), g1 = times(g1, a[1]), u0 = times(u0, b[0]), u1 = times(u1, b[1]);
     }
-    store8(h + i, gated(g0, u0), gated(g1, u1));
+    store8(h + i, gated<T>(g0, u0), gated<T>(g1, u1));
 }
 
 // Computes: h = gate / (1 + exp(-gate)) * up, rounded to bf16, as codes.
@@ -252,7 +252,7 @@ __global__ void swiglu_codes_kernel(uint8_t *codes, float *scales, const float *
     const size_t row = newest_first();
     write_codes(codes + row * cols, scales + row, cols, [&](int c) {
         const float4 *g = (const float4 *)(gate + row * cols + c), *u = (const float4 *)(up + row * cols + c);
-        return pack8(gated(g[0], u[0]), gated(g[1], u[1]));
+        return pack8(gated<bf16>(g[0], u[0]), gated<bf16>(g[1], u[1]));
     });
 }
 

@@ -43,6 +43,20 @@ bool publish_argmax(CudaState *s, int n, StepInput *step, Error *err);
 // Attributes of the code that this GPU was given: an error if there is none for it.
 cudaError_t kernel_attributes(cudaFuncAttributes *attributes);
 
+// x / (1 + exp(-x)), which a gate is multiplied by up with (Shazeer 2020).
+__device__ inline float silu(float x) {
+    return x / (1.0f + expf(-x));
+}
+// The same to 2^-21, for what is rounded to 16 bits then.
+__device__ inline float silu_fast(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.0f + exp2_fast(x * -1.4426950408889634f)));
+    return x * y;
+}
+// A pair as a complex number, times cosine + i sine (Su et al. 2021); the same bits wherever it is called.
+__device__ inline float2 rotated(float2 x, float2 by) {
+    return make_float2(__fmaf_rn(-x.y, by.y, __fmul_rn(x.x, by.x)), __fmaf_rn(x.y, by.x, __fmul_rn(x.x, by.y)));
+}
 // Cosine and sine of the float32 angle pos × freq. In float64: an angle may be 100,000 radians.
 __device__ inline float2 rope_angle(int pos, float freq) {
     double s, c;

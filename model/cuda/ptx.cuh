@@ -573,20 +573,22 @@ __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, int panel_by
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define ACC_0_47 ACC_0_31 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define ACC_0_63 ACC_0_47 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define ACC_64_127 \
-    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, " \
-    "%86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, " \
-    "%107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, " \
-    "%125, %126, %127"
+#define ACC_64_95 \
+    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84" \
+    ", %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define ACC_96_111 \
+    ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
+#define ACC_112_127 \
+    ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define REGS_8(x, i) \
     "+f"(x[i]), "+f"(x[i + 1]), "+f"(x[i + 2]), "+f"(x[i + 3]), "+f"(x[i + 4]), "+f"(x[i + 5]), "+f"(x[i + 6]), \
         "+f"(x[i + 7])
 #define REGS_32(x) REGS_8(x, 0), REGS_8(x, 8), REGS_8(x, 16), REGS_8(x, 24)
 #define REGS_48(x) REGS_32(x), REGS_8(x, 32), REGS_8(x, 40)
 #define REGS_64(x) REGS_48(x), REGS_8(x, 48), REGS_8(x, 56)
-#define REGS_128(x) \
-    REGS_64(x), REGS_8(x, 64), REGS_8(x, 72), REGS_8(x, 80), REGS_8(x, 88), REGS_8(x, 96), REGS_8(x, 104), \
-        REGS_8(x, 112), REGS_8(x, 120)
+#define REGS_96(x) REGS_64(x), REGS_8(x, 64), REGS_8(x, 72), REGS_8(x, 80), REGS_8(x, 88)
+#define REGS_112(x) REGS_96(x), REGS_8(x, 96), REGS_8(x, 104)
+#define REGS_128(x) REGS_112(x), REGS_8(x, 112), REGS_8(x, 120)
 
 // x[64 rows x N] += w[64 x 16] in[N x 16]^T, both in shared memory, for one of these N
 #define WGMMA_ROWS(n, acc, regs, a, b) \
@@ -615,21 +617,34 @@ template <int N> __device__ __forceinline__ void wgmma_rows(float (&x)[N / 2], c
     if constexpr (N == 64) WGMMA_HELD_ROWS("64", ACC_0_31, REGS_32(x), "%32", "%33", "%34", "%35", "%36");
     if constexpr (N == 128) WGMMA_HELD_ROWS("128", ACC_0_63, REGS_64(x), "%64", "%65", "%66", "%67", "%68");
     if constexpr (N == 256)
-        WGMMA_HELD_ROWS("256", ACC_0_63 ACC_64_127, REGS_128(x), "%128", "%129", "%130", "%131", "%132");
+        WGMMA_HELD_ROWS("256", ACC_0_63 ACC_64_95 ACC_96_111 ACC_112_127, REGS_128(x), "%128", "%129", "%130", "%131", "%132");
 }
 
-// s[64 rows x 128 keys] (+)= q[64 x 16] k[128 x 16]^T, both in shared memory
-#define WGMMA_QK(type) \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n" \
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" ACC_0_63 \
-                 "}, %64, %65, p, 1, 1, 0, 0;\n}" \
-                 : REGS_64(s) \
-                 : "l"(q), "l"(k), "r"(accumulate))
-template <typename T> __device__ __forceinline__ void wgmma_qk(float (&s)[64], uint64_t q, uint64_t k, int accumulate) {
-    if constexpr (std::is_same<T, bf16>::value)
-        WGMMA_QK("bf16");
-    else
-        WGMMA_QK("f16");
+// x[64 rows x N] (+)= a[64 x 16] b[N x 16]^T, both in shared memory, for one of these N
+#define WGMMA_PRODUCT(type, n, acc, regs, a_, b_, accumulate_) \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " accumulate_ ", 0;\n" \
+                 "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" acc "}, " a_ ", " b_ \
+                 ", p, 1, 1, 0, 0;\n}" \
+                 : regs \
+                 : "l"(a), "l"(b), "r"(accumulate))
+template <typename T, int N>
+__device__ __forceinline__ void wgmma_product(float (&x)[N / 2], uint64_t a, uint64_t b, int accumulate) {
+    constexpr bool B = std::is_same<T, bf16>::value;
+    static_assert(N == 96 || N == 128 || N == 192 || N == 224 || N == 256, "columns");
+    if constexpr (N == 96 && B) WGMMA_PRODUCT("bf16", "96", ACC_0_47, REGS_48(x), "%48", "%49", "%50");
+    if constexpr (N == 96 && !B) WGMMA_PRODUCT("f16", "96", ACC_0_47, REGS_48(x), "%48", "%49", "%50");
+    if constexpr (N == 128 && B) WGMMA_PRODUCT("bf16", "128", ACC_0_63, REGS_64(x), "%64", "%65", "%66");
+    if constexpr (N == 128 && !B) WGMMA_PRODUCT("f16", "128", ACC_0_63, REGS_64(x), "%64", "%65", "%66");
+    if constexpr (N == 192 && B) WGMMA_PRODUCT("bf16", "192", ACC_0_63 ACC_64_95, REGS_96(x), "%96", "%97", "%98");
+    if constexpr (N == 192 && !B) WGMMA_PRODUCT("f16", "192", ACC_0_63 ACC_64_95, REGS_96(x), "%96", "%97", "%98");
+    if constexpr (N == 224 && B)
+        WGMMA_PRODUCT("bf16", "224", ACC_0_63 ACC_64_95 ACC_96_111, REGS_112(x), "%112", "%113", "%114");
+    if constexpr (N == 224 && !B)
+        WGMMA_PRODUCT("f16", "224", ACC_0_63 ACC_64_95 ACC_96_111, REGS_112(x), "%112", "%113", "%114");
+    if constexpr (N == 256 && B)
+        WGMMA_PRODUCT("bf16", "256", ACC_0_63 ACC_64_95 ACC_96_111 ACC_112_127, REGS_128(x), "%128", "%129", "%130");
+    if constexpr (N == 256 && !B)
+        WGMMA_PRODUCT("f16", "256", ACC_0_63 ACC_64_95 ACC_96_111 ACC_112_127, REGS_128(x), "%128", "%129", "%130");
 }
 
 // o[64 rows x D dims] += p[64 x 16] v[16 x D], p in registers, v in shared memory with its keys as rows

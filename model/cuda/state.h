@@ -102,6 +102,8 @@ struct CudaState {
     bool one_order;     // products of 16-bit numbers add up in one order, whatever the number of rows (gemm.cu)
     Widening widening;  // of matrices whose dtype is not type
     int packed_rows;    // products of quantised weights and up to so many rows are packed_product.h's
+    int prompt_rows;    // products of 16-bit weights and so many rows or more are prompt_product.h's; 0: none
+    int prompt_clusters;
     bool fp8;           // --precision fp8: inputs of a prompt's products, but the output matrix's, are codes
     cublasLtMatmulAlgo_t fp8_kernel; // of all of them (gemm.cu)
     // Activations, on the device.

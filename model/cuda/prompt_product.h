@@ -1,0 +1,90 @@
+// Products of many rows and 16-bit weights on Hopper, and what follows them: SwiGLU, or RoPE and the way into the
+// cache. The sums have the bits of cuBLASLt's kernels that do not cut K (gemm.cu): steps of 16 columns are
+// added in the order of K in one float32 accumulator. prompt_product_kernel.cuh keeps what is promised here,
+// prompt_product.cu launches.
+//
+// ---- How the work is cut --------------------------------------------------------------------------------------------
+//
+// A block computes tiles of 128 tokens and N rows of weights, all columns: 2 warpgroups by wgmma, each with 64 of the
+// tokens, so that a row's results are a thread's, or its neighbours'. Of gate and up a tile has N / 2 rows each, and one
+// thread has an element of both. Two blocks, a cluster, have the same weights and neighbouring tokens: each copies half
+// of the weights to both. All clusters are resident; each takes every so-manieth pair of tiles, in an order that keeps
+// the weights and tokens that are in use at one time in L2.
+//
+//   panel    64 columns: 128 bytes of each row, the width of the swizzle
+//   stage    a panel of the tile's tokens and weights
+//
+//   producer (1 warp)           copies, as far ahead as the ring has stages, over all tiles of the block
+//   consumers (2 × 4 warps)     multiply; what follows the product, from their registers
+//
+//   barrier         arrivals                                              waits        protects
+//   full[stage]     1: the producer; the bytes copied, of both blocks     consumers    the stage
+//   empty[stage]    16: lane i of each of 8 warps, at block i's           producers    the same stage of both blocks
+//
+// A stage is released when the wgmmas that read it are complete, which is known once the next panel's are issued.
+//
+// ---- What limits it (H200) ------------------------------------------------------------------------------------------
+//
+// The tensor cores of a tile of 128 × 256 read 80 bytes a cycle of shared memory, of 128 that it gives, and an SM copies
+// 48 bytes a cycle, of which a third come from its neighbour. From some thousand tokens on the GPU's power is the limit.
+#ifndef PROMPT_PRODUCT_H
+#define PROMPT_PRODUCT_H
+
+#include <cuda.h>
+
+#include "state.h"
+
+enum {
+    PROMPT_TOKENS = 128,  // of a tile
+    PROMPT_COLUMNS = 64,  // of a panel
+    PROMPT_CLUSTER = 2,   // blocks
+    PROMPT_THREADS = 384, // two warpgroups of consumers, and the producer's
+    PROMPT_MAX_STAGES = 8,
+    PROMPT_SHARED = 226 << 10, // bytes of dynamic shared memory, at most
+};
+
+enum PromptKind { PROMPT_SWIGLU, PROMPT_QKV };
+
+struct PromptParams {
+    CUtensorMap input;                   // [T][cols], in boxes of PROMPT_COLUMNS × PROMPT_TOKENS
+    CUtensorMap weights[PROMPT_CLUSTER]; // [rows][cols], in boxes of PROMPT_COLUMNS × N / 2: gate and up; else twice the
+                                         // same
+    int T, rows, cols;                   // rows of one matrix
+    int row_tiles, token_pairs, together; // tiles of the matrices; pairs of tiles of tokens; of these, those that take
+                                          // turns with the same weights
+    void *h;                              // PROMPT_SWIGLU: 16 bits [T][rows]
+    // PROMPT_QKV: rows of queries, keys and values.
+    const float2 *rope; // [T][head_dim/2]: cosine and sine
+    void *out;          // 16 bits [n_q + 2 n_kv][T][head_dim]
+    int n_q, n_kv, head_dim;
+    // Where keys and values go; NULL: to out.
+    void *k, *v;            // 16 bits [page][n_kv][KV_PAGE][head_dim]
+    const int *pos, *slots; // [T]: where each token is in the cache
+    const int *table;       // [slot][table_width]: the pages of each slot
+    int table_width;
+};
+
+// Rows of weights of a tile, one of 256, 192 and 128: with which the GPU's clusters are done first.
+RULE int prompt_tile_rows(int T, int rows, int clusters) {
+    int best = 256;
+    long long least = 0;
+    for (int n = 256; n >= 128; n -= 64) {
+        const long long tiles = (long long)((T + 2 * PROMPT_TOKENS - 1) / (2 * PROMPT_TOKENS)) * ((rows + n - 1) / n),
+                        cost = (tiles + clusters - 1) / clusters * (n + 16);
+        if (n == 256 || cost < least) best = n, least = cost;
+    }
+    return best;
+}
+
+// ---- prompt_product.cu ----------------------------------------------------------------------------------------------
+
+// s->prompt_rows: the rows from which on these kernels are worth it, where they can run; else 0.
+bool prompt_open(CudaState *s, Error *err);
+// Whether these kernels take a product of T rows and these weights.
+bool prompt_takes(const CudaState *s, const Matrix *w, int T);
+// h[T][rows] = silu(gate) × up of in[T][cols] · wᵀ of both, rounded to s->type.
+bool prompt_swiglu(CudaState *s, void *h, const Matrix *gate, const Matrix *up, const void *in, int T, Error *err);
+// What p says of PROMPT_QKV, from `rope` on, of in[T][cols] · wᵀ, queries and keys rotated, all rounded to s->type.
+bool prompt_qkv(CudaState *s, PromptParams *p, const Matrix *w, const void *in, int T, Error *err);
+
+#endif

@@ -1,0 +1,254 @@
+// Products of many rows and 16-bit weights: the kernel. The protocol that it keeps: prompt_product.h.
+#pragma once
+
+#include "ops.h"
+#include "prompt_product.h"
+
+namespace {
+
+constexpr int PROMPT_INPUT_BYTES = PROMPT_TOKENS * PROMPT_COLUMNS * 2; // of a stage
+template <int N> constexpr int PROMPT_STAGE = PROMPT_INPUT_BYTES + N * PROMPT_COLUMNS * 2;
+template <int N> constexpr int PROMPT_STAGES = (PROMPT_SHARED - 1024) / PROMPT_STAGE<N>;
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
+
+// The ring of stages, and how far along a warp is. Parity is that of `full`; a fresh `empty` counts as complete.
+template <int N> struct PromptRing {
+    uint32_t full, empty, stages; // addresses of the barriers and of the stages
+    int slot = 0, parity = 0;
+    __device__ __forceinline__ void next() {
+        if (++slot == PROMPT_STAGES<N>) slot = 0, parity ^= 1;
+    }
+    __device__ __forceinline__ uint32_t stage() const {
+        return stages + slot * PROMPT_STAGE<N>;
+    }
+};
+
+// A tile: its first token, of this block, and its number among those of the weights.
+struct PromptPlace {
+    int token, tile;
+};
+// Pair number i. `together` pairs of tokens go through the weights side by side, then the next ones.
+__device__ __forceinline__ PromptPlace prompt_place(const PromptParams &p, int i, int rank) {
+    const int group = i / (p.together * p.row_tiles), first = group * p.together,
+              within = i - first * p.row_tiles, n = min(p.together, p.token_pairs - first);
+    return {((first + within % n) * PROMPT_CLUSTER + rank) * PROMPT_TOKENS, within / n};
+}
+
+template <int N, PromptKind KIND>
+__device__ __forceinline__ void prompt_produce(const PromptParams &p, PromptRing<N> ring, int rank) {
+    constexpr int HALF = N / PROMPT_CLUSTER;
+    for (int i = blockIdx.x / PROMPT_CLUSTER; i < p.row_tiles * p.token_pairs; i += gridDim.x / PROMPT_CLUSTER) {
+        const PromptPlace place = prompt_place(p, i, rank);
+        const int row = KIND == PROMPT_SWIGLU ? place.tile * HALF : place.tile * N + rank * HALF;
+        for (int k = 0; k < p.cols; k += PROMPT_COLUMNS, ring.next()) {
+            const uint32_t full = ring.full + 8 * ring.slot, to = ring.stage();
+            mbarrier_wait(ring.empty + 8 * ring.slot, ring.parity ^ 1);
+            mbarrier_arrive_expect_tx(full, PROMPT_STAGE<N>);
+            copy_tensor_2d(to, &p.input, k, place.token, full);
+            copy_tensor_2d_to_blocks(to + PROMPT_INPUT_BYTES + rank * HALF * PROMPT_COLUMNS * 2, &p.weights[rank], k,
+                                     row, full, (1 << PROMPT_CLUSTER) - 1);
+        }
+    }
+}
+
+// ---- what follows a product -----------------------------------------------------------------------------------------
+// A thread has two tokens, 8 apart, and of every 8 rows of weights two: acc[4j], acc[4j + 1] are rows 8j + 2t and the
+// next one of the first token, acc[4j + 2], acc[4j + 3] of the second.
+
+// Of words [row] of the four lanes of a quad the columns: lane t has w[0 .. 3] of lanes 0 .. 3, of what was their w[t].
+__device__ __forceinline__ void transpose_quad(uint32_t (&w)[4], int t) {
+#pragma unroll
+    for (int step = 1; step <= 2; step *= 2)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (i & step) continue;
+            const bool upper = t & step;
+            const uint32_t got = __shfl_xor_sync(~0u, upper ? w[i] : w[i + step], step);
+            w[i] = upper ? got : w[i];
+            w[i + step] = upper ? w[i + step] : got;
+        }
+}
+
+template <typename T, int N>
+__device__ __forceinline__ void prompt_store_gated(const PromptParams &p, const float (&acc)[N / 2], int token, int row,
+                                                   int t) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) { // the token
+        T *to = (T *)p.h + (size_t)(token + 8 * i) * p.rows + row + 8 * t;
+        const bool there = token + 8 * i < p.T;
+#pragma unroll
+        for (int j0 = 0; j0 < N / 16; j0 += 4) {
+            uint32_t w[4] = {};
+#pragma unroll
+            for (int j = 0; j < 4 && j0 + j < N / 16; j++) {
+                const float *gate = acc + 4 * (j0 + j) + 2 * i, *up = gate + N / 4;
+                w[j] = pack2<T>(silu_fast(gate[0]) * up[0], silu_fast(gate[1]) * up[1]);
+            }
+            transpose_quad(w, t);
+            if (there && j0 + t < N / 16 && row + 8 * (j0 + t) < p.rows)
+                *(uint4 *)(to + 8 * j0) = make_uint4(w[0], w[1], w[2], w[3]);
+        }
+    }
+}
+
+// Of a thread's two tokens: their rows of the table of cosines and sines, from the thread's first pair on, and where
+// they are in the cache, from K/V head 0 on, in elements.
+struct PromptTokens {
+    const float2 *rope[2];
+    size_t cached[2];
+};
+__device__ __forceinline__ PromptTokens prompt_tokens(const PromptParams &p, int token, int t) {
+    PromptTokens own;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int at = min(token + 8 * i, p.T - 1);
+        own.rope[i] = p.rope + (size_t)at * (p.head_dim / 2) + t;
+        own.cached[i] = 0;
+        if (!p.k) continue;
+        const int pos = p.pos[at];
+        const size_t page = p.table[(size_t)p.slots[at] * p.table_width + pos / KV_PAGE];
+        own.cached[i] = (page * p.n_kv * KV_PAGE + pos % KV_PAGE) * p.head_dim;
+    }
+    return own;
+}
+
+// The cosines and sines of the thread's pairs in 128 columns from column d of a head on.
+struct PromptTurns {
+    float2 by[2][16];
+};
+__device__ __forceinline__ PromptTurns prompt_turns(const PromptParams &p, const PromptTokens &own, int d) {
+    PromptTurns turns;
+#pragma unroll
+    for (int j = 0; j < 16; j++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) turns.by[i][j] = own.rope[i][d / 2];
+        d += 8;
+        if (d >= p.head_dim) d -= p.head_dim;
+    }
+    return turns;
+}
+
+template <typename T, int N>
+__device__ __forceinline__ void prompt_store_heads(const PromptParams &p, const float (&acc)[N / 2], int token, int row,
+                                                   int t, const PromptTokens &own, PromptTurns turns) {
+    const bool repeat = 128 % p.head_dim == 0; // every 128 columns have the same cosines and sines
+    int head = row / p.head_dim, d = row - head * p.head_dim; // of group j
+#pragma unroll
+    for (int j0 = 0; j0 < N / 8; j0 += 4) {
+        int own_head = 0, own_d = 0; // of group t
+        uint32_t w[2][4];
+        if (j0 > 0 && j0 % 16 == 0 && !repeat) turns = prompt_turns(p, own, d);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                float2 x = make_float2(acc[4 * (j0 + j) + 2 * i], acc[4 * (j0 + j) + 2 * i + 1]);
+                if (head < p.n_q + p.n_kv) x = rotated(x, turns.by[i][j0 % 16 + j]);
+                w[i][j] = pack2<T>(x.x, x.y);
+            }
+            if (j == t) own_head = head, own_d = d;
+            d += 8;
+            if (d >= p.head_dim) d -= p.head_dim, head++;
+        }
+        const bool in_cache = p.k && own_head >= p.n_q, is_key = own_head < p.n_q + p.n_kv;
+        T *cache = (T *)(is_key ? p.k : p.v) + (size_t)(own_head - p.n_q - (is_key ? 0 : p.n_kv)) * KV_PAGE * p.head_dim;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            transpose_quad(w[i], t);
+            T *to = in_cache ? cache + own.cached[i]
+                             : (T *)p.out + ((size_t)own_head * p.T + token + 8 * i) * p.head_dim;
+            if (token + 8 * i < p.T && row + 8 * (j0 + t) < p.rows)
+                *(uint4 *)(to + own_d) = make_uint4(w[i][0], w[i][1], w[i][2], w[i][3]);
+        }
+    }
+}
+
+template <typename T, int N, PromptKind KIND>
+__device__ __forceinline__ void prompt_consume(const PromptParams &p, PromptRing<N> ring, int rank) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp / 4, t = lane % 4;
+    const uint32_t emptied = address_in_block(ring.empty, lane % PROMPT_CLUSTER);
+    float acc[N / 2];
+    for (int i = blockIdx.x / PROMPT_CLUSTER; i < p.row_tiles * p.token_pairs; i += gridDim.x / PROMPT_CLUSTER) {
+        const PromptPlace place = prompt_place(p, i, rank);
+        const int token = place.token + warp * 16 + lane / 4, row = place.tile * (KIND == PROMPT_SWIGLU ? N / 2 : N);
+        PromptTokens own;
+        uint32_t before = 0; // the `empty` barrier of the panel before
+        for (int k = 0; k < p.cols; k += PROMPT_COLUMNS, ring.next()) {
+            mbarrier_wait(ring.full + 8 * ring.slot, ring.parity);
+            const uint64_t in = wgmma_operand(ring.stage() + group * (PROMPT_INPUT_BYTES / 2), 1024),
+                           w = wgmma_operand(ring.stage() + PROMPT_INPUT_BYTES, 1024);
+            wgmma_fence();
+#pragma unroll
+            for (int j = 0; j < PROMPT_COLUMNS / 16; j++) wgmma_product<T, N>(acc, in + 2 * j, w + 2 * j, k + j > 0);
+            wgmma_commit();
+            // What the results will meet is looked up, and loaded, while wgmma works.
+            if (KIND == PROMPT_QKV && k == 0) own = prompt_tokens(p, token, t);
+            wgmma_wait<1>();
+            if (k > 0 && lane < PROMPT_CLUSTER) mbarrier_arrive_read(before);
+            before = emptied + 8 * ring.slot;
+        }
+        PromptTurns turns;
+        if constexpr (KIND == PROMPT_QKV) turns = prompt_turns(p, own, row % p.head_dim);
+        wgmma_wait<0>();
+        wgmma_pin(acc);
+        if (lane < PROMPT_CLUSTER) mbarrier_arrive_read(before);
+        if constexpr (KIND == PROMPT_QKV)
+            prompt_store_heads<T, N>(p, acc, token, row, t, own, turns);
+        else
+            prompt_store_gated<T, N>(p, acc, token, row, t);
+    }
+}
+
+// Computes: a product of the input and one or two matrices, and what follows it (KIND).
+// Reads:    input, weights, of T; what RoPE and the cache's places are found by.
+// Writes:   h, or out, k and v.
+// Grid:     clusters of 2 × 384 threads, all resident at once.
+// Requires: cols % 64 = 0, rows % 8 = 0, head_dim % 8 = 0; the table has the pages of all pos; h, out, k and v
+//           aligned to 16 bytes.
+template <typename T, int N, PromptKind KIND>
+__global__ void __cluster_dims__(PROMPT_CLUSTER, 1, 1) __launch_bounds__(PROMPT_THREADS, 1)
+    prompt_product_kernel(const __grid_constant__ PromptParams p) {
+    extern __shared__ __align__(1024) char dynamic[];
+    __shared__ uint64_t barriers[2 * PROMPT_MAX_STAGES];
+    static_assert(PROMPT_STAGES<N> <= PROMPT_MAX_STAGES, "barriers");
+    const int rank = rank_in_cluster();
+    PromptRing<N> ring;
+    ring.full = shared_address(barriers);
+    ring.empty = ring.full + 8 * PROMPT_MAX_STAGES;
+    ring.stages = (shared_address(dynamic) + 1023) & ~1023u;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < PROMPT_STAGES<N>; i++) {
+            mbarrier_init(ring.full + 8 * i, 1);
+            mbarrier_init(ring.empty + 8 * i, 8 * PROMPT_CLUSTER);
+        }
+        fence_mbarrier_init();
+    }
+    __syncthreads();
+    cluster_arrive();
+    cluster_wait();
+    let_next_kernel_start();
+    wait_for_previous_kernel();
+    if (threadIdx.x >= 256) {
+        decrease_registers<24>();
+        if (threadIdx.x == 256) prompt_produce<N, KIND>(p, ring, rank);
+    } else {
+        increase_registers<240>();
+        prompt_consume<T, N, KIND>(p, ring, rank);
+    }
+    // The other block may still copy to this one's shared memory, or arrive at its barriers.
+    __syncwarp();
+    cluster_arrive_release();
+    cluster_wait();
+}
+
+#else
+
+// In code for other GPUs, without launch bounds: prompt_open knows it by that, and it is never launched.
+template <typename T, int N, PromptKind KIND>
+__global__ void prompt_product_kernel(const __grid_constant__ PromptParams p) {
+}
+
+#endif
+
+} // namespace
