@@ -100,7 +100,9 @@ template <typename T, int D, class Cursor> struct DecodeCopies {
                 v += PAGE * D;
             }
             plain--;
-        } else
+        } else if (!Cursor::ROWS && in_pages(cache))
+            copy_last(p, stage, with_new);
+        else
             copy_rows(p, stage, with_new);
         pos += STEP;
         if (__builtin_expect(plain > 0, 1)) {
@@ -112,6 +114,29 @@ template <typename T, int D, class Cursor> struct DecodeCopies {
             enter(p);
         } else
             find(p);
+    }
+    // The step in which a sequence ends, in pages, with one new token at most.
+    __device__ __forceinline__ void copy_last(const DecodeParams &p, uint32_t stage, bool with_new) {
+        const Cache<T> &cache = (const Cache<T> &)p.cache;
+        const int row = threadIdx.x / CHUNKS, dim = threadIdx.x % CHUNKS * 8, n = item.total - pos,
+                  n_cached = item.cached(p) - pos; // rows of the step, those in the cache
+        if (COPIERS < DECODE_THREADS && threadIdx.x >= COPIERS) return;
+#pragma unroll
+        for (int j = 0; j < PAGES; j++) {
+            const size_t at = page_row(cache, j * PAGE) + threadIdx.x * 8;
+#pragma unroll
+            for (int i = 0; i < PAGE / ROWS; i++) {
+                const int own = j * PAGE + i * ROWS;
+                const uint32_t to = stage + dst + own * D * 2;
+                if (row + own >= n_cached && row + own < n) continue; // new
+                copy_async16(to, cache.k + at + i * ROWS * D, row + own < n);
+                copy_async16(to + V, cache.v + at + i * ROWS * D, row + own < n);
+            }
+        }
+        if (!with_new || n_cached == n || n_cached % ROWS != row || n_cached >= STEP) return;
+        const uint32_t to = stage + dst + n_cached / ROWS * ROWS * D * 2;
+        copy_async16(to, (const T *)p.k_new + item.seq * p.k_token_stride + item.kv_head * p.k_head_stride + dim);
+        copy_async16(to + V, (const T *)p.v_new + item.seq * p.v_token_stride + item.kv_head * p.v_head_stride + dim);
     }
     __device__ __forceinline__ void copy_rows(const DecodeParams &p, uint32_t stage, bool with_new) {
         const Cache<T> &cache = (const Cache<T> &)p.cache;
@@ -164,11 +189,11 @@ template <class Cursor> struct DecodeNew {
     }
 };
 
-// Writes 16 bytes of K or V of the new token at a position, row `row` of a tile in shared memory, to their place in the
-// cache: not from where they came from, as the way to L2 and back would hold up everyone.
-template <typename T, int D, class Cursor>
-__device__ __forceinline__ void decode_append(const DecodeParams &p, const Cursor &item, int pos, uint32_t tile,
-                                              int row, bool is_v, int chunk) {
-    uint4 *to = (uint4 *)((T *)(is_v ? p.cache.v : p.cache.k) + decode_row((const Cache<T> &)p.cache, item, pos));
-    to[chunk] = load_shared16(tile + tile_offset<T, D>(row, chunk));
+// Writes 16 bytes of K or V of a new token, row `row` of a tile in shared memory, to their place in the cache, whose row
+// begins at offset `to`: not from where they came from, as the way to L2 and back would hold up everyone.
+template <typename T, int D>
+__device__ __forceinline__ void decode_append(const DecodeParams &p, size_t to, uint32_t tile, int row, bool is_v,
+                                              int chunk) {
+    uint4 *cache = (uint4 *)((T *)(is_v ? p.cache.v : p.cache.k) + to);
+    cache[chunk] = load_shared16(tile + tile_offset<T, D>(row, chunk));
 }

@@ -162,6 +162,7 @@ template <typename T, int D, int NT, int STAGES, class Cursor> struct DecodeBloc
     // A thread has 16 bytes of the queries of head threadIdx.x / CHUNKS, and of every QUERY_STEP-th from there.
     static constexpr int QUERY_STEP = DECODE_THREADS / CHUNKS;
     typedef DecodeState<NT, TILES> State;
+    typedef DecodeCopies<T, D, Cursor> Copies;
 
     const DecodeParams &p;
     int lane, warp, g, t;
@@ -170,10 +171,19 @@ template <typename T, int D, int NT, int STAGES, class Cursor> struct DecodeBloc
     uint32_t send_to;                      // the same in the first block, from here
     bool loads_q, sends;
 
+    // What a query tile begins with, of one new token per sequence: the thread's parts of its queries, and the page that
+    // the new token goes to. They are loaded one query tile ahead.
+    static constexpr int QUERIES = (HEADS + QUERY_STEP - 1) / QUERY_STEP;
+    struct Begin {
+        uint4 query[QUERIES];
+        int page;
+    };
+
     Cursor item;
     int head0, rows; // query heads of the tile, or its columns if they are of several new tokens
-    const T *query;  // the thread's 16 bytes of the tile's first query head
-    DecodeCopies<T, D, Cursor> ahead;
+    Begin next;      // of the tile at hand, then of the next one
+    int page;        // of the tile at hand
+    Copies ahead;
     DecodeNew<Cursor> mine; // of the new tokens left out before the wait: that of step threadIdx.x / CHUNKS
     bool new_is_late;       // does any of these steps but the last have one?
     int n_shared;           // query tiles that it shares with others
@@ -197,6 +207,18 @@ template <typename T, int D, int NT, int STAGES, class Cursor> struct DecodeBloc
     __device__ __forceinline__ const T *own_query(const DecodeCursor &at) const { // of one new token per sequence
         int head = at.kv_head * p.heads_per_kv + at.head_tile * HEADS + threadIdx.x / CHUNKS;
         return (const T *)p.q + at.seq * p.q_token_stride + head * p.q_head_stride + threadIdx.x % CHUNKS * 8;
+    }
+    // Starts to load `next`, of a query tile.
+    __device__ __forceinline__ void load_begin(const DecodeCursor &at) {
+        const int n = at.columns(p, HEADS);
+        const T *from = own_query(at);
+#pragma unroll
+        for (int i = 0; i < QUERIES; i++)
+            next.query[i] = load_l2_16(from + i * QUERY_STEP * p.q_head_stride,
+                                       loads_q && (int)threadIdx.x / CHUNKS + i * QUERY_STEP < n);
+        const Cache<T> &cache = (const Cache<T> &)p.cache;
+        if (p.append && Copies::in_pages(cache))
+            next.page = load_l2(cache.table + (size_t)at.cache_block * cache.table_width + (at.total - 1) / Copies::PAGE);
     }
     __device__ __forceinline__ void find_heads() {
         head0 = item.kv_head * p.heads_per_kv + item.head_tile * HEADS;
@@ -274,11 +296,15 @@ template <typename T, int D, int NT, int STAGES, class Cursor> struct DecodeBloc
                 store_shared16(queries + i * Q_PITCH + threadIdx.x % CHUNKS * 16,
                                i < rows ? __ldcg((const uint4 *)from + threadIdx.x % CHUNKS) : make_uint4(0, 0, 0, 0));
             }
-        else
-            for (int head = threadIdx.x / CHUNKS; loads_q && head < HEADS;
-                 head += QUERY_STEP, query += QUERY_STEP * p.q_head_stride)
-                store_shared16(queries + head * Q_PITCH + threadIdx.x % CHUNKS * 16,
-                               head < rows ? __ldcg((const uint4 *)query) : make_uint4(0, 0, 0, 0));
+        else {
+#pragma unroll
+            for (int i = 0; i < QUERIES; i++) {
+                const int head = threadIdx.x / CHUNKS + i * QUERY_STEP;
+                if (loads_q && head < HEADS)
+                    store_shared16(queries + head * Q_PITCH + threadIdx.x % CHUNKS * 16, next.query[i]);
+            }
+            page = next.page;
+        }
     }
     __device__ __forceinline__ void load_queries() {
 #pragma unroll
@@ -318,6 +344,13 @@ template <typename T, int D, int NT, int STAGES, class Cursor> struct DecodeBloc
         __syncthreads(); // zeros are there
     }
 
+    // Where the new token goes in the cache.
+    __device__ __forceinline__ size_t new_row() const {
+        const Cache<T> &cache = (const Cache<T> &)p.cache;
+        if (!Copies::in_pages(cache)) return decode_row(cache, item, item.total - 1);
+        return (((size_t)page * cache.n_kv_heads + item.kv_head) * Copies::PAGE + (item.total - 1) % Copies::PAGE) * D;
+    }
+
     // The steps of a split, to `now`; from position append_from on the step has the new token, which goes to the cache.
     __device__ __forceinline__ void accumulate_split(int split, int append_from) {
 #pragma unroll
@@ -350,9 +383,10 @@ template <typename T, int D, int NT, int STAGES, class Cursor> struct DecodeBloc
                     if constexpr (Cursor::ROWS)
 #pragma unroll 1
                         for (int at = max(item.cached(p), pos); at < min(item.total, pos + STEP); at++)
-                            decode_append<T, D>(p, item, at, tile, at - pos, is_v, chunk);
+                            decode_append<T, D>(p, decode_row((const Cache<T> &)p.cache, item, at), tile, at - pos,
+                                                is_v, chunk);
                     else
-                        decode_append<T, D>(p, item, item.total - 1, tile, item.total - 1 - pos, is_v, chunk);
+                        decode_append<T, D>(p, new_row(), tile, item.total - 1 - pos, is_v, chunk);
                 }
             }
             if (!first) copy_async_commit(); // if of nothing, as they are counted
@@ -463,18 +497,20 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
     b.find_range();
     b.fill_ring();
     b.join_cluster();
-    if (!Cursor::ROWS) b.query = b.own_query(b.item);
     b.find_heads();
     b.prefetch_ends();
     wait_for_previous_kernel(); // from here on q, k_new and v_new are there, and all may be written
     let_next_kernel_start();
     if (b.item.in_cluster) cluster_wait();
     b.load_new();
+    if (!Cursor::ROWS && b.item.work_left > 0) b.load_begin(b.item);
 
     while (b.item.work_left > 0) { // query tiles
         b.find_heads();
         b.store_queries();
         const int n = b.item.count();
+        Cursor next = b.item;
+        if (!Cursor::ROWS) next.next(p, n);
         // Does this block, or its cluster, have all splits of the tile? Or at least this block all of the present
         // group?
         const bool whole = n == b.item.n_splits || b.item.in_cluster;
@@ -484,6 +520,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
         if (!whole) share_tile(p, b.item, Block::HEADS, b.n_shared++);
         __syncthreads();
         b.load_queries();
+        if (!Cursor::ROWS && next.work_left > 0) b.load_begin(next);
 #pragma unroll 1
         for (int split = b.item.split; split < b.item.split + n; split++) {
             b.accumulate_split(split, append_from);
@@ -497,8 +534,10 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
             b.receive_groups(n);
         }
         if (whole) b.write_out();
-        b.item.next(p, n);
-        if (!Cursor::ROWS && b.item.work_left > 0) b.query = b.own_query(b.item);
+        if (Cursor::ROWS)
+            b.item.next(p, n);
+        else
+            b.item = next;
     }
     if (b.n_shared) combine_arrive<T, D, Cursor>(p, b.n_shared);
     if (!b.item.overflow) return;

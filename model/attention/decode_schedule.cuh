@@ -156,21 +156,18 @@ struct DecodeCursor {
     bool in_cluster;     // does the block's cluster share the tile, each block having whole groups?
     bool overflow;       // is there a sequence that would overflow its cache?
 
-    // What the schedules depend on: all sequences' lengths, read by every warp for itself. Lane i has sequences i and
-    // i + 32, whose lengths are read at once; more than 64 are gone through again where they are needed.
+    // The next sequences' lengths are at hand in the lanes of every warp, for a load from L2 takes half as long as a step:
+    // lane i has those of sequence `near + i`.
+    int near, near_length, near_block; // near_block: its cache_block
+
+    // What the schedules depend on: all sequences' lengths, read by every warp for itself, at once up to MANY. Lane i has
+    // sequences i, i + 32 and so on; more are gone through again where they are needed.
+    static constexpr int ROUNDS = 8, MANY = 32 * ROUNDS;
     struct Lengths {
         bool few;                  // 32 sequences at most
-        int length, length2;       // of the lane's sequences; without meaning where there is none
-        int block, block2;         // their cache_block
+        int length[ROUNDS];        // of the lane's sequences; without meaning where there is none
+        int block;                 // the first one's cache_block
         unsigned sum, least, most; // units of a query tile: of all sequences together, of the shortest and the longest
-
-        // Of one sequence, the same for the whole warp.
-        __device__ __forceinline__ int length_of(const DecodeParams &p, int seq) const {
-            return seq < 64 ? __shfl_sync(~0u, seq < 32 ? length : length2, seq & 31) : decode_total(p, seq);
-        }
-        __device__ __forceinline__ int cache_block_of(const DecodeParams &p, int seq) const {
-            return seq < 64 ? __shfl_sync(~0u, seq < 32 ? block : block2, seq & 31) : block_of(p, seq);
-        }
     };
 
     // The block's range. Equal lengths: a part of one query tile, or whole query tiles; else an even part of the work,
@@ -182,13 +179,15 @@ struct DecodeCursor {
         unsigned tile = small_quotient(blockIdx.x, max(blocks, 1)), part = blockIdx.x - tile * blocks;
         Lengths l;
         l.few = p.n_seq <= 32;
-        int mine_is = min(lane, p.n_seq - 1), mine2_is = min(lane + 32, p.n_seq - 1);
-        int seq_len = load_l2(p.seq_lens + mine_is), seq_len2 = 0;
-        if (!l.few) seq_len2 = load_l2(p.seq_lens + mine2_is);
-        l.block = block_of(p, mine_is);
-        l.block2 = l.few ? 0 : block_of(p, mine2_is);
-        l.length = total_after(p, seq_len);
-        l.length2 = total_after(p, seq_len2);
+        int seq_len[ROUNDS];
+        seq_len[0] = load_l2(p.seq_lens + min(lane, p.n_seq - 1));
+        if (!l.few)
+#pragma unroll
+            for (int j = 1; j < ROUNDS; j++)
+                seq_len[j] = 32 * j < p.n_seq ? load_l2(p.seq_lens + min(32 * j + lane, p.n_seq - 1)) : 0;
+        l.block = block_of(p, min(lane, p.n_seq - 1));
+#pragma unroll
+        for (int j = 0; j < ROUNDS; j++) l.length[j] = j > 0 && l.few ? 0 : total_after(p, seq_len[j]);
         first_block = tile * blocks;
         seq = small_quotient(tile, per_seq);
         kv_head = tile - seq * per_seq;
@@ -200,38 +199,41 @@ struct DecodeCursor {
         overflow = l.least == 0;
         work_left = 0;
         if (work == 0) return;
-        if (l.least == l.most && blocks > 0 && start_in_tile(p, l, tile, part, work)) return;
+        if (l.least == l.most && blocks > 0 && start_in_tile(p, l, lane, tile, part, work)) return;
         start_anywhere(p, l, lane, work);
     }
     __device__ __forceinline__ static void measure(const DecodeParams &p, int lane, Lengths &l) {
-        unsigned mine = tile_work(l.length);
+        unsigned mine = tile_work(l.length[0]);
         int equal;
         __match_all_sync(~0u, mine, &equal);
         if (l.few && equal) {
             l.sum = mine * p.n_seq;
             l.least = l.most = mine;
-        } else if (l.few) {
-            l.sum = __reduce_add_sync(~0u, lane < p.n_seq ? mine : 0);
-            l.least = __reduce_min_sync(~0u, mine);
-            l.most = __reduce_max_sync(~0u, mine);
-        } else {
-            l.sum = l.least = l.most = mine;
-            for (int i = lane + 32; i < p.n_seq; i += 32) {
-                mine = tile_work(i < 64 ? l.length2 : decode_total(p, i));
-                l.sum += mine;
-                l.least = min(l.least, mine);
-                l.most = max(l.most, mine);
-            }
-            l.sum = __reduce_add_sync(~0u, l.sum);
-            l.least = __reduce_min_sync(~0u, l.least);
-            l.most = __reduce_max_sync(~0u, l.most);
+            return;
         }
+        l.sum = lane < p.n_seq ? mine : 0;
+        l.least = l.most = mine;
+        auto count = [&](int length) {
+            mine = tile_work(length);
+            l.sum += mine;
+            l.least = min(l.least, mine);
+            l.most = max(l.most, mine);
+        };
+        if (!l.few) {
+#pragma unroll
+            for (int j = 1; j < ROUNDS; j++)
+                if (32 * j + lane < p.n_seq) count(l.length[j]);
+            for (int i = MANY + lane; i < p.n_seq; i += 32) count(decode_total(p, i));
+        }
+        l.sum = __reduce_add_sync(~0u, l.sum);
+        l.least = __reduce_min_sync(~0u, l.least);
+        l.most = __reduce_max_sync(~0u, l.most);
     }
     // Equal lengths: part `part` of query tile `tile`. False if that is too uneven a partition.
-    __device__ __forceinline__ bool start_in_tile(const DecodeParams &p, const Lengths &l, unsigned tile, unsigned part,
-                                                  unsigned work) {
-        unsigned per_seq = p.cache.n_kv_heads * p.head_tiles, blocks = p.blocks_per_tile, n = kv_splits(l.length),
-                 split_work = kv_split_work(l.length);
+    __device__ __forceinline__ bool start_in_tile(const DecodeParams &p, const Lengths &l, int lane, unsigned tile,
+                                                  unsigned part, unsigned work) {
+        unsigned per_seq = p.cache.n_kv_heads * p.head_tiles, blocks = p.blocks_per_tile, n = kv_splits(l.length[0]),
+                 split_work = kv_split_work(l.length[0]);
         bool alone = n <= 2 && p.tiles_fill_gpu;
         if (alone || n < blocks) {
             blocks = alone ? 1 : n;
@@ -247,13 +249,14 @@ struct DecodeCursor {
         split = small_quotient(part * n, blocks);
         work_left = (small_quotient((part + 1) * n, blocks) - split) * split_work;
         in_cluster = blocks == 2 && p.cluster == 2 && halves_are_groups(n);
-        find(p, l.length_of(p, seq), l.cache_block_of(p, seq));
+        come_near(p, l, lane);
+        look_up(p);
+        find(p);
         return true;
     }
     // Whole query tiles if all are equally long and that is even enough, else an even part of the work.
     __device__ __forceinline__ void start_anywhere(const DecodeParams &p, const Lengths &l, int lane, unsigned work) {
-        unsigned per_seq = p.cache.n_kv_heads * p.head_tiles, mine = lane >= p.n_seq ? 0 : tile_work(l.length);
-        int length = l.length;
+        const unsigned per_seq = p.cache.n_kv_heads * p.head_tiles;
         first_block = blockIdx.x;
         unsigned share = work / gridDim.x, rest = work - share * gridDim.x;
         if (l.least == l.most) {
@@ -268,32 +271,42 @@ struct DecodeCursor {
         work_left = min(share + (blockIdx.x < rest), work - at);
         if (work_left == 0) return;
         unsigned index = at;
-        for (int base = 0;; base += 32) { // find the sequence that has `at`
-            if (base > 0) {
-                length = base + lane >= p.n_seq ? 0 : base == 32 ? l.length2 : decode_total(p, base + lane);
-                mine = tile_work(length);
-            }
-            unsigned upto = mine;
+        // Find the 32 sequences, and among them the one, that have `at`.
+        auto work_of = [&](int i, int length) { return i < p.n_seq ? tile_work(length) : 0; };
+        int base = 0;
+        unsigned mine = work_of(lane, l.length[0]), all = 0;
+        int length = l.length[0];
+        auto go_on = [&](int next) { // past the 32 from `base` on
+            at -= all * per_seq;
+            base += 32;
+            length = next;
+            mine = work_of(base + lane, length);
+        };
+        if (!l.few) {
 #pragma unroll
-            for (int x = 1; x < 32; x *= 2) {
-                unsigned y = __shfl_up_sync(~0u, upto, x);
-                if (lane >= x) upto += y;
-            }
-            unsigned beyond = __ballot_sync(~0u, upto * per_seq > at);
-            if (beyond) {
-                int first = __ffs(beyond) - 1;
-                seq = base + first;
-                at -= __shfl_sync(~0u, upto - mine, first) * per_seq;
-                length = __shfl_sync(~0u, length, first);
-                break;
-            }
-            at -= __shfl_sync(~0u, upto, 31) * per_seq;
+            for (int j = 1; j < ROUNDS; j++)
+                if (base == 32 * (j - 1) && (all = __reduce_add_sync(~0u, mine)) * per_seq <= at) go_on(l.length[j]);
+            if (base == MANY - 32)
+                while ((all = __reduce_add_sync(~0u, mine)) * per_seq <= at)
+                    go_on(base + 32 + lane < p.n_seq ? decode_total(p, base + 32 + lane) : 0);
         }
-        unsigned log2_work = kv_split_log2(length) - 7, work_of_tile = kv_splits(length) << log2_work;
+        unsigned upto = mine;
+#pragma unroll
+        for (int x = 1; x < 32; x *= 2) {
+            unsigned y = __shfl_up_sync(~0u, upto, x);
+            if (lane >= x) upto += y;
+        }
+        const int first = __ffs(__ballot_sync(~0u, upto * per_seq > at)) - 1;
+        seq = base + first;
+        at -= __shfl_sync(~0u, upto - mine, first) * per_seq;
+        come_near(p, l, lane);
+        total = __shfl_sync(~0u, length, first);
+        cache_block = l.few ? __shfl_sync(~0u, near_block, first) : block_of(p, seq);
+        unsigned log2_work = kv_split_log2(total) - 7, work_of_tile = kv_splits(total) << log2_work;
         kv_head = at / work_of_tile;
         at -= kv_head * work_of_tile;
         split = (at + (1 << log2_work) - 1) >> log2_work;
-        find(p, length, l.cache_block_of(p, seq));
+        find(p);
         if (at > 0) { // `at` is within a query tile, maybe within a split: that one belongs to the block before
             index -= at;
             first_block =
@@ -313,10 +326,25 @@ struct DecodeCursor {
         int row = table_row(p.cache, seq);
         return p.cache.table && p.cache.table_width == 1 ? load_l2(p.cache.table + row) : row;
     }
+    // Sequences from `near` on are in the lanes: all of few, else those from the present one on.
+    __device__ __forceinline__ void come_near(const DecodeParams &p, const Lengths &l, int lane) {
+        near = 0;
+        near_length = l.length[0];
+        near_block = l.block;
+        if (!l.few) {
+            const int mine_is = min(seq + lane, p.n_seq - 1);
+            near = seq;
+            near_length = decode_total(p, mine_is);
+            near_block = block_of(p, mine_is);
+        }
+    }
+    __device__ __forceinline__ void look_up(const DecodeParams &p) { // of the present sequence
+        const bool at_hand = seq - near < 32;
+        total = at_hand ? __shfl_sync(~0u, near_length, seq - near) : decode_total(p, seq);
+        cache_block = at_hand ? __shfl_sync(~0u, near_block, seq - near) : block_of(p, seq);
+    }
     // The rest of a place: kv_head counts head tiles as well.
-    __device__ __forceinline__ void find(const DecodeParams &p, int length, int block) {
-        total = length;
-        cache_block = block;
+    __device__ __forceinline__ void find(const DecodeParams &p) {
         split_log2 = kv_split_log2(total);
         n_splits = (total + (1 << split_log2) - 1) >> split_log2;
         head_tile = 0;
@@ -334,11 +362,12 @@ struct DecodeCursor {
         head_tile = 0;
         if (++kv_head < p.cache.n_kv_heads) return;
         kv_head = 0;
-        do total = decode_total(p, ++seq);
-        while (total == 0); // there is another item, so there is another sequence
+        do {
+            seq++;
+            look_up(p);
+        } while (total == 0); // there is another item, so there is another sequence
         split_log2 = kv_split_log2(total);
         n_splits = (total + (1 << split_log2) - 1) >> split_log2;
-        cache_block = block_of(p, seq);
     }
     __device__ __forceinline__ int begin() const {
         return split << split_log2;

@@ -301,7 +301,8 @@ __global__ void __launch_bounds__(WARPS * 32, 1) decode_f32_kernel(const __grid_
             uint32_t tile = ring + stage * 2 * TILE_BYTES;
             if (p.append && item.head_tile == 0 && item.total <= pos + Tile::TOKENS && lane < CHUNKS)
                 for (int v = 0; v < 2; v++)
-                    decode_append<T, D>(p, item, item.total - 1, tile + v * TILE_BYTES, item.total - 1 - pos, v, lane);
+                    decode_append<T, D>(p, decode_row((const Cache<T> &)p.cache, item, item.total - 1),
+                                        tile + v * TILE_BYTES, item.total - 1 - pos, v, lane);
             state.accumulate(tile, tile + TILE_BYTES, end - pos, p.scale_log2, lane);
             __syncwarp(); // every lane has read the stage before it is filled again
             fetch(stage);
