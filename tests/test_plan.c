@@ -3,8 +3,10 @@
 #include "../model/attention/prefill_plan.h"
 #include "../model/cuda/fused_plan.h"
 #include "../model/cuda/packed.h"
+#include "../model/cuda/prompt_plan.h"
 #include "../model/quant.h"
 #include "check.h"
+#include <limits.h>
 #include <math.h>
 
 // Dynamic shared memory that a block of the fused engine may have on Hopper: 227 KB less its own variables.
@@ -554,6 +556,76 @@ static void test_sm90_boxes_stay_within_a_block_of_the_cache(void) {
     test_end("test_sm90_boxes_stay_within_a_block_of_the_cache");
 }
 
+// ---- products of many rows ------------------------------------------------------------------------------------------
+
+// Tiles that a cluster takes one after another, by counting them.
+static long long rounds_of(int T, int rows, int n, int clusters) {
+    long long tiles = 0;
+    for (int token = 0; token < T; token += PROMPT_CLUSTER * PROMPT_TOKENS)
+        for (int row = 0; row < rows; row += n) tiles++;
+    long long rounds = 0;
+    for (; tiles > 0; tiles -= clusters) rounds++;
+    return rounds;
+}
+
+static void test_prompt_tiles_cost_least(void) {
+    static const int clusters[] = {1, 2, 7, 16, 39, 57, 66, 72, 1000};
+    static const int weights[] = {8, 64, 96, 128, 184, 192, 256, 264, 1376, 2048, 6144, 28672};
+    for (size_t c = 0; c < sizeof clusters / sizeof *clusters; c++)
+        for (size_t w = 0; w < sizeof weights / sizeof *weights; w++)
+            for (int T = 1; T <= 9000; T += T < 300 ? 1 + T % 3 : T < 1030 ? 31 : 509) {
+                const int rows = weights[w], n = clusters[c], best = prompt_tile_rows(T, rows, n);
+                const long long least = prompt_tile_cost(T, rows, best, n);
+                bool is_choice = false;
+                for (int i = 0; prompt_tile_choice(i) > 0; i++) {
+                    const int choice = prompt_tile_choice(i);
+                    const long long cost = prompt_tile_cost(T, rows, choice, n);
+                    is_choice |= choice == best;
+                    if (least > cost)
+                        test_fail("%d rows of %d, %d clusters: tiles of %d, %d cost less", T, rows, n, best, choice);
+                    // As many rounds and fewer rows cost less.
+                    if (choice < best) CHECK(rounds_of(T, rows, choice, n) > rounds_of(T, rows, best, n));
+                }
+                CHECK(is_choice && least > 0);
+            }
+    test_end("test_prompt_tiles_cost_least");
+}
+
+static void test_prompt_tile_choices(void) {
+    int before = INT_MAX, n = 0;
+    for (int i = 0; prompt_tile_choice(i) > 0; i++, n++) {
+        // wgmma takes 256 columns at most. Half of a tile's rows are a matrix's, or what a block copies to both: whole
+        // groups of 8 rows, which the swizzle repeats after.
+        CHECK(prompt_tile_choice(i) < before && prompt_tile_choice(i) <= 256 && prompt_tile_choice(i) % 16 == 0);
+        before = prompt_tile_choice(i);
+    }
+    CHECK(n > 1 && prompt_tile_choice(n + 1) == 0);
+    test_end("test_prompt_tile_choices");
+}
+
+// One row, and as many as an int can say.
+static void test_prompt_tiles_of_extreme_shapes(void) {
+    static const int extremes[] = {1, 8, INT_MAX / 2, INT_MAX - 255, INT_MAX};
+    enum { N = sizeof extremes / sizeof *extremes };
+    for (int c = 1; c <= 132; c += 131)
+        for (int t = 0; t < N; t++)
+            for (int r = 0; r < N; r++) {
+                const int best = prompt_tile_rows(extremes[t], extremes[r], c);
+                bool is_choice = false;
+                for (int i = 0; prompt_tile_choice(i) > 0; i++) {
+                    const int choice = prompt_tile_choice(i);
+                    const long long cost = prompt_tile_cost(extremes[t], extremes[r], choice, c);
+                    is_choice |= choice == best;
+                    CHECK(cost > 0 && cost >= prompt_tile_cost(extremes[t], extremes[r], best, c));
+                    if (t > 0) CHECK(cost >= prompt_tile_cost(extremes[t - 1], extremes[r], choice, c));
+                    if (r > 0) CHECK(cost >= prompt_tile_cost(extremes[t], extremes[r - 1], choice, c));
+                    if (c > 1) CHECK(cost <= prompt_tile_cost(extremes[t], extremes[r], choice, 1));
+                }
+                CHECK(is_choice);
+            }
+    test_end("test_prompt_tiles_of_extreme_shapes");
+}
+
 // ---- packed rows ----------------------------------------------------------------------------------------------------
 
 static void test_packed_places_are_columns_exchanged_in_runs_of_8(void) {
@@ -627,6 +699,9 @@ int main(void) {
     test_fused_mma_mapping_computes_dot_products();
     test_packed_mma_mapping_computes_dot_products();
     test_packed_fp8_codes_are_braided();
+    test_prompt_tiles_cost_least();
+    test_prompt_tile_choices();
+    test_prompt_tiles_of_extreme_shapes();
     test_packed_places_are_columns_exchanged_in_runs_of_8();
     test_packed_rows_of_known_shapes();
     test_packed_scales_come_after_the_codes();

@@ -1,13 +1,19 @@
 // Matrix products of the GPU's engines: a row has the same bits in any number of rows, whether codes are widened in
 // memory or on their way into the product, and is the sum of its products to what float32 sums may be off. Weights are
-// numbers of 16 bits, or codes with scales.
+// numbers of 16 bits, or codes with scales. The kernels of many rows, which do what follows a product as well, give
+// what cuBLAS and the kernels after it give.
 #include <math.h>
 #include <string.h>
 
+#include <functional>
+#include <set>
 #include <vector>
 
+#include "../model/cuda/fused_rows.h"
 #include "../model/cuda/gemm.h"
+#include "../model/cuda/ops.h"
 #include "../model/cuda/packed_product.h"
+#include "../model/cuda/prompt_product.h"
 #include "../model/cuda/widen.h"
 extern "C" {
 #include "../model/quant.h"
@@ -30,6 +36,13 @@ static unsigned hash(unsigned x) {
 static float number(unsigned i, unsigned seed) { // a multiple of 1/64 in [-1, 1): exact in both 16-bit types
     return (float)(int)(hash(i + seed * 0x9e3779b9u) % 128) / 64 - 1;
 }
+// The same of eight exponents, in (-1, 1): sums have to be rounded, and so depend on their order, while multiples of
+// 1/64 add up exactly in any.
+static float uneven_number(unsigned i, unsigned seed) {
+    const unsigned h = hash(i + seed * 0x9e3779b9u);
+    const float size = ldexpf((float)(128 + h % 128), -8 - (int)(h / 128 % 8));
+    return h & 1024 ? -size : size;
+}
 static uint16_t in_16_bits(float x, DType type) {
     if (type == DTYPE_BF16) {
         uint32_t bits;
@@ -50,6 +63,7 @@ struct Kind {
     DType type, dtype; // of the inputs; of the weights
     int group;         // a Matrix.group
     DType scale_dtype; // a Matrix.scale_dtype, where there are scales
+    float (*numbers)(unsigned i, unsigned seed) = number;
 };
 
 enum { MOST = 700 }; // rows of the input
@@ -82,7 +96,7 @@ static float in_bf16(float x) { // nearest, of two the even one
 // What enters the product for a weight: of a matrix with a scale for each row the code.
 static float factor(const Kind &kind, const Case &c, int row, int col) {
     unsigned i = (unsigned)((size_t)row * c.cols + col), groups = (unsigned)quant_groups(kind.group, c.cols);
-    if (kind.group == 0) return number(i, 1);
+    if (kind.group == 0) return kind.numbers(i, 1);
     unsigned bits = code(kind, i);
     float value = kind.dtype == DTYPE_U8   ? (float)bits - 8
                   : kind.dtype == DTYPE_I8 ? (float)(int8_t)bits
@@ -97,7 +111,7 @@ static std::vector<char> rows_on_device(const Kind &kind, const Case &c, const M
     std::vector<char> all(rows * row_bytes, 0);
     if (kind.group == 0) {
         uint16_t *numbers = (uint16_t *)all.data();
-        for (size_t i = 0; i < rows * c.cols; i++) numbers[i] = in_16_bits(number((unsigned)i, 1), kind.dtype);
+        for (size_t i = 0; i < rows * c.cols; i++) numbers[i] = in_16_bits(kind.numbers((unsigned)i, 1), kind.dtype);
         return all;
     }
     const Packing packing = matrix_packing(m);
@@ -126,13 +140,19 @@ static std::vector<char> rows_on_device(const Kind &kind, const Case &c, const M
 
 // ---- products -------------------------------------------------------------------------------------------------------
 
+// The matrices of a case that has two.
+static LayerWeights gate_and_up(const Case &c, const Matrix *first) {
+    LayerWeights layer = {};
+    layer.w1 = layer.w3 = *first;
+    layer.w3.data = (const char *)first->data + (size_t)c.rows * device_row_bytes(first);
+    return layer;
+}
+
 static bool multiply(CudaState *s, const Case &c, const Matrix *first, float *out, int T, Error *err) {
     if (!widen_begin(s, err)) return false;
     if (c.count == 1) return matmul(s, out, first, s->xb, T, 1, err);
     if (c.count == 2) {
-        LayerWeights layer = {};
-        layer.w1 = layer.w3 = *first;
-        layer.w3.data = (const char *)first->data + (size_t)c.rows * device_row_bytes(first);
+        const LayerWeights layer = gate_and_up(c, first);
         return matmul_gate_up(s, &layer, T, err);
     }
     Config config = {};
@@ -157,8 +177,8 @@ struct Setup {
     float *out_device, *scratch; // of as many as start has
 };
 
-// different: so many rows of weights, which are repeated from there on (0: all).
-static Setup setup_open(const Case &c, const Kind &kind, int different) {
+// different: so many rows of weights, which are repeated from there on (0: all). most: rows of the input.
+static Setup setup_open(const Case &c, const Kind &kind, int different, int most = MOST) {
     static cublasHandle_t blas;
     CudaState *s = (CudaState *)calloc(1, sizeof *s);
     Error err = {""};
@@ -169,7 +189,7 @@ static Setup setup_open(const Case &c, const Kind &kind, int different) {
     matrix.scale_dtype = kind.scale_dtype;
     matrix.rows = matrix.all_rows = c.rows;
     matrix.cols = c.cols;
-    const size_t n_in = (size_t)MOST * c.cols, n_out = (size_t)MOST * c.rows * c.count;
+    const size_t n_in = (size_t)most * c.cols, n_out = (size_t)most * c.rows * c.count;
     const size_t rows = (size_t)c.rows * c.count, row_bytes = device_row_bytes(&matrix);
     const size_t made = different == 0 || rows < (size_t)different ? rows : (size_t)different;
     std::vector<char> weights = rows_on_device(kind, c, &matrix, made);
@@ -177,7 +197,7 @@ static Setup setup_open(const Case &c, const Kind &kind, int different) {
     all.s = s;
     all.start.resize(n_out);
     all.scales.resize((size_t)c.rows * c.count);
-    for (size_t i = 0; i < n_in; i++) in[i] = in_16_bits(number((unsigned)i, 2), kind.type);
+    for (size_t i = 0; i < n_in; i++) in[i] = in_16_bits(kind.numbers((unsigned)i, 2), kind.type);
     for (size_t i = 0; i < n_out; i++) all.start[i] = number((unsigned)i, 3) / 3;
     for (size_t i = 0; i < all.scales.size(); i++) all.scales[i] = scale((unsigned)i) / 3;
     CHECK_CUDA(cudaStreamCreate(&s->stream));
@@ -268,7 +288,7 @@ static void check_case(const Case &c, const Kind &kind) {
             size_t at = ((size_t)(r / c.rows) * MOST + t) * c.rows + r % c.rows;
             double row_scale = scaled ? (double)scales[(size_t)r] : 1, sum = 0, size = 0;
             for (int k = 0; k < c.cols; k++) {
-                double x = (double)factor(kind, c, r, k) * (double)number((unsigned)((size_t)t * c.cols + k), 2);
+                double x = (double)factor(kind, c, r, k) * (double)kind.numbers((unsigned)((size_t)t * c.cols + k), 2);
                 sum += x * row_scale;
                 size += fabs(x * row_scale);
             }
@@ -408,6 +428,311 @@ static void test_packed_takes_whole_units(void) {
     test_end("test_packed_takes_whole_units");
 }
 
+// ---- products of many rows, and what follows them -------------------------------------------------------------------
+
+// Such a product, by its own kernel or by cuBLAS and the kernels after it.
+struct PromptTest {
+    CudaState *s;
+    int rows, cols; // of weights: gate and up together
+    int clusters;   // of this GPU
+    // The results:
+    uint16_t *device; // [n]
+    size_t n;         // elements that they may be in, all of them
+    int pitch;        // elements of a row
+    int written;      // elements for each row of the input
+    // Computes them for the first T rows of s->xb.
+    std::function<bool(bool own, int T, Error *err)> product;
+};
+
+// All elements, of which those that nobody has written are 0xffff, which no result is.
+static std::vector<uint16_t> prompt_results(const PromptTest &test, bool own, int T) {
+    Error err = {""};
+    std::vector<uint16_t> results(test.n);
+    CHECK_CUDA(cudaMemset(test.device, 0xff, test.n * 2));
+    if (!test.product(own, T, &err)) test_fail("%s", err.text);
+    CHECK_CUDA(cudaStreamSynchronize(test.s->stream));
+    CHECK_CUDA(cudaMemcpy(results.data(), test.device, test.n * 2, cudaMemcpyDeviceToHost));
+    return results;
+}
+
+// Numbers of clusters, up to `all`: of each width of tiles that a product takes with some of them the fewest and the
+// most.
+static std::vector<int> cluster_counts(int T, int rows, int all) {
+    std::vector<int> counts;
+    for (int i = 0; prompt_tile_choice(i) > 0; i++) {
+        int fewest = 0, most = 0;
+        for (int clusters = 1; clusters <= all; clusters++) {
+            if (prompt_tile_rows(T, rows, clusters) != prompt_tile_choice(i)) continue;
+            if (fewest == 0) fewest = clusters;
+            most = clusters;
+        }
+        if (fewest > 0) counts.push_back(fewest);
+        if (most > fewest) counts.push_back(most);
+    }
+    return counts;
+}
+
+// Every element by both ways, in tiles of every width that there is for a shape. Returns whether all are the same.
+// widths: gets the widths that were used.
+static bool check_prompt(const PromptTest &test, const char *name, const std::vector<int> &sizes,
+                         std::set<int> *widths) {
+    size_t differ = 0, of = 0;
+    char first[256] = "";
+    for (int T : sizes) {
+        const std::vector<uint16_t> right = prompt_results(test, false, T);
+        size_t written = 0;
+        for (uint16_t x : right) written += x != 0xffff;
+        if (written != (size_t)T * test.written) test_fail("%s, %d rows: cuBLAS wrote %zu elements", name, T, written);
+        for (int clusters : cluster_counts(T, test.rows, test.clusters)) {
+            const int width = prompt_tile_rows(T, test.rows, clusters);
+            widths->insert(width);
+            test.s->prompt_clusters = clusters;
+            const std::vector<uint16_t> got = prompt_results(test, true, T);
+            of += test.n;
+            if (memcmp(got.data(), right.data(), test.n * 2) == 0) continue;
+            for (size_t i = 0; i < test.n; i++)
+                if (got[i] != right[i] && differ++ == 0)
+                    snprintf(first, sizeof first,
+                             "%d rows, tiles of %d, %d clusters: row %zu, column %zu is %04x, not %04x", T, width,
+                             clusters, i / test.pitch, i % test.pitch, got[i], right[i]);
+        }
+    }
+    if (differ > 0) printf("  %s: %zu of %zu differ; %s\n", name, differ, of, first);
+    return differ == 0;
+}
+
+static bool is_finite(uint16_t x, DType type) {
+    const int exponent = type == DTYPE_F16 ? 0x7c00 : 0x7f80;
+    return (x & exponent) != exponent;
+}
+static bool is_nan(uint16_t x, DType type) {
+    return !is_finite(x, type) && (x & (type == DTYPE_F16 ? 0x03ff : 0x007f));
+}
+
+// Rows of the input with NaN and infinities have results that are not finite, those that cuBLAS and the kernels after
+// it give; all other rows have the bits that they have without them.
+static void check_not_finite(const PromptTest &test, const char *name, int T) {
+    const DType type = test.s->type;
+    const struct {
+        int row, col;
+        float x;
+    } bad[] = {{0, test.cols - 1, INFINITY}, {5, 7, NAN}, {127, 0, NAN}, {128, 64, -INFINITY}, {T - 1, 1, NAN}};
+    const std::vector<uint16_t> before = prompt_results(test, true, T);
+    for (const auto &b : bad) {
+        const uint16_t x = in_16_bits(b.x, type);
+        CHECK_CUDA(cudaMemcpy((uint16_t *)test.s->xb + (size_t)b.row * test.cols + b.col, &x, sizeof x,
+                              cudaMemcpyHostToDevice));
+    }
+    const std::vector<uint16_t> right = prompt_results(test, false, T), got = prompt_results(test, true, T);
+    size_t changed = 0, finite = 0, differ = 0;
+    for (size_t i = 0; i < test.n; i++) {
+        differ += got[i] != right[i] && !(is_nan(got[i], type) && is_nan(right[i], type));
+        if (got[i] == before[i]) continue;
+        changed++;
+        finite += is_finite(got[i], type);
+    }
+    const size_t expected = sizeof bad / sizeof *bad * (size_t)test.written;
+    if (changed != expected || finite > 0 || differ > 0)
+        test_fail("%s: %zu results changed, not %zu; %zu of them are finite; %zu are not cuBLAS's", name, changed,
+                  expected, finite, differ);
+}
+
+// Of every kind of tile one has been used.
+static void check_widths(const std::set<int> &widths) {
+    for (int i = 0; prompt_tile_choice(i) > 0; i++)
+        if (!widths.count(prompt_tile_choice(i))) test_fail("no product had tiles of %d rows", prompt_tile_choice(i));
+}
+
+static int open_prompt(CudaState *s) {
+    Error err = {""};
+    if (!prompt_open(s, &err)) test_fail("%s", err.text);
+    return s->prompt_clusters;
+}
+
+// Calls body(test) with gate and up of `rows` rows each and SwiGLU, for inputs of up to `most` rows.
+template <class Body> static void with_prompt_swiglu(int rows, int cols, const Kind &kind, int most, Body body) {
+    const Case c = {rows, cols, 2};
+    Setup all = setup_open(c, kind, 0, most);
+    CudaState *s = all.s;
+    const LayerWeights layer = gate_and_up(c, &all.matrix);
+    PromptTest test = {};
+    test.s = s;
+    test.rows = 2 * rows;
+    test.cols = cols;
+    test.clusters = open_prompt(s);
+    test.pitch = test.written = rows;
+    test.n = (size_t)(most + PROMPT_CLUSTER * PROMPT_TOKENS) * rows; // and what a last tile could write too far
+    CHECK_CUDA(cudaMalloc((void **)&test.device, test.n * 2));
+    s->h = test.device;
+    test.product = [&](bool own, int T, Error *err) {
+        if (own) return prompt_swiglu(s, s->h, &layer.w1, &layer.w3, s->xb, T, err);
+        return matmul_gate_up(s, &layer, T, err) && swiglu(s, &layer, T, false, err);
+    };
+    body(test);
+    cudaFree(test.device);
+    setup_close(&all);
+}
+
+// Where the rows of a prompt's sequences are in the cache: the rows of all of them mixed, sequences that start at the
+// borders of pages and beside them, pages in no order.
+struct CachePlaces {
+    int n_pages, table_width;
+    std::vector<int> pos, slots, table;
+};
+static CachePlaces cache_places(int T) {
+    static const int before[] = {63, 0, 64, 128, 1, 127, 190}; // positions before each sequence's first row
+    enum { SLOTS = sizeof before / sizeof *before, SPARE = 3 };
+    CachePlaces places = {};
+    std::vector<int> len(before, before + SLOTS), pages;
+    int longest = 0;
+    for (int t = 0; t < T; t++) {
+        const int slot = (int)(hash((unsigned)t + 77) % SLOTS);
+        places.slots.push_back(slot);
+        places.pos.push_back(len[slot]++);
+    }
+    for (int slot = 0; slot < SLOTS; slot++) longest = len[slot] > longest ? len[slot] : longest;
+    places.table_width = kv_pages(longest);
+    places.n_pages = SLOTS * places.table_width + SPARE;
+    for (int i = 0; i < places.n_pages; i++) {
+        const int other = (int)(hash((unsigned)i + 99) % (unsigned)(i + 1));
+        pages.push_back(i);
+        std::swap(pages[i], pages[other]);
+    }
+    places.table.assign(pages.begin(), pages.end() - SPARE);
+    return places;
+}
+
+template <class X> static X *on_device(const std::vector<X> &values) {
+    X *device;
+    CHECK_CUDA(cudaMalloc((void **)&device, values.size() * sizeof(X)));
+    CHECK_CUDA(cudaMemcpy(device, values.data(), values.size() * sizeof(X), cudaMemcpyHostToDevice));
+    return device;
+}
+
+struct Heads {
+    int n_q, n_kv, head_dim, cols;
+};
+
+// Calls body(test) with queries, keys and values and RoPE, for inputs of up to `most` rows: rows that attention reads,
+// or (cached) keys and values in the second layer of a cache of two.
+template <class Body>
+static void with_prompt_qkv(const Heads &heads, bool cached, const Kind &kind, int most, Body body) {
+    enum { LAYERS = 2 };
+    const int n_heads = heads.n_q + 2 * heads.n_kv;
+    const Case c = {n_heads * heads.head_dim, heads.cols, 1};
+    const CachePlaces places = cache_places(most);
+    Setup all = setup_open(c, kind, 0, most);
+    CudaState *s = all.s;
+    Model m = {};
+    m.state = s;
+    m.config.dim = heads.cols;
+    m.config.head_dim = heads.head_dim;
+    m.shard.kv_heads.n = heads.n_kv;
+    m.kv.n_pages = places.n_pages;
+    m.kv.table_width = places.table_width;
+    std::vector<float2> turns((size_t)most * heads.head_dim / 2);
+    for (size_t i = 0; i < turns.size(); i++) {
+        const float angle = 4 * uneven_number((unsigned)i, 4);
+        turns[i] = make_float2(cosf(angle), sinf(angle));
+    }
+    const size_t n_out = (size_t)(most + PROMPT_CLUSTER * PROMPT_TOKENS) * c.rows,
+                 n_cache = LAYERS * own_layer_elements(&m);
+    PromptTest test = {};
+    test.s = s;
+    test.rows = c.rows;
+    test.cols = c.cols;
+    test.clusters = open_prompt(s);
+    test.pitch = heads.head_dim;
+    test.written = c.rows;
+    test.n = n_out + 2 * n_cache;
+    CHECK_CUDA(cudaMalloc((void **)&test.device, test.n * 2));
+    s->qkv = all.out_device;
+    s->qkv_in = test.device;
+    m.kv.k = test.device + n_out;
+    m.kv.v = test.device + n_out + n_cache;
+    s->rope_table = on_device(turns);
+    s->pos = on_device(places.pos);
+    s->row_slots = on_device(places.slots);
+    s->block_table = on_device(places.table);
+    test.product = [&](bool own, int T, Error *err) {
+        s->prompt_rows = own;
+        if (own && !prompt_takes(s, &all.matrix, T)) return fail(err, "not taken");
+        return project_qkv_fused(&m, &all.matrix, T, heads.n_q, heads.n_kv, cached ? LAYERS - 1 : -1, err);
+    };
+    body(test);
+    for (void *memory :
+         {(void *)test.device, (void *)s->rope_table, (void *)s->pos, (void *)s->row_slots, (void *)s->block_table})
+        cudaFree(memory);
+    setup_close(&all);
+}
+
+// Parts of a tile, of a panel of tokens and of a pair of tiles, in 1, 2 and more pairs.
+static const std::vector<int> prompt_sizes = {1, 127, 128, 129, 257, 300, 513};
+
+static void test_prompt_swiglu(const char *test_name, const Kind &kind) {
+    // The last ones: more pairs of tiles of tokens than go through the weights together.
+    static const struct {
+        int rows, cols;
+        std::vector<int> sizes;
+    } cases[] = {{8, 64, prompt_sizes},     {8, 4096, prompt_sizes},   {96, 192, prompt_sizes},
+                 {176, 64, prompt_sizes},   {176, 448, prompt_sizes},  {688, 192, prompt_sizes},
+                 {688, 4096, prompt_sizes}, {1024, 448, prompt_sizes}, {1024, 4096, prompt_sizes},
+                 {176, 192, {2049, 4200}}};
+    std::set<int> widths;
+    int differ = 0, n = 0;
+    for (const auto &c : cases)
+        with_prompt_swiglu(c.rows, c.cols, kind, c.sizes.back(), [&](const PromptTest &test) {
+            char name[80];
+            snprintf(name, sizeof name, "%s, gate and up of %d x %d", kind.name, c.rows, c.cols);
+            n++;
+            differ += !check_prompt(test, name, c.sizes, &widths);
+        });
+    if (differ > 0) test_fail("%d of %d shapes have other bits", differ, n);
+    check_widths(widths);
+    test_end(test_name);
+}
+
+static void test_prompt_qkv(const char *test_name, const Kind &kind) {
+    // Heads of each size, that end in a tile and across two; queries alone, and keys and values alone.
+    static const Heads cases[] = {{4, 2, 64, 192},  {3, 1, 96, 448},  {8, 2, 128, 64}, {16, 4, 96, 64},
+                                  {5, 0, 96, 192},  {7, 0, 64, 64},   {0, 3, 64, 192}, {0, 2, 96, 64},
+                                  {0, 2, 128, 448}, {8, 2, 128, 4096}};
+    std::set<int> widths;
+    int differ = 0, n = 0;
+    for (const Heads &c : cases)
+        for (bool cached : {false, true})
+            with_prompt_qkv(c, cached, kind, prompt_sizes.back(), [&](const PromptTest &test) {
+                char name[120];
+                snprintf(name, sizeof name, "%s, %d heads and %d of keys and values, of %d, %d columns, %s", kind.name,
+                         c.n_q, c.n_kv, c.head_dim, c.cols, cached ? "to the cache" : "not to the cache");
+                n++;
+                differ += !check_prompt(test, name, prompt_sizes, &widths);
+            });
+    if (differ > 0) test_fail("%d of %d shapes have other bits", differ, n);
+    check_widths(widths);
+    test_end(test_name);
+}
+
+static void test_prompt_not_finite(const char *test_name, const Kind &kind) {
+    enum { T = 300 };
+    with_prompt_swiglu(176, 192, kind, T, [&](const PromptTest &test) { check_not_finite(test, "SwiGLU", T); });
+    for (bool cached : {false, true})
+        with_prompt_qkv({4, 2, 64, 192}, cached, kind, T, [&](const PromptTest &test) {
+            check_not_finite(test, cached ? "RoPE and the cache" : "RoPE", T);
+        });
+    test_end(test_name);
+}
+
+// Why none of that can be tested here; NULL: it can.
+static const char *no_prompt_products(void) {
+    if (skip_reason) return skip_reason;
+    Setup all = setup_open({64, 64, 1}, {"bf16", DTYPE_BF16, DTYPE_BF16, 0, DTYPE_F32}, 0, 1);
+    open_prompt(all.s);
+    const bool there = all.s->prompt_rows > 0;
+    setup_close(&all);
+    return there ? NULL : "needs a Hopper GPU";
+}
+
 int main(void) {
     // The first are of numbers alone: an output matrix of an odd vocabulary; the next two have so many rows of weights
     // that few rows of the input take the kernels of long prompts; to prepare codes takes a CPU long.
@@ -473,5 +798,24 @@ int main(void) {
         else
             test_skip(name, skip_reason ? skip_reason : "needs a Hopper GPU");
     }
+    static const Kind prompt_kinds[] = {{"bf16", DTYPE_BF16, DTYPE_BF16, 0, DTYPE_F32, uneven_number},
+                                        {"f16", DTYPE_F16, DTYPE_F16, 0, DTYPE_F32, uneven_number}};
+    static const struct {
+        const char *name;
+        void (*run)(const char *name, const Kind &kind);
+    } prompt_tests[] = {{"test_prompt_swiglu_same_bits_as_cublas", test_prompt_swiglu},
+                        {"test_prompt_qkv_same_bits_as_cublas", test_prompt_qkv},
+                        {"test_prompt_rows_that_are_not_finite_change_no_others", test_prompt_not_finite}};
+    for (const auto &test : prompt_tests)
+        for (const Kind &kind : prompt_kinds) {
+            char name[80];
+            snprintf(name, sizeof name, "%s_%s", test.name, kind.name);
+            if (!test_wanted(name)) continue;
+            const char *reason = no_prompt_products();
+            if (reason)
+                test_skip(name, reason);
+            else
+                test.run(name, kind);
+        }
     return tests_summary();
 }

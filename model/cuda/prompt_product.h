@@ -32,12 +32,11 @@
 
 #include <cuda.h>
 
+#include "prompt_plan.h"
 #include "state.h"
 
 enum {
-    PROMPT_TOKENS = 128,  // of a tile
     PROMPT_COLUMNS = 64,  // of a panel
-    PROMPT_CLUSTER = 2,   // blocks
     PROMPT_THREADS = 384, // two warpgroups of consumers, and the producer's
     PROMPT_MAX_STAGES = 8,
     PROMPT_SHARED = 226 << 10, // bytes of dynamic shared memory, at most
@@ -63,18 +62,6 @@ struct PromptParams {
     const int *table;       // [slot][table_width]: the pages of each slot
     int table_width;
 };
-
-// Rows of weights of a tile, one of 256, 192 and 128: with which the GPU's clusters are done first.
-RULE int prompt_tile_rows(int T, int rows, int clusters) {
-    int best = 256;
-    long long least = 0;
-    for (int n = 256; n >= 128; n -= 64) {
-        const long long tiles = (long long)((T + 2 * PROMPT_TOKENS - 1) / (2 * PROMPT_TOKENS)) * ((rows + n - 1) / n),
-                        cost = (tiles + clusters - 1) / clusters * (n + 16);
-        if (n == 256 || cost < least) best = n, least = cost;
-    }
-    return best;
-}
 
 // ---- prompt_product.cu ----------------------------------------------------------------------------------------------
 
