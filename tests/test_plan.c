@@ -559,13 +559,17 @@ static void test_sm90_boxes_stay_within_a_block_of_the_cache(void) {
 // ---- products of many rows ------------------------------------------------------------------------------------------
 
 // Tiles that a cluster takes one after another, by counting them.
-static long long rounds_of(int T, int rows, int n, int clusters) {
-    long long tiles = 0;
-    for (int token = 0; token < T; token += PROMPT_CLUSTER * PROMPT_TOKENS)
+static long long rounds_of(int T, int rows, PromptTile tile, int clusters) {
+    const int tokens = tile.shares_tokens ? PROMPT_TOKENS : 2 * PROMPT_TOKENS,
+              n = tile.shares_tokens ? 2 * tile.rows : tile.rows;
+    long long tiles = 0, rounds = 0;
+    for (int token = 0; token < T; token += tokens)
         for (int row = 0; row < rows; row += n) tiles++;
-    long long rounds = 0;
     for (; tiles > 0; tiles -= clusters) rounds++;
     return rounds;
+}
+static bool same_tile(PromptTile a, PromptTile b) {
+    return a.rows == b.rows && a.shares_tokens == b.shares_tokens;
 }
 
 static void test_prompt_tiles_cost_least(void) {
@@ -574,32 +578,37 @@ static void test_prompt_tiles_cost_least(void) {
     for (size_t c = 0; c < sizeof clusters / sizeof *clusters; c++)
         for (size_t w = 0; w < sizeof weights / sizeof *weights; w++)
             for (int T = 1; T <= 9000; T += T < 300 ? 1 + T % 3 : T < 1030 ? 31 : 509) {
-                const int rows = weights[w], n = clusters[c], best = prompt_tile_rows(T, rows, n);
+                const int rows = weights[w], n = clusters[c];
+                const PromptTile best = prompt_tile(T, rows, n);
                 const long long least = prompt_tile_cost(T, rows, best, n);
                 bool is_choice = false;
-                for (int i = 0; prompt_tile_choice(i) > 0; i++) {
-                    const int choice = prompt_tile_choice(i);
+                for (int i = 0; prompt_tile_choice(i).rows > 0; i++) {
+                    const PromptTile choice = prompt_tile_choice(i);
                     const long long cost = prompt_tile_cost(T, rows, choice, n);
-                    is_choice |= choice == best;
+                    is_choice |= same_tile(choice, best);
                     if (least > cost)
-                        test_fail("%d rows of %d, %d clusters: tiles of %d, %d cost less", T, rows, n, best, choice);
+                        test_fail("%d rows of %d, %d clusters: tiles of %d, %d cost less", T, rows, n, best.rows,
+                                  choice.rows);
                     // As many rounds and fewer rows cost less.
-                    if (choice < best) CHECK(rounds_of(T, rows, choice, n) > rounds_of(T, rows, best, n));
+                    if (choice.rows < best.rows) CHECK(rounds_of(T, rows, choice, n) > rounds_of(T, rows, best, n));
                 }
                 CHECK(is_choice && least > 0);
+                const int share = prompt_share(T, rows, n);
+                CHECK(share >= 0 && share <= 100);
             }
     test_end("test_prompt_tiles_cost_least");
 }
 
 static void test_prompt_tile_choices(void) {
-    int before = INT_MAX, n = 0;
-    for (int i = 0; prompt_tile_choice(i) > 0; i++, n++) {
+    int n = 0;
+    for (int i = 0; prompt_tile_choice(i).rows > 0; i++, n++) {
         // wgmma takes 256 columns at most. Half of a tile's rows are a matrix's, or what a block copies to both: whole
         // groups of 8 rows, which the swizzle repeats after.
-        CHECK(prompt_tile_choice(i) < before && prompt_tile_choice(i) <= 256 && prompt_tile_choice(i) % 16 == 0);
-        before = prompt_tile_choice(i);
+        const PromptTile tile = prompt_tile_choice(i);
+        CHECK(tile.rows <= 256 && tile.rows % 16 == 0);
+        for (int j = 0; j < i; j++) CHECK(!same_tile(tile, prompt_tile_choice(j)));
     }
-    CHECK(n > 1 && prompt_tile_choice(n + 1) == 0);
+    CHECK(n > 1 && prompt_tile_choice(n + 1).rows == 0);
     test_end("test_prompt_tile_choices");
 }
 
@@ -610,12 +619,12 @@ static void test_prompt_tiles_of_extreme_shapes(void) {
     for (int c = 1; c <= 132; c += 131)
         for (int t = 0; t < N; t++)
             for (int r = 0; r < N; r++) {
-                const int best = prompt_tile_rows(extremes[t], extremes[r], c);
+                const PromptTile best = prompt_tile(extremes[t], extremes[r], c);
                 bool is_choice = false;
-                for (int i = 0; prompt_tile_choice(i) > 0; i++) {
-                    const int choice = prompt_tile_choice(i);
+                for (int i = 0; prompt_tile_choice(i).rows > 0; i++) {
+                    const PromptTile choice = prompt_tile_choice(i);
                     const long long cost = prompt_tile_cost(extremes[t], extremes[r], choice, c);
-                    is_choice |= choice == best;
+                    is_choice |= same_tile(choice, best);
                     CHECK(cost > 0 && cost >= prompt_tile_cost(extremes[t], extremes[r], best, c));
                     if (t > 0) CHECK(cost >= prompt_tile_cost(extremes[t - 1], extremes[r], choice, c));
                     if (r > 0) CHECK(cost >= prompt_tile_cost(extremes[t], extremes[r - 1], choice, c));
@@ -624,6 +633,16 @@ static void test_prompt_tiles_of_extreme_shapes(void) {
                 CHECK(is_choice);
             }
     test_end("test_prompt_tiles_of_extreme_shapes");
+}
+
+// Which products of 8B's are worth it on a GPU of 66 clusters, QKV and gate and up.
+static void test_prompt_share(void) {
+    CHECK(prompt_share(65, 28672, 66) == prompt_share(PROMPT_TOKENS, 28672, 66));
+    CHECK(prompt_share(64, 28672, 66) < 50 && prompt_share(1, 28672, 66) < 5);
+    CHECK(prompt_share(PROMPT_TOKENS, 28672, 66) >= 85 && prompt_share(PROMPT_TOKENS, 6144, 66) < 50);
+    CHECK(prompt_share(320, 28672, 66) < 80 && prompt_share(512, 28672, 66) >= 80 && prompt_share(256, 6144, 66) >= 70);
+    CHECK(prompt_share(8192, 28672, 66) >= 90 && prompt_share(8192, 6144, 66) >= 85);
+    test_end("test_prompt_share");
 }
 
 // ---- packed rows ----------------------------------------------------------------------------------------------------
@@ -702,6 +721,7 @@ int main(void) {
     test_prompt_tiles_cost_least();
     test_prompt_tile_choices();
     test_prompt_tiles_of_extreme_shapes();
+    test_prompt_share();
     test_packed_places_are_columns_exchanged_in_runs_of_8();
     test_packed_rows_of_known_shapes();
     test_packed_scales_come_after_the_codes();

@@ -455,14 +455,19 @@ static std::vector<uint16_t> prompt_results(const PromptTest &test, bool own, in
     return results;
 }
 
-// Numbers of clusters, up to `all`: of each width of tiles that a product takes with some of them the fewest and the
+// A number for each kind of tile.
+static int tile_number(PromptTile tile) {
+    return 2 * tile.rows + tile.shares_tokens;
+}
+
+// Numbers of clusters, up to `all`: of each kind of tiles that a product takes with some of them the fewest and the
 // most.
 static std::vector<int> cluster_counts(int T, int rows, int all) {
     std::vector<int> counts;
-    for (int i = 0; prompt_tile_choice(i) > 0; i++) {
+    for (int i = 0; prompt_tile_choice(i).rows > 0; i++) {
         int fewest = 0, most = 0;
         for (int clusters = 1; clusters <= all; clusters++) {
-            if (prompt_tile_rows(T, rows, clusters) != prompt_tile_choice(i)) continue;
+            if (tile_number(prompt_tile(T, rows, clusters)) != tile_number(prompt_tile_choice(i))) continue;
             if (fewest == 0) fewest = clusters;
             most = clusters;
         }
@@ -472,10 +477,10 @@ static std::vector<int> cluster_counts(int T, int rows, int all) {
     return counts;
 }
 
-// Every element by both ways, in tiles of every width that there is for a shape. Returns whether all are the same.
-// widths: gets the widths that were used.
+// Every element by both ways, in tiles of every kind that there is for a shape. Returns whether all are the same.
+// tiles: gets the numbers of those that were used.
 static bool check_prompt(const PromptTest &test, const char *name, const std::vector<int> &sizes,
-                         std::set<int> *widths) {
+                         std::set<int> *tiles) {
     size_t differ = 0, of = 0;
     char first[256] = "";
     for (int T : sizes) {
@@ -484,8 +489,8 @@ static bool check_prompt(const PromptTest &test, const char *name, const std::ve
         for (uint16_t x : right) written += x != 0xffff;
         if (written != (size_t)T * test.written) test_fail("%s, %d rows: cuBLAS wrote %zu elements", name, T, written);
         for (int clusters : cluster_counts(T, test.rows, test.clusters)) {
-            const int width = prompt_tile_rows(T, test.rows, clusters);
-            widths->insert(width);
+            const PromptTile tile = prompt_tile(T, test.rows, clusters);
+            tiles->insert(tile_number(tile));
             test.s->prompt_clusters = clusters;
             const std::vector<uint16_t> got = prompt_results(test, true, T);
             of += test.n;
@@ -493,8 +498,8 @@ static bool check_prompt(const PromptTest &test, const char *name, const std::ve
             for (size_t i = 0; i < test.n; i++)
                 if (got[i] != right[i] && differ++ == 0)
                     snprintf(first, sizeof first,
-                             "%d rows, tiles of %d, %d clusters: row %zu, column %zu is %04x, not %04x", T, width,
-                             clusters, i / test.pitch, i % test.pitch, got[i], right[i]);
+                             "%d rows, tiles of %d%s, %d clusters: row %zu, column %zu is %04x, not %04x", T,
+                             tile.rows, tile.shares_tokens ? " sharing tokens" : "", clusters, i / test.pitch, i % test.pitch, got[i], right[i]);
         }
     }
     if (differ > 0) printf("  %s: %zu of %zu differ; %s\n", name, differ, of, first);
@@ -538,9 +543,11 @@ static void check_not_finite(const PromptTest &test, const char *name, int T) {
 }
 
 // Of every kind of tile one has been used.
-static void check_widths(const std::set<int> &widths) {
-    for (int i = 0; prompt_tile_choice(i) > 0; i++)
-        if (!widths.count(prompt_tile_choice(i))) test_fail("no product had tiles of %d rows", prompt_tile_choice(i));
+static void check_tiles(const std::set<int> &tiles) {
+    for (int i = 0; prompt_tile_choice(i).rows > 0; i++)
+        if (!tiles.count(tile_number(prompt_tile_choice(i))))
+            test_fail("no product had tiles of %d rows, shared tokens %d", prompt_tile_choice(i).rows,
+                      prompt_tile_choice(i).shares_tokens);
 }
 
 static int open_prompt(CudaState *s) {
@@ -655,8 +662,8 @@ static void with_prompt_qkv(const Heads &heads, bool cached, const Kind &kind, i
     s->row_slots = on_device(places.slots);
     s->block_table = on_device(places.table);
     test.product = [&](bool own, int T, Error *err) {
-        s->prompt_rows = own;
-        if (own && !prompt_takes(s, &all.matrix, T)) return fail(err, "not taken");
+        s->prompt_least[PROMPT_QKV] = own ? 0 : PROMPT_NEVER;
+        if (own && !prompt_takes(s, PROMPT_QKV, &all.matrix, T)) return fail(err, "not taken");
         return project_qkv_fused(&m, &all.matrix, T, heads.n_q, heads.n_kv, cached ? LAYERS - 1 : -1, err);
     };
     body(test);
@@ -678,17 +685,17 @@ static void test_prompt_swiglu(const char *test_name, const Kind &kind) {
                  {176, 64, prompt_sizes},   {176, 448, prompt_sizes},  {688, 192, prompt_sizes},
                  {688, 4096, prompt_sizes}, {1024, 448, prompt_sizes}, {1024, 4096, prompt_sizes},
                  {176, 192, {2049, 4200}}};
-    std::set<int> widths;
+    std::set<int> tiles;
     int differ = 0, n = 0;
     for (const auto &c : cases)
         with_prompt_swiglu(c.rows, c.cols, kind, c.sizes.back(), [&](const PromptTest &test) {
             char name[80];
             snprintf(name, sizeof name, "%s, gate and up of %d x %d", kind.name, c.rows, c.cols);
             n++;
-            differ += !check_prompt(test, name, c.sizes, &widths);
+            differ += !check_prompt(test, name, c.sizes, &tiles);
         });
     if (differ > 0) test_fail("%d of %d shapes have other bits", differ, n);
-    check_widths(widths);
+    check_tiles(tiles);
     test_end(test_name);
 }
 
@@ -697,7 +704,7 @@ static void test_prompt_qkv(const char *test_name, const Kind &kind) {
     static const Heads cases[] = {{4, 2, 64, 192},  {3, 1, 96, 448},  {8, 2, 128, 64}, {16, 4, 96, 64},
                                   {5, 0, 96, 192},  {7, 0, 64, 64},   {0, 3, 64, 192}, {0, 2, 96, 64},
                                   {0, 2, 128, 448}, {8, 2, 128, 4096}};
-    std::set<int> widths;
+    std::set<int> tiles;
     int differ = 0, n = 0;
     for (const Heads &c : cases)
         for (bool cached : {false, true})
@@ -706,10 +713,10 @@ static void test_prompt_qkv(const char *test_name, const Kind &kind) {
                 snprintf(name, sizeof name, "%s, %d heads and %d of keys and values, of %d, %d columns, %s", kind.name,
                          c.n_q, c.n_kv, c.head_dim, c.cols, cached ? "to the cache" : "not to the cache");
                 n++;
-                differ += !check_prompt(test, name, prompt_sizes, &widths);
+                differ += !check_prompt(test, name, prompt_sizes, &tiles);
             });
     if (differ > 0) test_fail("%d of %d shapes have other bits", differ, n);
-    check_widths(widths);
+    check_tiles(tiles);
     test_end(test_name);
 }
 
@@ -728,7 +735,7 @@ static const char *no_prompt_products(void) {
     if (skip_reason) return skip_reason;
     Setup all = setup_open({64, 64, 1}, {"bf16", DTYPE_BF16, DTYPE_BF16, 0, DTYPE_F32}, 0, 1);
     open_prompt(all.s);
-    const bool there = all.s->prompt_rows > 0;
+    const bool there = all.s->prompt_least[PROMPT_SWIGLU] != PROMPT_NEVER;
     setup_close(&all);
     return there ? NULL : "needs a Hopper GPU";
 }

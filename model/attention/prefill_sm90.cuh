@@ -31,33 +31,29 @@ static_assert(SM90_ROWS == SM90_WARPGROUPS * 64 && SM90_KEYS == 128, "wgmma: 64 
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
-// One warp of the block fills the ring. K or V rows base .. base+127 of one KV head go to `dst`. A whole tile comes in
-// boxes of box_rows rows, lane i's from row box_y of the cache.
-template <typename T, int D>
-__device__ __forceinline__ void sm90_load_tile(const Cache<T> &cache, const T *from, const CUtensorMap *map,
-                                               int box_rows, int box_y, int own_row, int kv_head, int base, int total,
+// One warp of the block fills the ring. K or V rows base .. base+127 of one KV head go to `dst`, in boxes of box_rows
+// rows, lane i's from row box_y of the cache. After `total` is memory that nobody wrote: boxes of that alone are not
+// copied.
+template <int D>
+__device__ __forceinline__ void sm90_load_tile(const CUtensorMap *map, int box_rows, int box_y, int n_rows,
                                                uint32_t dst, uint32_t full, int lane) {
-    if (base + SM90_KEYS <= total) {
-        if (lane == 0) mbarrier_arrive_expect_tx(full, sm90_tile_bytes<D>());
-        __syncwarp();
-        int row = lane * box_rows;
-        if (row < SM90_KEYS)
+    const int boxes = (min(n_rows, SM90_KEYS) + box_rows - 1) / box_rows;
+    if (lane == 0) mbarrier_arrive_expect_tx(full, sm90_panels<D>() * boxes * box_rows * 128);
+    __syncwarp();
+    if (lane < boxes)
 #pragma unroll
-            for (int panel = 0; panel < sm90_panels<D>(); panel++)
-                copy_tensor_2d(dst + panel * PANEL_BYTES + row * 128, map, panel * 64, box_y, full);
-    } else { // after `total` is memory that nobody wrote: copied by hand, with zeros there, as 0 x NaN would be NaN
-        for (int i = lane; i < SM90_KEYS * sm90_panels<D>() * 8; i += 32) {
-            int row = i / (sm90_panels<D>() * 8), chunk = i % (sm90_panels<D>() * 8);
-            bool valid = base + row < total && chunk < D / 8;
-            const T *src = valid ? from + cache_row(cache, own_row, kv_head, base + row) + chunk * 8 : from;
-            copy_async16(dst + chunk / 8 * PANEL_BYTES + row * 128 + ((chunk ^ row) & 7) * 16, src, valid);
-        }
-        copy_async_commit();
-        copy_async_wait<0>();
-        fence_proxy_async(); // ordinary writes, which wgmma reads next
-        __syncwarp();
-        if (lane == 0) mbarrier_arrive(full);
-    }
+        for (int panel = 0; panel < sm90_panels<D>(); panel++)
+            copy_tensor_2d(dst + panel * PANEL_BYTES + lane * box_rows * 128, map, panel * 64, box_y, full);
+}
+// Of a tile of V whose rows from n_rows on count for nothing, these as zeros, as 0 x NaN would be NaN; once it has
+// landed. (Scores of such keys are not read.)
+template <int D> __device__ __forceinline__ void sm90_clear_rows(uint32_t tile, int n_rows, int lane) {
+#pragma unroll
+    for (int panel = 0; panel < sm90_panels<D>(); panel++)
+        for (int i = n_rows * 8 + lane; i < SM90_KEYS * 8; i += 32)
+            store_shared16(tile + panel * PANEL_BYTES + i * 16, make_uint4(0, 0, 0, 0));
+    fence_proxy_async(); // ordinary writes, which wgmma reads next
+    __syncwarp();
 }
 
 // Scores of one tile to weights, in place: 2^(s * scale - m). Updates the rows' maxima m (of unscaled scores) and this
@@ -111,11 +107,13 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
              v_tiles = k_tiles + SM90_STAGES * TILE_BYTES;
     // A tile is full (it has landed) or empty (all eight warps have used it); each state is a barrier of 8 bytes.
     uint32_t q_full = v_tiles + SM90_STAGES * TILE_BYTES, q_empty = q_full + 8, k_full = q_empty + 8,
-             k_empty = k_full + 8 * SM90_STAGES, v_full = k_empty + 8 * SM90_STAGES, v_empty = v_full + 8 * SM90_STAGES;
+             k_empty = k_full + 8 * SM90_STAGES, v_full = k_empty + 8 * SM90_STAGES, v_empty = v_full + 8 * SM90_STAGES,
+             landed = v_empty + 8 * SM90_STAGES; // a tile of V in which a sequence ends, before it is full
     int warpgroup = threadIdx.x / 128, lane = threadIdx.x & 31;
     if (threadIdx.x == 0) {
         mbarrier_init(q_full, 1);
         mbarrier_init(q_empty, SM90_WARPGROUPS * 4);
+        mbarrier_init(landed, 1);
         for (int i = 0; i < SM90_STAGES; i++) {
             mbarrier_init(k_full + 8 * i, 1);
             mbarrier_init(v_full + 8 * i, 1);
@@ -131,7 +129,7 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
         decrease_registers<40>();
         if (threadIdx.x >= 32) return;
         const Cache<T> &cache = (const Cache<T> &)p.cache;
-        int n = 0; // K/V tiles so far
+        int n = 0, n_ends = 0; // K/V tiles so far, and those in which a sequence ends
         for (int round = 0; round * (int)gridDim.x < p.n_tiles; round++) {
             int item = sm90_item(round, blockIdx.x, gridDim.x);
             if (item >= p.n_tiles) continue;
@@ -151,12 +149,18 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
                 int stage = n % SM90_STAGES, parity = (n / SM90_STAGES & 1) ^ 1; // a fresh barrier counts as empty
                 // All boxes' places at once, for K and V: one after another they would take longer than a product.
                 int box_y = (int)(cache_row(cache, own_row, kv_head, min(base + lane * box_rows, total - 1)) / D);
+                const uint32_t v_tile = v_tiles + stage * TILE_BYTES;
+                const bool ends = base + SM90_KEYS > total;
                 mbarrier_wait(k_empty + 8 * stage, parity);
-                sm90_load_tile<T, D>(cache, cache.k, &maps.k, box_rows, box_y, own_row, kv_head, base, total,
-                                     k_tiles + stage * TILE_BYTES, k_full + 8 * stage, lane);
+                sm90_load_tile<D>(&maps.k, box_rows, box_y, total - base, k_tiles + stage * TILE_BYTES,
+                                  k_full + 8 * stage, lane);
                 mbarrier_wait(v_empty + 8 * stage, parity);
-                sm90_load_tile<T, D>(cache, cache.v, &maps.v, box_rows, box_y, own_row, kv_head, base, total,
-                                     v_tiles + stage * TILE_BYTES, v_full + 8 * stage, lane);
+                sm90_load_tile<D>(&maps.v, box_rows, box_y, total - base, v_tile, ends ? landed : v_full + 8 * stage,
+                                  lane);
+                if (!ends) continue;
+                mbarrier_wait(landed, n_ends++ & 1);
+                sm90_clear_rows<D>(v_tile, total - base, lane);
+                if (lane == 0) mbarrier_arrive(v_full + 8 * stage);
             }
         }
     } else {

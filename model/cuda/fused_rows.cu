@@ -60,7 +60,7 @@ bool project_qkv_fused(Model *m, const Matrix *first, int T, int n_q, int n_kv, 
     const size_t at = (size_t)(layer < 0 ? 0 : layer) * own_layer_elements(m) * s->element;
     Matrix w = *first;
     w.rows = heads * c->head_dim;
-    if (!codes && prompt_takes(s, &w, T)) {
+    if (!codes && prompt_takes(s, PROMPT_QKV, &w, T)) {
         PromptParams p = {};
         p.rope = s->rope_table;
         p.out = s->qkv_in;

@@ -7,24 +7,22 @@
 #include "prompt_product_kernel.cuh"
 #include "tensor_map.h"
 
-enum {
-    // Rows from which on these kernels are worth it.
-    PROMPT_LEAST_ROWS = 257,
-    // Pairs of tiles of tokens that go through the weights side by side: 2048 tokens and, of 66 clusters, as many rows
-    // of weights.
-    PROMPT_TOGETHER = 8,
+// Tokens that go through the weights side by side: as many as 66 clusters have rows of weights meanwhile.
+enum { TOKENS_TOGETHER = 2048 };
+
+template <int N, bool SHARES_TOKENS> struct Tile {
+    static constexpr int ROWS = N;
+    static constexpr bool SHARES = SHARES_TOKENS;
 };
-
-template <PromptKind KIND> using Kind = std::integral_constant<PromptKind, KIND>;
-template <int N> using TileRows = std::integral_constant<int, N>;
-
-// Calls body with the rows of weights of a tile.
-template <class Body> static auto with_rows(int rows, Body body) {
-    return rows == 256   ? body(TileRows<256>())
-           : rows == 224 ? body(TileRows<224>())
-           : rows == 192 ? body(TileRows<192>())
-           : rows == 128 ? body(TileRows<128>())
-                         : body(TileRows<96>());
+// Calls body with a tile.
+template <bool SHARES, class Body> static auto with_rows(int rows, Body body) {
+    return rows == 256   ? body(Tile<256, SHARES>())
+           : rows == 224 ? body(Tile<224, SHARES>())
+           : rows == 192 ? body(Tile<192, SHARES>())
+                         : body(Tile<96, SHARES>());
+}
+template <class Body> static auto with_tile(PromptTile tile, Body body) {
+    return tile.shares_tokens ? with_rows<true>(tile.rows, body) : with_rows<false>(tile.rows, body);
 }
 // Calls body with a value of a type of 16 bits.
 template <class Body> static auto with_16_bits(DType dtype, Body body) {
@@ -34,12 +32,13 @@ template <class Body> static auto with_16_bits(DType dtype, Body body) {
 // Calls body(kernel) for all kernels of a type.
 template <class Body> static cudaError_t for_kernels(DType dtype, Body body) {
     cudaError_t status = cudaSuccess;
-    for (int rows : {96, 128, 192, 224, 256})
+    for (int i = 0; prompt_tile_choice(i).rows > 0; i++)
         with_16_bits(dtype, [&](auto type) {
-            return with_rows(rows, [&](auto n) {
-                constexpr int N = decltype(n)::value;
-                for (auto kernel : {prompt_product_kernel<decltype(type), N, PROMPT_SWIGLU>,
-                                    prompt_product_kernel<decltype(type), N, PROMPT_QKV>})
+            return with_tile(prompt_tile_choice(i), [&](auto tile) {
+                typedef decltype(type) T;
+                typedef decltype(tile) Own;
+                for (auto kernel : {prompt_product_kernel<T, Own::ROWS, PROMPT_SWIGLU, Own::SHARES>,
+                                    prompt_product_kernel<T, Own::ROWS, PROMPT_QKV, Own::SHARES>})
                     if (status == cudaSuccess) status = body((const void *)kernel);
                 return 0;
             });
@@ -50,24 +49,27 @@ template <class Body> static cudaError_t for_kernels(DType dtype, Body body) {
 bool prompt_open(CudaState *s, Error *err) {
     cudaFuncAttributes kernel;
     int device = 0, major = 0, sms = 0;
-    s->prompt_rows = 0;
+    s->prompt_least[PROMPT_SWIGLU] = s->prompt_least[PROMPT_QKV] = PROMPT_NEVER;
     if (s->element != 2) return true;
     CUDA_TRY(cudaGetDevice(&device));
     CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     CUDA_TRY(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device));
     if (major != 9) return true;
-    CUDA_TRY(cudaFuncGetAttributes(&kernel, (const void *)prompt_product_kernel<bf16, 256, PROMPT_SWIGLU>));
+    CUDA_TRY(cudaFuncGetAttributes(&kernel, (const void *)prompt_product_kernel<bf16, 256, PROMPT_SWIGLU, false>));
     if (kernel.maxThreadsPerBlock != PROMPT_THREADS) return true; // not the code of sm_90a
     CUDA_TRY(for_kernels(s->type, [&](const void *kernel) {
         return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, PROMPT_SHARED);
     }));
     s->prompt_clusters = sms / PROMPT_CLUSTER;
-    s->prompt_rows = PROMPT_LEAST_ROWS;
+    s->prompt_least[PROMPT_SWIGLU] = 80;
+    s->prompt_least[PROMPT_QKV] = 70;
     return true;
 }
 
-bool prompt_takes(const CudaState *s, const Matrix *w, int T) {
-    return s->prompt_rows > 0 && T >= s->prompt_rows && w->dtype == s->type && w->cols % PROMPT_COLUMNS == 0 && w->rows % 8 == 0;
+bool prompt_takes(const CudaState *s, PromptKind kind, const Matrix *w, int T) {
+    const int rows = w->rows * (kind == PROMPT_SWIGLU ? 2 : 1), least = s->prompt_least[kind];
+    return least != PROMPT_NEVER && w->dtype == s->type && w->cols % PROMPT_COLUMNS == 0 && w->rows % 8 == 0 &&
+           prompt_share(T, rows, s->prompt_clusters) >= least;
 }
 
 static bool map_rows(const CudaState *s, CUtensorMap *map, const void *data, int rows, int cols, int box_rows,
@@ -82,25 +84,27 @@ static bool map_rows(const CudaState *s, CUtensorMap *map, const void *data, int
 template <PromptKind KIND>
 static bool launch(CudaState *s, PromptParams *p, const Matrix *w, const Matrix *other, const void *in, int T,
                    Error *err) {
-    const int rows = prompt_tile_rows(T, w->rows * (other ? 2 : 1), s->prompt_clusters),
-              tile = other ? rows / 2 : rows; // rows of each matrix
+    const PromptTile own = prompt_tile(T, w->rows * (other ? 2 : 1), s->prompt_clusters),
+                     of_each = {other ? own.rows / 2 : own.rows, own.shares_tokens};
     p->T = T;
     p->rows = w->rows;
     p->cols = w->cols;
-    p->row_tiles = (w->rows + tile - 1) / tile;
-    p->token_pairs = (T + PROMPT_CLUSTER * PROMPT_TOKENS - 1) / (PROMPT_CLUSTER * PROMPT_TOKENS);
-    p->together = PROMPT_TOGETHER;
-    if (!map_rows(s, &p->input, in, T, w->cols, PROMPT_TOKENS, err) ||
-        !map_rows(s, &p->weights[0], w->data, w->rows, w->cols, rows / 2, err) ||
-        !map_rows(s, &p->weights[1], other ? other->data : w->data, w->rows, w->cols, rows / 2, err))
+    p->row_tiles = (int)prompt_row_tiles(w->rows, of_each);
+    p->token_tiles = (int)prompt_token_tiles(T, own);
+    p->together = TOKENS_TOGETHER / PROMPT_TOKENS / (own.shares_tokens ? 1 : PROMPT_CLUSTER);
+    if (!map_rows(s, &p->input, in, T, w->cols, own.shares_tokens ? PROMPT_TOKENS / 2 : PROMPT_TOKENS, err) ||
+        !map_rows(s, &p->weights[0], w->data, w->rows, w->cols, own.rows / 2, err) ||
+        !map_rows(s, &p->weights[1], other ? other->data : w->data, w->rows, w->cols, own.rows / 2, err))
         return false;
-    const int pairs = p->row_tiles * p->token_pairs,
-              clusters = pairs < s->prompt_clusters ? pairs : s->prompt_clusters;
+    const int tiles = p->row_tiles * p->token_tiles,
+              clusters = tiles < s->prompt_clusters ? tiles : s->prompt_clusters;
     CUDA_TRY(with_16_bits(s->type, [&](auto type) {
-        return with_rows(rows, [&](auto n) {
-            constexpr int N = decltype(n)::value;
-            return launch_kernel(prompt_product_kernel<decltype(type), N, KIND>, (unsigned)clusters * PROMPT_CLUSTER,
-                                 PROMPT_THREADS, 1024 + PROMPT_STAGES<N> * PROMPT_STAGE<N>, s->pdl, s->stream, *p);
+        return with_tile(own, [&](auto tile) {
+            typedef decltype(tile) Own;
+            constexpr int N = Own::ROWS;
+            return launch_kernel(prompt_product_kernel<decltype(type), N, KIND, Own::SHARES>,
+                                 (unsigned)clusters * PROMPT_CLUSTER, PROMPT_THREADS,
+                                 1024 + PROMPT_STAGES<N> * PROMPT_STAGE<N>, s->pdl, s->stream, *p);
         });
     }));
     return true;

@@ -7,9 +7,9 @@
 //
 // A block computes tiles of 128 tokens and N rows of weights, all columns: 2 warpgroups by wgmma, each with 64 of the
 // tokens, so that a row's results are a thread's, or its neighbours'. Of gate and up a tile has N / 2 rows each, and one
-// thread has an element of both. Two blocks, a cluster, have the same weights and neighbouring tokens: each copies half
-// of the weights to both. All clusters are resident; each takes every so-manieth pair of tiles, in an order that keeps
-// the weights and tokens that are in use at one time in L2.
+// thread has an element of both. Two blocks, a cluster, have the same weights and neighbouring tokens, or the same tokens
+// and neighbouring weights: of what they share each copies half to both. All clusters are resident; each takes every
+// so-manieth pair of tiles, in an order that keeps the weights and tokens that are in use at one time in L2.
 //
 //   panel    64 columns: 128 bytes of each row, the width of the swizzle
 //   stage    a panel of the tile's tokens and weights
@@ -42,16 +42,14 @@ enum {
     PROMPT_SHARED = 226 << 10, // bytes of dynamic shared memory, at most
 };
 
-enum PromptKind { PROMPT_SWIGLU, PROMPT_QKV };
-
 struct PromptParams {
-    CUtensorMap input;                   // [T][cols], in boxes of PROMPT_COLUMNS × PROMPT_TOKENS
-    CUtensorMap weights[PROMPT_CLUSTER]; // [rows][cols], in boxes of PROMPT_COLUMNS × N / 2: gate and up; else twice the
-                                         // same
-    int T, rows, cols;                   // rows of one matrix
-    int row_tiles, token_pairs, together; // tiles of the matrices; pairs of tiles of tokens; of these, those that take
-                                          // turns with the same weights
-    void *h;                              // PROMPT_SWIGLU: 16 bits [T][rows]
+    CUtensorMap input;      // [T][cols], in boxes of PROMPT_COLUMNS × PROMPT_TOKENS, or half of them where blocks share
+                            // them
+    CUtensorMap weights[2]; // [rows][cols], in boxes of PROMPT_COLUMNS × N / 2: gate and up; else twice the same
+    int T, rows, cols;      // rows of one matrix
+    int row_tiles, token_tiles, together; // a cluster's tiles (prompt_plan.h); of the tokens', those that take turns
+                                          // with the same weights
+    void *h; // PROMPT_SWIGLU: 16 bits [T][rows]
     // PROMPT_QKV: rows of queries, keys and values.
     const float2 *rope; // [T][head_dim/2]: cosine and sine
     void *out;          // 16 bits [n_q + 2 n_kv][T][head_dim]
@@ -65,10 +63,14 @@ struct PromptParams {
 
 // ---- prompt_product.cu ----------------------------------------------------------------------------------------------
 
-// s->prompt_rows: the rows from which on these kernels are worth it, where they can run; else 0.
+// s->prompt_least: of each kind the share (prompt_plan.h) from which on these kernels are worth it, in percent;
+// PROMPT_NEVER where they cannot run. (H200, bf16, 8B, us, beside cuBLAS and what follows it. Gate and up: 64 tokens,
+// 45 percent, 68 / 65; 128, 90 percent, 65 / 75; 320, 75 percent, 139 / 130; 512, 90 percent, 185 / 190. Queries, keys
+// and values: 192 tokens, 54 percent, 33 / 29; 256, 72 percent, 25 / 29.)
+enum { PROMPT_NEVER = 1000 };
 bool prompt_open(CudaState *s, Error *err);
-// Whether these kernels take a product of T rows and these weights.
-bool prompt_takes(const CudaState *s, const Matrix *w, int T);
+// Whether these kernels take, and are worth it for, a product of T rows of these weights, or of two alike (SwiGLU).
+bool prompt_takes(const CudaState *s, PromptKind kind, const Matrix *w, int T);
 // h[T][rows] = silu(gate) × up of in[T][cols] · wᵀ of both, rounded to s->type.
 bool prompt_swiglu(CudaState *s, void *h, const Matrix *gate, const Matrix *up, const void *in, int T, Error *err);
 // What p says of PROMPT_QKV, from `rope` on, of in[T][cols] · wᵀ, queries and keys rotated, all rounded to s->type.

@@ -24,30 +24,42 @@ template <int N> struct PromptRing {
     }
 };
 
-// A tile: its first token, of this block, and its number among those of the weights.
+// A block's tile: its first token, and its number among those of the weights.
 struct PromptPlace {
     int token, tile;
 };
-// Pair number i. `together` pairs of tokens go through the weights side by side, then the next ones.
+// Tile number i of the clusters. `together` tiles of tokens go through the weights side by side, then the next ones.
+template <bool SHARES_TOKENS>
 __device__ __forceinline__ PromptPlace prompt_place(const PromptParams &p, int i, int rank) {
     const int group = i / (p.together * p.row_tiles), first = group * p.together,
-              within = i - first * p.row_tiles, n = min(p.together, p.token_pairs - first);
-    return {((first + within % n) * PROMPT_CLUSTER + rank) * PROMPT_TOKENS, within / n};
+              within = i - first * p.row_tiles, n = min(p.together, p.token_tiles - first);
+    const int tokens = first + within % n, rows = within / n;
+    if (SHARES_TOKENS) return {tokens * PROMPT_TOKENS, rows * PROMPT_CLUSTER + rank};
+    return {(tokens * PROMPT_CLUSTER + rank) * PROMPT_TOKENS, rows};
 }
 
-template <int N, PromptKind KIND>
+template <int N, PromptKind KIND, bool SHARES_TOKENS>
 __device__ __forceinline__ void prompt_produce(const PromptParams &p, PromptRing<N> ring, int rank) {
-    constexpr int HALF = N / PROMPT_CLUSTER;
-    for (int i = blockIdx.x / PROMPT_CLUSTER; i < p.row_tiles * p.token_pairs; i += gridDim.x / PROMPT_CLUSTER) {
-        const PromptPlace place = prompt_place(p, i, rank);
-        const int row = KIND == PROMPT_SWIGLU ? place.tile * HALF : place.tile * N + rank * HALF;
+    constexpr int HALF = N / 2, HALF_BYTES = HALF * PROMPT_COLUMNS * 2, BOTH = (1 << PROMPT_CLUSTER) - 1;
+    for (int i = blockIdx.x / PROMPT_CLUSTER; i < p.row_tiles * p.token_tiles; i += gridDim.x / PROMPT_CLUSTER) {
+        const PromptPlace place = prompt_place<SHARES_TOKENS>(p, i, rank);
+        // Rows of weights: the first of gate and of up, or of both halves.
+        const int first = place.tile * (KIND == PROMPT_SWIGLU ? HALF : N),
+                  second = KIND == PROMPT_SWIGLU ? first : first + HALF;
         for (int k = 0; k < p.cols; k += PROMPT_COLUMNS, ring.next()) {
-            const uint32_t full = ring.full + 8 * ring.slot, to = ring.stage();
+            const uint32_t full = ring.full + 8 * ring.slot, to = ring.stage(), weights = to + PROMPT_INPUT_BYTES;
             mbarrier_wait(ring.empty + 8 * ring.slot, ring.parity ^ 1);
             mbarrier_arrive_expect_tx(full, PROMPT_STAGE<N>);
-            copy_tensor_2d(to, &p.input, k, place.token, full);
-            copy_tensor_2d_to_blocks(to + PROMPT_INPUT_BYTES + rank * HALF * PROMPT_COLUMNS * 2, &p.weights[rank], k,
-                                     row, full, (1 << PROMPT_CLUSTER) - 1);
+            if constexpr (SHARES_TOKENS) {
+                copy_tensor_2d_to_blocks(to + rank * (PROMPT_INPUT_BYTES / 2), &p.input, k,
+                                         place.token + rank * (PROMPT_TOKENS / 2), full, BOTH);
+                copy_tensor_2d(weights, &p.weights[0], k, first, full);
+                copy_tensor_2d(weights + HALF_BYTES, &p.weights[1], k, second, full);
+            } else {
+                copy_tensor_2d(to, &p.input, k, place.token, full);
+                copy_tensor_2d_to_blocks(weights + rank * HALF_BYTES, &p.weights[rank], k, rank == 0 ? first : second,
+                                         full, BOTH);
+            }
         }
     }
 }
@@ -164,13 +176,13 @@ __device__ __forceinline__ void prompt_store_heads(const PromptParams &p, const 
     }
 }
 
-template <typename T, int N, PromptKind KIND>
+template <typename T, int N, PromptKind KIND, bool SHARES_TOKENS>
 __device__ __forceinline__ void prompt_consume(const PromptParams &p, PromptRing<N> ring, int rank) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp / 4, t = lane % 4;
     const uint32_t emptied = address_in_block(ring.empty, lane % PROMPT_CLUSTER);
     float acc[N / 2];
-    for (int i = blockIdx.x / PROMPT_CLUSTER; i < p.row_tiles * p.token_pairs; i += gridDim.x / PROMPT_CLUSTER) {
-        const PromptPlace place = prompt_place(p, i, rank);
+    for (int i = blockIdx.x / PROMPT_CLUSTER; i < p.row_tiles * p.token_tiles; i += gridDim.x / PROMPT_CLUSTER) {
+        const PromptPlace place = prompt_place<SHARES_TOKENS>(p, i, rank);
         const int token = place.token + warp * 16 + lane / 4, row = place.tile * (KIND == PROMPT_SWIGLU ? N / 2 : N);
         PromptTokens own;
         uint32_t before = 0; // the `empty` barrier of the panel before
@@ -206,7 +218,7 @@ __device__ __forceinline__ void prompt_consume(const PromptParams &p, PromptRing
 // Grid:     clusters of 2 × 384 threads, all resident at once.
 // Requires: cols % 64 = 0, rows % 8 = 0, head_dim % 8 = 0; the table has the pages of all pos; h, out, k and v
 //           aligned to 16 bytes.
-template <typename T, int N, PromptKind KIND>
+template <typename T, int N, PromptKind KIND, bool SHARES_TOKENS>
 __global__ void __cluster_dims__(PROMPT_CLUSTER, 1, 1) __launch_bounds__(PROMPT_THREADS, 1)
     prompt_product_kernel(const __grid_constant__ PromptParams p) {
     extern __shared__ __align__(1024) char dynamic[];
@@ -231,10 +243,10 @@ __global__ void __cluster_dims__(PROMPT_CLUSTER, 1, 1) __launch_bounds__(PROMPT_
     wait_for_previous_kernel();
     if (threadIdx.x >= 256) {
         decrease_registers<24>();
-        if (threadIdx.x == 256) prompt_produce<N, KIND>(p, ring, rank);
+        if (threadIdx.x == 256) prompt_produce<N, KIND, SHARES_TOKENS>(p, ring, rank);
     } else {
         increase_registers<240>();
-        prompt_consume<T, N, KIND>(p, ring, rank);
+        prompt_consume<T, N, KIND, SHARES_TOKENS>(p, ring, rank);
     }
     // The other block may still copy to this one's shared memory, or arrive at its barriers.
     __syncwarp();
@@ -245,7 +257,7 @@ __global__ void __cluster_dims__(PROMPT_CLUSTER, 1, 1) __launch_bounds__(PROMPT_
 #else
 
 // In code for other GPUs, without launch bounds: prompt_open knows it by that, and it is never launched.
-template <typename T, int N, PromptKind KIND>
+template <typename T, int N, PromptKind KIND, bool SHARES_TOKENS>
 __global__ void prompt_product_kernel(const __grid_constant__ PromptParams p) {
 }
 

@@ -54,6 +54,9 @@ struct TableChange {
 struct FusedState;
 struct WideState;
 
+// What follows a product of many rows (prompt_product.h).
+enum PromptKind { PROMPT_SWIGLU, PROMPT_QKV, PROMPT_KINDS };
+
 // cuBLASLt's kernels for the products that came up last, by their shape (gemm.cu).
 enum { GEMM_PLANS = 256 };
 struct LtKernel;
@@ -102,8 +105,9 @@ struct CudaState {
     bool one_order;     // products of 16-bit numbers add up in one order, whatever the number of rows (gemm.cu)
     Widening widening;  // of matrices whose dtype is not type
     int packed_rows;    // products of quantised weights and up to so many rows are packed_product.h's
-    int prompt_rows;    // products of 16-bit weights and so many rows or more are prompt_product.h's; 0: none
-    int prompt_clusters;
+    // Products of many rows, with what follows them: prompt_product.h.
+    int prompt_least[PROMPT_KINDS];
+    int prompt_clusters; // that the GPU has room for at once
     bool fp8;           // --precision fp8: inputs of a prompt's products, but the output matrix's, are codes
     cublasLtMatmulAlgo_t fp8_kernel; // of all of them (gemm.cu)
     // Activations, on the device.
