@@ -572,7 +572,7 @@ template <class Body> static void with_prompt_swiglu(int rows, int cols, const K
     CHECK_CUDA(cudaMalloc((void **)&test.device, test.n * 2));
     s->h = test.device;
     test.product = [&](bool own, int T, Error *err) {
-        if (own) return prompt_swiglu(s, s->h, &layer.w1, &layer.w3, s->xb, T, err);
+        if (own) return prompt_swiglu(s, s->h, layer.w1.rows, &layer.w1, &layer.w3, NULL, NULL, s->xb, T, err);
         return matmul_gate_up(s, &layer, T, err) && swiglu(s, &layer, T, false, err);
     };
     body(test);

@@ -12,7 +12,6 @@
 #include "fused_rows.h"
 #include "gemm.h"
 #include "ops.h"
-#include "prompt_product.h"
 #include "widen.h"
 
 bool first_launch(const Model *m, bool *said) {
@@ -211,8 +210,7 @@ static bool forward_rows(Model *m, const Batch *host, const int *host_lens, int 
         if (!for_shards(m, err, [&](Model *m, CudaState *s) {
                 const LayerWeights *l = &m->weights.layers[i];
                 if (!normalise(m, s, l->ffn_norm, T, codes, err)) return false;
-                if (!codes && prompt_takes(s, PROMPT_SWIGLU, &l->w1, T))
-                    return prompt_swiglu(s, s->h, &l->w1, &l->w3, s->xb, T, err);
+                if (!codes && s->one_order) return feed_forward_fused(s, l, T, err);
                 return (codes ? matmul_gate_up_codes(s, l, T, err) : matmul_gate_up(s, l, T, err)) &&
                        (codes && !s->comm ? swiglu_codes(s, l, T, err) : swiglu(s, l, T, codes, err));
             }))

@@ -3,6 +3,7 @@
 #include "gemm.h"
 #include "ops.h"
 #include "prompt_product.h"
+#include "widen.h"
 
 template <typename T> struct RopeRows {
     const float *x;     // [rows][n_q + 2 n_kv][head_dim]: queries, keys, values
@@ -52,15 +53,58 @@ template <typename T> __global__ void rope_rows_kernel(const __grid_constant__ R
     store8(to + dim, lo, hi);
 }
 
+// Whether prompt_product.h takes a product, of what is widened, too.
+static bool takes_prompt(const CudaState *s, PromptKind kind, const Matrix *w, int T) {
+    return (w->dtype == s->type || (matrix_is_quantised(w) && !stays_packed(s, w, T))) && prompt_takes(s, kind, w, T);
+}
+
+// prompt_qkv of all rows of w, slab by slab if it is widened.
+static bool qkv_by_prompt(CudaState *s, PromptParams p, const Matrix *w, int T, Error *err) {
+    if (w->dtype == s->type) return prompt_qkv(s, &p, w, s->xb, T, err);
+    const float *scales = scales_after_product(s, w);
+    const int slab = widen_rows(s, w, SLAB_ROWS, s->element);
+    for (p.first_row = 0; p.first_row < w->rows; p.first_row += slab) {
+        const Matrix rows = matrix_rows(w, p.first_row, min(slab, w->rows - p.first_row));
+        Matrix wide;
+        p.scale[0] = scales ? scales + p.first_row : NULL;
+        if (!widen(s, &wide, &rows, err) || !prompt_qkv(s, &p, &wide, s->xb, T, err) || !widen_end(s, err))
+            return false;
+    }
+    return true;
+}
+
+// prompt_swiglu of all rows of gate and up: of what is widened a slab has some of each.
+static bool swiglu_by_prompt(CudaState *s, const Matrix *gate, const Matrix *up, int T, Error *err) {
+    const int n = gate->rows;
+    if (gate->dtype == s->type) return prompt_swiglu(s, s->h, n, gate, up, NULL, NULL, s->xb, T, err);
+    const float *gate_scale = scales_after_product(s, gate), *up_scale = scales_after_product(s, up);
+    const int slab = widen_rows(s, gate, SLAB_ROWS / 2, 2 * s->element);
+    for (int first = 0; first < n; first += slab) {
+        const int rows = min(slab, n - first);
+        const Matrix both[2] = {matrix_rows(gate, first, rows), matrix_rows(up, first, rows)};
+        Matrix wide[2];
+        if (!widen_both(s, wide, both, err) ||
+            !prompt_swiglu(s, (uint16_t *)s->h + first, n, &wide[0], &wide[1],
+                           gate_scale ? gate_scale + first : NULL, up_scale ? up_scale + first : NULL, s->xb, T, err) ||
+            !widen_end(s, err))
+            return false;
+    }
+    return true;
+}
+
+bool feed_forward_fused(CudaState *s, const LayerWeights *l, int T, Error *err) {
+    if (takes_prompt(s, PROMPT_SWIGLU, &l->w1, T)) return swiglu_by_prompt(s, &l->w1, &l->w3, T, err);
+    return matmul_gate_up(s, l, T, err) && swiglu(s, l, T, false, err);
+}
+
 bool project_qkv_fused(Model *m, const Matrix *first, int T, int n_q, int n_kv, int layer, Error *err) {
     const Config *c = &m->config;
     CudaState *s = (CudaState *)m->state;
     const int heads = n_q + 2 * n_kv;
     const bool codes = s->fp8 && layer >= 0;
     const size_t at = (size_t)(layer < 0 ? 0 : layer) * own_layer_elements(m) * s->element;
-    Matrix w = *first;
-    w.rows = heads * c->head_dim;
-    if (!codes && prompt_takes(s, PROMPT_QKV, &w, T)) {
+    const Matrix w = matrix_rows(first, 0, heads * c->head_dim);
+    if (!codes && takes_prompt(s, PROMPT_QKV, &w, T)) {
         PromptParams p = {};
         p.rope = s->rope_table;
         p.out = s->qkv_in;
@@ -75,7 +119,7 @@ bool project_qkv_fused(Model *m, const Matrix *first, int T, int n_q, int n_kv, 
             p.table = s->block_table;
             p.table_width = m->kv.table_width;
         }
-        return prompt_qkv(s, &p, &w, s->xb, T, err);
+        return qkv_by_prompt(s, p, &w, T, err);
     }
     if (!matmul_heads_by_row(s, c, s->qkv, first, T, heads, codes, err)) return false;
     CUDA_TRY(with_type(s->type, [&](auto type) {

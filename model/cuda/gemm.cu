@@ -16,8 +16,7 @@ static cudaDataType_t cuda_type(DType dtype) {
                                     : CUDA_R_16BF;
 }
 
-// Rows first .. first + n of a matrix.
-static Matrix matrix_rows(const Matrix *w, int first, int n) {
+Matrix matrix_rows(const Matrix *w, int first, int n) {
     Matrix rows = *w;
     rows.data = (const char *)w->data + (uint64_t)first * device_row_bytes(w);
     if (w->scale) rows.scale = (const float *)w->scale + first;
@@ -503,8 +502,7 @@ static bool product_widened(CudaState *s, float *out, const Matrix *w, const voi
     return true;
 }
 
-// Whether a product takes quantised weights as they are.
-static bool stays_packed(const CudaState *s, const Matrix *w, int T) {
+bool stays_packed(const CudaState *s, const Matrix *w, int T) {
     return T <= (w->rows <= PACKED_FEW_ROWS ? min(s->packed_rows, PACKED_ROWS_OF_FEW) : s->packed_rows) &&
            packed_takes(w);
 }

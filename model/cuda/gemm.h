@@ -6,6 +6,10 @@
 
 enum { BLAS_WORKSPACE_BYTES = 64 << 20 }; // cuBLAS's own, fixed so that its choices are, and graphs can hold it
 
+// Rows first .. first + n of a matrix.
+Matrix matrix_rows(const Matrix *w, int first, int n);
+// Whether a product of T rows takes quantised weights as they are (packed_product.h), not widened.
+bool stays_packed(const CudaState *s, const Matrix *w, int T);
 // out[T][rows] (+)= in[T][cols] · wᵀ, in of s->type, out float32. beta: 1 adds to out (s->gate_up may be overwritten
 // then), 0 does not read it.
 bool matmul(CudaState *s, float *out, const Matrix *w, const void *in, int T, float beta, Error *err);

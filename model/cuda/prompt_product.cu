@@ -68,7 +68,7 @@ bool prompt_open(CudaState *s, Error *err) {
 
 bool prompt_takes(const CudaState *s, PromptKind kind, const Matrix *w, int T) {
     const int rows = w->rows * (kind == PROMPT_SWIGLU ? 2 : 1), least = s->prompt_least[kind];
-    return least != PROMPT_NEVER && w->dtype == s->type && w->cols % PROMPT_COLUMNS == 0 && w->rows % 8 == 0 &&
+    return least != PROMPT_NEVER && w->cols % PROMPT_COLUMNS == 0 && w->rows % 8 == 0 &&
            prompt_share(T, rows, s->prompt_clusters) >= least;
 }
 
@@ -110,10 +110,14 @@ static bool launch(CudaState *s, PromptParams *p, const Matrix *w, const Matrix 
     return true;
 }
 
-bool prompt_swiglu(CudaState *s, void *h, const Matrix *gate, const Matrix *up, const void *in, int T, Error *err) {
+bool prompt_swiglu(CudaState *s, void *h, int pitch, const Matrix *gate, const Matrix *up, const float *gate_scale,
+                   const float *up_scale, const void *in, int T, Error *err) {
     PromptParams p;
     memset(&p, 0, sizeof p);
     p.h = h;
+    p.pitch = pitch;
+    p.scale[0] = gate_scale;
+    p.scale[1] = up_scale;
     return launch<PROMPT_SWIGLU>(s, &p, gate, up, in, T, err);
 }
 

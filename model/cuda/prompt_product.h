@@ -49,8 +49,13 @@ struct PromptParams {
     int T, rows, cols;      // rows of one matrix
     int row_tiles, token_tiles, together; // a cluster's tiles (prompt_plan.h); of the tokens', those that take turns
                                           // with the same weights
-    void *h; // PROMPT_SWIGLU: 16 bits [T][rows]
-    // PROMPT_QKV: rows of queries, keys and values.
+    // What the results are multiplied by first: [rows] of each matrix, or NULL: nothing.
+    const float *scale[2];
+    // PROMPT_SWIGLU.
+    void *h;   // 16 bits [T][pitch]
+    int pitch; // elements from one row of it to the next
+    // PROMPT_QKV: rows of queries, keys and values, from first_row of them on.
+    int first_row;
     const float2 *rope; // [T][head_dim/2]: cosine and sine
     void *out;          // 16 bits [n_q + 2 n_kv][T][head_dim]
     int n_q, n_kv, head_dim;
@@ -69,11 +74,14 @@ struct PromptParams {
 // and values: 192 tokens, 54 percent, 33 / 29; 256, 72 percent, 25 / 29.)
 enum { PROMPT_NEVER = 1000 };
 bool prompt_open(CudaState *s, Error *err);
-// Whether these kernels take, and are worth it for, a product of T rows of these weights, or of two alike (SwiGLU).
+// Whether these kernels take, and are worth it for, a product of T rows of these weights, or of two alike (SwiGLU), in
+// s->type.
 bool prompt_takes(const CudaState *s, PromptKind kind, const Matrix *w, int T);
-// h[T][rows] = silu(gate) × up of in[T][cols] · wᵀ of both, rounded to s->type.
-bool prompt_swiglu(CudaState *s, void *h, const Matrix *gate, const Matrix *up, const void *in, int T, Error *err);
-// What p says of PROMPT_QKV, from `rope` on, of in[T][cols] · wᵀ, queries and keys rotated, all rounded to s->type.
+// h[T][pitch] = silu(gate) × up of in[T][cols] · wᵀ of both, rounded to s->type. The results are multiplied by
+// scales [rows] of each first, unless those are NULL.
+bool prompt_swiglu(CudaState *s, void *h, int pitch, const Matrix *gate, const Matrix *up, const float *gate_scale,
+                   const float *up_scale, const void *in, int T, Error *err);
+// What p says of PROMPT_QKV, from `scale` on, of in[T][cols] · wᵀ, queries and keys rotated, all rounded to s->type.
 bool prompt_qkv(CudaState *s, PromptParams *p, const Matrix *w, const void *in, int T, Error *err);
 
 #endif

@@ -82,20 +82,33 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&w)[4], int t) {
         }
 }
 
+// The scales of two neighbouring rows of a matrix; of none, of some others.
+__device__ __forceinline__ float2 prompt_scale(const PromptParams &p, int matrix, int row) {
+    return __ldg((const float2 *)(p.scale[matrix] + min(row, p.rows - 2)));
+}
+__device__ __forceinline__ float2 times(float2 a, float2 b) {
+    return make_float2(__fmul_rn(a.x, b.x), __fmul_rn(a.y, b.y));
+}
+
 template <typename T, int N>
 __device__ __forceinline__ void prompt_store_gated(const PromptParams &p, const float (&acc)[N / 2], int token, int row,
                                                    int t) {
 #pragma unroll
     for (int i = 0; i < 2; i++) { // the token
-        T *to = (T *)p.h + (size_t)(token + 8 * i) * p.rows + row + 8 * t;
+        T *to = (T *)p.h + (size_t)(token + 8 * i) * p.pitch + row + 8 * t;
         const bool there = token + 8 * i < p.T;
 #pragma unroll
         for (int j0 = 0; j0 < N / 16; j0 += 4) {
             uint32_t w[4] = {};
 #pragma unroll
             for (int j = 0; j < 4 && j0 + j < N / 16; j++) {
-                const float *gate = acc + 4 * (j0 + j) + 2 * i, *up = gate + N / 4;
-                w[j] = pack2<T>(silu_fast(gate[0]) * up[0], silu_fast(gate[1]) * up[1]);
+                const float *pair = acc + 4 * (j0 + j) + 2 * i;
+                float2 gate = make_float2(pair[0], pair[1]), up = make_float2(pair[N / 4], pair[N / 4 + 1]);
+                if (p.scale[0]) {
+                    gate = times(gate, prompt_scale(p, 0, row + 8 * (j0 + j) + 2 * t));
+                    up = times(up, prompt_scale(p, 1, row + 8 * (j0 + j) + 2 * t));
+                }
+                w[j] = pack2<T>(silu_fast(gate.x) * up.x, silu_fast(gate.y) * up.y);
             }
             transpose_quad(w, t);
             if (there && j0 + t < N / 16 && row + 8 * (j0 + t) < p.rows)
@@ -145,7 +158,7 @@ template <typename T, int N>
 __device__ __forceinline__ void prompt_store_heads(const PromptParams &p, const float (&acc)[N / 2], int token, int row,
                                                    int t, const PromptTokens &own, PromptTurns turns) {
     const bool repeat = 128 % p.head_dim == 0; // every 128 columns have the same cosines and sines
-    int head = row / p.head_dim, d = row - head * p.head_dim; // of group j
+    int head = (p.first_row + row) / p.head_dim, d = p.first_row + row - head * p.head_dim; // of group j
 #pragma unroll
     for (int j0 = 0; j0 < N / 8; j0 += 4) {
         int own_head = 0, own_d = 0; // of group t
@@ -156,6 +169,7 @@ __device__ __forceinline__ void prompt_store_heads(const PromptParams &p, const 
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 float2 x = make_float2(acc[4 * (j0 + j) + 2 * i], acc[4 * (j0 + j) + 2 * i + 1]);
+                if (p.scale[0]) x = times(x, prompt_scale(p, 0, row + 8 * (j0 + j) + 2 * t));
                 if (head < p.n_q + p.n_kv) x = rotated(x, turns.by[i][j0 % 16 + j]);
                 w[i][j] = pack2<T>(x.x, x.y);
             }
@@ -201,7 +215,7 @@ __device__ __forceinline__ void prompt_consume(const PromptParams &p, PromptRing
             before = emptied + 8 * ring.slot;
         }
         PromptTurns turns;
-        if constexpr (KIND == PROMPT_QKV) turns = prompt_turns(p, own, row % p.head_dim);
+        if constexpr (KIND == PROMPT_QKV) turns = prompt_turns(p, own, (p.first_row + row) % p.head_dim);
         wgmma_wait<0>();
         wgmma_pin(acc);
         if (lane < PROMPT_CLUSTER) mbarrier_arrive_read(before);
@@ -216,8 +230,8 @@ __device__ __forceinline__ void prompt_consume(const PromptParams &p, PromptRing
 // Reads:    input, weights, of T; what RoPE and the cache's places are found by.
 // Writes:   h, or out, k and v.
 // Grid:     clusters of 2 × 384 threads, all resident at once.
-// Requires: cols % 64 = 0, rows % 8 = 0, head_dim % 8 = 0; the table has the pages of all pos; h, out, k and v
-//           aligned to 16 bytes.
+// Requires: cols % 64 = 0, rows, first_row, pitch and head_dim % 8 = 0; the table has the pages of all pos; h, out, k
+//           and v aligned to 16 bytes, scales to 8.
 template <typename T, int N, PromptKind KIND, bool SHARES_TOKENS>
 __global__ void __cluster_dims__(PROMPT_CLUSTER, 1, 1) __launch_bounds__(PROMPT_THREADS, 1)
     prompt_product_kernel(const __grid_constant__ PromptParams p) {

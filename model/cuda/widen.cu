@@ -209,6 +209,17 @@ bool widen(CudaState *s, Matrix *wide, const Matrix *rows, Error *err) {
     return fill_slab(s, wide, rows, s->type, launch, err);
 }
 
+bool widen_both(CudaState *s, Matrix wide[2], const Matrix rows[2], Error *err) {
+    const size_t bytes = (size_t)rows[0].rows * rows[0].cols * s->element;
+    auto launch = [&](char *slab, cudaStream_t stream) {
+        return launch_widen(s, slab, &rows[0], stream, err) && launch_widen(s, slab + bytes, &rows[1], stream, err);
+    };
+    if (!fill_slab(s, &wide[0], &rows[0], s->type, launch, err)) return false;
+    wide[1] = wide[0];
+    wide[1].data = (const char *)wide[0].data + bytes;
+    return true;
+}
+
 bool unpack_codes(CudaState *s, Matrix *codes, const Matrix *rows, Error *err) {
     auto launch = [&](char *slab, cudaStream_t stream) {
         const unsigned lanes = (unsigned)(rows->cols + PACK_CHUNK - 1) / PACK_CHUNK * (PACK_CHUNK / LANE_CODES),

@@ -32,6 +32,8 @@ int widen_rows(const CudaState *s, const Matrix *w, int unit, size_t element);
 // *wide: these rows of a matrix in s->type, for what s->stream is given until widen_end. A quantised weight is code ×
 // scale, rounded to float32 and to s->type; where scales_after_product has scales, the code.
 bool widen(CudaState *s, Matrix *wide, const Matrix *rows, Error *err);
+// The same of as many rows of two matrices that are alike, in one slab: for products that take both.
+bool widen_both(CudaState *s, Matrix wide[2], const Matrix rows[2], Error *err);
 // *codes: the same of an FP8 matrix as codes, e4m3 [rows][cols]. cols % 16 = 0.
 bool unpack_codes(CudaState *s, Matrix *codes, const Matrix *rows, Error *err);
 bool widen_end(CudaState *s, Error *err);

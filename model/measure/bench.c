@@ -212,6 +212,7 @@ static bool measure_context(Bench *b, BenchRow *rows, int n, Error *err) {
     int max_len = rows->length < longest - WINDOW ? rows->length + WINDOW : longest;
     while (n > 0) {
         BenchRow *row = &rows[n - 1];
+        b->m->sequences = rows[0].batch; // a start may prepare the steps that come first
         if (!row->why.text[0] && start_with(b, row->batch, max_len, &row->why)) break;
         n--;
     }
