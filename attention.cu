@@ -398,19 +398,21 @@ static int prefill_sm90(const AttentionArgs *a, PrefillParams p, PrefillBatch &b
     int box_rows = sm90_box_rows(a->block_size, a->block_table && a->block_size != a->cache_max_len);
     cuuint64_t q_dims[3] = {(cuuint64_t)D, (cuuint64_t)a->n_heads, (cuuint64_t)b.q_start[b.n_seq]};
     cuuint64_t q_strides[2] = {(cuuint64_t)a->q_head_stride * 2, (cuuint64_t)a->q_token_stride * 2};
-    // How many rows a paged cache has is not known.
-    cuuint64_t kv_dims[2] = {(cuuint64_t)D, (cuuint64_t)1 << 31}, kv_strides[1] = {(cuuint64_t)D * 2};
-    cuuint32_t q_box[3] = {64, 1, SM90_ROWS}, kv_box[2] = {64, (cuuint32_t)box_rows};
+    // A head's part of a block of the cache is the last dimension: what is after its positions is zero in a copy. How
+    // many blocks a paged cache has is not known.
+    cuuint64_t kv_dims[3] = {(cuuint64_t)D, (cuuint64_t)p.cache.block_size, (cuuint64_t)1 << 31};
+    cuuint64_t kv_strides[2] = {(cuuint64_t)D * 2, (cuuint64_t)D * 2 * (cuuint64_t)p.cache.block_size};
+    cuuint32_t q_box[3] = {64, 1, SM90_ROWS}, kv_box[3] = {64, (cuuint32_t)box_rows, 1};
     if (tensor_map(&maps.q, a->dtype, a->q, 3, q_dims, q_strides, q_box) ||
-        tensor_map(&maps.k, a->dtype, a->k_cache, 2, kv_dims, kv_strides, kv_box) ||
-        tensor_map(&maps.v, a->dtype, a->v_cache, 2, kv_dims, kv_strides, kv_box))
+        tensor_map(&maps.k, a->dtype, a->k_cache, 3, kv_dims, kv_strides, kv_box) ||
+        tensor_map(&maps.v, a->dtype, a->v_cache, 3, kv_dims, kv_strides, kv_box))
         return 1;
     long long n_tiles = prefill_order(&b, SM90_ROWS) * a->n_heads;
     if (n_tiles > 0x7fffffff - device.n_sms)
         return refuse("attention_prefill: %lld query tiles in one launch", n_tiles);
     p.n_tiles = (int)n_tiles;
     return launch("prefill_sm90_kernel", a, prefill_sm90_kernel<T, D>, n_tiles < device.n_sms ? n_tiles : device.n_sms,
-                  SM90_THREADS, sm90_smem_bytes<D>(), false, 1, stream, p, b, maps, box_rows);
+                  SM90_THREADS, sm90_smem_bytes<D>(), device.dependent_launch, 1, stream, p, b, maps, box_rows);
 }
 
 int attention_prefill(const AttentionArgs *a, void *cuda_stream) {

@@ -32,10 +32,10 @@ static_assert(SM90_ROWS == SM90_WARPGROUPS * 64 && SM90_KEYS == 128, "wgmma: 64 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
 // One warp of the block fills the ring. K or V rows base .. base+127 of one KV head go to `dst`, in boxes of box_rows
-// rows, lane i's from row box_y of the cache. After `total` is memory that nobody wrote: boxes of that alone are not
-// copied.
+// rows, lane i's from row box_y of a head's part of the cache, number box_z. n_rows: those from `base` on that count;
+// after them is memory that nobody wrote, and boxes of that alone are not copied.
 template <int D>
-__device__ __forceinline__ void sm90_load_tile(const CUtensorMap *map, int box_rows, int box_y, int n_rows,
+__device__ __forceinline__ void sm90_load_tile(const CUtensorMap *map, int box_rows, int box_y, int box_z, int n_rows,
                                                uint32_t dst, uint32_t full, int lane) {
     const int boxes = (min(n_rows, SM90_KEYS) + box_rows - 1) / box_rows;
     if (lane == 0) mbarrier_arrive_expect_tx(full, sm90_panels<D>() * boxes * box_rows * 128);
@@ -43,7 +43,7 @@ __device__ __forceinline__ void sm90_load_tile(const CUtensorMap *map, int box_r
     if (lane < boxes)
 #pragma unroll
         for (int panel = 0; panel < sm90_panels<D>(); panel++)
-            copy_tensor_2d(dst + panel * PANEL_BYTES + lane * box_rows * 128, map, panel * 64, box_y, full);
+            copy_tensor_3d(dst + panel * PANEL_BYTES + lane * box_rows * 128, map, panel * 64, box_y, box_z, full);
 }
 // Of a tile of V whose rows from n_rows on count for nothing, these as zeros, as 0 x NaN would be NaN; once it has
 // landed. (Scores of such keys are not read.)
@@ -123,6 +123,8 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
         fence_mbarrier_init();
     }
     __syncthreads(); // the barriers exist
+    wait_for_previous_kernel();
+    let_next_kernel_start();
     int n_items = 0; // items so far
 
     if (warpgroup == 0) {
@@ -145,18 +147,24 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
                     copy_tensor_3d(q_tile + panel * PANEL_BYTES, &maps.q, panel * 64, tile.head,
                                    b.q_start[tile.seq] + tile.row0, q_full);
             }
+            // All boxes' places at once, for K and V, a tile ahead: one after another they would take longer than a
+            // product.
+            auto place = [&](int base) {
+                return (int)(cache_row(cache, own_row, kv_head, min(base + lane * box_rows, total - 1)) / D);
+            };
+            int next_y = place(0);
             for (int base = 0; base < end; base += SM90_KEYS, n++) {
                 int stage = n % SM90_STAGES, parity = (n / SM90_STAGES & 1) ^ 1; // a fresh barrier counts as empty
-                // All boxes' places at once, for K and V: one after another they would take longer than a product.
-                int box_y = (int)(cache_row(cache, own_row, kv_head, min(base + lane * box_rows, total - 1)) / D);
+                const int box_z = next_y / cache.block_size, box_y = next_y - box_z * cache.block_size;
+                if (base + SM90_KEYS < end) next_y = place(base + SM90_KEYS);
                 const uint32_t v_tile = v_tiles + stage * TILE_BYTES;
                 const bool ends = base + SM90_KEYS > total;
                 mbarrier_wait(k_empty + 8 * stage, parity);
-                sm90_load_tile<D>(&maps.k, box_rows, box_y, total - base, k_tiles + stage * TILE_BYTES,
+                sm90_load_tile<D>(&maps.k, box_rows, box_y, box_z, total - base, k_tiles + stage * TILE_BYTES,
                                   k_full + 8 * stage, lane);
                 mbarrier_wait(v_empty + 8 * stage, parity);
-                sm90_load_tile<D>(&maps.v, box_rows, box_y, total - base, v_tile, ends ? landed : v_full + 8 * stage,
-                                  lane);
+                sm90_load_tile<D>(&maps.v, box_rows, box_y, box_z, total - base, v_tile,
+                                  ends ? landed : v_full + 8 * stage, lane);
                 if (!ends) continue;
                 mbarrier_wait(landed, n_ends++ & 1);
                 sm90_clear_rows<D>(v_tile, total - base, lane);
