@@ -31,19 +31,33 @@ static_assert(SM90_ROWS == SM90_WARPGROUPS * 64 && SM90_KEYS == 128, "wgmma: 64 
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
-// One warp of the block fills the ring. K or V rows base .. base+127 of one KV head go to `dst`, in boxes of box_rows
-// rows, lane i's from row box_y of a head's part of the cache, number box_z. n_rows: those from `base` on that count;
-// after them is memory that nobody wrote, and boxes of that alone are not copied.
+// One warp of the block fills the ring, with K a tile ahead of V, in the order in which the stages become empty. What is
+// between an empty stage and its copies has to be short: a tile takes little longer than its way through L2.
+
+// Where a lane's box of a tile is: from row y of a head's part of a block of the cache, number z.
+struct TileBox {
+    int y, z;
+};
+template <typename T>
+__device__ __forceinline__ TileBox sm90_box(const Cache<T> &cache, int own_row, int kv_head, int pos) {
+    int block = own_row;
+    if (cache.table) {
+        const int i = pos / cache.block_size;
+        block = load_l2(cache.table + (size_t)own_row * cache.table_width + i);
+        pos -= i * cache.block_size;
+    }
+    return {pos, block * cache.n_kv_heads + kv_head};
+}
+// K or V rows of one KV head to `dst`, in so many boxes: each lane's own. A box is box_bytes of a panel.
 template <int D>
-__device__ __forceinline__ void sm90_load_tile(const CUtensorMap *map, int box_rows, int box_y, int box_z, int n_rows,
+__device__ __forceinline__ void sm90_load_tile(const CUtensorMap *map, TileBox box, int boxes, int box_bytes,
                                                uint32_t dst, uint32_t full, int lane) {
-    const int boxes = (min(n_rows, SM90_KEYS) + box_rows - 1) / box_rows;
-    if (lane == 0) mbarrier_arrive_expect_tx(full, sm90_panels<D>() * boxes * box_rows * 128);
+    if (lane == 0) mbarrier_arrive_expect_tx(full, sm90_panels<D>() * boxes * box_bytes);
     __syncwarp();
     if (lane < boxes)
 #pragma unroll
         for (int panel = 0; panel < sm90_panels<D>(); panel++)
-            copy_tensor_3d(dst + panel * PANEL_BYTES + lane * box_rows * 128, map, panel * 64, box_y, box_z, full);
+            copy_tensor_3d(dst + panel * PANEL_BYTES + lane * box_bytes, map, panel * 64, box.y, box.z, full);
 }
 // Of a tile of V whose rows from n_rows on count for nothing, these as zeros, as 0 x NaN would be NaN; once it has
 // landed. (Scores of such keys are not read.)
@@ -132,6 +146,7 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
         if (threadIdx.x >= 32) return;
         const Cache<T> &cache = (const Cache<T> &)p.cache;
         int n = 0, n_ends = 0; // K/V tiles so far, and those in which a sequence ends
+        const int box_log2 = 31 - __clz(box_rows);
         for (int round = 0; round * (int)gridDim.x < p.n_tiles; round++) {
             int item = sm90_item(round, blockIdx.x, gridDim.x);
             if (item >= p.n_tiles) continue;
@@ -147,24 +162,31 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
                     copy_tensor_3d(q_tile + panel * PANEL_BYTES, &maps.q, panel * 64, tile.head,
                                    b.q_start[tile.seq] + tile.row0, q_full);
             }
-            // All boxes' places at once, for K and V, a tile ahead: one after another they would take longer than a
-            // product.
-            auto place = [&](int base) {
-                return (int)(cache_row(cache, own_row, kv_head, min(base + lane * box_rows, total - 1)) / D);
+            // All boxes' places at once: one after another they would take longer than a product. What is after `total`
+            // is memory that nobody wrote: boxes of that alone are not copied.
+            auto box_of = [&](int base) {
+                return sm90_box(cache, own_row, kv_head, min(base + lane * box_rows, total - 1));
             };
-            int next_y = place(0);
-            for (int base = 0; base < end; base += SM90_KEYS, n++) {
-                int stage = n % SM90_STAGES, parity = (n / SM90_STAGES & 1) ^ 1; // a fresh barrier counts as empty
-                const int box_z = next_y / cache.block_size, box_y = next_y - box_z * cache.block_size;
-                if (base + SM90_KEYS < end) next_y = place(base + SM90_KEYS);
+            auto boxes_of = [&](int base) { return (min(total - base, SM90_KEYS) + box_rows - 1) >> box_log2; };
+            auto load_k = [&](int base, int n, TileBox box) {
+                const int stage = n % SM90_STAGES, boxes = boxes_of(base);
+                mbarrier_wait(k_empty + 8 * stage, (n / SM90_STAGES & 1) ^ 1); // a fresh barrier counts as empty
+                sm90_load_tile<D>(&maps.k, box, boxes, box_rows * 128, k_tiles + stage * TILE_BYTES, k_full + 8 * stage,
+                                  lane);
+            };
+            TileBox box = box_of(0), next = box;
+            load_k(0, n, box);
+            for (int base = 0; base < end; base += SM90_KEYS, n++, box = next) {
+                const int stage = n % SM90_STAGES, boxes = boxes_of(base);
                 const uint32_t v_tile = v_tiles + stage * TILE_BYTES;
                 const bool ends = base + SM90_KEYS > total;
-                mbarrier_wait(k_empty + 8 * stage, parity);
-                sm90_load_tile<D>(&maps.k, box_rows, box_y, box_z, total - base, k_tiles + stage * TILE_BYTES,
-                                  k_full + 8 * stage, lane);
-                mbarrier_wait(v_empty + 8 * stage, parity);
-                sm90_load_tile<D>(&maps.v, box_rows, box_y, box_z, total - base, v_tile,
-                                  ends ? landed : v_full + 8 * stage, lane);
+                if (base + SM90_KEYS < end) {
+                    next = box_of(base + SM90_KEYS);
+                    load_k(base + SM90_KEYS, n + 1, next);
+                }
+                mbarrier_wait(v_empty + 8 * stage, (n / SM90_STAGES & 1) ^ 1);
+                sm90_load_tile<D>(&maps.v, box, boxes, box_rows * 128, v_tile, ends ? landed : v_full + 8 * stage,
+                                  lane);
                 if (!ends) continue;
                 mbarrier_wait(landed, n_ends++ & 1);
                 sm90_clear_rows<D>(v_tile, total - base, lane);
