@@ -1,18 +1,19 @@
 #!/bin/sh
-# One model on two GPUs, by one process (--gpus 2) and by two (mpirun -n 2): the same bytes as on one GPU; and all
-# processes end when one does. Needs two GPUs and a build with MPI and NCCL; says SKIP without.
-# KILLS: how often one is killed.
+# One model on several GPUs, by one process (--gpus) and by as many (mpirun -n): the same bytes as on one GPU; and all
+# processes end when one does. Needs the GPUs and a build with MPI and NCCL; says SKIP without.
+# GPUS: how many, 2 by default. KILLS: how often a process is killed.
 LLAMA=${LLAMA:-./llama}
 MPIRUN=${MPIRUN:-mpirun}
+GPUS=${GPUS:-2}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 model=model/stories.bin
 root=
 [ "$(id -u)" -ne 0 ] || root=--allow-run-as-root
-two="$MPIRUN $root --bind-to none -n 2 $LLAMA"
+all="$MPIRUN $root --bind-to none -n $GPUS $LLAMA"
 
 missing=
-[ "$(nvidia-smi -L 2> /dev/null | wc -l)" -ge 2 ] || missing="two GPUs are needed"
+[ "$(nvidia-smi -L 2> /dev/null | wc -l)" -ge "$GPUS" ] || missing="$GPUS GPUs are needed"
 [ -n "$missing" ] || $LLAMA --version | grep -q "Open MPI" || missing="$($LLAMA --version): no MPI"
 [ -n "$missing" ] || command -v "$MPIRUN" > /dev/null || missing="there is no $MPIRUN"
 
@@ -25,11 +26,11 @@ check() { # NAME COMMAND...: ok if the command exits 0; what it printed last sta
     grep -h '^longest' "$work/out"
 }
 
-# Standard output of a run on one GPU, on two by --gpus, on two by mpirun, but for times.
+# Standard output of a run on one GPU, on all by --gpus, on all by mpirun, but for times.
 same() { # FLAG...
     $LLAMA "$@" --quiet | sed 's/"timings.*//' > "$work/one" &&
-        $LLAMA "$@" --gpus 2 --quiet | sed 's/"timings.*//' > "$work/gpus" &&
-        $two "$@" --quiet < /dev/null | tr -d '\r' | sed 's/"timings.*//' > "$work/mpi" || return 1
+        $LLAMA "$@" --gpus $GPUS --quiet | sed 's/"timings.*//' > "$work/gpus" &&
+        $all "$@" --quiet < /dev/null | tr -d '\r' | sed 's/"timings.*//' > "$work/mpi" || return 1
     [ -s "$work/one" ] || { echo "nothing was printed" && return 1; }
     cmp "$work/one" "$work/gpus" && cmp "$work/one" "$work/mpi"
 }
@@ -45,7 +46,7 @@ ids() { # NUMBER: so many token ids
 }
 
 compares() { # FLAG...: against HuggingFace's tokens
-    $two $model --compare tests/vectors/stories-dump.safetensors "$@" --precision f32 < /dev/null
+    $all $model --compare tests/vectors/stories-dump.safetensors "$@" --precision f32 < /dev/null
 }
 
 quantised() { # TYPE
@@ -57,7 +58,7 @@ quantised() { # TYPE
 refused() { # STATUS FRAGMENT FLAG...: the line is said once
     status=$1 fragment=$2
     shift 2
-    $two "$@" < /dev/null > "$work/stdout" 2> "$work/stderr"
+    $all "$@" < /dev/null > "$work/stdout" 2> "$work/stderr"
     found=$?
     [ $found -eq "$status" ] && [ "$(grep -c "$fragment" "$work/stderr")" -eq 1 ] && return
     echo "exit status $found: $(cat "$work/stderr")"
@@ -70,7 +71,7 @@ ends() { # SIGNAL WHO: 0 or 1: of mpirun's children; mpirun
     most=0 times=0
     while [ $times -lt "${KILLS:-5}" ]; do
         times=$((times + 1))
-        timeout 120 $two $model -p "Once upon a time" -n 1900 -c 2048 --ignore-eos --quiet < /dev/null > "$work/stdout" 2> "$work/stderr" &
+        timeout 120 $all $model -p "Once upon a time" -n 1900 -c 2048 --ignore-eos --quiet < /dev/null > "$work/stdout" 2> "$work/stderr" &
         job=$!
         sleep "$(awk -v s="$times$job" 'BEGIN { srand(s); print 0.3 + 4 * rand() }')"
         launcher=$(pgrep -P $job | head -n 1)
@@ -104,7 +105,7 @@ check test_mpi_perplexity_is_that_of_one_gpu same $model --perplexity README.md 
 for type in int4 int8 fp8; do check test_mpi_${type}_has_the_bytes_of_one_gpu quantised $type; done
 check test_mpi_8b_has_the_bytes_of_one_gpu same --synthetic llama-3.1-8b --ids -p "$(ids 700)" -n 200 --ignore-eos --json --logprobs 5
 for engine in fused cublas; do check test_mpi_${engine}_equals_huggingface compares --engine $engine; done
-check test_mpi_gpus_beside_mpirun_are_refused refused 2 "gpus 2 in each of 2 processes" $model -p x --gpus 2
+check test_mpi_gpus_beside_mpirun_are_refused refused 2 "gpus $GPUS in each of $GPUS processes" $model -p x --gpus $GPUS
 check test_mpi_missing_file_is_said_once refused 1 "/no/such/file" /no/such/file -p x
 check test_mpi_usage_is_refused_once refused 2 "unknown flag --nonsense" --nonsense
 check test_mpi_ends_when_a_follower_is_killed ends KILL 1
