@@ -5,6 +5,7 @@
 
 #include "ops.h"
 #include "packed_product.h"
+#include "prompt_product.h"
 #include "widen.h"
 
 enum { LONG_PROMPT = 4097 }; // rows: see lt_choose
@@ -502,6 +503,20 @@ static bool product_widened(CudaState *s, float *out, const Matrix *w, const voi
     return true;
 }
 
+// out[T][rows] += in[T][cols] · wᵀ × scales, w widened.
+static bool add_by_prompt(CudaState *s, float *out, const Matrix *w, const float *scales, const void *in, int T,
+                          Error *err) {
+    const int slab = widen_rows(s, w, SLAB_ROWS, s->element);
+    for (int first = 0; first < w->rows; first += slab) {
+        const Matrix rows = matrix_rows(w, first, min(slab, w->rows - first));
+        Matrix wide;
+        if (!widen(s, &wide, &rows, err) || !prompt_add(s, out + first, w->rows, &wide, scales + first, in, T, err) ||
+            !widen_end(s, err))
+            return false;
+    }
+    return true;
+}
+
 bool stays_packed(const CudaState *s, const Matrix *w, int T) {
     return T <= (w->rows <= PACKED_FEW_ROWS ? min(s->packed_rows, PACKED_ROWS_OF_FEW) : s->packed_rows) &&
            packed_takes(w);
@@ -514,6 +529,7 @@ bool matmul(CudaState *s, float *out, const Matrix *w, const void *in, int T, fl
     if (stays_packed(s, w, T)) return packed_product(s, out, w->rows, w, NULL, scales, in, T, beta, err);
     if (!scales) return product_widened(s, out, w, in, T, beta, err);
     if (beta == 0) return product_widened(s, out, w, in, T, 0, err) && scale_rows(s, out, scales, 1, T, w->rows, err);
+    if (s->one_order && prompt_takes(s, PROMPT_ADD, w, T)) return add_by_prompt(s, out, w, scales, in, T, err);
     return product_widened(s, s->gate_up, w, in, T, 0, err) && add_scaled(s, out, s->gate_up, scales, T, w->rows, err);
 }
 

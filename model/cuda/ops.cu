@@ -277,7 +277,8 @@ __global__ void add_scaled_kernel(float *x, const float *y, const float *scale, 
     unsigned i = 4 * (newest_first() * blockDim.x + threadIdx.x);
     if (i >= n) return;
     float4 a = *(const float4 *)(x + i), b = *(const float4 *)(y + i), c = *(const float4 *)(scale + i % rows);
-    *(float4 *)(x + i) = make_float4(a.x + b.x * c.x, a.y + b.y * c.y, a.z + b.z * c.z, a.w + b.w * c.w);
+    *(float4 *)(x + i) = make_float4(__fmaf_rn(b.x, c.x, a.x), __fmaf_rn(b.y, c.y, a.y), __fmaf_rn(b.z, c.z, a.z),
+                                     __fmaf_rn(b.w, c.w, a.w));
 }
 
 // Computes: some rows of x and, in its own order, of what is known about each.

@@ -38,7 +38,8 @@ template <class Body> static cudaError_t for_kernels(DType dtype, Body body) {
                 typedef decltype(type) T;
                 typedef decltype(tile) Own;
                 for (auto kernel : {prompt_product_kernel<T, Own::ROWS, PROMPT_SWIGLU, Own::SHARES>,
-                                    prompt_product_kernel<T, Own::ROWS, PROMPT_QKV, Own::SHARES>})
+                                    prompt_product_kernel<T, Own::ROWS, PROMPT_QKV, Own::SHARES>,
+                                    prompt_product_kernel<T, Own::ROWS, PROMPT_ADD, Own::SHARES>})
                     if (status == cudaSuccess) status = body((const void *)kernel);
                 return 0;
             });
@@ -46,10 +47,14 @@ template <class Body> static cudaError_t for_kernels(DType dtype, Body body) {
     return status;
 }
 
+void prompt_never(CudaState *s) {
+    for (int &least : s->prompt_least) least = PROMPT_NEVER;
+}
+
 bool prompt_open(CudaState *s, Error *err) {
     cudaFuncAttributes kernel;
     int device = 0, major = 0, sms = 0;
-    s->prompt_least[PROMPT_SWIGLU] = s->prompt_least[PROMPT_QKV] = PROMPT_NEVER;
+    prompt_never(s);
     if (s->element != 2) return true;
     CUDA_TRY(cudaGetDevice(&device));
     CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
@@ -63,6 +68,7 @@ bool prompt_open(CudaState *s, Error *err) {
     s->prompt_clusters = sms / PROMPT_CLUSTER;
     s->prompt_least[PROMPT_SWIGLU] = 80;
     s->prompt_least[PROMPT_QKV] = 70;
+    s->prompt_least[PROMPT_ADD] = 80;
     return true;
 }
 
@@ -119,6 +125,16 @@ bool prompt_swiglu(CudaState *s, void *h, int pitch, const Matrix *gate, const M
     p.scale[0] = gate_scale;
     p.scale[1] = up_scale;
     return launch<PROMPT_SWIGLU>(s, &p, gate, up, in, T, err);
+}
+
+bool prompt_add(CudaState *s, float *x, int pitch, const Matrix *w, const float *scale, const void *in, int T,
+                Error *err) {
+    PromptParams p;
+    memset(&p, 0, sizeof p);
+    p.x = x;
+    p.pitch = pitch;
+    p.scale[0] = scale;
+    return launch<PROMPT_ADD>(s, &p, w, NULL, in, T, err);
 }
 
 bool prompt_qkv(CudaState *s, PromptParams *p, const Matrix *w, const void *in, int T, Error *err) {

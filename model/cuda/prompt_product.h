@@ -1,5 +1,5 @@
-// Products of many rows and 16-bit weights on Hopper, and what follows them: SwiGLU, or RoPE and the way into the
-// cache. The sums have the bits of cuBLASLt's kernels that do not cut K (gemm.cu): steps of 16 columns are
+// Products of many rows and 16-bit weights on Hopper, and what follows them: SwiGLU, RoPE and the way into the cache,
+// or the residual sum of weights with scales. The sums have the bits of cuBLASLt's kernels that do not cut K (gemm.cu): steps of 16 columns are
 // added in the order of K in one float32 accumulator. prompt_product_kernel.cuh keeps what is promised here,
 // prompt_product.cu launches.
 //
@@ -51,9 +51,9 @@ struct PromptParams {
                                           // with the same weights
     // What the results are multiplied by first: [rows] of each matrix, or NULL: nothing.
     const float *scale[2];
-    // PROMPT_SWIGLU.
-    void *h;   // 16 bits [T][pitch]
-    int pitch; // elements from one row of it to the next
+    void *h;   // PROMPT_SWIGLU: 16 bits [T][pitch]
+    float *x;  // PROMPT_ADD: [T][pitch], added to, rounding once; there are scales
+    int pitch; // elements from one row of h or x to the next
     // PROMPT_QKV: rows of queries, keys and values, from first_row of them on.
     int first_row;
     const float2 *rope; // [T][head_dim/2]: cosine and sine
@@ -73,6 +73,7 @@ struct PromptParams {
 // 45 percent, 68 / 65; 128, 90 percent, 65 / 75; 320, 75 percent, 139 / 130; 512, 90 percent, 185 / 190. Queries, keys
 // and values: 192 tokens, 54 percent, 33 / 29; 256, 72 percent, 25 / 29.)
 enum { PROMPT_NEVER = 1000 };
+void prompt_never(CudaState *s); // they cannot
 bool prompt_open(CudaState *s, Error *err);
 // Whether these kernels take, and are worth it for, a product of T rows of these weights, or of two alike (SwiGLU), in
 // s->type.
@@ -81,6 +82,9 @@ bool prompt_takes(const CudaState *s, PromptKind kind, const Matrix *w, int T);
 // scales [rows] of each first, unless those are NULL.
 bool prompt_swiglu(CudaState *s, void *h, int pitch, const Matrix *gate, const Matrix *up, const float *gate_scale,
                    const float *up_scale, const void *in, int T, Error *err);
+// x[T][pitch] += in[T][cols] · wᵀ × scale [rows], rounding once. (Without scales cuBLAS does as well.)
+bool prompt_add(CudaState *s, float *x, int pitch, const Matrix *w, const float *scale, const void *in, int T,
+                Error *err);
 // What p says of PROMPT_QKV, from `scale` on, of in[T][cols] · wᵀ, queries and keys rotated, all rounded to s->type.
 bool prompt_qkv(CudaState *s, PromptParams *p, const Matrix *w, const void *in, int T, Error *err);
 

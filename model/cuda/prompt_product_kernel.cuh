@@ -90,6 +90,34 @@ __device__ __forceinline__ float2 times(float2 a, float2 b) {
     return make_float2(__fmul_rn(a.x, b.x), __fmul_rn(a.y, b.y));
 }
 
+template <int N>
+__device__ __forceinline__ void prompt_store_added(const PromptParams &p, const float (&acc)[N / 2], int token, int row,
+                                                   int t) {
+    constexpr int EACH = 4; // groups of 8 rows whose loads are under way at once
+    float *first = p.x + (size_t)token * p.pitch + row + 2 * t, *second = first + 8 * (size_t)p.pitch;
+#pragma unroll
+    for (int j0 = 0; j0 < N / 8; j0 += EACH) {
+        float2 x[EACH][2], scale[EACH];
+#pragma unroll
+        for (int j = 0; j < EACH; j++) {
+            scale[j] = prompt_scale(p, 0, row + 8 * (j0 + j) + 2 * t);
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                if (token + 8 * i < p.T && row + 8 * (j0 + j) < p.rows)
+                    x[j][i] = __ldcg((const float2 *)((i == 0 ? first : second) + 8 * (j0 + j)));
+        }
+#pragma unroll
+        for (int j = 0; j < EACH; j++)
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                if (token + 8 * i < p.T && row + 8 * (j0 + j) < p.rows) {
+                    const float *pair = acc + 4 * (j0 + j) + 2 * i;
+                    *(float2 *)((i == 0 ? first : second) + 8 * (j0 + j)) = make_float2(
+                        __fmaf_rn(pair[0], scale[j].x, x[j][i].x), __fmaf_rn(pair[1], scale[j].y, x[j][i].y));
+                }
+    }
+}
+
 template <typename T, int N>
 __device__ __forceinline__ void prompt_store_gated(const PromptParams &p, const float (&acc)[N / 2], int token, int row,
                                                    int t) {
@@ -219,19 +247,18 @@ __device__ __forceinline__ void prompt_consume(const PromptParams &p, PromptRing
         wgmma_wait<0>();
         wgmma_pin(acc);
         if (lane < PROMPT_CLUSTER) mbarrier_arrive_read(before);
-        if constexpr (KIND == PROMPT_QKV)
-            prompt_store_heads<T, N>(p, acc, token, row, t, own, turns);
-        else
-            prompt_store_gated<T, N>(p, acc, token, row, t);
+        if constexpr (KIND == PROMPT_QKV) prompt_store_heads<T, N>(p, acc, token, row, t, own, turns);
+        if constexpr (KIND == PROMPT_SWIGLU) prompt_store_gated<T, N>(p, acc, token, row, t);
+        if constexpr (KIND == PROMPT_ADD) prompt_store_added<N>(p, acc, token, row, t);
     }
 }
 
 // Computes: a product of the input and one or two matrices, and what follows it (KIND).
-// Reads:    input, weights, of T; what RoPE and the cache's places are found by.
-// Writes:   h, or out, k and v.
+// Reads:    input, weights, of T; x; scales; what RoPE and the cache's places are found by.
+// Writes:   h; or out, k and v; or x.
 // Grid:     clusters of 2 × 384 threads, all resident at once.
 // Requires: cols % 64 = 0, rows, first_row, pitch and head_dim % 8 = 0; the table has the pages of all pos; h, out, k
-//           and v aligned to 16 bytes, scales to 8.
+//           and v aligned to 16 bytes, x and scales to 8.
 template <typename T, int N, PromptKind KIND, bool SHARES_TOKENS>
 __global__ void __cluster_dims__(PROMPT_CLUSTER, 1, 1) __launch_bounds__(PROMPT_THREADS, 1)
     prompt_product_kernel(const __grid_constant__ PromptParams p) {

@@ -55,7 +55,7 @@ struct FusedState;
 struct WideState;
 
 // What follows a product of many rows (prompt_product.h).
-enum PromptKind { PROMPT_SWIGLU, PROMPT_QKV, PROMPT_KINDS };
+enum PromptKind { PROMPT_SWIGLU, PROMPT_QKV, PROMPT_ADD, PROMPT_KINDS };
 
 // cuBLASLt's kernels for the products that came up last, by their shape (gemm.cu).
 enum { GEMM_PLANS = 256 };
