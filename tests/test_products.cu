@@ -498,8 +498,9 @@ static bool check_prompt(const PromptTest &test, const char *name, const std::ve
             for (size_t i = 0; i < test.n; i++)
                 if (got[i] != right[i] && differ++ == 0)
                     snprintf(first, sizeof first,
-                             "%d rows, tiles of %d%s, %d clusters: row %zu, column %zu is %04x, not %04x", T,
-                             tile.rows, tile.shares_tokens ? " sharing tokens" : "", clusters, i / test.pitch, i % test.pitch, got[i], right[i]);
+                             "%d rows, tiles of %d%s, %d clusters: row %zu, column %zu is %04x, not %04x", T, tile.rows,
+                             tile.shares_tokens ? " sharing tokens" : "", clusters, i / test.pitch, i % test.pitch,
+                             got[i], right[i]);
         }
     }
     if (differ > 0) printf("  %s: %zu of %zu differ; %s\n", name, differ, of, first);

@@ -189,8 +189,8 @@ template <class Cursor> struct DecodeNew {
     }
 };
 
-// Writes 16 bytes of K or V of a new token, row `row` of a tile in shared memory, to their place in the cache, whose row
-// begins at offset `to`: not from where they came from, as the way to L2 and back would hold up everyone.
+// Writes 16 bytes of K or V of a new token, row `row` of a tile in shared memory, to their place in the cache, whose
+// row begins at offset `to`: not from where they came from, as the way to L2 and back would hold up everyone.
 template <typename T, int D>
 __device__ __forceinline__ void decode_append(const DecodeParams &p, size_t to, uint32_t tile, int row, bool is_v,
                                               int chunk) {

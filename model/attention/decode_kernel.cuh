@@ -171,8 +171,8 @@ template <typename T, int D, int NT, int STAGES, class Cursor> struct DecodeBloc
     uint32_t send_to;                      // the same in the first block, from here
     bool loads_q, sends;
 
-    // What a query tile begins with, of one new token per sequence: the thread's parts of its queries, and the page that
-    // the new token goes to. They are loaded one query tile ahead.
+    // What a query tile begins with, of one new token per sequence: the thread's parts of its queries, and the page
+    // that the new token goes to. They are loaded one query tile ahead.
     static constexpr int QUERIES = (HEADS + QUERY_STEP - 1) / QUERY_STEP;
     struct Begin {
         uint4 query[QUERIES];
@@ -218,7 +218,8 @@ template <typename T, int D, int NT, int STAGES, class Cursor> struct DecodeBloc
                                        loads_q && (int)threadIdx.x / CHUNKS + i * QUERY_STEP < n);
         const Cache<T> &cache = (const Cache<T> &)p.cache;
         if (p.append && Copies::in_pages(cache))
-            next.page = load_l2(cache.table + (size_t)at.cache_block * cache.table_width + (at.total - 1) / Copies::PAGE);
+            next.page =
+                load_l2(cache.table + (size_t)at.cache_block * cache.table_width + (at.total - 1) / Copies::PAGE);
     }
     __device__ __forceinline__ void find_heads() {
         head0 = item.kv_head * p.heads_per_kv + item.head_tile * HEADS;

@@ -31,8 +31,8 @@ static_assert(SM90_ROWS == SM90_WARPGROUPS * 64 && SM90_KEYS == 128, "wgmma: 64 
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
-// One warp of the block fills the ring, with K a tile ahead of V, in the order in which the stages become empty. What is
-// between an empty stage and its copies has to be short: a tile takes little longer than its way through L2.
+// One warp of the block fills the ring, with K a tile ahead of V, in the order in which the stages become empty. What
+// is between an empty stage and its copies has to be short: a tile takes little longer than its way through L2.
 
 // Where a lane's box of a tile is: from row y of a head's part of a block of the cache, number z.
 struct TileBox {

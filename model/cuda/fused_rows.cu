@@ -84,8 +84,8 @@ static bool swiglu_by_prompt(CudaState *s, const Matrix *gate, const Matrix *up,
         const Matrix both[2] = {matrix_rows(gate, first, rows), matrix_rows(up, first, rows)};
         Matrix wide[2];
         if (!widen_both(s, wide, both, err) ||
-            !prompt_swiglu(s, (uint16_t *)s->h + first, n, &wide[0], &wide[1],
-                           gate_scale ? gate_scale + first : NULL, up_scale ? up_scale + first : NULL, s->xb, T, err) ||
+            !prompt_swiglu(s, (uint16_t *)s->h + first, n, &wide[0], &wide[1], gate_scale ? gate_scale + first : NULL,
+                           up_scale ? up_scale + first : NULL, s->xb, T, err) ||
             !widen_end(s, err))
             return false;
     }

@@ -1,6 +1,6 @@
-// Engine fused, prompts and steps of more rows than wide.h's: products are cuBLASLt's (gemm.cu) or, where there are many
-// rows, prompt_product.h's with what follows them; what is between products takes fewer kernels than engine cublas has.
-// A row's bits do not depend on the other rows, nor on which product it is.
+// Engine fused, prompts and steps of more rows than wide.h's: products are cuBLASLt's (gemm.cu) or, where there are
+// many rows, prompt_product.h's with what follows them; what is between products takes fewer kernels than engine cublas
+// has. A row's bits do not depend on the other rows, nor on which product it is.
 #ifndef FUSED_ROWS_H
 #define FUSED_ROWS_H
 

@@ -50,8 +50,8 @@ RULE PromptTile prompt_tile(int T, int rows, int clusters) {
 }
 
 // The share of the work that there would be if tiles were as small as one likes, in percent. More than half of
-// PROMPT_TOKENS tokens count as so many: the weights are read once whatever their number. (With fewer, half of the boxes
-// of tokens are beyond them, and a tile takes no less.)
+// PROMPT_TOKENS tokens count as so many: the weights are read once whatever their number. (With fewer, half of the
+// boxes of tokens are beyond them, and a tile takes no less.)
 RULE int prompt_share(int T, int rows, int clusters) {
     const int tokens = T > PROMPT_TOKENS / 2 && T < PROMPT_TOKENS ? PROMPT_TOKENS : T;
     const double least = (double)tokens * rows / (PROMPT_CLUSTER * PROMPT_TOKENS) / clusters;

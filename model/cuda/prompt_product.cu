@@ -102,8 +102,7 @@ static bool launch(CudaState *s, PromptParams *p, const Matrix *w, const Matrix 
         !map_rows(s, &p->weights[0], w->data, w->rows, w->cols, own.rows / 2, err) ||
         !map_rows(s, &p->weights[1], other ? other->data : w->data, w->rows, w->cols, own.rows / 2, err))
         return false;
-    const int tiles = p->row_tiles * p->token_tiles,
-              clusters = tiles < s->prompt_clusters ? tiles : s->prompt_clusters;
+    const int tiles = p->row_tiles * p->token_tiles, clusters = tiles < s->prompt_clusters ? tiles : s->prompt_clusters;
     CUDA_TRY(with_16_bits(s->type, [&](auto type) {
         return with_tile(own, [&](auto tile) {
             typedef decltype(tile) Own;

@@ -31,8 +31,8 @@ struct PromptPlace {
 // Tile number i of the clusters. `together` tiles of tokens go through the weights side by side, then the next ones.
 template <bool SHARES_TOKENS>
 __device__ __forceinline__ PromptPlace prompt_place(const PromptParams &p, int i, int rank) {
-    const int group = i / (p.together * p.row_tiles), first = group * p.together,
-              within = i - first * p.row_tiles, n = min(p.together, p.token_tiles - first);
+    const int group = i / (p.together * p.row_tiles), first = group * p.together, within = i - first * p.row_tiles,
+              n = min(p.together, p.token_tiles - first);
     const int tokens = first + within % n, rows = within / n;
     if (SHARES_TOKENS) return {tokens * PROMPT_TOKENS, rows * PROMPT_CLUSTER + rank};
     return {(tokens * PROMPT_CLUSTER + rank) * PROMPT_TOKENS, rows};
@@ -206,12 +206,13 @@ __device__ __forceinline__ void prompt_store_heads(const PromptParams &p, const 
             if (d >= p.head_dim) d -= p.head_dim, head++;
         }
         const bool in_cache = p.k && own_head >= p.n_q, is_key = own_head < p.n_q + p.n_kv;
-        T *cache = (T *)(is_key ? p.k : p.v) + (size_t)(own_head - p.n_q - (is_key ? 0 : p.n_kv)) * KV_PAGE * p.head_dim;
+        T *cache =
+            (T *)(is_key ? p.k : p.v) + (size_t)(own_head - p.n_q - (is_key ? 0 : p.n_kv)) * KV_PAGE * p.head_dim;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             transpose_quad(w[i], t);
-            T *to = in_cache ? cache + own.cached[i]
-                             : (T *)p.out + ((size_t)own_head * p.T + token + 8 * i) * p.head_dim;
+            T *to =
+                in_cache ? cache + own.cached[i] : (T *)p.out + ((size_t)own_head * p.T + token + 8 * i) * p.head_dim;
             if (token + 8 * i < p.T && row + 8 * (j0 + t) < p.rows)
                 *(uint4 *)(to + own_d) = make_uint4(w[i][0], w[i][1], w[i][2], w[i][3]);
         }

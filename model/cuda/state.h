@@ -108,7 +108,7 @@ struct CudaState {
     // Products of many rows, with what follows them: prompt_product.h.
     int prompt_least[PROMPT_KINDS];
     int prompt_clusters; // that the GPU has room for at once
-    bool fp8;           // --precision fp8: inputs of a prompt's products, but the output matrix's, are codes
+    bool fp8;            // --precision fp8: inputs of a prompt's products, but the output matrix's, are codes
     cublasLtMatmulAlgo_t fp8_kernel; // of all of them (gemm.cu)
     // Activations, on the device.
     float *x;       // [T][own dim]: the residual stream
