@@ -143,8 +143,8 @@ static std::vector<char> rows_on_device(const Kind &kind, const Case &c, const M
 // The matrices of a case that has two.
 static LayerWeights gate_and_up(const Case &c, const Matrix *first) {
     LayerWeights layer = {};
-    layer.w1 = layer.w3 = *first;
-    layer.w3.data = (const char *)first->data + (size_t)c.rows * device_row_bytes(first);
+    layer.w1 = *first;
+    layer.w3 = matrix_rows(first, c.rows, c.rows);
     return layer;
 }
 
@@ -176,6 +176,8 @@ struct Setup {
     void *w_device, *scales_device;
     float *out_device, *scratch; // of as many as start has
 };
+
+enum { DIFFERENT = 251 }; // rows of weights that are not repeated, where others are
 
 // different: so many rows of weights, which are repeated from there on (0: all). most: rows of the input.
 static Setup setup_open(const Case &c, const Kind &kind, int different, int most = MOST) {
@@ -333,7 +335,7 @@ static void compare_bits(Differences *all, const char *what, const Case &c, int 
 // A product, or the pair of gate and up, against what comes of matrices that are widened in memory. False: this GPU has
 // no other way.
 static bool check_packed(const Case &c, const Kind &kind, const std::vector<int> &sizes, int *n_differ) {
-    enum { GAP = 12, DIFFERENT = 251 }; // elements between two rows of a padded output; rows of weights
+    enum { GAP = 12 }; // elements between two rows of a padded output
     Setup all = setup_open(c, kind, DIFFERENT);
     CudaState *s = all.s;
     Error err = {""};
@@ -433,7 +435,8 @@ static void test_packed_takes_whole_units(void) {
 // Such a product, by its own kernel or by cuBLAS and the kernels after it.
 struct PromptTest {
     CudaState *s;
-    int rows, cols; // of weights: gate and up together
+    int rows, cols; // of the weights in one product, all or a slab's: gate and up together
+    int slabs;      // that the weights are widened in; 0: they are not
     int clusters;   // of this GPU
     // The results:
     uint16_t *device; // [n]
@@ -449,7 +452,7 @@ static std::vector<uint16_t> prompt_results(const PromptTest &test, bool own, in
     Error err = {""};
     std::vector<uint16_t> results(test.n);
     CHECK_CUDA(cudaMemset(test.device, 0xff, test.n * 2));
-    if (!test.product(own, T, &err)) test_fail("%s", err.text);
+    if (!widen_begin(test.s, &err) || !test.product(own, T, &err)) test_fail("%s", err.text);
     CHECK_CUDA(cudaStreamSynchronize(test.s->stream));
     CHECK_CUDA(cudaMemcpy(results.data(), test.device, test.n * 2, cudaMemcpyDeviceToHost));
     return results;
@@ -543,38 +546,60 @@ static void check_not_finite(const PromptTest &test, const char *name, int T) {
                   expected, finite, differ);
 }
 
-// Of every kind of tile one has been used.
-static void check_tiles(const std::set<int> &tiles) {
+// Of every kind of tile one has been used; and where weights are widened, both slabs, and one of them again.
+static void check_used(const Kind &kind, const std::set<int> &tiles, int most_slabs) {
+    if (kind.group != 0 && most_slabs < 3) test_fail("no weights were widened in more than %d slabs", most_slabs);
     for (int i = 0; prompt_tile_choice(i).rows > 0; i++)
         if (!tiles.count(tile_number(prompt_tile_choice(i))))
             test_fail("no product had tiles of %d rows, shared tokens %d", prompt_tile_choice(i).rows,
                       prompt_tile_choice(i).shares_tokens);
 }
 
+// Codes are widened in memory from here on.
 static int open_prompt(CudaState *s) {
     Error err = {""};
+    s->packed_rows = 0;
     if (!prompt_open(s, &err)) test_fail("%s", err.text);
     return s->prompt_clusters;
 }
 
-// Calls body(test) with gate and up of `rows` rows each and SwiGLU, for inputs of up to `most` rows.
-template <class Body> static void with_prompt_swiglu(int rows, int cols, const Kind &kind, int most, Body body) {
+// Whether the next products are this kernel's own. False: it does not take them.
+static bool switch_prompt(CudaState *s, PromptKind kind, bool own, const Matrix *w, int T, Error *err) {
+    s->prompt_least[kind] = own ? 0 : PROMPT_NEVER;
+    return !own || prompt_takes(s, kind, w, T) || fail(err, "not taken");
+}
+
+// How many rows of a matrix are in one product, where `matrices` alike are widened into one slab.
+static int rows_at_once(const CudaState *s, const Matrix *w, int matrices) {
+    if (s->widening.slab_bytes == 0) return w->rows;
+    const int slab = widen_rows(s, w, SLAB_ROWS / matrices, matrices * s->element);
+    return slab < w->rows ? slab : w->rows;
+}
+static int slabs_of(const CudaState *s, const Matrix *w, int at_once) {
+    return s->widening.slab_bytes == 0 ? 0 : (w->rows + at_once - 1) / at_once;
+}
+
+// Calls body(test) with gate and up of `rows` rows each and SwiGLU, for inputs of up to `most` rows. different: as
+// setup_open has it, here and below.
+template <class Body>
+static void with_prompt_swiglu(int rows, int cols, const Kind &kind, int different, int most, Body body) {
     const Case c = {rows, cols, 2};
-    Setup all = setup_open(c, kind, 0, most);
+    Setup all = setup_open(c, kind, different, most);
     CudaState *s = all.s;
     const LayerWeights layer = gate_and_up(c, &all.matrix);
     PromptTest test = {};
+    const int at_once = rows_at_once(s, &layer.w1, 2);
     test.s = s;
-    test.rows = 2 * rows;
+    test.rows = 2 * at_once;
     test.cols = cols;
+    test.slabs = slabs_of(s, &layer.w1, at_once);
     test.clusters = open_prompt(s);
     test.pitch = test.written = rows;
     test.n = (size_t)(most + PROMPT_CLUSTER * PROMPT_TOKENS) * rows; // and what a last tile could write too far
     CHECK_CUDA(cudaMalloc((void **)&test.device, test.n * 2));
     s->h = test.device;
     test.product = [&](bool own, int T, Error *err) {
-        if (own) return prompt_swiglu(s, s->h, layer.w1.rows, &layer.w1, &layer.w3, NULL, NULL, s->xb, T, err);
-        return matmul_gate_up(s, &layer, T, err) && swiglu(s, &layer, T, false, err);
+        return switch_prompt(s, PROMPT_SWIGLU, own, &layer.w1, T, err) && feed_forward_fused(s, &layer, T, err);
     };
     body(test);
     cudaFree(test.device);
@@ -624,12 +649,12 @@ struct Heads {
 // Calls body(test) with queries, keys and values and RoPE, for inputs of up to `most` rows: rows that attention reads,
 // or (cached) keys and values in the second layer of a cache of two.
 template <class Body>
-static void with_prompt_qkv(const Heads &heads, bool cached, const Kind &kind, int most, Body body) {
+static void with_prompt_qkv(const Heads &heads, bool cached, const Kind &kind, int different, int most, Body body) {
     enum { LAYERS = 2 };
     const int n_heads = heads.n_q + 2 * heads.n_kv;
     const Case c = {n_heads * heads.head_dim, heads.cols, 1};
     const CachePlaces places = cache_places(most);
-    Setup all = setup_open(c, kind, 0, most);
+    Setup all = setup_open(c, kind, different, most);
     CudaState *s = all.s;
     Model m = {};
     m.state = s;
@@ -647,8 +672,9 @@ static void with_prompt_qkv(const Heads &heads, bool cached, const Kind &kind, i
                  n_cache = LAYERS * own_layer_elements(&m);
     PromptTest test = {};
     test.s = s;
-    test.rows = c.rows;
+    test.rows = rows_at_once(s, &all.matrix, 1);
     test.cols = c.cols;
+    test.slabs = slabs_of(s, &all.matrix, test.rows);
     test.clusters = open_prompt(s);
     test.pitch = heads.head_dim;
     test.written = c.rows;
@@ -663,9 +689,8 @@ static void with_prompt_qkv(const Heads &heads, bool cached, const Kind &kind, i
     s->row_slots = on_device(places.slots);
     s->block_table = on_device(places.table);
     test.product = [&](bool own, int T, Error *err) {
-        s->prompt_least[PROMPT_QKV] = own ? 0 : PROMPT_NEVER;
-        if (own && !prompt_takes(s, PROMPT_QKV, &all.matrix, T)) return fail(err, "not taken");
-        return project_qkv_fused(&m, &all.matrix, T, heads.n_q, heads.n_kv, cached ? LAYERS - 1 : -1, err);
+        return switch_prompt(s, PROMPT_QKV, own, &all.matrix, T, err) &&
+               project_qkv_fused(&m, &all.matrix, T, heads.n_q, heads.n_kv, cached ? LAYERS - 1 : -1, err);
     };
     body(test);
     for (void *memory :
@@ -675,57 +700,139 @@ static void with_prompt_qkv(const Heads &heads, bool cached, const Kind &kind, i
 }
 
 // Parts of a tile, of a panel of tokens and of a pair of tiles, in 1, 2 and more pairs.
-static const std::vector<int> prompt_sizes = {1, 127, 128, 129, 257, 300, 513};
+static const std::vector<int> prompt_sizes = {1, 127, 128, 129, 257, 300, 513},
+                              code_sizes = {1, 127, 129, 300, 513}; // where weights are codes
 
 static void test_prompt_swiglu(const char *test_name, const Kind &kind) {
-    // The last ones: more pairs of tiles of tokens than go through the weights together.
-    static const struct {
-        int rows, cols;
+    struct SwigluCase {
+        int rows, cols, different;
         std::vector<int> sizes;
-    } cases[] = {{8, 64, prompt_sizes},     {8, 4096, prompt_sizes},   {96, 192, prompt_sizes},
-                 {176, 64, prompt_sizes},   {176, 448, prompt_sizes},  {688, 192, prompt_sizes},
-                 {688, 4096, prompt_sizes}, {1024, 448, prompt_sizes}, {1024, 4096, prompt_sizes},
-                 {176, 192, {2049, 4200}}};
+    };
+    // The last one: more pairs of tiles of tokens than go through the weights together.
+    static const std::vector<SwigluCase> of_numbers = {{8, 64, 0, prompt_sizes},      {8, 4096, 0, prompt_sizes},
+                                                       {96, 192, 0, prompt_sizes},    {176, 64, 0, prompt_sizes},
+                                                       {176, 448, 0, prompt_sizes},   {688, 192, 0, prompt_sizes},
+                                                       {688, 4096, 0, prompt_sizes},  {1024, 448, 0, prompt_sizes},
+                                                       {1024, 4096, 0, prompt_sizes}, {176, 192, 0, {2049, 4200}}};
+    // In slabs of 64 rows each of gate and up, of which the last ones have fewer; in two slabs.
+    static const std::vector<SwigluCase> of_codes = {{176, 448, 0, code_sizes},
+                                                     {688, 192, 0, code_sizes},
+                                                     {896, 192, DIFFERENT, code_sizes},
+                                                     {1024, 64, DIFFERENT, code_sizes}};
     std::set<int> tiles;
-    int differ = 0, n = 0;
-    for (const auto &c : cases)
-        with_prompt_swiglu(c.rows, c.cols, kind, c.sizes.back(), [&](const PromptTest &test) {
+    int differ = 0, n = 0, most_slabs = 0;
+    for (const SwigluCase &c : kind.group == 0 ? of_numbers : of_codes)
+        with_prompt_swiglu(c.rows, c.cols, kind, c.different, c.sizes.back(), [&](const PromptTest &test) {
             char name[80];
             snprintf(name, sizeof name, "%s, gate and up of %d x %d", kind.name, c.rows, c.cols);
             n++;
+            most_slabs = test.slabs > most_slabs ? test.slabs : most_slabs;
             differ += !check_prompt(test, name, c.sizes, &tiles);
         });
     if (differ > 0) test_fail("%d of %d shapes have other bits", differ, n);
-    check_tiles(tiles);
+    check_used(kind, tiles, most_slabs);
     test_end(test_name);
 }
 
 static void test_prompt_qkv(const char *test_name, const Kind &kind) {
+    struct QkvCase {
+        Heads heads;
+        int different;
+    };
     // Heads of each size, that end in a tile and across two; queries alone, and keys and values alone.
-    static const Heads cases[] = {{4, 2, 64, 192},  {3, 1, 96, 448},  {8, 2, 128, 64}, {16, 4, 96, 64},
-                                  {5, 0, 96, 192},  {7, 0, 64, 64},   {0, 3, 64, 192}, {0, 2, 96, 64},
-                                  {0, 2, 128, 448}, {8, 2, 128, 4096}};
+    static const std::vector<QkvCase> of_numbers = {{{4, 2, 64, 192}, 0},  {{3, 1, 96, 448}, 0}, {{8, 2, 128, 64}, 0},
+                                                    {{16, 4, 96, 64}, 0},  {{5, 0, 96, 192}, 0}, {{7, 0, 64, 64}, 0},
+                                                    {{0, 3, 64, 192}, 0},  {{0, 2, 96, 64}, 0},  {{0, 2, 128, 448}, 0},
+                                                    {{8, 2, 128, 4096}, 0}};
+    // In slabs of 128 rows: heads that end in a slab and across two, the last one with fewer rows. Then in one slab.
+    static const std::vector<QkvCase> of_codes = {{{3, 1, 96, 448}, 0},
+                                                  {{8, 2, 128, 64}, 0},
+                                                  {{0, 3, 64, 192}, 0},
+                                                  {{5, 1, 128, 192}, DIFFERENT},
+                                                  {{8, 4, 64, 64}, DIFFERENT}};
+    const std::vector<int> &sizes = kind.group == 0 ? prompt_sizes : code_sizes;
     std::set<int> tiles;
-    int differ = 0, n = 0;
-    for (const Heads &c : cases)
+    int differ = 0, n = 0, most_slabs = 0;
+    for (const QkvCase &c : kind.group == 0 ? of_numbers : of_codes)
         for (bool cached : {false, true})
-            with_prompt_qkv(c, cached, kind, prompt_sizes.back(), [&](const PromptTest &test) {
+            with_prompt_qkv(c.heads, cached, kind, c.different, sizes.back(), [&](const PromptTest &test) {
+                const Heads &heads = c.heads;
                 char name[120];
                 snprintf(name, sizeof name, "%s, %d heads and %d of keys and values, of %d, %d columns, %s", kind.name,
-                         c.n_q, c.n_kv, c.head_dim, c.cols, cached ? "to the cache" : "not to the cache");
+                         heads.n_q, heads.n_kv, heads.head_dim, heads.cols,
+                         cached ? "to the cache" : "not to the cache");
                 n++;
-                differ += !check_prompt(test, name, prompt_sizes, &tiles);
+                most_slabs = test.slabs > most_slabs ? test.slabs : most_slabs;
+                differ += !check_prompt(test, name, sizes, &tiles);
             });
     if (differ > 0) test_fail("%d of %d shapes have other bits", differ, n);
-    check_tiles(tiles);
+    check_used(kind, tiles, most_slabs);
+    test_end(test_name);
+}
+
+// The product of a matrix with a scale for each row, added to what is there: rows after the last keep their bits.
+static void test_prompt_add(const char *test_name, const Kind &kind) {
+    static const struct {
+        Case c;
+        int different;
+    } cases[] = {{{176, 448, 1}, 0}, {{448, 192, 1}, 0}, {{896, 192, 1}, DIFFERENT}, {{1024, 64, 1}, DIFFERENT}};
+    // and the rows that a last tile could write too far
+    const int most = code_sizes.back() + PROMPT_CLUSTER * PROMPT_TOKENS;
+    std::set<int> tiles;
+    int n_differ = 0, most_slabs = 0;
+    for (const auto &of : cases) {
+        const Case &c = of.c;
+        Setup all = setup_open(c, kind, of.different, most);
+        CudaState *s = all.s;
+        Error err = {""};
+        Differences differences = {};
+        const int clusters_there = open_prompt(s), at_once = rows_at_once(s, &all.matrix, 1),
+                  slabs = slabs_of(s, &all.matrix, at_once);
+        const size_t n = all.start.size();
+        std::vector<float> right(n), got(n);
+        most_slabs = slabs > most_slabs ? slabs : most_slabs;
+        auto compute = [&](std::vector<float> &to, bool own, int T) {
+            CHECK_CUDA(cudaMemcpy(all.out_device, all.start.data(), n * 4, cudaMemcpyHostToDevice));
+            if (!widen_begin(s, &err) || !switch_prompt(s, PROMPT_ADD, own, &all.matrix, T, &err) ||
+                !matmul(s, all.out_device, &all.matrix, s->xb, T, 1, &err))
+                test_fail("%s", err.text);
+            CHECK_CUDA(cudaStreamSynchronize(s->stream));
+            CHECK_CUDA(cudaMemcpy(to.data(), all.out_device, n * 4, cudaMemcpyDeviceToHost));
+            const size_t end = (size_t)T * c.rows;
+            if (memcmp(&to[end], &all.start[end], (n - end) * 4) != 0)
+                test_fail("%s, %d x %d, %d rows: rows after them have other bits", kind.name, c.rows, c.cols, T);
+        };
+        for (int T : code_sizes) {
+            compute(right, false, T);
+            if (memcmp(right.data(), all.start.data(), (size_t)c.rows * 4) == 0) test_fail("cuBLAS added nothing");
+            for (int clusters : cluster_counts(T, at_once, clusters_there)) {
+                const PromptTile tile = prompt_tile(T, at_once, clusters);
+                char what[80];
+                snprintf(what, sizeof what, "tiles of %d%s, %d clusters", tile.rows,
+                         tile.shares_tokens ? " sharing tokens" : "", clusters);
+                tiles.insert(tile_number(tile));
+                s->prompt_clusters = clusters;
+                compute(got, true, T);
+                compare_bits(&differences, what, c, T, got.data(), c.rows, right.data());
+            }
+        }
+        if (differences.n > 0) {
+            printf("  %s, %d x %d, %d slabs: %zu of %zu differ; %s\n", kind.name, c.rows, c.cols, slabs, differences.n,
+                   differences.of, differences.first);
+            n_differ++;
+        }
+        setup_close(&all);
+    }
+    if (n_differ > 0) test_fail("%d of %zu shapes have other bits", n_differ, sizeof cases / sizeof *cases);
+    check_used(kind, tiles, most_slabs);
     test_end(test_name);
 }
 
 static void test_prompt_not_finite(const char *test_name, const Kind &kind) {
     enum { T = 300 };
-    with_prompt_swiglu(176, 192, kind, T, [&](const PromptTest &test) { check_not_finite(test, "SwiGLU", T); });
+    with_prompt_swiglu(176, 192, kind, 0, T, [&](const PromptTest &test) { check_not_finite(test, "SwiGLU", T); });
     for (bool cached : {false, true})
-        with_prompt_qkv({4, 2, 64, 192}, cached, kind, T, [&](const PromptTest &test) {
+        with_prompt_qkv({4, 2, 64, 192}, cached, kind, 0, T, [&](const PromptTest &test) {
             check_not_finite(test, cached ? "RoPE and the cache" : "RoPE", T);
         });
     test_end(test_name);
@@ -807,17 +914,23 @@ int main(void) {
             test_skip(name, skip_reason ? skip_reason : "needs a Hopper GPU");
     }
     static const Kind prompt_kinds[] = {{"bf16", DTYPE_BF16, DTYPE_BF16, 0, DTYPE_F32, uneven_number},
-                                        {"f16", DTYPE_F16, DTYPE_F16, 0, DTYPE_F32, uneven_number}};
+                                        {"f16", DTYPE_F16, DTYPE_F16, 0, DTYPE_F32, uneven_number},
+                                        {"fp8", DTYPE_BF16, DTYPE_F8_E4M3, WHOLE_ROW, DTYPE_F32, uneven_number},
+                                        {"int8", DTYPE_BF16, DTYPE_I8, WHOLE_ROW, DTYPE_F32, uneven_number},
+                                        {"int8_groups_of_32", DTYPE_BF16, DTYPE_I8, 32, DTYPE_BF16, uneven_number},
+                                        {"int4_groups_of_128", DTYPE_BF16, DTYPE_U8, 128, DTYPE_BF16, uneven_number}};
     static const struct {
         const char *name;
         void (*run)(const char *name, const Kind &kind);
     } prompt_tests[] = {{"test_prompt_swiglu_same_bits_as_cublas", test_prompt_swiglu},
                         {"test_prompt_qkv_same_bits_as_cublas", test_prompt_qkv},
+                        {"test_prompt_add_same_bits_as_cublas", test_prompt_add},
                         {"test_prompt_rows_that_are_not_finite_change_no_others", test_prompt_not_finite}};
     for (const auto &test : prompt_tests)
         for (const Kind &kind : prompt_kinds) {
             char name[80];
             snprintf(name, sizeof name, "%s_%s", test.name, kind.name);
+            if (test.run == test_prompt_add && kind.group != WHOLE_ROW) continue; // nothing is scaled, cuBLAS adds
             if (!test_wanted(name)) continue;
             const char *reason = no_prompt_products();
             if (reason)
