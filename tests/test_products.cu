@@ -843,7 +843,7 @@ static const char *no_prompt_products(void) {
     if (skip_reason) return skip_reason;
     Setup all = setup_open({64, 64, 1}, {"bf16", DTYPE_BF16, DTYPE_BF16, 0, DTYPE_F32}, 0, 1);
     open_prompt(all.s);
-    const bool there = all.s->prompt_least[PROMPT_SWIGLU] != PROMPT_NEVER;
+    const bool there = all.s->prompt_clusters > 0;
     setup_close(&all);
     return there ? NULL : "needs a Hopper GPU";
 }

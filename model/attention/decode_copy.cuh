@@ -115,28 +115,33 @@ template <typename T, int D, class Cursor> struct DecodeCopies {
         } else
             find(p);
     }
-    // The step in which a sequence ends, in pages, with one new token at most.
+    // The step in which a sequence ends, in pages, with one new token at most. (A loop: unrolled it is faster where its
+    // code is at hand, as in many short sequences, and slower where it is not, as in one step of one sequence.)
     __device__ __forceinline__ void copy_last(const DecodeParams &p, uint32_t stage, bool with_new) {
         const Cache<T> &cache = (const Cache<T> &)p.cache;
-        const int row = threadIdx.x / CHUNKS, dim = threadIdx.x % CHUNKS * 8, n = item.total - pos,
-                  n_cached = item.cached(p) - pos; // rows of the step, those in the cache
+        // Rows of the step from this thread's first one on, and those in the cache.
+        const int n = item.total - pos - (int)threadIdx.x / CHUNKS, n_cached = n - p.append;
         if (COPIERS < DECODE_THREADS && threadIdx.x >= COPIERS) return;
+        uint32_t to = stage + dst;
 #pragma unroll
         for (int j = 0; j < PAGES; j++) {
             const size_t at = page_row(cache, j * PAGE) + threadIdx.x * 8;
-#pragma unroll
-            for (int i = 0; i < PAGE / ROWS; i++) {
-                const int own = j * PAGE + i * ROWS;
-                const uint32_t to = stage + dst + own * D * 2;
-                if (row + own >= n_cached && row + own < n) continue; // new
-                copy_async16(to, cache.k + at + i * ROWS * D, row + own < n);
-                copy_async16(to + V, cache.v + at + i * ROWS * D, row + own < n);
+            k = cache.k + at;
+            v = cache.v + at;
+#pragma unroll 1
+            for (int row = j * PAGE; row < (j + 1) * PAGE;
+                 row += ROWS, to += ROWS * D * 2, k += ROWS * D, v += ROWS * D) {
+                const T *k_from = k, *v_from = v;
+                if (row >= n_cached && row < n) { // new
+                    if (!with_new) continue;
+                    const int dim = threadIdx.x % CHUNKS * 8;
+                    k_from = (const T *)p.k_new + item.seq * p.k_token_stride + item.kv_head * p.k_head_stride + dim;
+                    v_from = (const T *)p.v_new + item.seq * p.v_token_stride + item.kv_head * p.v_head_stride + dim;
+                }
+                copy_async16(to, k_from, row < n);
+                copy_async16(to + V, v_from, row < n);
             }
         }
-        if (!with_new || n_cached == n || n_cached % ROWS != row || n_cached >= STEP) return;
-        const uint32_t to = stage + dst + n_cached / ROWS * ROWS * D * 2;
-        copy_async16(to, (const T *)p.k_new + item.seq * p.k_token_stride + item.kv_head * p.k_head_stride + dim);
-        copy_async16(to + V, (const T *)p.v_new + item.seq * p.v_token_stride + item.kv_head * p.v_head_stride + dim);
     }
     __device__ __forceinline__ void copy_rows(const DecodeParams &p, uint32_t stage, bool with_new) {
         const Cache<T> &cache = (const Cache<T> &)p.cache;

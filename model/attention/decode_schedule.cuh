@@ -179,20 +179,21 @@ struct DecodeCursor {
         unsigned tile = small_quotient(blockIdx.x, max(blocks, 1)), part = blockIdx.x - tile * blocks;
         Lengths l;
         l.few = p.n_seq <= 32;
-        int seq_len[ROUNDS];
-        seq_len[0] = load_l2(p.seq_lens + min(lane, p.n_seq - 1));
+        l.length[0] = load_l2(p.seq_lens + min(lane, p.n_seq - 1));
         if (!l.few)
 #pragma unroll
             for (int j = 1; j < ROUNDS; j++)
-                seq_len[j] = 32 * j < p.n_seq ? load_l2(p.seq_lens + min(32 * j + lane, p.n_seq - 1)) : 0;
+                if (32 * j < p.n_seq) l.length[j] = load_l2(p.seq_lens + min(32 * j + lane, p.n_seq - 1));
         l.block = block_of(p, min(lane, p.n_seq - 1));
-#pragma unroll
-        for (int j = 0; j < ROUNDS; j++) l.length[j] = j > 0 && l.few ? 0 : total_after(p, seq_len[j]);
         first_block = tile * blocks;
         seq = small_quotient(tile, per_seq);
         kv_head = tile - seq * per_seq;
         head_tile = 0;
         meanwhile(*this);
+        l.length[0] = total_after(p, l.length[0]);
+        if (!l.few)
+#pragma unroll
+            for (int j = 1; j < ROUNDS; j++) l.length[j] = total_after(p, l.length[j]);
         measure(p, lane, l);
         unsigned work = l.sum * per_seq;
         in_cluster = false;

@@ -379,7 +379,6 @@ static bool connect(Model *m, CudaState *s, Error *err) {
     CUBLAS_TRY(cublasCreate(&s->blas));
     CUBLAS_TRY(cublasSetStream(s->blas, s->stream));
     CUBLAS_TRY(cublasSetWorkspace(s->blas, s->blas_workspace, BLAS_WORKSPACE_BYTES));
-    prompt_never(s);
     if (!widen_open(s, err) || (s->one_order && weights_are_quantised(m) && !packed_open(s, err)) ||
         (s->one_order && !prompt_open(s, err)))
         return false;

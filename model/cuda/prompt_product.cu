@@ -47,14 +47,10 @@ template <class Body> static cudaError_t for_kernels(DType dtype, Body body) {
     return status;
 }
 
-void prompt_never(CudaState *s) {
-    for (int &least : s->prompt_least) least = PROMPT_NEVER;
-}
-
 bool prompt_open(CudaState *s, Error *err) {
     cudaFuncAttributes kernel;
     int device = 0, major = 0, sms = 0;
-    prompt_never(s);
+    s->prompt_clusters = 0;
     if (s->element != 2) return true;
     CUDA_TRY(cudaGetDevice(&device));
     CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
@@ -74,7 +70,7 @@ bool prompt_open(CudaState *s, Error *err) {
 
 bool prompt_takes(const CudaState *s, PromptKind kind, const Matrix *w, int T) {
     const int rows = w->rows * (kind == PROMPT_SWIGLU ? 2 : 1), least = s->prompt_least[kind];
-    return least != PROMPT_NEVER && w->cols % PROMPT_COLUMNS == 0 && w->rows % 8 == 0 &&
+    return s->prompt_clusters > 0 && w->cols % PROMPT_COLUMNS == 0 && w->rows % 8 == 0 &&
            prompt_share(T, rows, s->prompt_clusters) >= least;
 }
 

@@ -107,7 +107,7 @@ struct CudaState {
     int packed_rows;    // products of quantised weights and up to so many rows are packed_product.h's
     // Products of many rows, with what follows them: prompt_product.h.
     int prompt_least[PROMPT_KINDS];
-    int prompt_clusters; // that the GPU has room for at once
+    int prompt_clusters; // that the GPU has room for at once; 0: it has no such kernels
     bool fp8;            // --precision fp8: inputs of a prompt's products, but the output matrix's, are codes
     cublasLtMatmulAlgo_t fp8_kernel; // of all of them (gemm.cu)
     // Activations, on the device.
