@@ -510,8 +510,8 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
         b.find_heads();
         b.store_queries();
         const int n = b.item.count();
-        Cursor next = b.item;
-        if (!Cursor::ROWS) next.next(p, n);
+        Cursor next_item = b.item;
+        if (!Cursor::ROWS) next_item.next(p, n);
         // Does this block, or its cluster, have all splits of the tile? Or at least this block all of the present
         // group?
         const bool whole = n == b.item.n_splits || b.item.in_cluster;
@@ -521,7 +521,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
         if (!whole) share_tile(p, b.item, Block::HEADS, b.n_shared++);
         __syncthreads();
         b.load_queries();
-        if (!Cursor::ROWS && next.work_left > 0) b.load_begin(next);
+        if (!Cursor::ROWS && next_item.work_left > 0) b.load_begin(next_item);
 #pragma unroll 1
         for (int split = b.item.split; split < b.item.split + n; split++) {
             b.accumulate_split(split, append_from);
@@ -538,7 +538,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, 2) decode_kernel(const __grid_
         if (Cursor::ROWS)
             b.item.next(p, n);
         else
-            b.item = next;
+            b.item = next_item;
     }
     if (b.n_shared) combine_arrive<T, D, Cursor>(p, b.n_shared);
     if (!b.item.overflow) return;

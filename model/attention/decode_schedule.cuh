@@ -156,8 +156,8 @@ struct DecodeCursor {
     bool in_cluster;     // does the block's cluster share the tile, each block having whole groups?
     bool overflow;       // is there a sequence that would overflow its cache?
 
-    // The next sequences' lengths are at hand in the lanes of every warp, for a load from L2 takes half as long as a
-    // step: lane i has those of sequence `near + i`.
+    // The next sequences' lengths are at hand in the lanes of every warp, for a load from L2 takes as long as a
+    // quarter of a step: lane i has those of sequence `near + i`.
     int near, near_length, near_block; // near_block: its cache_block
 
     // What the schedules depend on: all sequences' lengths, read by every warp for itself, at once up to MANY. Lane i

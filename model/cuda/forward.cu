@@ -115,7 +115,7 @@ static bool attend_rows(Model *m, int T, int n_decode, int n_seq, const int *sta
     if (n_decode > 0) {
         AttentionArgs a = attention_args(m, s, n_decode, T, layer);
         a.verbose = verbose;
-        a.append = a.kv_stable = 0; // append_kv runs right before
+        a.append = a.kv_stable = 0; // what appends (append_kv, project_qkv_fused) runs right before
         attention_step(&a, m, s, 0, n_decode, false);
         if (attention_decode(&a, s->stream) != 0) return fail(err, "%s", attention_error());
     }

@@ -220,7 +220,7 @@ __device__ static float4 times(float4 a, float4 b) {
     return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w);
 }
 
-// Computes: h = gate / (1 + exp(-gate)) * up (Shazeer 2020), each times its scale, rounded to T.
+// Computes: h = gate / (1 + exp(-gate)) * up (Shazeer 2020), each times its scale, rounded to T (gated).
 // Reads:    gate, up [n/rows][rows]; gate_scale, up_scale [rows], or NULL.
 // Writes:   h [n/rows][rows].
 // Grid:     enough × 256; a thread owns eight elements.
@@ -241,7 +241,7 @@ __global__ void swiglu_kernel(T *h, const float *gate, const float *up, const fl
     store8(h + i, gated<T>(g0, u0), gated<T>(g1, u1));
 }
 
-// Computes: h = gate / (1 + exp(-gate)) * up, rounded to bf16, as codes.
+// Computes: h = gate / (1 + exp(-gate)) * up (gated), rounded to bf16, as codes.
 // Reads:    gate, up [T][cols].
 // Writes:   codes [T][cols], scales [T].
 // Grid:     T × 512; a block owns a row.

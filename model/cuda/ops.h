@@ -43,7 +43,7 @@ bool publish_argmax(CudaState *s, int n, StepInput *step, Error *err);
 // Attributes of the code that this GPU was given: an error if there is none for it.
 cudaError_t kernel_attributes(cudaFuncAttributes *attributes);
 
-// x / (1 + exp(-x)), which a gate is multiplied by up with (Shazeer 2020).
+// x / (1 + exp(-x)): of a gate, to be multiplied by up (Shazeer 2020).
 __device__ inline float silu(float x) {
     return x / (1.0f + expf(-x));
 }

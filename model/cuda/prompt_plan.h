@@ -34,7 +34,7 @@ RULE long long prompt_row_tiles(int rows, PromptTile tile) {
 }
 
 // What a product costs: the tiles that a cluster takes one after another, a tile costing as much as its rows and 16
-// more, but not less than its copies, as those of 128.
+// more, and 128 at least, which its copies take.
 RULE long long prompt_tile_cost(int T, int rows, PromptTile tile, int clusters) {
     const long long tiles = prompt_token_tiles(T, tile) * prompt_row_tiles(rows, tile);
     return (tiles + clusters - 1) / clusters * (tile.rows + 16 > 128 ? tile.rows + 16 : 128);

@@ -19,7 +19,7 @@
 //
 //   barrier         arrivals                                              waits        protects
 //   full[stage]     1: the producer; the bytes copied, of both blocks     consumers    the stage
-//   empty[stage]    16: lane i of each of 8 warps, at block i's           producers    the same stage of both blocks
+//   empty[stage]    16: lane i of 8 warps of both blocks, at block i's    producers    the same stage of both blocks
 //
 // A stage is released when the wgmmas that read it are complete, which is known once the next panel's are issued.
 //
@@ -30,7 +30,7 @@
 // Wide tiles cost least (8192 tokens, gate and up: 256 rows 664, 128 rows 642, 96 rows 555 TFLOP/s; cuBLAS 643 without
 // SwiGLU), and what follows a product, by itself, costs more than the same in its registers: SwiGLU there 2,400 of
 // 68,000 cycles. The residual sum of weights without scales stays cuBLAS's, which is 2 to 4 % faster there: x is read
-// and written in one burst (10,000 cycles for 128 × 256, by loads and stores or by red alike).
+// and written in one burst (10,000 cycles for 128 × 256, by loads and stores or by reductions in L2 alike).
 //
 #ifndef PROMPT_PRODUCT_H
 #define PROMPT_PRODUCT_H

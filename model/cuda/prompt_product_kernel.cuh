@@ -68,7 +68,8 @@ __device__ __forceinline__ void prompt_produce(const PromptParams &p, PromptRing
 // A thread has two tokens, 8 apart, and of every 8 rows of weights two: acc[4j], acc[4j + 1] are rows 8j + 2t and the
 // next one of the first token, acc[4j + 2], acc[4j + 3] of the second.
 
-// Of words [row] of the four lanes of a quad the columns: lane t has w[0 .. 3] of lanes 0 .. 3, of what was their w[t].
+// Transposes the 4 × 4 words w of a quad of lanes: lane t gets what the four lanes had as w[t]. So of four groups of 8
+// rows each lane comes to have one, whole: 16 bytes.
 __device__ __forceinline__ void transpose_quad(uint32_t (&w)[4], int t) {
 #pragma unroll
     for (int step = 1; step <= 2; step *= 2)
@@ -82,7 +83,7 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&w)[4], int t) {
         }
 }
 
-// The scales of two neighbouring rows of a matrix; of none, of some others.
+// The scales of two neighbouring rows of a matrix. (Past its end those of the last two, for results that nobody keeps.)
 __device__ __forceinline__ float2 prompt_scale(const PromptParams &p, int matrix, int row) {
     return __ldg((const float2 *)(p.scale[matrix] + min(row, p.rows - 2)));
 }
@@ -281,8 +282,8 @@ __global__ void __cluster_dims__(PROMPT_CLUSTER, 1, 1) __launch_bounds__(PROMPT_
     __syncthreads();
     cluster_arrive();
     cluster_wait();
-    let_next_kernel_start();
     wait_for_previous_kernel();
+    let_next_kernel_start(); // not before: attention relies on it (AttentionArgs.kv_stable)
     if (threadIdx.x >= 256) {
         decrease_registers<24>();
         if (threadIdx.x == 256) prompt_produce<N, KIND, SHARES_TOKENS>(p, ring, rank);
