@@ -593,8 +593,8 @@ static void test_prompt_tiles_cost_least(void) {
                     if (choice.rows < best.rows) CHECK(rounds_of(T, rows, choice, n) > rounds_of(T, rows, best, n));
                 }
                 CHECK(is_choice && least > 0);
-                const int share = prompt_share(T, rows, n);
-                CHECK(share >= 0 && share <= 100);
+                const int utilisation = prompt_utilisation(T, rows, n);
+                CHECK(utilisation >= 0 && utilisation <= 100);
             }
     test_end("test_prompt_tiles_cost_least");
 }
@@ -636,13 +636,14 @@ static void test_prompt_tiles_of_extreme_shapes(void) {
 }
 
 // Which products of 8B's are worth it on a GPU of 66 clusters, QKV and gate and up.
-static void test_prompt_share(void) {
-    CHECK(prompt_share(65, 28672, 66) == prompt_share(PROMPT_TOKENS, 28672, 66));
-    CHECK(prompt_share(64, 28672, 66) < 50 && prompt_share(1, 28672, 66) < 5);
-    CHECK(prompt_share(PROMPT_TOKENS, 28672, 66) >= 85 && prompt_share(PROMPT_TOKENS, 6144, 66) < 50);
-    CHECK(prompt_share(320, 28672, 66) < 80 && prompt_share(512, 28672, 66) >= 80 && prompt_share(256, 6144, 66) >= 70);
-    CHECK(prompt_share(8192, 28672, 66) >= 90 && prompt_share(8192, 6144, 66) >= 85);
-    test_end("test_prompt_share");
+static void test_prompt_utilisation(void) {
+    CHECK(prompt_utilisation(65, 28672, 66) == prompt_utilisation(PROMPT_TOKENS, 28672, 66));
+    CHECK(prompt_utilisation(64, 28672, 66) < 50 && prompt_utilisation(1, 28672, 66) < 5);
+    CHECK(prompt_utilisation(PROMPT_TOKENS, 28672, 66) >= 85 && prompt_utilisation(PROMPT_TOKENS, 6144, 66) < 50);
+    CHECK(prompt_utilisation(320, 28672, 66) < 80 && prompt_utilisation(512, 28672, 66) >= 80 &&
+          prompt_utilisation(256, 6144, 66) >= 70);
+    CHECK(prompt_utilisation(8192, 28672, 66) >= 90 && prompt_utilisation(8192, 6144, 66) >= 85);
+    test_end("test_prompt_utilisation");
 }
 
 // ---- packed rows ----------------------------------------------------------------------------------------------------
@@ -721,7 +722,7 @@ int main(void) {
     test_prompt_tiles_cost_least();
     test_prompt_tile_choices();
     test_prompt_tiles_of_extreme_shapes();
-    test_prompt_share();
+    test_prompt_utilisation();
     test_packed_places_are_columns_exchanged_in_runs_of_8();
     test_packed_rows_of_known_shapes();
     test_packed_scales_come_after_the_codes();

@@ -529,7 +529,7 @@ bool matmul(CudaState *s, float *out, const Matrix *w, const void *in, int T, fl
     if (stays_packed(s, w, T)) return packed_product(s, out, w->rows, w, NULL, scales, in, T, beta, err);
     if (!scales) return product_widened(s, out, w, in, T, beta, err);
     if (beta == 0) return product_widened(s, out, w, in, T, 0, err) && scale_rows(s, out, scales, 1, T, w->rows, err);
-    if (s->one_order && prompt_takes(s, PROMPT_ADD, w, T)) return add_by_prompt(s, out, w, scales, in, T, err);
+    if (prompt_takes(s, PROMPT_ADD, w, T)) return add_by_prompt(s, out, w, scales, in, T, err);
     return product_widened(s, s->gate_up, w, in, T, 0, err) && add_scaled(s, out, s->gate_up, scales, T, w->rows, err);
 }
 

@@ -49,10 +49,10 @@ RULE PromptTile prompt_tile(int T, int rows, int clusters) {
     return best;
 }
 
-// The share of the work that there would be if tiles were as small as one likes, in percent. More than half of
-// PROMPT_TOKENS tokens count as so many: the weights are read once whatever their number. (With fewer, half of the
-// boxes of tokens are beyond them, and a tile takes no less.)
-RULE int prompt_share(int T, int rows, int clusters) {
+// How busy a product keeps the tensor cores: what it would cost if tiles were as small as one likes, in percent of what
+// it costs. 65 to 127 tokens count as 128 (PROMPT_TOKENS): the weights are read once whatever their number. (With
+// fewer, half of the boxes of tokens are beyond them, and a tile takes no less.)
+RULE int prompt_utilisation(int T, int rows, int clusters) {
     const int tokens = T > PROMPT_TOKENS / 2 && T < PROMPT_TOKENS ? PROMPT_TOKENS : T;
     const double least = (double)tokens * rows / (PROMPT_CLUSTER * PROMPT_TOKENS) / clusters;
     return (int)(100 * least / (double)prompt_tile_cost(T, rows, prompt_tile(T, rows, clusters), clusters));

@@ -71,7 +71,7 @@ bool prompt_open(CudaState *s, Error *err) {
 bool prompt_takes(const CudaState *s, PromptKind kind, const Matrix *w, int T) {
     const int rows = w->rows * (kind == PROMPT_SWIGLU ? 2 : 1), least = s->prompt_least[kind];
     return s->prompt_clusters > 0 && w->cols % PROMPT_COLUMNS == 0 && w->rows % 8 == 0 &&
-           prompt_share(T, rows, s->prompt_clusters) >= least;
+           prompt_utilisation(T, rows, s->prompt_clusters) >= least;
 }
 
 static bool map_rows(const CudaState *s, CUtensorMap *map, const void *data, int rows, int cols, int box_rows,

@@ -73,11 +73,10 @@ struct PromptParams {
 
 // ---- prompt_product.cu ----------------------------------------------------------------------------------------------
 
-// s->prompt_clusters: 0 where these kernels cannot run. s->prompt_least: of each kind the share (prompt_plan.h) from
-// which on they are worth it, in percent. (H200, bf16, 8B, us, beside cuBLAS and what follows it. Gate and up: 64
-// tokens, 45 percent, 68 / 65; 128, 90 percent, 65 / 75; 320, 75 percent, 139 / 130; 512, 90 percent, 185 / 190.
-// Queries, keys and values: 192 tokens, 54 percent, 33 / 29; 256, 72 percent, 25 / 29.)
-enum { PROMPT_NEVER = 101 };
+// s->prompt_clusters: 0 where these kernels cannot run. s->prompt_least: of each kind the utilisation
+// (prompt_plan.h) from which on they are worth it, in percent. (H200, bf16, 8B, us, beside cuBLAS and what follows it.
+// Gate and up: 64 tokens, 45 percent, 68 / 65; 128, 90 percent, 65 / 75; 320, 75 percent, 139 / 130; 512, 90 percent,
+// 185 / 190. Queries, keys and values: 192 tokens, 54 percent, 33 / 29; 256, 72 percent, 25 / 29.)
 bool prompt_open(CudaState *s, Error *err);
 // Whether these kernels take, and are worth it for, a product of T rows of these weights, or of two alike (SwiGLU), in
 // s->type.

@@ -168,38 +168,38 @@ __device__ __forceinline__ PromptTokens prompt_tokens(const PromptParams &p, int
 }
 
 // The cosines and sines of the thread's pairs in 128 columns from column d of a head on.
-struct PromptTurns {
+struct PromptRope {
     float2 by[2][16];
 };
-__device__ __forceinline__ PromptTurns prompt_turns(const PromptParams &p, const PromptTokens &own, int d) {
-    PromptTurns turns;
+__device__ __forceinline__ PromptRope prompt_rope(const PromptParams &p, const PromptTokens &own, int d) {
+    PromptRope rope;
 #pragma unroll
     for (int j = 0; j < 16; j++) {
 #pragma unroll
-        for (int i = 0; i < 2; i++) turns.by[i][j] = own.rope[i][d / 2];
+        for (int i = 0; i < 2; i++) rope.by[i][j] = own.rope[i][d / 2];
         d += 8;
         if (d >= p.head_dim) d -= p.head_dim;
     }
-    return turns;
+    return rope;
 }
 
 template <typename T, int N>
 __device__ __forceinline__ void prompt_store_heads(const PromptParams &p, const float (&acc)[N / 2], int token, int row,
-                                                   int t, const PromptTokens &own, PromptTurns turns) {
+                                                   int t, const PromptTokens &own, PromptRope rope) {
     const bool repeat = 128 % p.head_dim == 0; // every 128 columns have the same cosines and sines
     int head = (p.first_row + row) / p.head_dim, d = p.first_row + row - head * p.head_dim; // of group j
 #pragma unroll
     for (int j0 = 0; j0 < N / 8; j0 += 4) {
         int own_head = 0, own_d = 0; // of group t
         uint32_t w[2][4];
-        if (j0 > 0 && j0 % 16 == 0 && !repeat) turns = prompt_turns(p, own, d);
+        if (j0 > 0 && j0 % 16 == 0 && !repeat) rope = prompt_rope(p, own, d);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 float2 x = make_float2(acc[4 * (j0 + j) + 2 * i], acc[4 * (j0 + j) + 2 * i + 1]);
                 if (p.scale[0]) x = times(x, prompt_scale(p, 0, row + 8 * (j0 + j) + 2 * t));
-                if (head < p.n_q + p.n_kv) x = rotated(x, turns.by[i][j0 % 16 + j]);
+                if (head < p.n_q + p.n_kv) x = rotated(x, rope.by[i][j0 % 16 + j]);
                 w[i][j] = pack2<T>(x.x, x.y);
             }
             if (j == t) own_head = head, own_d = d;
@@ -238,18 +238,18 @@ __device__ __forceinline__ void prompt_consume(const PromptParams &p, PromptRing
 #pragma unroll
             for (int j = 0; j < PROMPT_COLUMNS / 16; j++) wgmma_product<T, N>(acc, in + 2 * j, w + 2 * j, k + j > 0);
             wgmma_commit();
-            // What the results will meet is looked up, and loaded, while wgmma works.
+            // What the epilogue takes beside the results is looked up, and loaded, while wgmma works.
             if (KIND == PROMPT_QKV && k == 0) own = prompt_tokens(p, token, t);
             wgmma_wait<1>();
             if (k > 0 && lane < PROMPT_CLUSTER) mbarrier_arrive_read(before);
             before = emptied + 8 * ring.slot;
         }
-        PromptTurns turns;
-        if constexpr (KIND == PROMPT_QKV) turns = prompt_turns(p, own, (p.first_row + row) % p.head_dim);
+        PromptRope rope;
+        if constexpr (KIND == PROMPT_QKV) rope = prompt_rope(p, own, (p.first_row + row) % p.head_dim);
         wgmma_wait<0>();
         wgmma_pin(acc);
         if (lane < PROMPT_CLUSTER) mbarrier_arrive_read(before);
-        if constexpr (KIND == PROMPT_QKV) prompt_store_heads<T, N>(p, acc, token, row, t, own, turns);
+        if constexpr (KIND == PROMPT_QKV) prompt_store_heads<T, N>(p, acc, token, row, t, own, rope);
         if constexpr (KIND == PROMPT_SWIGLU) prompt_store_gated<T, N>(p, acc, token, row, t);
         if constexpr (KIND == PROMPT_ADD) prompt_store_added<N>(p, acc, token, row, t);
     }
