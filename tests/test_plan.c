@@ -560,7 +560,7 @@ static void test_sm90_boxes_stay_within_a_block_of_the_cache(void) {
 
 // Tiles that a cluster takes one after another, by counting them.
 static long long rounds_of(int T, int rows, PromptTile tile, int clusters) {
-    const int tokens = tile.shares_tokens ? PROMPT_TOKENS : 2 * PROMPT_TOKENS,
+    const int tokens = tile.shares_tokens ? tile.tokens : 2 * tile.tokens,
               n = tile.shares_tokens ? 2 * tile.rows : tile.rows;
     long long tiles = 0, rounds = 0;
     for (int token = 0; token < T; token += tokens)
@@ -569,46 +569,62 @@ static long long rounds_of(int T, int rows, PromptTile tile, int clusters) {
     return rounds;
 }
 static bool same_tile(PromptTile a, PromptTile b) {
-    return a.rows == b.rows && a.shares_tokens == b.shares_tokens;
+    return a.tokens == b.tokens && a.rows == b.rows && a.shares_tokens == b.shares_tokens;
+}
+
+// Tiles for few tokens are for one or two of them.
+static bool may_be(PromptTile tile, int T) {
+    return tile.tokens == PROMPT_TOKENS || T <= 2 * tile.tokens;
 }
 
 static void test_prompt_tiles_cost_least(void) {
     static const int clusters[] = {1, 2, 7, 16, 39, 57, 66, 72, 1000};
     static const int weights[] = {8, 64, 96, 128, 184, 192, 256, 264, 1376, 2048, 6144, 28672};
-    for (size_t c = 0; c < sizeof clusters / sizeof *clusters; c++)
-        for (size_t w = 0; w < sizeof weights / sizeof *weights; w++)
-            for (int T = 1; T <= 9000; T += T < 300 ? 1 + T % 3 : T < 1030 ? 31 : 509) {
-                const int rows = weights[w], n = clusters[c];
-                const PromptTile best = prompt_tile(T, rows, n);
-                const long long least = prompt_tile_cost(T, rows, best, n);
-                bool is_choice = false;
-                for (int i = 0; prompt_tile_choice(i).rows > 0; i++) {
-                    const PromptTile choice = prompt_tile_choice(i);
-                    const long long cost = prompt_tile_cost(T, rows, choice, n);
-                    is_choice |= same_tile(choice, best);
-                    if (least > cost)
-                        test_fail("%d rows of %d, %d clusters: tiles of %d, %d cost less", T, rows, n, best.rows,
-                                  choice.rows);
-                    // As many rounds and fewer rows cost less.
-                    if (choice.rows < best.rows) CHECK(rounds_of(T, rows, choice, n) > rounds_of(T, rows, best, n));
+    for (int k = 0; k < PROMPT_KINDS; k++)
+        for (size_t c = 0; c < sizeof clusters / sizeof *clusters; c++)
+            for (size_t w = 0; w < sizeof weights / sizeof *weights; w++)
+                for (int T = 1; T <= 9000; T += T < 300 ? 1 + T % 3 : T < 1030 ? 31 : 509) {
+                    const enum PromptKind kind = (enum PromptKind)k;
+                    const int rows = weights[w], n = clusters[c];
+                    const PromptTile best = prompt_tile(kind, T, rows, n);
+                    const long long least = prompt_tile_cost(T, rows, best, n);
+                    bool is_choice = false;
+                    CHECK(may_be(best, T) && prompt_rounds(T, rows, best, n) == rounds_of(T, rows, best, n));
+                    for (int i = 0; prompt_tile_choice(kind, i).rows > 0; i++) {
+                        const PromptTile choice = prompt_tile_choice(kind, i);
+                        const long long cost = prompt_tile_cost(T, rows, choice, n);
+                        is_choice |= same_tile(choice, best);
+                        if (least > cost && may_be(choice, T))
+                            test_fail("%d rows of %d, %d clusters: tiles of %d x %d, %d x %d cost less", T, rows, n,
+                                      best.tokens, best.rows, choice.tokens, choice.rows);
+                        // As many rounds and fewer rows cost less.
+                        if (choice.tokens == best.tokens && choice.rows < best.rows)
+                            CHECK(rounds_of(T, rows, choice, n) > rounds_of(T, rows, best, n));
+                    }
+                    CHECK(is_choice && least > 0);
+                    const int utilisation = prompt_utilisation(kind, T, rows, n);
+                    CHECK(utilisation >= 0 && utilisation <= 100);
                 }
-                CHECK(is_choice && least > 0);
-                const int utilisation = prompt_utilisation(T, rows, n);
-                CHECK(utilisation >= 0 && utilisation <= 100);
-            }
     test_end("test_prompt_tiles_cost_least");
 }
 
 static void test_prompt_tile_choices(void) {
-    int n = 0;
-    for (int i = 0; prompt_tile_choice(i).rows > 0; i++, n++) {
-        // wgmma takes 256 columns at most. Half of a tile's rows are a matrix's, or what a block copies to both: whole
-        // groups of 8 rows, which the swizzle repeats after.
-        const PromptTile tile = prompt_tile_choice(i);
-        CHECK(tile.rows <= 256 && tile.rows % 16 == 0);
-        for (int j = 0; j < i; j++) CHECK(!same_tile(tile, prompt_tile_choice(j)));
+    for (int k = 0; k < PROMPT_KINDS; k++) {
+        const enum PromptKind kind = (enum PromptKind)k;
+        int n = 0, n_few = 0;
+        for (int i = 0; prompt_tile_choice(kind, i).rows > 0; i++, n++) {
+            // wgmma takes 256 columns at most. What a box has of a tile's rows, half of them, of few tokens of gate and
+            // up a quarter: whole groups of 8 rows, which the swizzle repeats after.
+            const PromptTile tile = prompt_tile_choice(kind, i);
+            const bool few = tile.tokens == PROMPT_FEW_TOKENS;
+            CHECK(few || tile.tokens == PROMPT_TOKENS);
+            CHECK(tile.rows <= 256 && tile.rows % (few && kind == PROMPT_SWIGLU ? 32 : 16) == 0);
+            for (int j = 0; j < i; j++) CHECK(!same_tile(tile, prompt_tile_choice(kind, j)));
+            CHECK(few || n_few == 0); // the last ones are those for few tokens
+            n_few += few;
+        }
+        CHECK(n_few > 1 && n > n_few && prompt_tile_choice(kind, n + 1).rows == 0);
     }
-    CHECK(n > 1 && prompt_tile_choice(n + 1).rows == 0);
     test_end("test_prompt_tile_choices");
 }
 
@@ -616,33 +632,47 @@ static void test_prompt_tile_choices(void) {
 static void test_prompt_tiles_of_extreme_shapes(void) {
     static const int extremes[] = {1, 8, INT_MAX / 2, INT_MAX - 255, INT_MAX};
     enum { N = sizeof extremes / sizeof *extremes };
-    for (int c = 1; c <= 132; c += 131)
-        for (int t = 0; t < N; t++)
-            for (int r = 0; r < N; r++) {
-                const PromptTile best = prompt_tile(extremes[t], extremes[r], c);
-                bool is_choice = false;
-                for (int i = 0; prompt_tile_choice(i).rows > 0; i++) {
-                    const PromptTile choice = prompt_tile_choice(i);
-                    const long long cost = prompt_tile_cost(extremes[t], extremes[r], choice, c);
-                    is_choice |= same_tile(choice, best);
-                    CHECK(cost > 0 && cost >= prompt_tile_cost(extremes[t], extremes[r], best, c));
-                    if (t > 0) CHECK(cost >= prompt_tile_cost(extremes[t - 1], extremes[r], choice, c));
-                    if (r > 0) CHECK(cost >= prompt_tile_cost(extremes[t], extremes[r - 1], choice, c));
-                    if (c > 1) CHECK(cost <= prompt_tile_cost(extremes[t], extremes[r], choice, 1));
+    for (int k = 0; k < PROMPT_KINDS; k++)
+        for (int c = 1; c <= 132; c += 131)
+            for (int t = 0; t < N; t++)
+                for (int r = 0; r < N; r++) {
+                    const enum PromptKind kind = (enum PromptKind)k;
+                    const PromptTile best = prompt_tile(kind, extremes[t], extremes[r], c);
+                    bool is_choice = false;
+                    for (int i = 0; prompt_tile_choice(kind, i).rows > 0; i++) {
+                        const PromptTile choice = prompt_tile_choice(kind, i);
+                        const long long cost = prompt_tile_cost(extremes[t], extremes[r], choice, c);
+                        is_choice |= same_tile(choice, best);
+                        CHECK(cost > 0);
+                        CHECK(!may_be(choice, extremes[t]) ||
+                              cost >= prompt_tile_cost(extremes[t], extremes[r], best, c));
+                        if (t > 0) CHECK(cost >= prompt_tile_cost(extremes[t - 1], extremes[r], choice, c));
+                        if (r > 0) CHECK(cost >= prompt_tile_cost(extremes[t], extremes[r - 1], choice, c));
+                        if (c > 1) CHECK(cost <= prompt_tile_cost(extremes[t], extremes[r], choice, 1));
+                    }
+                    CHECK(is_choice);
                 }
-                CHECK(is_choice);
-            }
     test_end("test_prompt_tiles_of_extreme_shapes");
 }
 
-// Which products of 8B's are worth it on a GPU of 66 clusters, QKV and gate and up.
+// Which products of 8B's are worth it on a GPU of 66 clusters.
 static void test_prompt_utilisation(void) {
-    CHECK(prompt_utilisation(65, 28672, 66) == prompt_utilisation(PROMPT_TOKENS, 28672, 66));
-    CHECK(prompt_utilisation(64, 28672, 66) < 50 && prompt_utilisation(1, 28672, 66) < 5);
-    CHECK(prompt_utilisation(PROMPT_TOKENS, 28672, 66) >= 85 && prompt_utilisation(PROMPT_TOKENS, 6144, 66) < 50);
-    CHECK(prompt_utilisation(320, 28672, 66) < 80 && prompt_utilisation(512, 28672, 66) >= 80 &&
-          prompt_utilisation(256, 6144, 66) >= 70);
-    CHECK(prompt_utilisation(8192, 28672, 66) >= 90 && prompt_utilisation(8192, 6144, 66) >= 85);
+    enum { QKV = 6144, OUT = 4096, GATE_UP = 28672 };
+    for (int T = 1; T <= PROMPT_FEW_TOKENS; T++) { // one tile for each SM, or nearly
+        CHECK(prompt_utilisation(PROMPT_SWIGLU, T, GATE_UP, 66) >= 95);
+        CHECK(prompt_utilisation(PROMPT_QKV, T, QKV, 66) >= 95 && prompt_utilisation(PROMPT_ADD, T, OUT, 66) >= 95);
+    }
+    for (int T = PROMPT_FEW_TOKENS + 1; T <= PROMPT_TOKENS; T++) {
+        CHECK(prompt_utilisation(PROMPT_SWIGLU, T, GATE_UP, 66) >= 85);
+        CHECK(prompt_utilisation(PROMPT_QKV, T, QKV, 66) >= 95 && prompt_utilisation(PROMPT_ADD, T, OUT, 66) >= 95);
+        CHECK(prompt_tile(PROMPT_SWIGLU, T, GATE_UP, 66).tokens == PROMPT_TOKENS);
+        CHECK(prompt_tile(PROMPT_ADD, T, OUT, 66).tokens == PROMPT_FEW_TOKENS);
+    }
+    CHECK(prompt_utilisation(PROMPT_QKV, 192, QKV, 66) < 70 && prompt_utilisation(PROMPT_QKV, 256, QKV, 66) >= 70);
+    CHECK(prompt_utilisation(PROMPT_SWIGLU, 320, GATE_UP, 66) < 80 &&
+          prompt_utilisation(PROMPT_SWIGLU, 512, GATE_UP, 66) >= 80);
+    CHECK(prompt_utilisation(PROMPT_SWIGLU, 8192, GATE_UP, 66) >= 90 &&
+          prompt_utilisation(PROMPT_QKV, 8192, QKV, 66) >= 85);
     test_end("test_prompt_utilisation");
 }
 

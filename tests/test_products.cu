@@ -2,6 +2,7 @@
 // memory or on their way into the product, and is the sum of its products to what float32 sums may be off. Weights are
 // numbers of 16 bits, or codes with scales. The kernels of many rows, which do what follows a product as well, give
 // what cuBLAS and the kernels after it give.
+#include <limits.h>
 #include <math.h>
 #include <string.h>
 
@@ -434,6 +435,7 @@ static void test_packed_takes_whole_units(void) {
 
 // Such a product, by its own kernel or by cuBLAS and the kernels after it.
 struct PromptTest {
+    PromptKind kind;
     CudaState *s;
     int rows, cols; // of the weights in one product, all or a slab's: gate and up together
     int slabs;      // that the weights are widened in; 0: they are not
@@ -460,17 +462,17 @@ static std::vector<uint16_t> prompt_results(const PromptTest &test, bool own, in
 
 // A number for each kind of tile.
 static int tile_number(PromptTile tile) {
-    return 2 * tile.rows + tile.shares_tokens;
+    return 1024 * tile.tokens + 2 * tile.rows + tile.shares_tokens;
 }
 
 // Numbers of clusters, up to `all`: of each kind of tiles that a product takes with some of them the fewest and the
 // most.
-static std::vector<int> cluster_counts(int T, int rows, int all) {
+static std::vector<int> cluster_counts(PromptKind kind, int T, int rows, int all) {
     std::vector<int> counts;
-    for (int i = 0; prompt_tile_choice(i).rows > 0; i++) {
+    for (int i = 0; prompt_tile_choice(kind, i).rows > 0; i++) {
         int fewest = 0, most = 0;
         for (int clusters = 1; clusters <= all; clusters++) {
-            if (tile_number(prompt_tile(T, rows, clusters)) != tile_number(prompt_tile_choice(i))) continue;
+            if (tile_number(prompt_tile(kind, T, rows, clusters)) != tile_number(prompt_tile_choice(kind, i))) continue;
             if (fewest == 0) fewest = clusters;
             most = clusters;
         }
@@ -491,8 +493,8 @@ static bool check_prompt(const PromptTest &test, const char *name, const std::ve
         size_t written = 0;
         for (uint16_t x : right) written += x != 0xffff;
         if (written != (size_t)T * test.written) test_fail("%s, %d rows: cuBLAS wrote %zu elements", name, T, written);
-        for (int clusters : cluster_counts(T, test.rows, test.clusters)) {
-            const PromptTile tile = prompt_tile(T, test.rows, clusters);
+        for (int clusters : cluster_counts(test.kind, T, test.rows, test.clusters)) {
+            const PromptTile tile = prompt_tile(test.kind, T, test.rows, clusters);
             tiles->insert(tile_number(tile));
             test.s->prompt_clusters = clusters;
             const std::vector<uint16_t> got = prompt_results(test, true, T);
@@ -501,9 +503,9 @@ static bool check_prompt(const PromptTest &test, const char *name, const std::ve
             for (size_t i = 0; i < test.n; i++)
                 if (got[i] != right[i] && differ++ == 0)
                     snprintf(first, sizeof first,
-                             "%d rows, tiles of %d%s, %d clusters: row %zu, column %zu is %04x, not %04x", T, tile.rows,
-                             tile.shares_tokens ? " sharing tokens" : "", clusters, i / test.pitch, i % test.pitch,
-                             got[i], right[i]);
+                             "%d rows, tiles of %d x %d%s, %d clusters: row %zu, column %zu is %04x, not %04x", T,
+                             tile.tokens, tile.rows, tile.shares_tokens ? " sharing tokens" : "", clusters,
+                             i / test.pitch, i % test.pitch, got[i], right[i]);
         }
     }
     if (differ > 0) printf("  %s: %zu of %zu differ; %s\n", name, differ, of, first);
@@ -546,13 +548,16 @@ static void check_not_finite(const PromptTest &test, const char *name, int T) {
                   expected, finite, differ);
 }
 
-// Of every kind of tile one has been used; and where weights are widened, both slabs, and one of them again.
-static void check_used(const Kind &kind, const std::set<int> &tiles, int most_slabs) {
+// Of every kind of tile of up to so many tokens one has been used; and where weights are widened, both slabs, and one of
+// them again.
+static void check_used(PromptKind product, const Kind &kind, const std::set<int> &tiles, int most_slabs,
+                       int most_tokens = PROMPT_TOKENS) {
     if (kind.group != 0 && most_slabs < 3) test_fail("no weights were widened in more than %d slabs", most_slabs);
-    for (int i = 0; prompt_tile_choice(i).rows > 0; i++)
-        if (!tiles.count(tile_number(prompt_tile_choice(i))))
-            test_fail("no product had tiles of %d rows, shared tokens %d", prompt_tile_choice(i).rows,
-                      prompt_tile_choice(i).shares_tokens);
+    for (int i = 0; prompt_tile_choice(product, i).rows > 0; i++) {
+        const PromptTile tile = prompt_tile_choice(product, i);
+        if (tile.tokens <= most_tokens && !tiles.count(tile_number(tile)))
+            test_fail("no product had tiles of %d x %d, shared tokens %d", tile.tokens, tile.rows, tile.shares_tokens);
+    }
 }
 
 // Codes are widened in memory from here on.
@@ -590,6 +595,7 @@ static void with_prompt_swiglu(int rows, int cols, const Kind &kind, int differe
     const LayerWeights layer = gate_and_up(c, &all.matrix);
     PromptTest test = {};
     const int at_once = rows_at_once(s, &layer.w1, 2);
+    test.kind = PROMPT_SWIGLU;
     test.s = s;
     test.rows = 2 * at_once;
     test.cols = cols;
@@ -672,6 +678,7 @@ static void with_prompt_qkv(const Heads &heads, bool cached, const Kind &kind, i
     const size_t n_out = (size_t)(most + PROMPT_CLUSTER * PROMPT_TOKENS) * c.rows,
                  n_cache = LAYERS * own_layer_elements(&m);
     PromptTest test = {};
+    test.kind = PROMPT_QKV;
     test.s = s;
     test.rows = rows_at_once(s, &all.matrix, 1);
     test.cols = c.cols;
@@ -701,8 +708,9 @@ static void with_prompt_qkv(const Heads &heads, bool cached, const Kind &kind, i
 }
 
 // Parts of a tile, of a panel of tokens and of a pair of tiles, in 1, 2 and more pairs.
-static const std::vector<int> prompt_sizes = {1, 127, 128, 129, 257, 300, 513},
-                              code_sizes = {1, 127, 129, 300, 513}; // where weights are codes
+static const std::vector<int> prompt_sizes = {1, 17, 64, 65, 127, 128, 129, 257, 300, 513},
+                              few_sizes = {1, 17, 63, 64, 65, 127, 128}, // that tiles for few tokens take
+    code_sizes = {1, 64, 65, 127, 129, 300, 513};                        // where weights are codes
 
 static void test_prompt_swiglu(const char *test_name, const Kind &kind) {
     struct SwigluCase {
@@ -731,7 +739,7 @@ static void test_prompt_swiglu(const char *test_name, const Kind &kind) {
             differ += !check_prompt(test, name, c.sizes, &tiles);
         });
     if (differ > 0) test_fail("%d of %d shapes have other bits", differ, n);
-    check_used(kind, tiles, most_slabs);
+    check_used(PROMPT_SWIGLU, kind, tiles, most_slabs);
     test_end(test_name);
 }
 
@@ -767,23 +775,26 @@ static void test_prompt_qkv(const char *test_name, const Kind &kind) {
                 differ += !check_prompt(test, name, sizes, &tiles);
             });
     if (differ > 0) test_fail("%d of %d shapes have other bits", differ, n);
-    check_used(kind, tiles, most_slabs);
+    check_used(PROMPT_QKV, kind, tiles, most_slabs);
     test_end(test_name);
 }
 
-// The product of a matrix with a scale for each row, added to what is there: rows after the last keep their bits.
+// The product of a matrix, added to what is there: rows after the last keep their bits. Of many tokens only weights with
+// a scale for each row are taken.
 static void test_prompt_add(const char *test_name, const Kind &kind) {
     static const struct {
         Case c;
         int different;
     } cases[] = {{{176, 448, 1}, 0}, {{448, 192, 1}, 0}, {{896, 192, 1}, DIFFERENT}, {{1024, 64, 1}, DIFFERENT}};
+    const bool scaled = kind.group != 0;
+    const std::vector<int> &sizes = scaled ? code_sizes : few_sizes;
     // and the rows that a last tile could write too far
-    const int most = code_sizes.back() + PROMPT_CLUSTER * PROMPT_TOKENS;
+    const int most = sizes.back() + PROMPT_CLUSTER * PROMPT_TOKENS;
     std::set<int> tiles;
     int n_differ = 0, most_slabs = 0;
     for (const auto &of : cases) {
         const Case &c = of.c;
-        Setup all = setup_open(c, kind, of.different, most);
+        Setup all = setup_open(c, kind, scaled ? of.different : 0, most);
         CudaState *s = all.s;
         Error err = {""};
         Differences differences = {};
@@ -803,13 +814,14 @@ static void test_prompt_add(const char *test_name, const Kind &kind) {
             if (memcmp(&to[end], &all.start[end], (n - end) * 4) != 0)
                 test_fail("%s, %d x %d, %d rows: rows after them have other bits", kind.name, c.rows, c.cols, T);
         };
-        for (int T : code_sizes) {
+        for (int T : sizes) {
             compute(right, false, T);
             if (memcmp(right.data(), all.start.data(), (size_t)c.rows * 4) == 0) test_fail("cuBLAS added nothing");
-            for (int clusters : cluster_counts(T, at_once, clusters_there)) {
-                const PromptTile tile = prompt_tile(T, at_once, clusters);
+            for (int clusters : cluster_counts(PROMPT_ADD, T, at_once, clusters_there)) {
+                const PromptTile tile = prompt_tile(PROMPT_ADD, T, at_once, clusters);
+                if (!scaled && tile.tokens == PROMPT_TOKENS) continue; // cuBLAS's
                 char what[80];
-                snprintf(what, sizeof what, "tiles of %d%s, %d clusters", tile.rows,
+                snprintf(what, sizeof what, "tiles of %d x %d%s, %d clusters", tile.tokens, tile.rows,
                          tile.shares_tokens ? " sharing tokens" : "", clusters);
                 tiles.insert(tile_number(tile));
                 s->prompt_clusters = clusters;
@@ -825,7 +837,7 @@ static void test_prompt_add(const char *test_name, const Kind &kind) {
         setup_close(&all);
     }
     if (n_differ > 0) test_fail("%d of %zu shapes have other bits", n_differ, sizeof cases / sizeof *cases);
-    check_used(kind, tiles, most_slabs);
+    check_used(PROMPT_ADD, kind, tiles, most_slabs, scaled ? PROMPT_TOKENS : PROMPT_FEW_TOKENS);
     test_end(test_name);
 }
 
@@ -931,7 +943,8 @@ int main(void) {
         for (const Kind &kind : prompt_kinds) {
             char name[80];
             snprintf(name, sizeof name, "%s_%s", test.name, kind.name);
-            if (test.run == test_prompt_add && kind.group != WHOLE_ROW) continue; // nothing is scaled, cuBLAS adds
+            // Codes with scales of groups are widened with them, and cuBLAS adds.
+            if (test.run == test_prompt_add && kind.group != 0 && kind.group != WHOLE_ROW) continue;
             if (!test_wanted(name)) continue;
             const char *reason = no_prompt_products();
             if (reason)

@@ -524,7 +524,11 @@ bool stays_packed(const CudaState *s, const Matrix *w, int T) {
 
 bool matmul(CudaState *s, float *out, const Matrix *w, const void *in, int T, float beta, Error *err) {
     const MatrixSeries only = {*w, 0, 1};
-    if (w->dtype == s->type) return product(s, out, w->rows, &only, in, T, beta, err);
+    if (w->dtype == s->type) {
+        const bool own = beta == 1 && prompt_takes(s, PROMPT_ADD, w, T);
+        return own ? prompt_add(s, out, w->rows, w, NULL, in, T, err)
+                   : product(s, out, w->rows, &only, in, T, beta, err);
+    }
     const float *scales = scales_after_product(s, w);
     if (stays_packed(s, w, T)) return packed_product(s, out, w->rows, w, NULL, scales, in, T, beta, err);
     if (!scales) return product_widened(s, out, w, in, T, beta, err);

@@ -6,26 +6,33 @@
 #include "rule.h"
 
 enum {
-    PROMPT_TOKENS = 128, // of a tile
-    PROMPT_CLUSTER = 2,  // blocks
+    PROMPT_TOKENS = 128, // of a tile; of one for few tokens half as many
+    PROMPT_FEW_TOKENS = 64,
+    PROMPT_CLUSTER = 2, // blocks
 };
 
-// A block's tile: rows of weights, and what the two blocks of a cluster have in common: the tokens, with neighbouring
-// rows of weights; else the weights, with neighbouring tokens.
+// What follows a product.
+enum PromptKind { PROMPT_SWIGLU, PROMPT_QKV, PROMPT_ADD, PROMPT_KINDS };
+
+// A block's tile: tokens, rows of weights, and what the two blocks of a cluster have in common: the tokens, with
+// neighbouring rows of weights; else the weights, with neighbouring tokens.
 typedef struct PromptTile {
-    int rows, shares_tokens;
+    int tokens, rows, shares_tokens;
 } PromptTile;
 
-// Number i of the tiles that there are; 0 rows: there are no more.
-RULE PromptTile prompt_tile_choice(int i) {
-    const int widths[] = {256, 224, 192, 96}, n = (int)(sizeof widths / sizeof *widths);
-    const PromptTile tile = {i < 2 * n ? widths[i % n] : 0, i >= n};
-    return tile;
+// Number i of the tiles that there are for a kind of product; 0 rows: there are no more. Those for few tokens are one
+// SM's share of the weights of usual models.
+RULE PromptTile prompt_tile_choice(enum PromptKind kind, int i) {
+    const int many[] = {256, 224, 192, 96}, few[PROMPT_KINDS][3] = {{224, 128, 64}, {96, 48, 32}, {64, 32, 0}};
+    const int n = (int)(sizeof many / sizeof *many), n_few = kind == PROMPT_ADD ? 2 : 3, j = i - 2 * n;
+    const PromptTile of_many = {PROMPT_TOKENS, many[i % n], i >= n},
+                     of_few = {PROMPT_FEW_TOKENS, j >= 0 && j < 2 * n_few ? few[kind][j % n_few] : 0, j >= n_few};
+    return j < 0 ? of_many : of_few;
 }
 
 // Tiles of a cluster: of the tokens and of the rows of weights.
 RULE long long prompt_token_tiles(int T, PromptTile tile) {
-    const long long tokens = tile.shares_tokens ? PROMPT_TOKENS : PROMPT_CLUSTER * PROMPT_TOKENS;
+    const long long tokens = tile.shares_tokens ? tile.tokens : PROMPT_CLUSTER * (long long)tile.tokens;
     return (T + tokens - 1) / tokens;
 }
 RULE long long prompt_row_tiles(int rows, PromptTile tile) {
@@ -33,29 +40,41 @@ RULE long long prompt_row_tiles(int rows, PromptTile tile) {
     return (rows + n - 1) / n;
 }
 
-// What a product costs: the tiles that a cluster takes one after another, a tile costing as much as its rows and 16
-// more, and 128 at least, which its copies take.
-RULE long long prompt_tile_cost(int T, int rows, PromptTile tile, int clusters) {
-    const long long tiles = prompt_token_tiles(T, tile) * prompt_row_tiles(rows, tile);
-    return (tiles + clusters - 1) / clusters * (tile.rows + 16 > 128 ? tile.rows + 16 : 128);
+// The tiles that a cluster takes one after another, at most.
+RULE long long prompt_rounds(int T, int rows, PromptTile tile, int clusters) {
+    return (prompt_token_tiles(T, tile) * prompt_row_tiles(rows, tile) + clusters - 1) / clusters;
 }
 
-// The tile with which the GPU's clusters are done first.
-RULE PromptTile prompt_tile(int T, int rows, int clusters) {
-    PromptTile best = prompt_tile_choice(0);
-    for (int i = 1; prompt_tile_choice(i).rows > 0; i++)
-        if (prompt_tile_cost(T, rows, prompt_tile_choice(i), clusters) < prompt_tile_cost(T, rows, best, clusters))
-            best = prompt_tile_choice(i);
+// What a product costs: the rounds, a tile costing what the tensor cores take for 128 tokens of as many rows and 16
+// more, or what its copies take, if that is more.
+RULE long long prompt_tile_cost(int T, int rows, PromptTile tile, int clusters) {
+    const int products = tile.rows * tile.tokens / PROMPT_TOKENS + 16,
+              copies = tile.tokens == PROMPT_TOKENS ? 128 : (tile.tokens + tile.rows) / 2;
+    return prompt_rounds(T, rows, tile, clusters) * (products > copies ? products : copies);
+}
+
+// The tile with which the GPU's clusters are done first. Tiles for few tokens are for one or two of them.
+RULE PromptTile prompt_tile(enum PromptKind kind, int T, int rows, int clusters) {
+    PromptTile best = prompt_tile_choice(kind, 0);
+    for (int i = 1; prompt_tile_choice(kind, i).rows > 0; i++) {
+        const PromptTile tile = prompt_tile_choice(kind, i);
+        if (T > PROMPT_CLUSTER * tile.tokens && tile.tokens < PROMPT_TOKENS) break;
+        if (prompt_tile_cost(T, rows, tile, clusters) < prompt_tile_cost(T, rows, best, clusters)) best = tile;
+    }
     return best;
 }
 
-// How busy a product keeps the tensor cores: what it would cost if tiles were as small as one likes, in percent of what
-// it costs. 65 to 127 tokens count as 128 (PROMPT_TOKENS): the weights are read once whatever their number. (With
-// fewer, half of the boxes of tokens are beyond them, and a tile takes no less.)
-RULE int prompt_utilisation(int T, int rows, int clusters) {
+// How well a product uses the GPU, in percent. Of many tokens, how busy it keeps the tensor cores: what it would cost if
+// tiles were as small as one likes, of what it costs; 65 to 127 tokens count as 128, as the weights are read once
+// whatever their number. Of few, for which memory is the limit, how much of the rounds there is work for.
+RULE int prompt_utilisation(enum PromptKind kind, int T, int rows, int clusters) {
+    const PromptTile tile = prompt_tile(kind, T, rows, clusters);
+    if (tile.tokens < PROMPT_TOKENS)
+        return (int)(100 * prompt_token_tiles(T, tile) * prompt_row_tiles(rows, tile) /
+                     (prompt_rounds(T, rows, tile, clusters) * clusters));
     const int tokens = T > PROMPT_TOKENS / 2 && T < PROMPT_TOKENS ? PROMPT_TOKENS : T;
     const double least = (double)tokens * rows / (PROMPT_CLUSTER * PROMPT_TOKENS) / clusters;
-    return (int)(100 * least / (double)prompt_tile_cost(T, rows, prompt_tile(T, rows, clusters), clusters));
+    return (int)(100 * least / (double)prompt_tile_cost(T, rows, tile, clusters));
 }
 
 #endif

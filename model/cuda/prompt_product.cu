@@ -10,19 +10,25 @@
 // Tokens that go through the weights side by side: as many as 66 clusters have rows of weights meanwhile.
 enum { TOKENS_TOGETHER = 2048 };
 
-template <int N, bool SHARES_TOKENS> struct Tile {
-    static constexpr int ROWS = N;
-    static constexpr bool SHARES = SHARES_TOKENS;
-};
-// Calls body with a tile.
-template <bool SHARES, class Body> static auto with_rows(int rows, Body body) {
-    return rows == 256   ? body(Tile<256, SHARES>())
-           : rows == 224 ? body(Tile<224, SHARES>())
-           : rows == 192 ? body(Tile<192, SHARES>())
-                         : body(Tile<96, SHARES>());
+// Calls body with the shape of a tile, if it is one of these rows.
+template <PromptKind KIND, int TOKENS, bool SHARES, int... ROWS, class Body>
+static cudaError_t with_rows(int rows, Body body) {
+    cudaError_t status = cudaErrorInvalidValue;
+    (void)((rows == ROWS && (status = body(PromptShape<KIND, TOKENS, ROWS, SHARES>()), true)) || ...);
+    return status;
 }
-template <class Body> static auto with_tile(PromptTile tile, Body body) {
-    return tile.shares_tokens ? with_rows<true>(tile.rows, body) : with_rows<false>(tile.rows, body);
+template <PromptKind KIND, bool SHARES, class Body> static cudaError_t with_tokens(PromptTile tile, Body body) {
+    if (tile.tokens == PROMPT_TOKENS)
+        return with_rows<KIND, PROMPT_TOKENS, SHARES, 256, 224, 192, 96>(tile.rows, body);
+    else if constexpr (KIND == PROMPT_SWIGLU)
+        return with_rows<KIND, PROMPT_FEW_TOKENS, SHARES, 224, 128, 64>(tile.rows, body);
+    else if constexpr (KIND == PROMPT_QKV)
+        return with_rows<KIND, PROMPT_FEW_TOKENS, SHARES, 96, 48, 32>(tile.rows, body);
+    else
+        return with_rows<KIND, PROMPT_FEW_TOKENS, SHARES, 64, 32>(tile.rows, body);
+}
+template <PromptKind KIND, class Body> static cudaError_t with_tile(PromptTile tile, Body body) {
+    return tile.shares_tokens ? with_tokens<KIND, true>(tile, body) : with_tokens<KIND, false>(tile, body);
 }
 // Calls body with a value of a type of 16 bits.
 template <class Body> static auto with_16_bits(DType dtype, Body body) {
@@ -30,21 +36,20 @@ template <class Body> static auto with_16_bits(DType dtype, Body body) {
 }
 
 // Calls body(kernel) for all kernels of a type.
-template <class Body> static cudaError_t for_kernels(DType dtype, Body body) {
+template <PromptKind KIND, class Body> static cudaError_t for_kernels_of(DType dtype, Body body) {
     cudaError_t status = cudaSuccess;
-    for (int i = 0; prompt_tile_choice(i).rows > 0; i++)
-        with_16_bits(dtype, [&](auto type) {
-            return with_tile(prompt_tile_choice(i), [&](auto tile) {
-                typedef decltype(type) T;
-                typedef decltype(tile) Own;
-                for (auto kernel : {prompt_product_kernel<T, Own::ROWS, PROMPT_SWIGLU, Own::SHARES>,
-                                    prompt_product_kernel<T, Own::ROWS, PROMPT_QKV, Own::SHARES>,
-                                    prompt_product_kernel<T, Own::ROWS, PROMPT_ADD, Own::SHARES>})
-                    if (status == cudaSuccess) status = body((const void *)kernel);
-                return 0;
+    for (int i = 0; status == cudaSuccess && prompt_tile_choice(KIND, i).rows > 0; i++)
+        status = with_16_bits(dtype, [&](auto type) {
+            return with_tile<KIND>(prompt_tile_choice(KIND, i), [&](auto shape) {
+                return body((const void *)prompt_product_kernel<decltype(type), decltype(shape)>);
             });
         });
     return status;
+}
+template <class Body> static cudaError_t for_kernels(DType dtype, Body body) {
+    cudaError_t status = for_kernels_of<PROMPT_SWIGLU>(dtype, body);
+    if (status == cudaSuccess) status = for_kernels_of<PROMPT_QKV>(dtype, body);
+    return status == cudaSuccess ? for_kernels_of<PROMPT_ADD>(dtype, body) : status;
 }
 
 bool prompt_open(CudaState *s, Error *err) {
@@ -56,8 +61,10 @@ bool prompt_open(CudaState *s, Error *err) {
     CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     CUDA_TRY(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device));
     if (major != 9) return true;
-    CUDA_TRY(cudaFuncGetAttributes(&kernel, (const void *)prompt_product_kernel<bf16, 256, PROMPT_SWIGLU, false>));
-    if (kernel.maxThreadsPerBlock != PROMPT_THREADS) return true; // not the code of sm_90a
+    CUDA_TRY(cudaFuncGetAttributes(
+        &kernel, (const void *)prompt_product_kernel<bf16, PromptShape<PROMPT_SWIGLU, PROMPT_TOKENS, 256, false>>));
+    if (kernel.maxThreadsPerBlock != PromptShape<PROMPT_SWIGLU, PROMPT_TOKENS, 256, false>::THREADS)
+        return true; // not the code of sm_90a
     CUDA_TRY(for_kernels(s->type, [&](const void *kernel) {
         return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, PROMPT_SHARED);
     }));
@@ -69,43 +76,59 @@ bool prompt_open(CudaState *s, Error *err) {
 }
 
 bool prompt_takes(const CudaState *s, PromptKind kind, const Matrix *w, int T) {
-    const int rows = w->rows * (kind == PROMPT_SWIGLU ? 2 : 1), least = s->prompt_least[kind];
-    return s->prompt_clusters > 0 && w->cols % PROMPT_COLUMNS == 0 && w->rows % 8 == 0 &&
-           prompt_utilisation(T, rows, s->prompt_clusters) >= least;
+    const int rows = w->rows * (kind == PROMPT_SWIGLU ? 2 : 1);
+    if (s->prompt_clusters == 0 || w->cols % PROMPT_COLUMNS != 0 || w->rows % 8 != 0) return false;
+    if (kind == PROMPT_ADD && !matrix_is_quantised(w) &&
+        prompt_tile(kind, T, rows, s->prompt_clusters).tokens == PROMPT_TOKENS)
+        return false;
+    return prompt_utilisation(kind, T, rows, s->prompt_clusters) >= s->prompt_least[kind];
 }
 
-static bool map_rows(const CudaState *s, CUtensorMap *map, const void *data, int rows, int cols, int box_rows,
-                     Error *err) {
-    const cuuint64_t dims[2] = {(cuuint64_t)cols, (cuuint64_t)rows}, strides[1] = {(cuuint64_t)cols * 2};
-    const cuuint32_t box[2] = {PROMPT_COLUMNS, (cuuint32_t)box_rows};
+// A map of one matrix, or of two alike, in boxes of so many rows, matrices and panels.
+static bool map_panels(const CudaState *s, CUtensorMap *map, const void *data, const void *other, int rows, int cols,
+                       int box_rows, int box_matrices, int box_panels, Error *err) {
+    const cuuint64_t pitch = (cuuint64_t)cols * 2, apart = other ? (const char *)other - (const char *)data : pitch;
+    const cuuint64_t dims[4] = {PROMPT_COLUMNS, (cuuint64_t)rows, (cuuint64_t)(other ? 2 : 1),
+                                (cuuint64_t)(cols / PROMPT_COLUMNS)},
+                     strides[3] = {pitch, apart, PROMPT_COLUMNS * 2};
+    const cuuint32_t box[4] = {PROMPT_COLUMNS, (cuuint32_t)box_rows, (cuuint32_t)box_matrices, (cuuint32_t)box_panels};
     return tensor_map(map, s->type == DTYPE_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                      data, 2, dims, strides, box, PROMPT_COLUMNS * 2, err);
+                      data, 4, dims, strides, box, PROMPT_COLUMNS * 2, err);
+}
+
+// Tokens of a tile: of few as many as there are for each block of a cluster, so that no box is mostly beyond them, which
+// takes longer (H200, down of one token, boxes of 32: 79 us, of 64 tokens 51).
+static int tile_tokens(PromptTile tile, int T) {
+    if (tile.tokens == PROMPT_TOKENS) return PROMPT_TOKENS;
+    const int tiles = (T + tile.tokens - 1) / tile.tokens, tokens = (T + tiles - 1) / tiles;
+    return (tokens + 7) / 8 * 8;
 }
 
 // What all kinds have in common. other: up, beside gate; NULL: there is one matrix.
 template <PromptKind KIND>
 static bool launch(CudaState *s, PromptParams *p, const Matrix *w, const Matrix *other, const void *in, int T,
                    Error *err) {
-    const PromptTile own = prompt_tile(T, w->rows * (other ? 2 : 1), s->prompt_clusters),
-                     of_each = {other ? own.rows / 2 : own.rows, own.shares_tokens};
+    const PromptTile tile = prompt_tile(KIND, T, w->rows * (other ? 2 : 1), s->prompt_clusters),
+                     of_each = {tile.tokens, other ? tile.rows / 2 : tile.rows, tile.shares_tokens};
     p->T = T;
     p->rows = w->rows;
     p->cols = w->cols;
     p->row_tiles = (int)prompt_row_tiles(w->rows, of_each);
-    p->token_tiles = (int)prompt_token_tiles(T, own);
-    p->together = TOKENS_TOGETHER / PROMPT_TOKENS / (own.shares_tokens ? 1 : PROMPT_CLUSTER);
-    if (!map_rows(s, &p->input, in, T, w->cols, own.shares_tokens ? PROMPT_TOKENS / 2 : PROMPT_TOKENS, err) ||
-        !map_rows(s, &p->weights[0], w->data, w->rows, w->cols, own.rows / 2, err) ||
-        !map_rows(s, &p->weights[1], other ? other->data : w->data, w->rows, w->cols, own.rows / 2, err))
-        return false;
+    p->token_tiles = (int)prompt_token_tiles(T, tile);
+    p->tile_tokens = tile_tokens(tile, T);
+    p->together = TOKENS_TOGETHER / tile.tokens / (tile.shares_tokens ? 1 : PROMPT_CLUSTER);
+    p->weights_are_stable = !s->widening.slab_bytes;
     const int tiles = p->row_tiles * p->token_tiles, clusters = tiles < s->prompt_clusters ? tiles : s->prompt_clusters;
     CUDA_TRY(with_16_bits(s->type, [&](auto type) {
-        return with_tile(own, [&](auto tile) {
-            typedef decltype(tile) Own;
-            constexpr int N = Own::ROWS;
-            return launch_kernel(prompt_product_kernel<decltype(type), N, KIND, Own::SHARES>,
-                                 (unsigned)clusters * PROMPT_CLUSTER, PROMPT_THREADS,
-                                 1024 + PROMPT_STAGES<N> * PROMPT_STAGE<N>, s->pdl, s->stream, *p);
+        return with_tile<KIND>(tile, [&](auto shape) {
+            typedef decltype(shape) Shape;
+            if (!map_panels(s, &p->input, in, NULL, T, w->cols, Shape::token_box(p->tile_tokens), 1,
+                            Shape::TOKEN_PANELS, err) ||
+                !map_panels(s, &p->weights, w->data, other ? other->data : NULL, w->rows, w->cols, Shape::BOX_ROWS,
+                            Shape::BOX_MATRICES, Shape::WEIGHT_PANELS, err))
+                return cudaErrorInvalidValue;
+            return launch_kernel(prompt_product_kernel<decltype(type), Shape>, (unsigned)clusters * PROMPT_CLUSTER,
+                                 Shape::THREADS, 1024 + Shape::STAGES * Shape::STAGE, s->pdl, s->stream, *p);
         });
     }));
     return true;

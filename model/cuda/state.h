@@ -23,6 +23,7 @@ extern "C" {
 #include "../parallel/comm.h"
 #include "check.h"
 #include "packed.h"
+#include "prompt_plan.h"
 #include "ptx.cuh"
 #include "sample.h"
 #include <cublasLt.h>
@@ -53,9 +54,6 @@ struct TableChange {
 
 struct FusedState;
 struct WideState;
-
-// What follows a product of many rows (prompt_product.h).
-enum PromptKind { PROMPT_SWIGLU, PROMPT_QKV, PROMPT_ADD, PROMPT_KINDS };
 
 // cuBLASLt's kernels for the products that came up last, by their shape (gemm.cu).
 enum { GEMM_PLANS = 256 };
