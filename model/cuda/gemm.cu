@@ -237,7 +237,7 @@ static const LtTable QKV_TABLE = {6144,
                                    {768, {TILE(96x128), CLUSTER(2x1), 0}},
                                    {2048, {TILE(128x128), CLUSTER(2x1), 1}},
                                    {INT_MAX, {TILE(256x128), CLUSTER(1x2), 7}}}};
-// Gate and up; logits.
+// Gate and up.
 static const LtTable GATE_UP_TABLE = {28672,
                                       {{16, {TILE(128x16), CLUSTER(1x1), 1}},
                                        {32, {TILE(128x32), CLUSTER(1x1), 1}},
@@ -254,6 +254,16 @@ static const LtTable GATE_UP_TABLE = {28672,
                                        {2048, {TILE(128x160), CLUSTER(2x1), 1}},
                                        {4096, {TILE(320x128), CLUSTER(1x2), 7}},
                                        {INT_MAX, {TILE(168x128), CLUSTER(1x2), 2}}}};
+// Logits, by kernels that are above. (H200, us, gate and up's table / this one: 65 rows 378 / 281; 128 rows 296 / 278;
+// 192 rows 600 / 409; 256 rows 517 / 419.)
+static const LtTable LOGITS_TABLE = {128256,
+                                     {{16, {TILE(128x16), CLUSTER(1x1), 1}},
+                                      {32, {TILE(128x32), CLUSTER(1x1), 1}},
+                                      {64, {TILE(144x64), CLUSTER(4x1), 0}},
+                                      {128, {TILE(80x128), CLUSTER(4x1), 0}},
+                                      {160, {TILE(128x160), CLUSTER(2x1), 1}},
+                                      {192, {TILE(144x64), CLUSTER(4x1), 0}},
+                                      {INT_MAX, {TILE(168x128), CLUSTER(1x2), 2}}}};
 #undef TILE
 #undef CLUSTER
 
@@ -264,7 +274,8 @@ static const LtTable *lt_table(const CudaState *s, int rows, bool adds) {
     const bool quantised = s->widening.slab_bytes > 0;
     return adds || (quantised && rows <= OUT_TABLE.reference) ? &OUT_TABLE
            : rows <= 2 * QKV_TABLE.reference                  ? &QKV_TABLE
-                                                              : &GATE_UP_TABLE;
+           : rows <= 2 * GATE_UP_TABLE.reference              ? &GATE_UP_TABLE
+                                                              : &LOGITS_TABLE;
 }
 
 // The table's kernel for a product. What counts is how many tiles there are for the SMs: half the rows of weights are
