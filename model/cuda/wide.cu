@@ -9,16 +9,16 @@
 #include "tensor_map.h"
 #include "wide_kernel.cuh"
 
-// How the matrices are cut for clusters of one size.
+// How the matrices are cut.
 struct WidePlan {
-    int cluster, blocks; // blocks of a cluster, and in all
+    int blocks; // in all
     int tile_rows[WIDE_LM_HEAD + 1];
     CUtensorMap *weights; // host [n_layers][4] and one more: qkv, out, gate and up, down of each; lm_head
 };
 
 struct WideState {
     size_t shared_limit; // dynamic shared memory that a block may have
-    WidePlan pairs, quads;
+    WidePlan plan;
     float *squares; // [MAX_WIDE_ROWS][dim / WIDE_SQUARES]
     // Several GPUs: this one's part, of which `squares` and CudaState.xb have all. NULL: there is one.
     float *own_squares; // [MAX_WIDE_ROWS][own dim / WIDE_SQUARES]
@@ -56,25 +56,17 @@ static bool input_map(CUtensorMap *map, const void *data, int rows, int box_rows
     return tensor_map(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, data, 2, dims, strides, box, WIDE_COLUMNS * 2, err);
 }
 
-// Calls body with the rows that a kernel for n tokens computes, and the blocks of its clusters. Pairs leave no SM idle
-// (there is an even number in every part of the GPU), quads copy half as many activations.
-template <class Body> static auto with_sizes(const WidePlan *plan, int n, Body body) {
-    typedef std::integral_constant<int, 2> Pair;
-    typedef std::integral_constant<int, 4> Quad;
-    if (plan->cluster == 2)
-        return n <= 8 ? body(std::integral_constant<int, 8>(), Pair())
-                      : body(std::integral_constant<int, MAX_PAIR_ROWS>(), Pair());
-    return n <= 8    ? body(std::integral_constant<int, 8>(), Quad())
-           : n <= 16 ? body(std::integral_constant<int, 16>(), Quad())
-                     : body(std::integral_constant<int, MAX_WIDE_ROWS>(), Quad());
+// Calls body with the rows that a kernel for n tokens computes.
+template <class Body> static auto with_rows(int n, Body body) {
+    return n <= 8 ? body(std::integral_constant<int, 8>()) : body(std::integral_constant<int, MAX_WIDE_ROWS>());
 }
 
-template <int N, int C> static int wide_stages(const WideState *w) {
-    int n = (int)((w->shared_limit - WIDE_SHARED_FIXED<N>) / WIDE_STAGE<N, C>);
+template <int N> static int wide_stages(const WideState *w) {
+    int n = (int)((w->shared_limit - WIDE_SHARED_FIXED<N>) / WIDE_STAGE<N>);
     return n < WIDE_MAX_STAGES ? n : WIDE_MAX_STAGES;
 }
-template <int N, int C> static size_t wide_shared(const WideState *w) {
-    return WIDE_SHARED_FIXED<N> + (size_t)wide_stages<N, C>(w) * WIDE_STAGE<N, C>;
+template <int N> static size_t wide_shared(const WideState *w) {
+    return WIDE_SHARED_FIXED<N> + (size_t)wide_stages<N>(w) * WIDE_STAGE<N>;
 }
 
 // Whether the kernels take the model on this GPU: wgmma is Hopper's alone, in sm_90a's code; f16 has not the range for
@@ -85,11 +77,11 @@ static bool wide_takes(const Model *m, bool *takes, Error *err) {
     CUDA_TRY(cudaGetDevice(&device));
     CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     cudaFuncAttributes kernel;
-    CUDA_TRY(cudaFuncGetAttributes(&kernel, (const void *)wide_products_kernel<8, 2>));
+    CUDA_TRY(cudaFuncGetAttributes(&kernel, (const void *)wide_products_kernel<8>));
     *takes = major == 9 && kernel.maxThreadsPerBlock == WIDE_THREADS && m->precision == PRECISION_BF16 &&
-             !weights_are_quantised(m) && m->weights.dtype != DTYPE_F16 && c->dim % (4 * WIDE_COLUMNS) == 0 &&
-             c->q_dim % (4 * WIDE_COLUMNS) == 0 && c->hidden_dim % (4 * WIDE_COLUMNS) == 0 && c->head_dim % 16 == 0 &&
-             c->vocab_size % 16 == 0;
+             !weights_are_quantised(m) && m->weights.dtype != DTYPE_F16 &&
+             c->dim % (WIDE_CLUSTER * WIDE_COLUMNS) == 0 && c->q_dim % (WIDE_CLUSTER * WIDE_COLUMNS) == 0 &&
+             c->hidden_dim % (WIDE_CLUSTER * WIDE_COLUMNS) == 0 && c->head_dim % 16 == 0 && c->vocab_size % 16 == 0;
     return true;
 }
 
@@ -97,7 +89,7 @@ int wide_most_rows(const Model *m, int sequences) {
     Error err;
     bool takes = false;
     if (sequences > MAX_WIDE_ROWS || !wide_takes(m, &takes, &err) || !takes) return MAX_STEP_ROWS;
-    return sequences <= MAX_PAIR_ROWS ? MAX_PAIR_ROWS : MAX_WIDE_ROWS;
+    return MAX_WIDE_ROWS;
 }
 
 // Rows of this rank's queries, keys and values.
@@ -105,29 +97,27 @@ static int qkv_rows(const Model *m) {
     return (own_heads(m) + 2 * own_kv_heads(m)) * m->config.head_dim;
 }
 
-// How the matrices are cut for clusters of so many blocks.
-static bool make_plan(const Model *m, const WideState *w, int cluster, WidePlan *plan, Error *err) {
+static bool make_plan(const Model *m, const WideState *w, WidePlan *plan, Error *err) {
     const Config *c = &m->config;
     int clusters = 0;
-    plan->cluster = cluster;
-    for (int n = 8; n <= (cluster == 2 ? MAX_PAIR_ROWS : MAX_WIDE_ROWS); n *= 2) {
+    for (int n = 8; n <= MAX_WIDE_ROWS; n *= 2) {
         int fit = 0;
-        if (!with_sizes(plan, n, [&](auto rows, auto blocks) {
-                constexpr int N = decltype(rows)::value, C = decltype(blocks)::value;
+        if (!with_rows(n, [&](auto rows) {
+                constexpr int N = decltype(rows)::value;
                 cudaLaunchConfig_t config = {};
-                config.gridDim = dim3(C);
+                config.gridDim = dim3(WIDE_CLUSTER);
                 config.blockDim = dim3(WIDE_THREADS);
-                config.dynamicSmemBytes = wide_shared<N, C>(w);
-                CUDA_TRY(cudaFuncSetAttribute((const void *)wide_products_kernel<N, C>,
+                config.dynamicSmemBytes = wide_shared<N>(w);
+                CUDA_TRY(cudaFuncSetAttribute((const void *)wide_products_kernel<N>,
                                               cudaFuncAttributeMaxDynamicSharedMemorySize, (int)w->shared_limit));
-                CUDA_TRY(cudaOccupancyMaxActiveClusters(&fit, (const void *)wide_products_kernel<N, C>, &config));
+                CUDA_TRY(cudaOccupancyMaxActiveClusters(&fit, (const void *)wide_products_kernel<N>, &config));
                 return true;
             }))
             return false;
         if (clusters == 0 || fit < clusters) clusters = fit; // one number for all sizes
     }
-    if (clusters == 0) return fail(err, "no cluster of %d blocks fits the GPU", cluster);
-    plan->blocks = clusters * cluster;
+    if (clusters == 0) return fail(err, "no cluster of %d blocks fits the GPU", WIDE_CLUSTER);
+    plan->blocks = clusters * WIDE_CLUSTER;
     plan->weights = (CUtensorMap *)aligned_alloc(alignof(CUtensorMap), (c->n_layers * 4 + 1) * sizeof(CUtensorMap));
     if (!plan->weights) return fail(err, "out of memory: tensor maps");
     const Shard *own = &m->shard;
@@ -154,7 +144,7 @@ static bool prepare_wide(Model *m, WideState *w, Error *err) {
     CUDA_TRY(cudaGetDevice(&device));
     CUDA_TRY(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     w->shared_limit = (size_t)limit - 1024; // the kernel's own variables
-    if (!make_plan(m, w, 2, &w->pairs, err) || !make_plan(m, w, 4, &w->quads, err)) return false;
+    if (!make_plan(m, w, &w->plan, err)) return false;
     CUDA_TRY(cudaMalloc((void **)&w->squares, (size_t)MAX_WIDE_ROWS * (m->config.dim / WIDE_SQUARES) * sizeof(float)));
     if (m->shard.count > 1) {
         size_t n = (size_t)MAX_WIDE_ROWS * m->shard.dim.n;
@@ -175,8 +165,7 @@ bool wide_open(Model *m, CudaState *s, Error *err) {
 
 void wide_close(WideState *w) {
     if (!w) return;
-    free(w->pairs.weights);
-    free(w->quads.weights);
+    free(w->plan.weights);
     cudaFree(w->squares);
     cudaFree(w->own_squares);
     cudaFree(w->own_in);
@@ -238,11 +227,6 @@ static bool wide_params(const Model *m, const WideState *w, const WidePlan *plan
                        err);
 }
 
-// How this rank's matrices are cut in the run at hand: its order of sums.
-static const WidePlan *plan_of_run(const Model *m, const WideState *w) {
-    return model_sequences(m) <= MAX_PAIR_ROWS ? &w->pairs : &w->quads;
-}
-
 // What a step begins with.
 static bool embed_wide(const Model *m, CudaState *s, int n, Error *err) {
     const Config *c = &m->config;
@@ -261,21 +245,22 @@ static bool embed_wide(const Model *m, CudaState *s, int n, Error *err) {
 template <class Adjust>
 static bool launch_wide(const Model *m, CudaState *s, int i, int n, bool pdl, bool verbose, Adjust adjust, Error *err) {
     const WideState *w = s->wide;
-    const WidePlan *plan = plan_of_run(m, w);
-    return with_sizes(plan, n, [&](auto rows, auto blocks) {
-        constexpr int N = decltype(rows)::value, C = decltype(blocks)::value;
+    const WidePlan *plan = &w->plan;
+    return with_rows(n, [&](auto rows) {
+        constexpr int N = decltype(rows)::value;
         WideParams p;
         if (!wide_params(m, w, plan, i, n, N, &p, err)) return false;
-        p.n_stages = wide_stages<N, C>(w);
+        p.n_stages = wide_stages<N>(w);
         adjust(&p);
         if (verbose)
             fprintf(
                 stderr,
                 "decode: wide_products_kernel %d products, %d rows of %d, grid %d, clusters of %d, block %d, shared "
                 "%zu: a ring of %d x %d bytes\n",
-                p.n_products, n, N, plan->blocks, C, WIDE_THREADS, wide_shared<N, C>(w), p.n_stages, WIDE_STAGE<N, C>);
-        CUDA_TRY(launch_kernel(wide_products_kernel<N, C>, plan->blocks, WIDE_THREADS, wide_shared<N, C>(w), pdl,
-                               s->stream, p));
+                p.n_products, n, N, plan->blocks, WIDE_CLUSTER, WIDE_THREADS, wide_shared<N>(w), p.n_stages,
+                WIDE_STAGE<N>);
+        CUDA_TRY(
+            launch_kernel(wide_products_kernel<N>, plan->blocks, WIDE_THREADS, wide_shared<N>(w), pdl, s->stream, p));
         return true;
     });
 }

@@ -1,17 +1,18 @@
-// Engine fused, steps of many rows: up to 32 tokens at a time (MAX_WIDE_ROWS). As for few rows, one kernel computes all
-// matrix products between two attentions, on every SM at once, and a stream of weights that depends on nothing runs
-// ahead of it. What differs is how the work is cut. wide_kernel.cuh keeps what is promised here, wide.cu launches.
+// Engine fused, steps of runs of 9 to 16 sequences (MAX_WIDE_ROWS). As for fewer rows, one kernel computes all matrix
+// products between two attentions, on every SM at once, and a stream of weights that depends on nothing runs ahead of
+// it. What differs is how the work is cut. (More rows: prompt_product.h.) wide_kernel.cuh keeps what is promised here,
+// wide.cu launches.
 //
 // ---- How the work is cut --------------------------------------------------------------------------------------------
 //
-// A cluster of C blocks, 2 or 4, shares a tile of up to 64 rows of weights; each block has 1 / C of its columns (of K).
-// So a block copies 1 / C of the activations, from L2, and wgmma takes its 64 rows; a tile of whole rows for each block
-// would copy more activations than weights in out and down. A block computes up to three tiles at a time (a pass), with
-// the same activations. Clusters have consecutive tiles, always the same ones.
+// A cluster of two blocks shares a tile of up to 64 rows of weights; each block has half of its columns (of K). So a
+// block copies half of the activations, from L2, and wgmma takes its 64 rows; a tile of whole rows for each block would
+// copy more activations than weights in out and down. A block computes up to three tiles at a time (a pass), with the
+// same activations. Clusters have consecutive tiles, always the same ones.
 //
-//   C = 4: weights     block 0: columns 0 .. K/4   block 1   block 2   block 3       partial sums [64][tokens] each
-//   rows  0 .. 15      their four partial sums are added up in block 0, in the order of the blocks
-//   rows 16 .. 31      in block 1; and so on: a warp of wgmma has 16 rows (a fragment), and sends its sums there
+//   weights     block 0: columns 0 .. K/2   block 1             partial sums [64][tokens] each
+//   rows  0 .. 31      their two partial sums are added up in block 0, in the order of the blocks
+//   rows 32 .. 63      in block 1: a warp of wgmma has 16 rows (a fragment), and sends its sums there
 //
 // A stage of the ring is one to three panels: 64 columns of the pass's tiles, and of the activations.
 //
@@ -50,18 +51,15 @@
 //     and what a product waits for is the one before. Partial sums wait for room in another block, whose epilogue waits
 //     for sums of the pass before only
 //
-// A row's bits depend on K and C, not on how many rows there are or which, nor on the number of clusters or GPUs. C is
-// the run's: pairs up to MAX_PAIR_ROWS, then quads.
+// A row's bits depend on K, not on how many rows there are or which, nor on the number of clusters or GPUs.
 //
 // ---- What was measured (H200, 8B; shares of what memory gives) ------------------------------------------------------
 //
 //   - a block reads 32 to 38 KB a microsecond, activations included, whatever is in flight beyond 64 KB; 132 blocks
-//     read 10 % more than 120, which is how many fit in quads (parts of the GPU have no multiple of 4). So pairs where
-//     activations are few (16 rows: 80 % against 77 %), quads where they are many (32 rows: 74 %)
+//     read 10 % more than 120, which is how many fit in clusters of four (parts of the GPU have no multiple of 4)
+//   - those, which copy half as many activations, for 17 to 32 rows: 74 %; prompt_product.h 78 to 79 %
 //   - with the whole ring in flight (190 KB) everything else waits 5 us behind it: activations, x, RoPE (16 rows: 77 %)
 //   - clusters with 3 tiles of 64 rows beside others with 2 cost 10 %: hence tiles of 48 rows
-//   - x, cosines and sines loaded where the sums meet them, one after another: qkv's epilogue 10 us at 64 rows
-//   - 64 rows in quads: 62 %, engine cublas has 66
 #ifndef WIDE_H
 #define WIDE_H
 
@@ -70,12 +68,12 @@
 #include "state.h"
 
 enum {
-    MAX_WIDE_ROWS = 32,
-    MAX_PAIR_ROWS = 16, // clusters of two blocks, up to here; of four from there on
-    WIDE_TILE = 64,     // rows of weights, at most: those of a wgmma
-    WIDE_TILES = 3,     // of a pass
-    WIDE_COLUMNS = 64,  // of a panel: 128 bytes, the width of the swizzle
-    WIDE_SQUARES = 16,  // columns of x whose squares are added up by one warp: rows of a fragment
+    MAX_WIDE_ROWS = 16,
+    WIDE_CLUSTER = 2,  // blocks
+    WIDE_TILE = 64,    // rows of weights, at most: those of a wgmma
+    WIDE_TILES = 3,    // of a pass
+    WIDE_COLUMNS = 64, // of a panel: 128 bytes, the width of the swizzle
+    WIDE_SQUARES = 16, // columns of x whose squares are added up by one warp: rows of a fragment
     WIDE_MAX_STAGES = 16,
     // Stages of weights on their way at once; while a product waits for its input. With more, every other access waits
     // behind them, the input's too.

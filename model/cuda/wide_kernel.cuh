@@ -6,15 +6,15 @@
 
 namespace {
 
-// Panels of a stage, at most. A pair's part of out and down is one tile: three panels of it are a stage as long as that
-// of three tiles. Quads have several tiles, and room for more activations would make their ring shorter.
-template <int C> constexpr int WIDE_PANELS = C == 2 ? 3 : 1;
+// Panels of a stage, at most. A cluster's part of out and down is one tile: three panels of it are a stage as long as
+// that of three tiles.
+constexpr int WIDE_PANELS = 3;
 // Bytes of a stage: panels of weights, [panel][tile][row], then of N rows of activations.
 constexpr int WIDE_STAGE_WEIGHTS = WIDE_TILES * WIDE_TILE * WIDE_COLUMNS * 2;
-template <int N, int C> constexpr int WIDE_STAGE = WIDE_STAGE_WEIGHTS + WIDE_PANELS<C> * N * WIDE_COLUMNS * 2;
+template <int N> constexpr int WIDE_STAGE = WIDE_STAGE_WEIGHTS + WIDE_PANELS * N * WIDE_COLUMNS * 2;
 // Partial sums of 16 rows of a tile, by one block.
 template <int N> constexpr int WIDE_FRAGMENT = 16 * N * 4;
-// What a block is sent: 64 rows of each tile in all, shared out among the C blocks of the cluster, by each of them.
+// What a block is sent: 64 rows of each tile in all, shared out among the WIDE_CLUSTER blocks of the cluster, by each of them.
 template <int N> constexpr int WIDE_SUMS = WIDE_TILES * (WIDE_TILE / 16) * WIDE_FRAGMENT<N>;
 template <int N> constexpr int WIDE_SHARED_FIXED = 1024 + WIDE_SUMS<N> + N * 4;
 
@@ -57,8 +57,8 @@ struct WideBlock {
 struct WideTiles {
     int begin, end;
 };
-template <int C> __device__ __forceinline__ WideTiles wide_tiles(const WideProduct &f) {
-    int cluster = blockIdx.x / C, n = gridDim.x / C;
+__device__ __forceinline__ WideTiles wide_tiles(const WideProduct &f) {
+    int cluster = blockIdx.x / WIDE_CLUSTER, n = gridDim.x / WIDE_CLUSTER;
     return {f.tiles * cluster / n, f.tiles * (cluster + 1) / n};
 }
 
@@ -66,24 +66,23 @@ template <int C> __device__ __forceinline__ WideTiles wide_tiles(const WideProdu
 struct WidePass {
     int tiles, tile_bytes, panels;
 };
-template <int C> __device__ __forceinline__ WidePass wide_pass(const WideProduct &f, int tile, int end) {
+__device__ __forceinline__ WidePass wide_pass(const WideProduct &f, int tile, int end) {
     int n = min(WIDE_TILES, end - tile), tile_bytes = f.tile_rows * WIDE_COLUMNS * 2;
-    return {n, tile_bytes, min(WIDE_PANELS<C>, WIDE_STAGE_WEIGHTS / (n * tile_bytes))};
+    return {n, tile_bytes, min(WIDE_PANELS, WIDE_STAGE_WEIGHTS / (n * tile_bytes))};
 }
 
 // ---- producers ------------------------------------------------------------------------------------------------------
 
-template <int C>
 __device__ __forceinline__ void wide_produce_weights(const WideParams &s, const WideBlock &block, WideRing ring) {
     const uint64_t policy = l2_evict_first();
     WideRing landed = ring;
     int in_flight = 0;
     for (int i = 0; i < s.n_products; i++) {
         const WideProduct &f = s.product[i];
-        const WideTiles tiles = wide_tiles<C>(f);
-        const int part = f.cols / C, first = block.rank * part;
+        const WideTiles tiles = wide_tiles(f);
+        const int part = f.cols / WIDE_CLUSTER, first = block.rank * part;
         for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES) {
-            const WidePass pass = wide_pass<C>(f, tile, tiles.end);
+            const WidePass pass = wide_pass(f, tile, tiles.end);
             for (int k = 0; k < part; k += pass.panels * WIDE_COLUMNS, ring.next()) {
                 const uint32_t full = ring.weights + 8 * ring.slot;
                 const int panels = min(pass.panels, (part - k) / WIDE_COLUMNS);
@@ -104,12 +103,12 @@ __device__ __forceinline__ void wide_produce_weights(const WideParams &s, const 
     }
 }
 
-template <int N, int C>
+template <int N>
 __device__ __forceinline__ void wide_produce_input(const WideParams &s, const WideBlock &block, WideRing ring) {
     for (int i = 0; i < s.n_products; i++) {
         const WideProduct &f = s.product[i];
-        const WideTiles tiles = wide_tiles<C>(f);
-        const int part = f.cols / C, first = block.rank * part;
+        const WideTiles tiles = wide_tiles(f);
+        const int part = f.cols / WIDE_CLUSTER, first = block.rank * part;
         if (i > 0)
             while (load_acquire(s.done + i - 1) < gridDim.x) {
             }
@@ -117,7 +116,7 @@ __device__ __forceinline__ void wide_produce_input(const WideParams &s, const Wi
         *block.started = i + 1;
         mbarrier_arrive(block.ready);
         for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES) {
-            const WidePass pass = wide_pass<C>(f, tile, tiles.end);
+            const WidePass pass = wide_pass(f, tile, tiles.end);
             for (int k = 0; k < part; k += pass.panels * WIDE_COLUMNS, ring.next()) {
                 const uint32_t full = ring.input + 8 * ring.slot, to = ring.stage() + WIDE_STAGE_WEIGHTS;
                 const int panels = min(pass.panels, (part - k) / WIDE_COLUMNS);
@@ -132,23 +131,23 @@ __device__ __forceinline__ void wide_produce_input(const WideParams &s, const Wi
 
 // ---- consumers ------------------------------------------------------------------------------------------------------
 
-template <int N, int C>
+template <int N>
 __device__ __forceinline__ void wide_consume(const WideParams &s, const WideBlock &block, WideRing ring) {
-    constexpr int FRAGMENTS = WIDE_TILE / 16 / C; // of a tile, for each block
+    constexpr int FRAGMENTS = WIDE_TILE / 16 / WIDE_CLUSTER; // of a tile, for each block
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, own = warp / 4, fragment = warp % 4,
               to_rank = fragment / FRAGMENTS;
     const uint32_t sums = address_in_block(block.sums, to_rank) +
-                          (own * FRAGMENTS + fragment % FRAGMENTS) * C * WIDE_FRAGMENT<N> +
+                          (own * FRAGMENTS + fragment % FRAGMENTS) * WIDE_CLUSTER * WIDE_FRAGMENT<N> +
                           block.rank * WIDE_FRAGMENT<N> + lane * 16,
                    sums_full = address_in_block(block.sums_full + 8 * own, to_rank),
-                   sums_empty = block.sums_empty + 8 * (own * C + to_rank);
+                   sums_empty = block.sums_empty + 8 * (own * WIDE_CLUSTER + to_rank);
     int parity = 1; // of sums_empty: fresh, it counts as complete
     for (int i = 0; i < s.n_products; i++) {
         const WideProduct &f = s.product[i];
-        const WideTiles tiles = wide_tiles<C>(f);
-        const int part = f.cols / C;
+        const WideTiles tiles = wide_tiles(f);
+        const int part = f.cols / WIDE_CLUSTER;
         for (int tile = tiles.begin; tile < tiles.end; tile += WIDE_TILES) {
-            const WidePass pass = wide_pass<C>(f, tile, tiles.end);
+            const WidePass pass = wide_pass(f, tile, tiles.end);
             const int step = pass.panels * WIDE_COLUMNS;
             if (own >= pass.tiles) { // the tiles that are left are other warpgroups'
                 for (int k = 0; k < part; k += step, ring.next()) {
@@ -217,24 +216,23 @@ __device__ __forceinline__ void wide_scales(const WideParams &s, float *scale, i
 }
 
 // A thread of the epilogue finishes rows r and r + 8 of a fragment, of columns (tokens) 2t and 2t + 1 of every 8, t =
-// lane % 4. Of the two warps of a tile each has a fragment, or half of the columns of the only one.
-template <int N, int C>
+// lane % 4. Each of the two warps of a tile has one of the block's two fragments.
+template <int N>
 __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlock &block, const float4 *all_sums) {
-    constexpr int FRAGMENTS = WIDE_TILE / 16 / C;
-    constexpr bool BY_COLUMNS = FRAGMENTS == 1;
-    static_assert(FRAGMENTS == 1 || FRAGMENTS == 2, "two warps for each tile");
-    constexpr int BLOCKS = !BY_COLUMNS ? N / 8 : N >= 16 ? N / 16 : 1; // of 8 columns
+    constexpr int FRAGMENTS = WIDE_TILE / 16 / WIDE_CLUSTER;
+    static_assert(FRAGMENTS == 2, "two warps for each tile");
+    constexpr int BLOCKS = N / 8; // of 8 columns
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 - WIDE_EPILOGUE_WARP, own = warp / 2;
-    const int own_fragment = BY_COLUMNS ? 0 : warp % 2, fragment = block.rank * FRAGMENTS + own_fragment;
-    const int r = lane / 4, first = BY_COLUMNS ? warp % 2 * BLOCKS : 0, token = first * 8 + lane % 4 * 2;
-    const bool has_columns = !BY_COLUMNS || N >= 16 || warp % 2 == 0;
-    const float4 *sums = all_sums + ((own * FRAGMENTS + own_fragment) * C * (N / 8) + first) * 32 + lane;
+    const int own_fragment = warp % 2, fragment = block.rank * FRAGMENTS + own_fragment;
+    const int r = lane / 4, token = lane % 4 * 2;
+    const float4 *sums = all_sums + (own * FRAGMENTS + own_fragment) * WIDE_CLUSTER * (N / 8) * 32 + lane;
     const uint32_t sums_full = block.sums_full + 8 * own;
-    const uint32_t sums_empty = address_in_block(block.sums_empty + 8 * (own * C + block.rank), lane % C);
+    const uint32_t sums_empty =
+        address_in_block(block.sums_empty + 8 * (own * WIDE_CLUSTER + block.rank), lane % WIDE_CLUSTER);
     int parity = 0;
     for (int i = 0; i < s.n_products; i++) {
         const WideProduct &f = s.product[i];
-        const WideTiles tiles = wide_tiles<C>(f);
+        const WideTiles tiles = wide_tiles(f);
         const WideKind kind = f.kind;
         const bool adds = kind == WIDE_OUT || kind == WIDE_DOWN;
         mbarrier_wait(block.ready, i & 1);
@@ -245,7 +243,7 @@ __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlo
         // (A tile of fewer than 64 rows may have none for this block.)
         const int n_fragments = min(f.tile_rows / 16 - block.rank * FRAGMENTS, FRAGMENTS),
                   begin = n_fragments > 0 ? tiles.begin + own : tiles.end;
-        const bool has_sums = has_columns && own_fragment < n_fragments;
+        const bool has_sums = own_fragment < n_fragments;
         for (int tile = begin; tile < tiles.end; tile += WIDE_TILES, parity ^= 1) {
             const int row = min(tile * f.tile_rows + fragment * 16 + r, f.rows - 16 + r); // and row + 8
             const int head = row / s.head_dim, d = row - head * s.head_dim;
@@ -268,19 +266,20 @@ __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlo
                         }
                     }
             float norm[2] = {adds ? __ldg(f.norm + row) : 0, adds ? __ldg(f.norm + row + 8) : 0};
-            if (warp % 2 == 0 && lane == 0) mbarrier_arrive_expect_tx(sums_full, n_fragments * C * WIDE_FRAGMENT<N>);
+            if (warp % 2 == 0 && lane == 0)
+                mbarrier_arrive_expect_tx(sums_full, n_fragments * WIDE_CLUSTER * WIDE_FRAGMENT<N>);
             mbarrier_wait_cluster(sums_full, parity);
             float v[BLOCKS][4] = {};
             if (has_sums)
 #pragma unroll
-                for (int q = 0; q < C; q++)
+                for (int q = 0; q < WIDE_CLUSTER; q++)
 #pragma unroll
                     for (int j = 0; j < BLOCKS; j++) {
                         float4 p = sums[(q * (N / 8) + j) * 32];
                         v[j][0] += p.x, v[j][1] += p.y, v[j][2] += p.z, v[j][3] += p.w;
                     }
             __syncwarp();
-            if (lane < C) mbarrier_arrive_cluster(sums_empty);
+            if (lane < WIDE_CLUSTER) mbarrier_arrive_cluster(sums_empty);
             if (!has_sums || tile * f.tile_rows + fragment * 16 >= f.rows) continue;
             float squares[BLOCKS][2];
 #pragma unroll
@@ -345,24 +344,23 @@ __device__ __forceinline__ void wide_epilogue(const WideParams &s, const WideBlo
 //           sums, SwiGLU, RoPE.
 // Reads:    weights and activations bf16, x, rope; shapes in WideParams, who orders what in wide.h.
 // Writes:   x, in, squares, h, qkv, logits, done.
-// Grid:     clusters of C × 640 threads, all resident at once.
-// Requires: done = 0; cols a multiple of 64 C, rows and head_dim of 16; n_rows <= N.
-template <int N, int C>
-__global__ void __cluster_dims__(C, 1, 1) __launch_bounds__(WIDE_THREADS, 1)
+// Grid:     clusters of WIDE_CLUSTER × 640 threads, all resident at once.
+// Requires: done = 0; cols a multiple of 64 WIDE_CLUSTER, rows and head_dim of 16; n_rows <= N.
+template <int N>
+__global__ void __cluster_dims__(WIDE_CLUSTER, 1, 1) __launch_bounds__(WIDE_THREADS, 1)
     wide_products_kernel(const __grid_constant__ WideParams s) {
     extern __shared__ __align__(1024) char dynamic[];
     __shared__ int started;
-    __shared__ uint64_t barriers[3 * WIDE_MAX_STAGES + WIDE_TILES + WIDE_TILES * C + 1];
+    __shared__ uint64_t barriers[3 * WIDE_MAX_STAGES + WIDE_TILES + WIDE_TILES * WIDE_CLUSTER + 1];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint32_t base = (shared_address(dynamic) + 1023) & ~1023u, first = shared_address(barriers);
-    const uint32_t offset = base - shared_address(dynamic) + s.n_stages * WIDE_STAGE<N, C>;
-    WideRing ring = {first,           first + 8 * WIDE_MAX_STAGES, first + 16 * WIDE_MAX_STAGES, base, s.n_stages,
-                     WIDE_STAGE<N, C>};
+    const uint32_t offset = base - shared_address(dynamic) + s.n_stages * WIDE_STAGE<N>;
+    WideRing ring = {first, first + 8 * WIDE_MAX_STAGES, first + 16 * WIDE_MAX_STAGES, base, s.n_stages, WIDE_STAGE<N>};
     WideBlock block;
     block.sums = shared_address(dynamic) + offset;
     block.sums_full = first + 24 * WIDE_MAX_STAGES;
     block.sums_empty = block.sums_full + 8 * WIDE_TILES;
-    block.ready = block.sums_empty + 8 * WIDE_TILES * C;
+    block.ready = block.sums_empty + 8 * WIDE_TILES * WIDE_CLUSTER;
     block.scale = (float *)(dynamic + offset + WIDE_SUMS<N>);
     block.started = &started;
     block.rank = rank_in_cluster();
@@ -373,7 +371,7 @@ __global__ void __cluster_dims__(C, 1, 1) __launch_bounds__(WIDE_THREADS, 1)
             mbarrier_init(ring.empty + 8 * i, 4 * WIDE_TILES);
         }
         for (int i = 0; i < WIDE_TILES; i++) mbarrier_init(block.sums_full + 8 * i, 1);
-        for (int i = 0; i < WIDE_TILES * C; i++) mbarrier_init(block.sums_empty + 8 * i, 2);
+        for (int i = 0; i < WIDE_TILES * WIDE_CLUSTER; i++) mbarrier_init(block.sums_empty + 8 * i, 2);
         mbarrier_init(block.ready, 1);
         started = 0;
         fence_mbarrier_init();
@@ -381,7 +379,7 @@ __global__ void __cluster_dims__(C, 1, 1) __launch_bounds__(WIDE_THREADS, 1)
     __syncthreads();
     cluster_arrive();
     if (warp == WIDE_WEIGHTS_WARP) { // waits for nobody: its barriers are this block's
-        if (lane == 0) wide_produce_weights<C>(s, block, ring);
+        if (lane == 0) wide_produce_weights(s, block, ring);
         __syncwarp();
         cluster_wait();
     } else {
@@ -389,13 +387,13 @@ __global__ void __cluster_dims__(C, 1, 1) __launch_bounds__(WIDE_THREADS, 1)
         if (warp == WIDE_INPUT_WARP) {
             wait_for_previous_kernel();
             let_next_kernel_start(); // not before: attention relies on it (AttentionArgs.kv_stable)
-            if (lane == 0) wide_produce_input<N, C>(s, block, ring);
+            if (lane == 0) wide_produce_input<N>(s, block, ring);
             __syncwarp();
         } else if (warp >= WIDE_EPILOGUE_WARP) {
             wait_for_previous_kernel();
-            wide_epilogue<N, C>(s, block, (const float4 *)(dynamic + offset));
+            wide_epilogue<N>(s, block, (const float4 *)(dynamic + offset));
         } else
-            wide_consume<N, C>(s, block, ring);
+            wide_consume<N>(s, block, ring);
     }
     // Others may still send to this block's shared memory, or count at its barriers.
     __syncwarp();
@@ -406,7 +404,7 @@ __global__ void __cluster_dims__(C, 1, 1) __launch_bounds__(WIDE_THREADS, 1)
 #else
 
 // In code for other GPUs, without launch bounds: wide.cu knows it by that, and never launches it.
-template <int N, int C> __global__ void wide_products_kernel(const __grid_constant__ WideParams s) {
+template <int N> __global__ void wide_products_kernel(const __grid_constant__ WideParams s) {
 }
 
 #endif
