@@ -42,6 +42,9 @@ def check_source(source, vocab_only):
         what = describe_directory(source, names)
         if what:
             refuse(source, what)
+    if "adapter_config.json" in names and not vocab_only:
+        refuse(source, "a model with an adapter beside it (adapter_config.json), which transformers applies to these "
+               "weights: if it is merged into them already, delete the adapter's files, else merge it first")
 
 
 def describe_directory(source, names):
@@ -91,6 +94,8 @@ def check_architecture(config):
         config.one_of(key, False, None)
     for key in ("sliding_window", "attention_chunk_size", "text_config", "vision_config"):
         config.one_of(key, None)
+    config.one_of("is_causal", True, None)          # transformers reads it, though no LlamaConfig has it
+    config.one_of("transformers_weights", None, "model.safetensors")    # another file of weights, which transformers takes
     config.one_of("partial_rotary_factor", 1, None)
     layers = config.typed("layer_types", list, [])
     require(all(kind == "full_attention" for kind in layers), config.where, "layer_types", '"full_attention"', layers)
