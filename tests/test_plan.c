@@ -613,12 +613,12 @@ static void test_prompt_tile_choices(void) {
         const enum PromptKind kind = (enum PromptKind)k;
         int n = 0, n_few = 0;
         for (int i = 0; prompt_tile_choice(kind, i).rows > 0; i++, n++) {
-            // wgmma takes 256 columns at most. What a box has of a tile's rows, half of them, of few tokens of gate and
-            // up a quarter: whole groups of 8 rows, which the swizzle repeats after.
+            // wgmma takes 256 columns at most. What a box has of a tile's rows, half of them or all: whole groups of 8
+            // rows, which the swizzle repeats after.
             const PromptTile tile = prompt_tile_choice(kind, i);
             const bool few = tile.tokens == PROMPT_FEW_TOKENS;
             CHECK(few || tile.tokens == PROMPT_TOKENS);
-            CHECK(tile.rows <= 256 && tile.rows % (few && kind == PROMPT_SWIGLU ? 32 : 16) == 0);
+            CHECK(tile.rows <= 256 && tile.rows % 16 == 0);
             for (int j = 0; j < i; j++) CHECK(!same_tile(tile, prompt_tile_choice(kind, j)));
             CHECK(few || n_few == 0); // the last ones are those for few tokens
             n_few += few;

@@ -524,10 +524,12 @@ static bool is_nan(uint16_t x, DType type) {
 // it give; all other rows have the bits that they have without them.
 static void check_not_finite(const PromptTest &test, const char *name, int T) {
     const DType type = test.s->type;
+    const int middle = (T > PROMPT_TOKENS ? PROMPT_TOKENS : T / 2) - 1; // and the next row: often of two tiles
     const struct {
         int row, col;
         float x;
-    } bad[] = {{0, test.cols - 1, INFINITY}, {5, 7, NAN}, {127, 0, NAN}, {128, 64, -INFINITY}, {T - 1, 1, NAN}};
+    } bad[] = {
+        {0, test.cols - 1, INFINITY}, {5, 7, NAN}, {middle, 0, NAN}, {middle + 1, 64, -INFINITY}, {T - 1, 1, NAN}};
     const std::vector<uint16_t> before = prompt_results(test, true, T);
     for (const auto &b : bad) {
         const uint16_t x = in_16_bits(b.x, type);
@@ -842,12 +844,15 @@ static void test_prompt_add(const char *test_name, const Kind &kind) {
 }
 
 static void test_prompt_not_finite(const char *test_name, const Kind &kind) {
-    enum { T = 300 };
-    with_prompt_swiglu(176, 192, kind, 0, T, [&](const PromptTest &test) { check_not_finite(test, "SwiGLU", T); });
-    for (bool cached : {false, true})
-        with_prompt_qkv({4, 2, 64, 192}, cached, kind, 0, T, [&](const PromptTest &test) {
-            check_not_finite(test, cached ? "RoPE and the cache" : "RoPE", T);
-        });
+    enum { MOST = 300 };
+    for (int T : {40, 80, (int)MOST}) { // one tile for few tokens, two, tiles of many
+        with_prompt_swiglu(176, 192, kind, 0, MOST,
+                           [&](const PromptTest &test) { check_not_finite(test, "SwiGLU", T); });
+        for (bool cached : {false, true})
+            with_prompt_qkv({4, 2, 64, 192}, cached, kind, 0, MOST, [&](const PromptTest &test) {
+                check_not_finite(test, cached ? "RoPE and the cache" : "RoPE", T);
+            });
+    }
     test_end(test_name);
 }
 

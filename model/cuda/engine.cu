@@ -410,17 +410,22 @@ static bool connect_host(Model *m, CudaState *s, Error *err) {
 
 // Computes on whatever is in memory, so that the first real prompt does not wait until kernels are loaded, which takes
 // longer than to run them. Where products have a table of kernels, they are loaded by it, and all others by a prompt of
-// any length; else two lengths load some of cuBLAS's. Nothing of it stays: no position is counted.
+// any length, without the products that have what follows them within (prompt_open has loaded those); else two lengths
+// load some of cuBLAS's. Nothing of it stays: no position is counted.
 static bool warm_up(Model *m, Error *err) {
     CudaState *s = (CudaState *)m->state;
     static const int lengths[] = {12, 512};
-    const int n = s->one_order ? 1 : 2;
+    const int n = s->one_order ? 1 : 2, prompt_clusters = s->prompt_clusters;
+    auto set_clusters = [&](int clusters) {
+        return for_shards(m, err, [&](Model *, CudaState *s) { return s->prompt_clusters = clusters, true; });
+    };
     int slot = 0, zeros[512] = {0};
     s->warming_up = true;
     s->table_changes[0] = {0, 0}; // as connect has it
-    if (!load_sample_kernel(err) || !for_shards(m, err, [&](Model *, CudaState *s) {
-            return load_product_kernels(s, err) && change_table(s, 1, err);
-        }))
+    if (!load_sample_kernel(err) ||
+        !for_shards(m, err,
+                    [&](Model *, CudaState *s) { return load_product_kernels(s, err) && change_table(s, 1, err); }) ||
+        !set_clusters(0))
         return false;
     for (int i = 0; i < n && lengths[i] <= m->max_rows && lengths[i] <= m->kv.max_len; i++) {
         int start[2] = {0, lengths[i]}, last = lengths[i] - 1;
@@ -429,7 +434,7 @@ static bool warm_up(Model *m, Error *err) {
             return false;
     }
     s->warming_up = false;
-    return true;
+    return set_clusters(prompt_clusters);
 }
 
 // A state for each rank and, beyond rank 0, a Model: a copy of the caller's with its own shard, weights and cache.

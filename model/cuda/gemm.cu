@@ -254,7 +254,7 @@ static const LtTable GATE_UP_TABLE = {28672,
                                        {2048, {TILE(128x160), CLUSTER(2x1), 1}},
                                        {4096, {TILE(320x128), CLUSTER(1x2), 7}},
                                        {INT_MAX, {TILE(168x128), CLUSTER(1x2), 2}}}};
-// Logits, by kernels that are above. (H200, us, gate and up's table / this one: 65 rows 378 / 281; 128 rows 296 / 278;
+// Logits, by kernels that gate and up have, too. (H200, us, gate and up's table / this one: 65 rows 378 / 281; 128 rows 296 / 278;
 // 192 rows 600 / 409; 256 rows 517 / 419.)
 static const LtTable LOGITS_TABLE = {128256,
                                      {{16, {TILE(128x16), CLUSTER(1x1), 1}},
@@ -267,14 +267,14 @@ static const LtTable LOGITS_TABLE = {128256,
 #undef TILE
 #undef CLUSTER
 
-// The table of a product with so many rows of weights. Out and down add to the stream, those of quantised weights are
-// scaled first. (Adding or not, a kernel is loaded twice. Keys and values of the last layer alone have few rows, too,
-// but for one product in a prompt QKV's kernels will do.)
-static const LtTable *lt_table(const CudaState *s, int rows, bool adds) {
+// The table of a product of `count` matrices with so many rows in all. Out and down add to the stream, those of quantised
+// weights are scaled first. (Adding or not, a kernel is loaded twice. Keys and values of the last layer alone have few
+// rows, too, but for one product in a prompt QKV's kernels will do.)
+static const LtTable *lt_table(const CudaState *s, int rows, int count, bool adds) {
     const bool quantised = s->widening.slab_bytes > 0;
     return adds || (quantised && rows <= OUT_TABLE.reference) ? &OUT_TABLE
            : rows <= 2 * QKV_TABLE.reference                  ? &QKV_TABLE
-           : rows <= 2 * GATE_UP_TABLE.reference              ? &GATE_UP_TABLE
+           : count > 1 || rows <= 2 * GATE_UP_TABLE.reference ? &GATE_UP_TABLE
                                                               : &LOGITS_TABLE;
 }
 
@@ -282,7 +282,7 @@ static const LtTable *lt_table(const CudaState *s, int rows, bool adds) {
 // as half the rows of the input. (But up to 64 rows the tile should not be higher than the input.)
 static const LtKernel *lt_kernel(const CudaState *s, const MatrixSeries *w, int T, bool adds) {
     const int outputs = w->first.rows * w->count;
-    const LtTable *table = lt_table(s, outputs, adds);
+    const LtTable *table = lt_table(s, outputs, w->count, adds);
     const long long scaled = ((long long)T * outputs + table->reference - 1) / table->reference;
     const long long rows = T > 64 || scaled < T ? scaled : T;
     const LtRange *range = table->ranges;
@@ -412,8 +412,9 @@ static bool load_table(CudaState *s, const LtTable *table, float beta, Error *er
 bool load_product_kernels(CudaState *s, Error *err) {
     if (!s->one_order || !lt_table_holds()) return true;
     return load_table(s, &OUT_TABLE, 1, err) &&
-           (lt_table(s, 1, false) != &OUT_TABLE || load_table(s, &OUT_TABLE, 0, err)) &&
-           load_table(s, &QKV_TABLE, 0, err) && load_table(s, &GATE_UP_TABLE, 0, err);
+           (lt_table(s, 1, 1, false) != &OUT_TABLE || load_table(s, &OUT_TABLE, 0, err)) &&
+           load_table(s, &QKV_TABLE, 0, err) && load_table(s, &GATE_UP_TABLE, 0, err) &&
+           load_table(s, &LOGITS_TABLE, 0, err);
 }
 
 // ---- FP8 products ---------------------------------------------------------------------------------------------------

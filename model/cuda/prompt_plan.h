@@ -46,7 +46,7 @@ RULE long long prompt_rounds(int T, int rows, PromptTile tile, int clusters) {
 }
 
 // What a product costs: the rounds, a tile costing what the tensor cores take for 128 tokens of as many rows and 16
-// more, or what its copies take, if that is more.
+// more, or what its copies take, if that is more. (Measured: of 128 tokens no tile takes less than one of 112 rows.)
 RULE long long prompt_tile_cost(int T, int rows, PromptTile tile, int clusters) {
     const int products = tile.rows * tile.tokens / PROMPT_TOKENS + 16,
               copies = tile.tokens == PROMPT_TOKENS ? 128 : (tile.tokens + tile.rows) / 2;

@@ -97,7 +97,7 @@ static bool map_panels(const CudaState *s, CUtensorMap *map, const void *data, c
 }
 
 // Tokens of a tile: of few as many as there are for each block of a cluster, so that no box is mostly beyond them, which
-// takes longer (H200, down of one token, boxes of 32: 79 us, of 64 tokens 51).
+// takes longer (an earlier version's down, H200: 1 token in boxes of 32 79 us, 64 tokens 51).
 static int tile_tokens(PromptTile tile, int T) {
     if (tile.tokens == PROMPT_TOKENS) return PROMPT_TOKENS;
     const int tiles = (T + tile.tokens - 1) / tile.tokens, tokens = (T + tiles - 1) / tiles;
@@ -117,7 +117,7 @@ static bool launch(CudaState *s, PromptParams *p, const Matrix *w, const Matrix 
     p->token_tiles = (int)prompt_token_tiles(T, tile);
     p->tile_tokens = tile_tokens(tile, T);
     p->together = TOKENS_TOGETHER / tile.tokens / (tile.shares_tokens ? 1 : PROMPT_CLUSTER);
-    p->weights_are_stable = !s->widening.slab_bytes;
+    p->weights_are_stable = !s->widening.slab_bytes; // another stream fills slabs, for which this one waits
     const int tiles = p->row_tiles * p->token_tiles, clusters = tiles < s->prompt_clusters ? tiles : s->prompt_clusters;
     CUDA_TRY(with_16_bits(s->type, [&](auto type) {
         return with_tile<KIND>(tile, [&](auto shape) {

@@ -6,9 +6,9 @@
 // ---- How the work is cut --------------------------------------------------------------------------------------------
 //
 // A block computes tiles of 128 tokens and N rows of weights, all columns: 2 warpgroups by wgmma, each with 64 of the
-// tokens, so that a row's results are a thread's, or its neighbours'. Of up to 128 tokens in all, tiles may have 64, or
-// as many as there are for each block, and one warpgroup; N is then one SM's share of the weights, or nearly. Of gate
-// and up a tile has N / 2 rows each, and one thread has an element of both. Two blocks, a cluster, have the same weights
+// tokens, so that a row's results are a thread's, or its neighbours'. Of up to 128 tokens in all there are tiles of up
+// to 64 tokens as well, for one warpgroup: the tokens are shared out evenly, in multiples of 8, and N is one SM's share
+// of the weights, or nearly. Of gate and up a tile has N / 2 rows each, and one thread has an element of both. Two blocks, a cluster, have the same weights
 // and neighbouring tokens, or the same tokens and neighbouring weights: of what they share each copies half to both. All
 // clusters are resident, and take tiles in turn, in an order that keeps the weights and tokens that are in use at one
 // time in L2.
@@ -93,10 +93,11 @@ bool prompt_open(CudaState *s, Error *err);
 // s->type. (PROMPT_ADD without scales: in tiles for few tokens only; of more cuBLAS does as well.)
 bool prompt_takes(const CudaState *s, PromptKind kind, const Matrix *w, int T);
 // h[T][pitch] = silu(gate) × up of in[T][cols] · wᵀ of both, rounded to s->type. The results are multiplied by
-// scales [rows] of each first, unless those are NULL.
+// scales [rows] of each first, unless those are NULL. up is after gate in memory, by a multiple of 16 bytes.
 bool prompt_swiglu(CudaState *s, void *h, int pitch, const Matrix *gate, const Matrix *up, const float *gate_scale,
                    const float *up_scale, const void *in, int T, Error *err);
-// x[T][pitch] += in[T][cols] · wᵀ × scale [rows], rounding once; scale NULL: without.
+// x[T][pitch] += in[T][cols] · wᵀ × scale [rows], rounding once. scale NULL: without,
+// where prompt_takes that.
 bool prompt_add(CudaState *s, float *x, int pitch, const Matrix *w, const float *scale, const void *in, int T,
                 Error *err);
 // What p says of PROMPT_QKV, from `scale` on, of in[T][cols] · wᵀ, queries and keys rotated, all rounded to s->type.

@@ -94,11 +94,12 @@ __device__ __forceinline__ void prompt_copy_tokens(const PromptParams &p, const 
         copy_tensor_4d_to_blocks(half, &p.input, 0, token + rank * (p.tile_tokens / 2), 0, k, full, PROMPT_BOTH);
 }
 
-// Bytes that a stage gets, and how many of the first ones get their weights, which depend on nothing, before the kernel
-// before is complete.
+// Bytes that a stage gets. (Those that the other block copies may come before this one expects any: the phase is not
+// complete before the producer's own arrival.)
 template <class Shape> __device__ __forceinline__ int prompt_stage_bytes(const PromptParams &p) {
     return Shape::WEIGHTS_BYTES + Shape::PANELS * p.tile_tokens * Shape::TOKEN_BYTES;
 }
+// How many stages get their weights before the kernel before is complete, as it does not write them.
 template <class Shape> __device__ __forceinline__ int prompt_early(const PromptParams &p) {
     const int panels = p.cols / PROMPT_COLUMNS;
     return p.weights_are_stable ? min(Shape::STAGES, (panels + Shape::PANELS - 1) / Shape::PANELS) : 0;
@@ -161,12 +162,12 @@ __device__ __forceinline__ float2 times(float2 a, float2 b) {
 }
 
 // Of a thread's two tokens, groups of 8 rows from j0 on: what the results are added to.
-template <int GROUPS> struct PromptStream {
+template <int GROUPS> struct PromptAdded {
     float2 x[GROUPS][2];
 };
 template <int GROUPS>
-__device__ __forceinline__ void prompt_load_x(const PromptParams &p, PromptStream<GROUPS> *own, const PromptPart &at,
-                                              int j0) {
+__device__ __forceinline__ void prompt_load_x(const PromptParams &p, const PromptPart &at, int j0,
+                                              PromptAdded<GROUPS> *own) {
     const float *first = p.x + (size_t)at.token * p.pitch + at.row + 2 * at.t;
 #pragma unroll
     for (int j = 0; j < GROUPS; j++)
@@ -177,7 +178,7 @@ __device__ __forceinline__ void prompt_load_x(const PromptParams &p, PromptStrea
 }
 template <int N, bool SCALED, int GROUPS>
 __device__ __forceinline__ void prompt_store_x(const PromptParams &p, const float (&acc)[N / 2],
-                                               const PromptStream<GROUPS> &own, const PromptPart &at, int j0) {
+                                               const PromptAdded<GROUPS> &own, const PromptPart &at, int j0) {
     float *first = p.x + (size_t)at.token * p.pitch + at.row + 2 * at.t;
 #pragma unroll
     for (int j = 0; j < GROUPS; j++) {
@@ -199,8 +200,8 @@ __device__ __forceinline__ void prompt_store_added(const PromptParams &p, const 
     constexpr int EACH = 4; // groups of 8 rows whose loads are under way at once
 #pragma unroll
     for (int j0 = 0; j0 < N / 8; j0 += EACH) {
-        PromptStream<EACH> own;
-        prompt_load_x(p, &own, at, j0);
+        PromptAdded<EACH> own;
+        prompt_load_x(p, at, j0, &own);
         prompt_store_x<N, true>(p, acc, own, at, j0);
     }
 }
@@ -322,7 +323,7 @@ __device__ __forceinline__ void prompt_consume(const PromptParams &p, PromptRing
         const PromptPart at = {place.token + warp * 16 + lane / 4, place.end, place.tile * (N / Shape::MATRICES),
                                lane % 4};
         PromptTokens own;
-        PromptStream<N / 8> stream;
+        PromptAdded<N / 8> added;
         uint32_t before = 0; // the `empty` barrier of the stage before
         for (int k = 0; k < panels; k += Shape::PANELS, ring.next()) {
             mbarrier_wait(ring.full + 8 * ring.slot, ring.parity);
@@ -340,7 +341,7 @@ __device__ __forceinline__ void prompt_consume(const PromptParams &p, PromptRing
             // What the epilogue takes beside the results is looked up, and loaded, while wgmma works.
             if (KIND == PROMPT_QKV && k == 0) own = prompt_tokens(p, at);
             if constexpr (KIND == PROMPT_ADD && Shape::FEW)
-                if (k == 0) prompt_load_x(p, &stream, at, 0);
+                if (k == 0) prompt_load_x(p, at, 0, &added);
             wgmma_wait<1>();
             if (k > 0 && lane < PROMPT_CLUSTER) mbarrier_arrive_read(before);
             before = emptied + 8 * ring.slot;
@@ -354,9 +355,9 @@ __device__ __forceinline__ void prompt_consume(const PromptParams &p, PromptRing
         if constexpr (KIND == PROMPT_SWIGLU) prompt_store_gated<T, N>(p, acc, at);
         if constexpr (KIND == PROMPT_ADD && Shape::FEW) {
             if (p.scale[0])
-                prompt_store_x<N, true>(p, acc, stream, at, 0);
+                prompt_store_x<N, true>(p, acc, added, at, 0);
             else
-                prompt_store_x<N, false>(p, acc, stream, at, 0);
+                prompt_store_x<N, false>(p, acc, added, at, 0);
         }
         if constexpr (KIND == PROMPT_ADD && !Shape::FEW) prompt_store_added<N>(p, acc, at);
     }
@@ -365,8 +366,8 @@ __device__ __forceinline__ void prompt_consume(const PromptParams &p, PromptRing
 // Computes: a product of the input and one or two matrices, and what follows it (KIND).
 // Reads:    input, weights, of T; x; scales; what RoPE and the cache's places are found by.
 // Writes:   h; or out, k and v; or x.
-// Grid:     clusters of 2 × 384 threads, all resident at once.
-// Requires: cols % 64 = 0, rows, first_row, pitch and head_dim % 8 = 0; the table has the pages of all pos; h, out, k
+// Grid:     clusters of 2 × (of few tokens 160, else 384) threads, all resident at once.
+// Requires: up after gate, by a multiple of 16 bytes; cols % 64 = 0, rows, first_row, pitch and head_dim % 8 = 0; the table has the pages of all pos; h, out, k
 //           and v aligned to 16 bytes, x and scales to 8.
 template <typename T, class Shape>
 __global__ void __cluster_dims__(PROMPT_CLUSTER, 1, 1) __launch_bounds__(Shape::THREADS, 1)
@@ -394,10 +395,10 @@ __global__ void __cluster_dims__(PROMPT_CLUSTER, 1, 1) __launch_bounds__(Shape::
     wait_for_previous_kernel();
     let_next_kernel_start(); // not before: attention relies on it (AttentionArgs.kv_stable)
     if (threadIdx.x >= 32 * Shape::CONSUMERS) {
-        if constexpr (!Shape::FEW) decrease_registers<40>();
+        if constexpr (!Shape::FEW) decrease_registers<24>();
         if (producer) prompt_produce(p, ring, rank);
     } else {
-        if constexpr (!Shape::FEW) increase_registers<232>();
+        if constexpr (!Shape::FEW) increase_registers<240>();
         prompt_consume<T>(p, ring, rank);
     }
     // The other block may still copy to this one's shared memory, or arrive at its barriers.

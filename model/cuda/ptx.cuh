@@ -581,15 +581,13 @@ __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, int panel_by
 
 #define COMMA ,
 #define ACC_0_7 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define ACC_0_11 ACC_0_7 ", %8, %9, %10, %11"
-#define ACC_0_15 ACC_0_11 ", %12, %13, %14, %15"
+#define ACC_0_15 ACC_0_7 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define ACC_0_23 ACC_0_15 ", %16, %17, %18, %19, %20, %21, %22, %23"
 #define ACC_0_31 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define ACC_0_47 ACC_0_31 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-#define ACC_0_55 ACC_0_47 ", %48, %49, %50, %51, %52, %53, %54, %55"
-#define ACC_0_63 ACC_0_55 ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define ACC_0_63 ACC_0_47 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define ACC_64_95 \
     ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84" \
     ", %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
@@ -598,13 +596,11 @@ __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address, int panel_by
 #define REGS_8(x, i) \
     "+f"(x[i]), "+f"(x[i + 1]), "+f"(x[i + 2]), "+f"(x[i + 3]), "+f"(x[i + 4]), "+f"(x[i + 5]), "+f"(x[i + 6]), \
         "+f"(x[i + 7])
-#define REGS_12(x) REGS_8(x, 0), "+f"(x[8]), "+f"(x[9]), "+f"(x[10]), "+f"(x[11])
 #define REGS_16(x) REGS_8(x, 0), REGS_8(x, 8)
 #define REGS_24(x) REGS_16(x), REGS_8(x, 16)
 #define REGS_32(x) REGS_24(x), REGS_8(x, 24)
 #define REGS_48(x) REGS_32(x), REGS_8(x, 32), REGS_8(x, 40)
-#define REGS_56(x) REGS_48(x), REGS_8(x, 48)
-#define REGS_64(x) REGS_56(x), REGS_8(x, 56)
+#define REGS_64(x) REGS_48(x), REGS_8(x, 48), REGS_8(x, 56)
 #define REGS_96(x) REGS_64(x), REGS_8(x, 64), REGS_8(x, 72), REGS_8(x, 80), REGS_8(x, 88)
 #define REGS_112(x) REGS_96(x), REGS_8(x, 96), REGS_8(x, 104)
 #define REGS_128(x) REGS_112(x), REGS_8(x, 112), REGS_8(x, 120)
@@ -650,13 +646,7 @@ template <int N> __device__ __forceinline__ void wgmma_rows(float (&x)[N / 2], c
 template <typename T, int N>
 __device__ __forceinline__ void wgmma_product(float (&x)[N / 2], uint64_t a, uint64_t b, int accumulate) {
     constexpr bool B = std::is_same<T, bf16>::value;
-    static_assert(N == 16 || N == 24 || N == 32 || N == 48 || N == 64 || N == 96 || N == 112 || N == 128 || N == 192 ||
-                      N == 224 || N == 256,
-                  "columns");
-    if constexpr (N == 16 && B) WGMMA_PRODUCT("bf16", "16", ACC_0_7, REGS_8(x, 0), "%8", "%9", "%10");
-    if constexpr (N == 16 && !B) WGMMA_PRODUCT("f16", "16", ACC_0_7, REGS_8(x, 0), "%8", "%9", "%10");
-    if constexpr (N == 24 && B) WGMMA_PRODUCT("bf16", "24", ACC_0_11, REGS_12(x), "%12", "%13", "%14");
-    if constexpr (N == 24 && !B) WGMMA_PRODUCT("f16", "24", ACC_0_11, REGS_12(x), "%12", "%13", "%14");
+    static_assert(N == 32 || N == 48 || N == 64 || N == 96 || N == 128 || N == 192 || N == 224 || N == 256, "columns");
     if constexpr (N == 32 && B) WGMMA_PRODUCT("bf16", "32", ACC_0_15, REGS_16(x), "%16", "%17", "%18");
     if constexpr (N == 32 && !B) WGMMA_PRODUCT("f16", "32", ACC_0_15, REGS_16(x), "%16", "%17", "%18");
     if constexpr (N == 48 && B) WGMMA_PRODUCT("bf16", "48", ACC_0_23, REGS_24(x), "%24", "%25", "%26");
@@ -665,8 +655,6 @@ __device__ __forceinline__ void wgmma_product(float (&x)[N / 2], uint64_t a, uin
     if constexpr (N == 64 && !B) WGMMA_PRODUCT("f16", "64", ACC_0_31, REGS_32(x), "%32", "%33", "%34");
     if constexpr (N == 96 && B) WGMMA_PRODUCT("bf16", "96", ACC_0_47, REGS_48(x), "%48", "%49", "%50");
     if constexpr (N == 96 && !B) WGMMA_PRODUCT("f16", "96", ACC_0_47, REGS_48(x), "%48", "%49", "%50");
-    if constexpr (N == 112 && B) WGMMA_PRODUCT("bf16", "112", ACC_0_55, REGS_56(x), "%56", "%57", "%58");
-    if constexpr (N == 112 && !B) WGMMA_PRODUCT("f16", "112", ACC_0_55, REGS_56(x), "%56", "%57", "%58");
     if constexpr (N == 128 && B) WGMMA_PRODUCT("bf16", "128", ACC_0_63, REGS_64(x), "%64", "%65", "%66");
     if constexpr (N == 128 && !B) WGMMA_PRODUCT("f16", "128", ACC_0_63, REGS_64(x), "%64", "%65", "%66");
     if constexpr (N == 192 && B) WGMMA_PRODUCT("bf16", "192", ACC_0_63 ACC_64_95, REGS_96(x), "%96", "%97", "%98");
