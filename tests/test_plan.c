@@ -673,6 +673,12 @@ static void test_prompt_utilisation(void) {
           prompt_utilisation(PROMPT_SWIGLU, 512, GATE_UP, 66) >= 80);
     CHECK(prompt_utilisation(PROMPT_SWIGLU, 8192, GATE_UP, 66) >= 90 &&
           prompt_utilisation(PROMPT_QKV, 8192, QKV, 66) >= 85);
+    for (int kind = PROMPT_SWIGLU; kind <= PROMPT_QKV; kind++) {
+        const enum PromptKind k = (enum PromptKind)kind;
+        CHECK(prompt_allowance(k, 160) == 0 && prompt_allowance(k, 193) > 0 && prompt_allowance(k, 257) == 0);
+        CHECK(prompt_allowance(k, 320) == 0 && prompt_allowance(k, 321) > 0 && prompt_allowance(k, 641) == 0);
+        CHECK(prompt_allowance(k, 193) <= 30 && prompt_allowance(PROMPT_ADD, 193) == 0);
+    }
     test_end("test_prompt_utilisation");
 }
 

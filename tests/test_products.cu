@@ -571,7 +571,7 @@ static int open_prompt(CudaState *s) {
 }
 
 // Whether the next products are this kernel's own. False: it does not take them.
-enum { PROMPT_NEVER = 101 }; // percent: more than any product has
+enum { PROMPT_NEVER = 200 }; // percent: more than any product has, with its allowance
 static bool switch_prompt(CudaState *s, PromptKind kind, bool own, const Matrix *w, int T, Error *err) {
     s->prompt_least[kind] = own ? 0 : PROMPT_NEVER;
     return !own || prompt_takes(s, kind, w, T) || fail(err, "not taken");

@@ -81,7 +81,7 @@ bool prompt_takes(const CudaState *s, PromptKind kind, const Matrix *w, int T) {
     if (kind == PROMPT_ADD && !matrix_is_quantised(w) &&
         prompt_tile(kind, T, rows, s->prompt_clusters).tokens == PROMPT_TOKENS)
         return false;
-    return prompt_utilisation(kind, T, rows, s->prompt_clusters) >= s->prompt_least[kind];
+    return prompt_utilisation(kind, T, rows, s->prompt_clusters) + prompt_allowance(kind, T) >= s->prompt_least[kind];
 }
 
 // A map of one matrix, or of two alike, in boxes of so many rows, matrices and panels.

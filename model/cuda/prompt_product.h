@@ -84,10 +84,9 @@ struct PromptParams {
 
 // ---- prompt_product.cu ----------------------------------------------------------------------------------------------
 
-// s->prompt_clusters: 0 where these kernels cannot run. s->prompt_least: of each kind the utilisation
-// (prompt_plan.h) from which on they are worth it, in percent. (H200, bf16, 8B, us, beside cuBLAS and what follows it.
-// Gate and up: 320 tokens, 75 percent, 139 / 130; 512, 90 percent, 185 / 190. Queries, keys and values: 192 tokens, 54
-// percent, 33 / 29; 256, 72 percent, 25 / 29.)
+// s->prompt_clusters: 0 where these kernels cannot run. s->prompt_least: of each kind the utilisation, with the
+// allowance (prompt_plan.h), from which on they are worth it, in percent. (H200, bf16, 8B, us, beside cuBLAS and what
+// follows it. Gate and up: 320 tokens, 75 percent, 139 / 130; 512, 90 percent, 185 / 190.)
 bool prompt_open(CudaState *s, Error *err);
 // Whether these kernels take, and are worth it for, a product of T rows of these weights, or of two alike (SwiGLU), in
 // s->type. (PROMPT_ADD without scales: in tiles for few tokens only; of more cuBLAS does as well.)
