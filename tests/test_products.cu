@@ -2,7 +2,6 @@
 // memory or on their way into the product, and is the sum of its products to what float32 sums may be off. Weights are
 // numbers of 16 bits, or codes with scales. The kernels of many rows, which do what follows a product as well, give
 // what cuBLAS and the kernels after it give.
-#include <limits.h>
 #include <math.h>
 #include <string.h>
 

@@ -254,8 +254,8 @@ static const LtTable GATE_UP_TABLE = {28672,
                                        {2048, {TILE(128x160), CLUSTER(2x1), 1}},
                                        {4096, {TILE(320x128), CLUSTER(1x2), 7}},
                                        {INT_MAX, {TILE(168x128), CLUSTER(1x2), 2}}}};
-// Logits, by kernels that gate and up have, too. (H200, us, gate and up's table / this one: 65 rows 378 / 281; 128 rows 296 / 278;
-// 192 rows 600 / 409; 256 rows 517 / 419.)
+// Logits, by kernels that gate and up have, too. (H200, us, gate and up's table / this one: 65 rows 378 / 281; 128 rows
+// 296 / 278; 192 rows 600 / 409; 256 rows 517 / 419.)
 static const LtTable LOGITS_TABLE = {128256,
                                      {{16, {TILE(128x16), CLUSTER(1x1), 1}},
                                       {32, {TILE(128x32), CLUSTER(1x1), 1}},
@@ -267,9 +267,9 @@ static const LtTable LOGITS_TABLE = {128256,
 #undef TILE
 #undef CLUSTER
 
-// The table of a product of `count` matrices with so many rows in all. Out and down add to the stream, those of quantised
-// weights are scaled first. (Adding or not, a kernel is loaded twice. Keys and values of the last layer alone have few
-// rows, too, but for one product in a prompt QKV's kernels will do.)
+// The table of a product of `count` matrices with so many rows in all. Out and down add to the stream, those of
+// quantised weights are scaled first. (Adding or not, a kernel is loaded twice. Keys and values of the last layer alone
+// have few rows, too, but for one product in a prompt QKV's kernels will do.)
 static const LtTable *lt_table(const CudaState *s, int rows, int count, bool adds) {
     const bool quantised = s->widening.slab_bytes > 0;
     return adds || (quantised && rows <= OUT_TABLE.reference) ? &OUT_TABLE

@@ -64,8 +64,8 @@ RULE PromptTile prompt_tile(enum PromptKind kind, int T, int rows, int clusters)
     return best;
 }
 
-// How well a product uses the GPU, in percent. Of many tokens, how busy it keeps the tensor cores: what it would cost if
-// tiles were as small as one likes, of what it costs; 65 to 127 tokens count as 128, as the weights are read once
+// How well a product uses the GPU, in percent. Of many tokens, how busy it keeps the tensor cores: what it would cost
+// if tiles were as small as one likes, of what it costs; 65 to 127 tokens count as 128, as the weights are read once
 // whatever their number. Of few, for which memory is the limit, how much of the rounds there is work for.
 RULE int prompt_utilisation(enum PromptKind kind, int T, int rows, int clusters) {
     const PromptTile tile = prompt_tile(kind, T, rows, clusters);
@@ -77,10 +77,10 @@ RULE int prompt_utilisation(enum PromptKind kind, int T, int rows, int clusters)
     return (int)(100 * least / (double)prompt_tile_cost(T, rows, tile, clusters));
 }
 
-// How much less of it is enough, in percent, for numbers of tokens at which cuBLAS's tiles leave much unused themselves.
-// (H200, the first prompt of a process, 8B, ms, with cuBLAS's gate and up, queries, keys and values / with these: 193
-// tokens 7.28 / 6.66; 225 7.24 / 6.41; 321 11.03 / 9.01; 433 11.08 / 10.43; 513 14.60 / 13.24; 600 13.43 / 13.36. Not so
-// 145 6.82 / 7.34; 257 8.26 / 9.62; 320 8.65 / 9.02.)
+// How much less of it is enough, in percent, for numbers of tokens at which cuBLAS's tiles leave much unused
+// themselves. (H200, the first prompt of a process, 8B, ms, with cuBLAS's gate and up, queries, keys and values / with
+// these: 193 tokens 7.28 / 6.66; 225 7.24 / 6.41; 321 11.03 / 9.01; 433 11.08 / 10.43; 513 14.60 / 13.24; 600 13.43 /
+// 13.36. Not so 145 6.82 / 7.34; 257 8.26 / 9.62; 320 8.65 / 9.02.)
 RULE int prompt_allowance(enum PromptKind kind, int T) {
     return kind != PROMPT_ADD && ((T > 160 && T <= 256) || (T > 320 && T <= 640)) ? 30 : 0;
 }

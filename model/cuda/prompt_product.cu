@@ -96,8 +96,8 @@ static bool map_panels(const CudaState *s, CUtensorMap *map, const void *data, c
                       data, 4, dims, strides, box, PROMPT_COLUMNS * 2, err);
 }
 
-// Tokens of a tile: of few as many as there are for each block of a cluster, so that no box is mostly beyond them, which
-// takes longer (an earlier version's down, H200: 1 token in boxes of 32 79 us, 64 tokens 51).
+// Tokens of a tile: of few as many as there are for each block of a cluster, so that no box is mostly beyond them,
+// which takes longer (an earlier version's down, H200: 1 token in boxes of 32 79 us, 64 tokens 51).
 static int tile_tokens(PromptTile tile, int T) {
     if (tile.tokens == PROMPT_TOKENS) return PROMPT_TOKENS;
     const int tiles = (T + tile.tokens - 1) / tile.tokens, tokens = (T + tiles - 1) / tiles;

@@ -1,6 +1,6 @@
-// Products of many rows and 16-bit weights on Hopper, and what follows them: SwiGLU, RoPE and the way into the cache, or
-// the residual sum. The sums have the bits of cuBLASLt's kernels that do not cut K (gemm.cu): steps of 16 columns are
-// added in the order of K in one float32 accumulator. prompt_product_kernel.cuh keeps what is promised here,
+// Products of many rows and 16-bit weights on Hopper, and what follows them: SwiGLU, RoPE and the way into the cache,
+// or the residual sum. The sums have the bits of cuBLASLt's kernels that do not cut K (gemm.cu): steps of 16 columns
+// are added in the order of K in one float32 accumulator. prompt_product_kernel.cuh keeps what is promised here,
 // prompt_product.cu launches.
 //
 // ---- How the work is cut --------------------------------------------------------------------------------------------
@@ -8,10 +8,10 @@
 // A block computes tiles of 128 tokens and N rows of weights, all columns: 2 warpgroups by wgmma, each with 64 of the
 // tokens, so that a row's results are a thread's, or its neighbours'. Of up to 128 tokens in all there are tiles of up
 // to 64 tokens as well, for one warpgroup: the tokens are shared out evenly, in multiples of 8, and N is one SM's share
-// of the weights, or nearly. Of gate and up a tile has N / 2 rows each, and one thread has an element of both. Two blocks, a cluster, have the same weights
-// and neighbouring tokens, or the same tokens and neighbouring weights: of what they share each copies half to both. All
-// clusters are resident, and take tiles in turn, in an order that keeps the weights and tokens that are in use at one
-// time in L2.
+// of the weights, or nearly. Of gate and up a tile has N / 2 rows each, and one thread has an element of both. Two
+// blocks, a cluster, have the same weights and neighbouring tokens, or the same tokens and neighbouring weights: of
+// what they share each copies half to both. All clusters are resident, and take tiles in turn, in an order that keeps
+// the weights and tokens that are in use at one time in L2.
 //
 //   panel    64 columns: 128 bytes of each row, the width of the swizzle
 //   stage    a panel of the tile's tokens and weights; of few tokens two
@@ -29,19 +29,18 @@
 // ---- What limits it (H200) ------------------------------------------------------------------------------------------
 //
 // Many tokens: power. In loops of 512 rows and more the GPU runs at 1.3 to 1.45 GHz, at its 700 W, and there the
-// products take 1.00 to 1.04 times the cycles of their wgmmas (1024 for a panel of 128 × 256), so what counts is what an
-// operation costs. Wide tiles cost least (8192 tokens, gate and up: 256 rows 664, 128 rows 642, 96 rows 555 TFLOP/s;
+// products take 1.00 to 1.04 times the cycles of their wgmmas (1024 for a panel of 128 × 256), so what counts is what
+// an operation costs. Wide tiles cost least (8192 tokens, gate and up: 256 rows 664, 128 rows 642, 96 rows 555 TFLOP/s;
 // cuBLAS 643 without SwiGLU), and what follows a product, by itself, costs more than the same in its registers: SwiGLU
 // there 2,400 of 68,000 cycles. The residual sum of weights without scales stays cuBLAS's, which is 2 to 4 % faster
 // there: x is read and written in one burst (10,000 cycles for 128 × 256, by loads and stores or by reductions in L2
 // alike).
 //
-// Few tokens: memory, if nothing else is in the way. To start a copy takes the producer 60 to 140 cycles, and a wgmma 40
-// to 60 at least, however few its rows: 8B's down, 64 tokens, took 49 to 79 us with a panel in a stage and two to four
-// copies for it, and takes 34 with two panels and two copies (26: its bytes alone). Rows of a box beyond the last token
-// take longer than others. A branch among the wgmmas makes the compiler wait for each (45 us). Rings of half the shared
-// memory, so that the next kernel's blocks find room, cost 20 percent.
-//
+// Few tokens: memory, if nothing else is in the way. To start a copy takes the producer 60 to 140 cycles, and a wgmma
+// 40 to 60 at least, however few its rows: 8B's down, 64 tokens, took 49 to 79 us with a panel in a stage and two to
+// four copies for it, and takes 34 with two panels and two copies (26: its bytes alone). Rows of a box beyond the last
+// token take longer than others. A branch among the wgmmas makes the compiler wait for each (45 us). Rings of half the
+// shared memory, so that the next kernel's blocks find room, cost 20 percent.
 #ifndef PROMPT_PRODUCT_H
 #define PROMPT_PRODUCT_H
 
@@ -95,8 +94,7 @@ bool prompt_takes(const CudaState *s, PromptKind kind, const Matrix *w, int T);
 // scales [rows] of each first, unless those are NULL. up is after gate in memory, by a multiple of 16 bytes.
 bool prompt_swiglu(CudaState *s, void *h, int pitch, const Matrix *gate, const Matrix *up, const float *gate_scale,
                    const float *up_scale, const void *in, int T, Error *err);
-// x[T][pitch] += in[T][cols] · wᵀ × scale [rows], rounding once. scale NULL: without,
-// where prompt_takes that.
+// x[T][pitch] += in[T][cols] · wᵀ × scale [rows], rounding once. scale NULL: without, where prompt_takes that.
 bool prompt_add(CudaState *s, float *x, int pitch, const Matrix *w, const float *scale, const void *in, int T,
                 Error *err);
 // What p says of PROMPT_QKV, from `scale` on, of in[T][cols] · wᵀ, queries and keys rotated, all rounded to s->type.

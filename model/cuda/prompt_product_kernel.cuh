@@ -132,8 +132,8 @@ __device__ __forceinline__ void prompt_produce(const PromptParams &p, PromptRing
 // A thread has two tokens, 8 apart, and of every 8 rows of weights two: acc[4j], acc[4j + 1] are rows 8j + 2t and the
 // next one of the first token, acc[4j + 2], acc[4j + 3] of the second.
 
-// Where a thread is: its first token, the end of the tile's tokens, the tile's first row of weights, and t, the thread's
-// number in its quad.
+// Where a thread is: its first token, the end of the tile's tokens, the tile's first row of weights, and t, the
+// thread's number in its quad.
 struct PromptPart {
     int token, end, row, t;
 };
@@ -367,8 +367,8 @@ __device__ __forceinline__ void prompt_consume(const PromptParams &p, PromptRing
 // Reads:    input, weights, of T; x; scales; what RoPE and the cache's places are found by.
 // Writes:   h; or out, k and v; or x.
 // Grid:     clusters of 2 × (of few tokens 160, else 384) threads, all resident at once.
-// Requires: up after gate, by a multiple of 16 bytes; cols % 64 = 0, rows, first_row, pitch and head_dim % 8 = 0; the table has the pages of all pos; h, out, k
-//           and v aligned to 16 bytes, x and scales to 8.
+// Requires: up after gate, by a multiple of 16 bytes; cols % 64 = 0, rows, first_row, pitch and head_dim % 8 = 0; the
+//           table has the pages of all pos; h, out, k and v aligned to 16 bytes, x and scales to 8.
 template <typename T, class Shape>
 __global__ void __cluster_dims__(PROMPT_CLUSTER, 1, 1) __launch_bounds__(Shape::THREADS, 1)
     prompt_product_kernel(const __grid_constant__ PromptParams p) {
