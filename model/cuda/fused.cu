@@ -161,6 +161,9 @@ FusedParams fused_params(const Model *m, const CudaState *s, const FusedPlan *pl
     p.next_tile = (int *)f->done + (c->n_layers + 1 + i) * MAX_PRODUCTS;
     p.rows_normalised = f->done + (2 * (c->n_layers + 1) + i) * MAX_PRODUCTS;
     add_products(m, f, plan, i, &p);
+    p.h_factor = 1;
+    for (int k = 0; k < p.n_products; k++)
+        if (p.product[k].kind == PRODUCT_DOWN && p.product[k].codes != CODES_NONE) p.h_factor = ACT_FACTOR;
     return p;
 }
 

@@ -225,6 +225,10 @@
 #include "state.h"
 
 enum CodeType { CODES_NONE, CODES_FP8, CODES_INT8, CODES_INT4 }; // CODES_NONE: 16-bit weights
+// What activations that meet codes are multiplied by, an exact power of two: products with codes, which are 2^-133 and
+// less, would be subnormal numbers.
+constexpr int ACT_EXPONENT = 16;
+constexpr float ACT_FACTOR = 1 << ACT_EXPONENT;
 enum ProductKind { PRODUCT_QKV, PRODUCT_OUT, PRODUCT_GATE_UP, PRODUCT_DOWN, PRODUCT_LM_HEAD };
 
 // One matrix product of a kernel.
@@ -268,7 +272,8 @@ struct FusedParams {
     const void *att;     // KV type [n_rows][q_dim]
     float *down_partial; // [n_rows][dim]: split-K partial sums of down
     void *normed;        // 16-bit [n_rows][dim], permuted: x normalised, as it enters a product
-    void *h;             // 16-bit [n_rows × terms][hidden_dim]
+    void *h;             // 16-bit [n_rows × terms][hidden_dim], times h_factor
+    float h_factor;      // ACT_FACTOR if down's weights are codes, else 1
     const float2 *rope;  // [n_rows][head_dim/2]: RoPE table, cosine and sine
     float *logits;       // [n_rows], logits_pitch apart
     int2 *best;          // [n_rows], best_pitch apart: largest logit (its bits), token; -1: one is not finite
@@ -313,7 +318,7 @@ static_assert(2 * CONSUMER_REGISTERS + OTHER_REGISTERS == 3 * 168, "registers of
 static_assert(RESIDUAL_BUFFERS > MAX_STAGES + PARTIAL_BUFFERS, "a residual buffer is filled anew before it is read");
 static_assert(SLICE_UNIT == 512 && MAX_SLICE % SLICE_UNIT == 0, "every consumer warp has whole mmas of a slice");
 static_assert(MAX_SLICE % (MAX_TILE_GROUPS * SLICE_UNIT) == 0, "the same where a slice is half as long");
-static_assert(MAX_ACT_ROWS * MMA_WEIGHT_ROWS == 32, "a lane of the epilogue warp is a token and a row of the group");
+static_assert(MAX_ACT_ROWS * MMA_WEIGHT_ROWS == 32, "a lane of the epilogue warp is a token and a row of a group");
 static_assert(MAX_ACT_ROWS % MMA_ACT_ROWS == 0, "pairs of activation rows");
 static_assert(FUSED_MAX_DIM <= 2 * MAX_SLICE && FUSED_MAX_DIM == CONSUMER_THREADS * 4 * 8,
               "8 float4s a thread normalise a row");

@@ -24,28 +24,35 @@ __device__ __forceinline__ void split_f16(uint32_t pair, uint32_t &hi, uint32_t 
     lo = *(uint32_t *)&l;
 }
 
-// The weights of a kernel's products. A kernel for one kind of them alone has fewer registers to save and less code to
-// fetch than one for any: 4 to 6 % of a step of quantised weights, with held activations 5 to 10.
-template <int PAIRS> struct Weights16 {};                             // of 16 bits; activation rows, two by two
-struct WeightsOfAnyKind {};                                           // of 16 bits or quantised, each product's own
-template <class Codes, int SCALES, typename Scale> struct WeightsOf { // quantised alike: consume_packed_tiles
-    typedef Codes CodesOf;
-    typedef Scale ScaleOf;
-    static constexpr int SCALES_OF_CHUNK = SCALES;
+// The weights of a kernel's products, and how many activation rows it has at most. A kernel for one kind of them alone
+// has fewer registers to save and less code to fetch than one for any: 4 to 6 % of a step of quantised weights, with
+// held activations 5 to 10.
+template <int ROWS> struct Weights16 { // of 16 bits
+    static constexpr int MAX_ROWS = ROWS;
 };
-template <class Weights> constexpr int pairs_of = 0;
-template <int PAIRS> constexpr int pairs_of<Weights16<PAIRS>> = PAIRS;
+template <int ROWS> struct WeightsOfAnyKind { // of 16 bits or quantised, each product's own
+    static constexpr int MAX_ROWS = ROWS;
+};
+template <class Codes_, int SCALES_, typename Scale_, int ROWS> struct WeightsOf { // quantised alike
+    typedef Codes_ Codes;                                                          // the rest: consume_packed_tiles
+    typedef Scale_ Scale;
+    static constexpr int SCALES = SCALES_, MAX_ROWS = ROWS;
+};
+enum WeightKinds { KIND_16, KIND_ANY, KIND_CODES };
+template <class Weights> constexpr WeightKinds kind_of = KIND_CODES;
+template <int ROWS> constexpr WeightKinds kind_of<Weights16<ROWS>> = KIND_16;
+template <int ROWS> constexpr WeightKinds kind_of<WeightsOfAnyKind<ROWS>> = KIND_ANY;
 
 // What a kernel computes in. W: the stored weights' type, of those that have 16 bits; TERMS: activation rows of a
 // token, 1, or 3 (bf16x3); E: the type of an activation row; KV: the cache's type; GROUPS of MMA_WEIGHT_ROWS in a tile;
-// STEPS: mmas of a warp along a whole slice; Weights: as above; PAIRS: of activation rows, if no weights are quantised;
-// PACKED: may they be?
+// STEPS: mmas of a warp along a whole slice; Weights: as above; PACKED: may they be quantised?
 template <typename W_, int TERMS_, int GROUPS_, class Weights_> struct Numbers {
     typedef W_ W;
     typedef Weights_ Weights;
-    static constexpr int PAIRS = pairs_of<Weights>;
-    static constexpr bool PACKED = PAIRS == 0;
+    static constexpr WeightKinds KIND = kind_of<Weights>;
+    static constexpr bool PACKED = KIND != KIND_16;
     static constexpr int TERMS = TERMS_, GROUPS = GROUPS_, TILE = GROUPS * MMA_WEIGHT_ROWS,
+                         MAX_ROWS = Weights::MAX_ROWS, MAX_TOKENS = MAX_ROWS / TERMS,
                          STEPS = MAX_SLICE / GROUPS / CONSUMER_WARPS / MMA_COLUMNS;
     typedef typename std::conditional<TERMS == 1, W, bf16>::type E;
     typedef typename std::conditional<TERMS == 1, W, float>::type KV;
@@ -96,7 +103,7 @@ struct Block {
     float *sums;                    // [4][CONSUMER_WARPS]: of squares
     int *stage_tile, *partial_tile; // [n_stages], [PARTIAL_BUFFERS]: which tile it belongs to
     float2 *rope;                   // [n_rows][head_dim/2]: cosine and sine
-    float4 *residuals;              // [RESIDUAL_BUFFERS][n_rows][groups]: what a tile of PRODUCT_OUT is added to
+    float *residuals;               // [RESIDUAL_BUFFERS][n_rows][tile rows]: what a tile of PRODUCT_OUT is added to
     float *scales;                  // [RESIDUAL_BUFFERS][tile rows]: what a tile's sums are multiplied by
     float *code_sums;               // sums of activations that meet one scale: prepare_activations
     volatile int *started;          // products whose input the consumers have
@@ -187,9 +194,9 @@ __device__ __forceinline__ void produce(const Params &s, const Block &block, Rin
                 __syncwarp();
                 if (share.bytes > 0) copy_bulk(to, share.from, share.bytes, full, policy);
                 if (adds && lane < s.n_rows)
-                    copy_bulk(shared_address(block.residuals + (n_residuals % RESIDUAL_BUFFERS * s.n_rows + lane) *
-                                                                   (TILE / MMA_WEIGHT_ROWS)),
-                              own_x(s) + (size_t)lane * s.dim + tile * TILE, TILE * sizeof(float), full);
+                    copy_bulk(
+                        shared_address(block.residuals + (n_residuals % RESIDUAL_BUFFERS * s.n_rows + lane) * TILE),
+                        own_x(s) + (size_t)lane * s.dim + tile * TILE, TILE * sizeof(float), full);
                 if (adds) n_residuals++;
                 if (scales && lane == 0)
                     copy_scales<TILE>(block.scales + n_scales % RESIDUAL_BUFFERS * TILE, f, tile, full);
@@ -255,6 +262,7 @@ __device__ __forceinline__ void store_normalised(const FusedParams &s, const Pro
 #pragma unroll
             for (int i = 0; i < CONSUMER_WARPS; i++) sum += sums[r * CONSUMER_WARPS + i];
             float scale = 1.0f / sqrtf(sum / (float)f.cols + s.eps);
+            if (N::PACKED && f.codes != CODES_NONE) scale *= ACT_FACTOR;
             char *row = to + (size_t)(b0 + r) * N::TERMS * pitch;
 #pragma unroll
             for (int j = 0; j < EACH; j++)
@@ -312,6 +320,21 @@ __device__ __forceinline__ void for_rows(const Input &input, int pitch, int n, i
         }
 }
 
+// 8 numbers of 16 bits times ACT_FACTOR, if they meet codes.
+template <typename N> __device__ __forceinline__ uint4 for_codes(const Product &f, uint4 v) {
+    if constexpr (N::PACKED)
+        if (f.codes != CODES_NONE) {
+            const __nv_bfloat162 factor = __float2bfloat162_rn(ACT_FACTOR);
+            uint32_t *words = &v.x;
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                __nv_bfloat162 x = __hmul2(*(__nv_bfloat162 *)&words[i], factor);
+                words[i] = *(uint32_t *)&x;
+            }
+        }
+    return v;
+}
+
 // Attention's output, to activation rows: as it is, or its bf16x3 split.
 template <typename N, class Input>
 __device__ __forceinline__ void store_attention(const FusedParams &s, const Product &f, const Input &input, char *to) {
@@ -319,10 +342,13 @@ __device__ __forceinline__ void store_attention(const FusedParams &s, const Prod
     for_rows<N::TERMS == 1 ? 4 : 1, N::TERMS == 1 ? 2 : 4>(
         input, f.cols / EACH, f.cols / EACH, s.n_rows, [&](int b, int column, uint4 v) {
             char *row = to + b * N::TERMS * f.act_pitch;
-            if constexpr (N::TERMS == 1)
+            if constexpr (N::TERMS == 1) {
+                v = for_codes<N>(f, v);
                 *(uint4 *)(row + column * 16) = make_uint4(v.x, v.z, v.y, v.w);
-            else
-                store_split<N>(row, f.act_pitch, column * EACH, floats_of(v));
+            } else {
+                const float factor = f.codes != CODES_NONE ? ACT_FACTOR : 1.0f;
+                store_split<N>(row, f.act_pitch, column * EACH, scaled(floats_of(v), factor, make_float4(1, 1, 1, 1)));
+            }
         });
 }
 
@@ -353,17 +379,18 @@ __device__ __forceinline__ void take_best(float &best, int &row, float other, in
     if (row >= 0 && (other > best || (other == best && other_row < row))) best = other, row = other_row;
 }
 
-// Where a row of a tile is among the partial sums of an activation row. Of four groups, those of an epilogue lane (rows
-// n, n + 4, n + 8, n + 12) are neighbours.
-template <typename N> __device__ __forceinline__ int partial_place(int row) {
-    return N::PACKED ? row % MMA_WEIGHT_ROWS * N::GROUPS + row / MMA_WEIGHT_ROWS : row;
-}
-
-// What a lane of the epilogue warp has of a tile: token b = lane / 4, and row n = lane % 4 of each group.
+// What a lane of the epilogue warp has of a tile: token b, and of the tile's rows, taken ROWS at a time, number n of
+// each such group. As many rows at once as a step's tokens leave lanes for: what a tile takes here is on the way.
 template <typename N> struct EpilogueLane {
-    static constexpr int GROUPS = N::GROUPS, TILE = N::TILE;
+    static constexpr int TILE = N::TILE, ROWS = TILE < 32 / N::MAX_TOKENS ? TILE : 32 / N::MAX_TOKENS,
+                         GROUPS = TILE / ROWS;
     int n, b;
     bool in_batch; // is there a token b?
+
+    // Where a row of a tile is among the partial sums of an activation row: those of a lane are neighbours.
+    static __device__ __forceinline__ constexpr int partial_place(int row) {
+        return N::PACKED ? row % ROWS * GROUPS + row / ROWS : row;
+    }
 
     // Adds up the partial sums of a tile: slices in their order, bf16x3 terms, the smallest first, and consumer warps.
     __device__ __forceinline__ void add_partials(float (&sum)[GROUPS], const float *partials, int n_sums,
@@ -377,12 +404,12 @@ template <typename N> struct EpilogueLane {
 #pragma unroll
                     for (int w = 0; w < CONSUMER_WARPS; w++) {
                         const float *from = partials + ((c * CONSUMER_WARPS + w) * act_rows + t) * TILE;
-                        if constexpr (N::PACKED) {
-                            float4 v = *(const float4 *)(from + partial_place<N>(n));
+                        if constexpr (GROUPS == 4) {
+                            float4 v = *(const float4 *)(from + partial_place(n));
                             term[0] += v.x, term[1] += v.y, term[2] += v.z, term[3] += v.w;
                         } else {
 #pragma unroll
-                            for (int g = 0; g < GROUPS; g++) term[g] += from[partial_place<N>(g * MMA_WEIGHT_ROWS + n)];
+                            for (int g = 0; g < GROUPS; g++) term[g] += from[partial_place(g * ROWS + n)];
                         }
                     }
 #pragma unroll
@@ -399,7 +426,7 @@ template <typename N> struct EpilogueLane {
                                         const float (&sum)[GROUPS]) const {
 #pragma unroll
         for (int g = 0; g < GROUPS; g++)
-            if (in_batch) store_x(s, place, to + tile * TILE + g * MMA_WEIGHT_ROWS, x[g] + sum[g]);
+            if (in_batch) store_x(s, place, to + tile * TILE + g * ROWS, x[g] + sum[g]);
     }
 
     // Gate and up: h = SwiGLU. The tile's first half is rows of gate, its second the same rows of up.
@@ -408,10 +435,11 @@ template <typename N> struct EpilogueLane {
         constexpr int HALF = GROUPS > 1 ? GROUPS / 2 : 1;
 #pragma unroll
         for (int g = 0; g < HALF; g++) {
-            float up = GROUPS > 1 ? sum[GROUPS - HALF + g] : __shfl_down_sync(~0u, sum[0], 2),
+            float up = GROUPS > 1 ? sum[GROUPS - HALF + g] : __shfl_down_sync(~0u, sum[0], TILE / 2),
                   v = sum[g] / (1.0f + expf(-sum[g])) * up;
+            if (N::PACKED) v *= s.h_factor;
             typename N::E *h = (typename N::E *)own_h(s, turn) + (size_t)b * N::TERMS * s.hidden_dim +
-                               permuted_index(tile * (TILE / 2) + g * MMA_WEIGHT_ROWS + n);
+                               permuted_index(tile * (TILE / 2) + g * ROWS + n);
             if (in_batch && n < TILE / 2)
 #pragma unroll
                 for (int t = 0; t < N::TERMS; t++) {
@@ -425,7 +453,7 @@ template <typename N> struct EpilogueLane {
     __device__ __forceinline__ void qkv(const FusedParams &s, const float2 *rope, int row, float (&sum)[GROUPS]) const {
         typedef typename N::KV KV;
 #pragma unroll
-        for (int g = 0; g < GROUPS; g++, row += MMA_WEIGHT_ROWS) {
+        for (int g = 0; g < GROUPS; g++, row += ROWS) {
             int head = __umulhi((unsigned)row, s.head_dim_inverse), d = row - head * s.head_dim;
             float other = __shfl_xor_sync(~0u, sum[g], 1);
             if (!in_batch) continue;
@@ -442,7 +470,7 @@ template <typename N> struct EpilogueLane {
     __device__ __forceinline__ void lm_head(const FusedParams &s, int row, int rows, const float (&sum)[GROUPS],
                                             float &best, int &best_row) const {
 #pragma unroll
-        for (int g = 0; g < GROUPS; g++, row += MMA_WEIGHT_ROWS) {
+        for (int g = 0; g < GROUPS; g++, row += ROWS) {
             if (!in_batch || row >= rows) continue;
             s.logits[(size_t)b * s.logits_pitch + row] = sum[g];
             if (!isfinite(sum[g])) best_row = -1;
@@ -452,13 +480,14 @@ template <typename N> struct EpilogueLane {
 };
 
 // Down: x + sum, or a part of K to down_partial. What a tile adds to is on its way while the next one is summed.
-template <int GROUPS> struct PendingTile {
+template <typename N> struct PendingTile {
+    static constexpr int GROUPS = EpilogueLane<N>::GROUPS, ROWS = EpilogueLane<N>::ROWS;
     float x[GROUPS], sum[GROUPS];
     float *to;
     template <class Params> __device__ __forceinline__ void store(const Params &s, XPlace place) const {
 #pragma unroll
         for (int g = 0; g < GROUPS; g++)
-            if (to) store_x(s, place, to + g * MMA_WEIGHT_ROWS, x[g] + sum[g]);
+            if (to) store_x(s, place, to + g * ROWS, x[g] + sum[g]);
     }
 };
 
@@ -470,13 +499,13 @@ __device__ __forceinline__ void epilogue_sync() {
 // they count the block in done[product].
 template <typename N, class Params>
 __device__ __forceinline__ void epilogue(const Params &s, const Block &block, Ring ring) {
-    constexpr int GROUPS = N::GROUPS, TILE = N::TILE;
+    constexpr int TILE = N::TILE, ROWS = EpilogueLane<N>::ROWS, GROUPS = EpilogueLane<N>::GROUPS;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 - EPILOGUE_WARP;
     int first = 0, first_scales = 0; // buffers, and tiles with scales, of the products before
     const int act_rows = s.n_rows * N::TERMS;
     EpilogueLane<N> own;
-    own.n = lane % MMA_WEIGHT_ROWS;
-    own.b = lane / MMA_WEIGHT_ROWS;
+    own.n = lane % ROWS;
+    own.b = lane / ROWS;
     own.in_batch = own.b < s.n_rows;
     const Turn turn = turn_of(s);
     wait_for_previous_kernel();
@@ -492,7 +521,7 @@ __device__ __forceinline__ void epilogue(const Params &s, const Block &block, Ri
         const XPlace place = x_place(s, f, turn);
         float best = -INFINITY;
         int best_row = rows, n_tiles;
-        PendingTile<GROUPS> pending = {};
+        PendingTile<N> pending = {};
         for (int k = warp;; k += EPILOGUE_WARPS) {
             ring.slot = (first + k) % PARTIAL_BUFFERS, ring.parity = (first + k) / PARTIAL_BUFFERS % 2;
             ring.wait_full();
@@ -503,22 +532,20 @@ __device__ __forceinline__ void epilogue(const Params &s, const Block &block, Ri
             }
             float x[GROUPS] = {}, sum[GROUPS] = {}, scale[GROUPS], all = 0;
             if (kind == PRODUCT_OUT && own.in_batch) {
-                const float *from =
-                    (const float *)(block.residuals + (k % RESIDUAL_BUFFERS * s.n_rows + own.b) * GROUPS) + own.n;
+                const float *from = block.residuals + (k % RESIDUAL_BUFFERS * s.n_rows + own.b) * TILE + own.n;
 #pragma unroll
-                for (int g = 0; g < GROUPS; g++) x[g] = from[g * MMA_WEIGHT_ROWS];
+                for (int g = 0; g < GROUPS; g++) x[g] = from[g * ROWS];
             }
             if (kind == PRODUCT_DOWN && own.in_batch) // dim is a multiple of 8: a tile is whole
 #pragma unroll
                 for (int g = 0; g < GROUPS; g++) {
-                    if (!f.leaves_partial) x[g] = after_out(s, turn, to + tile * TILE + g * MMA_WEIGHT_ROWS);
-                    if (f.adds_partial)
-                        sum[g] = load_l2(s.down_partial + (size_t)own.b * s.dim + row + g * MMA_WEIGHT_ROWS);
+                    if (!f.leaves_partial) x[g] = after_out(s, turn, to + tile * TILE + g * ROWS);
+                    if (f.adds_partial) sum[g] = load_l2(s.down_partial + (size_t)own.b * s.dim + row + g * ROWS);
                 }
             if (N::PACKED && f.scales) {
                 const float *from = block.scales + (first_scales + k) % RESIDUAL_BUFFERS * TILE + own.n;
 #pragma unroll
-                for (int g = 0; g < GROUPS; g++) scale[g] = from[g * MMA_WEIGHT_ROWS];
+                for (int g = 0; g < GROUPS; g++) scale[g] = from[g * ROWS];
             }
             own.add_partials(sum, block.partials + ring.slot * s.partial_floats + own.b * N::TERMS * TILE, n_sums,
                              act_rows);
@@ -546,7 +573,7 @@ __device__ __forceinline__ void epilogue(const Params &s, const Block &block, Ri
         pending.store(s, place);
         __syncwarp();
         if (kind == PRODUCT_LM_HEAD) {
-            for (int step = 1; step < MMA_WEIGHT_ROWS; step *= 2)
+            for (int step = 1; step < ROWS; step *= 2)
                 take_best(best, best_row, __shfl_xor_sync(~0u, best, step), __shfl_xor_sync(~0u, best_row, step));
             if (own.in_batch && own.n == 0)
                 publish(s, s.best + own.b * s.best_pitch + blockIdx.x * EPILOGUE_WARPS + warp,
@@ -678,7 +705,7 @@ __device__ __forceinline__ void consume_tiles(const FusedParams &s, const Produc
                 for (int r = 0; r < PAIRS; r++) {
                     sum[i][r] += __shfl_xor_sync(~0u, sum[i][r], 5); // both halves of 64 columns
                     if (g % 2 == 0 && t % 2 == 0 && r * 2 + t / 2 < act_rows)
-                        to[r * 2 * TILE + partial_place<N>(i * MMA_WEIGHT_ROWS + g / 2)] = sum[i][r];
+                        to[r * 2 * TILE + EpilogueLane<N>::partial_place(i * MMA_WEIGHT_ROWS + g / 2)] = sum[i][r];
                     sum[i][r] = 0;
                 }
         }
@@ -699,19 +726,22 @@ template <typename N>
 __device__ __forceinline__ void consume_product(const FusedParams &s, const Product &f, const Block &block, Ring &ring,
                                                 Ring &partials_ring) {
     typedef typename N::Weights Weights;
-    if constexpr (N::PAIRS > 0)
-        consume_tiles<N, N::PAIRS>(s, f, block, ring, partials_ring);
-    else if constexpr (!std::is_same<Weights, WeightsOfAnyKind>::value)
-        consume_packed<N, typename Weights::CodesOf, Weights::SCALES_OF_CHUNK, typename Weights::ScaleOf>(
-            s, f, block, ring, partials_ring);
+    const int rows = s.n_rows * N::TERMS;
+    if constexpr (N::KIND == KIND_CODES)
+        consume_packed<N, typename Weights::Codes, Weights::SCALES, typename Weights::Scale>(s, f, block, ring,
+                                                                                             partials_ring);
+    else if constexpr (N::KIND == KIND_16)
+        consume_tiles<N, N::MAX_ROWS / MMA_ACT_ROWS>(s, f, block, ring, partials_ring);
     else if (f.codes != CODES_NONE)
         consume_packed_product<N>(s, f, block, ring, partials_ring);
-    else if (s.n_rows * N::TERMS <= 2)
+    else if (N::MAX_ROWS <= 2 || rows <= 2)
         consume_tiles<N, 1>(s, f, block, ring, partials_ring);
-    else if (s.n_rows * N::TERMS <= 4)
-        consume_tiles<N, 2>(s, f, block, ring, partials_ring);
-    else
-        consume_tiles<N, 4>(s, f, block, ring, partials_ring);
+    else if constexpr (N::MAX_ROWS > 2) {
+        if (rows <= 4)
+            consume_tiles<N, 2>(s, f, block, ring, partials_ring);
+        else
+            consume_tiles<N, 4>(s, f, block, ring, partials_ring);
+    }
 }
 
 // Waits until all blocks have finished a product: edge D in fused.h.
@@ -728,7 +758,7 @@ template <class Params> __device__ __forceinline__ void wait_for_product(const P
 // (Where weights are quantised one kernel is for all numbers of rows: there this code costs one row 2 %.)
 template <typename N, class Params>
 constexpr bool normalises_once =
-    N::TERMS == 1 && 2 * N::PAIRS >= NORMALISE_ONCE_ROWS && std::is_same<Params, FusedParams>::value;
+    N::TERMS == 1 && !N::PACKED && N::MAX_ROWS >= NORMALISE_ONCE_ROWS && std::is_same<Params, FusedParams>::value;
 
 template <typename N, class Params>
 __device__ __forceinline__ void consume(const Params &s, const Block &block, Ring ring, Ring partials_ring) {
@@ -812,7 +842,7 @@ __global__ void __launch_bounds__(N::PACKED ? WORKER_THREADS : FUSED_THREADS, 1)
                    stage_tile,
                    partial_tile,
                    (float2 *)(shared + s.rope_offset),
-                   (float4 *)(shared + s.residuals_offset),
+                   (float *)(shared + s.residuals_offset),
                    (float *)(shared + s.scales_offset),
                    (float *)(shared + s.code_sums_offset),
                    &started};

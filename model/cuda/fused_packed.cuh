@@ -40,8 +40,10 @@ struct CodesInt4 {
     }
 };
 
-constexpr int HELD_CHUNKS = 4;   // of a warp, whose activations it keeps over all tiles of a product
-constexpr int ACT_EXPONENT = 16; // of what activations are multiplied by, so that products with codes are no subnormals
+constexpr int PACK_CHUNKS = PACK_COLUMNS / PACK_CHUNK, // of a block
+    PACK_TEAMS = CONSUMER_WARPS / PACK_CHUNKS;         // warps that take every PACK_TEAMSth block, a chunk each
+constexpr int HELD_COLUMNS = 4096, HELD_CHUNKS = HELD_COLUMNS / PACK_CHUNK / CONSUMER_WARPS; // of a warp, whose
+    // activations it keeps over all tiles of a product
 __device__ __forceinline__ float power_of_two(int e) {
     return __int_as_float((127 + e) << 23);
 }
@@ -54,50 +56,60 @@ __device__ __forceinline__ void first_mma(float (&d)[4], uint32_t a0, uint32_t a
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(0.0f));
 }
 
-// Of the warp's chunks of every activation row: the activations × 2^ACT_EXPONENT; and their sums × -OFFSET, of 128
-// columns or, in groups of 32, of each 32: sums[chunk][EACH][even number of rows]. An mma with weights of 1 adds up a
-// lane's two rows.
-template <int EACH, int OFFSET>
-__device__ __forceinline__ void prepare_activations(const Product &f, const Block &block, int act_rows) {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, n_chunks = (f.cols + PACK_CHUNK - 1) / PACK_CHUNK,
-              rows = act_rows + act_rows % 2;
-    const __nv_bfloat162 factor = __float2bfloat162_rn(power_of_two(ACT_EXPONENT));
+// Of the warp's chunks of every activation row: the sums of the activations, without ACT_FACTOR, × -OFFSET, of 128
+// columns or, in groups of 32, of each 32: sums[chunk][EACH][even number of rows]. 32 columns are two mmas of 16 with
+// 1, whichever operand the activations are: of many rows the right one, all rows at once; of few the left one, whose
+// 16 rows are then 32 columns each of four chunks.
+template <int MAX_ROWS, int EACH, int OFFSET>
+__device__ __forceinline__ void sum_activations(const Product &f, const Block &block, int act_rows) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4,
+              n_chunks = (f.cols + PACK_CHUNK - 1) / PACK_CHUNK, rows = act_rows + act_rows % 2;
+    const float factor = -OFFSET / ACT_FACTOR; // exact
     const uint32_t one = 0x3f803f80u;
-#pragma unroll(1)
-    for (int chunk = threadIdx.x / 32; chunk < n_chunks; chunk += CONSUMER_WARPS) {
-        char *at = block.shared + min(g, act_rows - 1) * f.act_pitch + chunk * (PACK_CHUNK * 2) + t * 16;
-        float sums[4][4];
-        uint4 v[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++) v[j] = *(const uint4 *)(at + j * 64);
-        if (OFFSET)
+    if constexpr (MAX_ROWS > 2) {
+        const uint32_t from = block.act + min(g, act_rows - 1) * f.act_pitch + t * 16;
+#pragma unroll(HELD_CHUNKS)
+        for (int chunk = warp; chunk < n_chunks; chunk += CONSUMER_WARPS) {
+            float sums[4][4];
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                first_mma(sums[j], one, one, one, one, v[j].x, v[j].y);
-                mma_16x8x16<bf16>(sums[j], one, one, one, one, v[j].z, v[j].w);
+                const uint4 v = load_shared16(from + chunk * (PACK_CHUNK * 2) + j * 64);
+                first_mma(sums[j], one, one, one, one, v.x, v.y);
+                mma_16x8x16<bf16>(sums[j], one, one, one, one, v.z, v.w);
             }
-        __syncwarp(); // lanes without a row of their own have read this one
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            uint32_t *words = &v[j].x;
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                __nv_bfloat162 x = __hmul2(*(__nv_bfloat162 *)&words[i], factor);
-                words[i] = *(uint32_t *)&x;
-            }
-            if (g < act_rows) *(uint4 *)(at + j * 64) = v[j];
-        }
-        if (OFFSET && g == 0 && 2 * t < rows) {
             float *to = block.code_sums + chunk * EACH * rows + 2 * t;
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                if (EACH == 4)
-                    *(float2 *)(to + j * rows) = make_float2(-OFFSET * sums[j][0], -OFFSET * sums[j][1]);
-                else if (j == 3)
-                    *(float2 *)to = make_float2(-OFFSET * ((sums[0][0] + sums[1][0]) + (sums[2][0] + sums[3][0])),
-                                                -OFFSET * ((sums[0][1] + sums[1][1]) + (sums[2][1] + sums[3][1])));
+            for (int j = 0; j < EACH; j++) {
+                float2 sum = EACH == 4 ? make_float2(sums[j][0], sums[j][1])
+                                       : make_float2((sums[0][0] + sums[1][0]) + (sums[2][0] + sums[3][0]),
+                                                     (sums[0][1] + sums[1][1]) + (sums[2][1] + sums[3][1]));
+                if (g == 0 && 2 * t < rows) *(float2 *)(to + j * rows) = make_float2(factor * sum.x, factor * sum.y);
             }
         }
+    } else {
+        for (int row = 0; row < act_rows; row++)
+#pragma unroll(2)
+            for (int first = warp; first < n_chunks; first += 4 * CONSUMER_WARPS) {
+                // Lane 4g + t: of a chunk g / 4 and of one two further on, columns 32 (g % 4) + 8t .. +7.
+                const int upper = first + g / 4 * CONSUMER_WARPS, lower = upper + 2 * CONSUMER_WARPS;
+                const uint32_t from = block.act + row * f.act_pitch + lane % 16 * 16;
+                const uint4 a = load_shared16(from + upper * (PACK_CHUNK * 2), upper < n_chunks),
+                            b = load_shared16(from + lower * (PACK_CHUNK * 2), lower < n_chunks);
+                float sums[4];
+                first_mma(sums, a.x, b.x, a.y, b.y, one, one);
+                mma_16x8x16<bf16>(sums, a.z, b.z, a.w, b.w, one, one);
+                float sum[2] = {sums[0], sums[2]};
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const int chunk = i ? lower : upper;
+                    if (EACH == 1) {
+                        sum[i] += __shfl_xor_sync(~0u, sum[i], 4);
+                        sum[i] += __shfl_xor_sync(~0u, sum[i], 8);
+                    }
+                    if (t == 0 && (EACH == 4 || g % 4 == 0) && chunk < n_chunks)
+                        block.code_sums[(chunk * EACH + g % EACH) * rows + row] = factor * sum[i];
+                }
+            }
     }
     __syncwarp();
 }
@@ -107,7 +119,8 @@ struct PackedLane {
     uint32_t codes, scales[4]; // addresses in the first stage: of row g's codes and scales, of the warp's first chunk
     uint32_t lower;            // from there to row g + 8
     uint32_t act, sums;        // addresses of activation row g, and of the sums of rows 2t and 2t + 1
-    int block_bytes, sum_pitch;
+    bool has_act;              // is there a row g?
+    int step_bytes, sum_pitch; // step_bytes: from a chunk to the warp's next one
 };
 
 __device__ __forceinline__ float load_scale(uint32_t address, bf16) {
@@ -121,11 +134,13 @@ __device__ __forceinline__ float load_scale(uint32_t address, float) {
     return v;
 }
 
-// A lane's activations of a chunk, by its 32 columns: in shared memory, or held in registers.
+// A lane's activations of a chunk, by its 32 columns: in shared memory, or held in registers. (Lanes without a row load
+// nothing: a load of a warp takes as long as all its bytes do, the same ones or not.)
 struct SharedActivations {
     uint32_t at;
+    bool there;
     __device__ __forceinline__ uint4 load(int chunk, int j) const {
-        return load_shared16(at + chunk * (PACK_COLUMNS * 2) + j * 64);
+        return load_shared16(at + chunk * (CONSUMER_WARPS * PACK_CHUNK * 2) + j * 64, there);
     }
 };
 struct HeldActivations {
@@ -136,11 +151,11 @@ struct HeldActivations {
     }
 };
 
-// sum += N chunks of a warp, one of each block.
+// sum += N chunks of a warp.
 template <class Codes, int SCALES, typename Scale, int N, class Activations>
 __device__ __forceinline__ void multiply_chunks(float (&sum)[4], const PackedLane &of, uint32_t stage,
                                                 const Activations &act, uint32_t sums) {
-    constexpr int EACH = SCALES == 4 ? 4 : 1, CHUNKS = PACK_COLUMNS / PACK_CHUNK;
+    constexpr int EACH = SCALES == 4 ? 4 : 1;
     const float FIRST = power_of_two(-Codes::EXPONENT - ACT_EXPONENT),
                 SECOND = power_of_two(-Codes::EXPONENT - ACT_EXPONENT - Codes::SECOND);
     uint32_t codes[N][2][4 * Codes::LOADS];
@@ -149,7 +164,7 @@ __device__ __forceinline__ void multiply_chunks(float (&sum)[4], const PackedLan
     for (int c = 0; c < N; c++)
 #pragma unroll
         for (int half = 0; half < 2; half++) { // rows g and g + 8
-            const uint32_t at = stage + c * of.block_bytes + half * of.lower;
+            const uint32_t at = stage + c * of.step_bytes + half * of.lower;
 #pragma unroll
             for (int i = 0; i < Codes::LOADS; i++) {
                 uint4 v = load_shared16(of.codes + at + i * 64);
@@ -159,34 +174,37 @@ __device__ __forceinline__ void multiply_chunks(float (&sum)[4], const PackedLan
 #pragma unroll
             for (int j = 0; j < SCALES; j++) scale[c][half][j] = load_scale(of.scales[j] + at, Scale());
         }
+    float acc[N][2][4];
+    auto add_scaled = [&](int c, int j) {
+        float2 offset = make_float2(0, 0);
+        if (Codes::OFFSET) offset = load_shared_float2(sums + (c * CONSUMER_WARPS * EACH + j) * of.sum_pitch);
 #pragma unroll
-    for (int c = 0; c < N; c++) {
-        float acc[2][4];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const uint4 a = act.load(c, j);
-            uint32_t upper[4], lower[4];
-            Codes::widen(codes[c][0], j, upper);
-            Codes::widen(codes[c][1], j, lower);
-            if (SCALES == 4 || j == 0) {
-                first_mma(acc[0], upper[0], lower[0], upper[2], lower[2], a.x, a.y);
-                first_mma(acc[1], upper[1], lower[1], upper[3], lower[3], a.z, a.w);
-            } else {
-                mma_16x8x16<bf16>(acc[0], upper[0], lower[0], upper[2], lower[2], a.x, a.y);
-                mma_16x8x16<bf16>(acc[1], upper[1], lower[1], upper[3], lower[3], a.z, a.w);
-            }
-            if (SCALES < 4 && j < 3) continue;
-            float2 offset = make_float2(0, 0);
-            if (Codes::OFFSET)
-                offset = load_shared_float2(sums + (c * CHUNKS * EACH + (SCALES == 4 ? j : 0)) * of.sum_pitch);
-#pragma unroll
-            for (int i = 0; i < 4; i++) { // rows g, g, g + 8, g + 8
-                float first = Codes::OFFSET ? fmaf(acc[0][i], FIRST, i % 2 ? offset.y : offset.x) : acc[0][i] * FIRST;
-                float chain = fmaf(acc[1][i], SECOND, first);
-                sum[i] = SCALES == 0 ? sum[i] + chain : fmaf(chain, scale[c][i / 2][SCALES == 4 ? j : 0], sum[i]);
-            }
+        for (int i = 0; i < 4; i++) { // rows g, g, g + 8, g + 8
+            float first = Codes::OFFSET ? fmaf(acc[c][0][i], FIRST, i % 2 ? offset.y : offset.x) : acc[c][0][i] * FIRST;
+            float chain = fmaf(acc[c][1][i], SECOND, first);
+            sum[i] = SCALES == 0 ? sum[i] + chain : fmaf(chain, scale[c][i / 2][j], sum[i]);
         }
+    };
+    // Chunk after chunk; or, where a chunk is two chains of four mmas, those of all chunks side by side.
+#pragma unroll
+    for (int k = 0; k < 4 * N; k++) {
+        const int c = SCALES == 4 ? k / 4 : k % N, j = SCALES == 4 ? k % 4 : k / N;
+        const uint4 a = act.load(c, j);
+        uint32_t upper[4], lower[4];
+        Codes::widen(codes[c][0], j, upper);
+        Codes::widen(codes[c][1], j, lower);
+        if (SCALES == 4 || j == 0) {
+            first_mma(acc[c][0], upper[0], lower[0], upper[2], lower[2], a.x, a.y);
+            first_mma(acc[c][1], upper[1], lower[1], upper[3], lower[3], a.z, a.w);
+        } else {
+            mma_16x8x16<bf16>(acc[c][0], upper[0], lower[0], upper[2], lower[2], a.x, a.y);
+            mma_16x8x16<bf16>(acc[c][1], upper[1], lower[1], upper[3], lower[3], a.z, a.w);
+        }
+        if (SCALES == 4) add_scaled(c, j);
     }
+    if (SCALES < 4)
+#pragma unroll
+        for (int c = 0; c < N; c++) add_scaled(c, 0);
 }
 
 // The tiles of a product of quantised weights. An mma m16n8k16 takes the tile's 16 rows and up to 8 activation rows;
@@ -198,45 +216,46 @@ template <typename N, class Codes, int SCALES, typename Scale, bool HELD>
 __device__ __forceinline__ void consume_packed_tiles(const FusedParams &s, const Product &f, const Block &block,
                                                      Ring &ring, Ring &partials_ring) {
     constexpr int TILE = N::TILE, WARPS = CONSUMER_WARPS, CODE_BYTES = PACK_COLUMNS * Codes::BITS / 8,
-                  CHUNK_BYTES = PACK_CHUNK * Codes::BITS / 8, CHUNKS = PACK_COLUMNS / PACK_CHUNK,
-                  EACH = SCALES == 4 ? 4 : 1, HELD_SLICES = Codes::BITS / 4,
-                  STEP = Codes::BITS == 4 && SCALES < 4 ? 2 : 1; // chunks at once
-    static_assert(TILE == 16 && MAX_ACT_ROWS == 8 && WARPS == CHUNKS, "whole mmas; a warp's chunk of every block");
+                  CHUNK_BYTES = PACK_CHUNK * Codes::BITS / 8, EACH = SCALES == 4 ? 4 : 1, HELD_SLICES = Codes::BITS / 4,
+                  STEP = HELD && HELD_CHUNKS / HELD_SLICES < 2 ? 1 : 2; // chunks at once
+    static_assert(TILE == 16 && MAX_ACT_ROWS == 8 && WARPS % PACK_CHUNKS == 0, "whole mmas; a warp's chunk of a block");
     const int lane = held(threadIdx.x % 32), warp = held_uniform(threadIdx.x / 32), g = lane / 4, t = lane % 4;
     const int act_rows = s.n_rows * N::TERMS, n_slices = f.n_slices, slice_chunks = f.slice / PACK_CHUNK,
               slices_per_sum = f.slices_per_sum,
               left_chunks = (f.cols + PACK_CHUNK - 1) / PACK_CHUNK - warp + WARPS - 1;
     const int sum_bytes = WARPS * act_rows * TILE * 4, partial_bytes = s.partial_floats * 4,
               stage_bytes = s.stage_bytes;
-    // In place of activation rows that are not there a lane takes the last one again: no one reads those sums.
+    // In place of activation rows that are not there a lane has zeros: no one reads those sums.
     const int sum_rows = act_rows + act_rows % 2;
-    const uint32_t row = block.stages + g * f.weight_pitch;
+    const int chunk = warp % PACK_CHUNKS; // of a block
+    const uint32_t row = block.stages + g * f.weight_pitch + warp / PACK_CHUNKS * f.block_bytes;
     PackedLane of;
-    of.codes = row + warp * CHUNK_BYTES + t * 16;
+    of.codes = row + chunk * CHUNK_BYTES + t * 16;
     of.lower = 8 * f.weight_pitch;
 #pragma unroll
     for (int j = 0; j < SCALES; j++)
-        of.scales[j] = row + CODE_BYTES + (warp * PACK_CHUNK + j * 32 >> f.group_log2) * (int)sizeof(Scale);
-    of.block_bytes = f.block_bytes;
+        of.scales[j] = row + CODE_BYTES + (chunk * PACK_CHUNK + j * 32 >> f.group_log2) * (int)sizeof(Scale);
+    of.step_bytes = PACK_TEAMS * f.block_bytes;
     of.sum_pitch = sum_rows * 4;
-    of.act = block.act + min(g, act_rows - 1) * f.act_pitch + t * 16 + warp * PACK_CHUNK * 2;
+    of.act = block.act + g * f.act_pitch + t * 16 + warp * PACK_CHUNK * 2;
+    of.has_act = g < act_rows;
     of.sums = shared_address(block.code_sums) + min(2 * t, sum_rows - 2) * 4 + warp * EACH * of.sum_pitch;
     const uint32_t partials = held(shared_address(block.partials) +
-                                   ((warp * act_rows + 2 * t) * TILE + partial_place<N>(g)) * 4),
+                                   ((warp * act_rows + 2 * t) * TILE + EpilogueLane<N>::partial_place(g)) * 4),
                    stage_tile = held_uniform(shared_address(block.stage_tile)),
                    partial_tile = held_uniform(shared_address(block.partial_tile)), full = held_uniform(ring.full),
                    partial_full = held_uniform(partials_ring.full);
     const bool has_first = 2 * t < act_rows, has_second = 2 * t + 1 < act_rows;
     int slot = ring.slot, parity = ring.parity, to = partials_ring.slot, to_parity = partials_ring.parity;
-    prepare_activations<EACH, Codes::OFFSET>(f, block, act_rows);
+    if (Codes::OFFSET) sum_activations<N::MAX_ROWS, EACH, Codes::OFFSET>(f, block, act_rows);
     uint4 held_act[HELD_CHUNKS][4];
     if (HELD)
 #pragma unroll
         for (int c = 0; c < HELD_CHUNKS; c++)
 #pragma unroll
             for (int j = 0; j < 4; j++)
-                held_act[c][j] =
-                    load_shared16(of.act + min(c, f.cols / PACK_COLUMNS - 1) * (PACK_COLUMNS * 2) + j * 64);
+                held_act[c][j] = load_shared16(
+                    of.act + min(c, f.cols / (WARPS * PACK_CHUNK) - 1) * (WARPS * PACK_CHUNK * 2) + j * 64, of.has_act);
     for (;;) {
         int tile = 0, in_sum = 0;
         uint32_t sums_at = partials + to * partial_bytes;
@@ -258,20 +277,21 @@ __device__ __forceinline__ void consume_packed_tiles(const FusedParams &s, const
                         multiply_chunks<Codes, SCALES, Scale, STEP>(sum, of, stage, own, sums);
                     else if (STEP > 1 && c < n)
                         multiply_chunks<Codes, SCALES, Scale, 1>(sum, of, stage, own, sums);
-                    stage += STEP * of.block_bytes;
-                    sums += STEP * CHUNKS * EACH * of.sum_pitch;
+                    stage += STEP * of.step_bytes;
+                    sums += STEP * WARPS * EACH * of.sum_pitch;
                 }
             } else {
                 int c = 0;
 #pragma unroll(1)
                 for (; c + STEP <= n; c += STEP) {
-                    multiply_chunks<Codes, SCALES, Scale, STEP>(sum, of, stage, SharedActivations{act}, sums);
-                    stage += STEP * of.block_bytes;
-                    act += STEP * CHUNKS * PACK_CHUNK * 2;
-                    sums += STEP * CHUNKS * EACH * of.sum_pitch;
+                    multiply_chunks<Codes, SCALES, Scale, STEP>(sum, of, stage, SharedActivations{act, of.has_act},
+                                                                sums);
+                    stage += STEP * of.step_bytes;
+                    act += STEP * WARPS * PACK_CHUNK * 2;
+                    sums += STEP * WARPS * EACH * of.sum_pitch;
                 }
                 if (STEP > 1 && c < n)
-                    multiply_chunks<Codes, SCALES, Scale, 1>(sum, of, stage, SharedActivations{act}, sums);
+                    multiply_chunks<Codes, SCALES, Scale, 1>(sum, of, stage, SharedActivations{act, of.has_act}, sums);
             }
             if (lane == 0)
                 mbarrier_arrive_after(full_at + (ring.empty - ring.full), (sum[0] + sum[1]) + (sum[2] + sum[3]));
@@ -283,7 +303,7 @@ __device__ __forceinline__ void consume_packed_tiles(const FusedParams &s, const
             }
             if (++in_sum < slices_per_sum && p + 1 < n_slices) continue;
             in_sum = 0;
-            constexpr int LOWER = 2; // partial_place of row g + 8 is that of g, and 2
+            constexpr int LOWER = EpilogueLane<N>::partial_place(8); // row g + 8
             if (has_first)
                 store_shared(sums_at, __float_as_uint(sum[0])),
                     store_shared(sums_at + 4 * LOWER, __float_as_uint(sum[2]));
@@ -307,8 +327,8 @@ __device__ __forceinline__ void consume_packed_tiles(const FusedParams &s, const
 template <typename N, class Codes, int SCALES, typename Scale>
 __device__ __forceinline__ void consume_packed(const FusedParams &s, const Product &f, const Block &block, Ring &ring,
                                                Ring &partials_ring) {
-    constexpr bool CAN_HOLD = !std::is_same<typename N::Weights, WeightsOfAnyKind>::value;
-    if (CAN_HOLD && f.cols % PACK_COLUMNS == 0 && f.cols <= HELD_CHUNKS * PACK_COLUMNS)
+    constexpr bool CAN_HOLD = N::KIND == KIND_CODES;
+    if (CAN_HOLD && f.cols % (CONSUMER_WARPS * PACK_CHUNK) == 0 && f.cols <= HELD_COLUMNS)
         consume_packed_tiles<N, Codes, SCALES, Scale, CAN_HOLD>(s, f, block, ring, partials_ring);
     else
         consume_packed_tiles<N, Codes, SCALES, Scale, false>(s, f, block, ring, partials_ring);

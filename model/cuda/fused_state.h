@@ -32,21 +32,22 @@ struct FusedState {
 // Of 16-bit weights: by the rows of a tile and of activations.
 template <typename W, int TERMS, int GROUPS, class Body> static auto with_pairs(int act_rows, Body body) {
     if constexpr (TERMS == 1)
-        if (act_rows <= 2) return body(Numbers<W, TERMS, GROUPS, Weights16<1>>());
-    return act_rows <= 4 ? body(Numbers<W, TERMS, GROUPS, Weights16<2>>())
-                         : body(Numbers<W, TERMS, GROUPS, Weights16<4>>());
+        if (act_rows <= 2) return body(Numbers<W, TERMS, GROUPS, Weights16<2>>());
+    return act_rows <= 4 ? body(Numbers<W, TERMS, GROUPS, Weights16<4>>())
+                         : body(Numbers<W, TERMS, GROUPS, Weights16<8>>());
 }
 template <typename W, int TERMS, class Body> static auto with_tile(const FusedParams &p, Body body) {
     return p.tile_rows == MMA_WEIGHT_ROWS ? with_pairs<W, TERMS, 1>(p.n_rows * TERMS, body)
                                           : with_pairs<W, TERMS, MAX_TILE_GROUPS>(p.n_rows * TERMS, body);
 }
 
-// Of quantised weights in bf16: by their kind, if all products have one that a kernel is made for.
+// Of quantised weights in bf16: by their kind, if all products have one that a kernel is made for, and by the rows of
+// activations.
 static bool has_kind(const Product &f, CodeType codes, int scale_bytes, int smallest_group, int largest_group) {
     return f.codes == codes && f.scale_bytes == scale_bytes &&
            (scale_bytes == 0 || (1 << f.group_log2 >= smallest_group && 1 << f.group_log2 <= largest_group));
 }
-template <class Body> static auto with_kind(const FusedParams &p, Body body) {
+template <int ROWS, class Body> static auto with_kind(const FusedParams &p, Body body) {
     auto all_have = [&](CodeType codes, int scale_bytes, int smallest_group, int largest_group) {
         bool all = true;
         for (int i = 0; i < p.n_products; i++)
@@ -54,23 +55,25 @@ template <class Body> static auto with_kind(const FusedParams &p, Body body) {
         return all;
     };
     if (all_have(CODES_FP8, 0, 0, 0))
-        return body(Numbers<bf16, 1, PACKED_TILE_GROUPS, WeightsOf<CodesFp8, 0, float>>());
+        return body(Numbers<bf16, 1, PACKED_TILE_GROUPS, WeightsOf<CodesFp8, 0, float, ROWS>>());
     if (all_have(CODES_INT8, 0, 0, 0))
-        return body(Numbers<bf16, 1, PACKED_TILE_GROUPS, WeightsOf<CodesInt8, 0, float>>());
+        return body(Numbers<bf16, 1, PACKED_TILE_GROUPS, WeightsOf<CodesInt8, 0, float, ROWS>>());
     if (all_have(CODES_INT8, 2, 32, 64))
-        return body(Numbers<bf16, 1, PACKED_TILE_GROUPS, WeightsOf<CodesInt8, 4, bf16>>());
+        return body(Numbers<bf16, 1, PACKED_TILE_GROUPS, WeightsOf<CodesInt8, 4, bf16, ROWS>>());
     if (all_have(CODES_INT4, 2, 32, 64))
-        return body(Numbers<bf16, 1, PACKED_TILE_GROUPS, WeightsOf<CodesInt4, 4, bf16>>());
+        return body(Numbers<bf16, 1, PACKED_TILE_GROUPS, WeightsOf<CodesInt4, 4, bf16, ROWS>>());
     if (all_have(CODES_INT4, 2, 128, 128))
-        return body(Numbers<bf16, 1, PACKED_TILE_GROUPS, WeightsOf<CodesInt4, 1, bf16>>());
-    return body(Numbers<bf16, 1, PACKED_TILE_GROUPS, WeightsOfAnyKind>());
+        return body(Numbers<bf16, 1, PACKED_TILE_GROUPS, WeightsOf<CodesInt4, 1, bf16, ROWS>>());
+    return body(Numbers<bf16, 1, PACKED_TILE_GROUPS, WeightsOfAnyKind<ROWS>>());
 }
 
 // Of a launch.
 template <class Body> static auto for_numbers(const Model *m, const FusedParams &p, Body body) {
     bool f32 = m->precision == PRECISION_F32;
     if (weights_are_quantised(m))
-        return f32 ? body(Numbers<bf16, 3, PACKED_TILE_GROUPS, WeightsOfAnyKind>()) : with_kind(p, body);
+        return f32             ? body(Numbers<bf16, 3, PACKED_TILE_GROUPS, WeightsOfAnyKind<MAX_ACT_ROWS>>())
+               : p.n_rows <= 2 ? with_kind<2>(p, body)
+                               : with_kind<MAX_ACT_ROWS>(p, body);
     if (m->weights.layers[0].wq.dtype == DTYPE_BF16)
         return f32 ? with_tile<bf16, 3>(p, body) : with_tile<bf16, 1>(p, body);
     return f32 ? with_tile<f16, 3>(p, body) : with_tile<f16, 1>(p, body);
