@@ -77,10 +77,16 @@ __device__ static uint4 pack8(float4 lo, float4 hi) {
                       pack2<bf16>(hi.z, hi.w));
 }
 
+// The scale of a row whose largest magnitude is that of one of the block's threads.
+__device__ static float scale_of_codes(float most) {
+    const float largest = __fdiv_rn(fminf(block_max(most), FLT_MAX), MOST_E4M3);
+    return largest > 0 ? largest : 1;
+}
+
 // A block's row of `cols` numbers as codes [cols], cols % 8 = 0, and its scale. load(c): eight of them in bf16, from
-// column c on; it is called once for each while they fit in registers, else twice.
-template <class Load> __device__ static void write_codes(uint8_t *codes, float *scale_to, int cols, Load load) {
-    constexpr int HELD = 4; // of a thread's eights: up to 16,384 columns by 512 threads
+// column c on; it is called once for each while HELD a thread are enough, else twice.
+template <int HELD, class Load>
+__device__ static void write_codes(uint8_t *codes, float *scale_to, int cols, Load load) {
     const int first = 8 * threadIdx.x, step = 8 * blockDim.x;
     uint4 held[HELD];
     float most = 0;
@@ -94,7 +100,7 @@ template <class Load> __device__ static void write_codes(uint8_t *codes, float *
     for (int j = 0; j < HELD; j++)
         if (first + j * step < cols) count(held[j] = load(first + j * step));
     for (int c = first + HELD * step; c < cols; c += step) count(load(c));
-    const float largest = __fdiv_rn(fminf(block_max(most), FLT_MAX), MOST_E4M3), scale = largest > 0 ? largest : 1;
+    const float scale = scale_of_codes(most);
     auto store = [&](int c, uint4 v) {
         float4 lo, hi;
         unpack8(v, &lo, &hi);
@@ -110,38 +116,74 @@ template <class Load> __device__ static void write_codes(uint8_t *codes, float *
 // Computes: rows as codes.
 // Reads:    x [rows][cols].
 // Writes:   codes [rows][cols], scales [rows].
-// Grid:     rows × 512; a block owns a row.
+// Grid:     rows × 128, or 512 for long ones; a block owns a row.
 // Requires: cols % 8 = 0; x aligned to 16 bytes.
 __global__ void encode_rows_kernel(uint8_t *codes, float *scales, const bf16 *x, int cols) {
     let_next_kernel_start(); // a product
     wait_for_previous_kernel();
     const size_t row = newest_first();
-    write_codes(codes + row * cols, scales + row, cols, [&](int c) { return *(const uint4 *)(x + row * cols + c); });
+    write_codes<4>(codes + row * cols, scales + row, cols, [&](int c) { return *(const uint4 *)(x + row * cols + c); });
 }
 
 // Computes: what rmsnorm_kernel<bf16> does, to the bit, as codes.
 // Reads:    x [rows][dim], weight [dim].
 // Writes:   codes [rows][dim], scales [rows].
-// Grid:     rows × 512; a block owns a row.
+// Grid:     rows × 128; a block owns a row, of which a thread holds HELD float4s; more are read three times.
 // Requires: dim % 8 = 0.
-__global__ void rmsnorm_codes_kernel(uint8_t *codes, float *scales, const float *x, const float *weight, float eps,
-                                     int dim) {
+template <int HELD>
+__global__ void __launch_bounds__(128)
+    rmsnorm_codes_kernel(uint8_t *codes, float *scales, const float *x, const float *weight, float eps, int dim) {
+    // A thread does what four of rmsnorm_kernel's 512 do: number k of them has every fourth of this one's float4s.
+    constexpr int EACH = 4, WARPS = 128 / 32;
+    __shared__ float parts[EACH * WARPS];
+    const int n = dim / 4, t = threadIdx.x;
     let_next_kernel_start(); // a product
     wait_for_previous_kernel();
     const size_t row = newest_first();
     const float4 *from = (const float4 *)(x + row * dim);
-    float squares = 0;
-    for (int i = threadIdx.x; i < dim / 4; i += 512) {
-        const float4 v = from[i];
-        squares += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+    float4 v[HELD];
+    float squares[EACH] = {};
+    auto add = [&](int k, float4 v) { squares[k] += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w); };
+#pragma unroll
+    for (int j = 0; j < HELD; j++)
+        if (t + j * 128 < n) v[j] = from[t + j * 128];
+#pragma unroll
+    for (int j = 0; j < HELD; j++)
+        if (t + j * 128 < n) add(j % EACH, v[j]);
+    for (int i = t + HELD * 128; i < n; i += EACH * 128)
+#pragma unroll
+        for (int k = 0; k < EACH; k++)
+            if (i + k * 128 < n) add(k, from[i + k * 128]);
+#pragma unroll
+    for (int k = 0; k < EACH; k++) {
+        const float sum = warp_sum(squares[k]);
+        if (t % 32 == 0) parts[k * WARPS + t / 32] = sum;
     }
-    const float scale = 1.0f / sqrtf(block_sum(squares) / (float)dim + eps);
-    auto normalised = [&](int i) { // of the float4s; x is in L1 now
-        const float4 v = from[i], w = ((const float4 *)weight)[i];
-        return make_float4(w.x * (v.x * scale), w.y * (v.y * scale), w.z * (v.z * scale), w.w * (v.w * scale));
+    __syncthreads();
+    float sum = 0, most = 0;
+#pragma unroll
+    for (int i = 0; i < EACH * WARPS; i++) sum += parts[i];
+    const float scale = 1.0f / sqrtf(sum / (float)dim + eps);
+    auto normalised = [&](int i, float4 v) { // rounded to bf16
+        const float4 w = ((const float4 *)weight)[i];
+        const float2 low = unpack2<bf16>(pack2<bf16>(w.x * (v.x * scale), w.y * (v.y * scale))),
+                     high = unpack2<bf16>(pack2<bf16>(w.z * (v.z * scale), w.w * (v.w * scale)));
+        return make_float4(low.x, low.y, high.x, high.y);
     };
-    write_codes(codes + row * dim, scales + row, dim,
-                [&](int c) { return pack8(normalised(c / 4), normalised(c / 4 + 1)); });
+    auto count = [&](float4 v) {
+        most = fmaxf(most, fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))));
+    };
+#pragma unroll
+    for (int j = 0; j < HELD; j++)
+        if (t + j * 128 < n) count(v[j] = normalised(t + j * 128, v[j]));
+    for (int i = t + HELD * 128; i < n; i += 128) count(normalised(i, from[i]));
+    const float code_scale = scale_of_codes(most);
+    uint32_t *to = (uint32_t *)(codes + row * dim);
+#pragma unroll
+    for (int j = 0; j < HELD; j++)
+        if (t + j * 128 < n) to[t + j * 128] = four_codes(v[j], code_scale);
+    for (int i = t + HELD * 128; i < n; i += 128) to[i] = four_codes(normalised(i, from[i]), code_scale);
+    if (t == 0) scales[row] = code_scale;
 }
 
 // Computes: cosine and sine of the float32 angle pos × freq.
@@ -244,13 +286,13 @@ __global__ void swiglu_kernel(T *h, const float *gate, const float *up, const fl
 // Computes: h = gate / (1 + exp(-gate)) * up (gated), rounded to bf16, as codes.
 // Reads:    gate, up [T][cols].
 // Writes:   codes [T][cols], scales [T].
-// Grid:     T × 512; a block owns a row.
+// Grid:     T × 256; a block owns a row.
 // Requires: cols % 8 = 0.
 __global__ void swiglu_codes_kernel(uint8_t *codes, float *scales, const float *gate, const float *up, int cols) {
     let_next_kernel_start(); // a product
     wait_for_previous_kernel();
     const size_t row = newest_first();
-    write_codes(codes + row * cols, scales + row, cols, [&](int c) {
+    write_codes<8>(codes + row * cols, scales + row, cols, [&](int c) {
         const float4 *g = (const float4 *)(gate + row * cols + c), *u = (const float4 *)(up + row * cols + c);
         return pack8(gated<bf16>(g[0], u[0]), gated<bf16>(g[1], u[1]));
     });
@@ -368,14 +410,14 @@ bool rmsnorm(CudaState *s, const float *weight, float eps, int T, int dim, Error
 }
 
 bool rmsnorm_codes(CudaState *s, const float *weight, float eps, int T, int dim, Error *err) {
-    CUDA_TRY(launch_kernel(rmsnorm_codes_kernel, T, 512, 0, s->pdl, s->stream, s->codes, s->code_scales,
-                           (const float *)s->x_all, weight, eps, dim));
+    CUDA_TRY(launch_kernel(dim <= 4096 ? rmsnorm_codes_kernel<8> : rmsnorm_codes_kernel<16>, T, 128, 0, s->pdl,
+                           s->stream, s->codes, s->code_scales, (const float *)s->x_all, weight, eps, dim));
     return true;
 }
 
 bool encode_rows(CudaState *s, const void *in, int T, int cols, Error *err) {
-    CUDA_TRY(launch_kernel(encode_rows_kernel, T, 512, 0, s->pdl, s->stream, s->codes, s->code_scales, (const bf16 *)in,
-                           cols));
+    CUDA_TRY(launch_kernel(encode_rows_kernel, T, cols <= 4096 ? 128 : 512, 0, s->pdl, s->stream, s->codes,
+                           s->code_scales, (const bf16 *)in, cols));
     return true;
 }
 
@@ -424,7 +466,7 @@ bool swiglu(CudaState *s, const LayerWeights *l, int T, bool scaled, Error *err)
 }
 
 bool swiglu_codes(CudaState *s, const LayerWeights *l, int T, Error *err) {
-    CUDA_TRY(launch_kernel(swiglu_codes_kernel, T, 512, 0, s->pdl, s->stream, s->codes, s->code_scales,
+    CUDA_TRY(launch_kernel(swiglu_codes_kernel, T, 256, 0, s->pdl, s->stream, s->codes, s->code_scales,
                            (const float *)s->gate_up, (const float *)s->gate_up + (size_t)T * l->w1.rows, l->w1.rows));
     return true;
 }
