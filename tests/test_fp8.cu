@@ -58,7 +58,7 @@ static CudaState *open_state(void) {
     s->pdl = s->fp8 = true;
     if (cublasCreate(&s->blas) != CUBLAS_STATUS_SUCCESS) test_fail("no cuBLAS");
     cublasSetStream(s->blas, s->stream);
-    if (!choose_fp8_kernel(s, 14336, 4096, &err)) test_fail("%s", err.text);
+    if (!choose_fp8_kernels(s, 14336, 4096, &err)) test_fail("%s", err.text);
     return s;
 }
 
@@ -186,10 +186,14 @@ static void test_codes_of_norms_and_swiglu(void) {
         for (int i = 0; i < cols; i++) weight[i] = uniform((unsigned)i + 77);
         for (int i = 0; i < cols; i++) both[i] = both[(size_t)ROWS * cols + i] = 0; // a row of zeros
         const size_t n = (size_t)ROWS * cols;
+        std::vector<uint16_t> gate_up(both.size());
+        for (size_t i = 0; i < both.size(); i++) gate_up[i] = to_bf16(both[i]);
         float *device = on_device(both), *weight_device = on_device(weight);
+        uint16_t *gate_up_device = on_device(gate_up);
         void *bf16_rows;
         CHECK_CUDA(cudaMalloc(&bf16_rows, n * 2));
-        s->x_all = s->gate_up = device;
+        s->x_all = device;
+        s->gate_up = (float *)gate_up_device;
         s->xb = s->h = bf16_rows;
         LayerWeights layer = {};
         layer.w1.rows = layer.w3.rows = cols;
@@ -200,7 +204,7 @@ static void test_codes_of_norms_and_swiglu(void) {
             std::vector<uint8_t> codes = to_host(s->codes, n);
             std::vector<float> scales = to_host(s->code_scales, ROWS);
             CHECK_CUDA(cudaMemset(s->codes, 0xff, n));
-            if (!(norm ? rmsnorm(s, weight_device, 1e-5f, ROWS, cols, &err) : swiglu(s, &layer, ROWS, true, &err)) ||
+            if (!(norm ? rmsnorm(s, weight_device, 1e-5f, ROWS, cols, &err) : swiglu_16(s, &layer, ROWS, &err)) ||
                 !encode_rows(s, bf16_rows, ROWS, cols, &err))
                 test_fail("%s", err.text);
             std::vector<uint8_t> right = to_host(s->codes, n);
@@ -210,6 +214,7 @@ static void test_codes_of_norms_and_swiglu(void) {
                 test_fail("%d columns, %s: other codes than of the same in bf16", cols, norm ? "norm" : "swiglu");
         }
         cudaFree(device);
+        cudaFree(gate_up_device);
         cudaFree(weight_device);
         cudaFree(bf16_rows);
     }
@@ -378,6 +383,54 @@ static void test_products_of_codes(void) {
     printf("   largest error: %.3f of its bound; root mean square: %.2e of the results'\n", worst, rms);
 }
 
+// Gate and up: what matmul_codes gives but for one rounding to bf16 (and for the order in which another kernel adds), in
+// any number of rows the same bits.
+static void check_gate_up(int rows, int cols) {
+    CudaState *s = open_state();
+    Error err = {""};
+    const size_t slab = (size_t)SLAB_ROWS * cols, n = (size_t)MOST * rows;
+    Weights8 gate = open_weights(s, rows, cols, slab, weight_code);
+    std::vector<uint16_t> in((size_t)MOST * cols);
+    for (size_t i = 0; i < in.size(); i++) in[i] = to_bf16(uniform((unsigned)i));
+    uint16_t *in_device = on_device(in);
+    float *whole_device = on_device(std::vector<float>(n));
+    LayerWeights layer = {};
+    layer.w1 = layer.w3 = gate.m;
+    s->gate_up = on_device(std::vector<float>(n)); // two times n numbers of 16 bits
+    if (!encode_rows(s, in_device, MOST, cols, &err) || !widen_begin(s, &err) ||
+        !matmul_codes(s, whole_device, &gate.m, MOST, 0, &err) || !matmul_gate_up_codes(s, &layer, MOST, &err))
+        test_fail("%s", err.text);
+    const std::vector<float> whole = to_host(whole_device, n);
+    const std::vector<uint16_t> both = to_host((uint16_t *)s->gate_up, 2 * n);
+    if (memcmp(both.data(), both.data() + n, n * 2) != 0) test_fail("%d x %d: gate and up differ", rows, cols);
+    double sum = 0, other = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double off = (double)of_bf16(both[i]) - (double)whole[i];
+        sum += off * off;
+        other += (double)whole[i] * (double)whole[i];
+    }
+    // Rounding alone: 2^-9 / sqrt(3) of a number at most.
+    if (!(sqrt(sum / other) <= 0x1p-9))
+        test_fail("%d x %d: off by %.3g of the results'", rows, cols, sqrt(sum / other));
+    for (int T : {1, 2, 17, 64, 200, 511}) {
+        if (!widen_begin(s, &err) || !matmul_gate_up_codes(s, &layer, T, &err)) test_fail("%s", err.text);
+        const std::vector<uint16_t> some = to_host((uint16_t *)s->gate_up, (size_t)T * rows);
+        if (memcmp(some.data(), both.data(), some.size() * 2) != 0)
+            test_fail("%d x %d: other bits in %d rows than in %d", rows, cols, T, (int)MOST);
+    }
+    cudaFree(in_device);
+    cudaFree(whole_device);
+    cudaFree(s->gate_up);
+    close_weights(s, &gate);
+    close_state(s);
+}
+static void test_gate_and_up_in_bf16(void) {
+    check_gate_up(768, 288);
+    check_gate_up(1424, 1040);
+    check_gate_up(14336, 4096);
+    test_end("test_gate_and_up_in_bf16");
+}
+
 // 256 and 4095 times 1/64: what is promoted after 128 columns has lost 127/64 at most, what is not has lost all.
 static void test_sums_are_promoted(void) {
     enum { COLS = 4096, ROWS = 64, IN_ROWS = 32 };
@@ -395,6 +448,12 @@ static void test_sums_are_promoted(void) {
     const std::vector<float> sums = to_host(out, (size_t)IN_ROWS * ROWS);
     for (size_t i = 0; i < sums.size(); i++)
         if (!(sums[i] >= 318 && sums[i] <= 320)) test_fail("row %zu: %.9g", i / ROWS, (double)sums[i]);
+    LayerWeights layer = {};
+    layer.w1 = layer.w3 = w.m;
+    s->gate_up = out; // as many numbers, twice, of 16 bits
+    if (!widen_begin(s, &err) || !matmul_gate_up_codes(s, &layer, IN_ROWS, &err)) test_fail("%s", err.text);
+    for (uint16_t bits : to_host((uint16_t *)out, 2 * sums.size()))
+        if (!(of_bf16(bits) >= 318 && of_bf16(bits) <= 320)) test_fail("gate and up: %.9g", (double)of_bf16(bits));
     cudaFree(out);
     close_weights(s, &w);
     close_state(s);
@@ -409,6 +468,7 @@ int main(void) {
         void (*run)(void);
     } tests[] = {{"test_codes_of_activations", test_codes_of_activations},
                  {"test_codes_of_norms_and_swiglu", test_codes_of_norms_and_swiglu},
+                 {"test_gate_and_up_in_bf16", test_gate_and_up_in_bf16},
                  {"test_products_of_codes", test_products_of_codes},
                  {"test_sums_are_promoted", test_sums_are_promoted}};
     const char *skip_reason = NULL;

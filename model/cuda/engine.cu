@@ -382,7 +382,7 @@ static bool connect(Model *m, CudaState *s, Error *err) {
     if (!widen_open(s, err) || (s->one_order && weights_are_quantised(m) && !packed_open(s, err)) ||
         (s->one_order && !prompt_open(s, err)))
         return false;
-    if (s->fp8 && !choose_fp8_kernel(s, m->config.hidden_dim, m->config.dim, err)) return false;
+    if (s->fp8 && !choose_fp8_kernels(s, m->config.hidden_dim, m->config.dim, err)) return false;
     CUBLAS_TRY(cublasSetMathMode(s->blas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)); // every sum in float32
     CUDA_TRY(cudaMallocHost((void **)&s->argmax_host, MAX_STEP_ROWS * sizeof(int)));
     CUDA_TRY(cudaMallocHost((void **)&s->other_argmax_host, MAX_STEP_ROWS * sizeof(int)));

@@ -211,8 +211,9 @@ static bool forward_rows(Model *m, const Batch *host, const int *host_lens, int 
                 const LayerWeights *l = &m->weights.layers[i];
                 if (!normalise(m, s, l->ffn_norm, T, codes, err)) return false;
                 if (!codes && s->one_order) return feed_forward_fused(s, l, T, err);
-                return (codes ? matmul_gate_up_codes(s, l, T, err) : matmul_gate_up(s, l, T, err)) &&
-                       (codes && !s->comm ? swiglu_codes(s, l, T, err) : swiglu(s, l, T, codes, err));
+                if (!codes) return matmul_gate_up(s, l, T, err) && swiglu(s, l, T, err);
+                return matmul_gate_up_codes(s, l, T, err) &&
+                       (s->comm ? swiglu_16(s, l, T, err) : swiglu_codes(s, l, T, err));
             }))
             return false;
         if (!gather_h(m, T, err)) return false;

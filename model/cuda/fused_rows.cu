@@ -94,7 +94,7 @@ static bool swiglu_by_prompt(CudaState *s, const Matrix *gate, const Matrix *up,
 
 bool feed_forward_fused(CudaState *s, const LayerWeights *l, int T, Error *err) {
     if (takes_prompt(s, PROMPT_SWIGLU, &l->w1, T)) return swiglu_by_prompt(s, &l->w1, &l->w3, T, err);
-    return matmul_gate_up(s, l, T, err) && swiglu(s, l, T, false, err);
+    return matmul_gate_up(s, l, T, err) && swiglu(s, l, T, err);
 }
 
 bool project_qkv_fused(Model *m, const Matrix *first, int T, int n_q, int n_kv, int layer, Error *err) {

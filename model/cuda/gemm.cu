@@ -421,20 +421,23 @@ bool load_product_kernels(CudaState *s, Error *err) {
 //
 // Hopper's FP8 tensor cores keep about 14 bits of a sum. Unless cuBLAS is asked for fast sums, it adds what they have
 // of every 128 columns to a float32 sum: of 256 and 4095 times 1/64 it makes 318, fast 256 (319.98). The sum is
-// multiplied by the scale of the weights' row and by that of the input's, and added to what is there, in float32.
+// multiplied by the scale of the weights' row and by that of the input's, and added to what is there, in float32. Gate
+// and up are then rounded to bf16, as they are half of the bytes between products, and enter another one in e4m3.
 //
-// One order of sums: one kernel that does not cut K, for all matrices of a model, all numbers of rows and all shards.
-// It is cuBLAS's choice for the largest matrix and as many rows as a prompt has in one pass. (Nothing says that another
-// kernel adds up after as many columns.)
+// One order of sums: one kernel that does not cut K, for all matrices of a model, all numbers of rows and all shards,
+// and another one for gate and up. They are cuBLAS's choice for the largest matrix and as many rows as a prompt has in
+// one pass. (Nothing says that another kernel adds up after as many columns.)
 
 enum { FP8_REFERENCE_ROWS = 8192 };
 
 static bool fp8_product(const CudaState *s, LtProduct *p, const MatrixSeries *w, const float *scales, int T, int pitch,
-                        Error *err) {
+                        cudaDataType_t out, Error *err) {
     const cublasLtMatmulMatrixScale_t mode = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F; // one for each row
     const int8_t fast = 0;
     const float *in_scales = s->code_scales;
-    if (!lt_product(p, DTYPE_F8_E4M3, w, T, pitch, err)) return false;
+    if (!lt_product(p, DTYPE_F8_E4M3, w, T, pitch, err) ||
+        !lt_layout(&p->out, out, w->first.rows, T, pitch, w->count, (long long)T * pitch, err))
+        return false;
     auto set = [&](cublasLtMatmulDescAttributes_t which, const void *value, size_t bytes) {
         CUBLAS_TRY(cublasLtMatmulDescSetAttribute(&p->product, which, value, bytes));
         return true;
@@ -446,40 +449,52 @@ static bool fp8_product(const CudaState *s, LtProduct *p, const MatrixSeries *w,
            set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &in_scales, sizeof in_scales);
 }
 
-bool choose_fp8_kernel(CudaState *s, int rows, int cols, Error *err) {
+bool choose_fp8_kernels(CudaState *s, int rows, int cols, Error *err) {
     MatrixSeries w = {{}, 0, 1};
-    LtProduct p;
-    cublasLtMatmulHeuristicResult_t offer;
     w.first.rows = rows;
     w.first.cols = cols;
-    if (!fp8_product(s, &p, &w, s->code_scales, FP8_REFERENCE_ROWS, rows, err)) return false;
-    if (lt_offers((cublasLtHandle_t)s->blas, &p, true, {ALIGNMENT, ALIGNMENT}, 1, &offer) == 0)
-        return fail(err, "--precision fp8: cuBLAS has no FP8 product of %d x %d with scales of rows", rows, cols);
-    s->fp8_kernel = offer.algo;
-    return true;
+    auto choose = [&](cudaDataType_t out, cublasLtMatmulAlgo_t *kernel) {
+        LtProduct p;
+        cublasLtMatmulHeuristicResult_t offer;
+        if (!fp8_product(s, &p, &w, s->code_scales, FP8_REFERENCE_ROWS, rows, out, err)) return false;
+        if (lt_offers((cublasLtHandle_t)s->blas, &p, true, {ALIGNMENT, ALIGNMENT}, 1, &offer) == 0)
+            return fail(err, "--precision fp8: cuBLAS has no FP8 product of %d x %d with scales of rows", rows, cols);
+        *kernel = offer.algo;
+        return true;
+    };
+    return choose(CUDA_R_32F, &s->fp8_kernel) && choose(CUDA_R_16BF, &s->fp8_kernel_16);
 }
 
-bool matmul_codes(CudaState *s, float *out, const Matrix *w, int T, float beta, Error *err) {
+// out: of type `type`, float32 or bf16.
+static bool matmul_codes_to(CudaState *s, void *out, cudaDataType_t type, const Matrix *w, int T, float beta,
+                            Error *err) {
     const float one = 1;
     const int slab = widen_rows(s, w, SLAB_ROWS, sizeof *s->codes);
+    const cublasLtMatmulAlgo_t *kernel = type == CUDA_R_32F ? &s->fp8_kernel : &s->fp8_kernel_16;
     for (int first = 0; first < w->rows; first += slab) {
         const Matrix rows = matrix_rows(w, first, w->rows - first < slab ? w->rows - first : slab);
+        void *to = (char *)out + (size_t)first * (type == CUDA_R_32F ? 4 : 2);
         MatrixSeries codes = {{}, 0, 1};
         LtProduct p;
         if (!unpack_codes(s, &codes.first, &rows, err) ||
-            !fp8_product(s, &p, &codes, (const float *)rows.scale, T, w->rows, err))
+            !fp8_product(s, &p, &codes, (const float *)rows.scale, T, w->rows, type, err))
             return false;
         CUBLAS_TRY(cublasLtMatmul((cublasLtHandle_t)s->blas, &p.product, &one, codes.first.data, &p.w, s->codes, &p.in,
-                                  &beta, out + first, &p.out, out + first, &p.out, &s->fp8_kernel, s->blas_workspace,
-                                  BLAS_WORKSPACE_BYTES, s->stream));
+                                  &beta, to, &p.out, to, &p.out, kernel, s->blas_workspace, BLAS_WORKSPACE_BYTES,
+                                  s->stream));
         if (!widen_end(s, err)) return false;
     }
     return true;
 }
 
+bool matmul_codes(CudaState *s, float *out, const Matrix *w, int T, float beta, Error *err) {
+    return matmul_codes_to(s, out, CUDA_R_32F, w, T, beta, err);
+}
+
 bool matmul_gate_up_codes(CudaState *s, const LayerWeights *l, int T, Error *err) {
-    return matmul_codes(s, s->gate_up, &l->w1, T, 0, err) &&
-           matmul_codes(s, s->gate_up + (size_t)T * l->w1.rows, &l->w3, T, 0, err);
+    bf16 *gate = (bf16 *)s->gate_up;
+    return matmul_codes_to(s, gate, CUDA_R_16BF, &l->w1, T, 0, err) &&
+           matmul_codes_to(s, gate + (size_t)T * l->w1.rows, CUDA_R_16BF, &l->w3, T, 0, err);
 }
 
 // ---- products -------------------------------------------------------------------------------------------------------

@@ -25,10 +25,10 @@ bool matmul_gate_up(CudaState *s, const LayerWeights *l, int T, Error *err);
 // FP8 products: out[T][rows] (+)= in[T][cols] · wᵀ of an FP8 matrix, in being s->codes × s->code_scales, w
 // codes × scales. beta as above.
 bool matmul_codes(CudaState *s, float *out, const Matrix *w, int T, float beta, Error *err);
-// The same into s->gate_up, as matmul_gate_up, but that no scales are left to multiply by.
+// The same into s->gate_up, as matmul_gate_up, but rounded to bf16, and no scales are left to multiply by.
 bool matmul_gate_up_codes(CudaState *s, const LayerWeights *l, int T, Error *err);
-// s->fp8_kernel, of a model whose largest matrix has that shape. False: cuBLAS has none.
-bool choose_fp8_kernel(CudaState *s, int rows, int cols, Error *err);
+// s->fp8_kernel and s->fp8_kernel_16, of a model whose largest matrix has that shape. False: cuBLAS has none.
+bool choose_fp8_kernels(CudaState *s, int rows, int cols, Error *err);
 // Loads the kernels that 16-bit products of one order of sums take, whatever the number of rows: enqueues a small
 // product by each, which overwrites s->gate_up.
 bool load_product_kernels(CudaState *s, Error *err);

@@ -262,20 +262,30 @@ __device__ static float4 times(float4 a, float4 b) {
     return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w);
 }
 
+// Eight numbers in float32.
+__device__ static void load8(const float *x, float4 *lo, float4 *hi) {
+    *lo = ((const float4 *)x)[0];
+    *hi = ((const float4 *)x)[1];
+}
+__device__ static void load8(const bf16 *x, float4 *lo, float4 *hi) {
+    unpack8(*(const uint4 *)x, lo, hi);
+}
+
 // Computes: h = gate / (1 + exp(-gate)) * up (Shazeer 2020), each times its scale, rounded to T (gated).
-// Reads:    gate, up [n/rows][rows]; gate_scale, up_scale [rows], or NULL.
+// Reads:    gate, up [n/rows][rows] In, float32 or bf16; gate_scale, up_scale [rows], or NULL.
 // Writes:   h [n/rows][rows].
 // Grid:     enough × 256; a thread owns eight elements.
 // Requires: rows % 8 = 0 (usable_cuda).
-template <typename T>
-__global__ void swiglu_kernel(T *h, const float *gate, const float *up, const float *gate_scale, const float *up_scale,
+template <typename T, typename In>
+__global__ void swiglu_kernel(T *h, const In *gate, const In *up, const float *gate_scale, const float *up_scale,
                               size_t n, unsigned rows) {
     let_next_kernel_start(); // a product, whose weights depend on nothing
     wait_for_previous_kernel();
     size_t i = 8 * ((size_t)newest_first() * blockDim.x + threadIdx.x);
     if (i >= n) return;
-    const float4 *g = (const float4 *)(gate + i), *u = (const float4 *)(up + i);
-    float4 g0 = g[0], g1 = g[1], u0 = u[0], u1 = u[1];
+    float4 g0, g1, u0, u1;
+    load8(gate + i, &g0, &g1);
+    load8(up + i, &u0, &u1);
     if (gate_scale) {
         const float4 *a = (const float4 *)(gate_scale + i % rows), *b = (const float4 *)(up_scale + i % rows);
         g0 = times(g0, a[0]), g1 = times(g1, a[1]), u0 = times(u0, b[0]), u1 = times(u1, b[1]);
@@ -284,17 +294,19 @@ __global__ void swiglu_kernel(T *h, const float *gate, const float *up, const fl
 }
 
 // Computes: h = gate / (1 + exp(-gate)) * up (gated), rounded to bf16, as codes.
-// Reads:    gate, up [T][cols].
+// Reads:    gate, up [T][cols] bf16.
 // Writes:   codes [T][cols], scales [T].
 // Grid:     T × 256; a block owns a row.
 // Requires: cols % 8 = 0.
-__global__ void swiglu_codes_kernel(uint8_t *codes, float *scales, const float *gate, const float *up, int cols) {
+__global__ void swiglu_codes_kernel(uint8_t *codes, float *scales, const bf16 *gate, const bf16 *up, int cols) {
     let_next_kernel_start(); // a product
     wait_for_previous_kernel();
     const size_t row = newest_first();
     write_codes<8>(codes + row * cols, scales + row, cols, [&](int c) {
-        const float4 *g = (const float4 *)(gate + row * cols + c), *u = (const float4 *)(up + row * cols + c);
-        return pack8(gated<bf16>(g[0], u[0]), gated<bf16>(g[1], u[1]));
+        float4 g0, g1, u0, u1;
+        load8(gate + row * cols + c, &g0, &g1);
+        load8(up + row * cols + c, &u0, &u1);
+        return pack8(gated<bf16>(g0, u0), gated<bf16>(g1, u1));
     });
 }
 
@@ -453,21 +465,28 @@ bool gather_table(CudaState *s, int n_seq, int width, bool several, Error *err) 
     return true;
 }
 
-bool swiglu(CudaState *s, const LayerWeights *l, int T, bool scaled, Error *err) {
+bool swiglu(CudaState *s, const LayerWeights *l, int T, Error *err) {
     size_t n = (size_t)T * l->w1.rows;
-    const float *gate_scale = scaled ? NULL : scales_after_product(s, &l->w1),
-                *up_scale = scaled ? NULL : scales_after_product(s, &l->w3);
     CUDA_TRY(with_type(s->type, [&](auto type) {
-        return launch_kernel(swiglu_kernel<decltype(type)>, blocks_for(n / 2), 256, 0, s->pdl, s->stream,
+        return launch_kernel(swiglu_kernel<decltype(type), float>, blocks_for(n / 2), 256, 0, s->pdl, s->stream,
                              (decltype(type) *)s->h, (const float *)s->gate_up, (const float *)s->gate_up + n,
-                             gate_scale, up_scale, n, (unsigned)l->w1.rows);
+                             scales_after_product(s, &l->w1), scales_after_product(s, &l->w3), n, (unsigned)l->w1.rows);
     }));
     return true;
 }
 
+bool swiglu_16(CudaState *s, const LayerWeights *l, int T, Error *err) {
+    const size_t n = (size_t)T * l->w1.rows;
+    const bf16 *gate = (const bf16 *)s->gate_up;
+    CUDA_TRY(launch_kernel(swiglu_kernel<bf16, bf16>, blocks_for(n / 2), 256, 0, s->pdl, s->stream, (bf16 *)s->h, gate,
+                           gate + n, (const float *)NULL, (const float *)NULL, n, (unsigned)l->w1.rows));
+    return true;
+}
+
 bool swiglu_codes(CudaState *s, const LayerWeights *l, int T, Error *err) {
-    CUDA_TRY(launch_kernel(swiglu_codes_kernel, T, 256, 0, s->pdl, s->stream, s->codes, s->code_scales,
-                           (const float *)s->gate_up, (const float *)s->gate_up + (size_t)T * l->w1.rows, l->w1.rows));
+    const bf16 *gate = (const bf16 *)s->gate_up;
+    CUDA_TRY(launch_kernel(swiglu_codes_kernel, T, 256, 0, s->pdl, s->stream, s->codes, s->code_scales, gate,
+                           gate + (size_t)T * l->w1.rows, l->w1.rows));
     return true;
 }
 

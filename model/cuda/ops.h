@@ -24,10 +24,11 @@ bool change_table(CudaState *s, int n, Error *err);
 // s->step_table: the rows of s->block_table that the step's n_seq sequences have, `width` entries each, in their order.
 bool gather_table(CudaState *s, int n_seq, int width, bool several, Error *err);
 // s->h[T][own hidden_dim] = gate / (1 + exp(-gate)) * up of s->gate_up[2][T][own hidden_dim], each times its matrix's
-// scales if it has any (Matrix.scale) and is not scaled already, rounded to s->type (Shazeer 2020).
-bool swiglu(CudaState *s, const LayerWeights *l, int T, bool scaled, Error *err);
-// The same of what is scaled, rounded to bf16, and then to s->codes[T][own hidden_dim] with s->code_scales[T]. On one
-// GPU, which has all of a row.
+// scales if it has any (Matrix.scale), rounded to s->type (Shazeer 2020).
+bool swiglu(CudaState *s, const LayerWeights *l, int T, Error *err);
+// The same where s->gate_up is what matmul_gate_up_codes leaves, in bf16; s->h is bf16.
+bool swiglu_16(CudaState *s, const LayerWeights *l, int T, Error *err);
+// And then to s->codes[T][own hidden_dim] with s->code_scales[T]. On one GPU, which has all of a row.
 bool swiglu_codes(CudaState *s, const LayerWeights *l, int T, Error *err);
 // y[count][T][rows] *= scale[count][rows].
 bool scale_rows(CudaState *s, float *y, const float *scale, int count, int T, int rows, Error *err);

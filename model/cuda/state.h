@@ -107,7 +107,7 @@ struct CudaState {
     int prompt_least[PROMPT_KINDS];
     int prompt_clusters; // that the GPU has room for at once; 0: it has no such kernels
     bool fp8;            // --precision fp8: inputs of a prompt's products, but the output matrix's, are codes
-    cublasLtMatmulAlgo_t fp8_kernel; // of all of them (gemm.cu)
+    cublasLtMatmulAlgo_t fp8_kernel, fp8_kernel_16; // of all of them; of those whose result is bf16 (gemm.cu)
     // Activations, on the device.
     float *x;       // [T][own dim]: the residual stream
     void *xb;       // type [T][dim]: normalised
@@ -115,7 +115,7 @@ struct CudaState {
                     // att may be a part of gate_up, where nobody reads that before the feed-forward part
     void *qkv_in;   // type, the same: rotated and rounded, as they enter attention; of a prompt queries only
     void *att;      // type [T][own heads × head_dim]
-    float *gate_up; // [2][T][own hidden_dim], and at least [T][dim]
+    float *gate_up; // [2][T][own hidden_dim], of FP8 products in bf16; and at least [T][dim]
     void *h;        // type [T][own hidden_dim]
     uint8_t *codes; // e4m3 [T][columns]: the input of an FP8 product, at most as many columns as a matrix has
     float *code_scales; // [T]: what the codes of each row are multiplied by
