@@ -58,10 +58,27 @@ template <typename T> __global__ void rmsnorm_kernel(T *y, const float *x, const
 
 static const float MOST_E4M3 = 448;
 
+// Divides by a row's scale as __fdiv_rn does, in three operations: by the inverse, rounded to nearest, and what is left
+// over (Markstein 1990: right but for divisors whose mantissa is all ones). Scales that could make these overflow or
+// underflow are divided by in the long way: beyond 2^60 no quotient is, below it a rest that is lost is no code's.
+struct RowScale {
+    float scale, inverse;
+    bool is_plain;
+    __device__ __forceinline__ float divide(float x) const {
+        if (!is_plain) return __fdiv_rn(x, scale);
+        const float q = __fmul_rn(x, inverse);
+        return copysignf(__fmaf_rn(__fmaf_rn(-q, scale, x), inverse, q), x);
+    }
+};
+__device__ static RowScale row_scale(float scale) {
+    return {scale, __frcp_rn(scale),
+            scale > 0x1p-60f && scale < 0x1p60f && (__float_as_uint(scale) & 0x7fffff) != 0x7fffff};
+}
+
 // Four codes, the first lowest.
-__device__ static uint32_t four_codes(float4 v, float scale) {
-    const float2 low = make_float2(__fdiv_rn(v.x, scale), __fdiv_rn(v.y, scale)),
-                 high = make_float2(__fdiv_rn(v.z, scale), __fdiv_rn(v.w, scale));
+__device__ static uint32_t four_codes(float4 v, const RowScale &scale) {
+    const float2 low = make_float2(scale.divide(v.x), scale.divide(v.y)),
+                 high = make_float2(scale.divide(v.z), scale.divide(v.w));
     return __nv_cvt_float2_to_fp8x2(low, __NV_SATFINITE, __NV_E4M3) |
            (uint32_t)__nv_cvt_float2_to_fp8x2(high, __NV_SATFINITE, __NV_E4M3) << 16;
 }
@@ -78,9 +95,9 @@ __device__ static uint4 pack8(float4 lo, float4 hi) {
 }
 
 // The scale of a row whose largest magnitude is that of one of the block's threads.
-__device__ static float scale_of_codes(float most) {
+__device__ static RowScale scale_of_codes(float most) {
     const float largest = __fdiv_rn(fminf(block_max(most), FLT_MAX), MOST_E4M3);
-    return largest > 0 ? largest : 1;
+    return row_scale(largest > 0 ? largest : 1);
 }
 
 // A block's row of `cols` numbers as codes [cols], cols % 8 = 0, and its scale. load(c): eight of them in bf16, from
@@ -100,7 +117,7 @@ __device__ static void write_codes(uint8_t *codes, float *scale_to, int cols, Lo
     for (int j = 0; j < HELD; j++)
         if (first + j * step < cols) count(held[j] = load(first + j * step));
     for (int c = first + HELD * step; c < cols; c += step) count(load(c));
-    const float scale = scale_of_codes(most);
+    const RowScale scale = scale_of_codes(most);
     auto store = [&](int c, uint4 v) {
         float4 lo, hi;
         unpack8(v, &lo, &hi);
@@ -110,7 +127,7 @@ __device__ static void write_codes(uint8_t *codes, float *scale_to, int cols, Lo
     for (int j = 0; j < HELD; j++)
         if (first + j * step < cols) store(first + j * step, held[j]);
     for (int c = first + HELD * step; c < cols; c += step) store(c, load(c));
-    if (threadIdx.x == 0) *scale_to = scale;
+    if (threadIdx.x == 0) *scale_to = scale.scale;
 }
 
 // Computes: rows as codes.
@@ -177,13 +194,13 @@ __global__ void __launch_bounds__(128)
     for (int j = 0; j < HELD; j++)
         if (t + j * 128 < n) count(v[j] = normalised(t + j * 128, v[j]));
     for (int i = t + HELD * 128; i < n; i += 128) count(normalised(i, from[i]));
-    const float code_scale = scale_of_codes(most);
+    const RowScale code_scale = scale_of_codes(most);
     uint32_t *to = (uint32_t *)(codes + row * dim);
 #pragma unroll
     for (int j = 0; j < HELD; j++)
         if (t + j * 128 < n) to[t + j * 128] = four_codes(v[j], code_scale);
     for (int i = t + HELD * 128; i < n; i += 128) to[i] = four_codes(normalised(i, from[i]), code_scale);
-    if (t == 0) scales[row] = code_scale;
+    if (t == 0) scales[row] = code_scale.scale;
 }
 
 // Computes: cosine and sine of the float32 angle pos × freq.
