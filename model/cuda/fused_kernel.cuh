@@ -346,7 +346,7 @@ __device__ __forceinline__ void store_attention(const FusedParams &s, const Prod
                 v = for_codes<N>(f, v);
                 *(uint4 *)(row + column * 16) = make_uint4(v.x, v.z, v.y, v.w);
             } else {
-                const float factor = f.codes != CODES_NONE ? ACT_FACTOR : 1.0f;
+                const float factor = N::PACKED && f.codes != CODES_NONE ? ACT_FACTOR : 1.0f;
                 store_split<N>(row, f.act_pitch, column * EACH, scaled(floats_of(v), factor, make_float4(1, 1, 1, 1)));
             }
         });
@@ -384,6 +384,9 @@ __device__ __forceinline__ void take_best(float &best, int &row, float other, in
 template <typename N> struct EpilogueLane {
     static constexpr int TILE = N::TILE, ROWS = TILE < 32 / N::MAX_TOKENS ? TILE : 32 / N::MAX_TOKENS,
                          GROUPS = TILE / ROWS;
+    static_assert(TILE % ROWS == 0 && 32 % ROWS == 0 && N::MAX_TOKENS * ROWS <= 32, "a lane for each token and row");
+    static_assert(ROWS % 2 == 0, "RoPE's pairs are rows of one group");
+    static_assert(N::PACKED || GROUPS < 4, "sums of four groups are loaded as neighbours");
     int n, b;
     bool in_batch; // is there a token b?
 
