@@ -63,6 +63,9 @@
 //     31,744  196,608   ring, 16-bit [6 stages][tile row][slice]; 2 stages (64 KB) in flight, 1 while input is awaited
 //    228,352            of the 231,424 that a block may have; 452 more are the kernel's own variables
 //
+// Where weights are quantised two more are between residuals and ring: scales of rows, float [32 buffers][tile row],
+// and sums of activations, float [chunk of 128 columns][1, or each 32 columns: 4][even number of activation rows].
+//
 // ---- Global buffers -------------------------------------------------------------------------------------------------
 //
 //   buffer         type [shape]              written by               read by                         edge
@@ -71,7 +74,7 @@
 //                                            epilogue (out)           epilogue (down)                 D, then B
 //                                            epilogue (down)          consumers (qkv, lm_head)        D
 //                                            epilogue (down), embed   producer (out, next kernel)     P
-//   h              16-bit [n × terms][hidden]  epilogue (gate_up)     consumers (down)                D
+//   h, × h_factor  16-bit [n × terms][hidden]  epilogue (gate_up)     consumers (down)                D
 //   qkv            KV type [heads][n][hd]    epilogue (qkv)           attention                       K
 //   att            KV type [n][q_dim]        attention                consumers (out)                 K
 //   normed         16-bit [n][dim]           consumers, one block     consumers (qkv, gate_up,        D, by
@@ -104,10 +107,10 @@
 //      order.) Until out is done only the block that has the tile reads these elements, and it overwrites them after
 //      the copy has landed.
 //
-// Residual buffers have no barrier of their own: a copy for tile j starts when tile j - n_stages is released, whose
-// partial sums may be waiting for a buffer, that is for the epilogue warp to be done with tile j - n_stages - 4, whose
-// residuals it reads first. 32 buffers are more than n_stages + 4 (static_assert). They land with the tile's weights,
-// on `full`.
+// Buffers of residuals and of scales have no barrier of their own: a copy for tile j starts when tile j - n_stages is
+// released, whose partial sums may be waiting for a buffer, that is for the epilogue warp to be done with tile
+// j - n_stages - 4, whose residuals and scales it reads first. 32 buffers are more than n_stages + 4 (static_assert).
+// They land with the tile's weights, on `full`.
 //
 // ---- Why it cannot deadlock -----------------------------------------------------------------------------------------
 //
@@ -155,21 +158,27 @@
 //
 // The stream carries codes and scales as they are packed (packed.h): a K slice is whole blocks of 1024 columns, of
 // whose chunks of 128 each consumer warp takes every eighth. A lane's bytes of a row are in the order in which an mma
-// wants them, so that its left operand is 16 whole rows and its right one up to 8 activation rows: nothing is wasted,
-// and a step of 8 tokens costs the instructions of one (fused_packed.cuh).
+// wants them, so that its left operand is 16 whole rows and its right one up to 8 activation rows: a tile takes as many
+// mmas for 8 tokens as for one (fused_packed.cuh).
 //
 // Codes become bf16 by being alone in their 16 bits. A byte u as the low half of a bf16 is u × 2^-133: the last bit of
 // the exponent counts on where the mantissa ends, and tensor cores take subnormal numbers. So of an int4 one bitwise
 // operation gives two codes, or two times 16, which the sum of their mmas is divided by; an int8 has its sign bit
 // inverted besides; an e4m3 has its bits in bf16's places, times 2^-120. All of it is exact. What codes then have too
-// much, 8 or 128, times the sum of the activations that they meet, is taken from the sum: a warp prepares these sums,
-// and activations times 2^16, of its chunks, before a product's first tile. (Products of numbers so small keep their
-// bits: float32 goes down to 2^-149, and activations of 2^-12 and more have 24 bits above that.)
+// much, 8 or 128, times the sum of the activations that they meet, is taken from the sum: a warp computes these sums,
+// of its chunks, before a product's first tile (sum_activations).
+//
+// Activations that meet codes come times 2^16 (ACT_FACTOR) from whoever stores them: the norm's scale has the factor,
+// attention's output gets it on its way to shared memory, and gate_up's epilogue leaves h times h_factor. Sums of mmas
+// are multiplied by a power of two that has its inverse. (Products of numbers so small keep their bits: float32 goes
+// down to 2^-149, and activations of 2^-12 and more have 24 bits above that.)
 //
 // A group's scale multiplies the sum of the group's mmas, in the consumer warp; a row's multiplies the finished sum, in
 // the epilogue warp: it comes with the tile, as residuals do. A kernel's products may have weights of different types,
 // 16-bit ones too; where all have one kind, or 16 bits, the kernel is for that alone (for_numbers in fused_state.h),
-// with registers for activations that stay from tile to tile. The bits are the same.
+// with registers for activations that stay from tile to tile. In bf16 every kernel of quantised weights is there for up
+// to 2 and for up to 8 activation rows (of 16-bit weights 2, 4, 8): for fewer tokens a lane of the epilogue has fewer
+// rows of a tile. The bits are the same.
 //
 // ---- Numerics -------------------------------------------------------------------------------------------------------
 //
@@ -194,14 +203,25 @@
 //   - registers that are saved to local memory cost more than what they are for, as that is not in L1 beside the
 //     stream: with activations held, one kernel for all rows and kinds of weights made a bf16 step 6 % longer. A kernel
 //     for each kind has few or none to save: quantised steps take 5 to 8 % less
-//   - quantised: int4 1.89 ms, fp8 2.63, where reading takes 0.9 and 1.6. By a trace of a kernel (int4 at 2.05 ms, 51
-//     us): tiles 26 us, of which memory would need 13 beside what the ring holds already: shared memory gave a tile's
-//     data in 1,100 cycles of 1,300, since a load of 16 bytes a lane takes 4 however few bytes are different. Waits for
-//     other blocks 7 us, input 5, preparing it 6, ends of products 5. Between two kernels 9, attention's 4.5 among
-//     them. Every launch begins without its instructions, which come from L2 behind the stream. No gain: two teams of 8
-//     consumer warps that take tiles in turns (4 % more: fewer registers); rows of a stage 16 bytes apart from banks'
-//     multiples, against conflicts of scales (6 % more: a copy for each row, to addresses that are no multiple of 128);
-//     rows of 8-bit codes at multiples of 128 in place of 64 (1 % less, for halves of chunks exchanged in odd rows)
+//   - quantised, contexts of 100 to 250, ms: int4 1.81, int4:32 2.22, int8 2.52, fp8 2.57, where reading takes 0.9
+//     (int4) and 1.6 (8 bits); two sequences int4 1.89, fp8 2.71; eight int4 2.53, int8 3.32, fp8 3.31. Before
+//     activations were stored times 2^16, their sums were mmas of four chunks at once, epilogue lanes shared a tile's
+//     rows by the number of tokens, and chains of two chunks were side by side: 1.95, 2.30, 2.57, 2.67; 1.98, 2.84;
+//     2.52, 3.29, 3.43
+//   - int4, by leaving out (1.87 ms then): without the tiles' multiplications 1.48, without the epilogue's sums too
+//     1.43. Multiplications are bound by integer operations: of a tile of 16 rows × 4096 columns a warp widens its
+//     codes by 160 of them, two cycles each, and a scheduler has two such warps; with the others that is 760 of the
+//     1,650 cycles that memory takes for the tile. They add to what a product waits for, and more warps do not help
+//     (16 consumer warps 1.89, 4 epilogue warps 2.02)
+//   - int4, by a trace of a layer, 57 us: from the last tile of QKV to the first input of out 12.6 (products' end 4.5,
+//     attention 5, its end 3), waits for other blocks 2 to 3 a product, input and norm 0.6 to 1, a tile 0.9 whether it
+//     comes from memory or is in the ring. Every launch begins without its instructions, which come from L2 behind the
+//     stream. A load of 16 bytes a lane takes 4 cycles however few bytes are different: lanes without an activation
+//     row load nothing
+//   - quantised, no gain: two teams of 8 consumer warps that take tiles in turns (4 % more: fewer registers); rows of a
+//     stage 16 bytes apart from banks' multiples, against conflicts of scales (6 % more: a copy for each row, to
+//     addresses that are no multiple of 128); rows of 8-bit codes at multiples of 128 in place of 64 (1 % less, for
+//     halves of chunks exchanged in odd rows)
 //   - 8 rows, by a trace (cycles of a layer, 240,000): input of out 7,500, of gate_up and QKV 15,000 each (2,000 for
 //     one row), tiles of gate_up as fast as memory, of the others 1,300 to 1,600 each from the ring. Rows normalised
 //     once, and registers that other warps leave to the consumers: 3 % less each; an input of gate_up or QKV then takes
@@ -225,8 +245,8 @@
 #include "state.h"
 
 enum CodeType { CODES_NONE, CODES_FP8, CODES_INT8, CODES_INT4 }; // CODES_NONE: 16-bit weights
-// What activations that meet codes are multiplied by, an exact power of two: products with codes, which are 2^-133 and
-// less, would be subnormal numbers.
+// What activations that meet codes are multiplied by, a power of two, so exactly: products with codes, which are
+// multiples of 2^-133, would be subnormal numbers.
 constexpr int ACT_EXPONENT = 16;
 constexpr float ACT_FACTOR = 1 << ACT_EXPONENT;
 enum ProductKind { PRODUCT_QKV, PRODUCT_OUT, PRODUCT_GATE_UP, PRODUCT_DOWN, PRODUCT_LM_HEAD };

@@ -33,8 +33,9 @@ template <int ROWS> struct Weights16 { // of 16 bits
 template <int ROWS> struct WeightsOfAnyKind { // of 16 bits or quantised, each product's own
     static constexpr int MAX_ROWS = ROWS;
 };
-template <class Codes_, int SCALES_, typename Scale_, int ROWS> struct WeightsOf { // quantised alike
-    typedef Codes_ Codes;                                                          // the rest: consume_packed_tiles
+// Quantised alike: Codes, SCALES and Scale are consume_packed_tiles'.
+template <class Codes_, int SCALES_, typename Scale_, int ROWS> struct WeightsOf {
+    typedef Codes_ Codes;
     typedef Scale_ Scale;
     static constexpr int SCALES = SCALES_, MAX_ROWS = ROWS;
 };
@@ -45,7 +46,8 @@ template <int ROWS> constexpr WeightKinds kind_of<WeightsOfAnyKind<ROWS>> = KIND
 
 // What a kernel computes in. W: the stored weights' type, of those that have 16 bits; TERMS: activation rows of a
 // token, 1, or 3 (bf16x3); E: the type of an activation row; KV: the cache's type; GROUPS of MMA_WEIGHT_ROWS in a tile;
-// STEPS: mmas of a warp along a whole slice; Weights: as above; PACKED: may they be quantised?
+// STEPS: mmas of a warp along a whole slice; Weights: as above; PACKED: may they be quantised? MAX_ROWS, MAX_TOKENS:
+// activation rows and tokens that a launch has at most.
 template <typename W_, int TERMS_, int GROUPS_, class Weights_> struct Numbers {
     typedef W_ W;
     typedef Weights_ Weights;
@@ -105,7 +107,7 @@ struct Block {
     float2 *rope;                   // [n_rows][head_dim/2]: cosine and sine
     float *residuals;               // [RESIDUAL_BUFFERS][n_rows][tile rows]: what a tile of PRODUCT_OUT is added to
     float *scales;                  // [RESIDUAL_BUFFERS][tile rows]: what a tile's sums are multiplied by
-    float *code_sums;               // sums of activations that meet one scale: prepare_activations
+    float *code_sums;               // sums of activations that meet one scale: sum_activations
     volatile int *started;          // products whose input the consumers have
 };
 
@@ -346,7 +348,7 @@ __device__ __forceinline__ void store_attention(const FusedParams &s, const Prod
                 v = for_codes<N>(f, v);
                 *(uint4 *)(row + column * 16) = make_uint4(v.x, v.z, v.y, v.w);
             } else {
-                const float factor = f.codes != CODES_NONE ? ACT_FACTOR : 1.0f;
+                const float factor = N::PACKED && f.codes != CODES_NONE ? ACT_FACTOR : 1.0f;
                 store_split<N>(row, f.act_pitch, column * EACH, scaled(floats_of(v), factor, make_float4(1, 1, 1, 1)));
             }
         });
@@ -379,11 +381,15 @@ __device__ __forceinline__ void take_best(float &best, int &row, float other, in
     if (row >= 0 && (other > best || (other == best && other_row < row))) best = other, row = other_row;
 }
 
-// What a lane of the epilogue warp has of a tile: token b, and of the tile's rows, taken ROWS at a time, number n of
-// each such group. As many rows at once as a step's tokens leave lanes for: what a tile takes here is on the way.
+// What a lane of an epilogue warp has of a tile: token b, and number n of each group of ROWS of its rows. ROWS is as
+// many as the kernel's MAX_TOKENS leave lanes for: the fewer rows a lane has, the sooner a tile is done, and at the end
+// of a product others wait for that.
 template <typename N> struct EpilogueLane {
     static constexpr int TILE = N::TILE, ROWS = TILE < 32 / N::MAX_TOKENS ? TILE : 32 / N::MAX_TOKENS,
                          GROUPS = TILE / ROWS;
+    static_assert(TILE % ROWS == 0 && 32 % ROWS == 0 && N::MAX_TOKENS * ROWS <= 32, "a lane for each token and row");
+    static_assert(ROWS % 2 == 0, "RoPE's pairs are rows of one group");
+    static_assert(N::PACKED || GROUPS < 4, "sums of four groups are loaded as neighbours");
     int n, b;
     bool in_batch; // is there a token b?
 
@@ -755,7 +761,7 @@ template <class Params> __device__ __forceinline__ void wait_for_product(const P
 }
 
 // May rows be normalised once for all blocks? By the kernel for so many rows; not across GPUs, and not as bf16x3.
-// (Where weights are quantised one kernel is for all numbers of rows: there this code costs one row 2 %.)
+// (Of quantised weights it was measured when one kernel was for all numbers of rows: it cost one row 2 %.)
 template <typename N, class Params>
 constexpr bool normalises_once =
     N::TERMS == 1 && !N::PACKED && N::MAX_ROWS >= NORMALISE_ONCE_ROWS && std::is_same<Params, FusedParams>::value;
@@ -814,15 +820,14 @@ __device__ __forceinline__ void consume(const Params &s, const Block &block, Rin
     }
 }
 
-// Computes: the matrix products between two attentions, one after another, with what is around them: RMSNorm, residual
-// sums,
-//           SwiGLU, RoPE, each block's argmax of its logits.
+// Computes: the matrix products between two attentions, one after another, with what is around them: RMSNorm,
+//           residual sums, SwiGLU, RoPE, each block's argmax of its logits.
 // Reads:    weights 16-bit, x, att, rope; shapes in FusedParams, who orders what in fused.h.
 // Writes:   x, h, qkv, logits, best, normed, down_partial, done, next_tile, rows_normalised.
 // Grid:     SMs × 384 threads, of quantised weights 352: one block on every SM, all resident at once; a tile is one
 //           block's.
-// Requires: done = next_tile = rows_normalised = 0; cols % 8 = 0; n_rows × terms <= MAX_ACT_ROWS; dynamic shared memory
-// as FusedPlan says.
+// Requires: done = next_tile = rows_normalised = 0; cols % 8 = 0; n_rows <= N::MAX_TOKENS; dynamic shared memory as
+//           FusedPlan says.
 template <typename N, class Params>
 __global__ void __launch_bounds__(N::PACKED ? WORKER_THREADS : FUSED_THREADS, 1)
     decode_products_kernel(const __grid_constant__ Params s) {
@@ -901,8 +906,7 @@ __global__ void decode_embed_kernel(float *x, const W *table, const int *tokens,
 }
 
 // Computes: what a step ends with: each row's next token (argmax), -1 if a logit is not finite, to the host and as the
-// next
-//           step's input; the counters at zero for that one.
+//           next step's input; the counters at zero for that one.
 // Reads:    best [rows][n_best]; of several GPUs (ranks.n > 0), when all of them have written theirs.
 // Writes:   next and next_host [rows]; of step, from row `first` on, tokens and lens; done [n_done], all counters of
 //           the step; of several GPUs the number of steps.

@@ -40,10 +40,10 @@ struct CodesInt4 {
     }
 };
 
-constexpr int PACK_CHUNKS = PACK_COLUMNS / PACK_CHUNK, // of a block
-    PACK_TEAMS = CONSUMER_WARPS / PACK_CHUNKS;         // warps that take every PACK_TEAMSth block, a chunk each
-constexpr int HELD_COLUMNS = 4096, HELD_CHUNKS = HELD_COLUMNS / PACK_CHUNK / CONSUMER_WARPS; // of a warp, whose
-    // activations it keeps over all tiles of a product
+// Chunks of a block; teams of so many warps, each of which takes every PACK_TEAMSth block, a chunk a warp.
+constexpr int PACK_CHUNKS = PACK_COLUMNS / PACK_CHUNK, PACK_TEAMS = CONSUMER_WARPS / PACK_CHUNKS;
+// Columns of a product whose activations stay in registers over all its tiles, at most; chunks of a warp that they are.
+constexpr int HELD_COLUMNS = 4096, HELD_CHUNKS = HELD_COLUMNS / PACK_CHUNK / CONSUMER_WARPS;
 __device__ __forceinline__ float power_of_two(int e) {
     return __int_as_float((127 + e) << 23);
 }
@@ -57,9 +57,10 @@ __device__ __forceinline__ void first_mma(float (&d)[4], uint32_t a0, uint32_t a
 }
 
 // Of the warp's chunks of every activation row: the sums of the activations, without ACT_FACTOR, × -OFFSET, of 128
-// columns or, in groups of 32, of each 32: sums[chunk][EACH][even number of rows]. 32 columns are two mmas of 16 with
-// 1, whichever operand the activations are: of many rows the right one, all rows at once; of few the left one, whose
-// 16 rows are then 32 columns each of four chunks.
+// columns or, in groups of 32, of each 32: sums[chunk][EACH][even number of rows]; what is beside an odd last row is
+// not used. 32 columns are two mmas of 16 with 1, whichever operand the activations are, so that the bits are the same:
+// of more than 2 rows the right one, all rows at once; of up to 2 the left one, whose 16 rows are then 32 columns each
+// of four chunks.
 template <int MAX_ROWS, int EACH, int OFFSET>
 __device__ __forceinline__ void sum_activations(const Product &f, const Block &block, int act_rows) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4,
@@ -185,7 +186,8 @@ __device__ __forceinline__ void multiply_chunks(float (&sum)[4], const PackedLan
             sum[i] = SCALES == 0 ? sum[i] + chain : fmaf(chain, scale[c][i / 2][j], sum[i]);
         }
     };
-    // Chunk after chunk; or, where a chunk is two chains of four mmas, those of all chunks side by side.
+    // Chunk after chunk; or, where a chunk is two chains of four mmas, the chains of all chunks side by side. What is
+    // added to sum has one order.
 #pragma unroll
     for (int k = 0; k < 4 * N; k++) {
         const int c = SCALES == 4 ? k / 4 : k % N, j = SCALES == 4 ? k % 4 : k / N;

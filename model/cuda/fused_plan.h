@@ -19,7 +19,8 @@ enum {
     WORKER_THREADS = 32 * FUSED_WARPS,
     // Of 16-bit weights a block has three warpgroups, as registers move between whole ones: the last one, of which a
     // warp has nothing to do, leaves some of its 168 a thread to the consumers'. Of quantised weights it has those that
-    // work alone: the epilogue, with four groups of sums, needs its registers, and a warp more costs (int4 2 %, fp8 6).
+    // work alone: the epilogue, with four groups of sums where tokens are 3 or more, needs its registers, and a warp
+    // more costs (int4 2 %, fp8 6).
     FUSED_THREADS = 384,
     CONSUMER_REGISTERS = 216,
     OTHER_REGISTERS = 72,
@@ -163,7 +164,7 @@ RULE int packed_act_pitch(int cols) {
     return fused_ceil(cols, 128) * 256 + 64;
 }
 
-// Sums of activations that meet codes: four of each 128 columns at most, of an even number of rows.
+// Sums of activations that meet codes: four of each 128 columns at most, of an even number of activation rows.
 RULE int code_sums_floats(int cols, int act_rows) {
     return fused_ceil(cols, 128) * 4 * fused_ceil(act_rows, 2) * 2;
 }
