@@ -761,10 +761,9 @@ template <class Params> __device__ __forceinline__ void wait_for_product(const P
 }
 
 // May rows be normalised once for all blocks? By the kernel for so many rows; not across GPUs, and not as bf16x3.
-// (Of quantised weights it was measured when one kernel was for all numbers of rows: it cost one row 2 %.)
 template <typename N, class Params>
 constexpr bool normalises_once =
-    N::TERMS == 1 && !N::PACKED && N::MAX_ROWS >= NORMALISE_ONCE_ROWS && std::is_same<Params, FusedParams>::value;
+    N::TERMS == 1 && N::MAX_ROWS >= NORMALISE_ONCE_ROWS && std::is_same<Params, FusedParams>::value;
 
 template <typename N, class Params>
 __device__ __forceinline__ void consume(const Params &s, const Block &block, Ring ring, Ring partials_ring) {

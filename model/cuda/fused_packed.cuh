@@ -58,15 +58,15 @@ __device__ __forceinline__ void first_mma(float (&d)[4], uint32_t a0, uint32_t a
 
 // Of the warp's chunks of every activation row: the sums of the activations, without ACT_FACTOR, × -OFFSET, of 128
 // columns or, in groups of 32, of each 32: sums[chunk][EACH][even number of rows]; what is beside an odd last row is
-// not used. 32 columns are two mmas of 16 with 1, whichever operand the activations are, so that the bits are the same:
-// of more than 2 rows the right one, all rows at once; of up to 2 the left one, whose 16 rows are then 32 columns each
-// of four chunks.
+// not used. 32 columns are two mmas of 16 with 1 / ACT_FACTOR, whichever operand the activations are, so that the bits
+// are the same: of more than 2 rows the right one, all rows at once; of up to 2 the left one, whose 16 rows are then 32
+// columns each of four chunks.
 template <int MAX_ROWS, int EACH, int OFFSET>
 __device__ __forceinline__ void sum_activations(const Product &f, const Block &block, int act_rows) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4,
               n_chunks = (f.cols + PACK_CHUNK - 1) / PACK_CHUNK, rows = act_rows + act_rows % 2;
-    const float factor = -OFFSET / ACT_FACTOR; // exact
-    const uint32_t one = 0x3f803f80u;
+    const uint32_t one = 0x37803780u; // 1 / ACT_FACTOR, twice
+    static_assert(ACT_EXPONENT == 16, "its inverse");
     if constexpr (MAX_ROWS > 2) {
         const uint32_t from = block.act + min(g, act_rows - 1) * f.act_pitch + t * 16;
 #pragma unroll(HELD_CHUNKS)
@@ -84,7 +84,7 @@ __device__ __forceinline__ void sum_activations(const Product &f, const Block &b
                 float2 sum = EACH == 4 ? make_float2(sums[j][0], sums[j][1])
                                        : make_float2((sums[0][0] + sums[1][0]) + (sums[2][0] + sums[3][0]),
                                                      (sums[0][1] + sums[1][1]) + (sums[2][1] + sums[3][1]));
-                if (g == 0 && 2 * t < rows) *(float2 *)(to + j * rows) = make_float2(factor * sum.x, factor * sum.y);
+                if (g == 0 && 2 * t < rows) *(float2 *)(to + j * rows) = make_float2(-OFFSET * sum.x, -OFFSET * sum.y);
             }
         }
     } else {
@@ -108,7 +108,7 @@ __device__ __forceinline__ void sum_activations(const Product &f, const Block &b
                         sum[i] += __shfl_xor_sync(~0u, sum[i], 8);
                     }
                     if (t == 0 && (EACH == 4 || g % 4 == 0) && chunk < n_chunks)
-                        block.code_sums[(chunk * EACH + g % EACH) * rows + row] = factor * sum[i];
+                        block.code_sums[(chunk * EACH + g % EACH) * rows + row] = -OFFSET * sum[i];
                 }
             }
     }
@@ -135,13 +135,17 @@ __device__ __forceinline__ float load_scale(uint32_t address, float) {
     return v;
 }
 
-// A lane's activations of a chunk, by its 32 columns: in shared memory, or held in registers. (Lanes without a row load
-// nothing: a load of a warp takes as long as all its bytes do, the same ones or not.)
-struct SharedActivations {
+// A lane's activations of a chunk, by its 32 columns: in shared memory, or held in registers. Of up to 2 rows lanes
+// without one load nothing: a load of a warp takes as long as all its bytes do, the same ones or not. Of more rows they
+// take the last one again, which costs no predicate.
+template <int MAX_ROWS> __device__ __forceinline__ uint4 load_activations(uint32_t from, bool there) {
+    return MAX_ROWS <= 2 ? load_shared16(from, there) : load_shared16(from);
+}
+template <int MAX_ROWS> struct SharedActivations {
     uint32_t at;
     bool there;
     __device__ __forceinline__ uint4 load(int chunk, int j) const {
-        return load_shared16(at + chunk * (CONSUMER_WARPS * PACK_CHUNK * 2) + j * 64, there);
+        return load_activations<MAX_ROWS>(at + chunk * (CONSUMER_WARPS * PACK_CHUNK * 2) + j * 64, there);
     }
 };
 struct HeldActivations {
@@ -219,7 +223,7 @@ __device__ __forceinline__ void consume_packed_tiles(const FusedParams &s, const
                                                      Ring &ring, Ring &partials_ring) {
     constexpr int TILE = N::TILE, WARPS = CONSUMER_WARPS, CODE_BYTES = PACK_COLUMNS * Codes::BITS / 8,
                   CHUNK_BYTES = PACK_CHUNK * Codes::BITS / 8, EACH = SCALES == 4 ? 4 : 1, HELD_SLICES = Codes::BITS / 4,
-                  STEP = HELD && HELD_CHUNKS / HELD_SLICES < 2 ? 1 : 2; // chunks at once
+                  STEP = N::MAX_ROWS > 2 && SCALES == 4 ? 1 : 2; // chunks at once
     static_assert(TILE == 16 && MAX_ACT_ROWS == 8 && WARPS % PACK_CHUNKS == 0, "whole mmas; a warp's chunk of a block");
     const int lane = held(threadIdx.x % 32), warp = held_uniform(threadIdx.x / 32), g = lane / 4, t = lane % 4;
     const int act_rows = s.n_rows * N::TERMS, n_slices = f.n_slices, slice_chunks = f.slice / PACK_CHUNK,
@@ -227,7 +231,7 @@ __device__ __forceinline__ void consume_packed_tiles(const FusedParams &s, const
               left_chunks = (f.cols + PACK_CHUNK - 1) / PACK_CHUNK - warp + WARPS - 1;
     const int sum_bytes = WARPS * act_rows * TILE * 4, partial_bytes = s.partial_floats * 4,
               stage_bytes = s.stage_bytes;
-    // In place of activation rows that are not there a lane has zeros: no one reads those sums.
+    // In place of activation rows that are not there a lane has others, or zeros: no one reads those sums.
     const int sum_rows = act_rows + act_rows % 2;
     const int chunk = warp % PACK_CHUNKS; // of a block
     const uint32_t row = block.stages + g * f.weight_pitch + warp / PACK_CHUNKS * f.block_bytes;
@@ -239,7 +243,7 @@ __device__ __forceinline__ void consume_packed_tiles(const FusedParams &s, const
         of.scales[j] = row + CODE_BYTES + (chunk * PACK_CHUNK + j * 32 >> f.group_log2) * (int)sizeof(Scale);
     of.step_bytes = PACK_TEAMS * f.block_bytes;
     of.sum_pitch = sum_rows * 4;
-    of.act = block.act + g * f.act_pitch + t * 16 + warp * PACK_CHUNK * 2;
+    of.act = block.act + min(g, act_rows - 1) * f.act_pitch + t * 16 + warp * PACK_CHUNK * 2;
     of.has_act = g < act_rows;
     of.sums = shared_address(block.code_sums) + min(2 * t, sum_rows - 2) * 4 + warp * EACH * of.sum_pitch;
     const uint32_t partials = held(shared_address(block.partials) +
@@ -256,7 +260,7 @@ __device__ __forceinline__ void consume_packed_tiles(const FusedParams &s, const
         for (int c = 0; c < HELD_CHUNKS; c++)
 #pragma unroll
             for (int j = 0; j < 4; j++)
-                held_act[c][j] = load_shared16(
+                held_act[c][j] = load_activations<N::MAX_ROWS>(
                     of.act + min(c, f.cols / (WARPS * PACK_CHUNK) - 1) * (WARPS * PACK_CHUNK * 2) + j * 64, of.has_act);
     for (;;) {
         int tile = 0, in_sum = 0;
@@ -286,14 +290,15 @@ __device__ __forceinline__ void consume_packed_tiles(const FusedParams &s, const
                 int c = 0;
 #pragma unroll(1)
                 for (; c + STEP <= n; c += STEP) {
-                    multiply_chunks<Codes, SCALES, Scale, STEP>(sum, of, stage, SharedActivations{act, of.has_act},
-                                                                sums);
+                    multiply_chunks<Codes, SCALES, Scale, STEP>(sum, of, stage,
+                                                                SharedActivations<N::MAX_ROWS>{act, of.has_act}, sums);
                     stage += STEP * of.step_bytes;
                     act += STEP * WARPS * PACK_CHUNK * 2;
                     sums += STEP * WARPS * EACH * of.sum_pitch;
                 }
                 if (STEP > 1 && c < n)
-                    multiply_chunks<Codes, SCALES, Scale, 1>(sum, of, stage, SharedActivations{act, of.has_act}, sums);
+                    multiply_chunks<Codes, SCALES, Scale, 1>(sum, of, stage,
+                                                             SharedActivations<N::MAX_ROWS>{act, of.has_act}, sums);
             }
             if (lane == 0)
                 mbarrier_arrive_after(full_at + (ring.empty - ring.full), (sum[0] + sum[1]) + (sum[2] + sum[3]));
