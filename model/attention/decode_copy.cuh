@@ -20,6 +20,9 @@ __device__ __forceinline__ size_t decode_row(const Cache<T> &c, const Cursor &it
 // no more than their copies: what finds the next place is out of their way. In a cache of blocks of PAGE positions (the
 // engines') a step has a block or two of its own: their numbers are loaded when the step before has been copied and
 // looked at when it is copied itself, for a load from L2 takes as long as a quarter of a step.
+// (H200: to start a step's copies takes 700 cycles of some 2,000. Boxes of the tensor memory accelerator, started by one
+// thread, keys and values together or each when their place is free, were 9 % faster for 256 sequences of 63 or 127
+// positions and 7 to 13 % slower for long ones.)
 template <typename T, int D, class Cursor> struct DecodeCopies {
     static constexpr int STEP = decode_step(D), CHUNKS = D / 8, COPIERS = D == 96 ? 96 : 128, ROWS = COPIERS / CHUNKS,
                          V = STEP * D * 2, PAGE = 64, PAGES = STEP / PAGE;

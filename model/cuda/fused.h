@@ -203,16 +203,15 @@
 //   - registers that are saved to local memory cost more than what they are for, as that is not in L1 beside the
 //     stream: with activations held, one kernel for all rows and kinds of weights made a bf16 step 6 % longer. A kernel
 //     for each kind has few or none to save: quantised steps take 5 to 8 % less
-//   - quantised, contexts of 100 to 250, ms: int4 1.81, int4:32 2.22, int8 2.52, fp8 2.57, where reading takes 0.9
-//     (int4) and 1.6 (8 bits); two sequences int4 1.89, fp8 2.71; eight int4 2.53, int8 3.32, fp8 3.31. Before
-//     activations were stored times 2^16, their sums were mmas of four chunks at once, epilogue lanes shared a tile's
-//     rows by the number of tokens, and chains of two chunks were side by side: 1.95, 2.30, 2.57, 2.67; 1.98, 2.84;
-//     2.52, 3.29, 3.43
+//   - quantised, contexts of 100 to 250, ms: int4 1.82, int4:32 2.23, int8 2.50, fp8 2.56, where reading takes 0.9
+//     (int4) and 1.6 (8 bits); eight sequences int4 2.44, int8 3.18, fp8 3.21. Before activations were stored times
+//     2^16, their sums were mmas of four chunks at once, epilogue lanes shared a tile's rows by the number of tokens,
+//     chains of two chunks were side by side and rows normalised once: 1.95, 2.30, 2.57, 2.67; 2.53, 3.29, 3.40
 //   - int4, by leaving out (1.87 ms then): without the tiles' multiplications 1.48, without the epilogue's sums too
 //     1.43. Multiplications are bound by integer operations: of a tile of 16 rows × 4096 columns a warp widens its
 //     codes by 160 of them, two cycles each, and a scheduler has two such warps; with the others that is 760 of the
 //     1,650 cycles that memory takes for the tile. They add to what a product waits for, and more warps do not help
-//     (16 consumer warps 1.89, 4 epilogue warps 2.02)
+//     (16 consumer warps 1.89, 4 epilogue warps 2.02); nor does a shift by a multiplication, in another pipe (3 % more)
 //   - int4, by a trace of a layer, 57 us: from the last tile of QKV to the first input of out 12.6 (products' end 4.5,
 //     attention 5, its end 3), waits for other blocks 2 to 3 a product, input and norm 0.6 to 1, a tile 0.9 whether it
 //     comes from memory or is in the ring. Every launch begins without its instructions, which come from L2 behind the
