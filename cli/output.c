@@ -42,20 +42,23 @@ void begin_message(void) {
     text_break_line();
 }
 
+// The whole line at once: of several processes that write to one file or pipe, lines stay whole.
 void print_message(const char *format, ...) {
+    static const char before[] = "llama: ";
+    const size_t first = sizeof before - 1;
     char room[1024], *line = room;
     va_list args, again;
     va_start(args, format);
     va_copy(again, args);
-    size_t n = (size_t)vsnprintf(room, sizeof room, format, args);
-    if (n >= sizeof room && (line = malloc(n + 1))) vsnprintf(line, n + 1, format, again);
-    if (!line) line = room, n = sizeof room - 1;
+    size_t end = first + (size_t)vsnprintf(room + first, sizeof room - first - 1, format, args);
+    if (end + 2 > sizeof room && (line = malloc(end + 2))) vsnprintf(line + first, end - first + 1, format, again);
+    if (!line) line = room, end = sizeof room - 2;
     va_end(again);
     va_end(args);
+    memcpy(line, before, first);
+    line[end] = '\n';
     begin_message();
-    fputs("llama: ", stderr);
-    text_write_whole(stderr, line, n);
-    fputc('\n', stderr);
+    text_write_whole(stderr, line, end + 1);
     if (line != room) free(line);
 }
 

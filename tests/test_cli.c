@@ -1,4 +1,6 @@
 // What works on the command line: every flag's promise, seen from outside. The script model's text is known beforehand.
+#include <sys/socket.h>
+
 #include "model_writer.h"
 
 static Script script;
@@ -1151,6 +1153,40 @@ static void test_interrupts(void) {
     draft_free(&d);
 }
 
+// ---- messages -------------------------------------------------------------------------------------------------------
+
+// A message is one write, so that those of several processes do not mix: to a socket of datagrams, one of them.
+static void test_messages_are_written_at_once(void) {
+    const size_t lengths[] = {1, 100};
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        char name[101], text[8192];
+        int ends[2];
+        memset(name, 'n', lengths[i]);
+        name[lengths[i]] = '\0';
+        if (socketpair(AF_UNIX, SOCK_DGRAM, 0, ends) != 0) die("socketpair");
+        pid_t child = fork();
+        if (child < 0) die("fork");
+        if (child == 0) {
+            dup2(ends[1], STDERR_FILENO);
+            execl(program_path(), "llama", "--model", script_path, "--engine", name, "-p", "x", (char *)NULL);
+            _exit(127);
+        }
+        close(ends[1]);
+        ssize_t n;
+        while ((n = recv(ends[0], text, sizeof text - 1, 0)) > 0) { // what is around the program may speak, too
+            text[n] = '\0';
+            if (strncmp(text, "llama:", 6) == 0) break;
+        }
+        if (n <= 0 || !strstr(text, name) || text[n - 1] != '\n' || strchr(text, '\n') != text + n - 1)
+            test_fail("a name of %zu bytes: the first write is \"%s\"", lengths[i],
+                      n > 0 ? shown(text, (size_t)n) : "");
+        close(ends[0]);
+        while (waitpid(child, NULL, 0) < 0 && errno == EINTR) {
+        }
+    }
+    test_end("messages_are_written_at_once");
+}
+
 int main(void) {
     program_setup();
     Draft d;
@@ -1180,6 +1216,7 @@ int main(void) {
     test_streams();
     test_sampling();
     test_launchers();
+    test_messages_are_written_at_once();
     test_threads();
     test_probabilities();
     test_perplexity();
