@@ -1155,7 +1155,8 @@ static void test_interrupts(void) {
 
 // ---- messages -------------------------------------------------------------------------------------------------------
 
-// A message is one write, so that those of several processes do not mix: to a socket of datagrams, one of them.
+// A message is one write, so that those of several processes do not mix: to a socket that keeps writes apart, one of
+// them.
 static void test_messages_are_written_at_once(void) {
     const size_t lengths[] = {1, 100};
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
@@ -1163,7 +1164,7 @@ static void test_messages_are_written_at_once(void) {
         int ends[2];
         memset(name, 'n', lengths[i]);
         name[lengths[i]] = '\0';
-        if (socketpair(AF_UNIX, SOCK_DGRAM, 0, ends) != 0) die("socketpair");
+        if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) != 0) die("socketpair");
         pid_t child = fork();
         if (child < 0) die("fork");
         if (child == 0) {

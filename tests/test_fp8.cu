@@ -409,7 +409,8 @@ static void check_gate_up(int rows, int cols) {
         sum += off * off;
         other += (double)whole[i] * (double)whole[i];
     }
-    // Rounding alone: 2^-9 / sqrt(3) of a number at most.
+    // Rounding alone: 2^-7 / sqrt(12) of a number's power of two in the root mean square, of evenly spread numbers
+    // between it and its double 2^-9.4.
     if (!(sqrt(sum / other) <= 0x1p-9))
         test_fail("%d x %d: off by %.3g of the results'", rows, cols, sqrt(sum / other));
     for (int T : {1, 2, 17, 64, 200, 511}) {

@@ -27,22 +27,22 @@ __device__ __forceinline__ void split_f16(uint32_t pair, uint32_t &hi, uint32_t 
 // The weights of a kernel's products, and how many activation rows it has at most. A kernel for one kind of them alone
 // has fewer registers to save and less code to fetch than one for any: 4 to 6 % of a step of quantised weights, with
 // held activations 5 to 10.
+enum WeightKinds { KIND_16, KIND_ANY, KIND_CODES };
 template <int ROWS> struct Weights16 { // of 16 bits
+    static constexpr WeightKinds KIND = KIND_16;
     static constexpr int MAX_ROWS = ROWS;
 };
 template <int ROWS> struct WeightsOfAnyKind { // of 16 bits or quantised, each product's own
+    static constexpr WeightKinds KIND = KIND_ANY;
     static constexpr int MAX_ROWS = ROWS;
 };
 // Quantised alike: Codes, SCALES and Scale are consume_packed_tiles'.
 template <class Codes_, int SCALES_, typename Scale_, int ROWS> struct WeightsOf {
     typedef Codes_ Codes;
     typedef Scale_ Scale;
+    static constexpr WeightKinds KIND = KIND_CODES;
     static constexpr int SCALES = SCALES_, MAX_ROWS = ROWS;
 };
-enum WeightKinds { KIND_16, KIND_ANY, KIND_CODES };
-template <class Weights> constexpr WeightKinds kind_of = KIND_CODES;
-template <int ROWS> constexpr WeightKinds kind_of<Weights16<ROWS>> = KIND_16;
-template <int ROWS> constexpr WeightKinds kind_of<WeightsOfAnyKind<ROWS>> = KIND_ANY;
 
 // What a kernel computes in. W: the stored weights' type, of those that have 16 bits; TERMS: activation rows of a
 // token, 1, or 3 (bf16x3); E: the type of an activation row; KV: the cache's type; GROUPS of MMA_WEIGHT_ROWS in a tile;
@@ -51,7 +51,7 @@ template <int ROWS> constexpr WeightKinds kind_of<WeightsOfAnyKind<ROWS>> = KIND
 template <typename W_, int TERMS_, int GROUPS_, class Weights_> struct Numbers {
     typedef W_ W;
     typedef Weights_ Weights;
-    static constexpr WeightKinds KIND = kind_of<Weights>;
+    static constexpr WeightKinds KIND = Weights::KIND;
     static constexpr bool PACKED = KIND != KIND_16;
     static constexpr int TERMS = TERMS_, GROUPS = GROUPS_, TILE = GROUPS * MMA_WEIGHT_ROWS,
                          MAX_ROWS = Weights::MAX_ROWS, MAX_TOKENS = MAX_ROWS / TERMS,

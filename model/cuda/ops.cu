@@ -58,9 +58,10 @@ template <typename T> __global__ void rmsnorm_kernel(T *y, const float *x, const
 
 static const float MOST_E4M3 = 448;
 
-// Divides by a row's scale as __fdiv_rn does, in three operations: by the inverse, rounded to nearest, and what is left
-// over (Markstein 1990: right but for divisors whose mantissa is all ones). Scales that could make these overflow or
-// underflow are divided by in the long way: beyond 2^60 no quotient is, below it a rest that is lost is no code's.
+// Divides by a row's scale as __fdiv_rn does, in three operations: a quotient by the inverse, rounded to nearest, and
+// its correction by what is left over (Markstein 1990: right unless the divisor's mantissa is all ones). Between 2^-60
+// and 2^60 nothing overflows, and a rest that underflows belongs to a number whose code is 0. Other scales are divided
+// by in the long way.
 struct RowScale {
     float scale, inverse;
     bool is_plain;
